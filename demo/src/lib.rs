@@ -1,0 +1,1 @@
+//! The demo shop: five small services in one binary.

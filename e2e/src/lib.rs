@@ -1,0 +1,1 @@
+//! The local cluster, scenario tests on it, benchmarks against peers.

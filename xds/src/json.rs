@@ -1,0 +1,187 @@
+//! The JSON form of every message of the API, through its descriptors: what `Any` holds is written out as well.
+//!
+//! Follows <https://protobuf.dev/programming-guides/json/>, as Envoy's own `/config_dump` does.
+
+use prost::{Message, Name};
+use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, SerializeOptions};
+use serde_json::Value;
+use std::sync::LazyLock;
+
+/// The descriptors that the types of this crate were generated from.
+static DESCRIPTORS: &[u8] = include_bytes!("../envoy.binpb");
+
+/// Why a message has no JSON form, or JSON no message.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// The descriptors of this crate do not know the type.
+    #[error("the message type {0} is not part of leno-xds; add its Go package to xds/gen/main.go and run `make generate`")]
+    UnknownType(String),
+    /// The bytes are not such a message.
+    #[error("the bytes are not a {type_name}: {source}")]
+    Bytes {
+        /// Full name of the message type.
+        type_name: String,
+        /// What the decoder found.
+        source: prost::DecodeError,
+    },
+    /// The JSON does not fit the message, or the message has an `Any` of an unknown type.
+    #[error("{type_name} and its JSON form do not fit: {source}")]
+    Json {
+        /// Full name of the message type.
+        type_name: String,
+        /// What serde found.
+        source: serde_json::Error,
+    },
+}
+
+/// All descriptors of this crate.
+///
+/// # Errors
+/// When the embedded descriptors are damaged, which a test of this crate rules out.
+pub fn descriptors() -> Result<&'static DescriptorPool, JsonError> {
+    static POOL: LazyLock<Result<DescriptorPool, prost_reflect::DescriptorError>> =
+        LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS));
+    POOL.as_ref().map_err(|error| JsonError::UnknownType(format!("(damaged descriptors: {error})")))
+}
+
+fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
+    let descriptor = descriptors()?
+        .get_message_by_name(type_name)
+        .ok_or_else(|| JsonError::UnknownType(type_name.to_owned()))?;
+    DynamicMessage::decode(descriptor, bytes)
+        .map_err(|source| JsonError::Bytes { type_name: type_name.to_owned(), source })
+}
+
+fn serialize(type_name: &str, bytes: &[u8]) -> Result<Value, JsonError> {
+    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(true);
+    dynamic(type_name, bytes)?
+        .serialize_with_options(serde_json::value::Serializer, &options)
+        .map_err(|source| JsonError::Json { type_name: type_name.to_owned(), source })
+}
+
+/// The JSON form of a message, with the field names of the `.proto` files and defaults left out.
+///
+/// # Errors
+/// When an `Any` inside holds a type that this crate does not know.
+pub fn to_value<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
+    serialize(&M::full_name(), &message.encode_to_vec())
+}
+
+/// The JSON form of what an `Any` holds, with its `@type`.
+///
+/// # Errors
+/// When its type is unknown to this crate, or the bytes are not of that type.
+pub fn any_to_value(any: &prost_types::Any) -> Result<Value, JsonError> {
+    let mut value = serialize(type_name(any), &any.value)?;
+    if let Value::Object(fields) = &mut value {
+        fields.insert("@type".to_owned(), Value::String(any.type_url.clone()));
+    }
+    Ok(value)
+}
+
+/// Reads a message from its JSON form; both spellings of field names are accepted.
+///
+/// # Errors
+/// When a field is unknown or of the wrong type; the message names it.
+pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    let type_name = M::full_name();
+    let descriptor =
+        descriptors()?.get_message_by_name(&type_name).ok_or_else(|| JsonError::UnknownType(type_name.clone()))?;
+    let message = DynamicMessage::deserialize(descriptor, value)
+        .map_err(|source| JsonError::Json { type_name: type_name.clone(), source })?;
+    M::decode(message.encode_to_vec().as_slice()).map_err(|source| JsonError::Bytes { type_name, source })
+}
+
+/// Paths of the fields in an `Any`, and in the `Any`s inside it, that the descriptors do not know: set by a server that
+/// speaks a newer API. At most 16 are named.
+///
+/// # Errors
+/// When a type is unknown to this crate, or bytes are not of their type.
+pub fn unknown_fields(any: &prost_types::Any) -> Result<Vec<String>, JsonError> {
+    let mut found = Vec::new();
+    walk(&dynamic(type_name(any), &any.value)?, "", &mut found)?;
+    found.truncate(16);
+    Ok(found)
+}
+
+fn type_name(any: &prost_types::Any) -> &str {
+    any.type_url.rsplit('/').next().unwrap_or_default()
+}
+
+fn walk(message: &DynamicMessage, path: &str, found: &mut Vec<String>) -> Result<(), JsonError> {
+    found.extend(message.unknown_fields().map(|field| format!("{path}#{}", field.number())));
+    if message.descriptor().full_name() == "google.protobuf.Any" {
+        if let Ok(any) = message.transcode_to::<prost_types::Any>() {
+            walk(&dynamic(type_name(&any), &any.value)?, path, found)?;
+        }
+        return Ok(());
+    }
+    for (field, value) in message.fields() {
+        walk_value(value, &format!("{path}{}.", field.name()), found)?;
+    }
+    Ok(())
+}
+
+fn walk_value(value: &prost_reflect::Value, path: &str, found: &mut Vec<String>) -> Result<(), JsonError> {
+    match value {
+        prost_reflect::Value::Message(message) => walk(message, path, found),
+        prost_reflect::Value::List(list) => list.iter().try_for_each(|value| walk_value(value, path, found)),
+        prost_reflect::Value::Map(map) => map.values().try_for_each(|value| walk_value(value, path, found)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::config::{
+        core::v3::{Address, SocketAddress, address, socket_address},
+        listener::v3::{Filter, FilterChain, Listener, filter},
+    };
+    use crate::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+
+    fn listener() -> Listener {
+        let tcp = TcpProxy { stat_prefix: "x".into(), ..Default::default() };
+        Listener {
+            name: "a".into(),
+            address: Some(Address {
+                address: Some(address::Address::SocketAddress(SocketAddress {
+                    address: "127.0.0.1".into(),
+                    port_specifier: Some(socket_address::PortSpecifier::PortValue(80)),
+                    ..Default::default()
+                })),
+            }),
+            filter_chains: vec![FilterChain {
+                filters: vec![Filter {
+                    name: "tcp".into(),
+                    config_type: Some(filter::ConfigType::TypedConfig(crate::any(&tcp))),
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn listener_to_json_and_back_is_the_same() {
+        let value = to_value(&listener()).unwrap();
+        assert_eq!(value["filter_chains"][0]["filters"][0]["typed_config"]["stat_prefix"], "x");
+        assert_eq!(from_value::<Listener>(&value).unwrap(), listener());
+    }
+
+    #[test]
+    fn unknown_field_inside_a_nested_any_is_found() {
+        let mut listener = listener();
+        if let Some(filter::ConfigType::TypedConfig(any)) = &mut listener.filter_chains[0].filters[0].config_type {
+            any.value.extend([0xc0, 0x3e, 0x01]); // field 1000, varint 1
+        }
+        assert_eq!(unknown_fields(&crate::any(&listener)).unwrap(), ["filter_chains.filters.typed_config.#1000"]);
+        assert!(unknown_fields(&crate::any(&super::tests::listener())).unwrap().is_empty());
+    }
+
+    #[test]
+    fn misspelt_field_in_json_is_refused_by_name() {
+        let error = from_value::<Listener>(&serde_json::json!({"nmae": "a"})).unwrap_err();
+        assert!(error.to_string().contains("nmae"), "{error}");
+    }
+}
