@@ -9,6 +9,8 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
+use crate::istio::virtual_service::StringMatch;
+
 /// The `oneOf` of a group of fields of which at most one may be given. It costs the API server nothing, unlike a CEL
 /// rule, so that it can stand inside lists of any length.
 pub fn at_most_one(fields: &[&str]) -> Value {
@@ -28,12 +30,81 @@ pub fn http_statuses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "integer", "minimum": 100, "maximum": 599 } })
 }
 
-/// A map from names to 32-bit unsigned integers.
-pub fn uint32_map(_: &mut SchemaGenerator) -> Schema {
+/// Shares of traffic by locality, from 1 to 100 each.
+pub fn locality_shares(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
-        "additionalProperties": { "type": "integer", "minimum": 0, "maximum": u32::MAX },
+        "additionalProperties": { "type": "integer", "minimum": 1, "maximum": 100 },
     })
+}
+
+/// CEL rules with their messages. The API server multiplies the cost of a rule by the number of times that it may apply:
+/// about a million inside a list without a bound, so that such a rule can be no more than a few steps long.
+pub fn rules(rules: &[(&str, &str)]) -> Value {
+    rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+}
+
+/// A host that traffic is sent to: letters, digits, `-` and `.`, a `*` in front at most, and not `*` alone.
+pub fn destination_host(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 255,
+        "pattern": "^[-*.a-zA-Z0-9]+$",
+        "x-kubernetes-validations": rules(&[("self != '*'", "the destination * is no service; name one")]),
+    })
+}
+
+/// Namespaces that see an object: names, `.` or `*`.
+pub fn export_to(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "items": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 63,
+            "pattern": r"^(\*|\.|[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?)$",
+        },
+        "x-kubernetes-validations": rules(&[(
+            "self.size() < 2 || !self.exists(target, target == '*')",
+            "* exports to all namespaces and must stand alone",
+        )]),
+    })
+}
+
+/// A service port without bounds of ours, where Istio has none either.
+pub fn any_port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "number": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": u32::MAX,
+                "description": "The port number, 1 to 65535.",
+            },
+        },
+    })
+}
+
+/// A [`StringMatch`] of a path, whose prefix may be empty: every path.
+pub fn uri_match(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = StringMatch::json_schema(generator);
+    if let Some(prefix) = schema.pointer_mut("/properties/prefix").and_then(Value::as_object_mut) {
+        prefix.remove("minLength");
+    }
+    schema
+}
+
+/// Matches of web origins. An origin that matches nothing in particular is refused, so none is allowed by mistake.
+pub fn origins(generator: &mut SchemaGenerator) -> Schema {
+    let mut origin = StringMatch::json_schema(generator);
+    if let Some(exact) = origin.pointer_mut("/properties/exact").and_then(Value::as_object_mut) {
+        exact.insert("minLength".into(), json!(1));
+    }
+    let kinds = ["exact", "prefix", "regex"].map(|kind| json!({ "required": [kind] }));
+    origin.insert("oneOf".into(), Value::Array(kinds.into()));
+    json_schema!({ "type": "array", "items": origin })
 }
 
 /// Labels that select workloads: keys are not empty, and there are no wildcards.
@@ -97,7 +168,7 @@ pub fn conditions(_: &mut SchemaGenerator) -> Schema {
 
 /// The structural schema of a type, as a CustomResourceDefinition takes it.
 pub fn structural<T: JsonSchema>() -> Value {
-    let generator = SchemaSettings::openapi3().with(|settings| settings.inline_subschemas = true).into_generator();
+    let generator = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true).into_generator();
     let mut schema = generator.into_root_schema_for::<T>().to_value();
     if let Value::Object(root) = &mut schema {
         root.remove("$schema");

@@ -8,6 +8,7 @@ use crate::istio::duration::IstioDuration;
 /// Limits on connections and requests, and timeouts of connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
 pub struct ConnectionPoolSettings {
     /// For all connections, HTTP too.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +37,7 @@ pub struct TcpSettings {
     pub max_connection_duration: Option<IstioDuration>,
     /// How long a connection without traffic is kept; 0 is for ever. When absent, 1h.
     #[schemars(schema_with = "crate::schema::unchecked_duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<IstioDuration>,
 }
 

@@ -97,6 +97,7 @@ pub struct RingHash {
 pub struct MagLev {
     /// The size of the table: a prime number below 5000011. When absent, 65537.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 5000010))]
     pub table_size: Option<u64>,
 }
 
@@ -105,13 +106,14 @@ pub struct MagLev {
 #[serde(rename_all = "camelCase")]
 pub struct HttpCookie {
     /// The cookie's name.
+    #[schemars(length(min = 1))]
     pub name: String,
     /// The path that a generated cookie gets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// How long a generated cookie lives. With 0 it lasts for the browser session; when absent, none is generated.
     #[schemars(schema_with = "crate::schema::unchecked_duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<IstioDuration>,
     /// Further attributes of a generated cookie.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -176,7 +178,7 @@ pub struct LocalityDistribute {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Where it goes to, by locality, in percent. They add up to 100.
-    #[schemars(schema_with = "crate::schema::uint32_map")]
+    #[schemars(schema_with = "crate::schema::locality_shares")]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub to: BTreeMap<String, u32>,
 }

@@ -6,6 +6,7 @@
 mod connection;
 mod load_balancer;
 mod policy;
+mod rules;
 
 pub use connection::{
     ConnectionKeepalive, ConnectionPoolSettings, H2UpgradePolicy, HttpSettings, OutlierDetection, TcpKeepalive,
@@ -45,9 +46,11 @@ use super::status::IstioStatus;
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::of_policy_holder()))]
 pub struct DestinationRuleSpec {
     /// The service that the rule is for, by its name in the registry; a leading `*.` matches any prefix. A name without
     /// dots is a service in this object's own namespace; full names (`reviews.default.svc.cluster.local`) leave no doubt.
+    #[schemars(length(min = 1, max = 255), regex(pattern = "^[-*.a-zA-Z0-9]+$"))]
     pub host: String,
     /// What holds for all traffic to the service.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +60,7 @@ pub struct DestinationRuleSpec {
     pub subsets: Vec<Subset>,
     /// The namespaces whose workloads see this object: names, `.` for its own namespace, `*` for all. When empty, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::export_to")]
     pub export_to: Vec<String>,
     /// Apply the rule only to clients whose pods, in this object's namespace, carry these labels. When absent, to all
     /// clients.
@@ -67,8 +71,10 @@ pub struct DestinationRuleSpec {
 /// A named group of a service's endpoints, usually one version of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::of_policy_holder()))]
 pub struct Subset {
     /// The name that VirtualServices use, for example `v1`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"))]
     pub name: String,
     /// The labels that a pod must carry to belong to the subset.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

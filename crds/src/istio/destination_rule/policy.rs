@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection};
+use super::{ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, rules};
 use crate::istio::duration::IstioDuration;
 use crate::istio::number::whole_as_integer;
 use crate::istio::virtual_service::PortSelector;
@@ -11,6 +11,7 @@ use crate::istio::virtual_service::PortSelector;
 /// What holds for traffic to a service or subset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("minProperties" = 1))]
 pub struct TrafficPolicy {
     /// How requests or connections are spread over the endpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,9 +43,15 @@ pub struct TrafficPolicy {
 /// What holds for traffic to one port of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend(
+    "required" = ["port"],
+    "minProperties" = 2,
+    "x-kubernetes-validations" = rules::of_port(),
+))]
 pub struct PortTrafficPolicy {
     /// The port of the service.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::any_port")]
     pub port: Option<PortSelector>,
     /// How requests or connections are spread over the endpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,8 +73,10 @@ pub struct PortTrafficPolicy {
 pub struct TunnelSettings {
     /// `CONNECT` or `POST`. When empty, `CONNECT`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["", "CONNECT", "POST"]))]
     pub protocol: Option<String>,
     /// The host at the end of the tunnel: a full name or an IP address.
+    #[schemars(length(min = 1, max = 255))]
     pub target_host: String,
     /// The port at the end of the tunnel.
     #[schemars(range(min = 1, max = 65535))]
@@ -108,7 +117,7 @@ pub struct RetryBudget {
     pub min_retry_concurrency: Option<u32>,
     /// Count the requests of this last interval instead of those under way. When absent or 0, those under way.
     #[schemars(schema_with = "crate::schema::unchecked_duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_interval: Option<IstioDuration>,
 }
 

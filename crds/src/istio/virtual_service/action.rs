@@ -11,6 +11,10 @@ use crate::istio::duration::IstioDuration;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["port", "derivePort"])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("has(self.port) || has(self.derivePort) || (has(self.uri) && self.uri != '') || (has(self.authority) && self.authority != '') || (has(self.scheme) && self.scheme != '') || (has(self.prefixRewrite) && self.prefixRewrite != '')", "a redirect must change something: uri, prefixRewrite, authority, port or scheme"),
+    ("!has(self.redirectCode) || self.redirectCode == 0 || (self.redirectCode >= 300 && self.redirectCode <= 399)", "redirectCode must be from 300 to 399"),
+])))]
 pub struct HttpRedirect {
     /// The new path; replaces the whole path, whatever the match was. Not together with `prefixRewrite`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,6 +31,7 @@ pub struct HttpRedirect {
     pub derive_port: Option<RedirectPortSelection>,
     /// The new scheme, `http` or `https`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["", "http", "https"]))]
     pub scheme: Option<String>,
     /// The status to answer with; when absent, 301 (Moved Permanently).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,7 +56,7 @@ pub enum RedirectPortSelection {
 #[serde(rename_all = "camelCase")]
 pub struct HttpDirectResponse {
     /// The HTTP status, for example 503.
-    #[schemars(range(min = 0, max = 4294967295u32))]
+    #[schemars(range(min = 200, max = 600))]
     pub status: u32,
     /// The body. When absent, empty.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,6 +80,10 @@ pub struct HttpBody {
 /// Changes to path and authority before a request is forwarded.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("has(self.uriRegexRewrite) || (has(self.uri) && self.uri != '') || (has(self.authority) && self.authority != '')", "a rewrite must change something: uri, uriRegexRewrite or authority"),
+    ("!has(self.uriRegexRewrite) || !has(self.uri) || self.uri == ''", "uri and uriRegexRewrite exclude each other"),
+])))]
 pub struct HttpRewrite {
     /// The new path. If the rule matched by `prefix`, only that prefix is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,19 +99,25 @@ pub struct HttpRewrite {
 /// A path rewrite by regular expression.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["match", "rewrite"]))]
 pub struct RegexRewrite {
     /// The regular expression (RE2 syntax); all parts of the path that match are replaced.
     #[serde(rename = "match")]
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub pattern: Option<String>,
     /// The replacement; `\1` is the first group of the expression.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub rewrite: Option<String>,
 }
 
 /// When and how often a failed request is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("(has(self.attempts) && self.attempts > 0) || !(has(self.perTryTimeout) || (has(self.retryOn) && self.retryOn != '') || has(self.retryRemoteLocalities))", "attempts is absent or 0, which turns retries off; set attempts, or remove the other retry settings"),
+])))]
 pub struct HttpRetry {
     /// How often at most a request is tried again; 0 is never. The intervals between tries grow from `backoff`.
     #[schemars(range(min = 0, max = 2147483647))]
@@ -138,6 +153,7 @@ pub struct CorsPolicy {
     pub allow_origin: Vec<String>,
     /// Origins that may call; any match is enough.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::origins")]
     pub allow_origins: Vec<StringMatch>,
     /// Methods that they may use (`Access-Control-Allow-Methods`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -175,6 +191,9 @@ pub enum UnmatchedPreflights {
 /// Faults to inject into a share of the requests, to test how callers cope. Delay and abort are drawn independently.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("has(self.delay) || has(self.abort)", "a fault needs delay or abort"),
+])))]
 pub struct HttpFaultInjection {
     /// Hold requests back before they are forwarded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,6 +207,9 @@ pub struct HttpFaultInjection {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["fixedDelay", "exponentialDelay"])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("!has(self.exponentialDelay)", "exponentialDelay is not supported, by Istio neither; use fixedDelay"),
+])))]
 pub struct FaultDelay {
     /// Deprecated: use `percentage`. The share of requests that are delayed, as a whole percentage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -207,9 +229,13 @@ pub struct FaultDelay {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["httpStatus", "grpcStatus", "http2Error"])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("!has(self.http2Error)", "http2Error is not supported, by Istio neither; use httpStatus or grpcStatus"),
+])))]
 pub struct FaultAbort {
     /// The HTTP status to answer with.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 200, max = 600))]
     pub http_status: Option<i32>,
     /// The gRPC status to answer with, by name, for example `UNAVAILABLE`.
     #[serde(skip_serializing_if = "Option::is_none")]

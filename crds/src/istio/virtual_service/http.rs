@@ -15,6 +15,17 @@ use crate::istio::duration::IstioDuration;
 /// `directResponse` or `delegate` says where.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("(has(self.route) && self.route.size() > 0) || has(self.redirect) || has(self.directResponse) || has(self.delegate)", "a rule needs one of route, redirect, directResponse or delegate"),
+    ("!(has(self.route) && self.route.size() > 0) || !has(self.redirect)", "route and redirect exclude each other"),
+    ("!(has(self.route) && self.route.size() > 0) || !has(self.directResponse)", "route and directResponse exclude each other"),
+    ("!(has(self.route) && self.route.size() > 0) || !has(self.delegate)", "route and delegate exclude each other"),
+    ("!has(self.redirect) || !has(self.directResponse)", "redirect and directResponse exclude each other"),
+    ("!has(self.redirect) || !has(self.delegate)", "redirect and delegate exclude each other"),
+    ("!has(self.fault) || has(self.delegate) || !(has(self.redirect) || has(self.directResponse))", "fault is for requests that are forwarded; it cannot stand beside redirect or directResponse"),
+    ("!has(self.rewrite) || has(self.delegate) || !(has(self.redirect) || has(self.directResponse))", "rewrite is for requests that are forwarded; it cannot stand beside redirect or directResponse"),
+    ("!has(self.mirror) || has(self.delegate) || !(has(self.mirrors) && self.mirrors.size() > 0)", "mirror and mirrors exclude each other; put all destinations into mirrors"),
+])))]
 pub struct HttpRoute {
     /// A name for this route, seen in logs and status.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,7 +94,8 @@ pub struct HttpMatchRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The path, without the query.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::uri_match")]
     pub uri: Option<StringMatch>,
     /// The scheme, `http` or `https`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,6 +130,7 @@ pub struct HttpMatchRequest {
     pub without_headers: BTreeMap<String, StringMatch>,
     /// Only for clients in this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = "^([a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?)?$"))]
     pub source_namespace: Option<String>,
     /// A prefix for proxy statistics of this route.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,9 +147,11 @@ pub struct StringMatch {
     pub exact: Option<String>,
     /// The text begins with this.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
     pub prefix: Option<String>,
     /// The whole text matches this regular expression (RE2 syntax).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
     pub regex: Option<String>,
 }
 

@@ -10,18 +10,22 @@ use super::Destination;
 /// One rule for TLS connections that are passed on without decryption.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["match", "route"]))]
 pub struct TlsRoute {
     /// The connections that this rule takes: any one entry is enough, and inside an entry everything must hold.
     #[serde(rename = "match")]
+    #[schemars(length(min = 1))]
     pub matches: Vec<TlsMatchAttributes>,
     /// The destinations of the connections, shared out by weight.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub route: Vec<RouteDestination>,
 }
 
 /// One rule for TCP connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("required" = ["route"]))]
 pub struct TcpRoute {
     /// The connections that this rule takes: any one entry is enough, and inside an entry everything must hold. When
     /// empty, every connection.
@@ -29,6 +33,7 @@ pub struct TcpRoute {
     pub matches: Vec<L4MatchAttributes>,
     /// The destinations of the connections, shared out by weight.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1))]
     pub route: Vec<RouteDestination>,
 }
 
@@ -63,6 +68,7 @@ pub struct L4MatchAttributes {
 pub struct TlsMatchAttributes {
     /// Server names (SNI) that the client asks for; a leading `*.` matches any prefix. Each must lie within the object's
     /// `hosts`.
+    #[schemars(length(min = 1), inner(length(min = 1, max = 255)))]
     pub sni_hosts: Vec<String>,
     /// The address that the client connected to lies in one of these (`a.b.c.d` or `a.b.c.d/len`, IPv6 too).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -43,19 +43,28 @@ use super::status::IstioStatus;
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("(has(self.http) && self.http.size() > 0) || (has(self.tls) && self.tls.size() > 0) || (has(self.tcp) && self.tcp.size() > 0)", "at least one of http, tls or tcp must have a rule"),
+    ("(has(self.hosts) && self.hosts.size() > 0) || !(has(self.gateways) && self.gateways.size() > 0)", "without hosts this is a VirtualService for others to delegate to, which must not name gateways"),
+    ("(has(self.hosts) && self.hosts.size() > 0) || !((has(self.tls) && self.tls.size() > 0) || (has(self.tcp) && self.tcp.size() > 0))", "without hosts this is a VirtualService for others to delegate to, which may have http rules only"),
+    ("!has(self.hosts) || !self.hosts.exists(host, host == '*') || (has(self.gateways) && self.gateways.size() > 0 && !self.gateways.exists(gateway, gateway == 'mesh'))", "the host * is for gateways only; name the services, or the gateways"),
+])))]
 pub struct VirtualServiceSpec {
     /// The hosts whose traffic these rules route: service names, DNS names (a leading `*.` matches any prefix), or IP
     /// addresses. A name without dots is a service in this object's own namespace; full names
     /// (`reviews.default.svc.cluster.local`) leave no doubt. Empty only for a VirtualService that others delegate to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 524288), inner(length(min = 1, max = 255)))]
     pub hosts: Vec<String>,
     /// Where the rules apply: names of Gateways (`name` or `namespace/name`), and the reserved word `mesh` for all
     /// sidecars. When empty, `mesh`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 786432))]
     pub gateways: Vec<String>,
     /// Routes for HTTP traffic (HTTP/1.1, HTTP/2, gRPC), tried in order; the first that matches is used. They apply to
     /// service ports whose protocol is HTTP, by `appProtocol`, by port name (`http-*`, `http2-*`, `grpc-*`), or detected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 131072))]
     pub http: Vec<HttpRoute>,
     /// Routes for TLS traffic that is not decrypted on the way, chosen by the server name (SNI) that the client asks for.
     /// Tried in order; the first that matches is used.
@@ -66,6 +75,7 @@ pub struct VirtualServiceSpec {
     pub tcp: Vec<TcpRoute>,
     /// The namespaces whose workloads see this object: names, `.` for its own namespace, `*` for all. When empty, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::export_to")]
     pub export_to: Vec<String>,
 }
 
@@ -75,9 +85,11 @@ pub struct VirtualServiceSpec {
 pub struct Destination {
     /// The service's name in the registry. A name without dots is a service in this object's own namespace; prefer full
     /// names such as `reviews.default.svc.cluster.local`.
+    #[schemars(schema_with = "crate::schema::destination_host")]
     pub host: String,
     /// A subset of the service, declared in its DestinationRule (for example `v2`).
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63), regex(pattern = "^([a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?)?$"))]
     pub subset: Option<String>,
     /// The port of the service. Needed only when the service has more than one.
     #[serde(skip_serializing_if = "Option::is_none")]
