@@ -1,0 +1,34 @@
+# One image a component: an empty base and one static binary. `leno-cluster build-images` calls this with
+#
+#   --target BIN      leno-operator, leno-control-plane, leno-proxy, leno-demo (or pause, for the local cluster)
+#   BIN               the same name: the file in the build context, and its path in the image
+#   VERSION           the release that the binary is
+#   PREVIOUS_VERSION  the release before it: an operator renders its own and this one
+FROM scratch AS base
+ARG BIN
+ARG VERSION
+ARG PREVIOUS_VERSION=
+COPY ${BIN} /${BIN}
+ENV LENO_VERSION=${VERSION} LENO_PREVIOUS_VERSION=${PREVIOUS_VERSION}
+LABEL org.opencontainers.image.title=${BIN} org.opencontainers.image.version=${VERSION} org.opencontainers.image.licenses=Apache-2.0
+
+FROM base AS pause
+USER 65532:65532
+ENTRYPOINT ["/pause"]
+
+FROM base AS leno-operator
+USER 65532:65532
+ENTRYPOINT ["/leno-operator"]
+
+FROM base AS leno-control-plane
+USER 65532:65532
+ENTRYPOINT ["/leno-control-plane"]
+
+# Capture leaves this user's traffic alone.
+FROM base AS leno-proxy
+USER 1337:1337
+ENTRYPOINT ["/leno-proxy"]
+
+FROM base AS leno-demo
+USER 65532:65532
+ENTRYPOINT ["/leno-demo"]

@@ -1,0 +1,215 @@
+//! The local cluster from the command line: start, stop, look into it, and bring images there.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use leno_e2e::cluster::{Cluster, Error, Layout, Name, binaries, images, lifecycle, supervisor, target};
+
+/// A real one-node Kubernetes on this machine, without a container engine.
+#[derive(Parser)]
+#[command(name = "leno-cluster", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Args)]
+struct Which {
+    /// The cluster's name.
+    #[arg(long, env = "LENO_CLUSTER", default_value = "demo")]
+    name: String,
+}
+
+impl Which {
+    fn name(&self) -> Result<Name, Error> {
+        self.name.parse()
+    }
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Start a cluster (needs root); builds its programs first where the cache does not have them.
+    Up(Which),
+    /// Stop a cluster and remove all of it but the cached programs (needs root).
+    Down(Which),
+    /// List the clusters and whether they run.
+    Status,
+    /// Build the cluster's programs and fetch Envoy, and say where they are.
+    Binaries,
+    /// Fetch a stock Envoy where it is not there, and print its path.
+    Envoy,
+    /// Bring an image archive into a cluster.
+    LoadImage {
+        #[command(flatten)]
+        which: Which,
+        /// Archives as `docker save` or `buildah push oci-archive:` writes them.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Build the images of Leno's components, and bring them into a cluster.
+    BuildImages {
+        #[command(flatten)]
+        which: Which,
+        /// Where the binaries are.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// The release that the binaries are.
+        #[arg(long)]
+        version: String,
+        /// The release before it.
+        #[arg(long, default_value = "")]
+        previous_version: String,
+        /// Tags for the images; the version where none is given.
+        #[arg(long, value_delimiter = ',')]
+        tags: Vec<String>,
+        /// Only these components: operator, control-plane, proxy, demo.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Where to leave the archives.
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Only write archives; no cluster is touched.
+        #[arg(long, requires = "out")]
+        no_load: bool,
+    },
+    /// Run kubectl against a cluster.
+    Kubectl {
+        #[command(flatten)]
+        which: Which,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run a program in a cluster's network, with KUBECONFIG set and kubectl and helm on the PATH.
+    Exec {
+        #[command(flatten)]
+        which: Which,
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<OsString>,
+    },
+    /// The cluster's first process; `up` starts it.
+    #[command(name = supervisor::COMMAND, hide = true)]
+    Supervise {
+        #[arg(long)]
+        state: PathBuf,
+        #[arg(long)]
+        inner: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("leno-cluster: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(task: Task) -> Result<(), Error> {
+    match task {
+        Task::Up(which) => {
+            let cluster = Cluster::up(which.name()?)?;
+            let name = &cluster.layout().name;
+            println!("kubectl:  LENO_CLUSTER={name} e2e/kubectl get nodes");
+            println!("programs: leno-cluster exec --name {name} -- COMMAND");
+            println!("logs:     {}", cluster.layout().logs().display());
+            Ok(())
+        }
+        Task::Down(which) => lifecycle::down(which.name()?),
+        Task::Status => status(),
+        Task::Binaries => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            let programs = binaries::programs(&layout)?;
+            println!("kubernetes {}", programs.kubernetes.display());
+            println!("node       {}", programs.node.display());
+            println!("pause      {}", images::pause(&layout)?.display());
+            println!("envoy      {}", binaries::envoy(&layout)?.display());
+            Ok(())
+        }
+        Task::Envoy => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::envoy(&layout)?.display());
+            Ok(())
+        }
+        Task::LoadImage { which, archives } => {
+            let target = running_target(which)?;
+            for archive in archives {
+                target.load_image(&archive)?;
+                println!("loaded {}", archive.display());
+            }
+            Ok(())
+        }
+        Task::BuildImages { which, bin_dir, version, previous_version, tags, only, out, no_load } => {
+            let tags = if tags.is_empty() { vec![version.clone()] } else { tags };
+            let mut wanted = Vec::new();
+            for tag in &tags {
+                wanted.extend(images::images(&bin_dir, &only, &version, &previous_version, tag)?);
+            }
+            let scratch = tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
+            let folder = out.unwrap_or_else(|| scratch.path().to_path_buf());
+            let target = if no_load { None } else { Some(running_target(which)?) };
+            for archive in images::build(&wanted, &folder)? {
+                if let Some(target) = &target {
+                    target.load_image(&archive)?;
+                }
+            }
+            for image in wanted {
+                println!("{}", image.name);
+            }
+            Ok(())
+        }
+        Task::Kubectl { which, arguments } => {
+            let mut words = vec![OsString::from("kubectl")];
+            words.extend(arguments);
+            replace_by(which, &words)
+        }
+        Task::Exec { which, arguments } => replace_by(which, &arguments),
+        Task::Supervise { state, inner: true } => supervisor::inner(&state),
+        Task::Supervise { state, inner: false } => supervisor::outer(&state),
+    }
+}
+
+/// The user's cluster where the environment names one, else the local one, which must run.
+fn running_target(which: Which) -> Result<target::Target, Error> {
+    match target::external(|variable| std::env::var_os(variable)) {
+        Some(external) => Ok(target::Target::External(external)),
+        None => Ok(target::Target::Local(Box::new(Cluster::attach(which.name()?)?))),
+    }
+}
+
+/// Turns this process into another program inside the cluster's network.
+fn replace_by(which: Which, words: &[OsString]) -> Result<(), Error> {
+    leno_e2e::cluster::error::require_root("entering the cluster's network", "only root may enter a namespace")?;
+    let cluster = Cluster::attach(which.name()?)?;
+    let Some((program, arguments)) = words.split_first() else { return Ok(()) };
+    let source = cluster.command(program)?.args(arguments).exec();
+    Err(Error::io("run", PathBuf::from(program))(source))
+}
+
+fn status() -> Result<(), Error> {
+    let names = lifecycle::names()?;
+    if names.is_empty() {
+        println!("no clusters");
+    }
+    for name in names {
+        match Cluster::attach(name.clone()) {
+            Ok(cluster) => {
+                println!("{name}: up, kubeconfig {}", cluster.kubeconfig().display());
+                if nix::unistd::geteuid().is_root() {
+                    print!("{}", cluster.kubectl(["get", "nodes", "--no-headers"])?);
+                }
+            }
+            Err(Error::NotRunning(_)) => {
+                println!("{name}: not running; `leno-cluster down --name {name}` removes what is left")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,245 @@
+//! Images without a registry: one Dockerfile, built by Docker where its engine answers, else by buildah, into an
+//! archive that goes straight into a cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::binaries::fingerprint;
+use super::run::{self, Progress};
+use super::{Error, Layout};
+
+/// The recipe of all images.
+const DOCKERFILE: &str = include_str!("../../../Dockerfile");
+/// The program of the sandbox image.
+const PAUSE_SOURCE: &str = include_str!("../../cluster/pause/pause.c");
+/// What buildah asks before it writes an image; nothing is fetched, so nothing needs a signature.
+const SIGNATURE_POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+
+/// The components that have an image, as (name in the image's name, binary).
+pub const COMPONENTS: [(&str, &str); 4] = [
+    ("operator", "leno-operator"),
+    ("control-plane", "leno-control-plane"),
+    ("proxy", "leno-proxy"),
+    ("demo", "leno-demo"),
+];
+
+/// One image to build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The full name with its tag, such as `docker.io/leno/proxy:0.1.0`. The host part is what container runtimes
+    /// complete a name without one with; nothing is ever fetched from there.
+    pub name: String,
+    /// The stage of the Dockerfile, which is the name of the binary.
+    pub binary: String,
+    /// Where the binary lies.
+    pub path: PathBuf,
+    /// The release that the binary says it is.
+    pub version: String,
+    /// The release before it, or nothing.
+    pub previous_version: String,
+}
+
+/// The images of all components whose binary lies in `folder`. `tag` is usually the version.
+///
+/// # Errors
+/// [`Error::Missing`] where a wanted binary is not there.
+pub fn images(
+    folder: &Path,
+    only: &[String],
+    version: &str,
+    previous_version: &str,
+    tag: &str,
+) -> Result<Vec<Image>, Error> {
+    let mut images = Vec::new();
+    for name in only {
+        if !COMPONENTS.iter().any(|(component, _)| component == name) {
+            let known: Vec<_> = COMPONENTS.iter().map(|(component, _)| *component).collect();
+            return Err(Error::Missing {
+                what: format!("component {name:?}"),
+                remedy: format!("name one of {}", known.join(", ")),
+            });
+        }
+    }
+    for (component, binary) in COMPONENTS {
+        if !only.is_empty() && !only.iter().any(|name| name == component) {
+            continue;
+        }
+        let path = folder.join(binary);
+        if !path.is_file() {
+            return Err(Error::Missing {
+                what: path.display().to_string(),
+                remedy: format!("build it (cargo build --bin {binary}), or name other components"),
+            });
+        }
+        images.push(Image {
+            name: format!("docker.io/leno/{component}:{tag}"),
+            binary: binary.to_owned(),
+            path,
+            version: version.to_owned(),
+            previous_version: previous_version.to_owned(),
+        });
+    }
+    Ok(images)
+}
+
+/// What builds images here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Builder {
+    Docker,
+    Buildah,
+}
+
+fn builder() -> Result<Builder, Error> {
+    // The engine must answer, the command alone is not enough.
+    if run::output(Command::new("docker").args(["version", "--format", "{{.Server.Version}}"])).is_ok() {
+        return Ok(Builder::Docker);
+    }
+    if run::output(Command::new("buildah").arg("--version")).is_ok() {
+        super::error::require_root("building images with buildah", "it sets up file systems of images")?;
+        return Ok(Builder::Buildah);
+    }
+    Err(Error::Missing {
+        what: "a program that builds images".to_owned(),
+        remedy: "run e2e/install-deps.sh, which installs buildah, or start Docker".to_owned(),
+    })
+}
+
+/// The name of an image's archive.
+fn archive_name(image: &Image) -> String {
+    let short = image.name.trim_start_matches("docker.io/");
+    format!("{}.tar", short.replace(['/', ':'], "-"))
+}
+
+/// Builds `images` and writes each as an archive into `folder`; returns the archives in the same order.
+///
+/// # Errors
+/// [`Error::Missing`] without a builder, [`Error::NeedsRoot`] where buildah would need it, [`Error::Command`] where a
+/// build fails.
+pub fn build(images: &[Image], folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let builder = builder()?;
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    // Everything that a builder keeps is in here, and goes with it.
+    let work = tempfile::Builder::new()
+        .prefix(".build-")
+        .tempdir_in(folder)
+        .map_err(Error::io("create a folder in", folder))?;
+    let policy = work.path().join("policy.json");
+    std::fs::write(&policy, SIGNATURE_POLICY).map_err(Error::io("write", &policy))?;
+    let mut archives = Vec::new();
+    for image in images {
+        let mut progress = Progress::new(&image.name);
+        let context = work.path().join("context");
+        let _ = std::fs::remove_dir_all(&context);
+        std::fs::create_dir_all(&context).map_err(Error::io("create", &context))?;
+        let binary = context.join(&image.binary);
+        let dockerfile = context.join("Dockerfile");
+        std::fs::write(&dockerfile, DOCKERFILE).map_err(Error::io("write", &dockerfile))?;
+        // Without symbols, which a debug build has hundreds of megabytes of.
+        run::output(Command::new("strip").arg("-o").arg(&binary).arg(&image.path))?;
+        let archive = folder.join(archive_name(image));
+        // Docker and buildah refuse to write over an archive.
+        if archive.exists() {
+            std::fs::remove_file(&archive).map_err(Error::io("remove", &archive))?;
+        }
+        match builder {
+            Builder::Docker => {
+                run::output(Command::new("docker").arg("build").args(arguments(image)).arg(&context))?;
+                run::output(Command::new("docker").args(["save", "--output"]).arg(&archive).arg(&image.name))?;
+                run::output(Command::new("docker").args(["image", "rm", &image.name]))?;
+            }
+            Builder::Buildah => {
+                run::output(
+                    buildah(work.path())
+                        .args(["build", "--signature-policy"])
+                        .arg(&policy)
+                        .args(["--isolation", "chroot", "--format", "docker", "--timestamp", "0"])
+                        .args(arguments(image))
+                        .arg(&context),
+                )?;
+                let target = format!("docker-archive:{}:{}", archive.display(), image.name);
+                run::output(
+                    buildah(work.path())
+                        .args(["push", "--quiet", "--signature-policy"])
+                        .arg(&policy)
+                        .args([&image.name, &target]),
+                )?;
+            }
+        }
+        progress.done("built");
+        archives.push(archive);
+    }
+    Ok(archives)
+}
+
+fn arguments(image: &Image) -> Vec<String> {
+    vec![
+        format!("--tag={}", image.name),
+        format!("--target={}", image.binary),
+        format!("--build-arg=BIN={}", image.binary),
+        format!("--build-arg=VERSION={}", image.version),
+        format!("--build-arg=PREVIOUS_VERSION={}", image.previous_version),
+    ]
+}
+
+/// A buildah that keeps everything in `work`.
+fn buildah(work: &Path) -> Command {
+    let mut command = Command::new("buildah");
+    command.arg("--root").arg(work.join("images")).arg("--runroot").arg(work.join("run"));
+    command.args(["--storage-driver", "vfs"]);
+    command.env("BUILDAH_ISOLATION", "chroot").env("CONTAINERS_STORAGE_CONF", "/dev/null");
+    command.env("TMPDIR", work).env("XDG_RUNTIME_DIR", work);
+    command
+}
+
+/// The archive of the sandbox image; builds it where it is not in the cache.
+///
+/// # Errors
+/// As [`build`], and where the C compiler fails.
+pub fn pause(layout: &Layout) -> Result<PathBuf, Error> {
+    let key = fingerprint(&[PAUSE_SOURCE.as_bytes(), DOCKERFILE.as_bytes()]);
+    let folder = layout.cache.join("bin").join(format!("pause-{key}"));
+    let archive = folder.join("leno-pause-1.tar");
+    if archive.is_file() {
+        return Ok(archive);
+    }
+    std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let source = folder.join("pause.c");
+    let binary = folder.join("pause");
+    std::fs::write(&source, PAUSE_SOURCE).map_err(Error::io("write", &source))?;
+    run::output(Command::new("gcc").args(["-Os", "-static", "-o"]).arg(&binary).arg(&source))?;
+    let image = Image {
+        name: super::settings::PAUSE_IMAGE.to_owned(),
+        binary: "pause".to_owned(),
+        path: binary,
+        version: "1".to_owned(),
+        previous_version: String::new(),
+    };
+    build(&[image], &folder)?;
+    Ok(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dockerfile_when_a_component_has_an_image_then_there_is_a_stage_for_its_binary() {
+        for (_, binary) in COMPONENTS {
+            assert!(DOCKERFILE.contains(&format!("FROM base AS {binary}\n")), "{binary}");
+            assert!(DOCKERFILE.contains(&format!("ENTRYPOINT [\"/{binary}\"]")), "{binary}");
+        }
+    }
+
+    #[test]
+    fn images_when_a_binary_is_missing_then_the_error_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("leno-proxy"), "").unwrap();
+        let error = images(folder.path(), &[], "0.1.0", "", "0.1.0").unwrap_err().to_string();
+        assert!(error.contains("leno-operator"), "{error}");
+        let found = images(folder.path(), &["proxy".to_owned()], "0.1.0", "0.0.9", "dev").unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, "docker.io/leno/proxy:dev");
+        assert_eq!(archive_name(&found[0]), "leno-proxy-dev.tar");
+        assert!(images(folder.path(), &["other".to_owned()], "0.1.0", "", "x").is_err());
+    }
+}
