@@ -1,1 +1,0 @@
-//! The demo shop: five small services in one binary.
