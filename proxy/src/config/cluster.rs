@@ -1,0 +1,184 @@
+//! Clusters: where requests go, how an endpoint is chosen, and the limits on the way.
+
+use super::{ClientTls, ClusterId};
+use crate::telemetry::{ServiceLabels, WorkloadLabels};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+/// A group of endpoints and how they are talked to.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its stable index.
+    pub id: ClusterId,
+    /// Its name, e.g. `outbound|9080||reviews.default.svc.cluster.local`.
+    pub name: Arc<str>,
+    /// How endpoints are found.
+    pub kind: ClusterKind,
+    /// How one is chosen.
+    pub policy: LbPolicy,
+    /// The endpoints, all priorities; empty for [`ClusterKind::OriginalDst`].
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// Circuit breakers.
+    pub limits: Limits,
+    /// How long a connection (TCP and TLS together) may take; default 10 s.
+    pub connect_timeout: Duration,
+    /// An idle pooled connection is closed after this; default one hour, zero is never.
+    pub idle_timeout: Duration,
+    /// Requests after which a connection is closed; 0 is no limit.
+    pub max_requests_per_connection: u32,
+    /// The HTTP version spoken to endpoints.
+    pub protocol: UpstreamProtocol,
+    /// TLS for endpoints that are not listed (original destinations).
+    pub default_tls: Option<Arc<ClientTls>>,
+    /// Source addresses for connections of this cluster.
+    pub bind: Option<SourceBind>,
+    /// TCP keep-alive: idle time before the first probe, and between probes.
+    pub keepalive: Option<(Duration, Duration)>,
+    /// The workload that telemetry names where the endpoint is not known (original destinations; this proxy's own for
+    /// inbound clusters).
+    pub destination: Arc<WorkloadLabels>,
+    /// The service that telemetry names as the destination.
+    pub service: Arc<ServiceLabels>,
+    /// The configuration object (DestinationRule) that shaped it, if any.
+    pub origin: Option<Arc<str>>,
+}
+
+impl Cluster {
+    /// A cluster without endpoints with every default.
+    pub fn new(id: ClusterId, name: impl Into<Arc<str>>, kind: ClusterKind) -> Self {
+        let name = name.into();
+        Self {
+            id,
+            service: ServiceLabels::cluster_only(&name),
+            destination: WorkloadLabels::unknown(),
+            name,
+            kind,
+            policy: LbPolicy::LeastRequest { choices: 2 },
+            endpoints: Vec::new(),
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(3600),
+            max_requests_per_connection: 0,
+            protocol: UpstreamProtocol::Http1,
+            default_tls: None,
+            bind: None,
+            keepalive: None,
+            origin: None,
+        }
+    }
+}
+
+/// How a cluster's endpoints are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClusterKind {
+    /// Written in the cluster itself (an empty one is the black hole).
+    Static,
+    /// Sent by the control plane.
+    Eds,
+    /// The address to which the client wanted to connect.
+    OriginalDst,
+}
+
+/// How an endpoint is chosen among the healthy ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// One after the other, by weight.
+    RoundRobin,
+    /// The one with the fewest active requests among some chosen at random; by weight.
+    LeastRequest {
+        /// How many are looked at; at least 2.
+        choices: u32,
+    },
+    /// At random, by weight.
+    Random,
+}
+
+/// One endpoint of a cluster.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its share of the traffic, relative to the others; at least 1.
+    pub weight: u32,
+    /// Whether it may be chosen.
+    pub health: Health,
+    /// 0 is used first; others only while no lower one has a healthy endpoint.
+    pub priority: u32,
+    /// TLS to it, already chosen by the cluster's transport socket matches.
+    pub tls: Option<Arc<ClientTls>>,
+    /// The workload behind it, for telemetry.
+    pub workload: Arc<WorkloadLabels>,
+}
+
+impl Endpoint {
+    /// A healthy plain-text endpoint of weight 1.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, weight: 1, health: Health::Healthy, priority: 0, tls: None, workload: WorkloadLabels::unknown() }
+    }
+}
+
+/// Whether an endpoint may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    /// It may.
+    Healthy,
+    /// Only while no healthy one exists.
+    Degraded,
+    /// It ends its open requests and gets no new ones.
+    Draining,
+    /// It may not.
+    Unhealthy,
+}
+
+/// The HTTP version spoken to endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Whatever the client speaks.
+    Follow,
+}
+
+/// Circuit breakers. Each worker enforces its share of a limit (rounded up), so that no counter is shared between cores.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Connections at once; default no limit in practice (2³²−1), as Istio has it.
+    pub connections: u32,
+    /// Requests that wait for a connection.
+    pub pending: u32,
+    /// Requests at once.
+    pub requests: u32,
+    /// Retries at once; default 3 unless a budget is set.
+    pub retries: u32,
+    /// Retries as a share of active requests; replaces `retries`.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: u32::MAX, pending: u32::MAX, requests: u32::MAX, retries: 3, retry_budget: None }
+    }
+}
+
+/// Retries as a share of active requests.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of active requests that may be retries; default 20.
+    pub percent: f64,
+    /// Always allowed at once; default 3.
+    pub min_concurrency: u32,
+}
+
+/// Source addresses of upstream connections (inbound: 127.0.0.6, ::6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceBind {
+    /// For IPv4 endpoints.
+    pub v4: Option<Ipv4Addr>,
+    /// For IPv6 endpoints.
+    pub v6: Option<Ipv6Addr>,
+}

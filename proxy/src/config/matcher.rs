@@ -1,0 +1,214 @@
+//! Matching of headers and query parameters, with every pattern compiled when configuration arrives.
+
+use std::fmt;
+
+/// A regular expression that must match the whole text, in the meaning of RE2: `\d`, `\w`, `\s` and `\b` are ASCII.
+/// Matching takes time linear in the text.
+pub struct RegexMatch {
+    source: Box<str>,
+    regex: regex::bytes::Regex,
+}
+
+/// Why a pattern is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("regular expression `{pattern}` does not compile: {reason}; write it in RE2's syntax, at most 1 MiB compiled")]
+pub struct RegexError {
+    pattern: String,
+    reason: String,
+}
+
+/// The compiled size that a pattern may have, in bytes.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
+
+impl RegexMatch {
+    /// Compiles the pattern, anchored at both ends.
+    ///
+    /// # Errors
+    /// When it is not a regular expression, or is larger than 1 MiB compiled.
+    pub fn new(pattern: &str) -> Result<Self, RegexError> {
+        Ok(Self { source: pattern.into(), regex: compile(&format!(r"\A(?:{pattern})\z"), pattern)? })
+    }
+
+    /// Compiles the pattern without anchors, for replacing what it finds.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn searching(pattern: &str) -> Result<Self, RegexError> {
+        Ok(Self { source: pattern.into(), regex: compile(pattern, pattern)? })
+    }
+
+    /// Whether the text matches.
+    pub fn is_match(&self, text: &[u8]) -> bool {
+        self.regex.is_match(text)
+    }
+
+    /// Every match replaced; `substitution` in the syntax of the regex crate (`${1}`).
+    pub fn replace_all(&self, text: &[u8], substitution: &str) -> Vec<u8> {
+        self.regex.replace_all(text, substitution.as_bytes()).into_owned()
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+}
+
+fn compile(full: &str, pattern: &str) -> Result<regex::bytes::Regex, RegexError> {
+    let build = |unicode: bool| {
+        regex::bytes::RegexBuilder::new(full).unicode(unicode).size_limit(REGEX_SIZE_LIMIT).build()
+    };
+    // ASCII classes first; Unicode classes (\pL) exist only in the other mode.
+    build(false).or_else(|_| build(true)).map_err(|error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() })
+}
+
+/// Turns RE2's `\1` into `${1}` and protects `$`.
+pub(super) fn re2_substitution(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 8);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '$' => out.push_str("$$"),
+            '\\' => match chars.next() {
+                Some(d) if d.is_ascii_digit() => {
+                    out.push_str("${");
+                    out.push(d);
+                    out.push('}');
+                }
+                Some(other) => out.push(other),
+                None => {}
+            },
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+impl fmt::Debug for RegexMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}/", self.source)
+    }
+}
+
+/// How a text is compared.
+#[derive(Debug)]
+pub enum StringMatch {
+    /// Equal.
+    Exact(Box<str>),
+    /// Begins with.
+    Prefix(Box<str>),
+    /// Ends with.
+    Suffix(Box<str>),
+    /// Contains.
+    Contains(Box<str>),
+    /// The same four without regard to ASCII case.
+    IgnoreCase(Box<StringMatch>),
+    /// Matches as a whole.
+    Regex(RegexMatch),
+}
+
+impl StringMatch {
+    /// Whether the text matches.
+    pub fn matches(&self, text: &[u8]) -> bool {
+        match self {
+            Self::Exact(want) => text == want.as_bytes(),
+            Self::Prefix(want) => text.starts_with(want.as_bytes()),
+            Self::Suffix(want) => text.ends_with(want.as_bytes()),
+            Self::Contains(want) => contains(text, want.as_bytes(), false),
+            Self::Regex(regex) => regex.is_match(text),
+            Self::IgnoreCase(inner) => match inner.as_ref() {
+                Self::Exact(want) => text.eq_ignore_ascii_case(want.as_bytes()),
+                Self::Prefix(want) => {
+                    text.len() >= want.len() && text[..want.len()].eq_ignore_ascii_case(want.as_bytes())
+                }
+                Self::Suffix(want) => {
+                    text.len() >= want.len() && text[text.len() - want.len()..].eq_ignore_ascii_case(want.as_bytes())
+                }
+                Self::Contains(want) => contains(text, want.as_bytes(), true),
+                other => other.matches(text),
+            },
+        }
+    }
+}
+
+fn contains(text: &[u8], want: &[u8], ignore_case: bool) -> bool {
+    want.is_empty()
+        || text.windows(want.len()).any(|part| if ignore_case { part.eq_ignore_ascii_case(want) } else { part == want })
+}
+
+/// A condition on one header. Several values of a header are compared joined by `,`, as Envoy does.
+#[derive(Debug)]
+pub struct HeaderMatch {
+    /// Lower-case name; `:method`, `:path`, `:authority` and `:scheme` mean those of the request.
+    pub name: Box<str>,
+    /// What is asked of the value.
+    pub test: HeaderTest,
+    /// The condition holds when the test does not.
+    pub invert: bool,
+    /// A missing header is tested as an empty one; else a missing header fails the condition, inverted or not (but for
+    /// [`HeaderTest::Present`]).
+    pub missing_as_empty: bool,
+}
+
+/// What is asked of a header's value.
+#[derive(Debug)]
+pub enum HeaderTest {
+    /// It is there (true) or not there (false).
+    Present(bool),
+    /// Its text matches.
+    Text(StringMatch),
+    /// It is a decimal number, at least the first and below the second.
+    Range(i64, i64),
+}
+
+impl HeaderMatch {
+    /// Whether the condition holds for the header's value.
+    pub fn matches(&self, value: Option<&[u8]>) -> bool {
+        let value = match (value, self.missing_as_empty) {
+            (None, true) => Some(&b""[..]),
+            (value, _) => value,
+        };
+        match (&self.test, value) {
+            (HeaderTest::Present(wanted), value) => (value.is_some() == *wanted) != self.invert,
+            (_, None) => false,
+            (HeaderTest::Text(text), Some(value)) => text.matches(value) != self.invert,
+            (HeaderTest::Range(from, to), Some(value)) => {
+                let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse::<i64>().ok());
+                number.is_some_and(|n| n >= *from && n < *to) != self.invert
+            }
+        }
+    }
+}
+
+/// A condition on one parameter of the query string.
+#[derive(Debug)]
+pub struct QueryMatch {
+    /// The parameter's name.
+    pub name: Box<str>,
+    /// What is asked of it.
+    pub test: QueryTest,
+}
+
+/// What is asked of a query parameter.
+#[derive(Debug)]
+pub enum QueryTest {
+    /// It is there (true) or not there (false).
+    Present(bool),
+    /// Its first value matches.
+    Text(StringMatch),
+}
+
+impl QueryMatch {
+    /// Whether the condition holds for the query string (without `?`).
+    pub fn matches(&self, query: &[u8]) -> bool {
+        let value = query.split(|&b| b == b'&').find_map(|pair| {
+            let mut parts = pair.splitn(2, |&b| b == b'=');
+            let name = parts.next()?;
+            (name == self.name.as_bytes()).then(|| parts.next().unwrap_or(b""))
+        });
+        match (&self.test, value) {
+            (QueryTest::Present(wanted), value) => value.is_some() == *wanted,
+            (QueryTest::Text(text), Some(value)) => text.matches(value),
+            (QueryTest::Text(_), None) => false,
+        }
+    }
+}
