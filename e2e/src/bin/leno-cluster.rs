@@ -18,14 +18,17 @@ struct Cli {
 
 #[derive(Args)]
 struct Which {
-    /// The cluster's name.
-    #[arg(long, env = "LENO_CLUSTER", default_value = "demo")]
-    name: String,
+    /// The local cluster's name; `LENO_CLUSTER` or `demo` where none is given.
+    #[arg(long)]
+    name: Option<String>,
 }
 
 impl Which {
     fn name(&self) -> Result<Name, Error> {
-        self.name.parse()
+        match &self.name {
+            Some(name) => name.parse(),
+            None => std::env::var("LENO_CLUSTER").unwrap_or_else(|_| "demo".to_owned()).parse(),
+        }
     }
 }
 
@@ -138,7 +141,7 @@ fn run(task: Task) -> Result<(), Error> {
             Ok(())
         }
         Task::LoadImage { which, archives } => {
-            let target = running_target(which)?;
+            let target = running_target(&which)?;
             for archive in archives {
                 target.load_image(&archive)?;
                 println!("loaded {}", archive.display());
@@ -153,7 +156,7 @@ fn run(task: Task) -> Result<(), Error> {
             }
             let scratch = tempfile::tempdir().map_err(Error::io("create a folder in", std::env::temp_dir()))?;
             let folder = out.unwrap_or_else(|| scratch.path().to_path_buf());
-            let target = if no_load { None } else { Some(running_target(which)?) };
+            let target = if no_load { None } else { Some(running_target(&which)?) };
             for archive in images::build(&wanted, &folder)? {
                 if let Some(target) = &target {
                     target.load_image(&archive)?;
@@ -175,9 +178,10 @@ fn run(task: Task) -> Result<(), Error> {
     }
 }
 
-/// The user's cluster where the environment names one, else the local one, which must run.
-fn running_target(which: Which) -> Result<target::Target, Error> {
-    match target::external(|variable| std::env::var_os(variable)) {
+/// The local cluster that the command line names, which must run; else the user's where the environment names one.
+fn running_target(which: &Which) -> Result<target::Target, Error> {
+    let external = target::external(|variable| std::env::var_os(variable));
+    match external.filter(|_| which.name.is_none()) {
         Some(external) => Ok(target::Target::External(external)),
         None => Ok(target::Target::Local(Box::new(Cluster::attach(which.name()?)?))),
     }

@@ -16,7 +16,7 @@ use super::error::require_root;
 use super::layout::{API_SERVICE_IP, DNS_IP};
 use super::run::{self, Progress};
 use super::settings::{self, Programs};
-use super::{Error, Layout, Name, binaries, images, netns, pki, supervisor};
+use super::{Error, Layout, Name, binaries, images, kernel, netns, pki, supervisor};
 
 /// How long the whole of a start may take once its programs are built.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -205,8 +205,11 @@ pub fn down(name: Name) -> Result<(), Error> {
     let progress = Progress::new(format!("cluster {}", layout.name));
     let _lock = lock(&layout)?;
     sweep(&layout)?;
-    // The folder of clusters goes with the last one.
-    let _ = std::fs::remove_dir(layout.clusters());
+    if names()?.is_empty() {
+        kernel::restore(&layout)?;
+        // Another cluster may just be starting; then the folder is not empty and stays.
+        let _ = std::fs::remove_dir(layout.clusters());
+    }
     progress.finished("removed");
     Ok(())
 }
@@ -277,6 +280,7 @@ impl Cluster {
             system_program(program)?;
         }
         let runc = system_program("runc")?;
+        kernel::require_bridge_filter()?;
         let programs = binaries::programs(&layout)?;
         let pause = images::pause(&layout)?;
         let mut progress = Progress::new(format!("cluster {}", layout.name));
@@ -364,6 +368,7 @@ impl Cluster {
         let link = state.join("kubectl");
         std::os::unix::fs::symlink(self.programs.kubernetes.join("kubectl"), &link).map_err(Error::io("link", link))?;
         pki::write(&self.layout)?;
+        kernel::remember(&self.layout)?;
         netns::create(&self.layout)?;
         create_control_groups(&self.layout)
     }

@@ -8,11 +8,12 @@
 //! stands before every start, so a start copes with whatever an interrupted run left.
 //!
 //! Everything that can be decided from data alone is here as pure functions ([`layout`], [`settings`]); what needs
-//! the kernel or other programs is in [`netns`], [`lifecycle`], [`supervisor`], [`binaries`] and [`images`].
+//! the kernel or other programs is in [`netns`], [`lifecycle`], [`supervisor`], [`binaries`], [`images`] and [`kernel`].
 
 pub mod binaries;
 pub mod error;
 pub mod images;
+pub mod kernel;
 pub mod layout;
 pub mod lifecycle;
 pub mod netns;

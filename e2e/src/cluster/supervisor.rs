@@ -72,9 +72,10 @@ pub fn start(layout: &Layout, program: &Path) -> Result<(), Error> {
 /// # Errors
 /// Where the inner stage cannot be started.
 pub fn outer(state: &Path) -> Result<(), Error> {
-    let program = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
-    let mut inner = Command::new(&program);
-    inner.arg(COMMAND).arg("--state").arg(state).arg("--inner").stdin(Stdio::null());
+    // Not its path: the file may have been built anew meanwhile.
+    let program = Path::new("/proc/self/exe");
+    let mut inner = Command::new(program);
+    inner.arg0("leno-cluster").arg(COMMAND).arg("--state").arg(state).arg("--inner").stdin(Stdio::null());
     // SAFETY: as above, one system call.
     unsafe {
         inner.pre_exec(|| unshare(CloneFlags::CLONE_NEWNS).map_err(io::Error::from));
