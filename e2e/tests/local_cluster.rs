@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use leno_e2e::cluster::{Cluster, Layout, Name, lifecycle, run};
 
 /// What is left of a cluster on this machine, for people to read; empty when nothing is.
-fn remains(layout: &Layout) -> Vec<String> {
+fn remains(layout: &Layout) -> std::io::Result<Vec<String>> {
     let state = layout.state().display().to_string();
     let mut found = Vec::new();
     for path in [layout.state(), layout.netns_path()] {
@@ -18,21 +18,21 @@ fn remains(layout: &Layout) -> Vec<String> {
         }
     }
     let cgroup = layout.cgroup_root();
-    for entry in std::fs::read_dir("/sys/fs/cgroup").unwrap().filter_map(Result::ok) {
+    for entry in std::fs::read_dir("/sys/fs/cgroup")?.filter_map(Result::ok) {
         if entry.path().join(cgroup.trim_start_matches('/')).exists() {
             found.push(format!("control group in {}", entry.path().display()));
         }
     }
-    for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+    for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
         let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
         if command.contains(&state) {
             found.push(format!("process {:?}: {command}", entry.file_name()));
         }
     }
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     found.extend(mounts.lines().filter(|line| line.contains(&state)).map(|line| format!("mount {line}")));
-    found
+    Ok(found)
 }
 
 /// Stops the cluster also when the test fails.
@@ -92,6 +92,6 @@ fn cluster_when_interrupted_and_started_again_then_it_runs_pods_and_a_stop_leave
     assert!(audit.lines().any(|line| line.contains(r#""verb":"create""#) && line.contains("deployments")));
 
     lifecycle::down(name).unwrap();
-    assert_eq!(remains(&layout), Vec::<String>::new());
+    assert_eq!(remains(&layout).unwrap(), Vec::<String>::new());
     assert!(Path::new(&layout.cache.join("bin")).is_dir(), "the programs stay for the next start");
 }

