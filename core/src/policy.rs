@@ -1,0 +1,258 @@
+//! How services are connected to once routing has chosen one: subsets, load balancing, limits, TLS.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::HostPattern;
+use crate::object::ObjectRef;
+use crate::service::Labels;
+
+/// The namespaces whose clients see an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExportTo {
+    /// All of them.
+    #[default]
+    All,
+    /// These.
+    Only(BTreeSet<String>),
+}
+
+impl ExportTo {
+    /// Whether clients of the namespace see the object.
+    pub fn includes(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(namespaces) => namespaces.contains(namespace),
+        }
+    }
+}
+
+/// What holds for traffic to a service: an Istio DestinationRule, or what comes to the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DestinationPolicy {
+    /// The object that says so.
+    pub origin: ObjectRef,
+    /// Its generation.
+    pub generation: i64,
+    /// When it was made, in milliseconds since the Unix epoch: the oldest wins.
+    pub created: i64,
+    /// The services.
+    pub host: HostPattern,
+    /// Which namespaces see it.
+    pub export_to: ExportTo,
+    /// Only for clients of its own namespace whose pods carry these labels; `None` for all.
+    pub clients: Option<Labels>,
+    /// For all traffic.
+    pub policy: PortedPolicy,
+    /// Groups of endpoints, in the order written.
+    pub subsets: Vec<Subset>,
+}
+
+/// A group of a service's endpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Subset {
+    /// Its name.
+    pub name: String,
+    /// The labels that its pods carry.
+    pub labels: Labels,
+    /// For traffic to it; each part given here replaces the service's.
+    pub policy: PortedPolicy,
+}
+
+/// A policy with exceptions for single ports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortedPolicy {
+    /// For ports that are not listed.
+    pub all: TrafficPolicy,
+    /// For these ports; they take nothing from `all`.
+    pub ports: BTreeMap<u16, TrafficPolicy>,
+}
+
+impl PortedPolicy {
+    /// What holds for a port.
+    pub fn of_port(&self, port: u16) -> &TrafficPolicy {
+        self.ports.get(&port).unwrap_or(&self.all)
+    }
+}
+
+/// What holds for connections to a service or subset. `None` is the mesh's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrafficPolicy {
+    /// Load balancing.
+    pub balancing: Option<Balancing>,
+    /// Limits and timeouts.
+    pub connections: Option<ConnectionLimits>,
+    /// Taking out what fails.
+    pub outliers: Option<OutlierDetection>,
+    /// TLS.
+    pub tls: Option<ClientTls>,
+    /// The limit on retries.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+impl TrafficPolicy {
+    /// This policy with every part that `over` has replaced by it.
+    #[must_use]
+    pub fn overlaid(&self, over: &Self) -> Self {
+        let Self { balancing, connections, outliers, tls, retry_budget } = over.clone();
+        Self {
+            balancing: balancing.or_else(|| self.balancing.clone()),
+            connections: connections.or_else(|| self.connections.clone()),
+            outliers: outliers.or_else(|| self.outliers.clone()),
+            tls: tls.or(self.tls),
+            retry_budget: retry_budget.or(self.retry_budget),
+        }
+    }
+}
+
+/// How endpoints are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Balancing {
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// For how long a new endpoint gets less than its share.
+    pub warmup: Option<Warmup>,
+}
+
+/// A load balancing algorithm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// Of two endpoints drawn at random the one with fewer requests under way.
+    #[default]
+    LeastRequest,
+    /// In turn.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// The address that the client asked for.
+    Passthrough,
+    /// What has the same key goes to the same endpoint.
+    Hash(HashKey, HashTable),
+}
+
+/// What consistent hashing hashes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HashKey {
+    /// A request header.
+    Header(String),
+    /// A cookie: its name, and for how long and under which path and attributes one is made where there is none.
+    Cookie {
+        /// The name.
+        name: String,
+        /// The path.
+        path: String,
+        /// The lifetime; `None` makes none.
+        ttl: Option<Duration>,
+        /// Further attributes.
+        attributes: Vec<(String, String)>,
+    },
+    /// The client's address.
+    SourceAddress,
+    /// A query parameter.
+    QueryParameter(String),
+}
+
+/// How consistent hashing places endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HashTable {
+    /// On a ring with at least so many places.
+    Ring(u64),
+    /// In a Maglev table of this size.
+    Maglev(u64),
+}
+
+/// The slow start of new endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Warmup {
+    /// For how long.
+    pub duration: Duration,
+    /// The share at the start, in percent.
+    pub minimum_percent: f64,
+    /// How the share grows: 1 is linear.
+    pub aggression: f64,
+}
+
+/// Limits on connections and requests. `None` is no limit, or the default where there is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectionLimits {
+    /// Open connections.
+    pub max_connections: Option<u32>,
+    /// How long connecting may take.
+    pub connect_timeout: Option<Duration>,
+    /// Probes of the kernel.
+    pub keepalive: Option<Keepalive>,
+    /// How long a connection may last.
+    pub max_connection_duration: Option<Duration>,
+    /// How long a connection without traffic is kept.
+    pub tcp_idle_timeout: Option<Duration>,
+    /// Requests that wait for a connection.
+    pub max_pending: Option<u32>,
+    /// Requests under way.
+    pub max_requests: Option<u32>,
+    /// Requests over the life of a connection.
+    pub max_requests_per_connection: Option<u32>,
+    /// Retries under way.
+    pub max_retries: Option<u32>,
+    /// How long a connection without requests is kept.
+    pub http_idle_timeout: Option<Duration>,
+    /// Whether HTTP/1.1 is sent on as HTTP/2; `None` as the port says.
+    pub upgrade_to_http2: Option<bool>,
+    /// Whether the client's version of HTTP is spoken.
+    pub use_client_protocol: bool,
+    /// Requests under way on one connection.
+    pub max_concurrent_streams: Option<u32>,
+    /// Probes of HTTP/2 connections: the interval and how long an answer may take.
+    pub http2_keepalive: Option<(Duration, Duration)>,
+}
+
+/// Probes of the kernel on idle connections. `None` is the system's value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keepalive {
+    /// Probes that may stay unanswered.
+    pub probes: Option<u32>,
+    /// Idle time before the first.
+    pub time: Option<Duration>,
+    /// Time between them.
+    pub interval: Option<Duration>,
+}
+
+/// Taking out endpoints that keep failing. `None` is Envoy's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutlierDetection {
+    /// 5xx answers in a row; 0 is never.
+    pub consecutive_5xx: Option<u32>,
+    /// 502, 503 and 504 answers in a row; 0 is never.
+    pub consecutive_gateway: Option<u32>,
+    /// Failures of the client's side in a row.
+    pub consecutive_local: Option<u32>,
+    /// Whether those are counted apart.
+    pub split_local: bool,
+    /// How often endpoints are looked at.
+    pub interval: Option<Duration>,
+    /// How long one is out at least.
+    pub base_ejection: Option<Duration>,
+    /// The share that may be out, in percent.
+    pub max_ejection_percent: Option<u32>,
+    /// The share that must be healthy, in percent.
+    pub min_health_percent: Option<u32>,
+}
+
+/// TLS that a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientTls {
+    /// None, not even to workloads of the mesh.
+    Off,
+    /// Mutual TLS with the workload's own certificate.
+    Mesh,
+}
+
+/// A limit on retries in relation to the requests under way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RetryBudget {
+    /// In percent.
+    pub percent: f64,
+    /// As many are always allowed.
+    pub min_concurrency: u32,
+}

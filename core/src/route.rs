@@ -1,0 +1,320 @@
+//! Routing rules as an operator of services writes them: what a request must look like, and what then happens to it.
+//!
+//! Hosts are full names here, durations are durations, and every regular expression compiles.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Host, HostPattern};
+use crate::object::ObjectRef;
+use crate::policy::ExportTo;
+use crate::service::Labels;
+
+/// Routes for some hosts: an Istio VirtualService, or what comes to the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RouteRules {
+    /// The object that says so.
+    pub origin: ObjectRef,
+    /// Its generation.
+    pub generation: i64,
+    /// When it was made, in milliseconds since the Unix epoch: the oldest wins.
+    pub created: i64,
+    /// The hosts, in the order written.
+    pub hosts: Vec<HostPattern>,
+    /// Which namespaces see it.
+    pub export_to: ExportTo,
+    /// Rules for HTTP; the first that matches is used.
+    pub http: Vec<HttpRule>,
+    /// Rules for TCP; the first that matches is used.
+    pub tcp: Vec<TcpRule>,
+}
+
+/// One HTTP rule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HttpRule {
+    /// Its name; may be empty.
+    pub name: String,
+    /// The path of the rule in its object, for findings: `spec.http[0]`.
+    pub field: String,
+    /// Any of these must match; `None` matches everything.
+    pub matches: Option<Vec<HttpMatch>>,
+    /// What happens then.
+    pub action: HttpAction,
+    /// Changes to headers.
+    pub headers: HeaderChanges,
+    /// Faults to inject.
+    pub fault: Option<Fault>,
+    /// Who may call from a browser.
+    pub cors: Option<Cors>,
+}
+
+/// How a text is compared. Regular expressions follow RE2 and match the whole text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TextMatch {
+    /// It only has to be there.
+    Present,
+    /// It is equal.
+    Exact(String),
+    /// It begins with this.
+    Prefix(String),
+    /// The whole of it matches.
+    Regex(String),
+}
+
+/// Conditions on a request; all must hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HttpMatch {
+    /// Its name; may be empty.
+    pub name: String,
+    /// The path without the query.
+    pub path: Option<TextMatch>,
+    /// Whether upper and lower case are the same in `path`, unless it is a regular expression.
+    pub ignore_path_case: bool,
+    /// The scheme.
+    pub scheme: Option<TextMatch>,
+    /// The method.
+    pub method: Option<TextMatch>,
+    /// The authority.
+    pub authority: Option<TextMatch>,
+    /// Headers that must match, by name in lower case.
+    pub headers: BTreeMap<String, TextMatch>,
+    /// Headers that must not match.
+    pub without_headers: BTreeMap<String, TextMatch>,
+    /// Query parameters.
+    pub query: BTreeMap<String, TextMatch>,
+    /// Which clients it is for, and on which port.
+    pub client: ClientMatch,
+}
+
+/// Conditions on the client and the port that it addresses: known before any traffic flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientMatch {
+    /// The port that is addressed.
+    pub port: Option<u16>,
+    /// Labels that the client's pod must carry.
+    pub labels: Labels,
+    /// The client's namespace.
+    pub namespace: Option<String>,
+}
+
+/// What happens to a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum HttpAction {
+    /// It is forwarded.
+    Forward(Box<Forward>),
+    /// It is answered with another address.
+    Redirect(Redirect),
+    /// It is answered as said here.
+    Answer(Answer),
+}
+
+/// Where and how a request is forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The destinations with their weights; never empty, and at least one weight is not 0.
+    pub destinations: Vec<WeightedDestination>,
+    /// Changes to path and authority.
+    pub rewrite: Option<Rewrite>,
+    /// How long the request may take with all retries. `None` is without limit.
+    pub timeout: Option<Duration>,
+    /// Retries as asked for; `None` is the mesh's safe default.
+    pub retry: Option<Retry>,
+    /// Where copies go.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// One destination among others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WeightedDestination {
+    /// Where to.
+    pub destination: Destination,
+    /// The share, in relation to the sum over all.
+    pub weight: u32,
+    /// Changes to headers for this destination only.
+    pub headers: HeaderChanges,
+}
+
+/// A service or subset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// The service.
+    pub host: Host,
+    /// The subset.
+    pub subset: Option<String>,
+    /// The service's port, if said.
+    pub port: Option<u16>,
+    /// The path of the destination in its object, for findings: `spec.http[0].route[0].destination`.
+    pub field: String,
+}
+
+/// A destination for copies of requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// Where to.
+    pub destination: Destination,
+    /// The share that is copied, in millionths.
+    pub share: u32,
+}
+
+/// Changes to the headers of requests and responses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderChanges {
+    /// On the way to the service.
+    pub request: HeaderChange,
+    /// On the way back.
+    pub response: HeaderChange,
+}
+
+/// Changes to headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeaderChange {
+    /// Headers that replace those of the same name.
+    pub set: BTreeMap<String, String>,
+    /// Headers that are added to those of the same name.
+    pub add: BTreeMap<String, String>,
+    /// Headers that are removed.
+    pub remove: Vec<String>,
+}
+
+/// Changes to path and authority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewrite {
+    /// The path.
+    pub path: Option<PathRewrite>,
+    /// The authority.
+    pub authority: Option<String>,
+}
+
+/// A change to the path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PathRewrite {
+    /// The matched prefix is replaced; the whole path where nothing was matched by prefix.
+    Prefix(String),
+    /// All that matches the expression is replaced; `\1` is its first group.
+    Regex(String, String),
+}
+
+/// An answer that names another address. What is `None` stays as in the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redirect {
+    /// The status: 301, 302, 303, 307 or 308.
+    pub status: u16,
+    /// The scheme.
+    pub scheme: Option<String>,
+    /// The authority.
+    pub authority: Option<String>,
+    /// The port.
+    pub port: Option<RedirectPort>,
+    /// The path.
+    pub path: Option<RedirectPath>,
+}
+
+/// The port of a redirect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RedirectPort {
+    /// This one.
+    Number(u16),
+    /// The scheme's own.
+    OfScheme,
+    /// The one that the request was sent to.
+    OfRequest,
+}
+
+/// The path of a redirect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RedirectPath {
+    /// The whole path is replaced.
+    Full(String),
+    /// The matched prefix is replaced.
+    Prefix(String),
+}
+
+/// A fixed answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The status, 200 to 599.
+    pub status: u16,
+    /// The body, at most 1 MiB.
+    pub body: Vec<u8>,
+}
+
+/// When and how often a request is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// How often at most, the first try not counted; 0 is never.
+    pub attempts: u32,
+    /// How long each try may take.
+    pub per_try_timeout: Option<Duration>,
+    /// Conditions by Envoy's names, in the order written.
+    pub on: Vec<String>,
+    /// Statuses that are worth another try.
+    pub statuses: Vec<u16>,
+    /// Whether other localities may be tried.
+    pub remote_localities: bool,
+    /// Whether endpoints that failed are avoided.
+    pub avoid_previous: bool,
+    /// The shortest interval between tries.
+    pub backoff: Option<Duration>,
+}
+
+/// Faults to inject. Shares are in millionths.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// A delay, and for which share.
+    pub delay: Option<(Duration, u32)>,
+    /// An answer instead of forwarding, and for which share.
+    pub abort: Option<(Abort, u32)>,
+}
+
+/// An injected error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Abort {
+    /// An HTTP status.
+    Http(u16),
+    /// A gRPC status.
+    Grpc(u32),
+}
+
+/// Which other web origins may call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cors {
+    /// The origins.
+    pub origins: Vec<TextMatch>,
+    /// The methods.
+    pub methods: Vec<String>,
+    /// The request headers.
+    pub headers: Vec<String>,
+    /// The response headers that they may read.
+    pub expose: Vec<String>,
+    /// How long an answer to a preflight request may be remembered.
+    pub max_age: Option<Duration>,
+    /// Whether credentials may come along.
+    pub credentials: Option<bool>,
+    /// Whether preflight requests of other origins reach the service.
+    pub forward_unmatched: bool,
+}
+
+/// One TCP rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpRule {
+    /// The path of the rule in its object.
+    pub field: String,
+    /// Any of these must match; `None` matches everything.
+    pub matches: Option<Vec<TcpMatch>>,
+    /// The destinations with their weights; never empty, and at least one weight is not 0.
+    pub destinations: Vec<(Destination, u32)>,
+}
+
+/// Conditions on a connection; all must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpMatch {
+    /// The address that is connected to lies in one of these; empty is any.
+    pub destinations: Vec<IpNet>,
+    /// The client's address lies in here.
+    pub source: Option<IpNet>,
+    /// Which clients it is for, and on which port.
+    pub client: ClientMatch,
+}
