@@ -1,7 +1,7 @@
 //! The CustomResourceDefinitions of the Istio kinds: names, versions, columns, and the schemas of their types.
 //!
-//! They are put together here rather than by kube's derive, because the three versions of a kind share one schema and the
-//! schema is made by [`crate::schema`].
+//! They are put together here rather than by kube's derive, because the three versions of a kind share one schema and
+//! the schema is made by [`crate::schema`].
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceConversion, CustomResourceDefinition, CustomResourceDefinitionNames,

@@ -1,14 +1,15 @@
 //! From Rust types to the structural schema that the API server wants.
 //!
 //! `schemars` writes general JSON Schema. A CustomResourceDefinition takes less: no references, no `null` type, no
-//! alternatives that carry types. [`structural`] bridges the two, and keeps two promises that kube's own conversion does
-//! not: a field is `nullable` only where its type says so (elsewhere the API server drops a `null`, as with Istio's own
-//! definitions), and nothing is defaulted.
+//! alternatives that carry types. [`structural`] bridges the two, and keeps two promises that kube's own conversion
+//! does not: a field is `nullable` only where its type says so (elsewhere the API server drops a `null`, as with
+//! Istio's own definitions), and nothing is defaulted.
 
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
+use crate::istio::duration::GO_DURATION;
 use crate::istio::virtual_service::StringMatch;
 
 /// The `oneOf` of a group of fields of which at most one may be given. It costs the API server nothing, unlike a CEL
@@ -20,9 +21,9 @@ pub fn at_most_one(fields: &[&str]) -> Value {
     Value::Array(alternatives)
 }
 
-/// A duration without a rule of its own, where Istio has none either: 0 has a meaning there.
+/// A duration without a lower bound, where Istio has none either: 0 has a meaning there.
 pub fn unchecked_duration(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string" })
+    json_schema!({ "type": "string", "pattern": GO_DURATION })
 }
 
 /// HTTP statuses from 100 to 599.
@@ -38,9 +39,12 @@ pub fn locality_shares(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// CEL rules with their messages. The API server multiplies the cost of a rule by the number of times that it may apply:
-/// about a million inside a list without a bound, so that such a rule can be no more than a few steps long.
-pub fn rules(rules: &[(&str, &str)]) -> Value {
+/// A CEL rule, and what the API server says when it does not hold.
+pub type Rule = (&'static str, &'static str);
+
+/// CEL rules with their messages. The API server multiplies the cost of a rule by the number of times that it may
+/// apply: about a million inside a list without a bound, so that such a rule can be no more than a few steps long.
+pub fn rules(rules: &[Rule]) -> Value {
     rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
 }
 
@@ -59,6 +63,7 @@ pub fn destination_host(_: &mut SchemaGenerator) -> Schema {
 pub fn export_to(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
+        "maxItems": 524288,
         "items": {
             "type": "string",
             "minLength": 1,
@@ -182,12 +187,12 @@ pub fn structural<T: JsonSchema>() -> Value {
 fn simplify(schema: &mut Value) {
     let Value::Object(object) = schema else { return };
     unwrap_optional(object);
-    unwrap_documented_enum(object);
-    drop_null(object);
-    drop_unknown_format(object);
     if let Some(Value::String(description)) = object.get_mut("description") {
         *description = one_line_per_paragraph(description);
     }
+    unwrap_documented_enum(object);
+    drop_null(object);
+    drop_unknown_format(object);
     for key in ["properties", "patternProperties"] {
         if let Some(Value::Object(properties)) = object.get_mut(key) {
             properties.values_mut().for_each(simplify);
@@ -225,8 +230,8 @@ fn unwrap_optional(object: &mut Map<String, Value>) {
     }
 }
 
-/// `oneOf: [{const, description}, …]`, which schemars makes of an enum with documented variants, becomes `enum`, and the
-/// documentation of the variants moves into the description, where `kubectl explain` shows it.
+/// `oneOf: [{const, description}, …]`, which schemars makes of an enum with documented variants, becomes `enum`, and
+/// the documentation of the variants moves into the description, where `kubectl explain` shows it.
 fn unwrap_documented_enum(object: &mut Map<String, Value>) {
     let Some(Value::Array(variants)) = object.get("oneOf") else { return };
     let mut names = Vec::new();
@@ -248,11 +253,9 @@ fn unwrap_documented_enum(object: &mut Map<String, Value>) {
     object.remove("oneOf");
     object.insert("type".into(), json!("string"));
     object.insert("enum".into(), Value::Array(names));
-    let intro = match object.get("description") {
-        Some(Value::String(text)) => one_line_per_paragraph(text),
-        _ => String::new(),
-    };
-    object.insert("description".into(), json!(format!("{intro}\n{}", lines.join("\n")).trim().to_owned()));
+    let intro = object.get("description").and_then(Value::as_str).unwrap_or_default();
+    let description = format!("{intro}\n{}", lines.join("\n")).trim().to_owned();
+    object.insert("description".into(), json!(description));
 }
 
 /// Takes `null` out of types and enums. A `nullable` that stays is one that the type asked for.
@@ -271,7 +274,7 @@ fn drop_null(object: &mut Map<String, Value>) {
 
 /// The API server knows few formats and warns about others (`uint32`), whose bounds are there in any case.
 fn drop_unknown_format(object: &mut Map<String, Value>) {
-    const KNOWN: [&str; 6] = ["int32", "int64", "double", "float", "date-time", "byte"];
+    const KNOWN: [&str; 7] = ["int32", "int64", "double", "float", "date-time", "byte", "duration"];
     if let Some(Value::String(format)) = object.get("format")
         && !KNOWN.contains(&format.as_str())
     {

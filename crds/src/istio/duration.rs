@@ -1,6 +1,7 @@
 //! Durations as Istio writes them: `5s`, `1h30m`, `250ms`.
 //!
-//! The text is kept as it was written, so that an object comes back unchanged; [`IstioDuration::parse`] gives its value.
+//! The text is kept as it was written, so that an object comes back unchanged; [`IstioDuration::parse`] gives its
+//! value.
 
 use std::time::Duration;
 
@@ -11,7 +12,11 @@ use thiserror::Error;
 /// The longest text that is looked at, in bytes. The longest sensible duration is a fraction of it.
 const MAX_LEN: usize = 128;
 
-/// A duration, as text: decimal numbers, each with a unit (`ns`, `us`, `ms`, `s`, `m`, `h`), for example `1h30m` or `1.5s`.
+/// What Go's `time.ParseDuration` takes, but for numbers that are only a point.
+pub(crate) const GO_DURATION: &str = "^[-+]?(0|([0-9]*\\.?[0-9]*(ns|us|\u{b5}s|\u{3bc}s|ms|s|m|h))+)$";
+
+/// A duration, as text: decimal numbers, each with a unit (`ns`, `us`, `ms`, `s`, `m`, `h`), for example `1h30m` or
+/// `1.5s`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct IstioDuration(pub String);
@@ -141,9 +146,13 @@ impl JsonSchema for IstioDuration {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            // `duration` fails on a text that is no duration, and the API server then refuses the object with this message.
+            // The format makes the API server hand CEL a duration instead of a text. That halves the cost of the rule, of
+            // which a DestinationRule has so many that they would fill the budget. It also lets forms like `5 days`
+            // through, which the pattern stops.
+            "format": "duration",
+            "pattern": GO_DURATION,
             "x-kubernetes-validations": [{
-                "rule": "duration(self) >= duration('1ms')",
+                "rule": "self >= duration('1ms')",
                 "message": "must be a duration of at least 1ms, for example 5s or 1h30m",
             }],
         })

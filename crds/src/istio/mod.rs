@@ -2,6 +2,7 @@
 
 pub mod destination_rule;
 pub mod duration;
+pub mod null;
 pub mod number;
 pub mod status;
 pub mod virtual_service;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::istio::duration::IstioDuration;
+use crate::istio::null::null_as_empty;
 
 /// Limits on connections and requests, and timeouts of connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +61,10 @@ pub struct TcpKeepalive {
 /// Settings for HTTP connections to a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("not" = {
+    "required": ["useClientProtocol", "h2UpgradePolicy"],
+    "properties": { "useClientProtocol": { "enum": [true] }, "h2UpgradePolicy": { "enum": ["UPGRADE"] } },
+}))]
 pub struct HttpSettings {
     /// How many requests may wait for a connection. When absent or 0, no limit.
     #[schemars(range(min = 0, max = 2147483647))]
@@ -160,6 +165,6 @@ pub struct OutlierDetection {
     pub min_health_percent: Option<i32>,
     /// Statuses that count as failures, besides those above.
     #[schemars(schema_with = "crate::schema::http_statuses")]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub outlier_detection_http_error_codes: Vec<u32>,
 }

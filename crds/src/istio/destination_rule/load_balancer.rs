@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::istio::duration::IstioDuration;
+use crate::istio::null::null_as_empty;
 use crate::istio::number::whole_as_integer;
 
 /// How requests or connections are spread over the endpoints: `simple` or `consistentHash`, and by locality.
@@ -58,6 +59,11 @@ pub enum SimpleLb {
     { "oneOf": crate::schema::at_most_one(&["httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName"]) },
     { "oneOf": crate::schema::at_most_one(&["ringHash", "maglev"]) },
 ]))]
+#[schemars(extend("not" = {
+    "required": ["minimumRingSize"],
+    "properties": { "minimumRingSize": { "minimum": 1 } },
+    "anyOf": [{ "required": ["ringHash"] }, { "required": ["maglev"] }],
+}))]
 pub struct ConsistentHashLb {
     /// The key is the value of this request header.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,7 +122,7 @@ pub struct HttpCookie {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<IstioDuration>,
     /// Further attributes of a generated cookie.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub attributes: Vec<HttpCookieAttribute>,
 }
 
@@ -153,16 +159,20 @@ pub struct WarmupConfiguration {
 /// `failoverPriority` may come together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("not" = {
+    "required": ["distribute", "failover"],
+    "properties": { "distribute": { "minItems": 1 }, "failover": { "minItems": 1 } },
+}))]
 pub struct LocalityLoadBalancerSetting {
     /// Share traffic out between localities by weight.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub distribute: Vec<LocalityDistribute>,
     /// Which region takes over when the endpoints in a region fail. Needs `outlierDetection`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub failover: Vec<LocalityFailover>,
     /// Labels, in order of importance: endpoints that share more of them with the client are preferred. Needs
     /// `outlierDetection`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub failover_priority: Vec<String>,
     /// Whether locality matters at all for this service.
     #[schemars(extend("nullable" = true))]
@@ -179,7 +189,7 @@ pub struct LocalityDistribute {
     pub from: Option<String>,
     /// Where it goes to, by locality, in percent. They add up to 100.
     #[schemars(schema_with = "crate::schema::locality_shares")]
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub to: BTreeMap<String, u32>,
 }
 
@@ -204,10 +214,10 @@ pub struct ZoneAwareLoadBalancerSetting {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
     /// Which region takes over when the endpoints in a region fail.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub failover: Vec<LocalityFailover>,
     /// Labels, in order of importance, that order endpoints within a region.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub failover_priority: Vec<String>,
     /// With fewer endpoints in the client's region, zones are ignored. When absent, 6.
     #[schemars(range(min = 1, max = 4294967295u32))]

@@ -3,15 +3,16 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, rules};
+use super::{ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection};
 use crate::istio::duration::IstioDuration;
+use crate::istio::null::null_as_empty;
 use crate::istio::number::whole_as_integer;
 use crate::istio::virtual_service::PortSelector;
 
 /// What holds for traffic to a service or subset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("minProperties" = 1))]
+#[schemars(extend("minProperties" = 1, "not" = { "required": ["tunnel", "proxyProtocol"] }))]
 pub struct TrafficPolicy {
     /// How requests or connections are spread over the endpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,7 +28,7 @@ pub struct TrafficPolicy {
     pub tls: Option<ClientTlsSettings>,
     /// Settings for single ports of the service. A port listed here takes nothing from the settings above.
     #[schemars(length(max = 4096))]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub port_level_settings: Vec<PortTrafficPolicy>,
     /// Tunnel TCP connections through an HTTP proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,11 +44,7 @@ pub struct TrafficPolicy {
 /// What holds for traffic to one port of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend(
-    "required" = ["port"],
-    "minProperties" = 2,
-    "x-kubernetes-validations" = rules::of_port(),
-))]
+#[schemars(extend("required" = ["port"], "minProperties" = 2))]
 pub struct PortTrafficPolicy {
     /// The port of the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,6 +121,11 @@ pub struct RetryBudget {
 /// TLS that a client speaks to the service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("anyOf" = [
+    { "not": { "required": ["mode"], "properties": { "mode": { "enum": ["MUTUAL"] } } } },
+    { "required": ["credentialName"] },
+    { "required": ["clientCertificate", "privateKey"] },
+]))]
 pub struct ClientTlsSettings {
     /// Whether and how TLS is spoken. When absent, `DISABLE`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,7 +143,7 @@ pub struct ClientTlsSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_name: Option<String>,
     /// Names that the server's certificate may carry; any one is enough.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub subject_alt_names: Vec<String>,
     /// The server name to ask for (SNI).
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,20 +1,22 @@
 //! CEL rules about traffic policies.
 //!
-//! They stand on what *holds* a policy (the spec, a subset, a port) and not on the policy's own parts, where they would be
+//! They stand on what *holds* a policy (the spec, a subset) and not on the policy's own parts, where they would be
 //! easier to read: the API server multiplies the cost of a rule by how many objects of its kind fit into a request, and
-//! of the parts, whose smallest form is `{}`, four times as many fit as of their holders, which have a required field.
+//! of the parts, whose smallest form is `{}`, four times as many fit as of subsets, which have a required field. What
+//! is too dear for the subsets, and all that concerns single ports, is in the schema only, which refuses with a message
+//! that names the field but not the reason; and what no schema can say is a finding in the object's status.
 
 use serde_json::{Value, json};
 
-/// A rule on a policy: the part that it is about, the expression with `P` for the path to the policy, and the message.
+/// A rule on a policy: the part that it is about, the expression with `P.` for the path to the policy, and the message.
 struct Rule {
     part: &'static str,
     expression: &'static str,
     message: &'static str,
 }
 
-/// The rules on a policy wherever it stands.
-const ANY: [Rule; 5] = [
+/// Rules that are affordable on every subset.
+const EVERYWHERE: [Rule; 4] = [
     Rule {
         part: "tls",
         expression: "!has(P.tls) || !has(P.tls.mode) || P.tls.mode != 'MUTUAL' || has(P.tls.credentialName) \
@@ -38,6 +40,15 @@ const ANY: [Rule; 5] = [
         message: "consecutiveLocalOriginFailures needs splitExternalLocalOriginErrors: true",
     },
     Rule {
+        part: "tunnel",
+        expression: "!has(P.tunnel) || !has(P.proxyProtocol)",
+        message: "tunnel and proxyProtocol exclude each other",
+    },
+];
+
+/// Rules on the policy of the whole service, of which there is one, so that cost does not matter.
+const WHOLE_SERVICE: [Rule; 3] = [
+    Rule {
         part: "loadBalancer",
         expression: "!has(P.loadBalancer) || !has(P.loadBalancer.localityLbSetting) \
                      || !has(P.loadBalancer.localityLbSetting.distribute) \
@@ -54,36 +65,30 @@ const ANY: [Rule; 5] = [
                      || !(has(P.loadBalancer.consistentHash.ringHash) || has(P.loadBalancer.consistentHash.maglev))",
         message: "consistentHash.minimumRingSize (deprecated) and ringHash or maglev exclude each other",
     },
+    Rule {
+        part: "portLevelSettings",
+        expression: "!has(P.portLevelSettings) || P.portLevelSettings.all(port, !has(port.tls) || !has(port.tls.mode) \
+                     || port.tls.mode != 'MUTUAL' || has(port.tls.credentialName) \
+                     || (has(port.tls.clientCertificate) && has(port.tls.privateKey)))",
+        message: "tls.mode MUTUAL needs clientCertificate and privateKey, or credentialName",
+    },
 ];
 
-/// The rules on a policy that is not for a single port.
-const WHOLE: [Rule; 1] = [Rule {
-    part: "tunnel",
-    expression: "!has(P.tunnel) || !has(P.proxyProtocol)",
-    message: "tunnel and proxyProtocol exclude each other",
-}];
-
-/// The rules on what has a field `trafficPolicy`.
-pub(super) fn of_policy_holder() -> Value {
-    let rule = |rule: &Rule| {
-        let expression = rule.expression.replace("P.", "self.trafficPolicy.");
-        json!({
-            "rule": format!("!has(self.trafficPolicy) || {expression}"),
-            "message": rule.message,
-            "fieldPath": format!(".trafficPolicy.{}", rule.part),
-        })
-    };
-    ANY.iter().chain(&WHOLE).map(rule).collect()
+/// The rules on a subset.
+pub(super) fn of_subset() -> Value {
+    EVERYWHERE.iter().map(written).collect()
 }
 
-/// The rules on the policy of a port, whose parts stand in it directly.
-pub(super) fn of_port() -> Value {
-    let rule = |rule: &Rule| {
-        json!({
-            "rule": rule.expression.replace("P.", "self."),
-            "message": rule.message,
-            "fieldPath": format!(".{}", rule.part),
-        })
-    };
-    ANY.iter().map(rule).collect()
+/// The rules on the spec.
+pub(super) fn of_spec() -> Value {
+    EVERYWHERE.iter().chain(&WHOLE_SERVICE).map(written).collect()
+}
+
+fn written(rule: &Rule) -> Value {
+    let expression = rule.expression.replace("P.", "self.trafficPolicy.");
+    json!({
+        "rule": format!("!has(self.trafficPolicy) || {expression}"),
+        "message": rule.message,
+        "fieldPath": format!(".trafficPolicy.{}", rule.part),
+    })
 }

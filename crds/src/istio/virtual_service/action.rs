@@ -4,17 +4,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Percent, StringMatch};
+use super::{Percent, StringMatch, rules};
 use crate::istio::duration::IstioDuration;
+use crate::istio::null::null_as_empty;
 
 /// An answer that sends the client to another address. Parts that are not given stay as in the request.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["port", "derivePort"])))]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("has(self.port) || has(self.derivePort) || (has(self.uri) && self.uri != '') || (has(self.authority) && self.authority != '') || (has(self.scheme) && self.scheme != '') || (has(self.prefixRewrite) && self.prefixRewrite != '')", "a redirect must change something: uri, prefixRewrite, authority, port or scheme"),
-    ("!has(self.redirectCode) || self.redirectCode == 0 || (self.redirectCode >= 300 && self.redirectCode <= 399)", "redirectCode must be from 300 to 399"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::REDIRECT)))]
 pub struct HttpRedirect {
     /// The new path; replaces the whole path, whatever the match was. Not together with `prefixRewrite`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,10 +78,7 @@ pub struct HttpBody {
 /// Changes to path and authority before a request is forwarded.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("has(self.uriRegexRewrite) || (has(self.uri) && self.uri != '') || (has(self.authority) && self.authority != '')", "a rewrite must change something: uri, uriRegexRewrite or authority"),
-    ("!has(self.uriRegexRewrite) || !has(self.uri) || self.uri == ''", "uri and uriRegexRewrite exclude each other"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::REWRITE)))]
 pub struct HttpRewrite {
     /// The new path. If the rule matched by `prefix`, only that prefix is replaced.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,9 +110,7 @@ pub struct RegexRewrite {
 /// When and how often a failed request is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("(has(self.attempts) && self.attempts > 0) || !(has(self.perTryTimeout) || (has(self.retryOn) && self.retryOn != '') || has(self.retryRemoteLocalities))", "attempts is absent or 0, which turns retries off; set attempts, or remove the other retry settings"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::RETRY)))]
 pub struct HttpRetry {
     /// How often at most a request is tried again; 0 is never. The intervals between tries grow from `backoff`.
     #[schemars(range(min = 0, max = 2147483647))]
@@ -149,20 +142,20 @@ pub struct HttpRetry {
 #[serde(rename_all = "camelCase")]
 pub struct CorsPolicy {
     /// Deprecated: use `allowOrigins`. Origins that may call, compared exactly; `*` is any.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub allow_origin: Vec<String>,
     /// Origins that may call; any match is enough.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(schema_with = "crate::schema::origins")]
     pub allow_origins: Vec<StringMatch>,
     /// Methods that they may use (`Access-Control-Allow-Methods`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub allow_methods: Vec<String>,
     /// Request headers that they may send (`Access-Control-Allow-Headers`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub allow_headers: Vec<String>,
     /// Response headers that they may read (`Access-Control-Expose-Headers`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub expose_headers: Vec<String>,
     /// How long a browser may remember the answer to its preflight request (`Access-Control-Max-Age`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,9 +184,7 @@ pub enum UnmatchedPreflights {
 /// Faults to inject into a share of the requests, to test how callers cope. Delay and abort are drawn independently.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("has(self.delay) || has(self.abort)", "a fault needs delay or abort"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::FAULT)))]
 pub struct HttpFaultInjection {
     /// Hold requests back before they are forwarded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -207,9 +198,7 @@ pub struct HttpFaultInjection {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["fixedDelay", "exponentialDelay"])))]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("!has(self.exponentialDelay)", "exponentialDelay is not supported, by Istio neither; use fixedDelay"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::FAULT_DELAY)))]
 pub struct FaultDelay {
     /// Deprecated: use `percentage`. The share of requests that are delayed, as a whole percentage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -229,9 +218,7 @@ pub struct FaultDelay {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("oneOf" = crate::schema::at_most_one(&["httpStatus", "grpcStatus", "http2Error"])))]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("!has(self.http2Error)", "http2Error is not supported, by Istio neither; use httpStatus or grpcStatus"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::FAULT_ABORT)))]
 pub struct FaultAbort {
     /// The HTTP status to answer with.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,35 +7,26 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CorsPolicy, Delegate, Destination, HttpDirectResponse, HttpFaultInjection, HttpRedirect, HttpRetry, HttpRewrite,
-    Percent,
+    Percent, rules,
 };
 use crate::istio::duration::IstioDuration;
+use crate::istio::null::null_as_empty;
 
 /// One HTTP rule: which requests it takes, what happens to them, and where they go. Exactly one of `route`, `redirect`,
 /// `directResponse` or `delegate` says where.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("(has(self.route) && self.route.size() > 0) || has(self.redirect) || has(self.directResponse) || has(self.delegate)", "a rule needs one of route, redirect, directResponse or delegate"),
-    ("!(has(self.route) && self.route.size() > 0) || !has(self.redirect)", "route and redirect exclude each other"),
-    ("!(has(self.route) && self.route.size() > 0) || !has(self.directResponse)", "route and directResponse exclude each other"),
-    ("!(has(self.route) && self.route.size() > 0) || !has(self.delegate)", "route and delegate exclude each other"),
-    ("!has(self.redirect) || !has(self.directResponse)", "redirect and directResponse exclude each other"),
-    ("!has(self.redirect) || !has(self.delegate)", "redirect and delegate exclude each other"),
-    ("!has(self.fault) || has(self.delegate) || !(has(self.redirect) || has(self.directResponse))", "fault is for requests that are forwarded; it cannot stand beside redirect or directResponse"),
-    ("!has(self.rewrite) || has(self.delegate) || !(has(self.redirect) || has(self.directResponse))", "rewrite is for requests that are forwarded; it cannot stand beside redirect or directResponse"),
-    ("!has(self.mirror) || has(self.delegate) || !(has(self.mirrors) && self.mirrors.size() > 0)", "mirror and mirrors exclude each other; put all destinations into mirrors"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::HTTP_ROUTE)))]
 pub struct HttpRoute {
     /// A name for this route, seen in logs and status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The requests that this rule takes: any one entry is enough, and inside an entry everything must hold. When empty,
-    /// every request.
-    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
+    /// The requests that this rule takes: any one entry is enough, and inside an entry everything must hold. When
+    /// empty, every request.
+    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub matches: Vec<HttpMatchRequest>,
     /// The destinations of the requests, shared out by weight.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub route: Vec<HttpRouteDestination>,
     /// Answer with a redirect to another address instead of forwarding.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,7 +54,7 @@ pub struct HttpRoute {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Destination>,
     /// Send copies of requests to these destinations too; their answers are thrown away.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub mirrors: Vec<HttpMirrorPolicy>,
     /// Deprecated: use `mirrorPercentage`. The share of requests that `mirror` copies, as a whole percentage.
     #[schemars(range(min = 0, max = 100))]
@@ -107,26 +98,26 @@ pub struct HttpMatchRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authority: Option<StringMatch>,
     /// Header values, by header name in lower case. An empty match (`{}`) asks only that the header is there.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub headers: BTreeMap<String, StringMatch>,
     /// The port that the client addressed.
     #[schemars(range(min = 0, max = 65535))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u32>,
     /// Only for clients whose pods carry these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub source_labels: BTreeMap<String, String>,
     /// Only on these gateways (or `mesh`); overrides the `gateways` of the whole object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub gateways: Vec<String>,
     /// Values of query parameters, by name. `?key` without a value is `exact: ""`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub query_params: BTreeMap<String, StringMatch>,
     /// Compare `exact` and `prefix` paths without regard to case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ignore_uri_case: Option<bool>,
     /// As `headers`, but none of these may match. An empty match (`{}`) asks that the header is absent.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub without_headers: BTreeMap<String, StringMatch>,
     /// Only for clients in this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -169,8 +160,8 @@ pub enum StringMatchKind<'a> {
 }
 
 impl StringMatch {
-    /// The one kind of comparison that is asked for, or `None` when there is more than one (which the schema refuses, but
-    /// a folder of YAML may contain).
+    /// The one kind of comparison that is asked for, or `None` when there is more than one (which the schema refuses,
+    /// but a folder of YAML may contain).
     pub fn kind(&self) -> Option<StringMatchKind<'_>> {
         match (&self.exact, &self.prefix, &self.regex) {
             (None, None, None) => Some(StringMatchKind::Present),
@@ -226,12 +217,12 @@ pub struct Headers {
 #[serde(rename_all = "camelCase")]
 pub struct HeaderOperations {
     /// Headers to set, by name; an existing value is replaced.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub set: BTreeMap<String, String>,
     /// Headers to add, by name; existing values stay.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub add: BTreeMap<String, String>,
     /// Names of headers to remove.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub remove: Vec<String>,
 }

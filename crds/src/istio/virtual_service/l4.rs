@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Destination;
+use crate::istio::null::null_as_empty;
 
 /// One rule for TLS connections that are passed on without decryption.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -17,7 +18,7 @@ pub struct TlsRoute {
     #[schemars(length(min = 1))]
     pub matches: Vec<TlsMatchAttributes>,
     /// The destinations of the connections, shared out by weight.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(length(min = 1))]
     pub route: Vec<RouteDestination>,
 }
@@ -29,10 +30,10 @@ pub struct TlsRoute {
 pub struct TcpRoute {
     /// The connections that this rule takes: any one entry is enough, and inside an entry everything must hold. When
     /// empty, every connection.
-    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(rename = "match", default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub matches: Vec<L4MatchAttributes>,
     /// The destinations of the connections, shared out by weight.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(length(min = 1))]
     pub route: Vec<RouteDestination>,
 }
@@ -42,7 +43,7 @@ pub struct TcpRoute {
 #[serde(rename_all = "camelCase")]
 pub struct L4MatchAttributes {
     /// The address that the client connected to lies in one of these (`a.b.c.d` or `a.b.c.d/len`, IPv6 too).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub destination_subnets: Vec<String>,
     /// The port that the client addressed.
     #[schemars(range(min = 0, max = 65535))]
@@ -52,10 +53,10 @@ pub struct L4MatchAttributes {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_subnet: Option<String>,
     /// Only for clients whose pods carry these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub source_labels: BTreeMap<String, String>,
     /// Only on these gateways (or `mesh`); overrides the `gateways` of the whole object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub gateways: Vec<String>,
     /// Only for clients in this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,22 +67,22 @@ pub struct L4MatchAttributes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsMatchAttributes {
-    /// Server names (SNI) that the client asks for; a leading `*.` matches any prefix. Each must lie within the object's
-    /// `hosts`.
+    /// Server names (SNI) that the client asks for; a leading `*.` matches any prefix. Each must lie within the
+    /// object's `hosts`.
     #[schemars(length(min = 1), inner(length(min = 1, max = 255)))]
     pub sni_hosts: Vec<String>,
     /// The address that the client connected to lies in one of these (`a.b.c.d` or `a.b.c.d/len`, IPv6 too).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub destination_subnets: Vec<String>,
     /// The port that the client addressed.
     #[schemars(range(min = 0, max = 65535))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u32>,
     /// Only for clients whose pods carry these labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", deserialize_with = "null_as_empty")]
     pub source_labels: BTreeMap<String, String>,
     /// Only on these gateways (or `mesh`); overrides the `gateways` of the whole object.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub gateways: Vec<String>,
     /// Only for clients in this namespace.
     #[serde(skip_serializing_if = "Option::is_none")]

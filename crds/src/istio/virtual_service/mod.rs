@@ -2,12 +2,13 @@
 //!
 //! The types mirror what Istio 1.31 serves in `networking.istio.io`, field for field, so that manifests written for it
 //! apply unchanged. They are plain data: what a field *does* is decided in `convert`, which takes these structs apart
-//! exhaustively. Every field is optional or a collection unless Istio requires it, and an absent field stays absent when
-//! the object is written back. Empty lists and maps mean the same as absent ones, here as in Istio.
+//! exhaustively. Every field is optional or a collection unless Istio requires it, and an absent field stays absent
+//! when the object is written back. Empty lists and maps mean the same as absent ones, here as in Istio.
 
 mod action;
 mod http;
 mod l4;
+mod rules;
 
 pub use action::{
     CorsPolicy, FaultAbort, FaultDelay, HttpBody, HttpDirectResponse, HttpFaultInjection, HttpRedirect, HttpRetry,
@@ -23,6 +24,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::null::null_as_empty;
 use super::number::whole_as_integer;
 use super::status::IstioStatus;
 
@@ -43,38 +45,34 @@ use super::status::IstioStatus;
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
-    ("(has(self.http) && self.http.size() > 0) || (has(self.tls) && self.tls.size() > 0) || (has(self.tcp) && self.tcp.size() > 0)", "at least one of http, tls or tcp must have a rule"),
-    ("(has(self.hosts) && self.hosts.size() > 0) || !(has(self.gateways) && self.gateways.size() > 0)", "without hosts this is a VirtualService for others to delegate to, which must not name gateways"),
-    ("(has(self.hosts) && self.hosts.size() > 0) || !((has(self.tls) && self.tls.size() > 0) || (has(self.tcp) && self.tcp.size() > 0))", "without hosts this is a VirtualService for others to delegate to, which may have http rules only"),
-    ("!has(self.hosts) || !self.hosts.exists(host, host == '*') || (has(self.gateways) && self.gateways.size() > 0 && !self.gateways.exists(gateway, gateway == 'mesh'))", "the host * is for gateways only; name the services, or the gateways"),
-])))]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::SPEC)))]
 pub struct VirtualServiceSpec {
     /// The hosts whose traffic these rules route: service names, DNS names (a leading `*.` matches any prefix), or IP
     /// addresses. A name without dots is a service in this object's own namespace; full names
     /// (`reviews.default.svc.cluster.local`) leave no doubt. Empty only for a VirtualService that others delegate to.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(length(max = 524288), inner(length(min = 1, max = 255)))]
     pub hosts: Vec<String>,
     /// Where the rules apply: names of Gateways (`name` or `namespace/name`), and the reserved word `mesh` for all
     /// sidecars. When empty, `mesh`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(length(max = 786432))]
     pub gateways: Vec<String>,
     /// Routes for HTTP traffic (HTTP/1.1, HTTP/2, gRPC), tried in order; the first that matches is used. They apply to
-    /// service ports whose protocol is HTTP, by `appProtocol`, by port name (`http-*`, `http2-*`, `grpc-*`), or detected.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// service ports whose protocol is HTTP, by `appProtocol`, by port name (`http-*`, `http2-*`, `grpc-*`), or
+    /// detected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(length(max = 131072))]
     pub http: Vec<HttpRoute>,
-    /// Routes for TLS traffic that is not decrypted on the way, chosen by the server name (SNI) that the client asks for.
-    /// Tried in order; the first that matches is used.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Routes for TLS traffic that is not decrypted on the way, chosen by the server name (SNI) that the client asks
+    /// for. Tried in order; the first that matches is used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub tls: Vec<TlsRoute>,
     /// Routes for all other TCP traffic, tried in order; the first that matches is used.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub tcp: Vec<TcpRoute>,
     /// The namespaces whose workloads see this object: names, `.` for its own namespace, `*` for all. When empty, all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     #[schemars(schema_with = "crate::schema::export_to")]
     pub export_to: Vec<String>,
 }
