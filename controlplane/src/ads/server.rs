@@ -1,0 +1,216 @@
+//! The aggregated discovery service over gRPC: one task a stream, which moves messages between the socket and its
+//! [`Session`].
+//!
+//! Bounds: a request is at most 8 MiB, four responses wait for the socket, and there are at most four more under way (one a
+//! kind). A stream ends when the certificate that it was opened with does, so that nobody stays connected on an old proof.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use futures::{Stream, StreamExt};
+use leno_xds::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use leno_xds::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::session::{Outcome, Session};
+use super::{Configs, Kind, PodIdentity, Target};
+use crate::metrics::{Metrics, TypeLabel};
+use crate::tls::Peer;
+
+/// Most bytes of a request: a reconnecting proxy names all that it has, about 100 bytes a resource.
+pub const MAX_REQUEST: usize = 8 * 1024 * 1024;
+/// How long a proxy may be connected before its pod must have been seen. The control plane learns of pods later than the
+/// pods' proxies start only when its watch is behind.
+pub const UNKNOWN_POD: Duration = Duration::from_secs(10);
+const QUEUE: usize = 4;
+
+type Reply = Result<DeltaDiscoveryResponse, Status>;
+
+/// The service.
+pub struct Ads<C> {
+    configs: Arc<C>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+    streams: AtomicU64,
+}
+
+impl<C: Configs> Ads<C> {
+    /// A service that serves what `configs` has, until `shutdown`.
+    pub fn new(configs: Arc<C>, metrics: Metrics, shutdown: CancellationToken) -> Self {
+        Ads { configs, metrics, shutdown, streams: AtomicU64::new(0) }
+    }
+
+    /// The service for a gRPC server, with its limits.
+    pub fn into_server(self) -> AggregatedDiscoveryServiceServer<Self> {
+        AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    }
+}
+
+#[tonic::async_trait]
+impl<C: Configs> AggregatedDiscoveryService for Ads<C> {
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<Reply>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("this control plane speaks the delta variant only: set api_type to DELTA_GRPC"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let connection = Peer::of(&request)?;
+        let certificate = connection.certificate()?;
+        let peer = certificate.pod()?;
+        let life = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let (replies, outgoing) = mpsc::channel(QUEUE);
+        let stream = ProxyStream {
+            number: self.streams.fetch_add(1, Ordering::Relaxed),
+            target: self.configs.follow(&peer),
+            peer,
+            configs: self.configs.clone(),
+            metrics: self.metrics.clone(),
+            replies,
+        };
+        let expires = Instant::now() + life;
+        tokio::spawn(stream.run(request.into_inner(), expires, self.shutdown.clone()));
+        Ok(Response::new(ReceiverStream::new(outgoing)))
+    }
+}
+
+struct ProxyStream<C: Configs> {
+    number: u64,
+    peer: PodIdentity,
+    target: watch::Receiver<Target>,
+    configs: Arc<C>,
+    metrics: Metrics,
+    replies: mpsc::Sender<Reply>,
+}
+
+impl<C: Configs> ProxyStream<C> {
+    async fn run(
+        mut self,
+        requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin + Send,
+        expires: Instant,
+        shutdown: CancellationToken,
+    ) {
+        tracing::info!(proxy = %self.peer.pod, stream = self.number, "proxy connected");
+        self.metrics.streams.inc();
+        let end = self.serve(requests, expires, shutdown).await;
+        self.metrics.streams.dec();
+        self.configs.gone(self.number);
+        match end {
+            Ok(()) => tracing::info!(proxy = %self.peer.pod, stream = self.number, "proxy disconnected"),
+            Err(status) => {
+                tracing::info!(proxy = %self.peer.pod, stream = self.number, reason = status.message(), "stream ended");
+                self.replies.send(Err(status)).await.ok();
+            }
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        mut requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin + Send,
+        expires: Instant,
+        shutdown: CancellationToken,
+    ) -> Result<(), Status> {
+        let mut session = Session::new(Instant::now());
+        let must_be_known = Instant::now() + UNKNOWN_POD;
+        let mut known = false;
+        self.target.mark_changed();
+        loop {
+            let deadline = session.deadline(Instant::now());
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    return Err(Status::unavailable("this control plane replica is leaving: connect to another"));
+                }
+                changed = self.target.changed() => {
+                    if changed.is_err() {
+                        return Err(Status::unavailable("configuration is no longer served here: connect again"));
+                    }
+                    if let Target::Ready(configuration) = &*self.target.borrow_and_update() {
+                        known = true;
+                        session.set_target(configuration.clone(), Instant::now());
+                    }
+                }
+                request = requests.next() => match request {
+                    Some(Ok(request)) => self.request(&mut session, &request).await?,
+                    Some(Err(_)) | None => return Ok(()),
+                },
+                () = sleep_until(must_be_known), if !known => return Err(self.unknown()),
+                () = sleep_until(expires) => {
+                    return Err(Status::unauthenticated("the client certificate has ended: connect with a new one"));
+                }
+                () = sleep_until(deadline.unwrap_or(expires)), if deadline.is_some() => {}
+            }
+            while let Some(response) = session.next(Instant::now()) {
+                if let Some(kind) = Kind::of(&response.type_url) {
+                    self.metrics.pushes.get_or_create(&TypeLabel::new(kind)).inc();
+                    self.metrics.pushed_resources.get_or_create(&TypeLabel::new(kind)).inc_by(response.resources.len() as u64);
+                }
+                tracing::debug!(
+                    proxy = %self.peer.pod, kind = response.type_url, resources = response.resources.len(),
+                    removed = response.removed_resources.len(), nonce = response.nonce, "push"
+                );
+                if self.replies.send(Ok(response)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if known {
+                self.configs.progress(self.number, &self.peer, session.progress(Instant::now()));
+            }
+        }
+    }
+
+    async fn request(&self, session: &mut Session, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
+        let Some(kind) = Kind::of(&request.type_url) else {
+            // An answer without resources lets a client go on that waits for one.
+            if request.response_nonce.is_empty() {
+                tracing::warn!(proxy = %self.peer.pod, type_url = request.type_url, "a type that is not served");
+                let empty = DeltaDiscoveryResponse {
+                    type_url: request.type_url.clone(),
+                    removed_resources: request.resource_names_subscribe.clone(),
+                    nonce: "none".to_owned(),
+                    ..DeltaDiscoveryResponse::default()
+                };
+                self.replies.send(Ok(empty)).await.map_err(|_| Status::cancelled("the proxy is gone"))?;
+            }
+            return Ok(());
+        };
+        match session.request(kind, request, Instant::now()) {
+            Outcome::Subscribed => {}
+            Outcome::Acknowledged(kind) => {
+                self.metrics.acknowledged.get_or_create(&TypeLabel::new(kind)).inc();
+            }
+            Outcome::Refused(kind, message) => {
+                self.metrics.refused.get_or_create(&TypeLabel::new(kind)).inc();
+                tracing::warn!(proxy = %self.peer.pod, kind = kind.as_str(), %message, "the proxy refused a response");
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self) -> Status {
+        let pod = &self.peer.pod;
+        match &*self.target.borrow() {
+            Target::Foreign => Status::permission_denied(format!(
+                "the certificate is of pod {pod} with uid {}, which is not the pod of that name now",
+                self.peer.uid
+            )),
+            _ => Status::unavailable(format!("pod {pod} is not known to this control plane yet: try again")),
+        }
+    }
+}

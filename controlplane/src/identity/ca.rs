@@ -1,0 +1,187 @@
+//! The authority that signs certificates of the mesh, and the roots that the mesh trusts.
+//!
+//! Both are files that the operator makes (a mounted Secret). They are read again when they change, so that a rotation needs no
+//! restart: while it goes on, `roots.pem` holds the old root and the new one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use leno_runtime::certs::{Authority, CertError, certificates_from_pem};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the files are looked at. A Secret takes up to a minute to reach a pod anyway.
+pub const POLL: Duration = Duration::from_secs(5);
+/// Lifetime of an authority that this process makes for itself (`--config-dir`).
+const OWN_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// A file cannot be read.
+    #[error("{path} cannot be read: {source}; the operator writes it to the Secret leno-ca")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// What is in the files is not usable.
+    #[error("the authority in {dir} is unusable: {source}")]
+    Content {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: CertError,
+    },
+}
+
+/// The authority and the roots at one moment.
+pub struct Material {
+    /// Signs.
+    pub authority: Authority,
+    /// What follows the leaf in a chain: empty when the authority is itself a root.
+    pub intermediates: Vec<CertificateDer<'static>>,
+    /// All roots that the mesh trusts.
+    pub roots: Vec<CertificateDer<'static>>,
+    /// The files as they were read, to see changes.
+    files: [Vec<u8>; 3],
+}
+
+impl Material {
+    fn from_pem(certificate: Vec<u8>, key: Vec<u8>, roots: Vec<u8>) -> Result<Self, CertError> {
+        let authority = Authority::from_pem(&certificate, &key)?;
+        let trusted = certificates_from_pem(&roots)?;
+        let mut intermediates = certificates_from_pem(&certificate)?;
+        intermediates.retain(|certificate| !trusted.contains(certificate));
+        Ok(Material { authority, intermediates, roots: trusted, files: [certificate, key, roots] })
+    }
+}
+
+/// The authority, kept up to date. Cheap to clone.
+#[derive(Clone)]
+pub struct Ca {
+    current: Arc<ArcSwap<Material>>,
+    changes: watch::Receiver<u64>,
+    announce: Arc<watch::Sender<u64>>,
+    dir: Option<Arc<Path>>,
+}
+
+impl Ca {
+    /// Reads `tls.crt`, `tls.key` and `roots.pem` in a folder.
+    ///
+    /// # Errors
+    ///
+    /// [`CaError`].
+    pub fn from_dir(dir: &Path) -> Result<Self, CaError> {
+        Ok(Self::new(read(dir)?, Some(dir)))
+    }
+
+    /// Makes an authority that only this process knows. Returns its root as PEM too.
+    ///
+    /// # Errors
+    ///
+    /// [`CertError`].
+    pub fn in_memory(trust_domain: &str) -> Result<(Self, String), CertError> {
+        let (certificate, key) = Authority::create(trust_domain, OWN_LIFETIME, SystemTime::now())?;
+        let bytes = certificate.clone().into_bytes();
+        let material = Material::from_pem(bytes.clone(), key.into_bytes(), bytes)?;
+        Ok((Self::new(material, None), certificate))
+    }
+
+    fn new(material: Material, dir: Option<&Path>) -> Self {
+        let (announce, changes) = watch::channel(0);
+        Ca { current: Arc::new(ArcSwap::from_pointee(material)), changes, announce: Arc::new(announce), dir: dir.map(Arc::from) }
+    }
+
+    /// The authority and the roots now.
+    pub fn current(&self) -> Arc<Material> {
+        self.current.load_full()
+    }
+
+    /// Tells of changes.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Reads the files again when they change, until `shutdown`. What cannot be used is logged, and the last good stays.
+    pub async fn follow_files(self, shutdown: CancellationToken) {
+        let Some(dir) = self.dir.clone() else { return };
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(POLL) => {}
+            }
+            match read(&dir) {
+                Ok(material) if material.files == self.current.load().files => {}
+                Ok(material) => {
+                    tracing::info!(dir = %dir.display(), roots = material.roots.len(), "the authority has changed");
+                    self.current.store(Arc::new(material));
+                    self.announce.send_modify(|version| *version += 1);
+                }
+                Err(error) => tracing::warn!(%error, "keeping the authority that was read before"),
+            }
+        }
+    }
+}
+
+fn read(dir: &Path) -> Result<Material, CaError> {
+    let file = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read(&path).map_err(|source| CaError::Read { path, source })
+    };
+    Material::from_pem(file("tls.crt")?, file("tls.key")?, file("roots.pem")?)
+        .map_err(|source| CaError::Content { dir: dir.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(dir: &Path) -> String {
+        let (certificate, key) = Authority::create("cluster.local", Duration::from_secs(60), SystemTime::now()).unwrap();
+        std::fs::write(dir.join("tls.key"), key).unwrap();
+        std::fs::write(dir.join("roots.pem"), &certificate).unwrap();
+        std::fs::write(dir.join("tls.crt"), &certificate).unwrap();
+        certificate
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ca_when_its_files_change_then_the_new_authority_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        let ca = Ca::from_dir(dir.path()).unwrap();
+        let mut changes = ca.subscribe();
+        let before = ca.current().authority.certificate().clone();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(ca.clone().follow_files(shutdown.clone()));
+        write(dir.path());
+        tokio::time::timeout(Duration::from_secs(60), changes.changed()).await.unwrap().unwrap();
+        assert_ne!(*ca.current().authority.certificate(), before);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ca_when_a_file_turns_bad_then_the_last_good_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path());
+        let ca = Ca::from_dir(dir.path()).unwrap();
+        let before = ca.current().authority.certificate().clone();
+        let task = tokio::spawn(ca.clone().follow_files(CancellationToken::new()));
+        std::fs::write(dir.path().join("tls.crt"), "no certificate").unwrap();
+        tokio::time::sleep(POLL * 3).await;
+        assert_eq!(*ca.current().authority.certificate(), before);
+        task.abort();
+    }
+
+    #[test]
+    fn ca_when_a_file_is_missing_then_the_error_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Ca::from_dir(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("tls.crt") && error.contains("leno-ca"), "{error}");
+    }
+}
