@@ -1,0 +1,24 @@
+//! What the data plane tells about traffic: Istio's standard metrics and access log.
+//!
+//! The request path touches nothing that another thread writes. Each worker owns a [`Shard`]: its metric series are
+//! counters that only this worker writes (plain stores), its log lines gather in a buffer that only this worker fills.
+//! The control thread holds [`Telemetry`]: it sums the shards when somebody scrapes, and writes the log lines out.
+//!
+//! Label sets are turned into text once, when a combination of workloads, code and flags is first seen, and found again
+//! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
+
+pub mod flags;
+pub mod histogram;
+pub mod labels;
+pub mod logbuffer;
+pub mod logformat;
+pub mod peer;
+pub mod process;
+pub mod render;
+pub mod shard;
+
+pub use flags::ResponseFlags;
+pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
+pub use logformat::{FormatError, HeaderLookup, LogEntry, LogFormat};
+pub use render::{Exposition, Telemetry};
+pub use shard::{RequestRecord, Shard, TcpRecord, TcpRecorder};

@@ -1,0 +1,356 @@
+//! One worker's share of the metrics: finds the series of a request by a few integers and adds to it.
+//!
+//! Two look-ups stand behind one request. The first is keyed by the addresses of the shared label objects (each entry
+//! keeps its objects alive, so an address cannot come to mean something else) and answers nearly always. The second is
+//! keyed by the rendered label text and makes equal labels share a series although config changes made new objects.
+//! Both are bounded: [`MAX_CACHED`] and [`MAX_SERIES`].
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::histogram::{Counter, Histogram};
+use super::labels::{self, ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, Tail, WorkloadLabels};
+use super::logbuffer::LogBuffer;
+use super::{HeaderLookup, LogEntry, LogFormat, ResponseFlags};
+
+/// Most series (label sets) a worker keeps; what would be more is counted in one series a reporter whose labels say
+/// `overflow`, and in `leno_proxy_metric_overflow_total`. About 1.5 KiB each, so 3 MiB at most.
+pub const MAX_SERIES: usize = 2048;
+
+/// Most entries of the look-up by address; when it is full it is emptied and fills again (old config's objects go).
+pub const MAX_CACHED: usize = 8192;
+
+/// Everything that a finished request tells.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestRecord<'a> {
+    /// Which side this proxy is.
+    pub reporter: Reporter,
+    /// Who called.
+    pub source: &'a Arc<WorkloadLabels>,
+    /// Who answered (unknown when no endpoint was chosen).
+    pub destination: &'a Arc<WorkloadLabels>,
+    /// The service that was called.
+    pub service: &'a Arc<ServiceLabels>,
+    /// HTTP or gRPC.
+    pub protocol: RequestProtocol,
+    /// Status code; 0 when the downstream left before there was one.
+    pub response_code: u16,
+    /// For gRPC the status, if one was seen.
+    pub grpc_status: Option<u16>,
+    /// Why the response is what it is.
+    pub flags: ResponseFlags,
+    /// Protection of the call, `Unknown` for a source.
+    pub security: ConnectionSecurity,
+    /// From the first byte of the request to the last of the response.
+    pub duration: Duration,
+    /// Head and body received.
+    pub request_bytes: u64,
+    /// Head and body sent.
+    pub response_bytes: u64,
+}
+
+/// Everything that names a TCP connection.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpRecord<'a> {
+    /// Which side this proxy is.
+    pub reporter: Reporter,
+    /// Who connected.
+    pub source: &'a Arc<WorkloadLabels>,
+    /// To whom.
+    pub destination: &'a Arc<WorkloadLabels>,
+    /// The service that was called.
+    pub service: &'a Arc<ServiceLabels>,
+    /// Protection of the connection, `Unknown` for a source.
+    pub security: ConnectionSecurity,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct HttpValues {
+    pub(super) requests: Counter,
+    pub(super) duration: Histogram,
+    pub(super) request_bytes: Histogram,
+    pub(super) response_bytes: Histogram,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct TcpValues {
+    pub(super) opened: Counter,
+    pub(super) closed: Counter,
+    pub(super) sent: Counter,
+    pub(super) received: Counter,
+}
+
+/// The numbers of one label set, written by one worker.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) labels: String,
+    pub(super) values: Values,
+}
+
+#[derive(Debug)]
+pub(super) enum Values {
+    Http(Box<HttpValues>),
+    Tcp(TcpValues),
+}
+
+/// What a worker and the control thread share. The lock is taken when a label set is new and when somebody scrapes.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    pub(super) series: Mutex<Vec<Arc<Series>>>,
+    pub(super) overflow: Counter,
+    pub(super) dropped_log_lines: Counter,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    source: usize,
+    destination: usize,
+    service: usize,
+    flags: ResponseFlags,
+    code: u16,
+    /// `u16::MAX` for none.
+    grpc: u16,
+    reporter: Reporter,
+    protocol: RequestProtocol,
+    security: ConnectionSecurity,
+}
+
+struct Cached {
+    series: Arc<Series>,
+    _keep: (Arc<WorkloadLabels>, Arc<WorkloadLabels>, Arc<ServiceLabels>),
+}
+
+/// A small multiplicative hash: keys are addresses and codes of our own making, nobody outside chooses them.
+#[derive(Default)]
+pub(super) struct IntegerHasher(u64);
+
+impl Hasher for IntegerHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u8(&mut self, n: u8) {
+        self.write_u64(u64::from(n));
+    }
+    fn write_u16(&mut self, n: u16) {
+        self.write_u64(u64::from(n));
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.write_u64(u64::from(n));
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+    fn write_usize(&mut self, n: usize) {
+        self.write_u64(n as u64);
+    }
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+}
+
+#[derive(Default)]
+struct Index {
+    by_address: HashMap<Key, Cached, BuildHasherDefault<IntegerHasher>>,
+    by_text: HashMap<String, Arc<Series>>,
+    overflow: HashMap<(Reporter, bool), Arc<Series>>,
+}
+
+/// A worker's metrics and log buffer. It can be sent to its worker once and stays there (it is not `Sync`).
+pub struct Shard {
+    published: Arc<Published>,
+    index: RefCell<Index>,
+    logs: LogBuffer,
+}
+
+impl Shard {
+    pub(super) fn new(published: Arc<Published>, logs: LogBuffer) -> Self {
+        Self { published, index: RefCell::default(), logs }
+    }
+
+    /// Counts a finished request.
+    pub fn record_request(&self, record: &RequestRecord<'_>) {
+        let key = Key {
+            source: Arc::as_ptr(record.source) as usize,
+            destination: Arc::as_ptr(record.destination) as usize,
+            service: Arc::as_ptr(record.service) as usize,
+            flags: record.flags,
+            code: record.response_code,
+            grpc: record.grpc_status.unwrap_or(u16::MAX),
+            reporter: record.reporter,
+            protocol: record.protocol,
+            security: record.security,
+        };
+        let tail = Tail {
+            protocol: record.protocol,
+            http: Some((record.response_code, record.grpc_status)),
+            flags: record.flags,
+            security: record.security,
+        };
+        let add = |series: &Series| {
+            if let Values::Http(values) = &series.values {
+                values.requests.add(1);
+                values.duration.record_thousandths(u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX));
+                values.request_bytes.record(record.request_bytes);
+                values.response_bytes.record(record.response_bytes);
+            }
+        };
+        self.with_series(key, record.source, record.destination, record.service, &tail, add);
+    }
+
+    /// Counts an opened TCP connection and returns what counts the rest of its life.
+    pub fn tcp_connection(self: &Rc<Self>, record: &TcpRecord<'_>) -> TcpRecorder {
+        let recorder = TcpRecorder {
+            shard: self.clone(),
+            reporter: record.reporter,
+            source: record.source.clone(),
+            destination: record.destination.clone(),
+            service: record.service.clone(),
+            security: record.security,
+            flags: ResponseFlags::none(),
+        };
+        recorder.add(ResponseFlags::none(), |values| values.opened.add(1));
+        recorder
+    }
+
+    /// Formats an access log line into the worker's buffer. When the writer does not keep up, the line is dropped and
+    /// counted (`leno_proxy_access_log_dropped_lines_total`).
+    pub fn log<Q: HeaderLookup, S: HeaderLookup>(&self, format: &LogFormat, entry: &LogEntry<'_, Q, S>) {
+        let dropped = self.logs.line(|out| format.write(entry, out));
+        if dropped > 0 {
+            self.published.dropped_log_lines.add(dropped);
+        }
+    }
+
+    /// Passes gathered log lines on, at latest [`super::logbuffer::FLUSH_DELAY`] after the first; runs as one task of
+    /// the worker until the worker ends.
+    pub async fn flush_logs(self: Rc<Self>) {
+        loop {
+            self.logs.wait().await;
+            self.flush_logs_now();
+        }
+    }
+
+    /// Passes gathered log lines on at once (when draining).
+    pub fn flush_logs_now(&self) {
+        let dropped = self.logs.flush();
+        if dropped > 0 {
+            self.published.dropped_log_lines.add(dropped);
+        }
+    }
+
+    fn with_series(
+        &self,
+        key: Key,
+        source: &Arc<WorkloadLabels>,
+        destination: &Arc<WorkloadLabels>,
+        service: &Arc<ServiceLabels>,
+        tail: &Tail,
+        add: impl FnOnce(&Series),
+    ) {
+        let mut index = self.index.borrow_mut();
+        if let Some(cached) = index.by_address.get(&key) {
+            add(&cached.series);
+            return;
+        }
+        let text = labels::label_text(key.reporter, source, destination, service, tail);
+        let series = match index.by_text.get(&text) {
+            Some(series) => series.clone(),
+            None if index.by_text.len() < MAX_SERIES => {
+                let series = self.publish(text.clone(), tail.http.is_some());
+                index.by_text.insert(text, series.clone());
+                series
+            }
+            None => {
+                self.published.overflow.add(1);
+                let http = tail.http.is_some();
+                let series = index.overflow.entry((key.reporter, http)).or_insert_with(|| {
+                    let over = WorkloadLabels::new(OVER, OVER, OVER, OVER, OVER, OVER);
+                    let service = ServiceLabels::new(OVER, OVER, OVER);
+                    let tail = Tail { http: http.then_some((0, None)), flags: ResponseFlags::none(), ..*tail };
+                    self.publish(labels::label_text(key.reporter, &over, &over, &service, &tail), http)
+                });
+                // Not cached: each such request must count in the overflow counter too.
+                add(series);
+                return;
+            }
+        };
+        add(&series);
+        if index.by_address.len() >= MAX_CACHED {
+            index.by_address.clear();
+        }
+        let keep = (source.clone(), destination.clone(), service.clone());
+        index.by_address.insert(key, Cached { series, _keep: keep });
+    }
+
+    fn publish(&self, labels: String, http: bool) -> Arc<Series> {
+        let values = if http { Values::Http(Box::default()) } else { Values::Tcp(TcpValues::default()) };
+        let series = Arc::new(Series { labels, values });
+        self.published.series.lock().unwrap_or_else(PoisonError::into_inner).push(series.clone());
+        series
+    }
+}
+
+const OVER: &str = "overflow";
+
+/// Counts one TCP connection; dropping it counts the connection as closed.
+pub struct TcpRecorder {
+    shard: Rc<Shard>,
+    reporter: Reporter,
+    source: Arc<WorkloadLabels>,
+    destination: Arc<WorkloadLabels>,
+    service: Arc<ServiceLabels>,
+    security: ConnectionSecurity,
+    flags: ResponseFlags,
+}
+
+impl TcpRecorder {
+    /// Adds bytes that came from the downstream. Call it now and then (every few seconds and at the end), not a read.
+    pub fn received(&self, bytes: u64) {
+        self.add(ResponseFlags::none(), |values| values.received.add(bytes));
+    }
+
+    /// Adds bytes that went to the downstream.
+    pub fn sent(&self, bytes: u64) {
+        self.add(ResponseFlags::none(), |values| values.sent.add(bytes));
+    }
+
+    /// Why the connection ended; stands in the labels of the closed counter.
+    pub fn set_flags(&mut self, flags: ResponseFlags) {
+        self.flags |= flags;
+    }
+
+    fn add(&self, flags: ResponseFlags, add: impl FnOnce(&TcpValues)) {
+        let key = Key {
+            source: Arc::as_ptr(&self.source) as usize,
+            destination: Arc::as_ptr(&self.destination) as usize,
+            service: Arc::as_ptr(&self.service) as usize,
+            flags,
+            code: 0,
+            grpc: u16::MAX,
+            reporter: self.reporter,
+            protocol: RequestProtocol::Tcp,
+            security: self.security,
+        };
+        let tail = Tail { protocol: RequestProtocol::Tcp, http: None, flags, security: self.security };
+        self.shard.with_series(key, &self.source, &self.destination, &self.service, &tail, |series| {
+            if let Values::Tcp(values) = &series.values {
+                add(values);
+            }
+        });
+    }
+}
+
+impl Drop for TcpRecorder {
+    fn drop(&mut self) {
+        self.add(self.flags, |values| values.closed.add(1));
+    }
+}
