@@ -1,1 +1,8 @@
-//! The local cluster, scenario tests on it, benchmarks against peers.
+//! The local cluster, the demo, scenario tests on a real Kubernetes, and a stock Envoy as judge.
+
+pub mod bed;
+pub mod cluster;
+pub mod demo;
+pub mod figures;
+pub mod install;
+pub mod scenarios;

@@ -1,0 +1,72 @@
+# `make help` lists the targets. Everything that is downloaded or built stays in a cache outside the tree:
+# LENO_CACHE, by default $XDG_CACHE_HOME/leno or ~/.cache/leno.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export LENO_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/leno
+export CARGO_TARGET_DIR ?= $(LENO_CACHE)/cargo
+export CARGO_TERM_COLOR ?= never
+TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+BIN = $(CARGO_TARGET_DIR)/$(TRIPLE)/release
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# The release before this one. Until there is one, the tree stands in for it under this version.
+PREVIOUS := 0.0.9
+# One set of flags for every build: nothing is compiled twice.
+CARGO = cargo $(1) --release --locked --workspace
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: build ## Start a local Kubernetes, install Leno on it, and run a canary release (needs root; or set KUBECONFIG)
+	@$(BIN)/leno-e2e demo --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS)
+
+.PHONY: demo-down
+demo-down: ## Remove all that `make demo` made
+	@test -x $(BIN)/leno-e2e || { echo "leno-e2e is not built, so there is no demo to remove"; exit 0; }; $(BIN)/leno-e2e demo-down
+
+.PHONY: test
+test: ## Everything: format, lints, units, golden files, a real Envoy, scenarios on a local Kubernetes
+test: check unit judge scenarios
+
+.PHONY: tools
+tools:
+	@hack/check-tools
+
+.PHONY: build
+build: tools ## Build all programs, in the profile that is deployed
+	@e2e/install-deps.sh
+	@echo "building Leno $(VERSION)"
+	@$(call CARGO,build) --bins
+
+.PHONY: check
+check: build ## Format, lints, rules between the rooms, generated files
+	@cargo fmt --all --check || { echo "remedy: cargo fmt --all"; exit 1; }
+	@hack/check-rooms $(BIN)
+	@$(BIN)/crdgen --check
+	@hack/check-chart $(BIN)
+	@$(call CARGO,clippy) --all-targets -- -D warnings
+
+.PHONY: unit
+unit: build ## Unit, golden and component tests
+	@$(call CARGO,test)
+
+.PHONY: judge
+judge: build ## A stock Envoy takes every golden case from our control plane
+	@$(BIN)/leno-e2e judge --bin-dir $(BIN)
+
+.PHONY: scenarios
+scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name runs those whose name contains it
+	@$(BIN)/leno-e2e scenarios --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: generate
+generate: tools ## Write the generated files anew: CRDs, Envoy's descriptors, golden files
+	@cd xds/gen && go run . ../envoy.binpb
+	@cargo run -q --release --locked -p leno-crds --bin crdgen
+	@UPDATE_GOLDEN=1 cargo test -q --release --locked -p leno-controlplane --test golden
+
+.PHONY: clean-cache
+clean-cache: ## Remove what was downloaded and built
+	rm -rf $(CARGO_TARGET_DIR) $(LENO_CACHE)/bin

@@ -1,0 +1,50 @@
+//! The demo and the tests that need a cluster, from the command line.
+
+use clap::{Parser, Subcommand};
+use leno_e2e::{bed::Release, cluster, demo, scenarios};
+use std::process::ExitCode;
+
+/// Leno's demo and scenario tests; `make demo` and `make scenarios` call it.
+///
+/// Example: `leno-e2e scenarios --bin-dir target/release --version 0.1.0 --previous-version 0.0.9 --only canary`
+#[derive(Parser)]
+#[command(name = "leno-e2e", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install Leno on a local cluster (or on that of KUBECONFIG) and run a canary release.
+    Demo(Release),
+    /// Remove what the demo made.
+    DemoDown,
+    /// Run the scenario tests.
+    Scenarios {
+        #[command(flatten)]
+        release: Release,
+        /// Only those whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+        /// Leave the cluster running afterwards.
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Task::Demo(release) => demo::run(release).map(|()| true),
+        Task::DemoDown => demo::down().map(|()| true),
+        Task::Scenarios { release, only, keep } => scenarios::run(release, only.as_deref(), keep),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("leno-e2e: {error:#}");
+            ExitCode::from(error.downcast_ref::<cluster::Error>().map_or(1, cluster::Error::exit_code))
+        }
+    }
+}
