@@ -45,7 +45,28 @@ pub type Rule = (&'static str, &'static str);
 /// CEL rules with their messages. The API server multiplies the cost of a rule by the number of times that it may
 /// apply: about a million inside a list without a bound, so that such a rule can be no more than a few steps long.
 pub fn rules(rules: &[Rule]) -> Value {
-    rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+    rules.iter().map(|(rule, message)| json!({ "rule": escape_reserved(rule), "message": message })).collect()
+}
+
+/// Words that CEL reserves and that are field names in Kubernetes' manner. The API server knows such a field as
+/// `__namespace__`; as `self.namespace` it compiles, but the cost of a rule then counts as unbounded.
+const RESERVED: [&str; 4] = ["namespace", "package", "import", "function"];
+
+/// Writes the selection of fields whose names CEL reserves as the API server wants it.
+fn escape_reserved(rule: &str) -> String {
+    let mut escaped = rule.to_owned();
+    for word in RESERVED {
+        let selection = format!(".{word}");
+        let mut pieces = escaped.split(&selection);
+        let mut joined = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let longer = piece.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+            joined.push_str(&if longer { selection.clone() } else { format!(".__{word}__") });
+            joined.push_str(piece);
+        }
+        escaped = joined;
+    }
+    escaped
 }
 
 /// A host that traffic is sent to: letters, digits, `-` and `.`, a `*` in front at most, and not `*` alone.
@@ -336,6 +357,14 @@ mod tests {
                     },
                 },
             })
+        );
+    }
+
+    #[test]
+    fn rule_when_a_field_is_a_reserved_word_then_is_escaped() {
+        assert_eq!(
+            rules(&[("has(self.namespace) || self.namespaces.size() > 0", "m")]),
+            json!([{ "rule": "has(self.__namespace__) || self.namespaces.size() > 0", "message": "m" }])
         );
     }
 

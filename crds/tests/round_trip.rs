@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use common::objects;
 use leno_crds::definition;
 use leno_crds::istio::destination_rule::{DestinationRule, DestinationRuleSpec};
@@ -151,16 +153,19 @@ fn spec_schema(
     definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"].take()
 }
 
+static VIRTUAL_SERVICE: LazyLock<Value> = LazyLock::new(|| spec_schema(definition::virtual_service().unwrap()));
+static DESTINATION_RULE: LazyLock<Value> = LazyLock::new(|| spec_schema(definition::destination_rule().unwrap()));
+
 proptest! {
     #[test]
     fn virtual_service_when_any_fields_are_set_then_round_trips(seed: u64) {
-        let spec = instance(&spec_schema(definition::virtual_service().unwrap()), &mut Choices(seed));
+        let spec = instance(&VIRTUAL_SERVICE, &mut Choices(seed));
         prop_assert_eq!(written_back::<VirtualServiceSpec>(&spec).unwrap(), spec);
     }
 
     #[test]
     fn destination_rule_when_any_fields_are_set_then_round_trips(seed: u64) {
-        let spec = instance(&spec_schema(definition::destination_rule().unwrap()), &mut Choices(seed));
+        let spec = instance(&DESTINATION_RULE, &mut Choices(seed));
         prop_assert_eq!(written_back::<DestinationRuleSpec>(&spec).unwrap(), spec);
     }
 }

@@ -149,7 +149,7 @@ pub struct WarmupConfiguration {
     #[serde(skip_serializing_if = "Option::is_none", default, serialize_with = "whole_as_integer")]
     pub minimum_percent: Option<f64>,
     /// How the share grows: 1 is linear, larger is faster at first. When absent, 1.
-    #[schemars(range(min = 0))]
+    #[schemars(range(min = 1))]
     #[schemars(extend("nullable" = true))]
     #[serde(skip_serializing_if = "Option::is_none", default, serialize_with = "whole_as_integer")]
     pub aggression: Option<f64>,
