@@ -2,3 +2,6 @@
 
 pub mod capture;
 pub mod config;
+pub mod telemetry;
+pub mod tls;
+pub mod xds;
