@@ -72,7 +72,13 @@ where
     let mut status = structural::<IstioStatus>();
     // Istio keeps unknown fields of a status; so do we, since its components may share the cluster.
     status["x-kubernetes-preserve-unknown-fields"] = json!(true);
-    let root = json!({ "type": "object", "properties": { "spec": structural::<S>(), "status": status } });
+    let spec = structural::<S>();
+    let root = json!({
+        "type": "object",
+        "description": spec["description"],
+        "required": ["spec"],
+        "properties": { "spec": spec, "status": status },
+    });
     let schema: JSONSchemaProps =
         serde_json::from_value(root).map_err(|source| DefinitionError { kind: kind.to_string(), source })?;
 

@@ -51,6 +51,8 @@ pub struct VirtualServiceSpec {
     /// addresses. A name without dots is a service in this object's own namespace; full names
     /// (`reviews.default.svc.cluster.local`) leave no doubt. Empty only for a VirtualService that others delegate to.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
+    // No list may be longer than fits into a request (3 MiB): the bounds here and below refuse nothing, and let the API
+    // server estimate what rules about the lists can cost.
     #[schemars(length(max = 524288), inner(length(min = 1, max = 255)))]
     pub hosts: Vec<String>,
     /// Where the rules apply: names of Gateways (`name` or `namespace/name`), and the reserved word `mesh` for all
