@@ -4,7 +4,9 @@
 //! types into CustomResourceDefinitions, which the `crdgen` binary writes to `config/crd` and into the Helm chart
 //! ([`generate`]).
 
+pub mod convert;
 pub mod definition;
 pub mod generate;
 pub mod istio;
+pub mod meshinstall;
 pub mod schema;

@@ -1,0 +1,369 @@
+//! Traffic policies of DestinationRules.
+
+use leno_core::Reason;
+use leno_core::policy::{
+    Algorithm, Balancing, ClientTls, ConnectionLimits, HashKey, HashTable, Keepalive, OutlierDetection, PortedPolicy,
+    RetryBudget, TrafficPolicy, Warmup,
+};
+
+use super::not_yet::Feature;
+use super::report::Report;
+use crate::istio::destination_rule as istio;
+use crate::istio::virtual_service::PortSelector;
+
+/// A policy with its exceptions for single ports.
+pub(super) fn ported_policy(
+    report: &mut Report<'_>,
+    policy: Option<&istio::TrafficPolicy>,
+    field: &str,
+) -> PortedPolicy {
+    let Some(policy) = policy else { return PortedPolicy::default() };
+    let istio::TrafficPolicy {
+        load_balancer,
+        connection_pool,
+        outlier_detection,
+        tls,
+        port_level_settings,
+        tunnel,
+        proxy_protocol,
+        retry_budget,
+    } = policy;
+    if let Some(tunnel) = tunnel {
+        let istio::TunnelSettings { protocol: _, target_host: _, target_port: _ } = tunnel;
+        report.uses(Feature::Tunnel, &format!("{field}.tunnel"));
+    }
+    if let Some(proxy_protocol) = proxy_protocol {
+        let istio::ProxyProtocol { version: _ } = proxy_protocol;
+        report.uses(Feature::ProxyProtocol, &format!("{field}.proxyProtocol"));
+    }
+    let mut all =
+        one_policy(report, load_balancer, connection_pool, outlier_detection, tls, field);
+    all.retry_budget = retry_budget.as_ref().map(|budget| {
+        let istio::RetryBudget { percent, min_retry_concurrency, budget_interval } = budget;
+        report.uses(Feature::RetryBudget, &format!("{field}.retryBudget"));
+        report.duration(budget_interval.clone(), &format!("{field}.retryBudget.budgetInterval"));
+        let percent = percent.unwrap_or(20.0);
+        report.share(percent, &format!("{field}.retryBudget.percent"));
+        RetryBudget { percent, min_concurrency: min_retry_concurrency.unwrap_or(3) }
+    });
+    let mut converted = PortedPolicy { all, ..PortedPolicy::default() };
+    for (index, entry) in port_level_settings.iter().enumerate() {
+        let field = format!("{field}.portLevelSettings[{index}]");
+        let istio::PortTrafficPolicy { port, load_balancer, connection_pool, outlier_detection, tls } = entry;
+        let number = port.as_ref().and_then(|PortSelector { number }| *number);
+        let policy = one_policy(report, load_balancer, connection_pool, outlier_detection, tls, &field);
+        match report.port(number, &format!("{field}.port.number")) {
+            Some(number) => {
+                converted.ports.entry(number).or_insert(policy);
+            }
+            None => report.refuse(Reason::InvalidValue, &format!("{field}.port"), "name the service's port by number"),
+        }
+    }
+    converted
+}
+
+fn one_policy(
+    report: &mut Report<'_>,
+    balancing: &Option<istio::LoadBalancerSettings>,
+    connections: &Option<istio::ConnectionPoolSettings>,
+    outliers: &Option<istio::OutlierDetection>,
+    tls: &Option<istio::ClientTlsSettings>,
+    field: &str,
+) -> TrafficPolicy {
+    TrafficPolicy {
+        balancing: balancing.as_ref().map(|settings| balanced(report, settings, &format!("{field}.loadBalancer"))),
+        connections: connections.as_ref().map(|pool| limits(report, pool, &format!("{field}.connectionPool"))),
+        outliers: outliers.as_ref().map(|outliers| ejected(report, outliers, &format!("{field}.outlierDetection"))),
+        tls: tls.as_ref().and_then(|tls| client_tls(report, tls, &format!("{field}.tls"))),
+        retry_budget: None,
+    }
+}
+
+fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, field: &str) -> Balancing {
+    let istio::LoadBalancerSettings {
+        simple,
+        consistent_hash,
+        locality_lb_setting,
+        zone_aware_lb_setting,
+        warmup_duration_secs,
+        warmup,
+    } = settings;
+    if simple.is_some() && consistent_hash.is_some() {
+        report.refuse(Reason::NotExactlyOne, field, "only one of simple and consistentHash can be given");
+    }
+    if let Some(locality) = locality_lb_setting {
+        let istio::LocalityLoadBalancerSetting { distribute, failover, failover_priority, enabled } = locality;
+        let off = *enabled == Some(false);
+        if !off && !(distribute.is_empty() && failover.is_empty() && failover_priority.is_empty() && enabled.is_none()) {
+            report.uses(Feature::LocalityBalancing, &format!("{field}.localityLbSetting"));
+        }
+    }
+    if let Some(zones) = zone_aware_lb_setting {
+        let istio::ZoneAwareLoadBalancerSetting { enabled, failover: _, failover_priority: _, min_cluster_size: _ } =
+            zones;
+        if *enabled != Some(false) {
+            report.uses(Feature::LocalityBalancing, &format!("{field}.zoneAwareLbSetting"));
+        }
+    }
+    let mut slow_start = report.duration(warmup_duration_secs.clone(), &format!("{field}.warmupDurationSecs")).map(
+        |duration| Warmup { duration, minimum_percent: 10.0, aggression: 1.0 },
+    );
+    if let Some(istio::WarmupConfiguration { duration, minimum_percent, aggression }) = warmup {
+        slow_start = report.duration(Some(duration.clone()), &format!("{field}.warmup.duration")).map(|duration| {
+            let minimum_percent = minimum_percent.unwrap_or(10.0);
+            Warmup { duration, minimum_percent, aggression: aggression.unwrap_or(1.0) }
+        });
+        let percent = minimum_percent.unwrap_or(10.0);
+        report.share(percent, &format!("{field}.warmup.minimumPercent"));
+        if aggression.is_some_and(|aggression| aggression.is_nan() || aggression < 1.0) {
+            let message = "the aggression must be 1 or more";
+            report.refuse(Reason::InvalidValue, &format!("{field}.warmup.aggression"), message);
+        }
+    }
+    if slow_start.is_some() {
+        report.uses(Feature::Warmup, &format!("{field}.warmup"));
+    }
+    let algorithm = match (simple, consistent_hash) {
+        (_, Some(hash)) => hashed(report, hash, &format!("{field}.consistentHash")),
+        (Some(istio::SimpleLb::RoundRobin), None) => Algorithm::RoundRobin,
+        (Some(istio::SimpleLb::Random), None) => Algorithm::Random,
+        (Some(istio::SimpleLb::Passthrough), None) => {
+            report.uses(Feature::PassthroughBalancing, &format!("{field}.simple"));
+            Algorithm::Passthrough
+        }
+        (
+            Some(istio::SimpleLb::Unspecified | istio::SimpleLb::LeastConn | istio::SimpleLb::LeastRequest) | None,
+            None,
+        ) => Algorithm::LeastRequest,
+    };
+    Balancing { algorithm, warmup: slow_start }
+}
+
+fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) -> Algorithm {
+    let istio::ConsistentHashLb {
+        http_header_name,
+        http_cookie,
+        use_source_ip,
+        http_query_parameter_name,
+        ring_hash,
+        maglev,
+        minimum_ring_size,
+    } = hash;
+    report.uses(Feature::ConsistentHash, field);
+    let mut keys = Vec::new();
+    keys.extend(http_header_name.clone().map(HashKey::Header));
+    if let Some(istio::HttpCookie { name, path, ttl, attributes }) = http_cookie {
+        let attributes = attributes.iter().map(|attribute| {
+            let istio::HttpCookieAttribute { name, value } = attribute;
+            (name.clone(), value.clone().unwrap_or_default())
+        });
+        keys.push(HashKey::Cookie {
+            name: name.clone(),
+            path: path.clone().unwrap_or_default(),
+            ttl: report.duration(ttl.clone(), &format!("{field}.httpCookie.ttl")),
+            attributes: attributes.collect(),
+        });
+    }
+    keys.extend(use_source_ip.filter(|used| *used).map(|_| HashKey::SourceAddress));
+    keys.extend(http_query_parameter_name.clone().map(HashKey::QueryParameter));
+    let table = match (maglev, ring_hash) {
+        (Some(istio::MagLev { table_size }), None) => {
+            let size = table_size.unwrap_or(65_537);
+            if !is_maglev_size(size) {
+                let message = "the size of a Maglev table is a prime number of at most 5000011";
+                report.refuse(Reason::InvalidValue, &format!("{field}.maglev.tableSize"), message);
+            }
+            HashTable::Maglev(size)
+        }
+        (None, ring) => {
+            let size = ring.as_ref().and_then(|istio::RingHash { minimum_ring_size }| *minimum_ring_size);
+            let size = size.or(*minimum_ring_size).unwrap_or(1024);
+            if size > 8_388_608 {
+                let message = "a ring has at most 8388608 places";
+                report.refuse(Reason::InvalidValue, &format!("{field}.ringHash.minimumRingSize"), message);
+            }
+            HashTable::Ring(size)
+        }
+        (Some(_), Some(_)) => {
+            report.refuse(Reason::NotExactlyOne, field, "only one of ringHash and maglev can be given");
+            HashTable::Ring(1024)
+        }
+    };
+    match <[HashKey; 1]>::try_from(keys) {
+        Ok([key]) => Algorithm::Hash(key, table),
+        Err(_) => {
+            let message = "give exactly one of httpHeaderName, httpCookie, useSourceIp and httpQueryParameterName";
+            report.refuse(Reason::NotExactlyOne, field, message);
+            Algorithm::LeastRequest
+        }
+    }
+}
+
+/// What Envoy accepts: a prime number of at most 5000011.
+fn is_maglev_size(size: u64) -> bool {
+    (2..=5_000_011).contains(&size) && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| size % divisor != 0)
+}
+
+fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: &str) -> ConnectionLimits {
+    let istio::ConnectionPoolSettings { tcp, http } = pool;
+    let mut limits = ConnectionLimits::default();
+    if let Some(tcp) = tcp {
+        let field = format!("{field}.tcp");
+        let istio::TcpSettings { max_connections, connect_timeout, tcp_keepalive, max_connection_duration, idle_timeout } =
+            tcp;
+        limits.max_connections =
+            limit(report, *max_connections, Feature::ConnectionLimits, &format!("{field}.maxConnections"));
+        limits.connect_timeout = report.duration(connect_timeout.clone(), &format!("{field}.connectTimeout"));
+        limits.keepalive = tcp_keepalive.as_ref().map(|keepalive| {
+            let field = format!("{field}.tcpKeepalive");
+            report.uses(Feature::TcpKeepalive, &field);
+            let istio::TcpKeepalive { probes, time, interval } = keepalive;
+            let time = report.duration(time.clone(), &format!("{field}.time"));
+            Keepalive { probes: *probes, time, interval: report.duration(interval.clone(), &format!("{field}.interval")) }
+        });
+        if max_connection_duration.is_some() {
+            let field = format!("{field}.maxConnectionDuration");
+            report.uses(Feature::MaxConnectionDuration, &field);
+            limits.max_connection_duration = report.duration(max_connection_duration.clone(), &field);
+        }
+        if idle_timeout.is_some() {
+            let field = format!("{field}.idleTimeout");
+            report.uses(Feature::TcpIdleTimeout, &field);
+            limits.tcp_idle_timeout = report.duration(idle_timeout.clone(), &field);
+        }
+    }
+    if let Some(http) = http {
+        let field = format!("{field}.http");
+        let istio::HttpSettings {
+            http1_max_pending_requests,
+            http2_max_requests,
+            max_requests_per_connection,
+            max_retries,
+            idle_timeout,
+            h2_upgrade_policy,
+            use_client_protocol,
+            max_concurrent_streams,
+            http2_keep_alive,
+        } = http;
+        let mut count = |number: Option<i32>, name: &str| {
+            limit(report, number, Feature::ConnectionLimits, &format!("{field}.{name}"))
+        };
+        limits.max_pending = count(*http1_max_pending_requests, "http1MaxPendingRequests");
+        limits.max_requests = count(*http2_max_requests, "http2MaxRequests");
+        limits.max_requests_per_connection = count(*max_requests_per_connection, "maxRequestsPerConnection");
+        limits.max_retries = count(*max_retries, "maxRetries");
+        limits.max_concurrent_streams = count(*max_concurrent_streams, "maxConcurrentStreams");
+        if idle_timeout.is_some() {
+            let field = format!("{field}.idleTimeout");
+            report.uses(Feature::HttpIdleTimeout, &field);
+            limits.http_idle_timeout = report.duration(idle_timeout.clone(), &field);
+        }
+        limits.upgrade_to_http2 = match h2_upgrade_policy {
+            None | Some(istio::H2UpgradePolicy::Default) => None,
+            Some(istio::H2UpgradePolicy::DoNotUpgrade) => Some(false),
+            Some(istio::H2UpgradePolicy::Upgrade) => {
+                report.uses(Feature::HttpUpgrade, &format!("{field}.h2UpgradePolicy"));
+                Some(true)
+            }
+        };
+        limits.use_client_protocol = use_client_protocol.unwrap_or_default();
+        if limits.use_client_protocol {
+            report.uses(Feature::ClientProtocol, &format!("{field}.useClientProtocol"));
+            if limits.upgrade_to_http2 == Some(true) {
+                let message = "useClientProtocol and h2UpgradePolicy: UPGRADE exclude each other";
+                report.refuse(Reason::NotExactlyOne, &field, message);
+            }
+        }
+        if let Some(istio::ConnectionKeepalive { interval, timeout }) = http2_keep_alive {
+            let field = format!("{field}.http2KeepAlive");
+            report.uses(Feature::Http2Keepalive, &field);
+            let interval = report.duration(interval.clone(), &format!("{field}.interval"));
+            let timeout = report.duration(timeout.clone(), &format!("{field}.timeout"));
+            limits.http2_keepalive = interval.zip(timeout);
+        }
+    }
+    limits
+}
+
+/// A limit; 0 is none.
+fn limit(report: &mut Report<'_>, number: Option<i32>, feature: Feature, field: &str) -> Option<u32> {
+    let limit = report.count(number, field).filter(|limit| *limit != 0);
+    if limit.is_some() {
+        report.uses(feature, field);
+    }
+    limit
+}
+
+fn ejected(report: &mut Report<'_>, outliers: &istio::OutlierDetection, field: &str) -> OutlierDetection {
+    let istio::OutlierDetection {
+        consecutive_errors,
+        split_external_local_origin_errors,
+        consecutive_local_origin_failures,
+        consecutive_gateway_errors,
+        consecutive_5xx_errors,
+        interval,
+        base_ejection_time,
+        max_ejection_percent,
+        min_health_percent,
+        outlier_detection_http_error_codes,
+    } = outliers;
+    report.uses(Feature::OutlierDetection, field);
+    // Istio reads the deprecated field as gateway errors when nothing newer is given.
+    let deprecated = report.count(*consecutive_errors, &format!("{field}.consecutiveErrors"));
+    if !outlier_detection_http_error_codes.is_empty() {
+        let message = "statuses of one's own are not counted; 5xx and gateway errors are";
+        report.remark(Reason::NotYetInForce, &format!("{field}.outlierDetectionHttpErrorCodes"), message);
+    }
+    let mut percent = |value: Option<i32>, name: &str| {
+        let field = format!("{field}.{name}");
+        let percent = report.count(value, &field);
+        if percent.is_some_and(|percent| percent > 100) {
+            report.refuse(Reason::InvalidValue, &field, "a share is a number from 0 to 100");
+        }
+        percent
+    };
+    let max_ejection_percent = percent(*max_ejection_percent, "maxEjectionPercent");
+    let min_health_percent = percent(*min_health_percent, "minHealthPercent");
+    OutlierDetection {
+        consecutive_5xx: *consecutive_5xx_errors,
+        consecutive_gateway: consecutive_gateway_errors.or(deprecated),
+        consecutive_local: *consecutive_local_origin_failures,
+        split_local: split_external_local_origin_errors.unwrap_or_default(),
+        interval: report.duration(interval.clone(), &format!("{field}.interval")),
+        base_ejection: report.duration(base_ejection_time.clone(), &format!("{field}.baseEjectionTime")),
+        max_ejection_percent,
+        min_health_percent,
+    }
+}
+
+fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings, field: &str) -> Option<ClientTls> {
+    let istio::ClientTlsSettings {
+        mode,
+        client_certificate,
+        private_key,
+        ca_certificates,
+        credential_name,
+        subject_alt_names,
+        sni,
+        insecure_skip_verify,
+        ca_crl,
+    } = tls;
+    let details = [client_certificate, private_key, ca_certificates, credential_name, sni, ca_crl];
+    let detailed = details.iter().any(|text| text.as_ref().is_some_and(|text| !text.is_empty()))
+        || !subject_alt_names.is_empty()
+        || *insecure_skip_verify == Some(true);
+    match mode {
+        None | Some(istio::ClientTlsMode::Disable) => Some(ClientTls::Off),
+        Some(istio::ClientTlsMode::IstioMutual) => {
+            if detailed {
+                let message = "with ISTIO_MUTUAL the mesh's own certificates and names are used; drop the other fields";
+                report.remark(Reason::NoEffect, field, message);
+            }
+            Some(ClientTls::Mesh)
+        }
+        Some(istio::ClientTlsMode::Simple | istio::ClientTlsMode::Mutual) => {
+            report.uses(Feature::TlsOrigination, field);
+            None
+        }
+    }
+}
