@@ -1,0 +1,614 @@
+//! `MeshInstall`: one object brings a mesh, changes it, and takes it away.
+//!
+//! Fields that may be left out stay out when the object is written back; what they then mean is in the getters of
+//! [`MeshInstallSpec`], in one place for operator and control plane. The schema refuses what it can know to be wrong; the
+//! operator checks the same again ([`MeshInstallSpec::problems`]), since objects can be written past a schema.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
+    CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceSubresourceStatus,
+    CustomResourceSubresources, CustomResourceValidation, JSONSchemaProps,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::CustomResource;
+use kube::api::ObjectMeta;
+use kube::core::Resource;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::definition::DefinitionError;
+use crate::schema::structural;
+
+/// Where the control plane runs when nothing is said.
+pub const DEFAULT_NAMESPACE: &str = "leno-system";
+/// The trust domain when nothing is said.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+/// Where images come from when nothing is said.
+pub const DEFAULT_HUB: &str = "docker.io/leno";
+/// Control plane replicas when nothing is said.
+pub const DEFAULT_REPLICAS: i32 = 2;
+/// The annotation on a MeshInstall that allows deleting it while injected pods run.
+pub const ALLOW_DELETE_IN_USE: &str = "mesh.leno.dev/allow-delete-in-use";
+
+/// A service mesh in this cluster: a control plane, and sidecars in the pods of the namespaces that ask for them. The
+/// operator keeps it as written here. Delete the object to remove the mesh; that is refused while injected pods run.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "mesh.leno.dev",
+    version = "v1alpha1",
+    kind = "MeshInstall",
+    plural = "meshinstalls",
+    singular = "meshinstall",
+    shortname = "mesh",
+    status = "MeshInstallStatus",
+    schema = "disabled",
+    derive = "Default",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("(has(self.namespace) ? self.namespace : 'leno-system') == (has(oldSelf.namespace) ? oldSelf.namespace : 'leno-system')",
+     "spec.namespace cannot change; create another MeshInstall and move the workloads"),
+    ("(has(self.mesh) && has(self.mesh.trustDomain) ? self.mesh.trustDomain : 'cluster.local') == (has(oldSelf.mesh) && has(oldSelf.mesh.trustDomain) ? oldSelf.mesh.trustDomain : 'cluster.local')",
+     "spec.mesh.trustDomain cannot change, since every identity in the mesh contains it; create another MeshInstall and move the workloads"),
+])))]
+pub struct MeshInstallSpec {
+    /// The release to run, exactly, for example `0.1.0`: images and manifests of that release. An operator knows its own
+    /// release and the one before it, so upgrade the operator first.
+    #[schemars(length(min = 5, max = 64), regex(pattern = r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?$"))]
+    pub version: String,
+    /// The namespace of the control plane, `leno-system` unless given. It is created when it does not exist. It cannot
+    /// change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "namespace_name")]
+    pub namespace: Option<String>,
+    /// Where the images come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageSource>,
+    /// The control plane: how many replicas, how large.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneSpec>,
+    /// The data plane: the sidecars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_plane: Option<DataPlaneSpec>,
+    /// What holds for the whole mesh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<MeshSpec>,
+}
+
+/// Where images come from.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageSource {
+    /// Registry and path in front of the image names, for example `registry.example.com/leno`, `docker.io/leno` unless
+    /// given. The images are `<hub>/control-plane:<version>` and `<hub>/proxy:<version>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255), regex(pattern = r"^([a-zA-Z0-9][-a-zA-Z0-9._:/]*[a-zA-Z0-9])?$"))]
+    pub hub: Option<String>,
+    /// When nodes pull images, `IfNotPresent` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+    /// Names of Secrets in the control plane's namespace with which its images are pulled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub pull_secrets: Vec<String>,
+}
+
+/// When nodes pull images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PullPolicy {
+    /// At every start of a container.
+    Always,
+    /// When the node does not have the image.
+    #[default]
+    IfNotPresent,
+    /// Never: the image must be on the node.
+    Never,
+}
+
+impl PullPolicy {
+    /// As pods write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PullPolicy::Always => "Always",
+            PullPolicy::IfNotPresent => "IfNotPresent",
+            PullPolicy::Never => "Never",
+        }
+    }
+}
+
+/// The control plane.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("!has(self.replicas) || self.replicas >= 1 || has(self.autoscaling)",
+     "replicas must be at least 1: without a control plane no pod can start in the mesh; delete the MeshInstall to remove it"),
+])))]
+pub struct ControlPlaneSpec {
+    /// Replicas, all of which serve; 2 unless given. With `autoscaling` it is ignored: the autoscaler decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub replicas: Option<i32>,
+    /// Lets a HorizontalPodAutoscaler decide the number of replicas. It starts from the number that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
+    /// What one replica asks for and may use: `cpu`, `memory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// Bounds and target of the autoscaler.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = crate::schema::rules(&[
+    ("!has(self.minReplicas) || self.minReplicas <= self.maxReplicas", "minReplicas must not be greater than maxReplicas"),
+    ("has(self.minReplicas) || self.maxReplicas >= 2", "maxReplicas must be at least minReplicas, which is 2 unless given"),
+])))]
+pub struct Autoscaling {
+    /// Fewest replicas, 2 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_replicas: Option<i32>,
+    /// Most replicas.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_replicas: i32,
+    /// CPU use, in percent of what is requested, at which a replica is added; 80 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "targetCPUUtilizationPercentage")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub target_cpu_utilization_percentage: Option<i32>,
+}
+
+/// Requests and limits of a container.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What is set aside on the node, for example `{cpu: 100m, memory: 64Mi}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
+    pub requests: BTreeMap<String, IntOrString>,
+    /// What may be used at most, for example `{memory: 256Mi}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
+    pub limits: BTreeMap<String, IntOrString>,
+}
+
+/// The data plane.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPlaneSpec {
+    /// What the sidecars run, `leno` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
+    /// What one sidecar asks for and may use: `cpu`, `memory`. For pods that are created from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// What the sidecars run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Leno's own proxy.
+    #[default]
+    Leno,
+    /// Envoy. This release does not have it yet: a MeshInstall that asks for it is not accepted, and says so.
+    Envoy,
+}
+
+/// What holds for the whole mesh. Changes apply to running proxies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshSpec {
+    /// The first part of every identity, `spiffe://<trustDomain>/ns/<namespace>/sa/<service account>`; `cluster.local`
+    /// unless given. It cannot change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"))]
+    pub trust_domain: Option<String>,
+    /// Whether sidecars accept traffic that is not mutual TLS, `Permissive` unless given. Between sidecars it always is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<MtlsMode>,
+    /// What happens to traffic to destinations that no service is known for, `AllowAny` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<OutboundMode>,
+    /// Which namespaces belong to the mesh, by their labels; all unless given. `kube-*` and the control plane's own never
+    /// do. A namespace that two MeshInstalls select belongs to the older one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "label_selector")]
+    pub namespaces: Option<LabelSelector>,
+}
+
+/// Whether sidecars accept traffic that is not mutual TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MtlsMode {
+    /// Mutual TLS from other sidecars, plain text from everybody else.
+    #[default]
+    Permissive,
+    /// Mutual TLS only. Workloads without a sidecar cannot call those in the mesh.
+    Strict,
+}
+
+/// What happens to traffic to unknown destinations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OutboundMode {
+    /// It passes unchanged.
+    #[default]
+    AllowAny,
+    /// It is refused.
+    RegistryOnly,
+}
+
+/// What the operator has seen of a MeshInstall.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshInstallStatus {
+    /// The generation of the object that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// One word for people: `Pending`, `Installing`, `Upgrading`, `Ready`, `Degraded`, `Invalid` or `Deleting`. Programs
+    /// read the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The release that every replica of the control plane runs; absent while they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneStatus>,
+    /// The data plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_plane: Option<DataPlaneStatus>,
+    /// `Accepted`, `ControlPlaneReady`, `DataPlaneReady`, and `Ready`, which is all that must hold for the mesh to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Replicas of the control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlaneStatus {
+    /// Replicas of the wanted release that serve.
+    pub ready: i32,
+    /// Replicas that are wanted.
+    pub replicas: i32,
+    /// Both, for people: `2/2`.
+    pub summary: String,
+}
+
+/// Injected pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPlaneStatus {
+    /// Injected pods whose sidecar is of the wanted release and ready.
+    pub current: i32,
+    /// Injected pods.
+    pub total: i32,
+    /// Pods that ask for a sidecar and have none: they were created while the mesh was not there. Restart them.
+    pub not_injected: i32,
+    /// Current and all, for people: `9/9`.
+    pub summary: String,
+}
+
+/// Something in a spec that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// CamelCase, of a bounded set.
+    pub reason: &'static str,
+    /// Path of the field.
+    pub field: &'static str,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl MeshInstallSpec {
+    /// The namespace of the control plane.
+    pub fn system_namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE)
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &str {
+        self.mesh.as_ref().and_then(|mesh| mesh.trust_domain.as_deref()).unwrap_or(DEFAULT_TRUST_DOMAIN)
+    }
+
+    /// Whether plain text is accepted.
+    pub fn mtls(&self) -> MtlsMode {
+        self.mesh.as_ref().and_then(|mesh| mesh.mtls).unwrap_or_default()
+    }
+
+    /// What happens to traffic to unknown destinations.
+    pub fn outbound(&self) -> OutboundMode {
+        self.mesh.as_ref().and_then(|mesh| mesh.outbound).unwrap_or_default()
+    }
+
+    /// Which namespaces belong to the mesh; `None` or empty is all.
+    pub fn namespaces(&self) -> Option<&LabelSelector> {
+        self.mesh.as_ref().and_then(|mesh| mesh.namespaces.as_ref())
+    }
+
+    /// What the sidecars run.
+    pub fn engine(&self) -> Engine {
+        self.data_plane.as_ref().and_then(|data_plane| data_plane.engine).unwrap_or_default()
+    }
+
+    /// The autoscaler's settings.
+    pub fn autoscaling(&self) -> Option<&Autoscaling> {
+        self.control_plane.as_ref().and_then(|control_plane| control_plane.autoscaling.as_ref())
+    }
+
+    /// Replicas of the control plane when there is no autoscaler.
+    pub fn replicas(&self) -> i32 {
+        self.control_plane.as_ref().and_then(|control_plane| control_plane.replicas).unwrap_or(DEFAULT_REPLICAS)
+    }
+
+    /// When nodes pull images.
+    pub fn pull_policy(&self) -> PullPolicy {
+        self.image.as_ref().and_then(|image| image.pull_policy).unwrap_or_default()
+    }
+
+    /// The image of a component (`control-plane`, `proxy`) in the wanted release.
+    pub fn image(&self, component: &str) -> String {
+        let hub = self.image.as_ref().and_then(|image| image.hub.as_deref()).filter(|hub| !hub.is_empty());
+        format!("{}/{component}:{}", hub.unwrap_or(DEFAULT_HUB).trim_end_matches('/'), self.version)
+    }
+
+    /// What is wrong with the spec by itself. The schema refuses the same; this is for objects written past it.
+    /// `supported` are the releases that the operator can render.
+    pub fn problems(&self, supported: &[String]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut problem = |reason, field, message: String| problems.push(Problem { reason, field, message });
+        if !supported.iter().any(|version| *version == self.version) {
+            problem("UnknownVersion", "spec.version", format!(
+                "spec.version: this operator does not know release {:?}, only {}; upgrade the operator first (its Helm chart), or write one of these",
+                self.version, supported.join(" and "),
+            ));
+        }
+        if self.autoscaling().is_none() && self.replicas() < 1 {
+            problem("NoReplicas", "spec.controlPlane.replicas", format!(
+                "spec.controlPlane.replicas: {} leaves no control plane, and no pod could start in the mesh; write at least 1, or delete the MeshInstall to remove the mesh",
+                self.replicas(),
+            ));
+        }
+        if let Some(autoscaling) = self.autoscaling()
+            && (autoscaling.min_replicas() < 1 || autoscaling.max_replicas < autoscaling.min_replicas())
+        {
+            problem("BadAutoscaling", "spec.controlPlane.autoscaling", format!(
+                "spec.controlPlane.autoscaling: from {} to {} replicas is no range; minReplicas must be at least 1 and not greater than maxReplicas",
+                autoscaling.min_replicas(), autoscaling.max_replicas,
+            ));
+        }
+        if !is_dns_name(self.trust_domain()) {
+            problem("BadTrustDomain", "spec.mesh.trustDomain", format!(
+                "spec.mesh.trustDomain: {:?} cannot be part of an identity; write a DNS name in lower case such as cluster.local",
+                self.trust_domain(),
+            ));
+        }
+        if self.system_namespace().starts_with("kube-") || !is_dns_label(self.system_namespace()) {
+            problem("BadNamespace", "spec.namespace", format!(
+                "spec.namespace: {:?} cannot hold a control plane; write the name of a namespace that is not Kubernetes' own",
+                self.system_namespace(),
+            ));
+        }
+        if self.engine() == Engine::Envoy {
+            problem("UnsupportedEngine", "spec.dataPlane.engine",
+                "spec.dataPlane.engine: this release has no Envoy data plane yet; write leno".to_owned());
+        }
+        problems
+    }
+}
+
+impl Autoscaling {
+    /// Fewest replicas.
+    pub fn min_replicas(&self) -> i32 {
+        self.min_replicas.unwrap_or(DEFAULT_REPLICAS)
+    }
+
+    /// CPU use, in percent of what is requested, at which a replica is added.
+    pub fn target_cpu(&self) -> i32 {
+        self.target_cpu_utilization_percentage.unwrap_or(80)
+    }
+}
+
+fn is_dns_label(text: &str) -> bool {
+    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    bytes.len() <= 63
+        && bytes.first().is_some_and(|byte| inside(*byte))
+        && bytes.last().is_some_and(|byte| inside(*byte))
+        && bytes.iter().all(|byte| inside(*byte) || *byte == b'-')
+}
+
+fn is_dns_name(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
+}
+
+fn namespace_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 63,
+        "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "x-kubernetes-validations": crate::schema::rules(&[
+            ("!self.startsWith('kube-')", "namespaces kube-* are Kubernetes' own; name another, such as leno-system"),
+        ]),
+    })
+}
+
+fn quantities(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 16,
+        "additionalProperties": {
+            "anyOf": [{ "type": "integer" }, { "type": "string" }],
+            "x-kubernetes-int-or-string": true,
+            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$",
+        },
+    })
+}
+
+fn label_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "matchLabels": {
+                "type": "object",
+                "maxProperties": 64,
+                "additionalProperties": { "type": "string", "maxLength": 63 },
+                "description": "Labels that a namespace must have, with these values.",
+            },
+            "matchExpressions": {
+                "type": "array",
+                "maxItems": 64,
+                "description": "Conditions on labels, all of which must hold.",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": { "type": "string", "minLength": 1, "maxLength": 317, "description": "The label." },
+                        "operator": {
+                            "type": "string",
+                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                            "description": "What must hold of it.",
+                        },
+                        "values": {
+                            "type": "array",
+                            "maxItems": 64,
+                            "items": { "type": "string", "maxLength": 63 },
+                            "description": "The values for `In` and `NotIn`.",
+                        },
+                    },
+                    "x-kubernetes-validations": [{
+                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && self.values.size() > 0)",
+                        "message": "In and NotIn need values; Exists and DoesNotExist take none",
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// The definition of [`MeshInstall`].
+///
+/// # Errors
+///
+/// [`DefinitionError`], which is a mistake in this crate.
+pub fn definition() -> Result<CustomResourceDefinition, DefinitionError> {
+    let (group, kind, plural) = (MeshInstall::group(&()), MeshInstall::kind(&()), MeshInstall::plural(&()));
+    let root = json!({
+        "type": "object",
+        "description": "A service mesh in this cluster. The operator keeps it as written in `spec`.",
+        "required": ["spec"],
+        "properties": {
+            "spec": structural::<MeshInstallSpec>(),
+            "status": structural::<MeshInstallStatus>(),
+            // The name becomes part of others' names (`leno-control-plane-<name>`, 63 characters) and a label's value.
+            "metadata": {
+                "type": "object",
+                "properties": { "name": { "type": "string", "maxLength": 32, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$" } },
+            },
+        },
+    });
+    let schema: JSONSchemaProps =
+        serde_json::from_value(root).map_err(|source| DefinitionError { kind: kind.to_string(), source })?;
+    let column = |name: &str, json_path: &str, description: &str| CustomResourceColumnDefinition {
+        name: name.to_owned(),
+        type_: if name == "Age" { "date" } else { "string" }.to_owned(),
+        json_path: json_path.to_owned(),
+        description: Some(description.to_owned()),
+        ..CustomResourceColumnDefinition::default()
+    };
+    Ok(CustomResourceDefinition {
+        metadata: ObjectMeta { name: Some(format!("{plural}.{group}")), ..ObjectMeta::default() },
+        spec: CustomResourceDefinitionSpec {
+            group: group.into_owned(),
+            names: CustomResourceDefinitionNames {
+                kind: kind.to_string(),
+                list_kind: Some(format!("{kind}List")),
+                plural: plural.into_owned(),
+                singular: Some(kind.to_lowercase()),
+                short_names: Some(vec!["mesh".to_owned()]),
+                categories: Some(vec!["leno".to_owned()]),
+            },
+            scope: "Cluster".to_owned(),
+            versions: vec![CustomResourceDefinitionVersion {
+                name: MeshInstall::version(&()).into_owned(),
+                served: true,
+                storage: true,
+                schema: Some(CustomResourceValidation { open_api_v3_schema: Some(schema) }),
+                additional_printer_columns: Some(vec![
+                    column("Version", ".status.version", "The release that every replica runs"),
+                    column("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether the mesh serves"),
+                    column("Control Plane", ".status.controlPlane.summary", "Replicas that serve, of those wanted"),
+                    column("Data Plane", ".status.dataPlane.summary", "Injected pods that are current, of all"),
+                    column("Age", ".metadata.creationTimestamp", "When the object was created"),
+                ]),
+                subresources: Some(CustomResourceSubresources {
+                    status: Some(CustomResourceSubresourceStatus(json!({}))),
+                    ..CustomResourceSubresources::default()
+                }),
+                ..CustomResourceDefinitionVersion::default()
+            }],
+            ..CustomResourceDefinitionSpec::default()
+        },
+        status: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> MeshInstallSpec {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    fn reasons(spec: &MeshInstallSpec) -> Vec<&'static str> {
+        spec.problems(&["0.1.0".to_owned(), "0.0.9".to_owned()]).iter().map(|problem| problem.reason).collect()
+    }
+
+    #[test]
+    fn spec_when_only_the_version_is_given_then_the_rest_has_meaning() {
+        let spec = spec("version: 0.1.0");
+        assert_eq!(spec.system_namespace(), "leno-system");
+        assert_eq!(spec.trust_domain(), "cluster.local");
+        assert_eq!((spec.replicas(), spec.mtls(), spec.outbound()), (2, MtlsMode::Permissive, OutboundMode::AllowAny));
+        assert_eq!(spec.image("proxy"), "docker.io/leno/proxy:0.1.0");
+        assert!(reasons(&spec).is_empty());
+    }
+
+    #[test]
+    fn spec_when_the_design_writes_it_then_it_parses() {
+        let spec = spec(
+            "{version: 0.0.9, namespace: leno-system, image: {hub: '', pullPolicy: IfNotPresent}, \
+             controlPlane: {replicas: 2, autoscaling: null, resources: {}}, dataPlane: {engine: leno, resources: {}}, \
+             mesh: {trustDomain: cluster.local, mtls: Permissive, outbound: AllowAny, namespaces: {}}}",
+        );
+        assert!(reasons(&spec).is_empty());
+        assert_eq!(spec.image("control-plane"), "docker.io/leno/control-plane:0.0.9");
+    }
+
+    #[test]
+    fn spec_when_it_cannot_be_then_every_problem_names_its_field() {
+        let spec = spec(
+            "{version: 9.9.9, namespace: kube-system, controlPlane: {replicas: 0}, dataPlane: {engine: envoy}, \
+             mesh: {trustDomain: 'Not A Domain'}}",
+        );
+        assert_eq!(reasons(&spec), ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace", "UnsupportedEngine"]);
+        for problem in spec.problems(&[]) {
+            assert!(problem.message.starts_with(problem.field), "{}", problem.message);
+        }
+    }
+
+    #[test]
+    fn definition_when_made_then_is_cluster_scoped_with_the_promised_columns() {
+        let definition = definition().unwrap();
+        assert_eq!(definition.spec.scope, "Cluster");
+        let columns = definition.spec.versions[0].additional_printer_columns.clone().unwrap();
+        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, ["Version", "Ready", "Control Plane", "Data Plane", "Age"]);
+    }
+}
