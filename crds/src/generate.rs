@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 use crate::definition::{self, DefinitionError};
+use crate::meshinstall;
 
 /// Where the plain definitions go, from the root of the repository.
 pub const CONFIG_DIR: &str = "config/crd";
@@ -57,7 +58,11 @@ pub enum GenerateError {
 ///
 /// [`GenerateError`], which is a mistake in this crate.
 pub fn definitions() -> Result<Vec<(Owner, CustomResourceDefinition)>, GenerateError> {
-    Ok(vec![(Owner::Istio, definition::virtual_service()?), (Owner::Istio, definition::destination_rule()?)])
+    Ok(vec![
+        (Owner::Leno, meshinstall::definition()?),
+        (Owner::Istio, definition::virtual_service()?),
+        (Owner::Istio, definition::destination_rule()?),
+    ])
 }
 
 /// All files, by path from the root of the repository.
