@@ -1,0 +1,258 @@
+//! Conversions that several resources need: packed messages, durations, addresses, header changes, access logs.
+
+use super::{Context, Converted, Refused, Within as _, refuse};
+use crate::config::HeaderOp;
+use crate::telemetry::LogFormat;
+use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
+use leno_xds::envoy::config::core::v3::{
+    Address, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
+    SubstitutionFormatString, address, config_source, data_source, header_value_option::HeaderAppendAction,
+    socket_address, substitution_format_string,
+};
+use leno_xds::envoy::extensions::access_loggers::{
+    file::v3::{FileAccessLog, file_access_log},
+    stream::v3::{StdoutAccessLog, stdout_access_log},
+};
+use prost::{Message, Name};
+use prost_types::{Any, Struct, Value, value::Kind};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Unpacks a message, and refuses fields in its bytes that its type does not know.
+///
+/// # Errors
+/// When it is of another type, does not decode, or has unknown fields.
+pub fn unpack<M: Message + Name + Default>(any: &Any) -> Converted<M> {
+    match optional(any)? {
+        Some(message) => Ok(message),
+        None => Err(unknown_type(any)),
+    }
+}
+
+/// As [`unpack`]; `None` when it is of another type.
+pub fn optional<M: Message + Name + Default>(any: &Any) -> Converted<Option<M>> {
+    let message = match leno_xds::unpack::<M>(any) {
+        Ok(Some(message)) => message,
+        Ok(None) => return Ok(None),
+        Err(error) => return Err(Refused::new("", format!("is no {}: {error}", M::full_name()))),
+    };
+    // Unknown fields are dropped by decoding. A shorter message is therefore suspect; only then are the descriptors
+    // (some MiB) loaded, to name the fields or find it was another way to write the same.
+    if message.encoded_len() != any.value.len()
+        && let Ok(unknown) = leno_xds::json::unknown_fields(any)
+        && let Some(first) = unknown.first()
+    {
+        return Err(Refused::new(first.clone(), "is not known to this proxy (set by a newer control plane?)"));
+    }
+    Ok(Some(message))
+}
+
+/// The refusal of a packed message of a type that is not known here.
+pub fn unknown_type(any: &Any) -> Refused {
+    Refused::new("", format!("`{}` is not supported by this proxy", any.type_url))
+}
+
+/// A duration that is not negative.
+pub fn duration(value: prost_types::Duration, field: &str) -> Converted<Duration> {
+    Duration::try_from(value).map_err(|_| Refused::new(field, "is not a duration of zero or more"))
+}
+
+/// As [`duration`], if it is set.
+pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Converted<Option<Duration>> {
+    value.map(|value| duration(value, field)).transpose()
+}
+
+/// A port.
+pub fn port(value: u32) -> Converted<u16> {
+    u16::try_from(value).map_err(|_| Refused::new("port_value", format!("{value} is not a port")))
+}
+
+/// An IP address with its port.
+pub fn socket(value: SocketAddress) -> Converted<SocketAddr> {
+    let SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } =
+        value;
+    // 0 is TCP, and `ipv4_compat` would make one socket serve both families.
+    refuse!(protocol, resolver_name, ipv4_compat, network_namespace_filepath);
+    let ip: IpAddr = address.parse().map_err(|_| Refused::new("address", format!("`{address}` is no IP address")))?;
+    let port = match port_specifier {
+        None => 0,
+        Some(socket_address::PortSpecifier::PortValue(value)) => port(value)?,
+        Some(socket_address::PortSpecifier::NamedPort(_)) => {
+            return Err(Refused::new("named_port", "is not supported by this proxy; write a number"));
+        }
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+/// The IP address and port in an address of any kind.
+pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
+    let Some(Address { address }) = value else { return Err(Refused::new("", "is missing")) };
+    match address {
+        Some(address::Address::SocketAddress(value)) => socket(value).within("socket_address"),
+        Some(address::Address::Pipe(_)) => Err(Refused::new("pipe", "is not supported by this proxy")),
+        Some(address::Address::EnvoyInternalAddress(_)) => {
+            Err(Refused::new("envoy_internal_address", "is not supported by this proxy"))
+        }
+        None => Err(Refused::new("", "is missing")),
+    }
+}
+
+/// Checks that a resource is asked for on the stream on which everything comes.
+pub fn from_ads(source: Option<ConfigSource>) -> Converted<()> {
+    let Some(ConfigSource {
+        authorities,
+        initial_fetch_timeout: _,
+        resource_api_version: _,
+        config_source_specifier,
+    }) = source
+    else {
+        return Err(Refused::new("", "is missing; only `ads` is supported"));
+    };
+    refuse!(authorities);
+    match config_source_specifier {
+        Some(config_source::ConfigSourceSpecifier::Ads(_) | config_source::ConfigSourceSpecifier::Self_(_)) => Ok(()),
+        _ => Err(Refused::new("config_source_specifier", "is not `ads`")),
+    }
+}
+
+/// Text that is written in the resource itself.
+pub fn inline(source: DataSource) -> Converted<Vec<u8>> {
+    let DataSource { watched_directory, specifier } = source;
+    refuse!(watched_directory);
+    match specifier {
+        Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes),
+        Some(data_source::Specifier::InlineString(text)) => Ok(text.into_bytes()),
+        None => Ok(Vec::new()),
+        Some(data_source::Specifier::Filename(_)) => Err(Refused::new("filename", "is not supported; write it inline")),
+        Some(data_source::Specifier::EnvironmentVariable(_)) => {
+            Err(Refused::new("environment_variable", "is not supported; write it inline"))
+        }
+    }
+}
+
+/// The lines to write: one log to standard output, in a text format.
+pub fn access_log(context: &mut Context, logs: Vec<AccessLog>) -> Converted<Option<Arc<LogFormat>>> {
+    let mut logs = logs.into_iter();
+    let Some(AccessLog { name: _, filter, config_type }) = logs.next() else { return Ok(None) };
+    refuse!(filter);
+    if logs.next().is_some() {
+        return Err(Refused::new("[1]", "is a second access log; this proxy writes one"));
+    }
+    let Some(access_log::ConfigType::TypedConfig(any)) = config_type else {
+        return Err(Refused::new("[0].typed_config", "is missing"));
+    };
+    let format = if let Some(FileAccessLog { path, access_log_format }) = optional(&any)? {
+        if path != "/dev/stdout" {
+            return Err(Refused::new("[0].path", format!("`{path}` is not supported; write /dev/stdout")));
+        }
+        match access_log_format {
+            None => String::new(),
+            Some(file_access_log::AccessLogFormat::Format(text)) => text,
+            Some(file_access_log::AccessLogFormat::LogFormat(format)) => text_format(format)?,
+            Some(file_access_log::AccessLogFormat::JsonFormat(_)) => {
+                return Err(Refused::new("[0].json_format", "is not supported by this proxy; use a text format"));
+            }
+            Some(file_access_log::AccessLogFormat::TypedJsonFormat(_)) => {
+                return Err(Refused::new("[0].typed_json_format", "is not supported by this proxy; use a text format"));
+            }
+        }
+    } else if let Some(StdoutAccessLog { access_log_format }) = optional(&any)? {
+        match access_log_format {
+            None => String::new(),
+            Some(stdout_access_log::AccessLogFormat::LogFormat(format)) => text_format(format)?,
+        }
+    } else {
+        return Err(unknown_type(&any).within("[0].typed_config"));
+    };
+    Ok(Some(context.log_format(&format).within("[0]")?))
+}
+
+fn text_format(format: SubstitutionFormatString) -> Converted<String> {
+    let SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options: _, format } =
+        format;
+    refuse!(omit_empty_values, formatters);
+    let bytes = match format {
+        None => Vec::new(),
+        Some(substitution_format_string::Format::TextFormat(text)) => text.into_bytes(),
+        Some(substitution_format_string::Format::TextFormatSource(source)) => inline(source)?,
+        Some(substitution_format_string::Format::JsonFormat(_)) => {
+            return Err(Refused::new("[0].json_format", "is not supported by this proxy; use a text format"));
+        }
+    };
+    String::from_utf8(bytes).map_err(|_| Refused::new("[0].text_format_source", "is not UTF-8"))
+}
+
+/// Header changes in the order in which Envoy makes them: removals first.
+pub fn header_ops(add: Vec<HeaderValueOption>, remove: Vec<String>, field: &str) -> Converted<Vec<HeaderOp>> {
+    let mut ops = Vec::with_capacity(add.len() + remove.len());
+    for (index, name) in remove.into_iter().enumerate() {
+        ops.push(HeaderOp::Remove(header_name(&name).within(format_args!("{field}_to_remove[{index}]"))?));
+    }
+    for (index, option) in add.into_iter().enumerate() {
+        if let Some(op) = header_op(option).within(format_args!("{field}_to_add[{index}]"))? {
+            ops.push(op);
+        }
+    }
+    Ok(ops)
+}
+
+fn header_op(option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
+    let HeaderValueOption { header, append, append_action, keep_empty_value } = option;
+    let Some(HeaderValue { key, value, raw_value }) = header else { return Err(Refused::new("header", "is missing")) };
+    refuse!(raw_value);
+    let name = header_name(&key).within("header.key")?;
+    let value = literal(&value).within("header.value")?;
+    if value.is_empty() && !keep_empty_value {
+        return Ok(None);
+    }
+    let action = match append {
+        Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
+        Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
+        None => HeaderAppendAction::try_from(append_action)
+            .map_err(|_| Refused::new("append_action", format!("{append_action} is not known to this proxy")))?,
+    };
+    Ok(Some(match action {
+        HeaderAppendAction::AppendIfExistsOrAdd => HeaderOp::Append(name, value),
+        HeaderAppendAction::AddIfAbsent => HeaderOp::AddIfAbsent(name, value),
+        HeaderAppendAction::OverwriteIfExistsOrAdd => HeaderOp::Set(name, value),
+        HeaderAppendAction::OverwriteIfExists => HeaderOp::SetIfPresent(name, value),
+    }))
+}
+
+/// A header's name in lower case; the pseudo headers of HTTP/2 are not among them.
+pub fn header_name(name: &str) -> Converted<Box<str>> {
+    match http::HeaderName::from_bytes(name.as_bytes()) {
+        Ok(name) if name == http::header::HOST => {
+            Err(Refused::new("", "`host` cannot be changed here; use the route's host rewrite"))
+        }
+        Ok(name) => Ok(name.as_str().into()),
+        Err(_) => Err(Refused::new("", format!("`{name}` is no name of a header"))),
+    }
+}
+
+/// A header value without Envoy's `%COMMAND%`s; `%%` is a percent sign.
+fn literal(text: &str) -> Converted<Box<str>> {
+    let plain = text.replace("%%", "\u{0}");
+    if plain.contains('%') {
+        return Err(Refused::new("", format!("`{text}` has a substitution, which is not supported by this proxy")));
+    }
+    let plain = plain.replace('\u{0}', "%");
+    match http::HeaderValue::from_str(&plain) {
+        Ok(_) => Ok(plain.into()),
+        Err(_) => Err(Refused::new("", "has characters that no header may have")),
+    }
+}
+
+/// The metadata of one filter.
+pub fn filter_metadata<'a>(metadata: Option<&'a Metadata>, filter: &str) -> Option<&'a Struct> {
+    metadata?.filter_metadata.get(filter)
+}
+
+/// A text in a struct.
+pub fn text<'a>(fields: &'a Struct, name: &str) -> Option<&'a str> {
+    match fields.fields.get(name) {
+        Some(Value { kind: Some(Kind::StringValue(text)) }) => Some(text),
+        _ => None,
+    }
+}

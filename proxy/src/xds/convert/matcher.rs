@@ -1,0 +1,75 @@
+//! Conditions on text, headers and query parameters.
+
+use super::{Converted, Refused, Within as _};
+use crate::config::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
+use leno_xds::envoy::config::route::v3::{
+    HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
+    query_parameter_matcher::QueryParameterMatchSpecifier,
+};
+use leno_xds::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
+use leno_xds::envoy::r#type::v3::Int64Range;
+
+/// A regular expression; the engine is always one with the meaning of RE2.
+pub fn pattern(value: RegexMatcher) -> String {
+    let RegexMatcher { regex, engine_type: _ } = value;
+    regex
+}
+
+/// A regular expression for the whole text.
+pub fn regex(value: RegexMatcher) -> Converted<RegexMatch> {
+    RegexMatch::new(&pattern(value)).map_err(|error| Refused::new("regex", error.to_string()))
+}
+
+/// A condition on a text.
+pub fn string(value: StringMatcher) -> Converted<StringMatch> {
+    let StringMatcher { ignore_case, match_pattern } = value;
+    let matcher = match match_pattern {
+        Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.into()),
+        Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.into()),
+        Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
+        Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
+        Some(MatchPattern::SafeRegex(value)) => return Ok(StringMatch::Regex(regex(value).within("safe_regex")?)),
+        Some(MatchPattern::Custom(_)) => return Err(Refused::new("custom", "is not supported by this proxy")),
+        None => return Err(Refused::new("match_pattern", "is missing")),
+    };
+    Ok(if ignore_case { StringMatch::IgnoreCase(Box::new(matcher)) } else { matcher })
+}
+
+/// A condition on a header.
+pub fn header(value: HeaderMatcher) -> Converted<HeaderMatch> {
+    let HeaderMatcher { name, invert_match, treat_missing_header_as_empty, header_match_specifier } = value;
+    let test = match header_match_specifier {
+        None => HeaderTest::Present(true),
+        Some(HeaderMatchSpecifier::PresentMatch(present)) => HeaderTest::Present(present),
+        Some(HeaderMatchSpecifier::ExactMatch(text)) => HeaderTest::Text(StringMatch::Exact(text.into())),
+        Some(HeaderMatchSpecifier::PrefixMatch(text)) => HeaderTest::Text(StringMatch::Prefix(text.into())),
+        Some(HeaderMatchSpecifier::SuffixMatch(text)) => HeaderTest::Text(StringMatch::Suffix(text.into())),
+        Some(HeaderMatchSpecifier::ContainsMatch(text)) => HeaderTest::Text(StringMatch::Contains(text.into())),
+        Some(HeaderMatchSpecifier::SafeRegexMatch(value)) => {
+            HeaderTest::Text(StringMatch::Regex(regex(value).within("safe_regex_match")?))
+        }
+        Some(HeaderMatchSpecifier::StringMatch(value)) => HeaderTest::Text(string(value).within("string_match")?),
+        Some(HeaderMatchSpecifier::RangeMatch(Int64Range { start, end })) => HeaderTest::Range(start, end),
+    };
+    let name = name.to_ascii_lowercase();
+    if !name.starts_with(':') && http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        return Err(Refused::new("name", format!("`{name}` is no name of a header")));
+    }
+    Ok(HeaderMatch {
+        name: name.into(),
+        test,
+        invert: invert_match,
+        missing_as_empty: treat_missing_header_as_empty,
+    })
+}
+
+/// A condition on a query parameter.
+pub fn query(value: QueryParameterMatcher) -> Converted<QueryMatch> {
+    let QueryParameterMatcher { name, query_parameter_match_specifier } = value;
+    let test = match query_parameter_match_specifier {
+        None => QueryTest::Present(true),
+        Some(QueryParameterMatchSpecifier::PresentMatch(present)) => QueryTest::Present(present),
+        Some(QueryParameterMatchSpecifier::StringMatch(value)) => QueryTest::Text(string(value).within("string_match")?),
+    };
+    Ok(QueryMatch { name: name.into(), test })
+}

@@ -1,0 +1,184 @@
+//! Envoy's messages become the configuration tree.
+//!
+//! Every message is taken apart with all of its fields named (never `..`), so that a field which a later version of the
+//! API adds does not compile until somebody has decided about it. There are three decisions: the field is used; it makes
+//! no difference to traffic (bound to `_`: names of statistics, settings of Envoy's own machinery); or it is refused
+//! when it is set, because the control plane would otherwise believe that it is in force. What the generated types do
+//! not know at all is noticed by the length of what they decode to, and named by walking the bytes.
+
+// Deprecated fields are named like all others: a control plane may still set them.
+#![allow(deprecated)]
+
+pub mod cluster;
+pub mod common;
+pub mod http;
+pub mod listener;
+pub mod matcher;
+pub mod retry;
+pub mod route;
+pub mod tls;
+
+use crate::config::ClusterId;
+use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::Arc;
+
+/// Names of clusters that a process may ever see; beyond it new ones are refused. An index is never given to another
+/// name, because workers keep pools by it.
+pub const MAX_CLUSTER_NAMES: usize = 1 << 20;
+
+/// Different access log formats kept compiled.
+const MAX_LOG_FORMATS: usize = 64;
+
+/// Why a resource is not taken: the field, and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("field `{field}`: {reason}")]
+pub struct Refused {
+    /// Path of the field in the resource, e.g. `virtual_hosts[0].routes[2].route.hash_policy`.
+    pub field: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl Refused {
+    /// A refusal of that field.
+    pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { field: field.into(), reason: reason.into() }
+    }
+
+    /// The same, seen from the message around it.
+    pub fn within(self, outer: impl std::fmt::Display) -> Self {
+        let field = if self.field.is_empty() { outer.to_string() } else { format!("{outer}.{}", self.field) };
+        Self { field, reason: self.reason }
+    }
+}
+
+/// What a conversion gives.
+pub type Converted<T> = Result<T, Refused>;
+
+/// Adds the place to a refusal.
+pub(crate) trait Within<T> {
+    /// Prefixes the field's path.
+    fn within(self, outer: impl std::fmt::Display) -> Converted<T>;
+}
+
+impl<T> Within<T> for Converted<T> {
+    fn within(self, outer: impl std::fmt::Display) -> Converted<T> {
+        self.map_err(|refused| refused.within(outer))
+    }
+}
+
+/// Refuses each of the named local variables (fields taken out of a message) that is not its type's default.
+macro_rules! refuse {
+    ($($field:ident),+ $(,)?) => {
+        $(crate::xds::convert::refuse_set(&$field, stringify!($field))?;)+
+    };
+}
+pub(crate) use refuse;
+
+/// Refuses a field that is set.
+pub(crate) fn refuse_set<T: Default + PartialEq>(value: &T, field: &str) -> Converted<()> {
+    if *value == T::default() {
+        Ok(())
+    } else {
+        Err(Refused::new(field.trim_start_matches("r#"), "is not supported by this proxy; leave it out"))
+    }
+}
+
+/// What conversions share: stable cluster indices, and objects that must be the same object wherever they are equal.
+#[derive(Debug, Default)]
+pub struct Context {
+    ids: HashMap<Arc<str>, ClusterId>,
+    formats: BTreeMap<String, Arc<LogFormat>>,
+    workloads: Shared<WorkloadLabels>,
+    services: Shared<ServiceLabels>,
+}
+
+impl Context {
+    /// The index of a cluster's name; the same for as long as the process lives.
+    ///
+    /// # Errors
+    /// After [`MAX_CLUSTER_NAMES`] names.
+    pub fn cluster(&mut self, name: &str) -> Converted<ClusterId> {
+        if let Some(id) = self.ids.get(name) {
+            return Ok(*id);
+        }
+        if name.is_empty() {
+            return Err(Refused::new("", "names no cluster"));
+        }
+        let id = match u32::try_from(self.ids.len()) {
+            Ok(id) if self.ids.len() < MAX_CLUSTER_NAMES => ClusterId(id),
+            _ => {
+                let reason = format!("this proxy has seen {MAX_CLUSTER_NAMES} cluster names; restart it");
+                return Err(Refused::new("", reason));
+            }
+        };
+        self.ids.insert(name.into(), id);
+        Ok(id)
+    }
+
+    /// How many names have an index.
+    pub fn cluster_count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The compiled form of an access log format.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn log_format(&mut self, text: &str) -> Converted<Arc<LogFormat>> {
+        if let Some(format) = self.formats.get(text) {
+            return Ok(format.clone());
+        }
+        let format = if text.is_empty() {
+            LogFormat::istio()
+        } else {
+            LogFormat::compile(text).map_err(|error| Refused::new("text_format", error.to_string()))?
+        };
+        if self.formats.len() >= MAX_LOG_FORMATS {
+            self.formats.clear();
+        }
+        let format = Arc::new(format);
+        self.formats.insert(text.to_owned(), format.clone());
+        Ok(format)
+    }
+
+    /// The one object for these labels: telemetry knows a workload by its address.
+    pub fn workload(&mut self, labels: Arc<WorkloadLabels>) -> Arc<WorkloadLabels> {
+        self.workloads.one(labels)
+    }
+
+    /// The one object for these labels.
+    pub fn service(&mut self, labels: Arc<ServiceLabels>) -> Arc<ServiceLabels> {
+        self.services.one(labels)
+    }
+}
+
+/// Equal objects made one object, for as long as somebody else holds it: when the set has doubled since the last sweep,
+/// what nobody holds any more is left out.
+#[derive(Debug)]
+struct Shared<T> {
+    objects: HashSet<Arc<T>>,
+    sweep_at: usize,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { objects: HashSet::new(), sweep_at: 256 }
+    }
+}
+
+impl<T: Hash + Eq> Shared<T> {
+    fn one(&mut self, object: Arc<T>) -> Arc<T> {
+        if let Some(known) = self.objects.get(&object) {
+            return known.clone();
+        }
+        if self.objects.len() >= self.sweep_at {
+            self.objects.retain(|object| Arc::strong_count(object) > 1);
+            self.sweep_at = (self.objects.len() * 2).max(256);
+        }
+        self.objects.insert(object.clone());
+        object
+    }
+}

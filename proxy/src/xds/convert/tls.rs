@@ -1,0 +1,251 @@
+//! Transport sockets: plain text, or TLS with certificates of the mesh.
+//!
+//! Certificates themselves are not in the configuration: the resources name the secrets `default` and `ROOTCA`, and the
+//! proxy holds both. Other secrets, files and inline certificates are refused.
+
+use super::common::{optional, unknown_type, unpack};
+use super::{Converted, Refused, Within as _, refuse};
+use crate::config::{ClientTls, ServerTls};
+use leno_xds::envoy::config::core::v3::{TransportSocket, transport_socket};
+use leno_xds::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+    TlsParameters, UpstreamTlsContext,
+    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+    downstream_tls_context::OcspStaplePolicy,
+    subject_alt_name_matcher::SanType,
+    tls_parameters::TlsProtocol,
+};
+use leno_xds::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+use std::sync::Arc;
+
+/// Name of the secret with the workload's own certificate.
+const OWN_SECRET: &str = "default";
+/// Name of the secret with the roots of the mesh.
+const ROOTS_SECRET: &str = "ROOTCA";
+
+fn typed(socket: TransportSocket) -> Converted<Option<prost_types::Any>> {
+    let TransportSocket { name, config_type } = socket;
+    match config_type {
+        Some(transport_socket::ConfigType::TypedConfig(any)) => {
+            Ok(if optional::<RawBuffer>(&any)?.is_some() { None } else { Some(any) })
+        }
+        None if name == "envoy.transport_sockets.raw_buffer" => Ok(None),
+        None => Err(Refused::new("typed_config", "is missing")),
+    }
+}
+
+/// TLS to endpoints; `None` is plain text.
+pub fn client(socket: Option<TransportSocket>) -> Converted<Option<Arc<ClientTls>>> {
+    let Some(socket) = socket else { return Ok(None) };
+    let Some(any) = typed(socket)? else { return Ok(None) };
+    if any.type_url != <UpstreamTlsContext as prost::Name>::type_url() {
+        return Err(unknown_type(&any).within("typed_config"));
+    }
+    upstream(unpack(&any)?).within("typed_config").map(|tls| Some(Arc::new(tls)))
+}
+
+fn upstream(context: UpstreamTlsContext) -> Converted<ClientTls> {
+    let UpstreamTlsContext {
+        common_tls_context,
+        sni,
+        auto_host_sni,
+        auto_sni_san_validation,
+        allow_renegotiation,
+        max_session_keys: _,
+        enforce_rsa_key_usage: _,
+    } = context;
+    refuse!(auto_host_sni, auto_sni_san_validation, allow_renegotiation);
+    let common = common(common_tls_context).within("common_tls_context")?;
+    if common.identities.is_empty() {
+        return Err(Refused::new(
+            "common_tls_context.combined_validation_context.default_validation_context.match_typed_subject_alt_names",
+            "is empty; a server is only trusted by its identity",
+        ));
+    }
+    Ok(ClientTls { expected: common.identities, sni: sni.into(), alpn: common.alpn })
+}
+
+/// TLS that a filter chain ends; `None` is plain text.
+pub fn server(socket: Option<TransportSocket>) -> Converted<Option<Arc<ServerTls>>> {
+    let Some(socket) = socket else { return Ok(None) };
+    let Some(any) = typed(socket)? else { return Ok(None) };
+    if any.type_url != <DownstreamTlsContext as prost::Name>::type_url() {
+        return Err(unknown_type(&any).within("typed_config"));
+    }
+    downstream(unpack(&any)?).within("typed_config").map(|tls| Some(Arc::new(tls)))
+}
+
+fn downstream(context: DownstreamTlsContext) -> Converted<ServerTls> {
+    let DownstreamTlsContext {
+        common_tls_context,
+        require_client_certificate,
+        require_sni,
+        disable_stateful_session_resumption: _,
+        session_timeout: _,
+        ocsp_staple_policy,
+        full_scan_certs_on_sni_mismatch: _,
+        prefer_client_ciphers: _,
+        session_ticket_keys_type: _,
+    } = context;
+    refuse!(require_sni);
+    if ocsp_staple_policy != i32::from(OcspStaplePolicy::LenientStapling) {
+        return Err(Refused::new("ocsp_staple_policy", "is not supported by this proxy"));
+    }
+    let common = common(common_tls_context).within("common_tls_context")?;
+    if !common.identities.is_empty() {
+        return Err(Refused::new(
+            "common_tls_context.combined_validation_context.default_validation_context.match_typed_subject_alt_names",
+            "is not supported for clients; use an authorization policy",
+        ));
+    }
+    let require_client_certificate = require_client_certificate.unwrap_or(false);
+    Ok(ServerTls { require_client_certificate, alpn: common.alpn })
+}
+
+struct Common {
+    alpn: Vec<Arc<str>>,
+    identities: Vec<Arc<str>>,
+}
+
+fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
+    let Some(CommonTlsContext {
+        tls_params,
+        tls_certificates,
+        tls_certificate_sds_secret_configs,
+        tls_certificate_provider_instance,
+        custom_tls_certificate_selector,
+        tls_certificate_certificate_provider,
+        tls_certificate_certificate_provider_instance,
+        alpn_protocols,
+        custom_handshaker,
+        key_log,
+        validation_context_type,
+    }) = context
+    else {
+        return Err(Refused::new("", "is missing"));
+    };
+    refuse!(
+        tls_certificates,
+        tls_certificate_provider_instance,
+        custom_tls_certificate_selector,
+        tls_certificate_certificate_provider,
+        tls_certificate_certificate_provider_instance,
+        custom_handshaker,
+        key_log
+    );
+    parameters(tls_params).within("tls_params")?;
+    for (index, config) in tls_certificate_sds_secret_configs.into_iter().enumerate() {
+        secret(config, OWN_SECRET).within(format_args!("tls_certificate_sds_secret_configs[{index}]"))?;
+    }
+    let identities = match validation_context_type {
+        None => Vec::new(),
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => {
+            secret(config, ROOTS_SECRET).within("validation_context_sds_secret_config")?;
+            Vec::new()
+        }
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            let CombinedCertificateValidationContext {
+                default_validation_context,
+                validation_context_sds_secret_config,
+                validation_context_certificate_provider,
+                validation_context_certificate_provider_instance,
+            } = combined;
+            refuse!(validation_context_certificate_provider, validation_context_certificate_provider_instance);
+            if let Some(config) = validation_context_sds_secret_config {
+                secret(config, ROOTS_SECRET).within("combined_validation_context.validation_context_sds_secret_config")?;
+            }
+            match default_validation_context {
+                Some(context) => {
+                    validation(context).within("combined_validation_context.default_validation_context")?
+                }
+                None => Vec::new(),
+            }
+        }
+        Some(_) => {
+            return Err(Refused::new("validation_context_type", "must name the secret ROOTCA; others are not supported"));
+        }
+    };
+    Ok(Common { alpn: alpn_protocols.into_iter().map(Arc::from).collect(), identities })
+}
+
+/// TLS 1.2 and 1.3 with rustls' cipher suites are what the proxy speaks; a minimum of at most 1.2 changes nothing.
+fn parameters(value: Option<TlsParameters>) -> Converted<()> {
+    let Some(TlsParameters {
+        tls_minimum_protocol_version,
+        tls_maximum_protocol_version,
+        cipher_suites,
+        ecdh_curves,
+        signature_algorithms,
+        compliance_policies,
+    }) = value
+    else {
+        return Ok(());
+    };
+    refuse!(cipher_suites, ecdh_curves, signature_algorithms, compliance_policies);
+    if tls_minimum_protocol_version > i32::from(TlsProtocol::TlSv12) {
+        return Err(Refused::new("tls_minimum_protocol_version", "above TLS 1.2 is not supported by this proxy"));
+    }
+    if ![i32::from(TlsProtocol::TlsAuto), i32::from(TlsProtocol::TlSv13)].contains(&tls_maximum_protocol_version) {
+        return Err(Refused::new("tls_maximum_protocol_version", "below TLS 1.3 is not supported by this proxy"));
+    }
+    Ok(())
+}
+
+/// Only the name counts: where Envoy would ask for the secret means nothing here.
+fn secret(config: SdsSecretConfig, wanted: &str) -> Converted<()> {
+    let SdsSecretConfig { name, sds_config: _ } = config;
+    if name == wanted { Ok(()) } else { Err(Refused::new("name", format!("`{name}` is not the secret `{wanted}`"))) }
+}
+
+fn validation(context: CertificateValidationContext) -> Converted<Vec<Arc<str>>> {
+    let CertificateValidationContext {
+        trusted_ca,
+        ca_certificate_provider_instance,
+        system_root_certs,
+        watched_directory,
+        verify_certificate_spki,
+        verify_certificate_hash,
+        match_typed_subject_alt_names,
+        match_subject_alt_names,
+        require_signed_certificate_timestamp,
+        crl,
+        allow_expired_certificate,
+        trust_chain_verification,
+        custom_validator_config,
+        only_verify_leaf_cert_crl: _,
+        max_verify_depth,
+        suppress_client_ca_list: _,
+    } = context;
+    refuse!(
+        trusted_ca,
+        ca_certificate_provider_instance,
+        system_root_certs,
+        watched_directory,
+        verify_certificate_spki,
+        verify_certificate_hash,
+        require_signed_certificate_timestamp,
+        crl,
+        allow_expired_certificate,
+        trust_chain_verification,
+        custom_validator_config,
+        max_verify_depth
+    );
+    let exact = |matcher: StringMatcher| {
+        let StringMatcher { ignore_case, match_pattern } = matcher;
+        match match_pattern {
+            Some(MatchPattern::Exact(text)) if !ignore_case && text.starts_with("spiffe://") => Ok(Arc::from(text)),
+            _ => Err(Refused::new("matcher", "is not the exact text of a SPIFFE identity; others are not supported")),
+        }
+    };
+    let typed = match_typed_subject_alt_names.into_iter().enumerate().map(|(index, matcher)| {
+        let SubjectAltNameMatcher { san_type, matcher, oid: _ } = matcher;
+        let within = format!("match_typed_subject_alt_names[{index}]");
+        if san_type != i32::from(SanType::Uri) {
+            return Err(Refused::new("san_type", "is not URI").within(within));
+        }
+        exact(matcher.unwrap_or_default()).within(within)
+    });
+    let untyped = match_subject_alt_names.into_iter().map(|matcher| exact(matcher).within("match_subject_alt_names"));
+    typed.chain(untyped).collect()
+}
