@@ -41,9 +41,9 @@ impl HeaderLookup for () {
     }
 }
 
-impl<H: HeaderLookup> HeaderLookup for Option<&H> {
+impl<H: HeaderLookup> HeaderLookup for &H {
     fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
-        self.and_then(|headers| headers.header(lower_case_name))
+        (**self).header(lower_case_name)
     }
 }
 
@@ -447,7 +447,7 @@ mod tests {
             downstream_local: Some("10.96.1.1:9080".parse().unwrap()),
             downstream_remote: Some("[fd00::3]:50000".parse().unwrap()),
             route_name: Some("default"),
-            ..LogEntry::new(at(), Duration::from_micros(4700), Some(&request), Some(&response))
+            ..LogEntry::new(at(), Duration::from_micros(4700), &request, &response)
         };
         assert_eq!(
             line(&LogFormat::istio(), &entry),

@@ -178,20 +178,22 @@ impl Shard {
 
     /// Counts a finished request.
     pub fn record_request(&self, record: &RequestRecord<'_>) {
+        // What is beyond gRPC's codes is UNKNOWN, as clients read it; otherwise a peer could make series at will.
+        let grpc_status = record.grpc_status.map(|status| if status <= 16 { status } else { 2 });
         let key = Key {
             source: Arc::as_ptr(record.source) as usize,
             destination: Arc::as_ptr(record.destination) as usize,
             service: Arc::as_ptr(record.service) as usize,
             flags: record.flags,
             code: record.response_code,
-            grpc: record.grpc_status.unwrap_or(u16::MAX),
+            grpc: grpc_status.unwrap_or(u16::MAX),
             reporter: record.reporter,
             protocol: record.protocol,
             security: record.security,
         };
         let tail = Tail {
             protocol: record.protocol,
-            http: Some((record.response_code, record.grpc_status)),
+            http: Some((record.response_code, grpc_status)),
             flags: record.flags,
             security: record.security,
         };
