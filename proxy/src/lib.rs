@@ -4,4 +4,5 @@ pub mod capture;
 pub mod config;
 pub mod telemetry;
 pub mod tls;
-pub mod xds;
+pub mod http;
+pub mod http2;
