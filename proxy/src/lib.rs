@@ -2,7 +2,9 @@
 
 pub mod capture;
 pub mod config;
+pub mod http2;
+pub mod http;
+pub mod identity;
 pub mod telemetry;
 pub mod tls;
-pub mod http;
-pub mod http2;
+pub mod xds;
