@@ -2,8 +2,6 @@
 
 pub mod capture;
 pub mod config;
-pub mod http2;
-pub mod http;
 pub mod identity;
 pub mod telemetry;
 pub mod tls;
