@@ -5,4 +5,5 @@ pub mod cluster;
 pub mod demo;
 pub mod figures;
 pub mod install;
+pub mod judge;
 pub mod scenarios;

@@ -1,8 +1,8 @@
 //! The demo and the tests that need a cluster, from the command line.
 
 use clap::{Parser, Subcommand};
-use leno_e2e::{bed::Release, cluster, demo, scenarios};
-use std::process::ExitCode;
+use leno_e2e::{bed::Release, cluster, demo, judge, scenarios};
+use std::{path::PathBuf, process::ExitCode};
 
 /// Leno's demo and scenario tests; `make demo` and `make scenarios` call it.
 ///
@@ -20,6 +20,18 @@ enum Task {
     Demo(Release),
     /// Remove what the demo made.
     DemoDown,
+    /// Let a stock Envoy take every golden case from our control plane.
+    Judge {
+        /// The folder of the built programs.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// The folder of the cases.
+        #[arg(long, default_value = judge::CASES)]
+        cases: PathBuf,
+        /// Only those whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Run the scenario tests.
     Scenarios {
         #[command(flatten)]
@@ -37,6 +49,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Demo(release) => demo::run(release).map(|()| true),
         Task::DemoDown => demo::down().map(|()| true),
+        Task::Judge { bin_dir, cases, only } => judge::judge(&bin_dir, &cases, only.as_deref()),
         Task::Scenarios { release, only, keep } => scenarios::run(release, only.as_deref(), keep),
     };
     match result {

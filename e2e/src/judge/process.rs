@@ -1,0 +1,66 @@
+//! A process that ends with its owner, and whose last words are kept.
+
+use anyhow::{Context, Result, bail};
+use std::{
+    fs::File,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+/// A running process with its output in a file.
+pub(super) struct Process {
+    child: Child,
+    name: String,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts it, with its output in `folder`.
+    pub(super) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::create(&log)?;
+        // Envoy opens its own standard output by path, as another user.
+        file.set_permissions(std::fs::Permissions::from_mode(0o666))?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let child = command.spawn().with_context(|| format!("{name} does not start"))?;
+        Ok(Process { child, name: name.to_owned(), log })
+    }
+
+    /// Fails with its last words when it has ended.
+    pub(super) fn alive(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("{} ended with {status}:\n{}", self.name, self.tail(40)),
+        }
+    }
+
+    /// The end of what it wrote, at most so many lines.
+    pub(super) fn tail(&self, lines: usize) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// `GET path` of a plain HTTP server, for health and admin pages; gives status and body.
+pub(super) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<(u16, String)> {
+    use std::io::{Read, Write};
+    let patience = std::time::Duration::from_secs(3);
+    let mut stream = space.connect_blocking(([127, 0, 0, 1], port).into(), patience)?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
+    let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
+    Ok((status, body.to_owned()))
+}
