@@ -10,6 +10,7 @@
 mod convert;
 mod down;
 mod keepalive;
+mod pool;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ mod transfer;
 mod up;
 
 pub use down::Down;
+pub use pool::Pool;
 pub use serve::{Settings, serve};
 pub use up::{Connection, Up, connect};
 

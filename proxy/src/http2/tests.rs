@@ -517,3 +517,73 @@ async fn connection_when_it_has_as_many_streams_as_allowed_then_it_takes_no_more
     })
     .await;
 }
+
+/// Connects to an endpoint that answers nothing, and counts how often.
+async fn dial(count: &std::cell::Cell<u32>, streams: u32, works: bool) -> Result<Connection, &'static str> {
+    count.set(count.get() + 1);
+    tokio::task::yield_now().await;
+    if !works {
+        return Err("refused");
+    }
+    let (near, far) = tokio::io::duplex(16 * 1024);
+    let options = Http2Options { max_concurrent_streams: streams, ..Http2Options::default() };
+    let (connection, drive) = connect(near, false, None, options).await.unwrap();
+    spawn_local(drive);
+    spawn_local(async move {
+        let mut endpoint: Endpoint = h2::server::handshake(far).await.unwrap();
+        while endpoint.accept().await.is_some() {}
+    });
+    Ok(connection)
+}
+
+#[tokio::test]
+async fn pool_when_many_ask_at_once_then_they_share_as_few_connections_as_hold_them() {
+    local(async {
+        let (pool, dials) = (Pool::default(), std::cell::Cell::new(0));
+        let ask = || pool.acquire(0, async || dial(&dials, 3, true).await);
+        let ups = futures::future::join_all((0..7).map(|_| ask())).await;
+        assert!(ups.iter().all(Result::is_ok));
+        assert_eq!((dials.get(), pool.len()), (3, 3));
+        drop(ups);
+        assert!(pool.take(0).is_some());
+        // Connections that have served enough take no more.
+        assert!(pool.take(1).is_none());
+        assert!(pool.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pool_when_the_endpoint_cannot_be_reached_then_nobody_waits_for_more_than_one_other() {
+    local(async {
+        let (pool, dials) = (Pool::default(), std::cell::Cell::new(0));
+        let ask = || pool.acquire(0, async || dial(&dials, 3, false).await);
+        let ups = futures::future::join_all((0..7).map(|_| ask())).await;
+        assert!(ups.iter().all(Result::is_err));
+        assert_eq!(dials.get(), 7);
+        // And it recovers.
+        pool.acquire(0, async || dial(&dials, 3, true).await).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn pool_when_connections_are_idle_or_retired_then_they_are_closed() {
+    local(async {
+        let (pool, dials) = (Pool::default(), std::cell::Cell::new(0));
+        let up = pool.acquire(0, async || dial(&dials, 3, true).await).await.unwrap();
+        let now = tokio::time::Instant::now();
+        pool.sweep(now + LIMIT, Duration::from_secs(1));
+        assert_eq!(pool.len(), 1, "a connection with a stream was closed");
+        drop(up);
+        pool.sweep(now, Duration::from_secs(60));
+        pool.sweep(now + LIMIT, Duration::ZERO);
+        assert_eq!(pool.len(), 1);
+        pool.sweep(now + LIMIT, Duration::from_secs(1));
+        assert!(pool.is_empty());
+        pool.retire();
+        pool.acquire(0, async || dial(&dials, 3, true).await).await.unwrap();
+        assert!(pool.is_empty());
+    })
+    .await;
+}

@@ -157,6 +157,11 @@ impl Connection {
         self.0.state.active.get()
     }
 
+    /// Streams that were begun.
+    pub fn served(&self) -> u64 {
+        self.0.state.served.get()
+    }
+
     /// Since when no stream has been open; `None` while one is.
     pub fn idle_since(&self) -> Option<Instant> {
         (self.active() == 0).then(|| self.0.state.idle_since.get())

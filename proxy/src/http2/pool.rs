@@ -1,0 +1,110 @@
+//! The HTTP/2 connections of one worker to one endpoint: few, shared, made one at a time.
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Connection, Up};
+
+/// Connections to one endpoint. The least that serve: another one is made only when all are full.
+#[derive(Debug, Default)]
+pub struct Pool {
+    connections: RefCell<Vec<Connection>>,
+    connecting: Cell<bool>,
+    failures: Cell<u64>,
+    changed: Notify,
+    retired: Cell<bool>,
+}
+
+/// Tells those who wait that the attempt is over, however it ended (also when its request was given up).
+struct Attempt<'a>(&'a Pool, bool);
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.connecting.set(false);
+        }
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Pool {
+    /// A stream on a connection that has room. Connections that are of no more use are forgotten on the way, as are those
+    /// that have begun `max_requests` (0 is no limit); their open streams end in peace.
+    pub fn take(&self, max_requests: u32) -> Option<Up> {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|connection| {
+            if max_requests > 0 && connection.served() >= u64::from(max_requests) {
+                connection.drain();
+            }
+            !connection.is_closed()
+        });
+        connections.iter().find(|connection| connection.can_take()).map(Connection::open)
+    }
+
+    /// A stream on a connection that has room, or on a new one that `connect` makes. While one is being made, others wait
+    /// for it instead of making their own; when it fails, they do not wait a second time but try by themselves.
+    ///
+    /// # Errors
+    /// What `connect` says.
+    pub async fn acquire<E>(
+        &self,
+        max_requests: u32,
+        connect: impl AsyncFnOnce() -> Result<Connection, E>,
+    ) -> Result<Up, E> {
+        let failures = self.failures.get();
+        loop {
+            // Registered before the look, so that no change is missed.
+            let changed = self.changed.notified();
+            if let Some(up) = self.take(max_requests) {
+                return Ok(up);
+            }
+            if !self.connecting.get() || self.failures.get() != failures {
+                break;
+            }
+            changed.await;
+        }
+        let first = !self.connecting.replace(true);
+        let attempt = Attempt(self, first);
+        match connect().await {
+            Ok(connection) => {
+                let up = connection.open();
+                if !self.retired.get() {
+                    self.connections.borrow_mut().push(connection);
+                }
+                drop(attempt);
+                Ok(up)
+            }
+            Err(error) => {
+                self.failures.set(self.failures.get() + 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Closes connections on which no stream has been open for `timeout` (zero is no limit).
+    pub fn sweep(&self, now: Instant, timeout: Duration) {
+        self.connections.borrow_mut().retain(|connection| {
+            let idle = connection.idle_since().is_some_and(|since| now.duration_since(since) >= timeout);
+            !(connection.is_closed() || idle && !timeout.is_zero())
+        });
+    }
+
+    /// The endpoint is gone: idle connections close now, others with their last stream.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.connections.borrow_mut().clear();
+    }
+
+    /// Connections that are kept.
+    pub fn len(&self) -> usize {
+        self.connections.borrow().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.connections.borrow().is_empty()
+    }
+}
