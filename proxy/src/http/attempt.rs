@@ -1,0 +1,276 @@
+//! One attempt to have a request answered by one endpoint: a connection, the request, the response's head; and then, when no
+//! further attempt is wanted, the response's body.
+
+use super::{
+    body::{Downstream, SideError, Upstream},
+    call::Call,
+    pipeline::{Cluster, Stop},
+    pump::{PumpError, RequestPump, ResponsePump},
+    reply::{self, Reply},
+    retry::Failure,
+    upstream::Up,
+};
+use crate::{
+    http::h1,
+    pool::{Admission, ConnectError, Host, Lease, connect},
+    telemetry::ResponseFlags,
+    tls::Alpn,
+    worker::{earlier, Timer},
+};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// The time limits of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// From the end of the request to the end of the response.
+    pub(super) route: Option<Duration>,
+    /// From the start of an attempt to the response's head.
+    pub(super) per_try: Option<Duration>,
+    /// Without anything moving; zero is none.
+    pub(super) idle: Duration,
+    /// When `route` ends; known once the request has ended.
+    pub(super) deadline: Option<Instant>,
+}
+
+impl Limits {
+    fn idle_deadline(&self, last: Instant) -> Option<Instant> {
+        (!self.idle.is_zero()).then(|| last + self.idle)
+    }
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// The attempt failed; another may not. The reply is for the case that there is none.
+    Attempt(Failure, Reply),
+    /// The request is over.
+    Stop(Stop),
+}
+
+/// What ended the wait for a response's head.
+enum Wake {
+    Head,
+    Upstream(SideError),
+    Downstream(SideError),
+    Gone,
+    Idle,
+    Route,
+    PerTry,
+}
+
+/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call.
+pub(super) async fn begin<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    body: &mut RequestPump,
+    limits: &mut Limits,
+) -> Result<Up, Failed> {
+    let mut up = acquire(call, cluster, host).await?;
+    if call.tally.wall.is_some() {
+        call.tally.upstream_local = up.local_address();
+    }
+    call.response.clear();
+    up.send_head(call.request);
+    if !body.rewind(&mut up) {
+        return Err(Failed::Stop(reply::TERMINATED.into()));
+    }
+    let began = Instant::now();
+    let per_try = limits.per_try.map(|limit| began + limit);
+    let mut last = began;
+    let mut deaf = false;
+    let wake = {
+        let (timer, response): (&mut Timer, _) = (call.timer, &mut *call.response);
+        poll_fn(|cx| {
+            let mut moved = false;
+            if !body.done && !deaf {
+                match body.poll(cx, down, &mut up, &mut moved) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Wake::Downstream(error)),
+                    // It does not listen any more, but may have answered before it stopped.
+                    Poll::Ready(Err(PumpError::Sink(_))) => deaf = true,
+                    Poll::Pending => {}
+                }
+            }
+            match up.poll_head(cx, response) {
+                Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
+                Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
+                Poll::Pending => {}
+            }
+            if body.done && down.poll_gone(cx).is_ready() {
+                return Poll::Ready(Wake::Gone);
+            }
+            if moved {
+                last = Instant::now();
+            }
+            if body.done && limits.deadline.is_none() {
+                limits.deadline = limits.route.map(|limit| last + limit);
+            }
+            let idle = limits.idle_deadline(last);
+            if timer.poll(cx, earlier(idle, earlier(limits.deadline, per_try))).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            Poll::Ready(if over(limits.deadline) {
+                Wake::Route
+            } else if over(per_try) {
+                Wake::PerTry
+            } else {
+                Wake::Idle
+            })
+        })
+        .await
+    };
+    call.tally.request_bytes = body.bytes;
+    match wake {
+        Wake::Head => {
+            call.tally.upstream_time = Some(began.elapsed());
+            Ok(up)
+        }
+        Wake::Upstream(error) => {
+            call.response.clear();
+            Err(upstream_failed(call, &up, error))
+        }
+        Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
+        Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
+        Wake::Idle => Err(Failed::Stop(reply::STREAM_IDLE.into())),
+        Wake::Route => Err(Failed::Stop(reply::TIMEOUT.into())),
+        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, reply::PER_TRY_TIMEOUT)),
+    }
+}
+
+fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
+    let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
+    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+    match error {
+        SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_RESET),
+        SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
+        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) => {
+            Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
+        }
+    }
+}
+
+/// A pooled or a new connection.
+async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Up, Failed> {
+    if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+        return Ok(Up::Http1(lease));
+    }
+    // Boxed: connecting is rare, and its state would make every request's future large.
+    match Box::pin(open(call, cluster, host)).await {
+        Ok(lease) => Ok(Up::Http1(lease)),
+        Err(error) => {
+            let reply = match &error {
+                ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
+                ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
+                ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
+            };
+            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+            tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
+            Err(Failed::Attempt(Failure::Connect, reply))
+        }
+    }
+}
+
+async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lease, ConnectError> {
+    let config = cluster.config();
+    let overflow = |_| ConnectError::Overflow(host.address());
+    loop {
+        let admission = cluster.begin_connection(host);
+        let admission = tokio::time::timeout(config.connect_timeout, admission).await.map_err(|_| {
+            ConnectError::Timeout(host.address(), config.connect_timeout)
+        })?;
+        match admission.map_err(overflow)? {
+            Admission::Connect(ticket) => {
+                let stream = connect(config, host, Alpn::Http1, &call.worker.tls).await?;
+                return Ok(Lease::new(h1::up::Connection::new(stream), ticket));
+            }
+            Admission::UseIdle => {
+                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+                    return Ok(lease);
+                }
+            }
+        }
+    }
+}
+
+/// Passes the response's body on, and what is left of the request's.
+pub(super) async fn finish<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    up: &mut Up,
+    body: &mut RequestPump,
+    limits: &Limits,
+    tunnel: bool,
+) -> Result<(), Stop> {
+    let mut response = ResponsePump::default();
+    let mut answered = false;
+    let mut deaf = false;
+    // Looked up only when something has to be waited for: a small answer is there at once.
+    let mut last: Option<Instant> = None;
+    let result = {
+        let timer: &mut Timer = call.timer;
+        poll_fn(|cx| {
+            let mut moved = false;
+            if !body.done && !deaf {
+                match body.poll(cx, down, up, &mut moved) {
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                    Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Stop::Gone)),
+                    Poll::Ready(Err(PumpError::Sink(_))) => deaf = true,
+                }
+            }
+            if !answered {
+                match response.poll(cx, down, up, &mut moved) {
+                    Poll::Ready(Ok(())) => answered = true,
+                    Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Err(Stop::Gone)),
+                    Poll::Ready(Err(PumpError::Source(error))) => {
+                        let (flags, details) = match error {
+                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) => (
+                                ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+                                "upstream_reset_after_response_started{protocol_error}",
+                            ),
+                            SideError::Broken(_) | SideError::Ended | SideError::Refused => (
+                                ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+                                "upstream_reset_after_response_started{connection_termination}",
+                            ),
+                        };
+                        return Poll::Ready(Err(Stop::Abort(flags, details)));
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if answered && (!tunnel || body.done || deaf) {
+                return Poll::Ready(Ok(()));
+            }
+            if body.done && !tunnel && down.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Stop::Gone));
+            }
+            let since = match last {
+                Some(since) if !moved => since,
+                _ => *last.insert(Instant::now()),
+            };
+            let idle = limits.idle_deadline(since);
+            let deadline = limits.deadline.filter(|_| !tunnel);
+            if timer.poll(cx, earlier(idle, deadline)).is_pending() {
+                return Poll::Pending;
+            }
+            let route = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            Poll::Ready(Err(if route {
+                Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
+            } else {
+                Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
+            }))
+        })
+        .await
+    };
+    call.tally.response_bytes = response.bytes;
+    call.tally.grpc_status = response.grpc_status.or(call.tally.grpc_status);
+    result
+}

@@ -1,0 +1,112 @@
+//! What the pipeline asks of the two sides of a request, whatever HTTP version each speaks.
+//!
+//! Both sides are polled in one task. A side hands out the bytes that lie in its own buffer and the other side takes them
+//! over: nothing is allocated for a piece of a body.
+
+use super::{
+    chunked::ChunkError,
+    head::{BodyLength, RequestHead, ResponseHead},
+    headers::Headers,
+    parse::HeadError,
+};
+use std::{
+    io,
+    task::{Context, Poll},
+};
+
+/// A piece of a body.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// Some bytes; at least one. The reader says by `consume` how many it took.
+    Data(&'a [u8]),
+    /// The body is over, with trailers.
+    Trailers(&'a Headers),
+    /// The body is over.
+    End,
+}
+
+/// Why a side failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SideError {
+    /// The connection broke or the stream was reset.
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    /// The connection ended before the message did.
+    #[error("the connection ended before the message")]
+    Ended,
+    /// The body's framing is malformed.
+    #[error("malformed body: {0}")]
+    Chunk(#[from] ChunkError),
+    /// The head is malformed.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// The endpoint did not take up the request (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
+    #[error("the endpoint refused the stream")]
+    Refused,
+    /// More than the limits allow.
+    #[error("the message is beyond the limit of {0}")]
+    Limit(&'static str),
+}
+
+/// When a sender has so many bytes waiting, it is flushed before it takes more.
+pub const HIGH_WATER: usize = 32 * 1024;
+
+/// The side of the client: gives the request's body, takes the response.
+pub trait Downstream {
+    /// The next piece of the request's body. After [`Piece::Trailers`] or [`Piece::End`] it is not asked again.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
+    /// Takes bytes of the last [`Piece::Data`].
+    fn consume(&mut self, count: usize);
+    /// Begins the response. Hop-by-hop headers were removed; the side adds its own framing. `close` asks that the
+    /// connection ends after the response (HTTP/1) or takes no more streams (HTTP/2).
+    fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool);
+    /// Adds to the response's body.
+    fn send_data(&mut self, data: &[u8]);
+    /// Ends the response.
+    fn send_end(&mut self, trailers: Option<&Headers>);
+    /// Bytes that wait to be sent.
+    fn queued(&self) -> usize;
+    /// Sends what waits; ready when nothing does.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
+    /// Ready when the client went away (best effort; may be always pending while a body is unread).
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Ends the exchange without a complete response: the stream is reset, the connection closed.
+    fn abort(&mut self);
+    /// Becomes a tunnel after a response with status 101: bytes as they are, in both directions.
+    fn tunnel(&mut self);
+}
+
+/// The side of the endpoint: takes the request, gives the response.
+pub trait Upstream {
+    /// Begins the request. Hop-by-hop headers were removed; the side adds its own framing.
+    fn send_head(&mut self, head: &RequestHead);
+    /// Adds to the request's body.
+    fn send_data(&mut self, data: &[u8]);
+    /// Ends the request.
+    fn send_end(&mut self, trailers: Option<&Headers>);
+    /// Bytes that wait to be sent.
+    fn queued(&self) -> usize;
+    /// Sends what waits; ready when nothing does.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
+    /// The response's head, interim ones (1xx but 101) left out.
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>>;
+    /// The next piece of the response's body.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
+    /// Takes bytes of the last [`Piece::Data`].
+    fn consume(&mut self, count: usize);
+    /// Becomes a tunnel after status 101.
+    fn tunnel(&mut self);
+    /// Whether any byte of the request reached the connection.
+    fn sent_any(&self) -> bool;
+    /// Whether the connection served another request before.
+    fn reused(&self) -> bool;
+}
+
+/// How many bytes a [`BodyLength`] promises, if it does.
+pub fn promised(length: BodyLength) -> Option<u64> {
+    match length {
+        BodyLength::Empty => Some(0),
+        BodyLength::Exact(count) => Some(count),
+        BodyLength::Unknown | BodyLength::Tunnel => None,
+    }
+}

@@ -1,0 +1,220 @@
+//! One request on its way: what it belongs to, and what is told about it at its end.
+
+use super::{
+    head::{RequestHead, ResponseHead, Version},
+    headers::Known,
+};
+use crate::{
+    config::{Direction, HttpManager, Route},
+    pool::{ClusterState, Host},
+    telemetry::{
+        ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
+        WorkloadLabels, peer,
+    },
+    tls::PeerIdentity,
+    worker::{Timer, Worker, WorkerRoot},
+};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// What is known of the client's connection.
+#[derive(Debug)]
+pub struct ConnInfo {
+    /// Where the client wanted to connect: the original destination.
+    pub local: SocketAddr,
+    /// The client's address.
+    pub remote: SocketAddr,
+    /// Who the client proved to be.
+    pub peer: Option<PeerIdentity>,
+    /// Whether its bytes are protected.
+    pub secure: bool,
+    /// The server name of its ClientHello.
+    pub server_name: Option<Box<str>>,
+    /// The workload that the last request's header named, by that header.
+    source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
+}
+
+impl ConnInfo {
+    /// A connection from `remote` to `local`.
+    pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
+        Self { local, remote, peer: None, secure: false, server_name: None, source: RefCell::default() }
+    }
+
+    /// The client's workload, from the mesh's header and the client's certificate.
+    pub fn source(&self, header: Option<&[u8]>) -> Arc<WorkloadLabels> {
+        let mut source = self.source.borrow_mut();
+        match &*source {
+            Some((known, labels)) if known.as_deref() == header => labels.clone(),
+            _ => {
+                let labels = peer::from_header(header, self.peer.as_ref());
+                *source = Some((header.map(Into::into), labels.clone()));
+                labels
+            }
+        }
+    }
+}
+
+/// Everything that a request needs beside its two sides.
+pub struct Call<'a> {
+    /// The worker.
+    pub worker: &'a Rc<Worker>,
+    /// The configuration on which it began.
+    pub root: &'a Rc<WorkerRoot>,
+    /// The settings of its filter chain.
+    pub manager: &'a HttpManager,
+    /// The client's connection.
+    pub conn: &'a ConnInfo,
+    /// The timer of its connection or stream.
+    pub timer: &'a mut Timer,
+    /// The request.
+    pub request: &'a mut RequestHead,
+    /// The response.
+    pub response: &'a mut ResponseHead,
+    /// What will be told about it.
+    pub tally: Tally<'a>,
+}
+
+/// What is told about a request at its end.
+pub struct Tally<'a> {
+    /// When it began.
+    pub start: Instant,
+    /// When it began, by the calendar; only looked up when a line will be written.
+    pub wall: Option<SystemTime>,
+    /// Why the response is what it is.
+    pub flags: ResponseFlags,
+    /// The status that the client was told; 0 when there was none.
+    pub code: u16,
+    /// What decided about the response, as Envoy names it.
+    pub details: &'static str,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the response's body.
+    pub response_bytes: u64,
+    /// The status of a gRPC call, from headers or trailers.
+    pub grpc_status: Option<u16>,
+    /// The client's workload.
+    pub source: Option<Arc<WorkloadLabels>>,
+    /// The route.
+    pub route: Option<&'a Arc<Route>>,
+    /// The cluster.
+    pub cluster: Option<Rc<ClusterState>>,
+    /// The endpoint.
+    pub host: Option<Rc<Host>>,
+    /// This side's address towards the endpoint.
+    pub upstream_local: Option<SocketAddr>,
+    /// From the sending of the request to the response's head.
+    pub upstream_time: Option<Duration>,
+    /// Why the endpoint could not be reached.
+    pub transport_failure: Option<String>,
+}
+
+impl Tally<'_> {
+    /// Begins now.
+    pub fn start(logs: bool) -> Self {
+        Self {
+            start: Instant::now(),
+            wall: logs.then(SystemTime::now),
+            flags: ResponseFlags::none(),
+            code: 0,
+            details: "via_upstream",
+            request_bytes: 0,
+            response_bytes: 0,
+            grpc_status: None,
+            source: None,
+            route: None,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            upstream_time: None,
+            transport_failure: None,
+        }
+    }
+}
+
+impl Call<'_> {
+    /// Counts the request and writes its line.
+    pub fn record(&self) {
+        let tally = &self.tally;
+        let own = &self.root.config().own;
+        let inbound = self.manager.direction == Direction::Inbound;
+        let unknown = &self.worker.unknown;
+        let (reporter, source, security) = if inbound {
+            let source = tally.source.as_ref().unwrap_or(&unknown.workload);
+            let security = if self.conn.peer.is_some() { ConnectionSecurity::MutualTls } else { ConnectionSecurity::None };
+            (Reporter::Destination, source, security)
+        } else {
+            (Reporter::Source, own, ConnectionSecurity::Unknown)
+        };
+        let destination = match &tally.host {
+            _ if inbound => own,
+            Some(host) => &host.endpoint().workload,
+            None => &unknown.workload,
+        };
+        let service: &Arc<ServiceLabels> =
+            tally.cluster.as_ref().map_or(&unknown.service, |cluster| &cluster.config().service);
+        let grpc = self.request.is_grpc();
+        let duration = tally.start.elapsed();
+        self.worker.shard.record_request(&RequestRecord {
+            reporter,
+            source,
+            destination,
+            service,
+            protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
+            response_code: tally.code,
+            grpc_status: tally.grpc_status,
+            flags: tally.flags,
+            security,
+            duration,
+            request_bytes: tally.request_bytes,
+            response_bytes: tally.response_bytes,
+        });
+        if let (Some(format), Some(wall)) = (&self.manager.access_log, tally.wall) {
+            let text = |bytes| std::str::from_utf8(bytes).ok();
+            let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
+            entry.method = text(self.request.method());
+            entry.path = text(self.request.path());
+            entry.authority = text(self.request.authority());
+            entry.scheme = Some(if self.request.secure { "https" } else { "http" });
+            entry.protocol = Some(self.request.version.as_str());
+            entry.code = tally.code;
+            entry.flags = tally.flags;
+            entry.code_details = Some(tally.details);
+            entry.transport_failure = tally.transport_failure.as_deref();
+            entry.bytes_received = tally.request_bytes;
+            entry.bytes_sent = tally.response_bytes;
+            entry.upstream_service_time = tally.upstream_time;
+            entry.upstream_host = tally.host.as_ref().map(|host| host.address());
+            entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
+            entry.upstream_local = tally.upstream_local;
+            entry.downstream_local = Some(self.conn.local);
+            entry.downstream_remote = Some(self.conn.remote);
+            entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
+            entry.server_name = self.conn.server_name.as_deref();
+            entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
+            self.worker.shard.log(format, &entry);
+        }
+    }
+
+    /// Takes note of what a response's head says.
+    pub fn note_response(&mut self) {
+        self.tally.code = self.response.status;
+        if self.request.is_grpc() {
+            self.tally.grpc_status = grpc_status(self.response.headers.known(Known::GrpcStatus)).or(self.tally.grpc_status);
+        }
+    }
+
+    /// Whether the client speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.request.version == Version::Http2
+    }
+}
+
+/// The number in a `grpc-status`.
+pub fn grpc_status(value: Option<&[u8]>) -> Option<u16> {
+    value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.parse().ok())
+}

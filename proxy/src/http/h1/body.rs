@@ -1,0 +1,160 @@
+//! Where the body of an HTTP/1 message is, on its way in and on its way out.
+
+use super::super::{
+    body::{Piece, SideError},
+    buffer::Buffer,
+    chunked::{Chunked, Step},
+    head::BodyLength,
+    headers::{Headers, Known},
+};
+use std::{
+    io::Write as _,
+    task::{Context, Poll, ready},
+};
+use tokio::io::AsyncRead;
+
+/// Reads one body out of a connection's buffer.
+#[derive(Debug)]
+pub(crate) enum Reader {
+    /// So many bytes to come; zero is the end.
+    Exact(u64),
+    /// Chunks.
+    Chunked(Chunked, Option<Box<Headers>>),
+    /// Everything until the connection ends.
+    UntilClose,
+    /// It ended with the connection.
+    Closed,
+}
+
+impl Reader {
+    /// The reader for a body of that length; `until_close` when unknown means the end of the connection and not chunks.
+    pub(crate) fn new(length: BodyLength, until_close: bool) -> Self {
+        match length {
+            BodyLength::Empty => Self::Exact(0),
+            BodyLength::Exact(count) => Self::Exact(count),
+            BodyLength::Unknown if !until_close => Self::Chunked(Chunked::Size, None),
+            BodyLength::Unknown | BodyLength::Tunnel => Self::UntilClose,
+        }
+    }
+
+    /// Whether the whole body was read.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self, Self::Exact(0) | Self::Chunked(Chunked::Done, _) | Self::Closed)
+    }
+
+    /// The next piece; reads from the connection when the buffer has none.
+    pub(crate) fn poll<'a, IO: AsyncRead + Unpin>(
+        &'a mut self,
+        buffer: &'a mut Buffer,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Piece<'a>, SideError>> {
+        let available = loop {
+            let wants_more = match self {
+                Self::Exact(0) | Self::Closed => break 0,
+                Self::Exact(left) => match buffer.len() {
+                    0 => true,
+                    have => break usize::try_from(*left).unwrap_or(usize::MAX).min(have),
+                },
+                Self::UntilClose => match buffer.len() {
+                    0 => true,
+                    have => break have,
+                },
+                Self::Chunked(state, trailers) => {
+                    let mut found = Headers::default();
+                    match state.step(buffer.bytes(), &mut found)? {
+                        Step::Skip(count) => {
+                            buffer.consume(count);
+                            false
+                        }
+                        Step::Data(count) => break count,
+                        Step::More => true,
+                        Step::End(count, _) => {
+                            buffer.consume(count);
+                            *trailers = (!found.is_empty()).then(|| Box::new(found));
+                            break 0;
+                        }
+                    }
+                }
+            };
+            if wants_more && ready!(buffer.poll_read(io, cx))? == 0 {
+                if !matches!(self, Self::UntilClose) {
+                    return Poll::Ready(Err(SideError::Ended));
+                }
+                *self = Self::Closed;
+            }
+        };
+        Poll::Ready(Ok(match self {
+            _ if available > 0 => Piece::Data(&buffer.bytes()[..available]),
+            Self::Chunked(_, Some(trailers)) => Piece::Trailers(trailers),
+            _ => Piece::End,
+        }))
+    }
+
+    /// Takes bytes of the last piece.
+    pub(crate) fn consume(&mut self, buffer: &mut Buffer, count: usize) {
+        buffer.consume(count);
+        match self {
+            Self::Exact(left) => *left -= (count as u64).min(*left),
+            Self::Chunked(state, _) => state.consumed(count),
+            Self::UntilClose | Self::Closed => {}
+        }
+    }
+}
+
+/// Frames one body on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// As it is: the length was promised, or the end of the connection says it.
+    Plain,
+    /// In chunks.
+    Chunked,
+    /// Nothing may follow the head (HEAD, 204, 304).
+    Nothing,
+}
+
+impl Writer {
+    /// Adds a piece.
+    pub(crate) fn data(self, out: &mut Buffer, data: &[u8]) {
+        match self {
+            Self::Nothing => {}
+            Self::Plain => out.push(data),
+            Self::Chunked if data.is_empty() => {}
+            Self::Chunked => {
+                let tail = out.tail(data.len() + 20);
+                let _ = write!(tail, "{:x}\r\n", data.len());
+                tail.extend_from_slice(data);
+                tail.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+
+    /// Ends the body.
+    pub(crate) fn end(self, out: &mut Buffer, trailers: Option<&Headers>) {
+        if self == Self::Chunked {
+            let tail = out.tail(5);
+            tail.extend_from_slice(b"0\r\n");
+            if let Some(trailers) = trailers {
+                headers(tail, trailers);
+            }
+            tail.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Writes header lines, without those that frame the body on this connection.
+pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
+    for (name, value, known) in headers.iter() {
+        if known != Known::ContentLength {
+            out.extend_from_slice(name);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Writes `content-length`.
+pub(crate) fn content_length(out: &mut Vec<u8>, count: u64) {
+    let _ = write!(out, "content-length: {count}\r\n");
+}

@@ -1,0 +1,283 @@
+//! The client's side of an HTTP/1 connection: one request after the other, in order.
+
+use super::{
+    super::{
+        body::{Downstream, Piece, SideError},
+        buffer::Buffer,
+        head::{BodyLength, RequestHead, ResponseHead, Version, reason},
+        headers::{Headers, Known},
+        parse::{self, HeadError, HeadLimits},
+    },
+    body::{self, Reader, Writer},
+};
+use crate::listen::Stream;
+use std::{
+    io::Write as _,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::AsyncWrite;
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    io: Stream,
+    input: Buffer,
+    output: Buffer,
+    reader: Reader,
+    writer: Writer,
+    /// The client still waits for `100 Continue`.
+    owes_continue: bool,
+    /// The connection ends after this response.
+    closing: bool,
+    /// The response's end was queued.
+    ended: bool,
+    /// Write side to be shut down once everything is sent (end of a tunnel's direction).
+    shut: bool,
+    tunnel: bool,
+}
+
+/// What came of waiting for a request.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A whole head was read.
+    Request,
+    /// The client closed the connection between requests.
+    Closed,
+    /// The head is refused; the client is to be told.
+    Refused(HeadError),
+}
+
+impl Connection {
+    /// A connection of which `input` was read already.
+    pub fn new(io: Stream, input: Buffer) -> Self {
+        Self {
+            io,
+            input,
+            output: Buffer::default(),
+            reader: Reader::Exact(0),
+            writer: Writer::Plain,
+            owes_continue: false,
+            closing: false,
+            ended: false,
+            shut: false,
+            tunnel: false,
+        }
+    }
+
+    /// The connection's stream.
+    pub fn io(&self) -> &Stream {
+        &self.io
+    }
+
+    /// Whether part of a request is there.
+    pub fn has_input(&self) -> bool {
+        !self.input.is_empty()
+    }
+
+    /// Whether the next request may be read: the last one and its response are complete and both sides want to go on.
+    pub fn can_go_on(&self) -> bool {
+        self.ended && !self.closing && self.reader.is_done() && !self.tunnel
+    }
+
+    /// Reads the next request's head into `head`, which it clears.
+    pub fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: HeadLimits,
+        head: &mut RequestHead,
+    ) -> Poll<Result<Arrival, SideError>> {
+        loop {
+            if !self.input.is_empty() {
+                head.clear();
+                match parse::request(self.input.bytes(), limits, head) {
+                    Ok(Some(count)) => {
+                        self.input.consume(count);
+                        head.secure = self.io.is_tls();
+                        self.reader = Reader::new(head.body, false);
+                        self.owes_continue = head.expects_continue && head.body != BodyLength::Empty;
+                        self.closing = !head.keep_alive;
+                        self.ended = false;
+                        return Poll::Ready(Ok(Arrival::Request));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        head.clear();
+                        self.closing = true;
+                        self.reader = Reader::Closed;
+                        return Poll::Ready(Ok(Arrival::Refused(error)));
+                    }
+                }
+            }
+            if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
+                return Poll::Ready(if self.input.is_empty() { Ok(Arrival::Closed) } else { Err(SideError::Ended) });
+            }
+        }
+    }
+
+    /// Gives buffers back while nothing is going on.
+    pub fn rest(&mut self) {
+        self.input.release();
+        self.output.release();
+    }
+
+    /// Ends the connection in the way that lets the client read the last response: the write side is shut down, then what
+    /// still comes is read and forgotten until the client closes or the caller loses patience.
+    pub fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        /// Bytes that are read and forgotten at most.
+        const MOST: usize = 1 << 20;
+        if !self.shut {
+            self.shut = true;
+            if Pin::new(&mut self.io).poll_shutdown(cx).is_pending() {
+                self.shut = false;
+                return Poll::Pending;
+            }
+        }
+        let mut read = 0;
+        while read < MOST {
+            self.input.consume(self.input.len());
+            match ready!(self.input.poll_read(&mut self.io, cx)) {
+                Ok(0) | Err(_) => break,
+                Ok(count) => read += count,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether bytes of the client may be on the way that nobody will read.
+    pub fn must_linger(&self) -> bool {
+        !self.reader.is_done() || !self.input.is_empty()
+    }
+}
+
+impl Downstream for Connection {
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
+        if self.owes_continue {
+            self.owes_continue = false;
+            if self.input.is_empty() {
+                self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+        }
+        if !self.output.is_empty() && !self.ended && !self.tunnel && self.poll_flush(cx)?.is_pending() {
+            return Poll::Pending;
+        }
+        self.reader.poll(&mut self.input, &mut self.io, cx)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.consume(&mut self.input, count);
+    }
+
+    fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
+        self.closing |= close;
+        let to_head = request.method() == b"HEAD";
+        let until_end = head.body == BodyLength::Unknown && request.version == Version::Http10;
+        self.closing |= until_end;
+        // A client that was not asked for its body may send it or not: only the end of the connection tells.
+        self.closing |= self.owes_continue;
+        self.owes_continue = false;
+        let out = self.output.tail(512);
+        out.extend_from_slice(b"HTTP/1.1 ");
+        let _ = write!(out, "{} {}\r\n", head.status, reason(head.status));
+        let bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
+        self.writer = match head.body {
+            _ if bodiless => Writer::Nothing,
+            BodyLength::Unknown if !until_end => Writer::Chunked,
+            _ => Writer::Plain,
+        };
+        body::headers(out, &head.headers);
+        match head.body {
+            BodyLength::Tunnel => {
+                out.extend_from_slice(b"connection: upgrade\r\n");
+                if let Some(protocol) = request.upgrade() {
+                    out.extend_from_slice(b"upgrade: ");
+                    out.extend_from_slice(protocol);
+                    out.extend_from_slice(b"\r\n");
+                }
+            }
+            // What a GET would have been told is told for HEAD and 304 as well.
+            _ if bodiless => {
+                if let (true, Some(length)) = (head.status != 204, head.headers.known(Known::ContentLength)) {
+                    out.extend_from_slice(b"content-length: ");
+                    out.extend_from_slice(length);
+                    out.extend_from_slice(b"\r\n");
+                }
+            }
+            BodyLength::Exact(count) => body::content_length(out, count),
+            BodyLength::Empty => body::content_length(out, 0),
+            BodyLength::Unknown if self.writer == Writer::Chunked => {
+                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            }
+            BodyLength::Unknown => {}
+        }
+        if self.closing {
+            out.extend_from_slice(b"connection: close\r\n");
+        } else if request.version == Version::Http10 {
+            out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn send_data(&mut self, data: &[u8]) {
+        self.writer.data(&mut self.output, data);
+    }
+
+    fn send_end(&mut self, trailers: Option<&Headers>) {
+        self.writer.end(&mut self.output, trailers);
+        self.ended = true;
+    }
+
+    fn queued(&self) -> usize {
+        self.output.len()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        ready!(flush(&mut self.io, &mut self.output, cx))?;
+        if self.tunnel && self.ended && !self.shut {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // A pipelined request that is there already says nothing about what comes after it.
+        if !self.reader.is_done() || !self.input.is_empty() || self.tunnel {
+            return Poll::Pending;
+        }
+        ready!(self.io.poll_readable(cx));
+        match ready!(self.input.poll_read(&mut self.io, cx)) {
+            Ok(count) if count > 0 => Poll::Pending,
+            _ => Poll::Ready(()),
+        }
+    }
+
+    fn abort(&mut self) {
+        self.closing = true;
+        self.ended = false;
+        self.output.consume(self.output.len());
+    }
+
+    fn tunnel(&mut self) {
+        self.tunnel = true;
+        self.closing = true;
+        self.reader = Reader::UntilClose;
+        self.writer = Writer::Plain;
+    }
+}
+
+/// Sends what waits in a buffer.
+pub(super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    if output.is_empty() {
+        return Poll::Ready(Ok(()));
+    }
+    while !output.is_empty() {
+        let count = ready!(Pin::new(&mut *io).poll_write(cx, output.bytes()))?;
+        if count == 0 {
+            return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+        }
+        output.consume(count);
+    }
+    output.release();
+    Pin::new(io).poll_flush(cx)
+}

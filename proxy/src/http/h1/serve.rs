@@ -1,0 +1,190 @@
+//! The life of a client's HTTP/1 connection: wait, read a head, run the pipeline, wait again.
+
+use super::{
+    super::{
+        body::{Downstream, SideError},
+        buffer::Buffer,
+        call::{Call, ConnInfo, Tally},
+        head::{RequestHead, ResponseHead},
+        parse::{HeadError, HeadLimits},
+        pipeline,
+        reply::{self, Reply},
+    },
+    down::{Arrival, Connection},
+};
+use crate::{
+    config::{HttpManager, Network},
+    listen::{Place, Stream},
+    telemetry::ResponseFlags,
+    worker::{Timer, Worker, WorkerRoot, earlier},
+};
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// How long a client may take to read the last response before its connection is closed on it.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The memory of a request's and a response's head, lent to a connection while a request is under way.
+#[derive(Debug, Default)]
+struct Heads {
+    request: RequestHead,
+    response: ResponseHead,
+}
+
+/// Heads that a worker keeps for the next requests.
+const STOCK: usize = 64;
+
+thread_local! {
+    static UNUSED: RefCell<Vec<Box<Heads>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_heads() -> Box<Heads> {
+    UNUSED.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+fn give_back(mut heads: Box<Heads>) {
+    heads.request.clear();
+    heads.response.clear();
+    UNUSED.with_borrow_mut(|unused| {
+        if unused.len() < STOCK {
+            unused.push(heads);
+        }
+    });
+}
+
+enum Waited {
+    Request,
+    Refused(HeadError),
+    Over,
+}
+
+/// Serves a client's connection to its end. `first` was read from it already.
+pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
+    let mut side = Connection::new(stream, first);
+    let mut timer = Timer::default();
+    let mut root = worker.root();
+    let Some(mut manager) = http_manager(&place, &root) else { return };
+    let waker = worker.register().await;
+    loop {
+        let mut heads = None;
+        let waited = wait(&worker, &mut side, &manager, &mut timer, &mut heads).await;
+        let Some(mut heads) = heads else { break };
+        let newest = worker.root();
+        if !Rc::ptr_eq(&newest, &root) {
+            root = newest;
+            // Where this connection belongs may have changed, or whether it is still allowed.
+            match http_manager(&place, &root) {
+                Some(new) => manager = new,
+                None => break,
+            }
+        }
+        let Heads { request, response } = &mut *heads;
+        let mut call = Call {
+            worker: &worker,
+            root: &root,
+            manager: &manager,
+            conn: &conn,
+            timer: &mut timer,
+            request,
+            response,
+            tally: Tally::start(manager.access_log.is_some()),
+        };
+        match waited {
+            Waited::Request => pipeline::run(&mut call, &mut side).await,
+            Waited::Refused(error) => refuse(&mut call, &mut side, error).await,
+            Waited::Over => break,
+        }
+        drop(call);
+        give_back(heads);
+        if !side.can_go_on() {
+            break;
+        }
+    }
+    drop(waker);
+    if side.must_linger() {
+        let until = Instant::now() + LINGER;
+        poll_fn(|cx| match side.poll_linger(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => timer.poll(cx, Some(until)),
+        })
+        .await;
+    }
+}
+
+fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
+    match &place.find(root.config())?.network {
+        Network::Http(manager) => Some(manager.clone()),
+        Network::Tcp(_) => None,
+    }
+}
+
+/// Waits for a request's head. While nothing has come the connection holds no memory but its own.
+async fn wait(
+    worker: &Worker,
+    side: &mut Connection,
+    manager: &HttpManager,
+    timer: &mut Timer,
+    heads: &mut Option<Box<Heads>>,
+) -> Waited {
+    let limits = HeadLimits { bytes: manager.max_head_bytes, headers: manager.max_headers };
+    let mut since: Option<Instant> = None;
+    let mut first_byte: Option<Instant> = None;
+    poll_fn(|cx| {
+        let memory = heads.get_or_insert_with(take_heads);
+        let waited = match side.poll_request(cx, limits, &mut memory.request) {
+            Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
+            Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
+            Poll::Ready(Ok(Arrival::Closed) | Err(SideError::Broken(_) | SideError::Ended)) => Waited::Over,
+            Poll::Ready(Err(_)) => Waited::Over,
+            Poll::Pending => {
+                let now = Instant::now();
+                let deadline = if side.has_input() {
+                    let first = *first_byte.get_or_insert(now);
+                    some(manager.request_head_timeout, first)
+                } else {
+                    if let Some(heads) = heads.take() {
+                        give_back(heads);
+                    }
+                    side.rest();
+                    if worker.is_draining() {
+                        return Poll::Ready(Waited::Over);
+                    }
+                    some(manager.idle_timeout, *since.get_or_insert(now))
+                };
+                return timer.poll(cx, earlier(deadline, None)).map(|()| Waited::Over);
+            }
+        };
+        Poll::Ready(waited)
+    })
+    .await
+}
+
+fn some(limit: Duration, since: Instant) -> Option<Instant> {
+    (!limit.is_zero()).then(|| since + limit)
+}
+
+/// Tells the client why its request was not understood, and closes.
+async fn refuse(call: &mut Call<'_>, side: &mut Connection, error: HeadError) {
+    tracing::debug!(client = %call.conn.remote, %error, "request refused");
+    let reply = Reply {
+        code: error.status(),
+        body: super::super::head::reason(error.status()),
+        flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+        details: "http1.codec_error",
+    };
+    reply::send(call, side, reply, true);
+    let until = Instant::now() + LINGER;
+    let timer: &mut Timer = call.timer;
+    poll_fn(|cx| match side.poll_flush(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => timer.poll(cx, Some(until)),
+    })
+    .await;
+    call.record();
+}

@@ -1,0 +1,249 @@
+//! The endpoint's side of an HTTP/1 connection.
+
+use super::{
+    super::{
+        body::{Piece, SideError, Upstream},
+        buffer::Buffer,
+        head::{BodyLength, RequestHead, ResponseHead},
+        headers::{Headers, Known},
+        parse::{self, HeadLimits},
+    },
+    body::{self, Reader, Writer},
+    down::flush,
+};
+use crate::listen::Stream;
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::AsyncWrite;
+
+/// The limits of a response's head.
+const LIMITS: HeadLimits = HeadLimits { bytes: 60 * 1024, headers: 128 };
+/// Interim responses (100, 103) that an endpoint may send before the real one.
+const MAX_INTERIM: u8 = 8;
+
+/// A connection to an endpoint.
+#[derive(Debug)]
+pub struct Connection {
+    io: Stream,
+    input: Buffer,
+    output: Buffer,
+    reader: Reader,
+    writer: Writer,
+    to_head: bool,
+    upgrading: bool,
+    sent: bool,
+    /// Something of the answer was read.
+    answered: bool,
+    head_read: bool,
+    request_ended: bool,
+    keep_alive: bool,
+    interim: u8,
+    served: u32,
+    tunnel: bool,
+    shut: bool,
+}
+
+impl Connection {
+    /// A fresh connection.
+    pub fn new(io: Stream) -> Self {
+        Self {
+            io,
+            input: Buffer::default(),
+            output: Buffer::default(),
+            reader: Reader::Exact(0),
+            writer: Writer::Plain,
+            to_head: false,
+            upgrading: false,
+            sent: false,
+            answered: false,
+            head_read: false,
+            request_ended: false,
+            keep_alive: true,
+            interim: 0,
+            served: 0,
+            tunnel: false,
+            shut: false,
+        }
+    }
+
+    /// This side's address.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.io.local_address()
+    }
+
+    /// Requests that it served.
+    pub fn served(&self) -> u32 {
+        self.served
+    }
+
+    /// Whether anything of an answer was read.
+    pub fn answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Whether request and response are complete and the connection can serve another one.
+    pub fn is_reusable(&self) -> bool {
+        self.keep_alive
+            && !self.tunnel
+            && self.request_ended
+            && self.head_read
+            && self.reader.is_done()
+            && self.input.is_empty()
+            && self.output.is_empty()
+    }
+
+    /// Whether an idle connection is still good: nothing came and it was not closed. Costs no system call as long as the
+    /// kernel has reported nothing.
+    pub fn is_fresh(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.io.poll_readable(cx).is_pending() {
+            return true;
+        }
+        // Whatever comes without being asked for, be it the end, makes the connection useless.
+        self.input.poll_read(&mut self.io, cx).is_pending()
+    }
+
+    /// Gives buffers back while it is idle.
+    pub fn rest(&mut self) {
+        self.input.release();
+        self.output.release();
+    }
+}
+
+impl Upstream for Connection {
+    fn send_head(&mut self, head: &RequestHead) {
+        self.sent = false;
+        self.answered = false;
+        self.head_read = false;
+        self.request_ended = false;
+        self.interim = 0;
+        self.to_head = head.method() == b"HEAD";
+        self.upgrading = head.upgrade().is_some();
+        // The reader of the last response is done; until the head is read there is no body.
+        self.reader = Reader::Exact(0);
+        let secure = self.io.is_tls();
+        let out = self.output.tail(1024);
+        out.extend_from_slice(head.method());
+        out.push(b' ');
+        out.extend_from_slice(head.path());
+        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+        out.extend_from_slice(head.authority());
+        out.extend_from_slice(b"\r\n");
+        for (name, value, known) in head.headers.iter() {
+            // Who we are is told only to those who can keep it: proxies of the mesh.
+            let skip = known == Known::ContentLength || known == Known::Peer && !secure;
+            if !skip {
+                out.extend_from_slice(name);
+                out.extend_from_slice(b": ");
+                out.extend_from_slice(value);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        self.writer = match head.body {
+            BodyLength::Empty => {
+                // Methods that expect a body say that there is none.
+                if matches!(head.method(), b"POST" | b"PUT" | b"PATCH") {
+                    out.extend_from_slice(b"content-length: 0\r\n");
+                }
+                Writer::Nothing
+            }
+            BodyLength::Exact(count) => {
+                body::content_length(out, count);
+                Writer::Plain
+            }
+            BodyLength::Unknown => {
+                out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                Writer::Chunked
+            }
+            BodyLength::Tunnel => Writer::Plain,
+        };
+        if let Some(protocol) = head.upgrade() {
+            out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
+            out.extend_from_slice(protocol);
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn send_data(&mut self, data: &[u8]) {
+        self.writer.data(&mut self.output, data);
+    }
+
+    fn send_end(&mut self, trailers: Option<&Headers>) {
+        self.writer.end(&mut self.output, trailers);
+        self.request_ended = true;
+    }
+
+    fn queued(&self) -> usize {
+        self.output.len()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        if !self.output.is_empty() {
+            let before = self.output.len();
+            let result = flush(&mut self.io, &mut self.output, cx);
+            self.sent |= self.output.len() < before;
+            ready!(result)?;
+        }
+        if self.tunnel && self.request_ended && !self.shut {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+        loop {
+            if !self.input.is_empty() {
+                self.answered = true;
+                head.clear();
+                if let Some(count) = parse::response(self.input.bytes(), LIMITS, self.to_head, head)? {
+                    self.input.consume(count);
+                    if head.status == 101 && !self.upgrading {
+                        return Poll::Ready(Err(parse::HeadError::Malformed("an upgrade that nobody asked for").into()));
+                    }
+                    if (100..200).contains(&head.status) && head.status != 101 {
+                        self.interim += 1;
+                        if self.interim > MAX_INTERIM {
+                            return Poll::Ready(Err(SideError::Limit("interim responses")));
+                        }
+                        continue;
+                    }
+                    self.reader = Reader::new(head.body, parse::until_close(head));
+                    self.keep_alive = head.keep_alive;
+                    self.head_read = true;
+                    self.served = self.served.saturating_add(1);
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
+                return Poll::Ready(Err(SideError::Ended));
+            }
+        }
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
+        self.reader.poll(&mut self.input, &mut self.io, cx)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.consume(&mut self.input, count);
+    }
+
+    fn tunnel(&mut self) {
+        self.tunnel = true;
+        self.request_ended = false;
+        self.reader = Reader::UntilClose;
+        self.writer = Writer::Plain;
+    }
+
+    fn sent_any(&self) -> bool {
+        self.sent
+    }
+
+    fn reused(&self) -> bool {
+        self.served > 0
+    }
+}

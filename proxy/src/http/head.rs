@@ -1,0 +1,167 @@
+//! The heads of requests and responses, shared by every HTTP version.
+
+use super::headers::{Headers, Span};
+
+/// The version in which a message came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    #[default]
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Version {
+    /// As logs write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// How long a body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BodyLength {
+    /// There is none.
+    #[default]
+    Empty,
+    /// So many bytes.
+    Exact(u64),
+    /// It says so itself when it ends (chunks, frames, end of the connection).
+    Unknown,
+    /// Not a body: the connection becomes a tunnel of bytes.
+    Tunnel,
+}
+
+/// The head of a request. Its memory is used again for the next request of the connection.
+#[derive(Debug, Default, Clone)]
+pub struct RequestHead {
+    /// The headers; `host` is not among them (see [`Self::authority`]).
+    pub headers: Headers,
+    /// The version in which it came.
+    pub version: Version,
+    /// Whether it came over TLS (or says `https` in HTTP/2).
+    pub secure: bool,
+    /// How long its body is.
+    pub body: BodyLength,
+    method: Span,
+    path: Span,
+    authority: Span,
+    /// The protocol to which the client wants to upgrade, as it wrote it.
+    upgrade: Option<Span>,
+    /// The client waits for `100 Continue`.
+    pub expects_continue: bool,
+    /// The client wants the connection to stay.
+    pub keep_alive: bool,
+}
+
+impl RequestHead {
+    /// Makes it empty for the next request.
+    pub fn clear(&mut self) {
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.clear();
+        *self = Self { headers, ..Self::default() };
+    }
+
+    /// The method, e.g. `GET`.
+    pub fn method(&self) -> &[u8] {
+        self.headers.text(self.method)
+    }
+
+    /// The path with its query, e.g. `/a?b=c`.
+    pub fn path(&self) -> &[u8] {
+        self.headers.text(self.path)
+    }
+
+    /// The path without its query.
+    pub fn path_only(&self) -> &[u8] {
+        let path = self.path();
+        &path[..path.iter().position(|&b| b == b'?').unwrap_or(path.len())]
+    }
+
+    /// The query without `?`; empty when there is none.
+    pub fn query(&self) -> &[u8] {
+        let path = self.path();
+        path.iter().position(|&b| b == b'?').map_or(&b""[..], |at| &path[at + 1..])
+    }
+
+    /// The host with its port if it has one.
+    pub fn authority(&self) -> &[u8] {
+        self.headers.text(self.authority)
+    }
+
+    /// The protocol to which the client wants to upgrade.
+    pub fn upgrade(&self) -> Option<&[u8]> {
+        self.upgrade.map(|span| self.headers.text(span))
+    }
+
+    /// Sets the method.
+    pub fn set_method(&mut self, method: &[u8]) {
+        self.method = self.headers.keep(method);
+    }
+
+    /// Sets path and query.
+    pub fn set_path(&mut self, path: &[u8]) {
+        self.path = self.headers.keep(path);
+    }
+
+    /// Sets the authority.
+    pub fn set_authority(&mut self, authority: &[u8]) {
+        self.authority = self.headers.keep(authority);
+    }
+
+    /// Sets or takes back the wish to upgrade.
+    pub fn set_upgrade(&mut self, protocol: Option<&[u8]>) {
+        self.upgrade = protocol.map(|protocol| self.headers.keep(protocol));
+    }
+
+    pub(super) fn set_spans(&mut self, method: Span, path: Span) {
+        self.method = method;
+        self.path = path;
+    }
+
+    /// Whether a repeat of it has the same effect as one (RFC 9110, 9.2.1: the safe methods).
+    pub fn is_safe(&self) -> bool {
+        matches!(self.method(), b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE")
+    }
+
+    /// Whether it is a gRPC call.
+    pub fn is_grpc(&self) -> bool {
+        self.headers
+            .known(super::headers::Known::ContentType)
+            .is_some_and(|value| value.starts_with(b"application/grpc") && !matches!(value.get(16), Some(b'-')))
+    }
+}
+
+/// The head of a response.
+#[derive(Debug, Default, Clone)]
+pub struct ResponseHead {
+    /// The status, e.g. 200.
+    pub status: u16,
+    /// The headers.
+    pub headers: Headers,
+    /// How long the body is that follows (for an answer to HEAD: [`BodyLength::Empty`], whatever `content-length` says).
+    pub body: BodyLength,
+    /// The connection can be used again after it.
+    pub keep_alive: bool,
+}
+
+impl ResponseHead {
+    /// Makes it empty for the next response.
+    pub fn clear(&mut self) {
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.clear();
+        *self = Self { headers, ..Self::default() };
+    }
+}
+
+/// The reason phrase of a status.
+pub fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+}

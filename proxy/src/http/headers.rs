@@ -1,0 +1,317 @@
+//! Headers as one store of bytes and places in it.
+//!
+//! A head is copied once, as it came; names and values are offsets. Nothing is allocated for a header, and the memory of
+//! a request serves the next one on the connection.
+
+use crate::{config::HeaderOp, telemetry::HeaderLookup};
+
+/// A place in the store.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    len: u32,
+}
+
+/// Headers that the proxy itself looks at, recognised once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs, reason = "each is the header of its name")]
+pub enum Known {
+    Other,
+    Host,
+    Connection,
+    KeepAlive,
+    ProxyConnection,
+    TransferEncoding,
+    ContentLength,
+    Te,
+    Trailer,
+    Upgrade,
+    Expect,
+    Http2Settings,
+    RequestId,
+    ForwardedProto,
+    ForwardedFor,
+    Peer,
+    ContentType,
+    Server,
+    GrpcStatus,
+}
+
+impl Known {
+    /// Recognises a name in any case.
+    pub fn of(name: &[u8]) -> Self {
+        let table: &[(&str, Self)] = match name.len() {
+            2 => &[("te", Self::Te)],
+            4 => &[("host", Self::Host)],
+            6 => &[("expect", Self::Expect), ("server", Self::Server)],
+            7 => &[("upgrade", Self::Upgrade), ("trailer", Self::Trailer)],
+            10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive)],
+            11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
+            12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
+            14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
+            15 => &[("x-forwarded-for", Self::ForwardedFor)],
+            16 => &[("proxy-connection", Self::ProxyConnection)],
+            17 => &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)],
+            _ => &[],
+        };
+        table.iter().find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes())).map_or(Self::Other, |&(_, known)| known)
+    }
+
+    /// Whether it concerns one connection only and is never passed on.
+    pub fn is_hop_by_hop(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::TransferEncoding
+                | Self::Upgrade
+                | Self::Http2Settings
+        )
+    }
+}
+
+/// One header.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    name: Span,
+    value: Span,
+    known: Known,
+}
+
+/// The headers of one message, in their order, with their case.
+#[derive(Debug, Default, Clone)]
+pub struct Headers {
+    store: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+/// Memory that is kept for the next message.
+const KEEP: usize = 4096;
+
+impl Headers {
+    /// Empties it and keeps a little memory.
+    pub fn clear(&mut self) {
+        self.store.clear();
+        self.store.shrink_to(KEEP);
+        self.entries.clear();
+        self.entries.shrink_to(KEEP / 64);
+    }
+
+    /// Gives its memory back.
+    pub fn release(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Keeps bytes in the store.
+    pub fn keep(&mut self, bytes: &[u8]) -> Span {
+        let start = self.store.len() as u32;
+        self.store.extend_from_slice(bytes);
+        Span { start, len: bytes.len() as u32 }
+    }
+
+    /// The bytes of a place.
+    pub fn text(&self, span: Span) -> &[u8] {
+        &self.store[span.start as usize..(span.start + span.len) as usize]
+    }
+
+    /// The place of a part of `original`, whose copy begins at `base` in the store.
+    pub(super) fn span_of(base: Span, original: &[u8], part: &[u8]) -> Span {
+        let offset = (part.as_ptr() as usize).wrapping_sub(original.as_ptr() as usize);
+        debug_assert!(offset + part.len() <= original.len() || part.is_empty());
+        Span { start: base.start + if part.is_empty() { 0 } else { offset as u32 }, len: part.len() as u32 }
+    }
+
+    pub(super) fn push_spans(&mut self, name: Span, value: Span) -> Known {
+        let known = Known::of(self.text(name));
+        self.entries.push(Entry { name, value, known });
+        known
+    }
+
+    /// Adds a header at the end.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let name = self.keep(name);
+        let value = self.keep(value);
+        self.push_spans(name, value);
+    }
+
+    /// How many headers there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Every header in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8], Known)> {
+        self.entries.iter().map(|entry| (self.text(entry.name), self.text(entry.value), entry.known))
+    }
+
+    /// The first value of a header; the name in any case.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        let named = |entry: &&Entry| {
+            entry.name.len as usize == name.len() && self.text(entry.name).eq_ignore_ascii_case(name.as_bytes())
+        };
+        self.entries.iter().find(named).map(|entry| self.text(entry.value))
+    }
+
+    /// Every value of a header.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.entries
+            .iter()
+            .filter(move |entry| {
+                entry.name.len as usize == name.len() && self.text(entry.name).eq_ignore_ascii_case(name.as_bytes())
+            })
+            .map(|entry| self.text(entry.value))
+    }
+
+    /// The first value of a recognised header.
+    pub fn known(&self, known: Known) -> Option<&[u8]> {
+        self.entries.iter().find(|entry| entry.known == known).map(|entry| self.text(entry.value))
+    }
+
+    /// Every value of a recognised header.
+    pub fn known_values(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().filter(move |entry| entry.known == known).map(|entry| self.text(entry.value))
+    }
+
+    /// Removes a header with all its values; whether it was there.
+    pub fn remove(&mut self, name: &str) -> bool {
+        let before = self.entries.len();
+        let store = &self.store;
+        self.entries.retain(|entry| {
+            let at = entry.name.start as usize;
+            !(entry.name.len as usize == name.len()
+                && store[at..at + name.len()].eq_ignore_ascii_case(name.as_bytes()))
+        });
+        before != self.entries.len()
+    }
+
+    /// Removes a recognised header with all its values.
+    pub fn remove_known(&mut self, known: Known) {
+        self.entries.retain(|entry| entry.known != known);
+    }
+
+    /// Replaces all values of a header with one, or adds it.
+    pub fn set(&mut self, name: &str, value: &[u8]) {
+        self.remove(name);
+        self.push(name.as_bytes(), value);
+    }
+
+    /// Removes what concerns one connection only: the fixed names and those that `connection` lists. `te` stays when it says
+    /// `trailers`, which gRPC needs.
+    pub fn remove_hop_by_hop(&mut self) {
+        let mut listed = [Span::default(); 8];
+        let mut count = 0;
+        let mut any = false;
+        for entry in &self.entries {
+            any |= entry.known.is_hop_by_hop() || entry.known == Known::Te;
+            if entry.known == Known::Connection {
+                for token in self.text(entry.value).split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+                    let framing = Known::of(token);
+                    let own = framing.is_hop_by_hop()
+                        || matches!(framing, Known::Te | Known::Host | Known::ContentLength | Known::Peer);
+                    if !own && !token.is_empty() && !token.eq_ignore_ascii_case(b"close") && count < listed.len() {
+                        let offset = (token.as_ptr() as usize).wrapping_sub(self.store.as_ptr() as usize);
+                        listed[count] = Span { start: offset as u32, len: token.len() as u32 };
+                        count += 1;
+                    }
+                }
+            }
+        }
+        if !any {
+            return;
+        }
+        let store = &self.store;
+        let text = |span: Span| &store[span.start as usize..(span.start + span.len) as usize];
+        self.entries.retain(|entry| {
+            !(entry.known.is_hop_by_hop()
+                || entry.known == Known::Te && !text(entry.value).eq_ignore_ascii_case(b"trailers")
+                || listed[..count].iter().any(|&name| text(name).eq_ignore_ascii_case(text(entry.name))))
+        });
+    }
+
+    /// Applies changes in order.
+    pub fn apply(&mut self, ops: &[HeaderOp]) {
+        for op in ops {
+            match op {
+                HeaderOp::Set(name, value) => self.set(name, value.as_bytes()),
+                HeaderOp::Append(name, value) => self.push(name.as_bytes(), value.as_bytes()),
+                HeaderOp::AddIfAbsent(name, value) => {
+                    if self.get(name).is_none() {
+                        self.push(name.as_bytes(), value.as_bytes());
+                    }
+                }
+                HeaderOp::SetIfPresent(name, value) => {
+                    if self.remove(name) {
+                        self.push(name.as_bytes(), value.as_bytes());
+                    }
+                }
+                HeaderOp::Remove(name) => {
+                    self.remove(name);
+                }
+            }
+        }
+    }
+}
+
+impl HeaderLookup for Headers {
+    fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
+        self.get(lower_case_name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&str, &str)]) -> Headers {
+        let mut headers = Headers::default();
+        for (name, value) in list {
+            headers.push(name.as_bytes(), value.as_bytes());
+        }
+        headers
+    }
+
+    fn text(headers: &Headers) -> Vec<String> {
+        headers
+            .iter()
+            .map(|(name, value, _)| format!("{}: {}", String::from_utf8_lossy(name), String::from_utf8_lossy(value)))
+            .collect()
+    }
+
+    #[test]
+    fn headers_when_hop_by_hop_then_listed_ones_go_too() {
+        let mut all = headers(&[
+            ("Host", "a"),
+            ("Connection", "keep-alive, X-Secret , host"),
+            ("X-Secret", "1"),
+            ("Keep-Alive", "5"),
+            ("TE", "trailers"),
+            ("Upgrade", "h2c"),
+            ("X", "y"),
+        ]);
+        all.remove_hop_by_hop();
+        assert_eq!(text(&all), ["Host: a", "TE: trailers", "X: y"]);
+    }
+
+    #[test]
+    fn headers_when_changed_then_each_operation_does_what_it_says() {
+        let mut all = headers(&[("A", "1"), ("a", "2"), ("B", "3")]);
+        all.apply(&[
+            HeaderOp::Set("a".into(), "x".into()),
+            HeaderOp::Append("b".into(), "4".into()),
+            HeaderOp::AddIfAbsent("b".into(), "5".into()),
+            HeaderOp::AddIfAbsent("c".into(), "6".into()),
+            HeaderOp::SetIfPresent("d".into(), "7".into()),
+            HeaderOp::SetIfPresent("c".into(), "8".into()),
+        ]);
+        assert_eq!(text(&all), ["B: 3", "a: x", "b: 4", "c: 8"]);
+        all.apply(&[HeaderOp::Remove("B".into())]);
+        assert_eq!(text(&all), ["a: x", "c: 8"]);
+    }
+}

@@ -1,0 +1,25 @@
+//! HTTP through the proxy.
+//!
+//! [`h1`] reads and writes HTTP/1 connections, [`pipeline`] is the way of a request, [`body`] is what the two have in common
+//! with HTTP/2. Framing is the most attacked code of a proxy: everything ambiguous is refused ([`parse`], [`chunked`]).
+
+mod attempt;
+pub mod body;
+pub mod buffer;
+pub mod call;
+pub mod chunked;
+pub mod h1;
+pub mod head;
+pub mod headers;
+pub mod parse;
+pub mod path;
+pub mod pipeline;
+pub mod pump;
+pub mod reply;
+pub mod retry;
+pub mod upstream;
+
+pub use body::{Downstream, Piece, SideError, Upstream};
+pub use call::{Call, ConnInfo, Tally};
+pub use head::{BodyLength, RequestHead, ResponseHead, Version};
+pub use headers::{Headers, Known};

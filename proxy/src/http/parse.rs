@@ -1,0 +1,328 @@
+//! Heads of HTTP/1 messages, read strictly.
+//!
+//! `httparse` finds the parts; what it tolerates and another server could read differently is refused here: bare line feeds,
+//! two lengths, a length beside chunks, codings other than `chunked`, a missing or doubled host. Requests are answered with
+//! an error and the connection is closed; responses count as a broken endpoint.
+
+use super::{
+    head::{BodyLength, RequestHead, ResponseHead, Version},
+    headers::{Headers, Known},
+};
+use std::mem::MaybeUninit;
+
+/// Room for headers while a head is read; the bound above every configured one.
+const MAX_SLOTS: usize = 128;
+
+/// Why a head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    /// It is not HTTP/1.
+    #[error("malformed head: {0}")]
+    Malformed(&'static str),
+    /// Its framing can be read in two ways.
+    #[error("ambiguous framing: {0}")]
+    Framing(&'static str),
+    /// A transfer coding that is not implemented.
+    #[error("the transfer coding is not `chunked`")]
+    Coding,
+    /// A version that is not implemented.
+    #[error("the version is neither HTTP/1.1 nor HTTP/1.0")]
+    Version,
+    /// More bytes than allowed.
+    #[error("the head has more bytes than allowed")]
+    TooLong,
+    /// More headers than allowed.
+    #[error("the head has more headers than allowed")]
+    TooMany,
+    /// An expectation other than `100-continue`.
+    #[error("the expectation is not `100-continue`")]
+    Expectation,
+    /// The method is CONNECT.
+    #[error("CONNECT is not offered")]
+    Connect,
+}
+
+impl HeadError {
+    /// The status that the client is told.
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Malformed(_) | Self::Framing(_) => 400,
+            Self::Coding => 501,
+            Self::Version => 505,
+            Self::TooLong | Self::TooMany => 431,
+            Self::Expectation => 417,
+            Self::Connect => 405,
+        }
+    }
+}
+
+/// The limits of a head.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadLimits {
+    /// Bytes.
+    pub bytes: usize,
+    /// Headers; at most 128.
+    pub headers: usize,
+}
+
+/// Reads a request's head from the front of `bytes` into `head` (which was cleared). The number of bytes it took, or `None`
+/// when more are needed.
+///
+/// # Errors
+/// When the head is malformed, ambiguous or beyond the limits.
+pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Result<Option<usize>, HeadError> {
+    // One empty line before a request is tolerated (RFC 9112, 2.2), as clients once sent it.
+    let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let bytes = &bytes[skipped..];
+    let mut slots = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_SLOTS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let slots = &mut slots[..limits.headers.min(MAX_SLOTS)];
+    let count = match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, bytes, slots) {
+        Ok(httparse::Status::Complete(count)) => count,
+        Ok(httparse::Status::Partial) if bytes.len() >= limits.bytes => return Err(HeadError::TooLong),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(head_error(error)),
+    };
+    if count > limits.bytes {
+        return Err(HeadError::TooLong);
+    }
+    let raw = &bytes[..count];
+    refuse_bare_line_feeds(raw)?;
+    head.version = match parsed.version {
+        Some(1) => Version::Http11,
+        Some(0) => Version::Http10,
+        _ => return Err(HeadError::Version),
+    };
+    let base = head.headers.keep(raw);
+    let (method, target) = (parsed.method.unwrap_or_default().as_bytes(), parsed.path.unwrap_or_default().as_bytes());
+    head.set_spans(Headers::span_of(base, raw, method), Headers::span_of(base, raw, target));
+
+    let mut framing = Framing::default();
+    let mut hosts = 0;
+    let mut connection = Connection::default();
+    let mut upgrade = None;
+    for header in parsed.headers.iter() {
+        let name = Headers::span_of(base, raw, header.name.as_bytes());
+        let value = Headers::span_of(base, raw, header.value);
+        let known = head.headers.push_spans(name, value);
+        match known {
+            Known::Other => {}
+            Known::ContentLength | Known::TransferEncoding => framing.see(known, header.value)?,
+            Known::Connection => connection.see(header.value),
+            Known::Upgrade => upgrade = Some(header.value),
+            Known::Host => {
+                hosts += 1;
+                check_authority(header.value)?;
+                head.set_authority(header.value);
+            }
+            Known::Expect => {
+                if !header.value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(HeadError::Expectation);
+                }
+                head.expects_continue = head.version == Version::Http11;
+            }
+            _ => {}
+        }
+    }
+    if hosts > 1 || hosts == 0 && head.version == Version::Http11 {
+        return Err(HeadError::Malformed("there must be exactly one host"));
+    }
+    check_target(method, target, head)?;
+    head.headers.remove_known(Known::Host);
+    if head.expects_continue {
+        head.headers.remove_known(Known::Expect);
+    }
+    if framing.chunked && head.version == Version::Http10 {
+        return Err(HeadError::Framing("chunks in HTTP/1.0"));
+    }
+    head.body = match framing.length {
+        _ if framing.chunked => BodyLength::Unknown,
+        None | Some(0) => BodyLength::Empty,
+        Some(length) => BodyLength::Exact(length),
+    };
+    head.keep_alive = connection.keep_alive(head.version);
+    if let (Some(protocol), true, Version::Http11) = (upgrade, connection.upgrade, head.version) {
+        head.set_upgrade(Some(protocol));
+    }
+    Ok(Some(skipped + count))
+}
+
+/// Makes path and authority of the request's target.
+fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<(), HeadError> {
+    if method == b"CONNECT" {
+        return Err(HeadError::Connect);
+    }
+    match target.first() {
+        Some(b'/') => Ok(()),
+        Some(b'*') if target.len() == 1 && method == b"OPTIONS" => Ok(()),
+        _ => {
+            // The absolute form: its authority wins over the host header (RFC 9112, 3.2.2).
+            let rest = strip_ignore_case(target, b"http://").or_else(|| strip_ignore_case(target, b"https://"));
+            let rest = rest.ok_or(HeadError::Malformed("the target is neither a path nor a URL"))?;
+            let end = rest.iter().position(|&b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+            check_authority(&rest[..end])?;
+            if end == 0 {
+                return Err(HeadError::Malformed("the target's host is empty"));
+            }
+            head.set_authority(&rest[..end]);
+            match rest.get(end) {
+                Some(b'/') => head.set_path(&rest[end..]),
+                _ => {
+                    let mut path = vec![b'/'];
+                    path.extend_from_slice(&rest[end..]);
+                    head.set_path(&path);
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+fn strip_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    (text.len() >= prefix.len() && text[..prefix.len()].eq_ignore_ascii_case(prefix)).then(|| &text[prefix.len()..])
+}
+
+/// Refuses an authority with characters that no host or port has.
+pub(crate) fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
+    let good = |&b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&b);
+    if authority.iter().all(good) { Ok(()) } else { Err(HeadError::Malformed("the host has a character that no host has")) }
+}
+
+/// Reads a response's head from the front of `bytes` into `head` (which was cleared); `to_head` says that it answers a HEAD
+/// request. The number of bytes it took, or `None` when more are needed.
+///
+/// # Errors
+/// When the head is malformed, ambiguous or beyond the limits.
+pub fn response(
+    bytes: &[u8],
+    limits: HeadLimits,
+    to_head: bool,
+    head: &mut ResponseHead,
+) -> Result<Option<usize>, HeadError> {
+    let mut slots = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_SLOTS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let slots = &mut slots[..limits.headers.min(MAX_SLOTS)];
+    let count = match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, slots) {
+        Ok(httparse::Status::Complete(count)) => count,
+        Ok(httparse::Status::Partial) if bytes.len() >= limits.bytes => return Err(HeadError::TooLong),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(head_error(error)),
+    };
+    if count > limits.bytes {
+        return Err(HeadError::TooLong);
+    }
+    let raw = &bytes[..count];
+    refuse_bare_line_feeds(raw)?;
+    let version = match parsed.version {
+        Some(1) => Version::Http11,
+        Some(0) => Version::Http10,
+        _ => return Err(HeadError::Version),
+    };
+    head.status = parsed.code.unwrap_or(0);
+    if !(100..=999).contains(&head.status) {
+        return Err(HeadError::Malformed("the status is not between 100 and 999"));
+    }
+    let base = head.headers.keep(raw);
+    let mut framing = Framing::default();
+    let mut connection = Connection::default();
+    for header in parsed.headers.iter() {
+        let name = Headers::span_of(base, raw, header.name.as_bytes());
+        let value = Headers::span_of(base, raw, header.value);
+        match head.headers.push_spans(name, value) {
+            known @ (Known::ContentLength | Known::TransferEncoding) => framing.see(known, header.value)?,
+            Known::Connection => connection.see(header.value),
+            _ => {}
+        }
+    }
+    let none = to_head || matches!(head.status, 100..=199 | 204 | 304);
+    head.body = match framing.length {
+        _ if head.status == 101 => BodyLength::Tunnel,
+        _ if none => BodyLength::Empty,
+        _ if framing.chunked => BodyLength::Unknown,
+        Some(0) => BodyLength::Empty,
+        Some(length) => BodyLength::Exact(length),
+        None => BodyLength::Unknown,
+    };
+    let until_close = head.body == BodyLength::Unknown && !framing.chunked;
+    head.keep_alive = connection.keep_alive(version) && !until_close;
+    Ok(Some(count))
+}
+
+/// Whether a response with this head ends with its connection (no length, no chunks).
+pub fn until_close(head: &ResponseHead) -> bool {
+    head.body == BodyLength::Unknown && head.headers.known(Known::TransferEncoding).is_none()
+}
+
+/// Refuses lines that end with a line feed alone, which `httparse` takes.
+pub(super) fn refuse_bare_line_feeds(raw: &[u8]) -> Result<(), HeadError> {
+    let mut before = 0u8;
+    for &byte in raw {
+        if byte == b'\n' && before != b'\r' {
+            return Err(HeadError::Malformed("a line that does not end with CR LF"));
+        }
+        before = byte;
+    }
+    Ok(())
+}
+
+fn head_error(error: httparse::Error) -> HeadError {
+    match error {
+        httparse::Error::TooManyHeaders => HeadError::TooMany,
+        httparse::Error::Version => HeadError::Version,
+        httparse::Error::HeaderName => HeadError::Malformed("a header's name"),
+        httparse::Error::HeaderValue => HeadError::Malformed("a header's value"),
+        httparse::Error::NewLine => HeadError::Malformed("a line end"),
+        httparse::Error::Status => HeadError::Malformed("the status"),
+        httparse::Error::Token => HeadError::Malformed("the first line"),
+    }
+}
+
+/// What the headers say about where the body ends.
+#[derive(Default)]
+struct Framing {
+    length: Option<u64>,
+    chunked: bool,
+}
+
+impl Framing {
+    fn see(&mut self, known: Known, value: &[u8]) -> Result<(), HeadError> {
+        if self.chunked || self.length.is_some() {
+            return Err(HeadError::Framing("two headers that frame the body"));
+        }
+        if known == Known::TransferEncoding {
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(HeadError::Coding);
+            }
+            self.chunked = true;
+            return Ok(());
+        }
+        // Digits only: no sign, no list, no blank; 18 of them, so that sums fit too.
+        if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+            return Err(HeadError::Framing("a content-length that is not a number"));
+        }
+        self.length = Some(value.iter().fold(0, |sum, &b| sum * 10 + u64::from(b - b'0')));
+        Ok(())
+    }
+}
+
+/// What the `connection` header says.
+#[derive(Default)]
+struct Connection {
+    close: bool,
+    keep: bool,
+    upgrade: bool,
+}
+
+impl Connection {
+    fn see(&mut self, value: &[u8]) {
+        for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+            self.close |= token.eq_ignore_ascii_case(b"close");
+            self.keep |= token.eq_ignore_ascii_case(b"keep-alive");
+            self.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+        }
+    }
+
+    fn keep_alive(&self, version: Version) -> bool {
+        !self.close && (version != Version::Http10 || self.keep)
+    }
+}

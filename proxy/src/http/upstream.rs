@@ -1,0 +1,98 @@
+//! The endpoint's side of a request, whatever version it speaks.
+
+use super::{
+    body::{Piece, SideError, Upstream},
+    head::{RequestHead, ResponseHead},
+    headers::Headers,
+};
+use crate::pool::Lease;
+use std::{
+    net::SocketAddr,
+    task::{Context, Poll},
+};
+
+/// A request's way to its endpoint.
+#[derive(Debug)]
+pub enum Up {
+    /// A connection of HTTP/1.
+    Http1(Lease),
+}
+
+impl Up {
+    /// This side's address.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Http1(lease) => lease.connection.local_address(),
+        }
+    }
+
+    /// Whether any byte of an answer came.
+    pub fn answered(&self) -> bool {
+        match self {
+            Self::Http1(lease) => lease.connection.answered(),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $side:ident => $what:expr) => {
+        match $self {
+            Up::Http1(lease) => {
+                let $side = &mut lease.connection;
+                $what
+            }
+        }
+    };
+}
+
+impl Upstream for Up {
+    fn send_head(&mut self, head: &RequestHead) {
+        each!(self, side => side.send_head(head));
+    }
+
+    fn send_data(&mut self, data: &[u8]) {
+        each!(self, side => side.send_data(data));
+    }
+
+    fn send_end(&mut self, trailers: Option<&Headers>) {
+        each!(self, side => side.send_end(trailers));
+    }
+
+    fn queued(&self) -> usize {
+        match self {
+            Self::Http1(lease) => lease.connection.queued(),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        each!(self, side => side.poll_flush(cx))
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+        each!(self, side => side.poll_head(cx, head))
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
+        each!(self, side => side.poll_body(cx))
+    }
+
+    fn consume(&mut self, count: usize) {
+        each!(self, side => side.consume(count));
+    }
+
+    fn tunnel(&mut self) {
+        each!(self, side => side.tunnel());
+    }
+
+    fn sent_any(&self) -> bool {
+        match self {
+            Self::Http1(lease) => lease.connection.sent_any(),
+        }
+    }
+
+    fn reused(&self) -> bool {
+        match self {
+            Self::Http1(lease) => lease.connection.reused(),
+        }
+    }
+}

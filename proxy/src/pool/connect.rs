@@ -1,0 +1,73 @@
+//! Makes a connection to an endpoint: TCP with the wanted source address, then TLS where the endpoint asks for it.
+
+use super::Host;
+use crate::{
+    config::{Cluster, SourceBind},
+    listen::{Rewound, Stream},
+    tls::{Alpn, Connector, TlsError},
+};
+use std::{io, net::SocketAddr, time::Duration};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// Why a connection was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// TCP failed.
+    #[error("connect to {0}: {1}")]
+    Tcp(SocketAddr, #[source] io::Error),
+    /// It took too long.
+    #[error("connect to {0}: not done after {1:?}")]
+    Timeout(SocketAddr, Duration),
+    /// TLS failed.
+    #[error("TLS with {0}: {1}")]
+    Tls(SocketAddr, #[source] TlsError),
+    /// A circuit breaker is open.
+    #[error("too many connections to {0}")]
+    Overflow(SocketAddr),
+}
+
+/// Connects to the host of a cluster; `alpn` is what is spoken inside TLS.
+///
+/// # Errors
+/// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
+pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+    let address = host.address();
+    let limit = cluster.connect_timeout;
+    let attempt = async {
+        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
+        let _ = tcp.set_nodelay(true);
+        if let Some((idle, interval)) = cluster.keepalive {
+            let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval);
+            let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
+        }
+        let Some(wanted) = &host.endpoint().tls else { return Ok(Stream::Plain(tcp)) };
+        let io = Rewound::new(tcp, Vec::new());
+        let established = tls
+            .connect(io, &wanted.expected, &wanted.sni, alpn, limit)
+            .await
+            .map_err(|error| ConnectError::Tls(address, error))?;
+        Ok(Stream::Tls(established.stream))
+    };
+    match tokio::time::timeout(limit, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout(address, limit)),
+    }
+}
+
+async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let source = match (bind, address) {
+        (Some(SourceBind { v4: Some(source), .. }), SocketAddr::V4(_)) => Some(SocketAddr::from((source, 0))),
+        (Some(SourceBind { v6: Some(source), .. }), SocketAddr::V6(_)) => Some(SocketAddr::from((source, 0))),
+        _ => None,
+    };
+    if let Some(source) = source {
+        let raw = socket2::SockRef::from(&socket);
+        // ::6 is on no interface; a source that the kernel does not know is allowed for both families.
+        let _ = if source.is_ipv4() { raw.set_freebind_v4(true) } else { raw.set_freebind_v6(true) };
+        // The port is chosen at connect time, per destination, or ports would run out.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+        socket.bind(source)?;
+    }
+    socket.connect(address).await
+}

@@ -1,0 +1,163 @@
+//! Connections to endpoints, kept by each worker for itself.
+//!
+//! A [`Host`] is a worker's view of one endpoint: how many requests are active, and the idle connections. It lives as long as
+//! the endpoint does, through every change of the configuration; when the endpoint goes, its idle connections are closed
+//! and the busy ones are closed when they become idle.
+
+mod cluster;
+mod connect;
+
+pub use cluster::{Admission, ClusterState, Overflow, Ticket};
+pub use connect::{ConnectError, connect};
+
+use crate::{
+    config::Endpoint,
+    http::h1::up,
+};
+use std::{
+    cell::{Cell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::Context,
+    time::{Duration, Instant},
+};
+
+/// Idle connections that are kept for an endpoint, a worker.
+pub const MAX_IDLE: usize = 512;
+
+/// A worker's view of one endpoint.
+#[derive(Debug)]
+pub struct Host {
+    endpoint: Arc<Endpoint>,
+    state: Rc<HostState>,
+}
+
+/// What outlives a change of the endpoint's weight, health or labels.
+#[derive(Debug, Default)]
+struct HostState {
+    active: Cell<u32>,
+    idle: RefCell<Vec<Idle>>,
+    gone: Cell<bool>,
+    credit: Cell<i64>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    lease: Lease,
+    since: Instant,
+}
+
+impl Host {
+    /// A host without connections.
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, state: Rc::default() }
+    }
+
+    /// The same host after a change of the endpoint that does not concern its connections.
+    pub fn renewed(&self, endpoint: Arc<Endpoint>) -> Self {
+        Self { endpoint, state: self.state.clone() }
+    }
+
+    /// What the smooth weighted round robin owes it.
+    pub(crate) fn credit(&self) -> &Cell<i64> {
+        &self.state.credit
+    }
+
+    /// The endpoint as configured.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its address.
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint.address
+    }
+
+    /// Active requests.
+    pub fn active(&self) -> u32 {
+        self.state.active.get()
+    }
+
+    /// Whether it is no longer configured.
+    pub fn is_gone(&self) -> bool {
+        self.state.gone.get()
+    }
+
+    /// Counts a request for as long as the guard lives.
+    pub fn enter(self: &Rc<Self>) -> Active {
+        self.state.active.set(self.state.active.get() + 1);
+        Active(self.state.clone())
+    }
+
+    /// An idle connection that is still good, newest first.
+    pub fn take_idle(&self, cx: &mut Context<'_>) -> Option<Lease> {
+        loop {
+            let mut idle = self.state.idle.borrow_mut().pop()?;
+            if idle.lease.connection.is_fresh(cx) {
+                return Some(idle.lease);
+            }
+        }
+    }
+
+    /// Takes a connection back that completed its request.
+    pub fn give_back(&self, mut lease: Lease, max_requests: u32) {
+        let worn_out = max_requests > 0 && lease.connection.served() >= max_requests;
+        if self.state.gone.get() || worn_out || !lease.connection.is_reusable() {
+            return;
+        }
+        let mut idle = self.state.idle.borrow_mut();
+        if idle.len() < MAX_IDLE {
+            lease.connection.rest();
+            idle.push(Idle { lease, since: Instant::now() });
+        }
+    }
+
+    /// Closes idle connections that are older than `timeout` (zero: none) or were closed by the endpoint.
+    pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) {
+        self.state.idle.borrow_mut().retain_mut(|idle| {
+            (timeout.is_zero() || now.duration_since(idle.since) < timeout) && idle.lease.connection.is_fresh(cx)
+        });
+    }
+
+    /// Closes one idle connection to make room for another; whether there was one.
+    pub(crate) fn drop_idle(&self) -> bool {
+        self.state.idle.borrow_mut().pop().is_some()
+    }
+
+    /// Idle connections.
+    pub fn idle(&self) -> usize {
+        self.state.idle.borrow().len()
+    }
+
+    /// Marks it as no longer configured and closes what is idle.
+    pub fn retire(&self) {
+        self.state.gone.set(true);
+        self.state.idle.borrow_mut().clear();
+    }
+}
+
+/// Counts one active request of a host.
+#[derive(Debug)]
+pub struct Active(Rc<HostState>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get() - 1);
+    }
+}
+
+/// A connection together with its place in the cluster's count.
+#[derive(Debug)]
+pub struct Lease {
+    /// The connection.
+    pub connection: up::Connection,
+    _ticket: Ticket,
+}
+
+impl Lease {
+    /// A fresh connection.
+    pub fn new(connection: up::Connection, ticket: Ticket) -> Self {
+        Self { connection, _ticket: ticket }
+    }
+}

@@ -1,0 +1,179 @@
+//! Workers: one thread a core, each with its own runtime, pools, balancers and metrics.
+//!
+//! Nothing on the request path is shared between workers. Connections are accepted in one place and handed to the worker that
+//! has the fewest; configuration comes by message and is taken up between requests.
+
+mod accept;
+mod group;
+mod root;
+mod timer;
+
+pub use group::{ListenSocket, Settings, SpawnError, Workers, spawn};
+pub use root::WorkerRoot;
+pub use timer::{Timer, earlier};
+
+use crate::{
+    balance::Rng,
+    config::Root,
+    telemetry::{ServiceLabels, Shard, WorkloadLabels},
+    tls::{Connector, CredentialStore},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    future::poll_fn,
+    rc::Rc,
+    sync::Arc,
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
+
+/// Between two looks at idle connections.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Labels for what is not known, made once.
+#[derive(Debug)]
+pub struct Unknown {
+    /// A workload.
+    pub workload: Arc<WorkloadLabels>,
+    /// A service.
+    pub service: Arc<ServiceLabels>,
+}
+
+/// What belongs to one worker. Lives on its thread only.
+pub struct Worker {
+    /// Its number, from 0.
+    pub index: usize,
+    /// Its random numbers.
+    pub rng: Rng,
+    /// Its metrics and log lines.
+    pub shard: Rc<Shard>,
+    /// Its TLS client.
+    pub tls: Connector,
+    /// Labels for what is not known.
+    pub unknown: Unknown,
+    credentials: CredentialStore,
+    workers: u32,
+    root: RefCell<Rc<WorkerRoot>>,
+    draining: Cell<bool>,
+    wakers: RefCell<HashMap<u64, Waker>>,
+    next_waker: Cell<u64>,
+    date: RefCell<(i64, Rc<str>)>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Worker({})", self.index)
+    }
+}
+
+impl Worker {
+    /// A worker that begins with this root.
+    pub fn new(index: usize, workers: usize, root: Arc<Root>, shard: Shard, credentials: CredentialStore) -> Rc<Self> {
+        let rng = Rng::from_entropy();
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
+        let root = Rc::new(WorkerRoot::new(root, None, workers, &rng));
+        Rc::new(Self {
+            index,
+            rng,
+            shard: Rc::new(shard),
+            tls: Connector::new(credentials.clone()),
+            unknown: Unknown { workload: WorkloadLabels::unknown(), service: ServiceLabels::cluster_only("unknown") },
+            credentials,
+            workers,
+            root: RefCell::new(root),
+            draining: Cell::new(false),
+            wakers: RefCell::default(),
+            next_waker: Cell::new(0),
+            date: RefCell::new((0, Rc::from(""))),
+        })
+    }
+
+    /// The newest configuration; a request keeps the one that it got.
+    pub fn root(&self) -> Rc<WorkerRoot> {
+        self.root.borrow().clone()
+    }
+
+    /// Takes up a new configuration.
+    pub fn take_up(&self, root: Arc<Root>) {
+        let before = self.root();
+        let new = WorkerRoot::new(root, Some(&before), self.workers, &self.rng);
+        *self.root.borrow_mut() = Rc::new(new);
+    }
+
+    /// The workload's certificates.
+    pub fn credentials(&self) -> &CredentialStore {
+        &self.credentials
+    }
+
+    /// Whether connections should end when they can.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Begins to drain: idle connections close now, others after their response.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for waker in self.wakers.borrow().values() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Registers the calling task to be woken when draining begins, for as long as the guard lives.
+    pub async fn register(self: &Rc<Self>) -> Registered {
+        let key = self.next_waker.get();
+        self.next_waker.set(key + 1);
+        poll_fn(|cx| {
+            self.wakers.borrow_mut().insert(key, cx.waker().clone());
+            Poll::Ready(())
+        })
+        .await;
+        Registered { worker: self.clone(), key }
+    }
+
+    /// The time for a `date` header (RFC 9110, 5.6.7), made at most once a second.
+    pub fn date(&self) -> Rc<str> {
+        let now = time::OffsetDateTime::now_utc();
+        let mut date = self.date.borrow_mut();
+        if date.0 != now.unix_timestamp() || date.1.is_empty() {
+            let weekday = &now.weekday().to_string()[..3];
+            let month = &now.month().to_string()[..3];
+            let (hour, minute, second) = now.to_hms();
+            let text =
+                format!("{weekday}, {:02} {month} {} {hour:02}:{minute:02}:{second:02} GMT", now.day(), now.year());
+            *date = (now.unix_timestamp(), text.into());
+        }
+        date.1.clone()
+    }
+
+    /// Closes idle upstream connections that are too old or were closed by the endpoint, again and again.
+    pub async fn sweep(self: Rc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let root = self.root();
+            let now = Instant::now();
+            poll_fn(|cx| {
+                for cluster in root.clusters() {
+                    cluster.sweep(cx, now);
+                }
+                Poll::Ready(())
+            })
+            .await;
+        }
+    }
+}
+
+/// Keeps a task registered with [`Worker::register`].
+#[derive(Debug)]
+pub struct Registered {
+    worker: Rc<Worker>,
+    key: u64,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.worker.wakers.borrow_mut().remove(&self.key);
+    }
+}
