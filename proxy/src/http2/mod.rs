@@ -9,6 +9,7 @@
 
 mod convert;
 mod down;
+mod front;
 mod keepalive;
 mod pool;
 mod serve;
@@ -18,6 +19,7 @@ mod transfer;
 mod up;
 
 pub use down::Down;
+pub use front::connection;
 pub use pool::Pool;
 pub use serve::{Settings, serve};
 pub use up::{Connection, Up, connect};

@@ -1,0 +1,124 @@
+//! The life of a client's HTTP/2 connection on a worker: every stream goes through the pipeline on the newest
+//! configuration, and draining ends the connection in order.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Down, Settings, serve};
+use crate::config::{HttpManager, Network};
+use crate::http::buffer::Buffer;
+use crate::http::head::{RequestHead, ResponseHead, reason};
+use crate::http::parse::HeadError;
+use crate::http::reply::{self, Reply};
+use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
+use crate::listen::{Place, Stream};
+use crate::telemetry::ResponseFlags;
+use crate::worker::{Timer, Worker, WorkerRoot};
+
+/// Serves a client's connection to its end. `first` was read from it already.
+pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
+    let Some(manager) = http_manager(&place, &worker.root()) else { return };
+    let settings = Settings::from(&*manager);
+    drop(manager);
+    let remote = conn.remote;
+    let secure = conn.secure;
+    let shared = Rc::new((conn, place));
+    let drain = async {
+        let _registered = worker.register().await;
+        poll_fn(|_| if worker.is_draining() { Poll::Ready(()) } else { Poll::Pending }).await;
+    };
+    let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
+    if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
+        tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
+    }
+}
+
+fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
+    match &place.find(root.config())?.network {
+        Network::Http(manager) => Some(manager.clone()),
+        Network::Tcp(_) => None,
+    }
+}
+
+/// Runs one request.
+async fn request(
+    worker: Rc<Worker>,
+    shared: Rc<(ConnInfo, Place)>,
+    head: Result<RequestHead, HeadError>,
+    mut down: Down,
+) {
+    let (conn, place) = &*shared;
+    let root = worker.root();
+    // The configuration changed, and the connection belongs nowhere any more.
+    let Some(manager) = http_manager(place, &root) else { return down.abort() };
+    let (mut request, refused) = match head {
+        Ok(request) => (request, None),
+        Err(error) => (RequestHead::default(), Some(error)),
+    };
+    let mut response = ResponseHead::default();
+    let mut timer = Timer::default();
+    let mut call = Call {
+        worker: &worker,
+        root: &root,
+        manager: &manager,
+        conn,
+        timer: &mut timer,
+        request: &mut request,
+        response: &mut response,
+        tally: Tally::start(manager.access_log.is_some()),
+    };
+    let Some(error) = refused else { return pipeline::run(&mut call, &mut down).await };
+    tracing::debug!(client = %conn.remote, %error, "request refused");
+    let reply = Reply {
+        code: error.status(),
+        body: reason(error.status()),
+        flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+        details: "http2.invalid_request",
+    };
+    reply::send(&mut call, &mut down, reply, false);
+    // A few bytes, which wait for nothing but the client's window.
+    let _ = tokio::time::timeout(manager.request_head_timeout, poll_fn(|cx| down.poll_flush(cx))).await;
+    call.record();
+}
+
+/// A stream of which the first bytes were read before it was known what they are.
+struct Prefixed {
+    first: Buffer,
+    stream: Stream,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.first.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, out);
+        }
+        let count = out.remaining().min(this.first.len());
+        out.put_slice(&this.first.bytes()[..count]);
+        this.first.consume(count);
+        if this.first.is_empty() {
+            this.first.release();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
