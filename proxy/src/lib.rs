@@ -15,3 +15,6 @@ pub mod pool;
 pub mod route;
 pub mod tcp;
 pub mod worker;
+pub mod admin;
+pub mod cli;
+pub mod control;

@@ -54,7 +54,7 @@ pub fn serve(
     slot: u8,
     phase: watch::Receiver<Phase>,
     drain: Drain,
-) -> Result<impl Future<Output = ()>, SlotError> {
+) -> Result<impl Future<Output = ()> + use<>, SlotError> {
     let listener = listen(&folder.desk(slot))?;
     Ok(async move {
         let places = Arc::new(Semaphore::new(MAX_COMMANDS));

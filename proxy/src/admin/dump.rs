@@ -1,0 +1,145 @@
+//! The text and JSON of the admin server.
+//!
+//! The config dump loads the descriptors of the whole API, some MiB that stay: it is for people, not for scrapers.
+
+use crate::config::{ClusterKind, Health};
+use crate::tls::CredentialStore;
+use crate::xds::state::Raw;
+use crate::xds::{Connection, Kind, State};
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::time::SystemTime;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+fn stamp(time: SystemTime) -> String {
+    OffsetDateTime::from(time).format(&Rfc3339).unwrap_or_default()
+}
+
+/// The parts of Envoy's dump for a kind: the section's type, its list, and the field of the resource.
+fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
+    match kind {
+        Kind::Cluster => ("ClustersConfigDump", "dynamic_active_clusters", "cluster"),
+        Kind::Endpoints => ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"),
+        Kind::Listener => ("ListenersConfigDump", "dynamic_listeners", "listener"),
+        Kind::Routes => ("RoutesConfigDump", "dynamic_route_configs", "route_config"),
+    }
+}
+
+/// Every resource in force, and every one whose newest form was refused.
+pub(super) fn config(state: &State) -> Value {
+    let sections = Kind::ALL.map(|kind| {
+        let (name, list, field) = section(kind);
+        let entries: Vec<Value> = state
+            .raws(kind)
+            .map(|(name, raw)| {
+                let mut entry = resource(field, raw);
+                if let Some(refusal) = state.refusals().get(&(kind, name.to_owned())) {
+                    entry["error_state"] = json!({
+                        "version_info": refusal.version,
+                        "last_update_attempt": stamp(refusal.since),
+                        "details": refusal.reason.to_string(),
+                    });
+                }
+                if kind == Kind::Listener {
+                    return json!({"name": name, "active_state": entry});
+                }
+                entry
+            })
+            .collect();
+        json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}"), list: entries})
+    });
+    json!({"configs": sections})
+}
+
+fn resource(field: &str, raw: &Raw) -> Value {
+    let body = leno_xds::json::any_to_value(&raw.body).unwrap_or_else(|error| json!({"error": error.to_string()}));
+    json!({"version_info": raw.version, "last_updated": stamp(raw.since), field: body})
+}
+
+/// One line an endpoint: `cluster::address::health::weight`.
+pub(super) fn clusters(state: &State) -> String {
+    let mut lines = String::new();
+    for cluster in state.clusters() {
+        let name = &cluster.name;
+        match cluster.kind {
+            ClusterKind::OriginalDst => writeln!(lines, "{name}::original_dst").unwrap_or_default(),
+            ClusterKind::Static | ClusterKind::Eds if cluster.endpoints.is_empty() => {
+                writeln!(lines, "{name}::no_endpoints").unwrap_or_default();
+            }
+            ClusterKind::Static | ClusterKind::Eds => {}
+        }
+        for endpoint in &cluster.endpoints {
+            let health = match endpoint.health {
+                Health::Healthy => "healthy",
+                Health::Degraded => "degraded",
+                Health::Draining => "draining",
+                Health::Unhealthy => "unhealthy",
+            };
+            let tls = match &endpoint.tls {
+                Some(tls) => tls.expected.join("|"),
+                None => "plain".to_owned(),
+            };
+            writeln!(
+                lines,
+                "{name}::{}::{health}::weight={}::priority={}::{tls}",
+                endpoint.address, endpoint.weight, endpoint.priority
+            )
+            .ok();
+        }
+    }
+    lines
+}
+
+/// One line a listener: `name::address,address`.
+pub(super) fn listeners(state: &State) -> String {
+    let mut lines = String::new();
+    for listener in state.listeners() {
+        let addresses: Vec<String> = listener.addresses.iter().map(ToString::to_string).collect();
+        let bound = if listener.bind { "" } else { " (virtual)" };
+        writeln!(lines, "{}::{}{bound}", listener.name, addresses.join(",")).ok();
+    }
+    lines
+}
+
+/// Who we are, until when, and how many roots are trusted; never a key.
+pub(super) fn certificates(store: &CredentialStore) -> Value {
+    match store.get() {
+        None => json!({"certificate": null}),
+        Some(credentials) => json!({
+            "certificate": {
+                "identity": credentials.identity().uri(),
+                "serial": credentials.serial(),
+                "not_before": stamp(credentials.not_before()),
+                "not_after": stamp(credentials.not_after()),
+            },
+            "roots": credentials.root_certificates().len(),
+        }),
+    }
+}
+
+/// The connection to the control plane, and what was refused.
+pub(super) fn status(state: &State, connection: &Connection) -> Value {
+    let refused: Vec<Value> = state
+        .refusals()
+        .iter()
+        .map(|((kind, name), refusal)| {
+            json!({
+                "kind": kind.noun(),
+                "name": name,
+                "version": refusal.version,
+                "reason": refusal.reason.to_string(),
+                "since": stamp(refusal.since),
+            })
+        })
+        .collect();
+    json!({
+        "control_plane": {
+            "connected": connection.connected,
+            "streams": connection.streams,
+            "last_error": connection.last_error,
+        },
+        "root": state.version(),
+        "refused": refused,
+    })
+}

@@ -1,0 +1,168 @@
+//! What a person, a probe or a scraper asks of the proxy.
+//!
+//! | port | who | what |
+//! |---|---|---|
+//! | 15000, loopback | people | config dump, clusters, listeners, certificates, metrics, memory |
+//! | 15021 | probes | `/healthz/ready` |
+//! | 15090 | Prometheus | `/stats/prometheus`: this proxy |
+//! | 15020 | Prometheus | `/stats/prometheus`: the pod |
+//!
+//! All are served by the active slot, on sockets that travel with the others when the slots change places.
+
+mod dump;
+
+use crate::slots::SlotError;
+use crate::slots::sockets::Sockets;
+use crate::telemetry::Telemetry;
+use crate::tls::CredentialStore;
+use crate::xds::{Connection, SharedState};
+use hyper::StatusCode;
+use leno_runtime::http::{Health, Routes, json, serve as serve_routes, text, with_type};
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{MutexGuard, PoisonError};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The content type of Prometheus' text format.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The ports; zero is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// For people, on loopback.
+    pub admin: u16,
+    /// For probes.
+    pub health: u16,
+    /// This proxy's metrics.
+    pub metrics: u16,
+    /// The pod's metrics.
+    pub merged: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { admin: 15000, health: 15021, metrics: 15090, merged: 15020 }
+    }
+}
+
+impl Ports {
+    /// The addresses to listen on.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses = Vec::new();
+        if self.admin != 0 {
+            addresses.push((Ipv4Addr::LOCALHOST, self.admin).into());
+        }
+        for port in [self.health, self.metrics, self.merged].into_iter().filter(|port| *port != 0) {
+            addresses.push((Ipv4Addr::UNSPECIFIED, port).into());
+            addresses.push((Ipv6Addr::UNSPECIFIED, port).into());
+        }
+        addresses
+    }
+}
+
+/// What the servers look at.
+#[derive(Clone)]
+pub struct View {
+    /// What the control plane sent.
+    pub state: SharedState,
+    /// What traffic was.
+    pub telemetry: Telemetry,
+    /// Our certificate.
+    pub store: CredentialStore,
+    /// Whether the control plane is there.
+    pub connection: watch::Receiver<Connection>,
+    /// Whether we are ready.
+    pub health: Health,
+}
+
+impl View {
+    fn state(&self) -> MutexGuard<'_, crate::xds::State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves on copies of the sockets until `stop`. Ports for which there is no socket are left out.
+///
+/// # Errors
+/// When a socket cannot be used.
+pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationToken) -> Result<(), SlotError> {
+    for address in ports.addresses() {
+        if !sockets.addresses().any(|held| held == address) {
+            continue;
+        }
+        let port = address.port();
+        let routes = if port == ports.admin {
+            admin(view)
+        } else if port == ports.health {
+            health(view)
+        } else {
+            metrics(Routes::new(), view)
+        };
+        let listener = TcpListener::from_std(sockets.copy(address)?)?;
+        tokio::spawn(serve_routes(listener, routes, stop.clone()));
+    }
+    Ok(())
+}
+
+fn health(view: &View) -> Routes {
+    let health = view.health.clone();
+    Routes::new().get("/healthz/ready", "200 while the pod may get traffic", move || ready(&health))
+}
+
+fn ready(health: &Health) -> leno_runtime::http::Answer {
+    if health.is_ready() {
+        text(StatusCode::OK, "ok\n")
+    } else {
+        text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no configuration is in force yet, or this proxy is leaving\n")
+    }
+}
+
+fn metrics(routes: Routes, view: &View) -> Routes {
+    let telemetry = view.telemetry.clone();
+    routes.get("/stats/prometheus", "metrics for Prometheus", move || {
+        with_type(StatusCode::OK, PROMETHEUS, telemetry.render())
+    })
+}
+
+fn admin(view: &View) -> Routes {
+    let one = || view.clone();
+    let (config, clusters, listeners, certs, status, ready_of) = (one(), one(), one(), one(), one(), one());
+    metrics(Routes::new(), view)
+        .get("/config_dump", "every resource in force, in the form of Envoy's dump", move || {
+            let dump = dump::config(&config.state());
+            json(&dump)
+        })
+        .get("/clusters", "clusters and their endpoints", move || {
+            text(StatusCode::OK, dump::clusters(&clusters.state()))
+        })
+        .get("/listeners", "listeners and their addresses", move || {
+            text(StatusCode::OK, dump::listeners(&listeners.state()))
+        })
+        .get("/certs", "the certificate in use", move || json(&dump::certificates(&certs.store)))
+        .get("/status", "the connection to the control plane, and what was refused", move || {
+            let connection = status.connection.borrow().clone();
+            json(&dump::status(&status.state(), &connection))
+        })
+        .get("/ready", "200 while the pod may get traffic", move || ready(&ready_of.health))
+        .get("/memory", "memory of this process, from the kernel", || text(StatusCode::OK, memory()))
+        .get("/version", "the release that this process is", || {
+            text(StatusCode::OK, format!("{}\n", leno_runtime::version()))
+        })
+        .get("/logging", "how to change what is logged", || {
+            let remedy = "the level cannot be changed while the proxy runs; set LENO_LOG in the pod\n";
+            text(StatusCode::NOT_IMPLEMENTED, remedy)
+        })
+}
+
+/// The lines of `/proc/self/status` about memory.
+fn memory() -> String {
+    let mut lines = String::new();
+    for line in std::fs::read_to_string("/proc/self/status").unwrap_or_default().lines() {
+        if ["VmHWM", "VmRSS", "RssAnon", "RssFile", "VmData", "Threads"].iter().any(|name| line.starts_with(name)) {
+            writeln!(lines, "{line}").ok();
+        }
+    }
+    lines
+}

@@ -1,0 +1,119 @@
+//! The control thread: certificate → discovery → configuration → workers, and the life of the process around them.
+//!
+//! A process is first a standby or at once the active slot (see [`crate::slots`]); what it does as the active one is in
+//! [`serving`].
+
+pub mod plane;
+pub mod podinfo;
+pub mod serving;
+
+use crate::slots::desk::{self, Drain, Phase};
+use crate::slots::lock::try_lock;
+use crate::slots::sockets::Sockets;
+use crate::slots::standby::{Event, Standby};
+use crate::slots::{Folder, SlotError};
+use serving::{Relieved, Serving, Settings};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How often an active slot that is not reachable yet is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Why the process ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The slots.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// A port of the admin servers.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The workers.
+    #[error("the workers could not be started: {0}")]
+    Workers(String),
+    /// The other slot went on serving while this one took over: only one may.
+    #[error("the other slot goes on serving; beginning anew as its standby")]
+    NotRelieved,
+}
+
+/// A wish to leave: the answer is given when it is fulfilled.
+pub type DrainRequest = oneshot::Sender<()>;
+
+/// Runs the proxy of one slot until `shutdown`.
+///
+/// # Errors
+/// When a socket or port cannot be had, or the other slot does not let go.
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
+    let folder = settings.folder.clone();
+    let (phase, phases) = watch::channel(Phase::Starting);
+    // More than one wish at a time adds nothing.
+    let (drains, mut wishes) = mpsc::channel::<DrainRequest>(1);
+    let drain: Drain = Arc::new(move || {
+        let drains = drains.clone();
+        Box::pin(async move {
+            let (answer, fulfilled) = oneshot::channel();
+            if drains.send(answer).await.is_ok() {
+                fulfilled.await.ok();
+            }
+        })
+    });
+    let desk = desk::serve(&folder, settings.slot, phases, drain)?;
+    let desk = tokio::spawn(desk);
+    let result = live(settings, &folder, &phase, &mut wishes, &shutdown).await;
+    desk.abort();
+    result
+}
+
+async fn live(
+    settings: Settings,
+    folder: &Folder,
+    phase: &watch::Sender<Phase>,
+    wishes: &mut mpsc::Receiver<DrainRequest>,
+    shutdown: &CancellationToken,
+) -> Result<(), RunError> {
+    let mut held = Sockets::default();
+    loop {
+        if let Some(lock) = try_lock(folder)? {
+            phase.send_replace(Phase::Starting);
+            tracing::info!(slot = settings.slot, inherited = held.len(), "this slot is active");
+            return Serving::new(settings, held, phase.clone()).run(Relieved::Nobody(lock), wishes, shutdown).await;
+        }
+        match Standby::connect(folder) {
+            Ok((mut standby, sockets)) => {
+                tracing::info!(slot = settings.slot, sockets = sockets.len(), "the other slot serves; standing by");
+                held = sockets;
+                phase.send_replace(Phase::Standby);
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    event = standby.event() => match event {
+                        Event::Lost => tracing::warn!("the other slot is gone"),
+                        Event::TakeOver => {
+                            tracing::info!("taking over from the other slot");
+                            return Serving::new(settings, held, phase.clone())
+                                .run(Relieved::Other(standby), wishes, shutdown)
+                                .await;
+                        }
+                    },
+                    Some(wish) = wishes.recv() => {
+                        phase.send_replace(Phase::Leaving);
+                        if let Err(error) = standby.leaving().await {
+                            tracing::debug!(%error, "could not tell the other slot");
+                        }
+                        wish.send(()).ok();
+                        shutdown.cancelled().await;
+                        return Ok(());
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no active slot to stand by");
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The workers as the control thread sees them: started with the first root, told of every later one.
+//!
+//! Roots go through a place that holds one: when they come faster than the workers take them, those between are left
+//! out, and whoever waits for one of them waits for a newer one.
+
+use super::RunError;
+use crate::config::Root;
+use crate::telemetry::Shard;
+use crate::tls::CredentialStore;
+use crate::worker::{self, ListenSocket, Workers};
+use crate::xds::{LocalFuture, Publish};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// The data plane of this process.
+pub struct Plane {
+    roots: watch::Sender<Option<Arc<Root>>>,
+    taken: watch::Receiver<Taken>,
+    workers: Arc<OnceLock<Workers>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// What the workers have done with the roots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Taken {
+    /// Every worker has taken the root of this version; 0 is none.
+    Version(u64),
+    /// They could not be started.
+    Failed(String),
+}
+
+impl Plane {
+    /// A data plane without workers; they begin, with these sockets, when the first root is published.
+    pub fn new(sockets: Vec<(SocketAddr, TcpListener)>, shards: Vec<Shard>, credentials: CredentialStore) -> Self {
+        let (roots, receiver) = watch::channel(None);
+        let (sender, taken) = watch::channel(Taken::Version(0));
+        let workers = Arc::new(OnceLock::new());
+        let task = tokio::spawn(publish(receiver, sender, workers.clone(), sockets, shards, credentials));
+        Self { roots, taken, workers, task }
+    }
+
+    /// Where new roots go.
+    pub fn publisher(&self) -> Publisher {
+        Publisher { roots: self.roots.clone(), taken: self.taken.clone() }
+    }
+
+    /// Resolves when the first root is in force.
+    ///
+    /// # Errors
+    /// When the workers could not be started.
+    pub async fn served(&self) -> Result<(), RunError> {
+        let mut taken = self.taken.clone();
+        let state = taken.wait_for(|taken| *taken != Taken::Version(0)).await.map(|state| state.clone());
+        match state {
+            Ok(Taken::Version(_)) => Ok(()),
+            Ok(Taken::Failed(reason)) => Err(RunError::Workers(reason)),
+            Err(_) => Err(RunError::Workers("the task that starts them has ended".to_owned())),
+        }
+    }
+
+    /// Open connections of clients.
+    pub fn connections(&self) -> usize {
+        self.workers.get().map_or(0, Workers::connections)
+    }
+
+    /// Closes this process's listening sockets; open connections go on.
+    pub async fn stop_accepting(&self) {
+        if let Some(workers) = self.workers.get() {
+            workers.stop_accepting().await;
+        }
+    }
+
+    /// Lets open connections end, for at most `limit`.
+    pub async fn drain(&self, limit: Duration) {
+        if let Some(workers) = self.workers.get() {
+            let open = workers.drain(Instant::now() + limit).await;
+            if open > 0 {
+                tracing::info!(open, ?limit, "some connections did not end in time");
+            }
+        }
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn publish(
+    mut roots: watch::Receiver<Option<Arc<Root>>>,
+    taken: watch::Sender<Taken>,
+    workers: Arc<OnceLock<Workers>>,
+    sockets: Vec<(SocketAddr, TcpListener)>,
+    shards: Vec<Shard>,
+    credentials: CredentialStore,
+) {
+    let mut start = Some((sockets, shards));
+    while roots.changed().await.is_ok() {
+        let Some(root) = roots.borrow_and_update().clone() else { continue };
+        let version = root.version;
+        if let Some((sockets, shards)) = start.take() {
+            let sockets = sockets.into_iter().map(|(address, socket)| ListenSocket { address, socket }).collect();
+            let settings =
+                worker::Settings { workers: shards.len(), sockets, root, credentials: credentials.clone(), shards };
+            match worker::spawn(settings) {
+                Ok(started) => drop(workers.set(started)),
+                Err(error) => {
+                    taken.send_replace(Taken::Failed(error.to_string()));
+                    return;
+                }
+            }
+        } else if let Some(workers) = workers.get() {
+            workers.publish(root).await;
+        }
+        tracing::debug!(version, "every worker has taken the root");
+        taken.send_replace(Taken::Version(version));
+    }
+}
+
+/// The discovery client's end.
+pub struct Publisher {
+    roots: watch::Sender<Option<Arc<Root>>>,
+    taken: watch::Receiver<Taken>,
+}
+
+impl Publish for Publisher {
+    fn publish(&mut self, root: Arc<Root>) -> LocalFuture<()> {
+        let version = root.version;
+        self.roots.send_replace(Some(root));
+        let mut taken = self.taken.clone();
+        Box::pin(async move {
+            let there = |state: &Taken| matches!(state, Taken::Version(taken) if *taken >= version);
+            // Never, when the workers could not be started: then nothing is in force, and nothing is acknowledged.
+            if taken.wait_for(there).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}

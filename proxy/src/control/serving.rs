@@ -1,0 +1,259 @@
+//! What the active slot does, from its first request for a certificate to the end of its last connection.
+
+use super::plane::Plane;
+use super::podinfo::PodInfo;
+use super::{DrainRequest, RunError};
+use crate::admin::{self, Ports};
+use crate::identity::link::{Link, Target};
+use crate::identity::{Current, Files, Identity};
+use crate::slots::Folder;
+use crate::slots::active::{Active, HandOver};
+use crate::slots::desk::Phase;
+use crate::slots::lock::{Lock, lock_within};
+use crate::slots::sockets::Sockets;
+use crate::slots::standby::Standby;
+use crate::telemetry::Telemetry;
+use crate::tls::CredentialStore;
+use crate::xds::{Client, Connect, LocalFuture, SharedState, node};
+use leno_runtime::http::Health;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// How often the pod's labels are looked at.
+const LABELS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the other slot may hold its lock after it was told that this one serves.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How long the standby may take to serve, when this slot hands over.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(15);
+/// The same after SIGTERM, when the kubelet's patience is shorter.
+const LATE_HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
+
+/// Everything that a proxy is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which of the two slots this process is.
+    pub slot: u8,
+    /// The folder that the slots share.
+    pub folder: Folder,
+    /// The name of the pod.
+    pub pod: String,
+    /// The namespace of the pod.
+    pub namespace: String,
+    /// Token and roots.
+    pub files: Files,
+    /// Labels and annotations.
+    pub podinfo: PodInfo,
+    /// The control plane, if it is not found by the pod's revision.
+    pub control_plane: Option<(String, u16)>,
+    /// Namespace of the control plane.
+    pub control_plane_namespace: String,
+    /// Trust domain of the mesh.
+    pub trust_domain: String,
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// Port for connections from outside the pod.
+    pub inbound_port: u16,
+    /// Port for connections of the app.
+    pub outbound_port: u16,
+    /// Ports for people, probes and scrapers.
+    pub ports: Ports,
+    /// How long open connections may take to end.
+    pub drain_limit: Duration,
+}
+
+impl Settings {
+    /// Where the control plane of this pod's revision is.
+    pub fn target(&self) -> Target {
+        let namespace = &self.control_plane_namespace;
+        let (host, port) = self.control_plane.clone().unwrap_or_else(|| {
+            (format!("leno-control-plane-{}.{namespace}.svc", self.podinfo.revision()), 15012)
+        });
+        let identity = leno_runtime::certs::spiffe_id(&self.trust_domain, namespace, "leno-control-plane");
+        Target { host, port, identity }
+    }
+
+    /// The addresses of captured traffic, as the control plane names them.
+    fn traffic_addresses(&self) -> Vec<SocketAddr> {
+        [self.outbound_port, self.inbound_port]
+            .into_iter()
+            .flat_map(|port| {
+                [SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]
+            })
+            .collect()
+    }
+}
+
+/// Whose place this slot takes.
+pub enum Relieved {
+    /// Nobody serves: the lock is ours.
+    Nobody(Lock),
+    /// The other slot serves until this one does.
+    Other(Standby),
+}
+
+/// The active slot.
+pub struct Serving {
+    settings: Settings,
+    sockets: Sockets,
+    phase: watch::Sender<Phase>,
+}
+
+impl Serving {
+    /// With sockets that the other slot handed over, if any.
+    pub fn new(settings: Settings, sockets: Sockets, phase: watch::Sender<Phase>) -> Self {
+        Self { settings, sockets, phase }
+    }
+
+    /// Serves until `shutdown`, or until another slot has taken over and the last connection has ended.
+    pub(super) async fn run(
+        mut self,
+        relieved: Relieved,
+        wishes: &mut mpsc::Receiver<DrainRequest>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunError> {
+        self.sockets.add(&self.settings.traffic_addresses())?;
+        self.sockets.add(&self.settings.ports.addresses())?;
+        let (telemetry, shards) = Telemetry::new(self.settings.workers);
+        let store = CredentialStore::new();
+        let link = Link::new(self.settings.target());
+        let (identity, current) = Identity::new(self.settings.files.clone(), link.clone(), store.clone());
+        let state = SharedState::default();
+        let traffic = self
+            .settings
+            .traffic_addresses()
+            .into_iter()
+            .filter(|address| self.sockets.addresses().any(|held| held == *address))
+            .map(|address| Ok((address, self.sockets.copy(address)?)))
+            .collect::<Result<Vec<_>, RunError>>()?;
+        let plane = Plane::new(traffic, shards, store.clone());
+        let dial = Dial { link: link.clone(), current };
+        let node = node(&self.settings.pod, &self.settings.namespace, &leno_runtime::version());
+        let (client, connection) = Client::new(dial, plane.publisher(), state.clone(), node);
+        let health = Health::new();
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let stop_admin = stop.child_token();
+        let view = admin::View { state, telemetry: telemetry.clone(), store, connection, health: health.clone() };
+        admin::serve(&self.settings.ports, &self.sockets, &view, &stop_admin)?;
+        tokio::spawn(async move { telemetry.write_logs().await });
+        tokio::spawn(identity.run(stop.clone()));
+        tokio::spawn(follow_revision(self.settings.clone(), link, stop.clone()));
+
+        let local = LocalSet::new();
+        local.spawn_local(client.run(stop.clone()));
+        let life = self.life(relieved, &plane, &health, &stop_admin, wishes, shutdown);
+        local.run_until(life).await
+    }
+
+    async fn life(
+        &mut self,
+        relieved: Relieved,
+        plane: &Plane,
+        health: &Health,
+        stop_admin: &CancellationToken,
+        wishes: &mut mpsc::Receiver<DrainRequest>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunError> {
+        // A wish to leave before anything is served is granted at once: there is nothing to hand over.
+        let mut leaving = false;
+        let begun = tokio::time::Instant::now();
+        let served = plane.served();
+        tokio::pin!(served);
+        loop {
+            tokio::select! {
+                result = &mut served => break result?,
+                () = shutdown.cancelled() => return Ok(()),
+                Some(wish) = wishes.recv() => {
+                    leaving = true;
+                    wish.send(()).ok();
+                }
+            }
+        }
+        tracing::info!(took = ?begun.elapsed(), "the first configuration is in force; serving");
+        let lock = match relieved {
+            Relieved::Nobody(lock) => lock,
+            Relieved::Other(mut standby) => {
+                standby.serving().await?;
+                lock_within(&self.settings.folder, LOCK_LIMIT).await?.ok_or(RunError::NotRelieved)?
+            }
+        };
+        let active = Active::start(&self.settings.folder, lock, self.sockets.try_clone()?)?;
+        self.phase.send_replace(if leaving { Phase::Leaving } else { Phase::Serving });
+        health.set_ready(!leaving);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => {
+                    health.set_ready(false);
+                    let limit = LATE_HAND_OVER_LIMIT;
+                    let handed_over = !leaving && active.hand_over(limit).await == HandOver::Done;
+                    tracing::info!(handed_over, connections = plane.connections(), "leaving");
+                    stop_admin.cancel();
+                    drop(active);
+                    plane.stop_accepting().await;
+                    plane.drain(self.settings.drain_limit).await;
+                    return Ok(());
+                }
+                Some(wish) = wishes.recv() => {
+                    let handed_over = active.hand_over(HAND_OVER_LIMIT).await;
+                    self.phase.send_replace(Phase::Leaving);
+                    if handed_over == HandOver::Done {
+                        tracing::info!(connections = plane.connections(), "the other slot serves; draining");
+                        stop_admin.cancel();
+                        plane.stop_accepting().await;
+                        tokio::select! {
+                            () = plane.drain(self.settings.drain_limit) => {}
+                            () = shutdown.cancelled() => {}
+                        }
+                        wish.send(()).ok();
+                        shutdown.cancelled().await;
+                        return Ok(());
+                    }
+                    // The pod goes: nothing may be refused while the app still accepts. Not ready, and serving on.
+                    tracing::info!("nobody to hand over to; serving until the end of the pod");
+                    leaving = true;
+                    health.set_ready(false);
+                    wish.send(()).ok();
+                }
+            }
+        }
+    }
+}
+
+/// Connects to the control plane with the current certificate.
+struct Dial {
+    link: Link,
+    current: Current,
+}
+
+impl Connect for Dial {
+    fn connect(&self) -> LocalFuture<Result<Channel, String>> {
+        let (link, mut current) = (self.link.clone(), self.current.clone());
+        Box::pin(async move {
+            let material = {
+                let held = current.wait_for(Option::is_some).await.map_err(|_| "the process is leaving".to_owned())?;
+                held.clone()
+            };
+            let Some(material) = material else { return Err("there is no certificate".to_owned()) };
+            let channel = link.channel(&material.roots, Some(material.own.clone())).await;
+            channel.map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// Follows the pod's revision label: connections made from now on go to that revision's control plane.
+async fn follow_revision(settings: Settings, link: Link, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LABELS_INTERVAL) => {}
+        }
+        let target = settings.target();
+        if link.retarget(target.clone()) {
+            tracing::info!(host = %target.host, "the pod's revision has changed");
+        }
+    }
+}

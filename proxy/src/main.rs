@@ -1,0 +1,7 @@
+//! The process `leno-proxy`.
+
+leno_runtime::use_jemalloc!("narenas:4");
+
+fn main() -> std::process::ExitCode {
+    leno_proxy::cli::main()
+}
