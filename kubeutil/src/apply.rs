@@ -9,15 +9,20 @@
 //! changes. In a steady state nothing is written, whatever the fields.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 /// The annotation with the hash of what was last applied.
 pub const HASH_ANNOTATION: &str = "mesh.leno.dev/applied-hash";
+/// How long a write may take to come back through a watch. Within it what is observed may be from before the write, and the
+/// same wish is not written again; whoever wrote something should look again after it.
+pub const SETTLE: Duration = Duration::from_secs(3);
 /// Objects whose last write is remembered; when there are more, all are forgotten.
 const REMEMBERED: usize = 4096;
 
@@ -148,6 +153,7 @@ pub struct Applier {
 struct Last {
     hash: String,
     resource_version: String,
+    at: Instant,
 }
 
 impl Applier {
@@ -163,12 +169,14 @@ impl Applier {
 
     /// Whether `desired` has to be written, given what is there.
     pub fn is_due(&self, desired: &Desired, observed: Option<&DynamicObject>) -> bool {
-        let Some(observed) = observed else { return true };
-        if !differs(desired, observed) {
+        if observed.is_some_and(|observed| !differs(desired, observed)) {
             return false;
         }
-        let now = Last { hash: hash_of(&desired.body), resource_version: observed.resource_version().unwrap_or_default() };
-        self.last.get(&desired.describe()) != Some(&now)
+        let Some(last) = self.last.get(&desired.describe()).filter(|last| last.hash == hash_of(&desired.body)) else {
+            return true;
+        };
+        let seen = observed.and_then(|observed| observed.resource_version());
+        seen.as_deref() != Some(&last.resource_version) && last.at.elapsed() >= SETTLE
     }
 
     /// Applies `desired` if it has to be written.
@@ -195,7 +203,7 @@ impl Applier {
         }
         let resource_version = answer.resource_version().unwrap_or_default();
         let unchanged = observed.is_some_and(|observed| observed.resource_version().as_deref() == Some(&resource_version));
-        self.last.insert(desired.describe(), Last { hash: hash_of(&desired.body), resource_version });
+        self.last.insert(desired.describe(), Last { hash: hash_of(&desired.body), resource_version, at: Instant::now() });
         Ok(match observed {
             None => Outcome::Created,
             Some(_) if unchanged => Outcome::Unchanged,

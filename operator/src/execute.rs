@@ -1,0 +1,240 @@
+//! Carries out the steps of a plan.
+
+use std::time::{Duration, SystemTime};
+
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::{Client, ResourceExt};
+use leno_crds::meshinstall::MeshInstall;
+use leno_kubeutil::apply::{Applier, ApplyError, Desired, Outcome};
+use leno_runtime::certs::{Authority, CertError};
+use serde_json::json;
+
+use crate::names;
+use crate::observe::resource;
+use crate::plan::{ObjectId, Observed, Step, render};
+
+/// How long a new authority lasts: ten years.
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// A step could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// An object could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// No authority could be made.
+    #[error("no authority can be made: {0}")]
+    Authority(#[from] CertError),
+    /// The API server refused something else.
+    #[error("cannot {verb} {object}: {source}")]
+    Refused {
+        /// What was to be done.
+        verb: &'static str,
+        /// To what.
+        object: String,
+        /// What the API server said.
+        #[source]
+        source: Box<kube::Error>,
+    },
+}
+
+impl StepError {
+    /// A bounded word for metrics.
+    pub fn category(&self) -> &'static str {
+        match self {
+            StepError::Apply(error) => error.category(),
+            StepError::Authority(_) => "Authority",
+            StepError::Refused { source, .. } => match source.as_ref() {
+                kube::Error::Api(status) if status.code == 403 => "Forbidden",
+                kube::Error::Api(_) => "Refused",
+                _ => "Unreachable",
+            },
+        }
+    }
+}
+
+/// What carrying out a plan did.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Writes that changed something.
+    pub writes: u64,
+    /// Applies that were due, whether they changed something or not.
+    pub attempts: u64,
+    /// What went wrong first.
+    pub error: Option<StepError>,
+}
+
+/// Carries out steps with one client.
+pub struct Executor {
+    applier: Applier,
+    client: Client,
+}
+
+impl Executor {
+    /// With the operator's field manager.
+    pub fn new(client: Client) -> Self {
+        Executor { applier: Applier::new(client.clone(), names::FIELD_MANAGER), client }
+    }
+
+    /// Whether `desired` has to be written.
+    pub fn is_due(&self, desired: &Desired, observed: &Observed) -> bool {
+        self.applier.is_due(desired, find(desired, observed))
+    }
+
+    /// Carries out steps in order. A failed apply does not keep the other applies from being tried: one namespace that
+    /// refuses a ConfigMap must not cost the others theirs.
+    pub async fn run(&mut self, name: &str, install: &MeshInstall, steps: &[Step], observed: &Observed) -> Done {
+        let mut done = Done::default();
+        for step in steps {
+            let is_apply = matches!(step, Step::Apply(_));
+            if done.error.is_some() && !is_apply {
+                break;
+            }
+            match self.step(name, install, step, observed).await {
+                Ok(Outcome::Unchanged) => {}
+                Ok(outcome) => {
+                    tracing::info!(install = name, step = describe(step), ?outcome, "done");
+                    done.writes += 1;
+                }
+                Err(error) => {
+                    tracing::warn!(install = name, step = describe(step), %error, "a step failed");
+                    done.error.get_or_insert(error);
+                    if !is_apply {
+                        break;
+                    }
+                }
+            }
+            done.attempts += 1;
+        }
+        done
+    }
+
+    async fn step(
+        &mut self,
+        name: &str,
+        install: &MeshInstall,
+        step: &Step,
+        observed: &Observed,
+    ) -> Result<Outcome, StepError> {
+        match step {
+            Step::Apply(desired) => Ok(self.applier.apply(desired, find(desired, observed)).await?),
+            Step::Delete(id) => self.delete(id, observed).await,
+            Step::CreateNamespace(desired) => self.create(desired).await,
+            Step::CreateAuthority { also_trust } => {
+                let now = SystemTime::now();
+                let (certificate, key) = Authority::create(install.spec.trust_domain(), AUTHORITY_LIFETIME, now)?;
+                let roots = format!("{certificate}{also_trust}");
+                self.create(&render::authority(install, name, &certificate, &key, &roots)?).await
+            }
+            Step::HandOverReplicas { replicas } => self.hand_over(name, install, *replicas).await,
+            Step::Finalizer { present } => self.finalizer(name, install, *present).await,
+        }
+    }
+
+    /// Creates what must not be there yet; somebody else being faster is fine, the next plan sees theirs.
+    async fn create(&self, desired: &Desired) -> Result<Outcome, StepError> {
+        let object = serde_json::from_value(desired.body.clone()).map_err(|error| ApplyError::Malformed {
+            object: desired.describe(),
+            reason: error.to_string(),
+        })?;
+        let params = PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        match desired.api(&self.client).create(&params, &object).await {
+            Ok(_) => Ok(Outcome::Created),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Outcome::Unchanged),
+            Err(source) => {
+                Err(StepError::Refused { verb: "create", object: desired.describe(), source: Box::new(source) })
+            }
+        }
+    }
+
+    async fn delete(&self, id: &ObjectId, observed: &Observed) -> Result<Outcome, StepError> {
+        let object = format!("{} {}", id.kind, id.key);
+        let Some(resource) = resource(id.kind) else { return Ok(Outcome::Unchanged) };
+        let api: Api<kube::api::DynamicObject> = if id.key.namespace.is_empty() {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), &id.key.namespace, &resource)
+        };
+        let (uid, going) = match observed.owned.get(id) {
+            Some(object) => (object.uid(), object.metadata.deletion_timestamp.is_some()),
+            None => (observed.authorities.get(&id.key).and_then(|secret| secret.uid()), false),
+        };
+        if going {
+            return Ok(Outcome::Unchanged);
+        }
+        let mut params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..DeleteParams::default()
+        };
+        if uid.is_some() {
+            params.preconditions = Some(Preconditions { uid, resource_version: None });
+        }
+        match api.delete(&id.key.name, &params).await {
+            Ok(_) => Ok(Outcome::Changed),
+            // Gone, or another object of that name by now, which is not ours to delete.
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(Outcome::Unchanged),
+            Err(source) => Err(StepError::Refused { verb: "delete", object, source: Box::new(source) }),
+        }
+    }
+
+    async fn hand_over(&self, name: &str, install: &MeshInstall, replicas: i32) -> Result<Outcome, StepError> {
+        let (namespace, deployment) = (install.spec.system_namespace(), names::control_plane(name));
+        let body = json!({
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": { "name": deployment, "namespace": namespace },
+            "spec": { "replicas": replicas },
+        });
+        let api: Api<k8s_openapi::api::apps::v1::Deployment> = Api::namespaced(self.client.clone(), namespace);
+        let params = PatchParams::apply(names::HANDOVER_MANAGER).force();
+        match api.patch(&deployment, &params, &Patch::Apply(&body)).await {
+            Ok(_) => Ok(Outcome::Changed),
+            Err(source) => Err(StepError::Refused {
+                verb: "hand the replicas over of",
+                object: format!("Deployment {namespace}/{deployment}"),
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    async fn finalizer(&self, name: &str, install: &MeshInstall, present: bool) -> Result<Outcome, StepError> {
+        let api: Api<MeshInstall> = Api::all(self.client.clone());
+        let finalizers: &[&str] = if present { &[names::FINALIZER] } else { &[] };
+        // The uid keeps the patch from touching an object of the same name that came later.
+        let body = json!({
+            "apiVersion": "mesh.leno.dev/v1alpha1",
+            "kind": "MeshInstall",
+            "metadata": { "name": name, "uid": install.uid(), "finalizers": finalizers },
+        });
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        match api.patch(name, &params, &Patch::Apply(&body)).await {
+            Ok(_) => Ok(Outcome::Changed),
+            Err(kube::Error::Api(status)) if status.code == 404 && !present => Ok(Outcome::Unchanged),
+            Err(source) => Err(StepError::Refused {
+                verb: "change the finalizer of",
+                object: format!("MeshInstall {name}"),
+                source: Box::new(source),
+            }),
+        }
+    }
+}
+
+/// What is observed of an object that should be applied.
+fn find<'a>(desired: &Desired, observed: &'a Observed) -> Option<&'a kube::api::DynamicObject> {
+    let kind = crate::observe::OWNED.iter().map(|(_, _, kind, _)| *kind).find(|kind| *kind == desired.resource.kind)?;
+    let key = leno_kubeutil::watch::Key::new(desired.namespace.clone().unwrap_or_default(), desired.name.clone());
+    observed.owned.get(&ObjectId { kind, key }).map(|object| object.as_ref())
+}
+
+/// A step in words, for the log.
+fn describe(step: &Step) -> String {
+    match step {
+        Step::Finalizer { present: true } => "put the finalizer on".to_owned(),
+        Step::Finalizer { present: false } => "take the finalizer off".to_owned(),
+        Step::CreateNamespace(desired) => format!("create {}", desired.describe()),
+        Step::CreateAuthority { .. } => "create the authority".to_owned(),
+        Step::HandOverReplicas { replicas } => format!("hand {replicas} replicas over to the autoscaler"),
+        Step::Apply(desired) => format!("apply {}", desired.describe()),
+        Step::Delete(id) => format!("delete {} {}", id.kind, id.key),
+    }
+}

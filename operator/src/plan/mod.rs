@@ -1,0 +1,310 @@
+//! From what is observed to what has to be done: pure, so that every decision can be tested without a cluster.
+//!
+//! A plan is made again after every change and from nothing but what is observed, so it does not matter where the operator
+//! was killed: the next one sees what is there and plans the rest.
+
+pub mod claims;
+pub mod injection;
+pub mod render;
+pub mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use kube::ResourceExt;
+use kube::api::DynamicObject;
+use leno_crds::meshinstall::MeshInstall;
+use leno_kubeutil::apply::{ApplyError, Desired};
+use leno_kubeutil::conditions::Wanted;
+use leno_kubeutil::watch::Key;
+
+use self::claims::{Claim, claims};
+use self::render::{Inputs, Replicas};
+use crate::names;
+
+/// What an object is called, sorted in the order in which leftovers are removed: nothing that could refuse pods outlives
+/// what serves it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectId {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace and name.
+    pub key: Key,
+}
+
+/// Everything that a plan depends on.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// All MeshInstalls.
+    pub installs: BTreeMap<Key, Arc<MeshInstall>>,
+    /// All namespaces.
+    pub namespaces: BTreeMap<Key, Arc<Namespace>>,
+    /// All pods.
+    pub pods: BTreeMap<Key, Arc<Pod>>,
+    /// Secrets named `leno-ca`.
+    pub authorities: BTreeMap<Key, Arc<Secret>>,
+    /// What carries our label, by kind.
+    pub owned: BTreeMap<ObjectId, Arc<DynamicObject>>,
+    /// Releases that this operator can render.
+    pub supported: Vec<String>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Put our finalizer on the MeshInstall, or take it off.
+    Finalizer {
+        /// Whether it should be there.
+        present: bool,
+    },
+    /// Create the namespace, which does not exist.
+    CreateNamespace(Box<Desired>),
+    /// Make a new authority and put it into the Secret. `also_trust` holds roots that are already in use.
+    CreateAuthority {
+        /// PEM texts.
+        also_trust: String,
+    },
+    /// Give `spec.replicas` to a field manager of its own, so that it keeps its value when we stop applying it.
+    HandOverReplicas {
+        /// The value to keep.
+        replicas: i32,
+    },
+    /// Apply an object, if it differs.
+    Apply(Box<Desired>),
+    /// Delete an object of ours.
+    Delete(ObjectId),
+}
+
+/// What to do about one MeshInstall, and what to say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// In order. When one fails, the rest is not tried, except among [`Step::Apply`]s.
+    pub steps: Vec<Step>,
+    /// Whether the spec can be.
+    pub accepted: Wanted,
+    /// What belongs to it.
+    pub claim: Claim,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+}
+
+/// Plans for all MeshInstalls, by name.
+///
+/// # Errors
+///
+/// [`ApplyError::Malformed`], which is a mistake in rendering.
+pub fn plan(observed: &Observed) -> Result<BTreeMap<String, Plan>, ApplyError> {
+    let claims = claims(&observed.installs, &observed.namespaces);
+    let mut plans = BTreeMap::new();
+    for (key, install) in &observed.installs {
+        let claim = claims.get(&key.name).cloned().unwrap_or_default();
+        plans.insert(key.name.clone(), plan_one(observed, &key.name, install, claim)?);
+    }
+    Ok(plans)
+}
+
+/// Objects of ours whose MeshInstall is gone without our finalizer having run, for example because somebody took it off.
+pub fn leftovers(observed: &Observed) -> Vec<ObjectId> {
+    let alive: BTreeSet<String> = observed.installs.values().filter_map(|install| install.metadata.uid.clone()).collect();
+    observed
+        .owned
+        .iter()
+        .filter(|(id, object)| {
+            id.kind != "Namespace" && owner_uid(object).is_some_and(|uid| !alive.contains(uid))
+        })
+        .map(|(id, _)| id.clone())
+        .collect()
+}
+
+fn plan_one(
+    observed: &Observed,
+    name: &str,
+    install: &MeshInstall,
+    claim: Claim,
+) -> Result<Plan, ApplyError> {
+    let accepted = accepted(install, &claim, &observed.supported);
+    let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
+    if install.metadata.deletion_timestamp.is_some() {
+        let steps = if has_finalizer { removal(observed, name, install) } else { Vec::new() };
+        return Ok(Plan { steps, accepted, claim, deleting: true });
+    }
+    if accepted.status != leno_kubeutil::conditions::Status::True {
+        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false });
+    }
+    let mut steps = Vec::new();
+    if !has_finalizer {
+        steps.push(Step::Finalizer { present: true });
+    }
+    let system = install.spec.system_namespace();
+    let namespace = observed.namespaces.get(&Key::new("", system));
+    if namespace.is_none() {
+        steps.push(Step::CreateNamespace(Box::new(render::namespace(install, name)?)));
+    }
+    let authority = observed.authorities.get(&Key::new(system, names::CA_SECRET));
+    let Some(authority) = authority else {
+        steps.push(Step::CreateAuthority { also_trust: roots_in_use(observed, name) });
+        // The rest needs the roots; the Secret's arrival makes the next plan.
+        return Ok(Plan { steps, accepted, claim, deleting: false });
+    };
+    let roots = match roots_of(authority) {
+        Ok(roots) => roots,
+        Err(message) => {
+            let accepted = Wanted::no(status::ACCEPTED, "BadAuthority", format!("Secret {system}/{}: {message}", names::CA_SECRET));
+            return Ok(Plan { steps, accepted, claim, deleting: false });
+        }
+    };
+    let deployment = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
+    let deployment = observed.owned.get(&deployment);
+    let replicas = decide_replicas(install, deployment.map(Arc::as_ref));
+    if let (Replicas::Autoscaler, Some(deployment)) = (replicas, deployment)
+        && deployment.annotations().get(names::REPLICAS_BY).is_none_or(|by| by != "autoscaler")
+    {
+        steps.push(Step::HandOverReplicas { replicas: running_replicas(deployment).max(1) });
+    }
+    let inputs = Inputs {
+        install,
+        name,
+        claim: &claim,
+        system_namespaces: observed.installs.values().map(|one| one.spec.system_namespace().to_owned()).collect(),
+        roots: &roots,
+        replicas,
+    };
+    let objects = live(observed, render::objects(&inputs)?);
+    let wanted: BTreeSet<(String, Key)> = objects
+        .iter()
+        .map(|object| (object.resource.kind.clone(), Key::new(object.namespace.clone().unwrap_or_default(), object.name.clone())))
+        .collect();
+    let orphans = of_install(observed, install).filter(|id| !wanted.contains(&(id.kind.to_owned(), id.key.clone())));
+    // An autoscaler goes before the Deployment gets its replicas back, or they would pull in two directions.
+    steps.extend(orphans.filter(|id| id.kind != "Namespace").map(Step::Delete));
+    steps.extend(objects.into_iter().map(|object| Step::Apply(Box::new(object))));
+    Ok(Plan { steps, accepted, claim, deleting: false })
+}
+
+/// Whether a MeshInstall can be, with everything that is wrong.
+fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String]) -> Wanted {
+    let problems = install.spec.problems(supported);
+    if let Some(first) = problems.first() {
+        let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+        return Wanted::no(status::ACCEPTED, first.reason, messages.join(". "));
+    }
+    if let Some(older) = &claim.conflict {
+        return Wanted::no(status::ACCEPTED, "Conflict", format!(
+            "spec.namespace: {:?} holds the control plane of MeshInstall {older:?}, which is older; delete one of them, or give this one another namespace",
+            install.spec.system_namespace(),
+        ));
+    }
+    if !claim.taken.is_empty() {
+        let taken: Vec<String> = claim.taken.iter().map(|(namespace, older)| format!("{namespace} (of {older})")).collect();
+        return Wanted::yes(status::ACCEPTED, "PartlyTaken", format!(
+            "the spec is valid; namespaces that belong to an older MeshInstall: {}; narrow spec.mesh.namespaces",
+            taken.join(", "),
+        ));
+    }
+    Wanted::yes(status::ACCEPTED, "Valid", "the spec is valid")
+}
+
+/// What removes a mesh, in order: first what could refuse pods, then what serves, then the rest; the finalizer last.
+fn removal(observed: &Observed, name: &str, install: &MeshInstall) -> Vec<Step> {
+    let ids: Vec<ObjectId> = of_install(observed, install).filter(|id| id.kind != "Namespace").collect();
+    let stages: [&[&str]; 3] = [
+        &["MutatingWebhookConfiguration"],
+        &["HorizontalPodAutoscaler", "Deployment"],
+        &["ClusterRole", "ClusterRoleBinding", "ConfigMap", "PodDisruptionBudget", "Secret", "Service", "ServiceAccount"],
+    ];
+    for stage in stages {
+        let due: Vec<ObjectId> = ids.iter().filter(|id| stage.contains(&id.kind)).cloned().collect();
+        if !due.is_empty() {
+            return due.into_iter().map(Step::Delete).collect();
+        }
+    }
+    let selector = names::control_plane_selector(name);
+    let still_running = observed.pods.iter().any(|(key, pod)| {
+        key.namespace == install.spec.system_namespace()
+            && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+    });
+    if still_running { Vec::new() } else { vec![Step::Finalizer { present: false }] }
+}
+
+/// Objects in namespaces that are going away cannot be created any more; they are left out.
+fn live(observed: &Observed, objects: Vec<Desired>) -> Vec<Desired> {
+    let terminating = |namespace: &str| {
+        observed
+            .namespaces
+            .get(&Key::new("", namespace))
+            .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some())
+    };
+    objects.into_iter().filter(|object| !object.namespace.as_deref().is_some_and(terminating)).collect()
+}
+
+/// Objects that this MeshInstall owns, Secret included.
+fn of_install<'a>(observed: &'a Observed, install: &'a MeshInstall) -> impl Iterator<Item = ObjectId> + 'a {
+    let uid = install.metadata.uid.as_deref();
+    let secrets = observed.authorities.iter().filter(move |(_, secret)| {
+        uid.is_some() && secret.owner_references().iter().any(|owner| Some(owner.uid.as_str()) == uid)
+    });
+    let deleting = install.metadata.deletion_timestamp.is_some();
+    observed
+        .owned
+        .iter()
+        .filter(move |(_, object)| uid.is_some() && owner_uid(object) == uid)
+        .map(|(id, _)| id.clone())
+        // The authority is only ever removed with the mesh.
+        .chain(secrets.filter(move |_| deleting).map(|(key, _)| ObjectId { kind: "Secret", key: key.clone() }))
+}
+
+/// The uid of the MeshInstall that owns an object.
+fn owner_uid(object: &DynamicObject) -> Option<&str> {
+    object
+        .owner_references()
+        .iter()
+        .find(|owner| owner.kind == "MeshInstall" && owner.api_version.starts_with("mesh.leno.dev/"))
+        .map(|owner| owner.uid.as_str())
+}
+
+fn decide_replicas(install: &MeshInstall, deployment: Option<&DynamicObject>) -> Replicas {
+    match (install.spec.autoscaling(), deployment) {
+        (None, _) => Replicas::Operator(install.spec.replicas()),
+        // A Deployment without replicas is created with one: give it the least that is wanted first, hand over later.
+        (Some(autoscaling), None) => Replicas::Operator(autoscaling.min_replicas()),
+        (Some(_), Some(_)) => Replicas::Autoscaler,
+    }
+}
+
+fn running_replicas(deployment: &DynamicObject) -> i32 {
+    deployment.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1) as i32
+}
+
+/// The roots of an authority, or what is wrong with it. What is wrong is never replaced: every identity hangs on it.
+fn roots_of(secret: &Secret) -> Result<String, String> {
+    let text = |key: &str| {
+        let data = secret.data.as_ref().and_then(|data| data.get(key)).ok_or_else(|| {
+            format!("it has no key {key}; add it (tls.crt and tls.key are the signing pair, roots.pem all trusted roots, PEM), or delete the Secret and a new authority is made")
+        })?;
+        String::from_utf8(data.0.clone()).map_err(|_| format!("its key {key} is no text; write PEM"))
+    };
+    text("tls.crt")?;
+    text("tls.key")?;
+    let roots = text(names::ROOTS_KEY)?;
+    leno_runtime::certs::certificates_from_pem(roots.as_bytes()).map_err(|error| format!("its key {}: {error}", names::ROOTS_KEY))?;
+    Ok(roots)
+}
+
+/// The roots that proxies trust now, for when the Secret is gone and they are not.
+fn roots_in_use(observed: &Observed, name: &str) -> String {
+    let maps = observed.owned.iter().filter(|(id, object)| {
+        id.kind == "ConfigMap" && object.labels().get(names::INSTANCE).is_some_and(|instance| instance == name)
+    });
+    maps.filter_map(|(_, object)| object.data.pointer("/data/roots.pem").and_then(serde_json::Value::as_str))
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// The signing pair and roots of an authority, for whoever has to sign.
+pub fn signing_pair(secret: &Secret) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
+    let data = secret.data.as_ref()?;
+    Some((data.get("tls.crt")?.0.clone(), data.get("tls.key")?.0.clone(), data.get(names::ROOTS_KEY)?.0.clone()))
+}
+

@@ -1,0 +1,152 @@
+//! The objects of a mesh, from its MeshInstall: pure functions that return JSON as the API server takes it.
+
+mod access;
+mod control_plane;
+mod webhook;
+
+use std::collections::BTreeMap;
+
+use leno_crds::meshinstall::{MeshInstall, MeshInstallSpec};
+use leno_kubeutil::apply::{ApplyError, Desired};
+use serde_json::{Map, Value, json};
+
+use super::claims::Claim;
+use crate::names;
+
+/// What rendering needs beside the MeshInstall.
+pub struct Inputs<'a> {
+    /// The MeshInstall.
+    pub install: &'a MeshInstall,
+    /// Its name, which is the revision too.
+    pub name: &'a str,
+    /// The namespaces that belong to it and those that do not.
+    pub claim: &'a Claim,
+    /// Namespaces of control planes, this one's and others'.
+    pub system_namespaces: Vec<String>,
+    /// The trusted roots, PEM.
+    pub roots: &'a str,
+    /// What the control plane's Deployment should say about its replicas.
+    pub replicas: Replicas,
+}
+
+/// Who decides about the number of replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// The operator: so many.
+    Operator(i32),
+    /// An autoscaler: the field is left out.
+    Autoscaler,
+}
+
+impl Inputs<'_> {
+    /// The spec.
+    pub fn spec(&self) -> &MeshInstallSpec {
+        &self.install.spec
+    }
+
+    /// Metadata of an object of this mesh; `namespace` is `None` for cluster-scoped kinds.
+    fn metadata(&self, name: &str, namespace: Option<&str>) -> Value {
+        let mut metadata = json!({
+            "name": name,
+            "labels": names::labels(self.name, names::CONTROL_PLANE),
+            "ownerReferences": [names::owner(self.install)],
+        });
+        if let Some(namespace) = namespace {
+            metadata["namespace"] = json!(namespace);
+        }
+        metadata
+    }
+
+    /// Metadata of an object in the control plane's namespace.
+    fn in_system(&self, name: &str) -> Value {
+        self.metadata(name, Some(self.spec().system_namespace()))
+    }
+}
+
+/// The control plane's namespace, for when it does not exist.
+///
+/// # Errors
+///
+/// [`ApplyError::Malformed`], which is a mistake here.
+pub fn namespace(install: &MeshInstall, name: &str) -> Result<Desired, ApplyError> {
+    let mut labels = names::labels(name, names::CONTROL_PLANE);
+    labels.insert("pod-security.kubernetes.io/enforce".to_owned(), "restricted".to_owned());
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": install.spec.system_namespace(),
+            "labels": labels,
+            "ownerReferences": [names::owner(install)],
+        },
+    });
+    Desired::new(&object, "namespaces")
+}
+
+/// The Secret with a new authority.
+///
+/// # Errors
+///
+/// [`ApplyError::Malformed`], which is a mistake here.
+pub fn authority(
+    install: &MeshInstall,
+    name: &str,
+    certificate: &str,
+    key: &str,
+    roots: &str,
+) -> Result<Desired, ApplyError> {
+    let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    let object = json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {
+            "name": names::CA_SECRET,
+            "namespace": install.spec.system_namespace(),
+            "labels": names::labels(name, names::CONTROL_PLANE),
+            "ownerReferences": [names::owner(install)],
+        },
+        "data": { "tls.crt": encode(certificate), "tls.key": encode(key), names::ROOTS_KEY: encode(roots) },
+    });
+    Desired::new(&object, "secrets")
+}
+
+/// Everything that is applied once namespace and authority are there, in the order in which it is applied.
+///
+/// # Errors
+///
+/// [`ApplyError::Malformed`], which is a mistake here.
+pub fn objects(inputs: &Inputs<'_>) -> Result<Vec<Desired>, ApplyError> {
+    let mut objects = vec![
+        Desired::new(&access::service_account(inputs), "serviceaccounts")?,
+        Desired::new(&access::cluster_role(inputs), "clusterroles")?,
+        Desired::new(&access::cluster_role_binding(inputs), "clusterrolebindings")?,
+        Desired::new(&control_plane::service(inputs), "services")?,
+        Desired::new(&control_plane::disruption_budget(inputs), "poddisruptionbudgets")?,
+    ];
+    for namespace in &inputs.claim.namespaces {
+        objects.push(Desired::new(&root_config_map(inputs, namespace), "configmaps")?);
+    }
+    objects.push(Desired::new(&control_plane::deployment(inputs), "deployments")?);
+    if let (Some(autoscaling), Replicas::Autoscaler) = (inputs.spec().autoscaling(), inputs.replicas) {
+        let scaler = control_plane::autoscaler(inputs, autoscaling);
+        objects.push(Desired::new(&scaler, "horizontalpodautoscalers")?);
+    }
+    objects.push(Desired::new(&webhook::configuration(inputs), "mutatingwebhookconfigurations")?);
+    Ok(objects)
+}
+
+/// The trusted roots, in one namespace of the mesh.
+fn root_config_map(inputs: &Inputs<'_>, namespace: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": inputs.metadata(names::ROOT_CONFIG_MAP, Some(namespace)),
+        "data": { names::ROOTS_KEY: inputs.roots },
+    })
+}
+
+/// Labels as a JSON object.
+fn object(labels: BTreeMap<String, String>) -> Map<String, Value> {
+    labels.into_iter().map(|(key, value)| (key, Value::String(value))).collect()
+}

@@ -1,0 +1,245 @@
+//! What a MeshInstall's status should say, from what is observed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::api::DynamicObject;
+use leno_crds::meshinstall::{ControlPlaneStatus, DataPlaneStatus, MeshInstall};
+use leno_kubeutil::conditions::Wanted;
+use leno_kubeutil::watch::Key;
+use serde_json::Value;
+
+use super::claims::Claim;
+use super::injection::{Membership, membership};
+use crate::names;
+
+/// Condition: the spec can be.
+pub const ACCEPTED: &str = "Accepted";
+/// Condition: every replica runs the wanted release and serves.
+pub const CONTROL_PLANE_READY: &str = "ControlPlaneReady";
+/// Condition: every pod that asks for a sidecar has a current one.
+pub const DATA_PLANE_READY: &str = "DataPlaneReady";
+/// Condition: the mesh serves as wanted.
+pub const READY: &str = "Ready";
+
+/// Names of pods in a message.
+const NAMED_PODS: usize = 5;
+
+/// The control plane as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlaneReport {
+    /// Its condition.
+    pub condition: Wanted,
+    /// Its figures.
+    pub status: ControlPlaneStatus,
+    /// The release that all replicas run; `None` while they differ or there is none.
+    pub version: Option<String>,
+}
+
+/// The injected pods as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataPlaneReport {
+    /// Its condition.
+    pub condition: Wanted,
+    /// Its figures.
+    pub status: DataPlaneStatus,
+    /// Pods that ask and have no sidecar.
+    pub not_injected: BTreeSet<Key>,
+}
+
+/// Looks at the control plane. `settled` is whether the Deployment is already as wanted; `problem` is what stands in the way
+/// of making it so.
+pub fn control_plane(
+    install: &MeshInstall,
+    name: &str,
+    deployment: Option<&DynamicObject>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+    settled: bool,
+    problem: Option<&str>,
+) -> ControlPlaneReport {
+    let wanted_version = install.spec.version.as_str();
+    let selector = names::control_plane_selector(name);
+    let ours: Vec<&Arc<Pod>> = pods
+        .iter()
+        .filter(|(key, _)| key.namespace == install.spec.system_namespace())
+        .map(|(_, pod)| pod)
+        .filter(|pod| {
+            let labels = pod.metadata.labels.as_ref();
+            selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+                && pod.metadata.deletion_timestamp.is_none()
+                && pod.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Failed")
+        })
+        .collect();
+    let number = |pointer: &str| {
+        deployment.and_then(|deployment| deployment.data.pointer(pointer)).and_then(Value::as_i64).unwrap_or(0) as i32
+    };
+    let wanted = match deployment {
+        Some(_) if install.spec.autoscaling().is_some() => number("/spec/replicas"),
+        _ if install.spec.autoscaling().is_some() => install.spec.autoscaling().map_or(0, |scaling| scaling.min_replicas()),
+        _ => install.spec.replicas(),
+    };
+    let ready = ours.iter().filter(|pod| version_of(pod) == Some(wanted_version) && is_ready(pod)).count() as i32;
+    let versions: BTreeSet<Option<&str>> = ours.iter().filter(|pod| is_ready(pod)).map(|pod| version_of(pod)).collect();
+    let version = match versions.iter().next() {
+        Some(Some(only)) if versions.len() == 1 => Some((*only).to_owned()),
+        _ => None,
+    };
+    let observed = deployment.is_some_and(|deployment| {
+        number("/status/observedGeneration") as i64 >= deployment.metadata.generation.unwrap_or(i64::MAX)
+    });
+    let rolled_out = observed
+        && number("/status/updatedReplicas") == wanted
+        && number("/status/availableReplicas") == wanted
+        && number("/status/replicas") == wanted;
+    let status = ControlPlaneStatus { ready, replicas: wanted, summary: format!("{ready}/{wanted}") };
+    let kind = CONTROL_PLANE_READY;
+    let condition = if let Some(problem) = problem {
+        Wanted::no(kind, "ApplyFailed", problem)
+    } else if deployment.is_none() {
+        Wanted::no(kind, "Installing", "the control plane is being installed")
+    } else if settled && rolled_out && ready == wanted && wanted > 0 {
+        Wanted::yes(kind, "AllReplicasReady", format!("{ready} of {wanted} replicas run release {wanted_version} and serve"))
+    } else if let Some((reason, message)) = trouble(&ours) {
+        let still = ours.iter().filter(|pod| is_ready(pod)).count();
+        Wanted::no(kind, reason, format!("{message}; {still} replicas go on serving"))
+    } else {
+        Wanted::no(kind, "RollingOut", format!("{ready} of {wanted} replicas run release {wanted_version} and serve; waiting for the others"))
+    };
+    ControlPlaneReport { condition, status, version }
+}
+
+/// Why a replica does not come up, when it is not just a matter of time.
+fn trouble(pods: &[&Arc<Pod>]) -> Option<(&'static str, String)> {
+    for pod in pods {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let status = pod.status.as_ref()?;
+        for container in status.container_statuses.iter().flatten() {
+            let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else { continue };
+            let why = waiting.message.as_deref().unwrap_or("no further message");
+            match waiting.reason.as_deref().unwrap_or_default() {
+                reason @ ("ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError") => {
+                    return Some(("ImagePullFailed", format!(
+                        "pod {name} cannot get image {}: {reason}: {}; check spec.version and spec.image, and that the image exists",
+                        container.image, first_line(why),
+                    )));
+                }
+                "CrashLoopBackOff" => {
+                    return Some(("CrashLoop", format!("pod {name} keeps ending: {}; see its log", first_line(why))));
+                }
+                "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
+                    return Some(("ContainerFailed", format!("pod {name} cannot start its container: {}", first_line(why))));
+                }
+                _ => {}
+            }
+        }
+        let unschedulable = status
+            .conditions
+            .iter()
+            .flatten()
+            .find(|condition| condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable"));
+        if let Some(condition) = unschedulable {
+            let why = condition.message.as_deref().unwrap_or("no node takes it");
+            return Some(("Unschedulable", format!("pod {name} finds no node: {}", first_line(why))));
+        }
+    }
+    None
+}
+
+/// Image pull messages repeat themselves over many lines and change from try to try; the first says it.
+fn first_line(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    match line.char_indices().nth(300) {
+        Some((end, _)) => &line[..end],
+        None => line,
+    }
+}
+
+fn version_of(pod: &Pod) -> Option<&str> {
+    pod.metadata.labels.as_ref()?.get(names::VERSION).map(String::as_str)
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Looks at the pods of the mesh's namespaces.
+pub fn data_plane(
+    install: &MeshInstall,
+    name: &str,
+    claim: &Claim,
+    namespaces: &BTreeMap<Key, Arc<Namespace>>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+) -> DataPlaneReport {
+    let image = install.spec.image("proxy");
+    let (mut current, mut total, mut outdated) = (0, 0, 0);
+    let mut not_injected = BTreeSet::new();
+    for (key, pod) in pods {
+        let Some(namespace) = namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
+        match membership(name, namespace, pod, &image) {
+            // A sidecar counts wherever it is: the namespace may have left the mesh while the pod runs.
+            Membership::Injected { current: is_current, wanted_image } => {
+                total += 1;
+                current += i32::from(is_current);
+                outdated += i32::from(!wanted_image);
+            }
+            Membership::NotInjected if claim.namespaces.contains(&key.namespace) => {
+                not_injected.insert(key.clone());
+            }
+            Membership::NotInjected | Membership::Outside => {}
+        }
+    }
+    let missing = not_injected.len() as i32;
+    let kind = DATA_PLANE_READY;
+    let condition = if missing > 0 {
+        let named: Vec<String> = not_injected.iter().take(NAMED_PODS).map(Key::to_string).collect();
+        let more = if not_injected.len() > NAMED_PODS { " and others" } else { "" };
+        Wanted::no(kind, "NotInjected", format!(
+            "pods that ask for a sidecar and have none: {missing} ({}{more}); they were created while the mesh was not there: restart their workloads",
+            named.join(", "),
+        ))
+    } else if total == 0 {
+        Wanted::yes(kind, "NoPods", "no pod has a sidecar yet; label a namespace istio-injection=enabled and restart its workloads")
+    } else if outdated > 0 {
+        Wanted::no(kind, "Outdated", format!(
+            "{outdated} of {total} sidecars run another release than {}; restart their workloads",
+            install.spec.version,
+        ))
+    } else if current < total {
+        Wanted::no(kind, "ProxiesNotReady", format!("{current} of {total} sidecars are ready"))
+    } else {
+        Wanted::yes(kind, "AllCurrent", format!("{current} of {total} sidecars run release {} and are ready", install.spec.version))
+    };
+    let status = DataPlaneStatus { current, total, not_injected: missing, summary: format!("{current}/{total}") };
+    DataPlaneReport { condition, status, not_injected }
+}
+
+/// `Ready`, from the conditions that it stands on.
+pub fn ready(accepted: &Wanted, control_plane: &Wanted) -> Wanted {
+    use leno_kubeutil::conditions::Status;
+    for part in [accepted, control_plane] {
+        if part.status != Status::True {
+            return Wanted { kind: READY, status: Status::False, reason: part.reason.clone(), message: part.message.clone() };
+        }
+    }
+    Wanted::yes(READY, "Ready", control_plane.message.clone())
+}
+
+/// One word for people.
+pub fn phase(accepted: &Wanted, control_plane: &Wanted, deleting: bool, was_ready: bool) -> &'static str {
+    use leno_kubeutil::conditions::Status;
+    if deleting {
+        "Deleting"
+    } else if accepted.status != Status::True {
+        "Invalid"
+    } else if control_plane.status == Status::True {
+        "Ready"
+    } else {
+        match (control_plane.reason.as_str(), was_ready) {
+            ("Installing", _) | ("RollingOut", false) => "Installing",
+            ("RollingOut", true) => "Upgrading",
+            _ => "Degraded",
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The loop: observe, plan, apply, report; again after every change.
+//!
+//! Nothing is remembered from one round to the next but what saves writes, so a new leader goes on where the last stopped.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use kube::Client;
+use leno_kubeutil::apply::SETTLE;
+use leno_kubeutil::backoff::Backoff;
+use leno_kubeutil::events::Recorder;
+use leno_kubeutil::watch::Key;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::execute::Executor;
+use crate::metrics::{Category, Metrics, What};
+use crate::names;
+use crate::observe::Watches;
+use crate::plan::{ObjectId, Observed, Plan, Step, leftovers, plan, status};
+use crate::report::{Report, Reporter};
+
+/// Changes are collected for so long after the first.
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// A look without a change, in case a watch lost one.
+const AT_LATEST: Duration = Duration::from_secs(300);
+
+/// Runs until `shutdown`.
+pub async fn run(
+    client: Client,
+    watches: &Watches,
+    recorder: Recorder,
+    supported: Vec<String>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
+    let mut loop_ = Loop {
+        executor: Executor::new(client.clone()),
+        reporter: Reporter::new(client, recorder),
+        backoff: Backoff::new(),
+        blocked: BTreeMap::new(),
+        metrics,
+    };
+    let mut next = Duration::ZERO;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(next) => {}
+            () = watches.changed() => tokio::time::sleep(DEBOUNCE).await,
+        }
+        for (key, error) in watches.malformed() {
+            tracing::warn!(install = %key, error, "a MeshInstall does not parse; it is left as it is");
+        }
+        let started = Instant::now();
+        next = loop_.round(&watches.look(&supported)).await.min(AT_LATEST);
+        loop_.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
+    }
+}
+
+struct Loop {
+    executor: Executor,
+    reporter: Reporter,
+    backoff: Backoff<String>,
+    /// Installs whose last attempt failed: with what, and when to try again.
+    blocked: BTreeMap<String, (String, Instant)>,
+    metrics: Metrics,
+}
+
+impl Loop {
+    /// One round for all MeshInstalls. Returns when the next is due without a change.
+    async fn round(&mut self, observed: &Observed) -> Duration {
+        self.metrics.plans.inc();
+        let plans = match plan(observed) {
+            Ok(plans) => plans,
+            Err(error) => {
+                tracing::error!(%error, "no plan can be made");
+                return AT_LATEST;
+            }
+        };
+        let mut next = AT_LATEST;
+        self.blocked.retain(|name, _| plans.contains_key(name));
+        self.reporter.retain(|name| plans.contains_key(name));
+        for (name, plan) in &plans {
+            next = next.min(self.one(name, plan, observed).await);
+        }
+        next.min(self.sweep(observed).await)
+    }
+
+    async fn one(&mut self, name: &str, plan: &Plan, observed: &Observed) -> Duration {
+        let Some(install) = observed.installs.get(&Key::new("", name)) else { return AT_LATEST };
+        let mut next = AT_LATEST;
+        let settled = plan.steps.iter().all(|step| match step {
+            Step::Apply(desired) if desired.resource.kind == "Deployment" => !self.executor.is_due(desired, observed),
+            Step::CreateNamespace(_) | Step::CreateAuthority { .. } | Step::HandOverReplicas { .. } => false,
+            _ => true,
+        });
+        let waiting = self.blocked.get(name).map(|(_, until)| until.saturating_duration_since(Instant::now()));
+        match waiting {
+            Some(wait) if !wait.is_zero() => next = next.min(wait),
+            _ => {
+                let done = self.executor.run(name, install, &plan.steps, observed).await;
+                self.metrics.writes.get_or_create(&What { what: "object" }).inc_by(done.writes);
+                match done.error {
+                    None => {
+                        self.blocked.remove(name);
+                        self.backoff.succeeded(&name.to_owned());
+                    }
+                    Some(error) => {
+                        self.metrics.errors.get_or_create(&Category { category: error.category() }).inc();
+                        let wait = self.backoff.failed(name.to_owned());
+                        self.blocked.insert(name.to_owned(), (error.to_string(), Instant::now() + wait));
+                        next = next.min(wait);
+                    }
+                }
+                if done.writes > 0 {
+                    next = next.min(SETTLE);
+                }
+            }
+        }
+        if plan.steps.iter().any(|step| matches!(step, Step::Finalizer { present: false })) {
+            return next;
+        }
+        match self.reporter.report(name, install, &self.describe(name, plan, settled, observed)).await {
+            Ok((wrote, wait)) => {
+                self.metrics.writes.get_or_create(&What { what: "install_status" }).inc_by(u64::from(wrote));
+                next.min(wait.unwrap_or(AT_LATEST))
+            }
+            // Gone or replaced meanwhile: the watch will say so.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => next,
+            Err(error) => {
+                tracing::warn!(install = name, %error, "the status cannot be written");
+                self.metrics.errors.get_or_create(&Category { category: "Status" }).inc();
+                next.min(Duration::from_secs(5))
+            }
+        }
+    }
+
+    fn describe(&self, name: &str, plan: &Plan, settled: bool, observed: &Observed) -> Report {
+        let install = &observed.installs[&Key::new("", name)];
+        let system = install.spec.system_namespace();
+        let id = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
+        let deployment = observed.owned.get(&id).map(|object| object.as_ref());
+        let problem = self.blocked.get(name).map(|(problem, _)| problem.as_str());
+        let control_plane = status::control_plane(install, name, deployment, &observed.pods, settled, problem);
+        let data_plane = status::data_plane(install, name, &plan.claim, &observed.namespaces, &observed.pods);
+        Report { accepted: plan.accepted.clone(), control_plane, data_plane, deleting: plan.deleting }
+    }
+
+    /// Removes what belongs to no MeshInstall any more.
+    async fn sweep(&mut self, observed: &Observed) -> Duration {
+        let orphans: Vec<Step> = leftovers(observed).into_iter().map(Step::Delete).collect();
+        if orphans.is_empty() {
+            return AT_LATEST;
+        }
+        let nobody = leno_crds::meshinstall::MeshInstall::default();
+        let done = self.executor.run("(none)", &nobody, &orphans, observed).await;
+        self.metrics.writes.get_or_create(&What { what: "object" }).inc_by(done.writes);
+        if done.error.is_some() { Duration::from_secs(30) } else { AT_LATEST }
+    }
+}

@@ -1,0 +1,181 @@
+//! Writes a MeshInstall's status: only when something changed, and figures alone at most once a second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt};
+use leno_crds::meshinstall::{MeshInstall, MeshInstallStatus};
+use leno_kubeutil::conditions::{self, Change, Status, Wanted};
+use leno_kubeutil::events::{News, Recorder};
+use leno_kubeutil::watch::Key;
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::names;
+use crate::plan::status::{
+    ACCEPTED, CONTROL_PLANE_READY, ControlPlaneReport, DATA_PLANE_READY, DataPlaneReport, READY, phase, ready,
+};
+
+/// How long figures alone wait after a write.
+pub const FIGURES_EVERY: Duration = Duration::from_secs(1);
+
+/// What is to be said about one MeshInstall.
+pub struct Report {
+    /// Whether the spec can be.
+    pub accepted: Wanted,
+    /// The control plane.
+    pub control_plane: ControlPlaneReport,
+    /// The data plane.
+    pub data_plane: DataPlaneReport,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+}
+
+/// The new status and what changed in it. Pure; `before` is the status as last known.
+pub fn status(
+    report: &Report,
+    generation: i64,
+    before: &MeshInstallStatus,
+    now: Timestamp,
+) -> (MeshInstallStatus, Vec<Wanted>) {
+    let known = [ACCEPTED, CONTROL_PLANE_READY, DATA_PLANE_READY, READY];
+    let mut list = before.conditions.clone();
+    list.retain(|condition| known.contains(&condition.type_.as_str()));
+    let was_ready = list.iter().any(|condition| condition.type_ == READY && condition.status == "True")
+        || matches!(before.phase.as_deref(), Some("Ready" | "Upgrading" | "Degraded"));
+    let overall = if report.deleting {
+        Wanted::no(READY, "Deleting", "the mesh is being removed")
+    } else {
+        ready(&report.accepted, &report.control_plane.condition)
+    };
+    let wanted = [&report.accepted, &report.control_plane.condition, &report.data_plane.condition, &overall];
+    let mut transitions = Vec::new();
+    for condition in wanted {
+        if conditions::set(&mut list, condition, generation, now) == Change::Transition {
+            transitions.push(condition.clone());
+        }
+    }
+    list.sort_by_key(|condition| known.iter().position(|kind| *kind == condition.type_));
+    let status = MeshInstallStatus {
+        observed_generation: Some(generation),
+        phase: Some(phase(&report.accepted, &report.control_plane.condition, report.deleting, was_ready).to_owned()),
+        version: report.control_plane.version.clone(),
+        control_plane: Some(report.control_plane.status.clone()),
+        data_plane: Some(report.data_plane.status.clone()),
+        conditions: list,
+    };
+    (status, transitions)
+}
+
+/// What was last written for one MeshInstall.
+struct Written {
+    status: MeshInstallStatus,
+    resource_version: u64,
+    at: Instant,
+}
+
+/// Writes statuses and publishes what changed.
+pub struct Reporter {
+    api: Api<MeshInstall>,
+    recorder: Recorder,
+    written: BTreeMap<String, Written>,
+    told: BTreeMap<String, BTreeSet<Key>>,
+}
+
+impl Reporter {
+    /// With one client.
+    pub fn new(client: Client, recorder: Recorder) -> Self {
+        Reporter { api: Api::all(client), recorder, written: BTreeMap::new(), told: BTreeMap::new() }
+    }
+
+    /// Writes the status if something changed. Returns when to come back for figures that had to wait.
+    ///
+    /// # Errors
+    ///
+    /// What the API server said.
+    pub async fn report(
+        &mut self,
+        name: &str,
+        install: &MeshInstall,
+        report: &Report,
+    ) -> Result<(bool, Option<Duration>), kube::Error> {
+        self.tell_pods(name, report);
+        let observed_version: u64 = install.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+        let last = self.written.get(name).filter(|last| last.resource_version > observed_version);
+        let before = match last {
+            Some(last) => last.status.clone(),
+            None => install.status.clone().unwrap_or_default(),
+        };
+        let generation = install.metadata.generation.unwrap_or(0);
+        let (status, transitions) = status(report, generation, &before, Timestamp::now());
+        if status == before {
+            return Ok((false, None));
+        }
+        if let Some(written) = self.written.get(name)
+            && transitions.is_empty()
+            && before.observed_generation == Some(generation)
+            && before.data_plane.as_ref().map(|before| before.total) == status.data_plane.as_ref().map(|now| now.total)
+            && let wait = FIGURES_EVERY.saturating_sub(written.at.elapsed())
+            && !wait.is_zero()
+        {
+            return Ok((false, Some(wait)));
+        }
+        let body = json!({
+            "apiVersion": "mesh.leno.dev/v1alpha1",
+            "kind": "MeshInstall",
+            "metadata": { "name": name, "uid": install.uid() },
+            "status": status,
+        });
+        let params = PatchParams::apply(names::FIELD_MANAGER).force();
+        let answer = self.api.patch_status(name, &params, &Patch::Apply(&body)).await?;
+        let resource_version = answer.resource_version().and_then(|text| text.parse().ok()).unwrap_or(0);
+        self.written.insert(name.to_owned(), Written { status, resource_version, at: Instant::now() });
+        for transition in transitions {
+            self.publish(install.object_ref(&()), &transition);
+        }
+        Ok((true, None))
+    }
+
+    /// Forgets MeshInstalls that are gone.
+    pub fn retain(&mut self, exists: impl Fn(&str) -> bool) {
+        self.written.retain(|name, _| exists(name));
+        self.told.retain(|name, _| exists(name));
+    }
+
+    fn publish(&self, regarding: ObjectReference, transition: &Wanted) {
+        let progress = matches!(transition.reason.as_str(), "Installing" | "RollingOut" | "ProxiesNotReady" | "Deleting");
+        self.recorder.publish(News {
+            regarding,
+            warning: transition.status == Status::False && !progress,
+            reason: transition.reason.clone(),
+            action: transition.kind.to_owned(),
+            note: format!("{}: {}", transition.kind, transition.message),
+        });
+    }
+
+    /// An event for every pod that asked for a sidecar and did not get one, once.
+    fn tell_pods(&mut self, name: &str, report: &Report) {
+        let told = self.told.entry(name.to_owned()).or_default();
+        for pod in report.data_plane.not_injected.difference(told) {
+            self.recorder.publish(News {
+                regarding: ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    namespace: Some(pod.namespace.clone()),
+                    name: Some(pod.name.clone()),
+                    ..ObjectReference::default()
+                },
+                warning: true,
+                reason: "NotInjected".to_owned(),
+                action: "Inject".to_owned(),
+                note: format!(
+                    "the pod asks for a sidecar of MeshInstall {name} and has none: it was created while the mesh was not there; restart its workload"
+                ),
+            });
+        }
+        *told = report.data_plane.not_injected.clone();
+    }
+}
