@@ -11,7 +11,9 @@ use super::{
     upstream::Up,
 };
 use crate::{
+    config::{Http2Options, UpstreamProtocol},
     http::h1,
+    http2,
     pool::{Admission, ConnectError, Host, Lease, connect},
     telemetry::ResponseFlags,
     tls::Alpn,
@@ -158,14 +160,33 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     }
 }
 
+/// Whether the request goes out by HTTP/2. A wish to upgrade can only be passed on by HTTP/1.
+fn speaks_http2(call: &Call<'_>, cluster: &Cluster) -> bool {
+    let wanted = match cluster.config().protocol {
+        UpstreamProtocol::Http1 => false,
+        UpstreamProtocol::Http2 => true,
+        UpstreamProtocol::Follow => call.is_http2(),
+    };
+    wanted && call.request.upgrade().is_none()
+}
+
 /// A pooled or a new connection.
 async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Up, Failed> {
-    if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+    let http2 = speaks_http2(call, cluster);
+    if http2 {
+        if let Some(stream) = host.http2().take(cluster.config().max_requests_per_connection) {
+            return Ok(Up::Http2(stream));
+        }
+    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
-    match Box::pin(open(call, cluster, host)).await {
-        Ok(lease) => Ok(Up::Http1(lease)),
+    let opened = match http2 {
+        true => Box::pin(open_http2(call, cluster, host)).await.map(Up::Http2),
+        false => Box::pin(open(call, cluster, host)).await.map(Up::Http1),
+    };
+    match opened {
+        Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
@@ -199,6 +220,34 @@ async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lea
             }
         }
     }
+}
+
+/// A stream on an HTTP/2 connection that is made now, or by another request just now.
+async fn open_http2(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<http2::Up, ConnectError> {
+    let config = cluster.config();
+    let address = host.address();
+    let dial = async || {
+        let ticket = loop {
+            let admission = tokio::time::timeout(config.connect_timeout, cluster.begin_connection(host)).await;
+            let admission = admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))?;
+            match admission.map_err(|_| ConnectError::Overflow(address))? {
+                Admission::Connect(ticket) => break ticket,
+                // A connection of HTTP/1 is of no use here, but its place is.
+                Admission::UseIdle => _ = host.drop_idle(),
+            }
+        };
+        let stream = connect(config, host, Alpn::H2, &call.worker.tls).await?;
+        let (tls, local) = (stream.is_tls(), stream.local_address());
+        let (connection, drive) = http2::connect(stream, tls, local, Http2Options::default())
+            .await
+            .map_err(|error| ConnectError::Tcp(address, error))?;
+        tokio::task::spawn_local(async move {
+            drive.await;
+            drop(ticket);
+        });
+        Ok(connection)
+    };
+    host.http2().acquire(config.max_requests_per_connection, dial).await
 }
 
 /// Passes the response's body on, and what is left of the request's.

@@ -304,8 +304,7 @@ async fn relay<D: Downstream>(
     let result = attempt::finish(call, down, &mut up, &mut body, &limits, tunnel).await;
     call.tally.request_bytes += body.bytes;
     result?;
-    let Up::Http1(lease) = up;
-    if let (Some(host), Some(cluster)) = (&call.tally.host, &call.tally.cluster) {
+    if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
         host.give_back(lease, cluster.config().max_requests_per_connection);
         cluster.connection_is_idle();
     }

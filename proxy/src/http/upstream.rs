@@ -5,7 +5,7 @@ use super::{
     head::{RequestHead, ResponseHead},
     headers::Headers,
 };
-use crate::pool::Lease;
+use crate::{http2, pool::Lease};
 use std::{
     net::SocketAddr,
     task::{Context, Poll},
@@ -16,6 +16,8 @@ use std::{
 pub enum Up {
     /// A connection of HTTP/1.
     Http1(Lease),
+    /// A stream of HTTP/2.
+    Http2(http2::Up),
 }
 
 impl Up {
@@ -23,6 +25,7 @@ impl Up {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match self {
             Self::Http1(lease) => lease.connection.local_address(),
+            Self::Http2(stream) => stream.local_address(),
         }
     }
 
@@ -30,6 +33,7 @@ impl Up {
     pub fn answered(&self) -> bool {
         match self {
             Self::Http1(lease) => lease.connection.answered(),
+            Self::Http2(stream) => stream.answered(),
         }
     }
 }
@@ -41,6 +45,7 @@ macro_rules! each {
                 let $side = &mut lease.connection;
                 $what
             }
+            Up::Http2($side) => $what,
         }
     };
 }
@@ -61,6 +66,7 @@ impl Upstream for Up {
     fn queued(&self) -> usize {
         match self {
             Self::Http1(lease) => lease.connection.queued(),
+            Self::Http2(stream) => stream.queued(),
         }
     }
 
@@ -87,12 +93,14 @@ impl Upstream for Up {
     fn sent_any(&self) -> bool {
         match self {
             Self::Http1(lease) => lease.connection.sent_any(),
+            Self::Http2(stream) => stream.sent_any(),
         }
     }
 
     fn reused(&self) -> bool {
         match self {
             Self::Http1(lease) => lease.connection.reused(),
+            Self::Http2(stream) => stream.reused(),
         }
     }
 }

@@ -9,6 +9,7 @@ pub use stream::{Rewound, Stream};
 use crate::{
     config::{Codec, Facts, FilterChain, Listener, Network, Root, Transport},
     http::{self, ConnInfo, buffer::Buffer},
+    http2,
     tcp,
     tls::{self, Alpn},
     worker::Worker,
@@ -117,7 +118,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
             };
             drop(manager);
             if http2 {
-                tracing::warn!(%remote, %destination, "HTTP/2 is not offered on this connection; closed");
+                Box::pin(http2::connection(worker, stream, first, conn, place)).await;
             } else {
                 http::h1::serve(worker, stream, first, conn, place).await;
             }

@@ -235,7 +235,7 @@ impl ClusterState {
         }
         self.dynamic.borrow_mut().retain(|_, host| {
             host.sweep(cx, now, self.config.idle_timeout);
-            host.active() > 0 || host.idle() > 0
+            host.active() > 0 || host.idle() > 0 || !host.http2().is_empty()
         });
     }
 

@@ -13,6 +13,7 @@ pub use connect::{ConnectError, connect};
 use crate::{
     config::Endpoint,
     http::h1::up,
+    http2,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -38,6 +39,7 @@ pub struct Host {
 struct HostState {
     active: Cell<u32>,
     idle: RefCell<Vec<Idle>>,
+    http2: http2::Pool,
     gone: Cell<bool>,
     credit: Cell<i64>,
 }
@@ -72,6 +74,11 @@ impl Host {
     /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.endpoint.address
+    }
+
+    /// Its HTTP/2 connections.
+    pub fn http2(&self) -> &http2::Pool {
+        &self.state.http2
     }
 
     /// Active requests.
@@ -115,6 +122,7 @@ impl Host {
 
     /// Closes idle connections that are older than `timeout` (zero: none) or were closed by the endpoint.
     pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) {
+        self.state.http2.sweep(now.into(), timeout);
         self.state.idle.borrow_mut().retain_mut(|idle| {
             (timeout.is_zero() || now.duration_since(idle.since) < timeout) && idle.lease.connection.is_fresh(cx)
         });
@@ -134,6 +142,7 @@ impl Host {
     pub fn retire(&self) {
         self.state.gone.set(true);
         self.state.idle.borrow_mut().clear();
+        self.state.http2.retire();
     }
 }
 
