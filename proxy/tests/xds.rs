@@ -1,0 +1,462 @@
+//! The discovery client against a control plane of the test's own, over a real gRPC connection.
+
+use leno_proxy::config::{Action, Root};
+use leno_proxy::xds::{Client, Connect, Connection, Kind, LocalFuture, Publish, SharedState, node};
+use leno_xds::envoy::config::cluster::v3::{
+    Cluster,
+    cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
+};
+use leno_xds::envoy::config::core::v3::{
+    Address, AggregatedConfigSource, ConfigSource, SocketAddress, TrafficDirection, address, config_source,
+    socket_address,
+};
+use leno_xds::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
+};
+use leno_xds::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter};
+use leno_xds::envoy::config::route::v3::{
+    Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action, route_match,
+};
+use leno_xds::envoy::extensions::filters::http::router::v3::Router;
+use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, HttpFilter, Rds, http_connection_manager, http_filter,
+};
+use leno_xds::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+    aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
+};
+use prost::{Message, Name};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint as Remote, Server};
+use tonic::{Response, Status, Streaming};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// One stream, as the server sees it.
+struct ServerStream {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    nonce: u32,
+}
+
+impl ServerStream {
+    async fn request(&mut self) -> DeltaDiscoveryRequest {
+        let next = tokio::time::timeout(LIMIT, self.requests.message()).await;
+        next.expect("a request in time").expect("an open stream").expect("a request")
+    }
+
+    /// The next request of that kind; others are passed over.
+    async fn request_of(&mut self, kind: Kind) -> DeltaDiscoveryRequest {
+        loop {
+            let request = self.request().await;
+            if request.type_url == kind.type_url() {
+                return request;
+            }
+        }
+    }
+
+    /// No request comes for a while in which one would have come.
+    async fn nothing(&mut self, why: &str) {
+        let next = tokio::time::timeout(Duration::from_millis(150), self.requests.message()).await;
+        assert!(next.is_err(), "{why}, and yet it said {next:?}");
+    }
+
+    async fn send(&mut self, kind: Kind, resources: Vec<Resource>, removed: &[&str]) -> String {
+        self.nonce += 1;
+        let response = DeltaDiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            resources,
+            removed_resources: removed.iter().map(|name| (*name).to_owned()).collect(),
+            nonce: self.nonce.to_string(),
+            ..Default::default()
+        };
+        self.responses.send(Ok(response)).await.unwrap();
+        self.nonce.to_string()
+    }
+}
+
+struct Ads(mpsc::Sender<ServerStream>);
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type StreamAggregatedResourcesStream = BoxStream<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = BoxStream<DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        _: tonic::Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        Err(Status::unimplemented("delta only"))
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: tonic::Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (responses, receiver) = mpsc::channel(16);
+        let stream = ServerStream { requests: request.into_inner(), responses, nonce: 0 };
+        self.0.send(stream).await.map_err(|_| Status::unavailable("the test has ended"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+struct Dial(SocketAddr);
+
+impl Connect for Dial {
+    fn connect(&self) -> LocalFuture<Result<Channel, String>> {
+        let address = format!("http://{}", self.0);
+        Box::pin(async move {
+            let remote = Remote::from_shared(address).map_err(|error| error.to_string())?;
+            remote.connect().await.map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// Takes roots at once, or when the test lets it.
+#[derive(Clone)]
+struct Workers {
+    roots: Arc<Mutex<Vec<Arc<Root>>>>,
+    gate: watch::Receiver<bool>,
+}
+
+impl Publish for Workers {
+    fn publish(&mut self, root: Arc<Root>) -> LocalFuture<()> {
+        self.roots.lock().unwrap().push(root);
+        let mut gate = self.gate.clone();
+        Box::pin(async move {
+            gate.wait_for(|open| *open).await.unwrap();
+        })
+    }
+}
+
+impl Workers {
+    fn newest(&self) -> Option<Arc<Root>> {
+        self.roots.lock().unwrap().last().cloned()
+    }
+
+    async fn wait(&self, what: &str, holds: impl Fn(&Root) -> bool) -> Arc<Root> {
+        let looking = async {
+            loop {
+                if let Some(root) = self.newest()
+                    && holds(&root)
+                {
+                    return root;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, looking).await.unwrap_or_else(|_| panic!("waited for a root in which {what}"))
+    }
+}
+
+struct Fixture {
+    streams: mpsc::Receiver<ServerStream>,
+    workers: Workers,
+    gate: watch::Sender<bool>,
+    state: SharedState,
+    connection: watch::Receiver<Connection>,
+    stop: CancellationToken,
+}
+
+impl Fixture {
+    async fn stream(&mut self) -> ServerStream {
+        tokio::time::timeout(LIMIT, self.streams.recv()).await.expect("a stream in time").expect("a stream")
+    }
+}
+
+/// Runs the test with a client that is connected to a server of its own.
+fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async move {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, streams) = mpsc::channel(4);
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        tokio::spawn(
+            Server::builder()
+                .add_service(AggregatedDiscoveryServiceServer::new(Ads(sender)))
+                .serve_with_incoming(incoming),
+        );
+        let (gate, receiver) = watch::channel(true);
+        let workers = Workers { roots: Arc::default(), gate: receiver };
+        let state = SharedState::default();
+        let (client, connection) =
+            Client::new(Dial(address), workers.clone(), state.clone(), node("pod-1", "default", "0.0.0"));
+        let stop = CancellationToken::new();
+        tokio::task::spawn_local(client.run(stop.clone()));
+        test(Fixture { streams, workers, gate, state, connection, stop: stop.clone() }).await;
+        stop.cancel();
+    });
+}
+
+fn resource<M: Message + Name>(name: &str, version: &str, message: &M) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        resource: Some(leno_xds::any(message)),
+        ..Default::default()
+    }
+}
+
+fn ads() -> Option<ConfigSource> {
+    let specifier = config_source::ConfigSourceSpecifier::Ads(AggregatedConfigSource {});
+    Some(ConfigSource { config_source_specifier: Some(specifier), ..Default::default() })
+}
+
+fn address(port: u32) -> Option<Address> {
+    Some(Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: "198.18.0.1".to_owned(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(port)),
+            ..Default::default()
+        })),
+    })
+}
+
+fn cluster(name: &str) -> Cluster {
+    Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig { eds_config: ads(), service_name: String::new() }),
+        ..Default::default()
+    }
+}
+
+fn endpoints(name: &str, port: u32) -> ClusterLoadAssignment {
+    let endpoint = Endpoint { address: address(port), ..Default::default() };
+    let endpoint = LbEndpoint {
+        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+        ..Default::default()
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],
+        ..Default::default()
+    }
+}
+
+fn routes(name: &str, cluster: &str) -> RouteConfiguration {
+    let action = RouteAction {
+        cluster_specifier: Some(route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        ..Default::default()
+    };
+    let route = Route {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(route_match::PathSpecifier::Prefix("/".to_owned())),
+            ..Default::default()
+        }),
+        action: Some(route::Action::Route(action)),
+        ..Default::default()
+    };
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![VirtualHost {
+            name: "all".to_owned(),
+            domains: vec!["*".to_owned()],
+            routes: vec![route],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn listener(name: &str, port: u32, table: &str) -> Listener {
+    let manager = HttpConnectionManager {
+        route_specifier: Some(http_connection_manager::RouteSpecifier::Rds(Rds {
+            config_source: ads(),
+            route_config_name: table.to_owned(),
+        })),
+        http_filters: vec![HttpFilter {
+            name: "router".to_owned(),
+            config_type: Some(http_filter::ConfigType::TypedConfig(leno_xds::any(&Router::default()))),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    Listener {
+        name: name.to_owned(),
+        address: address(port),
+        traffic_direction: TrafficDirection::Outbound.into(),
+        filter_chains: vec![FilterChain {
+            filters: vec![Filter {
+                name: "http".to_owned(),
+                config_type: Some(filter::ConfigType::TypedConfig(leno_xds::any(&manager))),
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+/// The cluster to which the only route of the first listener leads, and the port of its first endpoint.
+fn target(root: &Root) -> Option<(String, u16)> {
+    let leno_proxy::config::Network::Http(manager) = &root.listeners.all().first()?.chains.first()?.network else {
+        return None;
+    };
+    let route = manager.routes.hosts().first()?.routes.first()?;
+    let Action::Forward(forward) = &route.action else { return None };
+    let cluster = root.cluster(forward.targets.first()?.cluster)?;
+    Some((cluster.name.to_string(), cluster.endpoints.first()?.address.port()))
+}
+
+/// Sends one of each, in the order in which a control plane does, and waits for the acknowledgements.
+async fn configure(stream: &mut ServerStream) {
+    stream.send(Kind::Cluster, vec![resource("a", "c1", &cluster("a"))], &[]).await;
+    let wanted = stream.request_of(Kind::Endpoints).await;
+    assert_eq!(wanted.resource_names_subscribe, ["a"]);
+    stream.send(Kind::Endpoints, vec![resource("a", "e1", &endpoints("a", 8001))], &[]).await;
+    stream.send(Kind::Listener, vec![resource("l", "l1", &listener("l", 80, "r"))], &[]).await;
+    let wanted = stream.request_of(Kind::Routes).await;
+    assert_eq!(wanted.resource_names_subscribe, ["r"]);
+    let nonce = stream.send(Kind::Routes, vec![resource("r", "r1", &routes("r", "a"))], &[]).await;
+    let ack = stream.request_of(Kind::Routes).await;
+    assert_eq!((ack.response_nonce, ack.error_detail), (nonce, None));
+}
+
+#[test]
+fn client_when_all_resources_have_come_publishes_one_root_and_acknowledges() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        let first = stream.request().await;
+        assert_eq!(first.type_url, Kind::Cluster.type_url());
+        assert_eq!(first.node.unwrap().id, "leno~pod-1.default");
+        assert!(first.resource_names_subscribe.is_empty(), "clusters are all wanted");
+        assert_eq!(stream.request().await.type_url, Kind::Listener.type_url());
+        configure(&mut stream).await;
+        let root = fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
+        assert_eq!(target(&root), Some(("a".to_owned(), 8001)));
+        assert_eq!(root.version, 1, "nothing was published before everything had come");
+        assert!(fixture.connection.borrow().connected);
+    });
+}
+
+#[test]
+fn client_when_a_resource_is_bad_refuses_it_by_name_and_takes_the_others() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        let mut bad = cluster("a");
+        bad.transport_socket_matcher = Some(Default::default());
+        let sent = vec![resource("a", "c2", &bad), resource("b", "c1", &cluster("b"))];
+        let nonce = stream.send(Kind::Cluster, sent, &[]).await;
+        let (mut nack, mut asked) = (None, false);
+        while nack.is_none() || !asked {
+            let request = stream.request().await;
+            match Kind::of(&request.type_url).unwrap() {
+                Kind::Cluster if request.response_nonce == nonce => nack = request.error_detail,
+                Kind::Endpoints => asked |= request.resource_names_subscribe == ["b"],
+                _ => {}
+            }
+        }
+        let message = nack.unwrap().message;
+        assert!(message.contains("cluster a:") && message.contains("transport_socket_matcher"), "{message}");
+        assert!(!message.contains("cluster b"), "{message}");
+        let held = fixture.state.lock().unwrap().versions(Kind::Cluster);
+        assert_eq!(held["a"], "c1", "the last good form stays");
+        assert_eq!(held["b"], "c1");
+        assert_eq!(target(&fixture.workers.newest().unwrap()), Some(("a".to_owned(), 8001)));
+    });
+}
+
+#[test]
+fn client_when_a_field_is_unknown_on_the_wire_refuses_the_resource() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        let mut newer = resource("r", "r2", &routes("r", "a"));
+        // Field 1000, a number: what a control plane of a later version might send.
+        newer.resource.as_mut().unwrap().value.extend([0xc0, 0x3e, 0x01]);
+        stream.send(Kind::Routes, vec![newer], &[]).await;
+        let nack = stream.request_of(Kind::Routes).await;
+        let message = nack.error_detail.expect("a refusal").message;
+        assert!(message.contains("route configuration r: field `#1000`"), "{message}");
+    });
+}
+
+#[test]
+fn client_when_workers_are_slow_acknowledges_only_after_they_took_the_root() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        stream.send(Kind::Cluster, vec![resource("b", "c1", &cluster("b"))], &[]).await;
+        stream.request_of(Kind::Endpoints).await;
+        stream.send(Kind::Endpoints, vec![resource("b", "e1", &endpoints("b", 8002))], &[]).await;
+        stream.request_of(Kind::Endpoints).await;
+        fixture.gate.send_replace(false);
+        let nonce = stream.send(Kind::Routes, vec![resource("r", "r2", &routes("r", "b"))], &[]).await;
+        let moved = |root: &Root| target(root) == Some(("b".to_owned(), 8002));
+        fixture.workers.wait("the route has moved", moved).await;
+        stream.nothing("no worker has taken the root").await;
+        fixture.gate.send_replace(true);
+        assert_eq!(stream.request_of(Kind::Routes).await.response_nonce, nonce);
+    });
+}
+
+#[test]
+fn client_when_a_route_names_a_cluster_without_endpoints_waits_for_them() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        stream.send(Kind::Cluster, vec![resource("b", "c1", &cluster("b"))], &[]).await;
+        stream.request_of(Kind::Endpoints).await;
+        let nonce = stream.send(Kind::Routes, vec![resource("r", "r2", &routes("r", "b"))], &[]).await;
+        stream.request_of(Kind::Cluster).await;
+        stream.nothing("the cluster has no endpoints").await;
+        assert_eq!(target(&fixture.workers.newest().unwrap()), Some(("a".to_owned(), 8001)), "the old route serves");
+        stream.send(Kind::Endpoints, vec![resource("b", "e1", &endpoints("b", 8002))], &[]).await;
+        assert_eq!(stream.request_of(Kind::Routes).await.response_nonce, nonce);
+        assert_eq!(target(&fixture.workers.newest().unwrap()), Some(("b".to_owned(), 8002)));
+    });
+}
+
+#[test]
+fn client_when_the_stream_breaks_tells_the_versions_it_holds_and_serves_on() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
+        drop(stream);
+        let mut stream = fixture.stream().await;
+        for (kind, name, version) in [
+            (Kind::Cluster, "a", "c1"),
+            (Kind::Endpoints, "a", "e1"),
+            (Kind::Listener, "l", "l1"),
+            (Kind::Routes, "r", "r1"),
+        ] {
+            let request = stream.request().await;
+            assert_eq!(request.type_url, kind.type_url());
+            assert_eq!(request.initial_resource_versions.get(name).map(String::as_str), Some(version));
+            let by_name = matches!(kind, Kind::Endpoints | Kind::Routes);
+            assert_eq!(request.resource_names_subscribe.contains(&name.to_owned()), by_name);
+        }
+        stream.nothing("nothing has changed").await;
+        assert_eq!(fixture.workers.newest().unwrap().version, 1, "nothing new was published");
+        stream.send(Kind::Endpoints, vec![resource("a", "e2", &endpoints("a", 8009))], &[]).await;
+        let moved = |root: &Root| target(root) == Some(("a".to_owned(), 8009));
+        fixture.workers.wait("the endpoint has moved", moved).await;
+    });
+}
+
+#[test]
+fn client_when_clusters_and_listeners_are_removed_unsubscribes_what_they_used() {
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        stream.send(Kind::Listener, vec![], &["l"]).await;
+        assert_eq!(stream.request_of(Kind::Routes).await.resource_names_unsubscribe, ["r"]);
+        stream.send(Kind::Cluster, vec![], &["a"]).await;
+        assert_eq!(stream.request_of(Kind::Endpoints).await.resource_names_unsubscribe, ["a"]);
+        let empty = |root: &Root| root.listeners.all().is_empty() && root.clusters.iter().all(Option::is_none);
+        fixture.workers.wait("nothing is left", empty).await;
+        assert!(!fixture.stop.is_cancelled());
+    });
+}
