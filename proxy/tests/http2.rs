@@ -204,6 +204,7 @@ async fn echo_server() -> SocketAddr {
     tokio::spawn(async move {
         loop {
             let (io, _) = listener.accept().await.unwrap();
+            io.set_nodelay(true).unwrap();
             tokio::spawn(async move {
                 let service = hyper::service::service_fn(echo);
                 let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -245,7 +246,9 @@ enum Client {
 
 impl Client {
     async fn connect(address: SocketAddr, version: Version) -> Self {
-        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let io = TcpStream::connect(address).await.unwrap();
+        io.set_nodelay(true).unwrap();
+        let io = TokioIo::new(io);
         if version == Version::HTTP_2 {
             let (send, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
             tokio::spawn(connection);
