@@ -28,8 +28,8 @@ use super::configuration::{Configuration, Entry, Kind};
 
 /// Most bytes of resources in one response (one larger resource travels alone): half of what gRPC clients accept by default.
 pub const MAX_RESPONSE: usize = 2 * 1024 * 1024;
-/// How long listeners and routes wait for a proxy to ask for the endpoints of a new cluster. A proxy that fetches on demand
-/// never asks.
+/// How long listeners and routes wait for a proxy to ask for clusters, and for the endpoints of a new cluster. A proxy that
+/// fetches on demand never asks.
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Most bytes of a refusal's message that are kept.
 const MAX_MESSAGE: usize = 512;
@@ -254,7 +254,8 @@ impl Session {
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let deadline = self.last_activity + GRACE;
         let mut unasked = self.unasked(Kind::Endpoints).chain(self.unasked(Kind::Route));
-        (self.has_target && deadline > now && unasked.next().is_some()).then_some(deadline)
+        let waits = !self.states[Kind::Cluster as usize].subscribed || unasked.next().is_some();
+        (self.has_target && deadline > now && waits).then_some(deadline)
     }
 
     fn additions(&mut self, now: Instant) -> Option<DeltaDiscoveryResponse> {
@@ -341,7 +342,8 @@ impl Session {
     fn upstreams_settled(&self, now: Instant) -> bool {
         let quiet = |kind: Kind| self.states[kind as usize].in_flight.is_none() && !self.has_additions(kind);
         let patient = now < self.last_activity + GRACE;
-        quiet(Kind::Cluster) && quiet(Kind::Endpoints) && !(patient && self.unasked(Kind::Endpoints).next().is_some())
+        let asks = self.states[Kind::Cluster as usize].subscribed && self.unasked(Kind::Endpoints).next().is_none();
+        quiet(Kind::Cluster) && quiet(Kind::Endpoints) && (asks || !patient)
     }
 
     /// Resources that a proxy should ask for soon, because it holds what names them.

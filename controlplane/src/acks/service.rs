@@ -1,0 +1,192 @@
+//! The reports as a gRPC stream, for the operator.
+//!
+//! Only the operator may read them: they name objects and pods of all namespaces. A stream sends everything once and then what
+//! changed, at most one report in 100 ms; reports of a slow reader replace each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leno_api::status::v1 as wire;
+use leno_api::status::v1::mesh_status_server::MeshStatus;
+use leno_core::{Finding, ObjectRef};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{Acknowledgements, ObjectReport};
+use crate::tls::Peer;
+
+/// Time between two reports.
+pub const INTERVAL: Duration = Duration::from_millis(100);
+/// Objects in one message; a larger report is sent in several.
+const BATCH: usize = 500;
+
+/// The service.
+pub struct StatusService {
+    book: Arc<Acknowledgements>,
+    reader: Option<(String, String)>,
+    shutdown: CancellationToken,
+}
+
+impl StatusService {
+    /// A service that lets the holder of a certificate of this namespace and service account read; everybody with a
+    /// certificate of the mesh when `None` (a folder of YAML has no operator).
+    pub fn new(book: Arc<Acknowledgements>, reader: Option<(String, String)>, shutdown: CancellationToken) -> Self {
+        StatusService { book, reader, shutdown }
+    }
+}
+
+#[tonic::async_trait]
+impl MeshStatus for StatusService {
+    type WatchStream = ReceiverStream<Result<wire::Report, Status>>;
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let peer = Peer::of(&request)?;
+        let certificate = peer.certificate()?;
+        if let Some((namespace, account)) = &self.reader
+            && (certificate.namespace != *namespace || certificate.service_account != *account)
+        {
+            return Err(Status::permission_denied(format!(
+                "{} may not read reports; {namespace}/{account} may",
+                certificate.identity
+            )));
+        }
+        tracing::info!(reader = certificate.identity, "a reader of reports connected");
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(report(self.book.clone(), sender, self.shutdown.clone()));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+async fn report(book: Arc<Acknowledgements>, sender: mpsc::Sender<Result<wire::Report, Status>>, shutdown: CancellationToken) {
+    let mut changes = book.subscribe();
+    let mut sent: Option<(BTreeMap<ObjectRef, ObjectReport>, usize)> = None;
+    loop {
+        changes.mark_unchanged();
+        let (now, connected) = book.reports();
+        for report in difference(sent.as_ref(), &now, connected) {
+            if sender.send(Ok(report)).await.is_err() {
+                return;
+            }
+        }
+        sent = Some((now, connected));
+        tokio::select! {
+            () = shutdown.cancelled() => {
+                sender.send(Err(Status::unavailable("this control plane replica is leaving"))).await.ok();
+                return;
+            }
+            () = sender.closed() => return,
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = sender.closed() => return,
+            changed = changes.changed() => if changed.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What must be said so that a reader that knows `before` knows `now`.
+fn difference(
+    before: Option<&(BTreeMap<ObjectRef, ObjectReport>, usize)>,
+    now: &BTreeMap<ObjectRef, ObjectReport>,
+    connected: usize,
+) -> Vec<wire::Report> {
+    let known = |object: &ObjectRef| before.and_then(|(before, _)| before.get(object));
+    let objects: Vec<_> = now
+        .iter()
+        .filter(|(object, report)| known(object) != Some(*report))
+        .map(|(object, report)| object_report(object, report))
+        .collect();
+    let removed: Vec<_> = before
+        .iter()
+        .flat_map(|(before, _)| before.keys())
+        .filter(|object| !now.contains_key(*object))
+        .map(object_ref)
+        .collect();
+    if objects.is_empty() && removed.is_empty() && before.is_some_and(|(_, count)| *count == connected) {
+        return Vec::new();
+    }
+    let head = |full| wire::Report {
+        full,
+        connected_proxies: u32::try_from(connected).unwrap_or(u32::MAX),
+        version: leno_runtime::version(),
+        ..wire::Report::default()
+    };
+    let mut reports: Vec<_> =
+        objects.chunks(BATCH).map(|batch| wire::Report { objects: batch.to_vec(), ..head(false) }).collect();
+    if reports.is_empty() {
+        reports.push(head(false));
+    }
+    if let Some(first) = reports.first_mut() {
+        first.full = before.is_none();
+        first.removed = removed;
+    }
+    reports
+}
+
+fn object_ref(object: &ObjectRef) -> wire::ObjectRef {
+    let ObjectRef { group, kind, namespace, name } = object.clone();
+    wire::ObjectRef { group, kind, namespace, name }
+}
+
+fn object_report(object: &ObjectRef, report: &ObjectReport) -> wire::ObjectReport {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    wire::ObjectReport {
+        object: Some(object_ref(object)),
+        generation: report.generation,
+        affected: count(report.affected),
+        in_force: count(report.in_force),
+        took_ms: report.took_ms,
+        findings: report.findings.iter().map(finding).collect(),
+        rejections: report
+            .rejections
+            .iter()
+            .map(|(proxy, message)| wire::Rejection { proxy: proxy.clone(), message: message.clone() })
+            .collect(),
+    }
+}
+
+fn finding(finding: &Finding) -> wire::Finding {
+    wire::Finding {
+        condition: finding.condition.as_str().to_owned(),
+        failing: finding.failing(),
+        reason: finding.reason.as_str().to_owned(),
+        field: finding.field.clone(),
+        message: finding.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reports(names: &[&str]) -> BTreeMap<ObjectRef, ObjectReport> {
+        let object = |name: &&str| ObjectRef::new("networking.istio.io", "VirtualService", "shop", *name);
+        names.iter().map(|name| (object(name), ObjectReport::default())).collect()
+    }
+
+    #[test]
+    fn report_when_it_is_the_first_then_is_full_even_if_empty() {
+        let first = difference(None, &BTreeMap::new(), 0);
+        assert_eq!(first.len(), 1);
+        assert!(first[0].full);
+    }
+
+    #[test]
+    fn report_when_nothing_changed_then_nothing_is_said() {
+        assert!(difference(Some(&(reports(&["a"]), 2)), &reports(&["a"]), 2).is_empty());
+    }
+
+    #[test]
+    fn report_when_an_object_goes_then_only_that_is_said() {
+        let said = difference(Some(&(reports(&["a", "b"]), 2)), &reports(&["a"]), 2);
+        assert_eq!(said.len(), 1);
+        assert!(!said[0].full && said[0].objects.is_empty());
+        assert_eq!(said[0].removed.iter().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+}

@@ -1,0 +1,253 @@
+//! The cache of configurations, one a scope, and who follows which.
+//!
+//! A publication works out the scope of every pod that is connected, makes the configuration of every scope once, and tells only
+//! those pods whose configuration is another one now. Scopes that nobody follows are forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use leno_core::snapshot::Snapshot;
+use leno_core::{Host, ObjectKey};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Compile;
+use crate::acks::{Acknowledgements, Publication};
+use crate::ads::{Configs, Configuration, PodIdentity, Progress, Target};
+use crate::identity::{Directory, sign::KnownPod};
+use crate::metrics::Metrics;
+use crate::source::Lane;
+use crate::stores::Stores;
+use crate::translate::{ENDPOINTS, Resources};
+
+/// One scope as it was published.
+struct Cached {
+    resources: Resources,
+    configuration: Arc<Configuration>,
+}
+
+struct State<S> {
+    snapshot: Option<Arc<Snapshot>>,
+    /// One sender a stream: a pod has two while one slot takes over from the other.
+    followers: BTreeMap<PodIdentity, Vec<watch::Sender<Target>>>,
+    scopes: BTreeMap<S, Cached>,
+    last_id: u64,
+}
+
+/// The cache, and the way out of the pipeline.
+pub struct Publisher<C: Compile> {
+    /// Held while configurations are made, on a blocking thread.
+    making: Mutex<State<C::Scope>>,
+    /// Pods that connected and have no target yet; apart from `making`, so that connecting never waits for translation.
+    waiting: Mutex<Vec<(PodIdentity, watch::Sender<Target>)>>,
+    joined: watch::Sender<u64>,
+    snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    acknowledgements: Arc<Acknowledgements>,
+    metrics: Metrics,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while the lock was held leaves nothing half done that the next publication would not replace.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<C: Compile> Publisher<C> {
+    /// An empty cache.
+    pub fn new(acknowledgements: Arc<Acknowledgements>, metrics: Metrics) -> Self {
+        Publisher {
+            making: Mutex::new(State {
+                snapshot: None,
+                followers: BTreeMap::new(),
+                scopes: BTreeMap::new(),
+                last_id: 0,
+            }),
+            waiting: Mutex::default(),
+            joined: watch::Sender::new(0),
+            snapshots: watch::Sender::new(None),
+            acknowledgements,
+            metrics,
+        }
+    }
+
+    /// Is marked as changed when a pod has connected and [`Publisher::join`] should be called.
+    pub fn joins(&self) -> watch::Receiver<u64> {
+        self.joined.subscribe()
+    }
+
+    /// The newest snapshot, for readers outside of the pipeline.
+    pub fn snapshots(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
+        self.snapshots.subscribe()
+    }
+
+    /// Gives pods that have connected their configuration. Blocks.
+    pub fn join(&self) {
+        let mut state = lock(&self.making);
+        self.take_waiting(&mut state);
+        if state.snapshot.is_some() {
+            self.tell(&mut state, Lane::Endpoints, None);
+            self.acknowledgements.followed(current(&state));
+        }
+    }
+
+    /// Publishes a snapshot that was made from `stores`, whose first change was seen at `since`. Says which lane it was.
+    /// Blocks.
+    pub fn publish(&self, snapshot: Arc<Snapshot>, stores: &Stores, since: Instant) -> Lane {
+        let mut state = lock(&self.making);
+        self.take_waiting(&mut state);
+        let before = state.snapshot.replace(snapshot.clone());
+        let lane = match &before {
+            Some(before) if before.differs_only_in_endpoints(&snapshot) => Lane::Endpoints,
+            _ => Lane::All,
+        };
+        self.snapshots.send_replace(Some(snapshot.clone()));
+        // What is told first is in force first: findings are for people, who can wait.
+        self.tell(&mut state, lane, before.as_deref());
+        let (followed, at) = (current(&state), Instant::now());
+        drop(state);
+        self.acknowledgements.published(Publication::new(stores, C::findings(&snapshot), since, at), followed);
+        lane
+    }
+
+    fn take_waiting(&self, state: &mut State<C::Scope>) {
+        for (peer, sender) in lock(&self.waiting).drain(..) {
+            state.followers.entry(peer).or_default().push(sender);
+        }
+    }
+
+    /// Brings every scope up to date and tells its pods.
+    fn tell(&self, state: &mut State<C::Scope>, lane: Lane, before: Option<&Snapshot>) {
+        let Some(snapshot) = state.snapshot.clone() else { return };
+        state.followers.retain(|_, senders| {
+            senders.retain(|sender| sender.receiver_count() > 0);
+            !senders.is_empty()
+        });
+        let mut scopes = BTreeMap::new();
+        for (peer, senders) in &state.followers {
+            let target = match snapshot.workloads.get(&peer.pod) {
+                None => Target::Unknown,
+                Some(pod) if pod.uid != peer.uid || pod.identity.service_account != peer.service_account => Target::Foreign,
+                Some(_) => match C::scope_of(&snapshot, &peer.pod) {
+                    None => Target::Unknown,
+                    Some(scope) => {
+                        if !scopes.contains_key(&scope) {
+                            let cached = state.scopes.remove(&scope);
+                            let made = renew::<C>(cached, &snapshot, &scope, lane, before, &mut state.last_id);
+                            scopes.insert(scope.clone(), made);
+                        }
+                        scopes.get(&scope).map_or(Target::Unknown, |made| Target::Ready(made.configuration.clone()))
+                    }
+                },
+            };
+            for sender in senders {
+                sender.send_if_modified(|current| replace(current, &target));
+            }
+        }
+        state.scopes = scopes;
+        self.metrics.scopes.set(i64::try_from(state.scopes.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// Puts a target in the place of another; says whether it is another one. A proxy whose pod has just gone from the store
+/// keeps its configuration until it disconnects.
+fn replace(current: &mut Target, target: &Target) -> bool {
+    let keep = match (&*current, target) {
+        (Target::Unknown, Target::Unknown) | (Target::Foreign, Target::Foreign) | (Target::Ready(_), Target::Unknown) => true,
+        (Target::Ready(one), Target::Ready(two)) => Arc::ptr_eq(one, two),
+        _ => false,
+    };
+    if !keep {
+        *current = target.clone();
+    }
+    !keep
+}
+
+/// Which configuration each connected pod should hold now.
+fn current<S>(state: &State<S>) -> BTreeMap<PodIdentity, Arc<Configuration>> {
+    let ready = |senders: &Vec<watch::Sender<Target>>| match &*senders.first()?.borrow() {
+        Target::Ready(configuration) => Some(configuration.clone()),
+        Target::Unknown | Target::Foreign => None,
+    };
+    state.followers.iter().filter_map(|(peer, senders)| Some((peer.clone(), ready(senders)?))).collect()
+}
+
+fn renew<C: Compile>(
+    cached: Option<Cached>,
+    snapshot: &Snapshot,
+    scope: &C::Scope,
+    lane: Lane,
+    before: Option<&Snapshot>,
+    last_id: &mut u64,
+) -> Cached {
+    let previous = cached.as_ref().map(|cached| cached.configuration.clone());
+    let resources = match (cached, lane, before) {
+        (Some(cached), Lane::Endpoints, None) => return cached,
+        (Some(cached), Lane::Endpoints, Some(before)) => endpoints::<C>(cached.resources, before, snapshot, scope),
+        _ => C::resources(snapshot, scope),
+    };
+    *last_id += 1;
+    let made = Configuration::assemble(*last_id, &resources, previous.as_deref());
+    let configuration = match previous {
+        Some(previous) if previous.equals(&made) => previous,
+        _ => Arc::new(made),
+    };
+    Cached { resources, configuration }
+}
+
+/// Translates again the endpoints of those services only whose endpoints differ.
+fn endpoints<C: Compile>(mut resources: Resources, before: &Snapshot, after: &Snapshot, scope: &C::Scope) -> Resources {
+    let changed = |cluster: &str| {
+        let host = cluster.rsplit('|').next().unwrap_or_default();
+        Host::parse(host).map_or(true, |host| before.endpoints.get(&host) != after.endpoints.get(&host))
+    };
+    if let Some(all) = resources.by_type.get_mut(ENDPOINTS) {
+        all.retain(|cluster, resource| {
+            if !changed(cluster) {
+                return true;
+            }
+            match C::endpoints(after, scope, cluster) {
+                Some(made) => {
+                    *resource = Arc::new(made);
+                    true
+                }
+                None => false,
+            }
+        });
+    }
+    resources
+}
+
+impl<C: Compile> Configs for Publisher<C> {
+    fn follow(&self, peer: &PodIdentity) -> watch::Receiver<Target> {
+        let sender = watch::Sender::new(Target::Unknown);
+        let receiver = sender.subscribe();
+        lock(&self.waiting).push((peer.clone(), sender));
+        self.joined.send_modify(|count| *count += 1);
+        receiver
+    }
+
+    fn progress(&self, stream: u64, peer: &PodIdentity, progress: Progress) {
+        self.acknowledgements.progress(stream, peer, progress, Instant::now());
+    }
+
+    fn gone(&self, stream: u64) {
+        self.acknowledgements.gone(stream);
+    }
+}
+
+impl<C: Compile> Directory for Publisher<C> {
+    async fn pod(&self, pod: &ObjectKey, wait: Duration) -> Option<KnownPod> {
+        let mut snapshots = self.snapshots.subscribe();
+        let find = |snapshot: &Option<Arc<Snapshot>>| {
+            let snapshot = snapshot.as_ref()?;
+            let workload = snapshot.workloads.get(pod)?;
+            Some(KnownPod {
+                uid: workload.uid.clone(),
+                service_account: workload.identity.service_account.clone(),
+                trust_domain: snapshot.mesh.trust_domain.clone(),
+            })
+        };
+        let arrived = tokio::time::timeout(wait, snapshots.wait_for(|snapshot| find(snapshot).is_some())).await;
+        arrived.ok()?.ok().and_then(|snapshot| find(&snapshot))
+    }
+}

@@ -1,0 +1,259 @@
+//! Objects from a folder of YAML, for tests and for a laptop without a cluster.
+//!
+//! All files that end in `.yaml`, `.yml` or `.json` are read, in the order of their names, each with any number of documents
+//! or a `List`. They are looked at every second and read again when one changed. A file that does not parse at all keeps what it
+//! held before; an object that is malformed is left out and reported, as with Kubernetes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use leno_core::{MeshSettings, ObjectKey, ObjectRef};
+use leno_crds::meshinstall::MeshInstall;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Lane, Source, mesh_settings};
+use crate::stores::Stores;
+
+/// How often the folder is looked at.
+pub const POLL: Duration = Duration::from_secs(1);
+/// Most bytes of one file; a larger one is skipped with a message.
+pub const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// The folder cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} cannot be read: {source}")]
+pub struct FolderError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Path, time and size of each file: what tells that something changed.
+type Signature = BTreeMap<PathBuf, (Option<SystemTime>, u64)>;
+
+/// The source.
+pub struct Folder {
+    dir: PathBuf,
+    signature: Signature,
+    files: BTreeMap<PathBuf, Vec<Value>>,
+    stores: Stores,
+    fresh: bool,
+}
+
+impl Folder {
+    /// Reads the folder once.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError`].
+    pub fn open(dir: &Path) -> Result<Self, FolderError> {
+        let mut folder = Folder {
+            dir: dir.to_owned(),
+            signature: Signature::new(),
+            files: BTreeMap::new(),
+            stores: Stores::default(),
+            fresh: true,
+        };
+        folder.read_again()?;
+        Ok(folder)
+    }
+
+    /// Reads what changed; says whether anything did.
+    fn read_again(&mut self) -> Result<bool, FolderError> {
+        let signature = self.look()?;
+        if signature == self.signature {
+            return Ok(false);
+        }
+        self.files.retain(|path, _| signature.contains_key(path));
+        for (path, state) in &signature {
+            if self.signature.get(path) == Some(state) {
+                continue;
+            }
+            match parse(path, state.1) {
+                Ok(documents) => {
+                    self.files.insert(path.clone(), documents);
+                }
+                Err(reason) => tracing::warn!(file = %path.display(), reason, "keeping what the file held before"),
+            }
+        }
+        self.signature = signature;
+        self.stores = assemble(self.files.values().flatten());
+        Ok(true)
+    }
+
+    fn look(&self) -> Result<Signature, FolderError> {
+        let error = |source| FolderError { path: self.dir.clone(), source };
+        let mut signature = Signature::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(error)? {
+            let path = entry.map_err(error)?.path();
+            let wanted = path.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
+            // A file that goes away meanwhile is not there.
+            if let (true, Ok(metadata)) = (wanted, std::fs::metadata(&path)) {
+                signature.insert(path, (metadata.modified().ok(), metadata.len()));
+            }
+        }
+        Ok(signature)
+    }
+}
+
+impl Source for Folder {
+    async fn changed(&mut self) -> Option<Lane> {
+        if std::mem::take(&mut self.fresh) {
+            return Some(Lane::All);
+        }
+        loop {
+            tokio::time::sleep(POLL).await;
+            match self.read_again() {
+                Ok(true) => return Some(Lane::All),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "keeping what was read before"),
+            }
+        }
+    }
+
+    fn stores(&mut self) -> &Stores {
+        &self.stores
+    }
+}
+
+fn parse(path: &Path, size: u64) -> Result<Vec<Value>, String> {
+    if size > MAX_FILE {
+        return Err(format!("it has {size} bytes; at most {MAX_FILE} are read"));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let mut documents = Vec::new();
+    for document in serde_yaml::Deserializer::from_str(&text) {
+        let value = Value::deserialize(document).map_err(|error| error.to_string())?;
+        match value {
+            Value::Null => {}
+            Value::Object(mut list) if list.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) => {
+                match list.remove("items") {
+                    Some(Value::Array(items)) => documents.extend(items),
+                    _ => return Err("a List without items".to_owned()),
+                }
+            }
+            value => documents.push(value),
+        }
+    }
+    Ok(documents)
+}
+
+fn assemble<'a>(documents: impl Iterator<Item = &'a Value>) -> Stores {
+    let mut stores = Stores { mesh: MeshSettings::default(), ..Stores::default() };
+    for document in documents {
+        let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let (group, kind) = (text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group), text("/kind"));
+        let object = ObjectRef::new(group, kind, text("/metadata/namespace"), text("/metadata/name"));
+        let read = match (group, kind) {
+            ("", "Service") => put(&mut stores.services, document, object.clone()),
+            ("discovery.k8s.io", "EndpointSlice") => put(&mut stores.endpoint_slices, document, object.clone()),
+            ("", "Pod") => put(&mut stores.pods, document, object.clone()),
+            ("", "Namespace") => put_global(&mut stores.namespaces, document, &object),
+            ("", "Node") => put_global(&mut stores.nodes, document, &object),
+            ("networking.istio.io", "VirtualService") => {
+                put(&mut stores.virtual_services, document, object.clone())
+            }
+            ("networking.istio.io", "DestinationRule") => {
+                put(&mut stores.destination_rules, document, object.clone())
+            }
+            ("mesh.leno.dev", "MeshInstall") => {
+                read::<MeshInstall>(document).map(|install| stores.mesh = mesh_settings(&install.spec))
+            }
+            _ => {
+                tracing::debug!(%object, "a kind that is not used here");
+                Ok(())
+            }
+        };
+        if let Err(reason) = read {
+            tracing::warn!(%object, reason, "an object does not parse and is skipped");
+            stores.malformed.insert(in_default_namespace(object), reason);
+        }
+    }
+    stores
+}
+
+fn in_default_namespace(mut object: ObjectRef) -> ObjectRef {
+    if object.namespace.is_empty() && !matches!(object.kind.as_str(), "Namespace" | "Node" | "MeshInstall") {
+        object.namespace = "default".to_owned();
+    }
+    object
+}
+
+fn read<K: DeserializeOwned>(document: &Value) -> Result<K, String> {
+    serde_json::from_value(document.clone()).map_err(|error| error.to_string())
+}
+
+fn put<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(
+    store: &mut BTreeMap<ObjectKey, Arc<K>>,
+    document: &Value,
+    object: ObjectRef,
+) -> Result<(), String> {
+    let mut read: K = read(document)?;
+    let object = in_default_namespace(object);
+    read.meta_mut().namespace = Some(object.namespace.clone());
+    store.insert(object.key(), Arc::new(read));
+    Ok(())
+}
+
+fn put_global<K: DeserializeOwned>(
+    store: &mut BTreeMap<ObjectKey, Arc<K>>,
+    document: &Value,
+    object: &ObjectRef,
+) -> Result<(), String> {
+    store.insert(ObjectKey::new("", &object.name), Arc::new(read(document)?));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
+
+    #[test]
+    fn folder_when_a_file_has_several_documents_then_all_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let second = SERVICE.replace("name: a", "name: b, namespace: shop");
+        std::fs::write(dir.path().join("all.yaml"), format!("{SERVICE}---\n{second}---\n")).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        let names: Vec<_> = folder.stores().services.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["default/a", "shop/b"]);
+    }
+
+    #[test]
+    fn folder_when_an_object_is_malformed_then_it_is_named_and_the_rest_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let bad = "apiVersion: v1\nkind: Service\nmetadata: {name: bad}\nspec: {ports: 7}\n";
+        std::fs::write(dir.path().join("all.yaml"), format!("{bad}---\n{SERVICE}")).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        assert_eq!(folder.stores().services.len(), 1);
+        assert_eq!(folder.stores().malformed.keys().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["bad"]);
+    }
+
+    #[test]
+    fn folder_when_a_file_stops_parsing_then_what_it_held_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        std::fs::write(&path, SERVICE).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        std::fs::write(&path, "kind: [\nthis is no YAML").unwrap();
+        assert!(folder.read_again().unwrap());
+        assert_eq!(folder.stores().services.len(), 1);
+        std::fs::remove_file(&path).unwrap();
+        assert!(folder.read_again().unwrap());
+        assert!(folder.stores().services.is_empty());
+    }
+
+    #[tokio::test]
+    async fn folder_when_a_file_is_added_then_it_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        assert_eq!(folder.changed().await, Some(Lane::All));
+        std::fs::write(dir.path().join("a.yaml"), SERVICE).unwrap();
+        assert_eq!(folder.changed().await, Some(Lane::All));
+        assert_eq!(folder.stores().services.len(), 1);
+    }
+}

@@ -1,0 +1,272 @@
+//! From a pod to the pod with its sidecar: the shape of the injected pod, number 1.
+//!
+//! What is made here cannot be changed in a running pod (but for images, labels and annotations), so nothing in it depends on
+//! the release; `docs/adr/0003-injected-pod-shape.md` says why it is as it is. The function works on JSON, not on types, so that
+//! fields which this release has never heard of stay. It may run again on its own result (another webhook may have added a
+//! container meanwhile), and then changes only what is new.
+
+use std::collections::BTreeMap;
+
+use leno_crds::meshinstall::Resources;
+use serde_json::{Map, Value, json};
+
+use super::options::{No, Options};
+use super::probes::ProbePorts;
+
+/// The number of the shape.
+pub const SHAPE: &str = "1";
+const CAPTURE: &str = "leno-capture";
+const SLOTS: [&str; 2] = ["leno-proxy-0", "leno-proxy-1"];
+const VOLUMES: [&str; 3] = ["leno-token", "leno-podinfo", "leno-run"];
+/// The user that the proxy runs as, whose own connections are not captured.
+const PROXY_USER: u32 = 1337;
+/// Lifetime of the token in the pod, in seconds; the kubelet renews it at four fifths.
+const TOKEN_SECONDS: u32 = 3600;
+
+/// The settings of the mesh that pods are injected with.
+#[derive(Clone, Debug, Default)]
+pub struct Mesh {
+    /// Image of the proxy.
+    pub image: String,
+    /// When it is pulled.
+    pub pull_policy: String,
+    /// Revision of the control plane that injects.
+    pub revision: String,
+    /// Namespace of the control plane.
+    pub namespace: String,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// Resources of a proxy, over the defaults; a pod's annotations win.
+    pub resources: Resources,
+}
+
+/// What becomes of a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// It is changed by this JSON patch.
+    Patch(Vec<Value>),
+    /// It stays as it is, for this reason.
+    Skip(&'static str),
+    /// It must not be created, since what it says about its sidecar makes no sense.
+    Refuse(String),
+}
+
+/// Decides about a pod that is being created.
+pub fn inject(pod: &Value, mesh: &Mesh) -> Decision {
+    let options = match Options::of(pod) {
+        Ok(options) => options,
+        Err(No::Skip(reason)) => return Decision::Skip(reason),
+        Err(No::Refuse(message)) => return Decision::Refuse(message),
+    };
+    let mut after = pod.clone();
+    mark(&mut after, mesh);
+    let probes = if options.rewrite_probes { rewrite_probes(&mut after) } else { ProbePorts::default() };
+    add_volumes(&mut after);
+    add_containers(&mut after, mesh, &options, &probes);
+    let patch = difference(pod, &after);
+    if patch.is_empty() { Decision::Skip("the pod is injected already") } else { Decision::Patch(patch) }
+}
+
+fn mark(pod: &mut Value, mesh: &Mesh) {
+    let metadata = object(object_of(pod).entry("metadata"));
+    let labels = object(metadata.entry("labels"));
+    labels.insert("mesh.leno.dev/rev".to_owned(), json!(mesh.revision));
+    let annotations = object(metadata.entry("annotations"));
+    annotations.insert("mesh.leno.dev/shape".to_owned(), json!(SHAPE));
+    annotations.insert("mesh.leno.dev/status".to_owned(), json!("injected"));
+}
+
+/// Rewrites the probes of the app's containers and native sidecars.
+fn rewrite_probes(pod: &mut Value) -> ProbePorts {
+    let spec = object(object_of(pod).entry("spec"));
+    let before = array(spec.entry("initContainers"))
+        .iter()
+        .find(|container| container["name"] == CAPTURE)
+        .and_then(|capture| capture["args"].as_array().cloned())
+        .unwrap_or_default();
+    let mut ports = ProbePorts::from_arguments(&before);
+    for list in ["containers", "initContainers"] {
+        for container in array(spec.entry(list)).iter_mut().filter(|container| !is_ours(container)) {
+            ports.rewrite(container);
+        }
+    }
+    ports
+}
+
+fn is_ours(container: &Value) -> bool {
+    container["name"].as_str().is_some_and(|name| name == CAPTURE || SLOTS.contains(&name))
+}
+
+fn add_volumes(pod: &mut Value) {
+    let spec = object(object_of(pod).entry("spec"));
+    let volumes = array(spec.entry("volumes"));
+    volumes.retain(|volume| volume["name"].as_str().is_none_or(|name| !VOLUMES.contains(&name)));
+    volumes.push(json!({"name": "leno-token", "projected": {"sources": [
+        {"serviceAccountToken": {"audience": leno_api::AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}},
+        {"configMap": {"name": "leno-root", "items": [{"key": "roots.pem", "path": "roots.pem"}]}},
+    ]}}));
+    volumes.push(json!({"name": "leno-podinfo", "downwardAPI": {"items": [
+        {"path": "labels", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels"}},
+        {"path": "annotations", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations"}},
+    ]}}));
+    volumes.push(json!({"name": "leno-run", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}));
+}
+
+fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &ProbePorts) {
+    let spec = object(object_of(pod).entry("spec"));
+    let containers = array(spec.entry("initContainers"));
+    let others: Vec<Value> = containers.iter().filter(|container| !is_ours(container)).cloned().collect();
+    let images: BTreeMap<String, Value> = containers
+        .iter()
+        .filter(|container| is_ours(container))
+        .filter_map(|container| Some((container["name"].as_str()?.to_owned(), container.get("image")?.clone())))
+        .collect();
+    let mut ours = vec![capture(mesh, options, probes)];
+    ours.extend((0..SLOTS.len()).map(|slot| proxy(mesh, options, slot)));
+    for container in &mut ours {
+        // Whoever replaced an image since the first run meant it.
+        if let Some(image) = container["name"].as_str().and_then(|name| images.get(name)).cloned() {
+            container["image"] = image;
+        }
+    }
+    ours.extend(others);
+    *containers = ours;
+}
+
+fn environment(mesh: &Mesh) -> Value {
+    let field = |name: &str, path: &str| {
+        json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
+    };
+    json!([
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("POD_UID", "metadata.uid"),
+        field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("POD_IPS", "status.podIPs"),
+        field("NODE_NAME", "spec.nodeName"),
+        field("HOST_IPS", "status.hostIPs"),
+        {"name": "LENO_CONTROL_PLANE_NAMESPACE", "value": mesh.namespace},
+        {"name": "LENO_TRUST_DOMAIN", "value": mesh.trust_domain},
+    ])
+}
+
+fn capture(mesh: &Mesh, options: &Options, probes: &ProbePorts) -> Value {
+    let mut arguments = vec!["capture".to_owned()];
+    arguments.extend(probes.arguments());
+    arguments.extend(options.capture.iter().cloned());
+    json!({
+        "name": CAPTURE,
+        "image": mesh.image,
+        "imagePullPolicy": mesh.pull_policy,
+        "args": arguments,
+        "env": environment(mesh),
+        "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
+        "securityContext": {
+            "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false, "privileged": false,
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    })
+}
+
+fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
+    let slot_number = slot.to_string();
+    json!({
+        "name": SLOTS[slot],
+        "image": mesh.image,
+        "imagePullPolicy": mesh.pull_policy,
+        "restartPolicy": "Always",
+        "args": ["run", "--slot", slot_number],
+        "env": environment(mesh),
+        "resources": resources(mesh, options),
+        // Not probes: they would make the pod unready for a moment at each swap of an image. A native sidecar's postStart
+        // holds back what comes after it just as well.
+        "lifecycle": {
+            "postStart": {"exec": {"command": ["/leno-proxy", "wait", "--slot", slot_number]}},
+            "preStop": {"exec": {"command": ["/leno-proxy", "drain", "--slot", slot_number]}},
+        },
+        "securityContext": {
+            "runAsUser": PROXY_USER, "runAsGroup": PROXY_USER, "runAsNonRoot": true, "privileged": false,
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "leno-token", "mountPath": "/var/run/leno/token", "readOnly": true},
+            {"name": "leno-podinfo", "mountPath": "/etc/leno/podinfo", "readOnly": true},
+            {"name": "leno-run", "mountPath": "/run/leno"},
+        ],
+    })
+}
+
+/// Defaults, then what the MeshInstall says, then what the pod says.
+fn resources(mesh: &Mesh, options: &Options) -> Value {
+    let merge = |defaults: &[(&str, &str)], mesh: &BTreeMap<String, _>, pod: &[(&'static str, String)]| {
+        let mut merged: Map<String, Value> =
+            defaults.iter().map(|(resource, quantity)| ((*resource).to_owned(), json!(quantity))).collect();
+        merged.extend(mesh.iter().map(|(resource, quantity)| (resource.clone(), json!(quantity))));
+        merged.extend(pod.iter().map(|(resource, quantity)| ((*resource).to_owned(), json!(quantity))));
+        merged
+    };
+    json!({
+        "requests": merge(&[("cpu", "10m"), ("memory", "32Mi")], &mesh.resources.requests, &options.requests),
+        "limits": merge(&[("memory", "512Mi")], &mesh.resources.limits, &options.limits),
+    })
+}
+
+/// A JSON patch from one pod to another: whole members of `metadata` and `spec`, since adding to a list by position would
+/// depend on what other webhooks do.
+fn difference(before: &Value, after: &Value) -> Vec<Value> {
+    let mut patch = Vec::new();
+    for (parent, members) in
+        [("metadata", ["labels", "annotations", ""]), ("spec", ["containers", "initContainers", "volumes"])]
+    {
+        if before.get(parent).is_none() {
+            patch.push(json!({"op": "add", "path": format!("/{parent}"), "value": after[parent]}));
+            continue;
+        }
+        for member in members.into_iter().filter(|member| !member.is_empty()) {
+            let value = &after[parent][member];
+            let was = &before[parent][member];
+            // A member that was made only to be looked into is no change.
+            let nothing = was.is_null() && value.as_array().is_some_and(Vec::is_empty);
+            if value != was && !nothing {
+                patch.push(json!({"op": "add", "path": format!("/{parent}/{member}"), "value": value}));
+            }
+        }
+    }
+    patch
+}
+
+/// The map behind an entry that may be missing or `null`.
+fn object(entry: serde_json::map::Entry<'_>) -> &mut Map<String, Value> {
+    object_of(entry.or_insert_with(|| Value::Object(Map::new())))
+}
+
+fn object_of(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("it was just made an object"),
+    }
+}
+
+/// The list behind an entry that may be missing or `null`.
+fn array(entry: serde_json::map::Entry<'_>) -> &mut Vec<Value> {
+    let value = entry.or_insert_with(|| Value::Array(Vec::new()));
+    if !value.is_array() {
+        *value = Value::Array(Vec::new());
+    }
+    match value {
+        Value::Array(list) => list,
+        _ => unreachable!("it was just made a list"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
