@@ -66,6 +66,9 @@ pub(crate) struct Args {
     /// At most so many requests a second, all together.
     #[arg(long)]
     rate: Option<f64>,
+    /// Fails when a request failed: for Jobs and init containers.
+    #[arg(long)]
+    must_succeed: bool,
 }
 
 #[derive(clap::Args)]
@@ -191,7 +194,7 @@ fn text(value: Option<&HeaderValue>) -> String {
     value.and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Sends the requests and prints one line of JSON. Failed requests do not fail the command: they are counted.
+/// Sends the requests and prints one line of JSON. Failed requests do not fail the command unless it says so: they are counted.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let asker = Asker::new(&args.target)?;
     let figures = Rc::new(RefCell::new((Figures::default(), Vec::<u64>::new())));
@@ -240,6 +243,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     (figures.p50_us, figures.p99_us, figures.max_us) = (at(0.5), at(0.99), at(1.0));
     figures.seconds = start.elapsed().as_secs_f64();
     println!("{}", serde_json::to_string(&figures)?);
+    if args.must_succeed && figures.failed > 0 {
+        return Err(format!("{} of {} requests failed", figures.failed, figures.requests).into());
+    }
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! Answers with what it saw of a request. `/status/N` answers with that status, `/delay/MS` late, `/bytes/N` with N bytes,
-//! `/close` ends the connection without an answer; `Upgrade: echo` and WebSocket-like upgrades give back every byte.
+//! `/flaky/KEY/N` with 503 the first N times and then with 200; `Upgrade: echo` and WebSocket-like upgrades give back every byte.
 
 use crate::{
     Failure, Listen,
@@ -11,10 +11,20 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde_json::{Map, Value, json};
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 /// The largest answer that `/bytes/N` gives, and the largest body that is echoed.
 const MOST: usize = 16 << 20;
+/// How many keys of `/flaky` are remembered.
+const KEYS: usize = 4096;
+
+/// How often each key of `/flaky` was asked for.
+type Asked = Arc<Mutex<BTreeMap<String, u64>>>;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -25,10 +35,17 @@ pub(crate) struct Args {
 pub(crate) async fn serve(args: Args) -> Result<(), Failure> {
     let host = std::env::var("HOSTNAME").unwrap_or_default();
     let version = args.listen.version.clone();
-    server::serve(args.listen, move |request, peer| answer(request, peer, host.clone(), version.clone())).await
+    let asked = Asked::default();
+    server::serve(args.listen, move |request, peer| answer(request, peer, host.clone(), version.clone(), asked.clone())).await
 }
 
-async fn answer(mut request: Request<Incoming>, peer: SocketAddr, pod: String, version: String) -> Result<Answer, Failure> {
+async fn answer(
+    mut request: Request<Incoming>,
+    peer: SocketAddr,
+    pod: String,
+    version: String,
+    asked: Asked,
+) -> Result<Answer, Failure> {
     if let Some(protocol) = request.headers().get(header::UPGRADE).cloned() {
         return Ok(upgraded(&mut request, protocol));
     }
@@ -48,6 +65,19 @@ async fn answer(mut request: Request<Incoming>, peer: SocketAddr, pod: String, v
         }
         (Some("delay"), Some(milliseconds)) => {
             tokio::time::sleep(Duration::from_millis(milliseconds.parse::<u64>()?.min(600_000))).await;
+        }
+        (Some("flaky"), Some(key)) => {
+            let failures: u64 = path.next().unwrap_or("1").parse()?;
+            let mut asked = asked.lock().map_err(|_| "the keys of /flaky are lost")?;
+            if asked.len() < KEYS || asked.contains_key(key) {
+                let count = asked.entry(key.to_owned()).or_default();
+                *count += 1;
+                if *count <= failures {
+                    let mut answer = Response::new(Full::from(format!("number {count} of {failures} to fail\n")));
+                    *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+                    return Ok(answer);
+                }
+            }
         }
         _ => {}
     }

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! It is also what the scenario tests measure with: `client` counts answers, `watch` tells when they change, `echo`
-//! answers with what it saw.
+//! answers with what it saw, `ask` shows all of one answer.
 
+mod ask;
 mod client;
 mod details;
 mod echo;
@@ -47,6 +48,8 @@ enum Role {
     Echo(echo::Args),
     /// Sends requests, counts what came back, and prints it as JSON.
     Client(client::Args),
+    /// Sends one request and prints all of its answer.
+    Ask(ask::Args),
     /// Asks again and again, and prints a line of JSON each time the answering version changes.
     Watch(client::WatchArgs),
     /// Does nothing until it is told to end: a place to run `client` in.
@@ -79,6 +82,7 @@ async fn main() -> ExitCode {
             Role::Inventory(args) => inventory::serve(args).await,
             Role::Echo(args) => echo::serve(args).await,
             Role::Client(args) => client::run(args).await,
+            Role::Ask(args) => ask::run(args).await,
             Role::Watch(args) => client::watch(args).await,
             Role::Idle => {
                 server::terminated().await;

@@ -3,6 +3,7 @@
 use crate::{
     cluster::{self, Target},
     figures::{Counted, Figures},
+    metrics::{self, Sample},
 };
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
@@ -67,7 +68,11 @@ impl Bed {
         self.kubectl_with(arguments, "")
     }
 
-    fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+    /// As [`Bed::kubectl`], with something on its standard input.
+    ///
+    /// # Errors
+    /// With kubectl's own words.
+    pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let mut command = self.command("kubectl")?;
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("kubectl does not start")?;
@@ -133,6 +138,113 @@ impl Bed {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Fails unless `holds` stays true for all of `window`.
+    ///
+    /// # Errors
+    /// With what `holds` said, and after how long.
+    pub fn stays(&self, what: &str, window: Duration, mut holds: impl FnMut() -> Result<()>) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < window {
+            holds().with_context(|| format!("{what}, after {:.1} s", start.elapsed().as_secs_f64()))?;
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Runs the demo binary in a pod and gives what it printed.
+    ///
+    /// # Errors
+    /// With its words, when it fails.
+    pub fn demo(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<String> {
+        let all: Vec<&str> = ["-n", namespace, "exec", pod, "--", "/leno-demo"].iter().chain(arguments).copied().collect();
+        self.kubectl(&all)
+    }
+
+    /// Sends one request from a pod and gives its answer: `status`, `headers`, `body`.
+    ///
+    /// # Errors
+    /// When there was no answer.
+    pub fn ask(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<Value> {
+        let all: Vec<&str> = ["ask"].iter().chain(arguments).copied().collect();
+        let printed = self.demo(namespace, pod, &all)?;
+        serde_json::from_str(&printed).with_context(|| format!("the answer is not JSON: {printed}"))
+    }
+
+    /// The proxy's metrics of a pod, as a scraper gets them.
+    ///
+    /// # Errors
+    /// When they cannot be had.
+    pub fn proxy_metrics(&self, namespace: &str, pod: &str) -> Result<Vec<Sample>> {
+        let page = self.demo(namespace, pod, &["ask", "http://127.0.0.1:15090/stats/prometheus", "--print", "body"])?;
+        Ok(metrics::parse(&page))
+    }
+
+    /// The pods of a namespace that a selector chooses and that are not being deleted, oldest first.
+    ///
+    /// # Errors
+    /// With the API server's reason.
+    pub fn pods(&self, namespace: &str, selector: &str) -> Result<Vec<Value>> {
+        let list = self.get(&["pods", "-n", namespace, "-l", selector, "--sort-by=.metadata.creationTimestamp"])?;
+        let all = list["items"].as_array().cloned().unwrap_or_default();
+        Ok(all.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+    }
+
+    /// The one pod that a selector chooses.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, namespace: &str, selector: &str) -> Result<Value> {
+        self.pods(namespace, selector)?.into_iter().next().with_context(|| format!("{namespace} has no pod {selector}"))
+    }
+
+    /// Patches an object by a merge patch.
+    ///
+    /// # Errors
+    /// With the API server's reason.
+    pub fn patch(&self, object: &[&str], patch: &Value) -> Result<String> {
+        let patch = patch.to_string();
+        let all: Vec<&str> = ["patch"].iter().chain(object).chain(&["--type=merge", "-p", &patch]).copied().collect();
+        self.kubectl(&all)
+    }
+
+    /// Events about an object, each as `Type Reason: message`.
+    ///
+    /// # Errors
+    /// With the API server's reason.
+    pub fn events(&self, kind: &str, name: &str) -> Result<Vec<String>> {
+        let selector = format!("involvedObject.kind={kind},involvedObject.name={name}");
+        let list = self.get(&["events", "-A", "--field-selector", &selector])?;
+        let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        Ok(items.iter().map(|event| format!("{} {}: {}", text(event, "type"), text(event, "reason"), text(event, "message"))).collect())
+    }
+
+    /// Ends the main process of a container with SIGKILL; gives whether this bed can: only on the local cluster, where the
+    /// processes of pods are this machine's.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn kill(&self, namespace: &str, pod: &str, container: &str) -> Result<bool> {
+        if !matches!(self.target, Target::Local(_)) {
+            return Ok(false);
+        }
+        let value = self.get(&["pod", pod, "-n", namespace])?;
+        let id = ["containerStatuses", "initContainerStatuses"]
+            .iter()
+            .flat_map(|list| value["status"][list].as_array().into_iter().flatten())
+            .find(|status| status["name"] == container)
+            .and_then(|status| status["containerID"].as_str())
+            .and_then(|id| id.rsplit('/').next())
+            .with_context(|| format!("{namespace}/{pod} has no running container {container}"))?
+            .to_owned();
+        let process = std::fs::read_dir("/proc")?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+            .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&id)))
+            .with_context(|| format!("no process belongs to container {container} of {namespace}/{pod}"))?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL)?;
+        Ok(true)
     }
 
     /// Waits until a condition of an object is `True`, and gives its message.

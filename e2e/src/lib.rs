@@ -6,4 +6,6 @@ pub mod demo;
 pub mod figures;
 pub mod install;
 pub mod judge;
+pub mod lab;
+pub mod metrics;
 pub mod scenarios;

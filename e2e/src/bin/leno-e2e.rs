@@ -36,12 +36,8 @@ enum Task {
     Scenarios {
         #[command(flatten)]
         release: Release,
-        /// Only those whose name contains this.
-        #[arg(long)]
-        only: Option<String>,
-        /// Leave the cluster running afterwards.
-        #[arg(long)]
-        keep: bool,
+        #[command(flatten)]
+        options: scenarios::Options,
     },
 }
 
@@ -50,7 +46,7 @@ fn main() -> ExitCode {
         Task::Demo(release) => demo::run(release).map(|()| true),
         Task::DemoDown => demo::down().map(|()| true),
         Task::Judge { bin_dir, cases, only } => judge::judge(&bin_dir, &cases, only.as_deref()),
-        Task::Scenarios { release, only, keep } => scenarios::run(release, only.as_deref(), keep),
+        Task::Scenarios { release, options } => scenarios::run(release, &options),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -2,11 +2,18 @@
 //! cluster, each leaves the mesh as it found it, and a failed one does not stop the others (but the first, which installs).
 
 mod canary;
+mod injection;
+mod lifecycle;
+mod meshinstalls;
+mod objects;
+mod resilience;
+mod security;
+mod traffic;
 
 use crate::{
     bed::{Bed, Release},
     cluster::{self, run::Progress},
-    install,
+    install, lab,
 };
 use anyhow::Result;
 use std::time::Instant;
@@ -24,19 +31,79 @@ const ALL: &[Scenario] = &[
     ("front_page_over_http_grpc_and_tcp_then_every_hop_answers", canary::every_hop_answers),
     ("virtual_service_when_changed_then_in_force_within_500_ms", canary::change_is_in_force_quickly),
     ("two_sidecars_then_added_latency_and_memory_are_small", canary::latency_and_memory),
+    ("mesh_when_looked_at_then_status_tells_what_runs", lifecycle::what_a_user_sees),
+    ("route_actions_when_matched_then_requests_and_answers_change", traffic::actions_of_routes),
+    ("pod_when_named_by_ip_service_or_itself_then_answers", traffic::every_name_of_a_pod),
+    ("protocols_when_declared_or_detected_then_pass", traffic::every_protocol),
+    ("workloads_outside_the_mesh_then_talk_both_ways", traffic::outside_and_inside_talk),
+    ("metrics_when_requests_pass_then_both_reporters_count", traffic::metrics_of_both_reporters),
+    ("access_log_when_requests_pass_then_has_istios_format", traffic::access_log),
+    ("admin_when_asked_from_elsewhere_then_does_not_answer", traffic::admin_on_loopback),
+    ("rolling_restart_under_load_then_no_request_fails", traffic::rolling_restart),
+    ("mutual_tls_when_both_are_meshed_then_used", security::mutual_tls_by_default),
+    ("strict_mode_when_set_then_plain_text_is_refused_and_probes_pass", security::strict_refuses_plain_text),
+    ("impostor_when_it_takes_an_endpoint_then_refused", security::impostor_is_refused),
+    ("control_plane_when_it_would_write_then_may_not", security::rbac_of_the_control_plane_has_no_write),
+    ("injection_when_asked_or_declined_then_obeys", injection::who_is_injected),
+    ("injected_pod_then_has_the_shape_of_the_contract", injection::shape_of_the_pod),
+    ("job_when_injected_then_completes", injection::job_completes),
+    ("probe_when_proxy_is_killed_then_app_does_not_restart", injection::probes_survive_a_killed_proxy),
+    ("probe_when_app_is_unwell_then_fails", injection::failing_probe_still_fails),
+    ("sidecar_image_when_patched_then_app_keeps_running", injection::image_patch_keeps_the_app),
+    ("schema_when_tables_are_applied_then_accepts_and_refuses", objects::tables_of_the_schema),
+    ("traffic_kinds_when_read_in_every_version_then_are_as_written", objects::every_version_is_served),
+    ("object_when_wrong_then_its_status_names_the_field", objects::wrong_objects_are_named),
+    ("weights_when_impossible_then_refused_or_reported", objects::impossible_weights),
+    ("host_when_claimed_twice_then_the_older_wins", objects::two_that_claim_one_host),
+    ("field_when_not_in_force_then_status_names_it", objects::fields_not_in_force_are_named),
+    ("object_when_malformed_in_the_store_then_skipped_and_reported", objects::malformed_object_in_the_store),
+    ("mesh_install_when_impossible_then_refused", meshinstalls::refused_at_apply),
+    ("mesh_install_when_version_is_unknown_then_old_mesh_stays", meshinstalls::unknown_version),
+    ("mesh_install_when_second_in_a_namespace_then_told", meshinstalls::second_for_the_same_namespace),
+    ("mesh_install_when_image_is_missing_then_told", meshinstalls::image_that_does_not_exist),
+    ("mesh_install_when_version_changes_then_no_request_fails", meshinstalls::version_rolls_without_a_failed_request),
+    ("mesh_install_when_scaled_then_replicas_follow", lifecycle::scales),
+    ("mesh_install_when_autoscaled_then_replicas_are_left_alone", lifecycle::autoscaler_decides),
+    ("outbound_mode_when_changed_then_applies_live", lifecycle::outbound_mode_applies_live),
+    ("drift_when_made_then_repaired", lifecycle::drift_is_repaired),
+    ("mesh_in_use_when_deleted_then_refused", lifecycle::deleting_a_mesh_in_use_is_refused),
+    ("mesh_when_deleted_then_all_it_made_is_gone_and_nothing_else", lifecycle::delete_removes_all_and_nothing_else),
+    ("control_plane_when_restarted_then_no_traffic_moves", resilience::control_plane_restart_moves_no_traffic),
+    ("control_plane_replica_when_killed_then_no_request_fails", resilience::one_replica_killed),
+    ("control_plane_when_gone_for_a_minute_then_no_request_fails", resilience::control_plane_gone_for_a_minute),
+    ("operator_when_killed_at_every_step_of_an_install_then_ready", resilience::operator_killed_at_every_step),
+    ("mesh_when_at_rest_then_nothing_is_written", lifecycle::nothing_is_written_at_rest),
 ];
 
-/// Runs the scenarios whose name contains `only`, prints `N passed, N failed`, and gives whether none failed.
+/// How to run them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only those whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Leave the cluster running afterwards.
+    #[arg(long)]
+    keep: bool,
+    /// Leno, the shop and the lab are on the cluster already: a run with --keep left them.
+    #[arg(long)]
+    installed: bool,
+    /// The name of the local cluster.
+    #[arg(long, default_value = CLUSTER)]
+    cluster: String,
+}
+
+/// Runs the scenarios, prints `N passed, N failed`, and gives whether none failed.
 ///
 /// # Errors
 /// When there is no cluster to run them on.
-pub fn run(release: Release, only: Option<&str>, keep: bool) -> Result<bool> {
+pub fn run(release: Release, options: &Options) -> Result<bool> {
+    let only = options.only.as_deref();
     let mut progress = Progress::new("scenarios");
-    let bed = Bed::start(CLUSTER, release)?;
+    let bed = Bed::start(&options.cluster, release)?;
     progress.done("the cluster is there");
     let (mut passed, mut failed) = (0, Vec::new());
-    match installed(&bed, &mut progress) {
-        Ok(()) => passed += 1,
+    match if options.installed { Ok(()) } else { installed(&bed, &mut progress) } {
+        Ok(()) => passed += usize::from(!options.installed),
         Err(error) => failed.push(("install_on_a_fresh_cluster_then_ready", error)),
     }
     if failed.is_empty() {
@@ -63,8 +130,8 @@ pub fn run(release: Release, only: Option<&str>, keep: bool) -> Result<bool> {
     }
     progress.finished("figures are in target/scenarios/latest.json");
     println!("\n{passed} passed, {} failed", failed.len());
-    if !keep && matches!(bed.target, cluster::Target::Local(_)) {
-        cluster::lifecycle::down(CLUSTER.parse()?)?;
+    if !options.keep && matches!(bed.target, cluster::Target::Local(_)) {
+        cluster::lifecycle::down(options.cluster.parse()?)?;
     }
     Ok(failed.is_empty())
 }
@@ -77,5 +144,8 @@ fn installed(bed: &Bed, progress: &mut Progress) -> Result<()> {
     bed.figures.add("meshinstall_applied_to_ready", took.as_secs_f64(), "s");
     install::shop(bed, progress)?;
     bed.apply_file("config/samples/canary/destination-rule.yaml")?;
+    bed.apply_file("config/samples/canary/000.yaml")?;
+    lab::set_up(bed)?;
+    progress.done("the lab is set up");
     Ok(())
 }
