@@ -72,7 +72,7 @@ impl RouteTable {
                 let (list, part) = match (lower.strip_prefix('*'), lower.strip_suffix('*')) {
                     (Some(suffix), _) if stars == 1 => (&mut table.suffixes, suffix),
                     (None, Some(prefix)) if stars == 1 => (&mut table.prefixes, prefix),
-                    (None, None) if !lower.is_empty() => {
+                    (None, None) if stars == 0 && !lower.is_empty() => {
                         if table.exact.contains_key(lower.as_str()) {
                             return Err(duplicate());
                         }

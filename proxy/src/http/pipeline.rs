@@ -245,8 +245,9 @@ async fn proxy<D: Downstream>(
         if !retry::wanted(failure, policy, safe) || body.unrepeatable {
             return Err(or_else.into());
         }
-        // A connection that was closed in the pool says nothing about the endpoint: once more, at once, and not counted.
-        let was_stale = matches!(failure, Failure::Reset { reused: true, answered: false, .. });
+        // A connection that was closed in the pool, or is being closed, says nothing about the endpoint: once more, at once,
+        // and not counted.
+        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
         if was_stale && stale < MAX_STALE {
             stale += 1;
             continue;

@@ -27,18 +27,23 @@ pub enum Failure {
 
 /// Whether to try again.
 ///
-/// Without any policy one case remains: a connection from the pool that turns out to be closed. The endpoint closed it while
+/// Without any policy two cases remain. A connection from the pool that turns out to be closed: the endpoint closed it while
 /// idle, and a repeat is harmless if nothing was sent, or if the method is safe and no byte of an answer came (RFC 9110, 9.2.2).
+/// And a refused stream, of which the endpoint says that it did nothing.
 pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool) -> bool {
     if let Failure::Reset { sent, reused: true, answered: false } = failure
         && (!sent || safe_method)
     {
         return true;
     }
+    // The endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7).
+    if failure == Failure::Refused {
+        return true;
+    }
     let Some(policy) = policy else { return false };
     let RetryOn {
         connect_failure,
-        refused_stream,
+        refused_stream: _,
         reset_before_request,
         reset,
         server_error,
@@ -49,7 +54,7 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
     } = policy.on;
     match failure {
         Failure::Connect => connect_failure || server_error || gateway_error,
-        Failure::Refused => refused_stream || server_error || reset,
+        Failure::Refused => true,
         Failure::Reset { sent, .. } => reset || server_error || gateway_error || reset_before_request && !sent,
         Failure::PerTryTimeout => server_error || gateway_error || reset,
         Failure::Status(status, grpc) => {

@@ -7,7 +7,7 @@ pub use detect::{Detected, detect};
 pub use stream::{Rewound, Stream};
 
 use crate::{
-    config::{Codec, Facts, FilterChain, Listener, Network, Root, Transport},
+    config::{Codec, Facts, FilterChain, Listener, Network, Root, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2,
     tcp,
@@ -55,41 +55,59 @@ impl Place {
     }
 }
 
+/// A connection of which is known what serves it.
+enum Ready {
+    Http1(Stream, Buffer, ConnInfo, Place),
+    Http2(Stream, Buffer, ConnInfo, Place),
+    Tcp(Stream, Buffer, ConnInfo, Arc<TcpProxy>),
+}
+
 /// Serves an accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
-    let (Ok(local), Ok(remote)) = (tcp.local_addr(), tcp.peer_addr()) else { return };
+    // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
+    // many, pays for no other kind.
+    match Box::pin(prepare(&worker, tcp, bound)).await {
+        None => {}
+        Some(Ready::Http1(stream, first, conn, place)) => http::h1::serve(worker, stream, first, conn, place).await,
+        Some(Ready::Http2(stream, first, conn, place)) => {
+            Box::pin(http2::connection(worker, stream, first, conn, place)).await;
+        }
+        Some(Ready::Tcp(stream, first, conn, proxy)) => {
+            Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await;
+        }
+    }
+}
+
+/// Finds out what serves a connection. `None` closes it.
+async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<Ready> {
+    let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
-    let Some(owner) = root.config().listeners.bound(bound) else { return };
+    let owner = root.config().listeners.bound(bound)?;
     let destination = if owner.use_original_dst { original_destination(&tcp, local) } else { local };
     let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
     if owner.use_original_dst && (destination == local || owner.is_own(destination)) {
         // Nobody redirected it: passed on to where it wanted to go it would come back for ever.
         tracing::debug!(%remote, %destination, "a connection to the proxy's own port is closed");
-        return;
+        return None;
     }
     let mut place =
         Place { bound, destination, transport: Transport::Raw, server_name: None, protocols: Vec::new() };
-    let Some(listener) = place.listener(root.config()) else { return };
-    let mut tcp = tcp;
+    let listener = place.listener(root.config())?;
     let mut first = Buffer::default();
-    let Some(detected) = detect(&mut tcp, &mut first, listener, destination.port()).await else { return };
+    let detected = detect(&mut tcp, &mut first, listener, destination.port()).await?;
     place.transport = detected.transport;
     place.server_name = detected.server_name;
     place.protocols = detected.protocols;
     let Some(chain) = place.find(root.config()) else {
         tracing::debug!(%remote, %destination, listener = %listener.name, "no filter chain matches; closed");
-        return;
+        return None;
     };
     let mut conn = ConnInfo::new(destination, remote);
     conn.server_name = place.server_name.clone();
-    let network = chain.network.clone();
-    let (stream, alpn) = if chain.tls.is_some() {
-        let bytes = first.bytes().to_vec();
-        first = Buffer::default();
-        let io = Rewound::new(tcp, bytes);
-        // Boxed: a handshake's state would make the future of every plain connection large.
-        match Box::pin(tls::server::accept(io, worker.credentials(), tls::HANDSHAKE_TIMEOUT)).await {
+    let (mut stream, alpn) = if chain.tls.is_some() {
+        let io = Rewound::new(tcp, std::mem::take(&mut first).bytes().to_vec());
+        match tls::server::accept(io, worker.credentials(), tls::HANDSHAKE_TIMEOUT).await {
             Ok(established) => {
                 conn.peer = Some(established.peer);
                 conn.secure = true;
@@ -97,33 +115,22 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
             }
             Err(error) => {
                 tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
-                return;
+                return None;
             }
         }
     } else {
         (Stream::Plain(tcp), None)
     };
-    drop(root);
-    match network {
-        Network::Tcp(proxy) => Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await,
-        Network::Http(manager) => {
-            let mut stream = stream;
-            let http2 = match (manager.codec, alpn) {
-                (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
-                (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
-                (Codec::Auto, _) => match detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await {
-                    Some(http2) => http2,
-                    None => return,
-                },
-            };
-            drop(manager);
-            if http2 {
-                Box::pin(http2::connection(worker, stream, first, conn, place)).await;
-            } else {
-                http::h1::serve(worker, stream, first, conn, place).await;
-            }
-        }
-    }
+    let manager = match &chain.network {
+        Network::Tcp(proxy) => return Some(Ready::Tcp(stream, first, conn, proxy.clone())),
+        Network::Http(manager) => manager,
+    };
+    let http2 = match (manager.codec, alpn) {
+        (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
+        (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
+        (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
+    };
+    Some(if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) })
 }
 
 /// Where a redirected connection wanted to go; its local address when nothing redirected it.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::balance::Rng;
 use crate::config::{
     Action, DirectResponse, HeaderOps, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch,
 };

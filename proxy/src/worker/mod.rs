@@ -6,6 +6,8 @@
 mod accept;
 mod group;
 mod root;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 pub use group::{ListenSocket, Settings, SpawnError, Workers, spawn};

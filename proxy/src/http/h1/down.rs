@@ -253,9 +253,9 @@ impl Downstream for Connection {
     }
 
     fn abort(&mut self) {
+        // What was queued still goes out: the client sees how far the response came, and that it is not whole.
         self.closing = true;
         self.ended = false;
-        self.output.consume(self.output.len());
     }
 
     fn tunnel(&mut self) {

@@ -96,8 +96,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
             tally: Tally::start(manager.access_log.is_some()),
         };
         match waited {
-            Waited::Request => pipeline::run(&mut call, &mut side).await,
-            Waited::Refused(error) => refuse(&mut call, &mut side, error).await,
+            // Boxed: what a request needs is there while it runs, and an idle connection stays small.
+            Waited::Request => Box::pin(pipeline::run(&mut call, &mut side)).await,
+            Waited::Refused(error) => Box::pin(refuse(&mut call, &mut side, error)).await,
             Waited::Over => break,
         }
         drop(call);

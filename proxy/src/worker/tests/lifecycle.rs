@@ -1,0 +1,136 @@
+//! Configuration changes, draining, balancing between workers, sizes.
+
+use super::*;
+
+#[test]
+fn connections_when_many_come_then_workers_share_them_exactly() {
+    let backend = Backend::echo();
+    let proxy = Proxy::start(3, http(forward(Forward::default())), vec![cluster(&[backend.address])]);
+    let mut clients: Vec<Side> = (0..30).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.ask(&get("/")).status(), 200);
+    }
+    assert_eq!(proxy.workers().connections_by_worker(), [10, 10, 10]);
+    drop(clients);
+    eventually("no open connection", || proxy.workers().connections() == 0);
+}
+
+#[test]
+fn root_when_published_then_the_next_request_on_an_open_connection_uses_it() {
+    let backends: Vec<Backend> = (0..2).map(|n| Backend::http(move |_| ok(&n.to_string()))).collect();
+    let proxy = Proxy::simple(&[backends[0].address]);
+    let mut client = proxy.client();
+    assert_eq!(client.ask(&get("/")).body, "0");
+    proxy.publish(http(forward(Forward::default())), vec![cluster(&[backends[1].address])]);
+    assert_eq!(client.ask(&get("/")).body, "1");
+    proxy.publish(http(Action::Direct(DirectResponse { code: 200, body: (*b"me").into() })), vec![]);
+    assert_eq!(client.ask(&get("/")).body, "me");
+}
+
+#[test]
+fn request_when_root_changes_under_it_then_it_ends_on_the_old_one() {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let receiver = std::sync::Mutex::new(receiver);
+    let backend = Backend::start(move |stream, _| {
+        let mut side = Side::new(stream);
+        side.message(true);
+        receiver.lock().unwrap().recv_timeout(LIMIT).unwrap();
+        side.send(ok("old").as_bytes());
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    client.send(get("/").as_bytes());
+    eventually("the request at the back end", || backend.connections.load(Ordering::SeqCst) == 1);
+    proxy.publish(http(Action::Direct(DirectResponse { code: 200, body: (*b"new").into() })), vec![]);
+    assert_eq!(proxy.get("/").body, "new");
+    sender.send(()).unwrap();
+    assert_eq!(client.message(false).unwrap().body, "old");
+}
+
+#[test]
+fn endpoint_when_it_goes_then_its_pooled_connections_are_closed() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let backend = Backend::start(move |stream, _| {
+        let mut side = Side::new(stream);
+        side.message(true);
+        side.send(ok("x").as_bytes());
+        assert!(side.message(true).is_none());
+        sender.lock().unwrap().send(()).unwrap();
+    });
+    let other = Backend::http(|_| ok("other"));
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    assert_eq!(client.ask(&get("/")).body, "x");
+    proxy.publish(http(forward(Forward::default())), vec![cluster(&[other.address])]);
+    receiver.recv_timeout(LIMIT).expect("the idle connection is closed");
+    assert_eq!(client.ask(&get("/")).body, "other");
+}
+
+#[test]
+fn workers_when_draining_then_idle_connections_close_and_busy_ones_end_in_peace() {
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
+    let receiver = std::sync::Mutex::new(receiver);
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let slow = arrived.clone();
+    let backend = Backend::start(move |stream, _| {
+        let mut side = Side::new(stream);
+        while let Some(request) = side.message(true) {
+            if request.head.contains("/slow") {
+                slow.store(1, Ordering::SeqCst);
+                receiver.lock().unwrap().recv_timeout(LIMIT).unwrap();
+            }
+            side.send(ok("x").as_bytes());
+        }
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let (mut idle, mut busy) = (proxy.client(), proxy.client());
+    assert_eq!(idle.ask(&get("/")).status(), 200);
+    busy.send(get("/slow").as_bytes());
+    eventually("the slow request at the back end", || arrived.load(Ordering::SeqCst) == 1);
+    let left = proxy.wait(proxy.workers().drain(Instant::now() + Duration::from_millis(200)));
+    assert_eq!(left, 1, "the busy one");
+    assert_eq!(idle.rest(), "");
+    // Accepting goes on, and says that the connection will not stay.
+    let answer = proxy.get("/");
+    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+    sender.send(()).unwrap();
+    let answer = busy.message(false).unwrap();
+    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now() + LIMIT)), 0);
+    proxy.wait(proxy.workers().stop_accepting());
+    eventually("a refused connection", || TcpStream::connect(proxy.address).is_err());
+}
+
+#[test]
+fn client_when_it_goes_away_then_the_upstream_request_is_given_up() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let backend = Backend::start(move |stream, _| {
+        let mut side = Side::new(stream);
+        side.message(true);
+        side.rest();
+        sender.lock().unwrap().send(()).unwrap();
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    client.send(get("/").as_bytes());
+    eventually("the request at the back end", || backend.connections.load(Ordering::SeqCst) == 1);
+    drop(client);
+    receiver.recv_timeout(LIMIT).expect("the back end sees the end");
+    proxy.told("DC");
+}
+
+#[test]
+fn connection_when_idle_then_its_future_is_small() {
+    let (_, mut shards) = Telemetry::new(1);
+    let worker = Worker::new(0, 1, Arc::new(Root::default()), shards.remove(0), CredentialStore::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let tcp = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap()
+    });
+    let future = crate::listen::serve(worker, tcp, "127.0.0.1:1".parse().unwrap());
+    let size = std::mem::size_of_val(&future);
+    assert!(size <= 1792, "{size} bytes for each connection");
+}

@@ -1,0 +1,180 @@
+//! Bytes from a client to a back end and back, and what listeners find out about connections.
+
+use super::*;
+
+fn proxy_to(clusters: Vec<Cluster>, idle: Duration) -> Proxy {
+    Proxy::start(1, Network::Tcp(Arc::new(tcp(idle))), clusters)
+}
+
+fn tcp(idle: Duration) -> TcpProxy {
+    TcpProxy {
+        stat_prefix: "tcp".into(),
+        direction: Direction::Outbound,
+        targets: vec![TcpTarget { cluster: FIRST, weight: 1 }],
+        idle_timeout: idle,
+        connect_attempts: 2,
+        access_log: None,
+    }
+}
+
+#[test]
+fn bytes_when_proxied_then_both_ends_are_passed_on() {
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        side.send(b"hello first\n");
+        let all = side.rest();
+        side.send(all.len().to_string().as_bytes());
+    });
+    let proxy = proxy_to(vec![cluster(&[backend.address])], LIMIT);
+    let mut client = proxy.client();
+    assert_eq!(client.until(b"\n").unwrap(), "hello first\n");
+    client.send(&vec![b'x'; 3_000_000]);
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(client.rest(), "3000000");
+    eventually("bytes counted", || {
+        let metrics = proxy.telemetry.render();
+        metrics.lines().any(|line| line.starts_with("istio_tcp_received_bytes_total") && line.ends_with(" 3000000"))
+            && metrics.lines().any(|line| line.starts_with("istio_tcp_connections_closed_total") && line.ends_with(" 1"))
+    });
+}
+
+#[test]
+fn connection_when_one_endpoint_is_dead_then_another_is_tried() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let backend = Backend::start(|stream, _| Side::new(stream).send(b"alive"));
+    let proxy = proxy_to(vec![cluster(&[dead, backend.address])], LIMIT);
+    for _ in 0..6 {
+        assert_eq!(proxy.client().rest(), "alive");
+    }
+}
+
+#[test]
+fn connection_when_idle_for_too_long_then_it_is_closed() {
+    let backend = Backend::start(|stream, _| {
+        Side::new(stream).rest();
+    });
+    let proxy = proxy_to(vec![cluster(&[backend.address])], Duration::from_millis(100));
+    let start = Instant::now();
+    assert_eq!(proxy.client().rest(), "");
+    assert!(start.elapsed() < LIMIT);
+}
+
+fn detecting(proxy: &Proxy, detect_timeout: Duration, clusters: Vec<Cluster>) {
+    let http11: Arc<str> = "http/1.1".into();
+    let chain = |name: &str, matches, network| FilterChain { name: name.into(), matches, tls: None, network };
+    let listener = Listener {
+        name: "detecting".into(),
+        direction: Direction::Outbound,
+        addresses: vec![proxy.address],
+        bind: true,
+        use_original_dst: false,
+        inspect: Inspect { tls: true, http: true, ..Inspect::default() },
+        detect_timeout,
+        continue_on_timeout: true,
+        chains: vec![
+            chain(
+                "http",
+                ChainMatch { application_protocols: vec![http11], ..ChainMatch::default() },
+                http(Action::Direct(DirectResponse { code: 200, body: (*b"http").into() })),
+            ),
+            chain(
+                "sni",
+                ChainMatch { server_names: vec!["*.example.com".into()], ..ChainMatch::default() },
+                Network::Tcp(Arc::new(tcp(LIMIT))),
+            ),
+        ],
+        default_chain: Some(chain("tcp", ChainMatch::default(), Network::Tcp(Arc::new(tcp(LIMIT))))),
+    };
+    proxy.wait(proxy.workers().publish(Arc::new(Root {
+        listeners: Listeners::new(vec![Arc::new(listener)]),
+        clusters: clusters.into_iter().map(|cluster| Some(Arc::new(cluster))).collect(),
+        ..Root::default()
+    })));
+}
+
+#[test]
+fn connection_when_protocol_is_detected_then_its_chain_serves_it() {
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        side.send(b"220 ready\n");
+        let line = side.until(b"\n").unwrap();
+        side.send(line.as_bytes());
+    });
+    let proxy = proxy_to(vec![cluster(&[backend.address])], LIMIT);
+    detecting(&proxy, Duration::from_millis(50), vec![cluster(&[backend.address])]);
+    assert_eq!(proxy.get("/").body, "http");
+    // A request that comes in pieces is one still.
+    let mut slow = proxy.client();
+    slow.send(b"GE");
+    thread::sleep(Duration::from_millis(5));
+    assert_eq!(slow.ask("T / HTTP/1.1\r\nhost: t\r\n\r\n").body, "http");
+    // The client speaks first, but not HTTP: what it said is not lost.
+    let mut client = proxy.client();
+    client.send(b"EHLO me\n");
+    assert_eq!(client.until(b"\n").unwrap(), "220 ready\n");
+    assert_eq!(client.until(b"\n").unwrap(), "EHLO me\n");
+    // The server speaks first: the wait is short.
+    let start = Instant::now();
+    let mut client = proxy.client();
+    assert_eq!(client.until(b"\n").unwrap(), "220 ready\n");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn connection_when_it_comes_straight_to_a_capturing_port_then_it_is_closed() {
+    let backend = Backend::echo();
+    let proxy = proxy_to(vec![cluster(&[backend.address])], LIMIT);
+    let mut listener = Listener {
+        name: "virtualOutbound".into(),
+        direction: Direction::Outbound,
+        addresses: vec![proxy.address],
+        bind: true,
+        use_original_dst: true,
+        inspect: Inspect::default(),
+        detect_timeout: Duration::ZERO,
+        continue_on_timeout: true,
+        chains: Vec::new(),
+        default_chain: None,
+    };
+    listener.default_chain = Some(FilterChain {
+        name: "passthrough".into(),
+        matches: ChainMatch::default(),
+        tls: None,
+        network: Network::Tcp(Arc::new(tcp(LIMIT))),
+    });
+    let passthrough = Cluster::new(FIRST, "PassthroughCluster", ClusterKind::OriginalDst);
+    proxy.wait(proxy.workers().publish(Arc::new(Root {
+        listeners: Listeners::new(vec![Arc::new(listener)]),
+        clusters: vec![Some(Arc::new(passthrough))],
+        ..Root::default()
+    })));
+    let mut client = proxy.client();
+    client.send(get("/").as_bytes());
+    assert_eq!(client.rest(), "");
+    eventually("no open connection", || proxy.workers().connections() == 0);
+}
+
+#[test]
+fn cluster_when_original_destination_then_it_is_reached_from_the_wanted_source() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
+    let backend = Backend::start(move |stream, _| {
+        sender.lock().unwrap().send(stream.peer_addr().unwrap()).unwrap();
+    });
+    let (_, mut shards) = Telemetry::new(1);
+    let config = Cluster {
+        bind: Some(SourceBind { v4: Some([127, 0, 0, 6].into()), v6: None }),
+        ..Cluster::new(FIRST, "inbound|80||", ClusterKind::OriginalDst)
+    };
+    let root = Root { clusters: vec![Some(Arc::new(config))], ..Root::default() };
+    let worker = Worker::new(0, 1, Arc::new(root), shards.remove(0), CredentialStore::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let root = worker.root();
+        let cluster = root.cluster(FIRST).unwrap();
+        let host = cluster.pick(&worker.rng, backend.address, |_| false).unwrap();
+        assert_eq!(host.address(), backend.address);
+        crate::pool::connect(cluster.config(), &host, crate::tls::Alpn::Tcp, &worker.tls).await.unwrap();
+    });
+    assert_eq!(receiver.recv_timeout(LIMIT).unwrap().ip(), std::net::IpAddr::from([127, 0, 0, 6]));
+}
