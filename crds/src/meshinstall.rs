@@ -59,7 +59,10 @@ pub const ALLOW_DELETE_IN_USE: &str = "mesh.leno.dev/allow-delete-in-use";
 pub struct MeshInstallSpec {
     /// The release to run, exactly, for example `0.1.0`: images and manifests of that release. An operator knows its own
     /// release and the one before it, so upgrade the operator first.
-    #[schemars(length(min = 5, max = 64), regex(pattern = r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?$"))]
+    #[schemars(
+        length(min = 5, max = 64),
+        regex(pattern = r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?$")
+    )]
     pub version: String,
     /// The namespace of the control plane, `leno-system` unless given. It is created when it does not exist. It cannot
     /// change.
@@ -206,7 +209,10 @@ pub struct MeshSpec {
     /// The first part of every identity, `spiffe://<trustDomain>/ns/<namespace>/sa/<service account>`; `cluster.local`
     /// unless given. It cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub trust_domain: Option<String>,
     /// Whether sidecars accept traffic that is not mutual TLS, `Permissive` unless given. Between sidecars it always is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -362,40 +368,65 @@ impl MeshInstallSpec {
         let mut problems = Vec::new();
         let mut problem = |reason, field, message: String| problems.push(Problem { reason, field, message });
         if !supported.iter().any(|version| *version == self.version) {
-            problem("UnknownVersion", "spec.version", format!(
-                "spec.version: this operator does not know release {:?}, only {}; upgrade the operator first (its Helm chart), or write one of these",
-                self.version, supported.join(" and "),
-            ));
+            problem(
+                "UnknownVersion",
+                "spec.version",
+                format!(
+                    "spec.version: this operator does not know release {:?}, only {}; upgrade the operator first (its Helm chart), or write one of these",
+                    self.version,
+                    supported.join(" and "),
+                ),
+            );
         }
         if self.autoscaling().is_none() && self.replicas() < 1 {
-            problem("NoReplicas", "spec.controlPlane.replicas", format!(
-                "spec.controlPlane.replicas: {} leaves no control plane, and no pod could start in the mesh; write at least 1, or delete the MeshInstall to remove the mesh",
-                self.replicas(),
-            ));
+            problem(
+                "NoReplicas",
+                "spec.controlPlane.replicas",
+                format!(
+                    "spec.controlPlane.replicas: {} leaves no control plane, and no pod could start in the mesh; write at least 1, or delete the MeshInstall to remove the mesh",
+                    self.replicas(),
+                ),
+            );
         }
         if let Some(autoscaling) = self.autoscaling()
             && (autoscaling.min_replicas() < 1 || autoscaling.max_replicas < autoscaling.min_replicas())
         {
-            problem("BadAutoscaling", "spec.controlPlane.autoscaling", format!(
-                "spec.controlPlane.autoscaling: from {} to {} replicas is no range; minReplicas must be at least 1 and not greater than maxReplicas",
-                autoscaling.min_replicas(), autoscaling.max_replicas,
-            ));
+            problem(
+                "BadAutoscaling",
+                "spec.controlPlane.autoscaling",
+                format!(
+                    "spec.controlPlane.autoscaling: from {} to {} replicas is no range; minReplicas must be at least 1 and not greater than maxReplicas",
+                    autoscaling.min_replicas(),
+                    autoscaling.max_replicas,
+                ),
+            );
         }
         if !is_dns_name(self.trust_domain()) {
-            problem("BadTrustDomain", "spec.mesh.trustDomain", format!(
-                "spec.mesh.trustDomain: {:?} cannot be part of an identity; write a DNS name in lower case such as cluster.local",
-                self.trust_domain(),
-            ));
+            problem(
+                "BadTrustDomain",
+                "spec.mesh.trustDomain",
+                format!(
+                    "spec.mesh.trustDomain: {:?} cannot be part of an identity; write a DNS name in lower case such as cluster.local",
+                    self.trust_domain(),
+                ),
+            );
         }
         if self.system_namespace().starts_with("kube-") || !is_dns_label(self.system_namespace()) {
-            problem("BadNamespace", "spec.namespace", format!(
-                "spec.namespace: {:?} cannot hold a control plane; write the name of a namespace that is not Kubernetes' own",
-                self.system_namespace(),
-            ));
+            problem(
+                "BadNamespace",
+                "spec.namespace",
+                format!(
+                    "spec.namespace: {:?} cannot hold a control plane; write the name of a namespace that is not Kubernetes' own",
+                    self.system_namespace(),
+                ),
+            );
         }
         if self.engine() == Engine::Envoy {
-            problem("UnsupportedEngine", "spec.dataPlane.engine",
-                "spec.dataPlane.engine: this release has no Envoy data plane yet; write leno".to_owned());
+            problem(
+                "UnsupportedEngine",
+                "spec.dataPlane.engine",
+                "spec.dataPlane.engine: this release has no Envoy data plane yet; write leno".to_owned(),
+            );
         }
         problems
     }
@@ -597,7 +628,10 @@ mod tests {
             "{version: 9.9.9, namespace: kube-system, controlPlane: {replicas: 0}, dataPlane: {engine: envoy}, \
              mesh: {trustDomain: 'Not A Domain'}}",
         );
-        assert_eq!(reasons(&spec), ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace", "UnsupportedEngine"]);
+        assert_eq!(
+            reasons(&spec),
+            ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace", "UnsupportedEngine"]
+        );
         for problem in spec.problems(&[]) {
             assert!(problem.message.starts_with(problem.field), "{}", problem.message);
         }

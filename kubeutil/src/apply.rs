@@ -84,12 +84,9 @@ impl Desired {
     ///
     /// [`ApplyError::Malformed`], when it has no kind or name.
     pub fn new(object: &impl serde::Serialize, plural: &str) -> Result<Self, ApplyError> {
-        let malformed = |object: &str, reason: &str| ApplyError::Malformed {
-            object: object.to_owned(),
-            reason: reason.to_owned(),
-        };
-        let mut body =
-            serde_json::to_value(object).map_err(|error| malformed("an object", &error.to_string()))?;
+        let malformed =
+            |object: &str, reason: &str| ApplyError::Malformed { object: object.to_owned(), reason: reason.to_owned() };
+        let mut body = serde_json::to_value(object).map_err(|error| malformed("an object", &error.to_string()))?;
         let text = |pointer: &str| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let (Some(version), Some(kind)) = (text("/apiVersion"), text("/kind")) else {
             return Err(malformed("an object", "it has no apiVersion and kind"));
@@ -184,11 +181,7 @@ impl Applier {
     /// # Errors
     ///
     /// [`ApplyError::Refused`] with what the API server said.
-    pub async fn apply(
-        &mut self,
-        desired: &Desired,
-        observed: Option<&DynamicObject>,
-    ) -> Result<Outcome, ApplyError> {
+    pub async fn apply(&mut self, desired: &Desired, observed: Option<&DynamicObject>) -> Result<Outcome, ApplyError> {
         if !self.is_due(desired, observed) {
             return Ok(Outcome::Unchanged);
         }
@@ -202,8 +195,10 @@ impl Applier {
             self.last.clear();
         }
         let resource_version = answer.resource_version().unwrap_or_default();
-        let unchanged = observed.is_some_and(|observed| observed.resource_version().as_deref() == Some(&resource_version));
-        self.last.insert(desired.describe(), Last { hash: hash_of(&desired.body), resource_version, at: Instant::now() });
+        let unchanged =
+            observed.is_some_and(|observed| observed.resource_version().as_deref() == Some(&resource_version));
+        self.last
+            .insert(desired.describe(), Last { hash: hash_of(&desired.body), resource_version, at: Instant::now() });
         Ok(match observed {
             None => Outcome::Created,
             Some(_) if unchanged => Outcome::Unchanged,
@@ -229,18 +224,24 @@ pub fn differs(desired: &Desired, observed: &DynamicObject) -> bool {
 /// one length and fit element by element. An empty object or list may be absent: the API server drops some of them.
 pub fn covers(observed: &Value, wanted: &Value) -> bool {
     match (observed, wanted) {
-        (Value::Object(observed), Value::Object(wanted)) => wanted.iter().all(|(key, wanted)| {
-            match observed.get(key) {
+        (Value::Object(observed), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, wanted)| match observed.get(key) {
                 Some(observed) => covers(observed, wanted),
                 None => is_empty(wanted),
-            }
-        }),
+            })
+        }
         (Value::Array(observed), Value::Array(wanted)) => {
             if let (false, Some(names)) = (wanted.is_empty(), names(wanted)) {
-                let find = |name: &str| observed.iter().find(|element| element.get("name").and_then(Value::as_str) == Some(name));
-                return names.iter().zip(wanted).all(|(name, wanted)| find(name).is_some_and(|observed| covers(observed, wanted)));
+                let find = |name: &str| {
+                    observed.iter().find(|element| element.get("name").and_then(Value::as_str) == Some(name))
+                };
+                return names
+                    .iter()
+                    .zip(wanted)
+                    .all(|(name, wanted)| find(name).is_some_and(|observed| covers(observed, wanted)));
             }
-            observed.len() == wanted.len() && observed.iter().zip(wanted).all(|(observed, wanted)| covers(observed, wanted))
+            observed.len() == wanted.len()
+                && observed.iter().zip(wanted).all(|(observed, wanted)| covers(observed, wanted))
         }
         (Value::Number(observed), Value::Number(wanted)) => observed.as_f64() == wanted.as_f64(),
         (observed, wanted) => observed == wanted,
@@ -323,7 +324,8 @@ mod tests {
 
     #[test]
     fn object_when_a_field_is_no_longer_wanted_then_differs() {
-        let (before, after) = (desired(json!({ "replicas": 2, "minReadySeconds": 5 })), desired(json!({ "replicas": 2 })));
+        let (before, after) =
+            (desired(json!({ "replicas": 2, "minReadySeconds": 5 })), desired(json!({ "replicas": 2 })));
         assert!(differs(&after, &stored(&before)));
     }
 

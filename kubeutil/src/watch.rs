@@ -220,12 +220,7 @@ fn key_of<K: Resource>(guard: &DeserializeGuard<K>) -> Key {
     Key { namespace: meta.namespace.clone().unwrap_or_default(), name: meta.name.clone().unwrap_or_default() }
 }
 
-fn put<K: Resource + Clone>(
-    kind: &str,
-    guard: DeserializeGuard<K>,
-    trim: fn(&mut K),
-    contents: &mut Contents<K>,
-) {
+fn put<K: Resource + Clone>(kind: &str, guard: DeserializeGuard<K>, trim: fn(&mut K), contents: &mut Contents<K>) {
     let key = key_of(&guard);
     match guard.0 {
         Ok(mut object) => {

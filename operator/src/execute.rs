@@ -133,10 +133,8 @@ impl Executor {
 
     /// Creates what must not be there yet; somebody else being faster is fine, the next plan sees theirs.
     async fn create(&self, desired: &Desired) -> Result<Outcome, StepError> {
-        let object = serde_json::from_value(desired.body.clone()).map_err(|error| ApplyError::Malformed {
-            object: desired.describe(),
-            reason: error.to_string(),
-        })?;
+        let object = serde_json::from_value(desired.body.clone())
+            .map_err(|error| ApplyError::Malformed { object: desired.describe(), reason: error.to_string() })?;
         let params = PostParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PostParams::default() };
         match desired.api(&self.client).create(&params, &object).await {
             Ok(_) => Ok(Outcome::Created),
@@ -162,10 +160,8 @@ impl Executor {
         if going {
             return Ok(Outcome::Unchanged);
         }
-        let mut params = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Background),
-            ..DeleteParams::default()
-        };
+        let mut params =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() };
         if uid.is_some() {
             params.preconditions = Some(Preconditions { uid, resource_version: None });
         }

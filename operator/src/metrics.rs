@@ -42,14 +42,22 @@ impl Metrics {
     /// Registers all.
     pub fn new(registry: &Registry) -> Self {
         Metrics {
-            leading: registry.register("leno_operator_leading", "1 while this process holds the lease", Gauge::default()),
+            leading: registry.register(
+                "leno_operator_leading",
+                "1 while this process holds the lease",
+                Gauge::default(),
+            ),
             plans: registry.register("leno_operator_plans", "Plans made", Counter::default()),
             reconcile_seconds: registry.register(
                 "leno_operator_reconcile_seconds",
                 "From a look at the cluster to the end of what it led to",
                 Histogram::new(exponential_buckets(0.001, 4.0, 8)),
             ),
-            writes: registry.register("leno_operator_writes", "Writes to the API server, but for the lease", Family::default()),
+            writes: registry.register(
+                "leno_operator_writes",
+                "Writes to the API server, but for the lease",
+                Family::default(),
+            ),
             errors: registry.register("leno_operator_errors", "Steps that failed, by category", Family::default()),
             status_streams: registry.register(
                 "leno_operator_status_streams",

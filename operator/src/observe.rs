@@ -155,6 +155,16 @@ fn trim_pod(pod: &mut Pod) {
     if let Some(spec) = &mut pod.spec {
         let kept = std::mem::take(spec);
         spec.host_network = kept.host_network;
+        spec.containers = kept
+            .containers
+            .into_iter()
+            .map(|container| k8s_openapi::api::core::v1::Container {
+                name: container.name,
+                image: container.image,
+                image_pull_policy: container.image_pull_policy,
+                ..Default::default()
+            })
+            .collect();
         spec.init_containers = kept.init_containers.map(|containers| {
             containers
                 .into_iter()

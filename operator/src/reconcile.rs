@@ -15,10 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::execute::Executor;
 use crate::metrics::{Category, Metrics, What};
-use crate::names;
 use crate::observe::Watches;
-use crate::plan::{ObjectId, Observed, Plan, Step, leftovers, plan, status};
-use crate::report::{Report, Reporter};
+use crate::plan::{Observed, Plan, Step, leftovers, plan};
+use crate::report::{Reporter, describe};
 
 /// Changes are collected for so long after the first.
 const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -120,7 +119,8 @@ impl Loop {
         if plan.steps.iter().any(|step| matches!(step, Step::Finalizer { present: false })) {
             return next;
         }
-        match self.reporter.report(name, install, &self.describe(name, plan, settled, observed)).await {
+        let problem = self.blocked.get(name).map(|(problem, _)| problem.as_str());
+        match self.reporter.report(name, install, &describe(observed, name, install, plan, settled, problem)).await {
             Ok((wrote, wait)) => {
                 self.metrics.writes.get_or_create(&What { what: "install_status" }).inc_by(u64::from(wrote));
                 next.min(wait.unwrap_or(AT_LATEST))
@@ -133,17 +133,6 @@ impl Loop {
                 next.min(Duration::from_secs(5))
             }
         }
-    }
-
-    fn describe(&self, name: &str, plan: &Plan, settled: bool, observed: &Observed) -> Report {
-        let install = &observed.installs[&Key::new("", name)];
-        let system = install.spec.system_namespace();
-        let id = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
-        let deployment = observed.owned.get(&id).map(|object| object.as_ref());
-        let problem = self.blocked.get(name).map(|(problem, _)| problem.as_str());
-        let control_plane = status::control_plane(install, name, deployment, &observed.pods, settled, problem);
-        let data_plane = status::data_plane(install, name, &plan.claim, &observed.namespaces, &observed.pods);
-        Report { accepted: plan.accepted.clone(), control_plane, data_plane, deleting: plan.deleting }
     }
 
     /// Removes what belongs to no MeshInstall any more.

@@ -16,8 +16,10 @@ use tokio::time::Instant;
 
 use crate::names;
 use crate::plan::status::{
-    ACCEPTED, CONTROL_PLANE_READY, ControlPlaneReport, DATA_PLANE_READY, DataPlaneReport, READY, phase, ready,
+    ACCEPTED, CONTROL_PLANE_READY, ControlPlaneReport, DATA_PLANE_READY, DataPlaneReport, READY, control_plane,
+    data_plane, phase, ready,
 };
+use crate::plan::{ObjectId, Observed, Plan};
 
 /// How long figures alone wait after a write.
 pub const FIGURES_EVERY: Duration = Duration::from_secs(1);
@@ -32,6 +34,30 @@ pub struct Report {
     pub data_plane: DataPlaneReport,
     /// Whether it is being deleted.
     pub deleting: bool,
+}
+
+/// What is to be said, from what is observed and planned. `settled` is whether the control plane's Deployment is already as
+/// planned; `problem` is why a step failed.
+pub fn describe(
+    observed: &Observed,
+    name: &str,
+    install: &MeshInstall,
+    plan: &Plan,
+    settled: bool,
+    problem: Option<&str>,
+) -> Report {
+    let system = install.spec.system_namespace();
+    let id = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
+    // Another install's Deployment of the same name cannot be: the name holds the install's.
+    let deployment = observed.owned.get(&id).map(|object| object.as_ref());
+    let accepted = plan.accepted.status == Status::True;
+    let mut control_plane = control_plane(install, name, deployment, &observed.pods, accepted, settled, problem);
+    if plan.deleting {
+        let message = problem.unwrap_or("the control plane is being removed");
+        control_plane.condition = Wanted::no(CONTROL_PLANE_READY, "Deleting", message);
+    }
+    let data_plane = data_plane(install, name, &plan.claim, &observed.namespaces, &observed.pods);
+    Report { accepted: plan.accepted.clone(), control_plane, data_plane, deleting: plan.deleting }
 }
 
 /// The new status and what changed in it. Pure; `before` is the status as last known.
@@ -146,7 +172,8 @@ impl Reporter {
     }
 
     fn publish(&self, regarding: ObjectReference, transition: &Wanted) {
-        let progress = matches!(transition.reason.as_str(), "Installing" | "RollingOut" | "ProxiesNotReady" | "Deleting");
+        let progress =
+            matches!(transition.reason.as_str(), "Installing" | "RollingOut" | "ProxiesNotReady" | "Deleting");
         self.recorder.publish(News {
             regarding,
             warning: transition.status == Status::False && !progress,

@@ -296,13 +296,12 @@ impl Authority {
 ///
 /// [`CertError::Make`].
 pub fn new_request() -> Result<(PrivateKeyDer<'static>, Vec<u8>), CertError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|source| CertError::Make { what: "a key", source })?;
+    let key =
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|source| CertError::Make { what: "a key", source })?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    let request = params
-        .serialize_request(&key)
-        .map_err(|source| CertError::Make { what: "a certificate request", source })?;
+    let request =
+        params.serialize_request(&key).map_err(|source| CertError::Make { what: "a certificate request", source })?;
     Ok((PrivatePkcs8KeyDer::from(key.serialize_der()).into(), request.der().to_vec()))
 }
 
@@ -368,9 +367,7 @@ pub fn describe(der: &[u8]) -> Result<CertInfo, CertError> {
         uris,
         common_name: first(Box::new(subject.iter_common_name())),
         organization: first(Box::new(subject.iter_organization())),
-        subject_serial: first(Box::new(
-            subject.iter_by_oid(&x509_parser::oid_registry::OID_X509_SERIALNUMBER),
-        )),
+        subject_serial: first(Box::new(subject.iter_by_oid(&x509_parser::oid_registry::OID_X509_SERIALNUMBER))),
         not_before: time(certificate.validity().not_before),
         not_after: time(certificate.validity().not_after),
     })

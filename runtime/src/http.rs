@@ -31,7 +31,8 @@ pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a handler answers.
 pub type Answer = Response<Full<Bytes>>;
-type Handler = Arc<dyn Fn(Request<hyper::body::Incoming>) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
+type Handler =
+    Arc<dyn Fn(Request<hyper::body::Incoming>) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
 /// A server could not listen.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +152,11 @@ impl Health {
             .iter()
             .filter_map(|(name, check)| check().err().map(|reason| format!("{name}: {reason}\n")))
             .collect();
-        if failed.is_empty() { text(StatusCode::OK, "ok\n") } else { text(StatusCode::SERVICE_UNAVAILABLE, failed.concat()) }
+        if failed.is_empty() {
+            text(StatusCode::OK, "ok\n")
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, failed.concat())
+        }
     }
 
     fn readiness(&self) -> Answer {
@@ -191,9 +196,7 @@ pub fn health_routes(health: Health, registry: Registry) -> Routes {
     Routes::new()
         .get("/healthz/live", "200 while the process is alive", move || live.live())
         .get("/healthz/ready", "200 while the process may get work", move || health.readiness())
-        .get("/metrics", "metrics for Prometheus", move || {
-            with_type(StatusCode::OK, CONTENT_TYPE, registry.encode())
-        })
+        .get("/metrics", "metrics for Prometheus", move || with_type(StatusCode::OK, CONTENT_TYPE, registry.encode()))
 }
 
 /// Serves only `/metrics` on `address` until `shutdown`, for ports that others may reach.

@@ -36,7 +36,9 @@ pub enum LogFormat {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter does not parse.
-    #[error("--log-level {filter:?} is not a filter: {source}; write a level, or MODULE=LEVEL pairs with commas between")]
+    #[error(
+        "--log-level {filter:?} is not a filter: {source}; write a level, or MODULE=LEVEL pairs with commas between"
+    )]
     Filter {
         /// What was given.
         filter: String,
@@ -57,8 +59,8 @@ pub fn init(flags: &LogFlags) -> Result<(), LogError> {
     use tracing_subscriber::util::SubscriberInitExt;
     let quiet = "hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,hickory_proto=warn,hickory_resolver=warn,kube=warn,hickory_net=error";
     let wanted = format!("{quiet},{}", flags.log_level);
-    let filter = EnvFilter::try_new(wanted)
-        .map_err(|source| LogError::Filter { filter: flags.log_level.clone(), source })?;
+    let filter =
+        EnvFilter::try_new(wanted).map_err(|source| LogError::Filter { filter: flags.log_level.clone(), source })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match flags.log_format {
         LogFormat::Text => builder.with_ansi(false).finish().try_init()?,

@@ -23,11 +23,8 @@ macro_rules! use_jemalloc {
         // SAFETY: no other item has this name; jemalloc declares it as a weak symbol for the program to define.
         #[allow(non_upper_case_globals)]
         #[unsafe(export_name = "malloc_conf")]
-        pub static malloc_conf: &u8 = &concat!(
-            "thp:never,background_thread:true,dirty_decay_ms:5000,muzzy_decay_ms:5000,",
-            $more,
-            "\0"
-        )
-        .as_bytes()[0];
+        pub static malloc_conf: &u8 =
+            &concat!("thp:never,background_thread:true,dirty_decay_ms:5000,muzzy_decay_ms:5000,", $more, "\0")
+                .as_bytes()[0];
     };
 }

@@ -76,11 +76,7 @@ fn selects(selector: Option<&LabelSelector>, namespace: &Namespace) -> bool {
 
 /// Whether a selector matches labels, as the API server decides it. An operator that does not exist matches nothing.
 pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let by_labels = selector
-        .match_labels
-        .iter()
-        .flatten()
-        .all(|(key, value)| labels.get(key) == Some(value));
+    let by_labels = selector.match_labels.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     by_labels
         && selector.match_expressions.iter().flatten().all(|expression| {
             let value = labels.get(&expression.key);

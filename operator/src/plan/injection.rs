@@ -141,7 +141,8 @@ mod tests {
     fn pod_when_injected_then_is_current_with_the_wanted_image_and_readiness() {
         let injected = |image: &str, ready: bool| {
             let slots = json!([{ "name": "leno-proxy-0", "image": image }, { "name": "leno-proxy-1", "image": image }]);
-            let statuses = json!([{ "name": "leno-proxy-0", "ready": ready, "image": image, "imageID": "", "restartCount": 0 }]);
+            let statuses =
+                json!([{ "name": "leno-proxy-0", "ready": ready, "image": image, "imageID": "", "restartCount": 0 }]);
             pod(
                 json!({ "labels": { "mesh.leno.dev/rev": "default" }, "annotations": { "mesh.leno.dev/status": "injected" } }),
                 json!({ "containers": [], "initContainers": slots }),
@@ -152,6 +153,9 @@ mod tests {
         let of = |image, ready| membership("default", &namespace, &injected(image, ready), IMAGE);
         assert_eq!(of(IMAGE, true), Membership::Injected { current: true, wanted_image: true });
         assert_eq!(of(IMAGE, false), Membership::Injected { current: false, wanted_image: true });
-        assert_eq!(of("docker.io/leno/proxy:0.0.9", true), Membership::Injected { current: false, wanted_image: false });
+        assert_eq!(
+            of("docker.io/leno/proxy:0.0.9", true),
+            Membership::Injected { current: false, wanted_image: false }
+        );
     }
 }

@@ -106,23 +106,17 @@ pub fn plan(observed: &Observed) -> Result<BTreeMap<String, Plan>, ApplyError> {
 
 /// Objects of ours whose MeshInstall is gone without our finalizer having run, for example because somebody took it off.
 pub fn leftovers(observed: &Observed) -> Vec<ObjectId> {
-    let alive: BTreeSet<String> = observed.installs.values().filter_map(|install| install.metadata.uid.clone()).collect();
+    let alive: BTreeSet<String> =
+        observed.installs.values().filter_map(|install| install.metadata.uid.clone()).collect();
     observed
         .owned
         .iter()
-        .filter(|(id, object)| {
-            id.kind != "Namespace" && owner_uid(object).is_some_and(|uid| !alive.contains(uid))
-        })
+        .filter(|(id, object)| id.kind != "Namespace" && owner_uid(object).is_some_and(|uid| !alive.contains(uid)))
         .map(|(id, _)| id.clone())
         .collect()
 }
 
-fn plan_one(
-    observed: &Observed,
-    name: &str,
-    install: &MeshInstall,
-    claim: Claim,
-) -> Result<Plan, ApplyError> {
+fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim) -> Result<Plan, ApplyError> {
     let accepted = accepted(install, &claim, &observed.supported);
     let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     if install.metadata.deletion_timestamp.is_some() {
@@ -150,7 +144,11 @@ fn plan_one(
     let roots = match roots_of(authority) {
         Ok(roots) => roots,
         Err(message) => {
-            let accepted = Wanted::no(status::ACCEPTED, "BadAuthority", format!("Secret {system}/{}: {message}", names::CA_SECRET));
+            let accepted = Wanted::no(
+                status::ACCEPTED,
+                "BadAuthority",
+                format!("Secret {system}/{}: {message}", names::CA_SECRET),
+            );
             return Ok(Plan { steps, accepted, claim, deleting: false });
         }
     };
@@ -173,7 +171,9 @@ fn plan_one(
     let objects = live(observed, render::objects(&inputs)?);
     let wanted: BTreeSet<(String, Key)> = objects
         .iter()
-        .map(|object| (object.resource.kind.clone(), Key::new(object.namespace.clone().unwrap_or_default(), object.name.clone())))
+        .map(|object| {
+            (object.resource.kind.clone(), Key::new(object.namespace.clone().unwrap_or_default(), object.name.clone()))
+        })
         .collect();
     let orphans = of_install(observed, install).filter(|id| !wanted.contains(&(id.kind.to_owned(), id.key.clone())));
     // An autoscaler goes before the Deployment gets its replicas back, or they would pull in two directions.
@@ -190,17 +190,26 @@ fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String]) -> Wante
         return Wanted::no(status::ACCEPTED, first.reason, messages.join(". "));
     }
     if let Some(older) = &claim.conflict {
-        return Wanted::no(status::ACCEPTED, "Conflict", format!(
-            "spec.namespace: {:?} holds the control plane of MeshInstall {older:?}, which is older; delete one of them, or give this one another namespace",
-            install.spec.system_namespace(),
-        ));
+        return Wanted::no(
+            status::ACCEPTED,
+            "Conflict",
+            format!(
+                "spec.namespace: {:?} holds the control plane of MeshInstall {older:?}, which is older; delete one of them, or give this one another namespace",
+                install.spec.system_namespace(),
+            ),
+        );
     }
     if !claim.taken.is_empty() {
-        let taken: Vec<String> = claim.taken.iter().map(|(namespace, older)| format!("{namespace} (of {older})")).collect();
-        return Wanted::yes(status::ACCEPTED, "PartlyTaken", format!(
-            "the spec is valid; namespaces that belong to an older MeshInstall: {}; narrow spec.mesh.namespaces",
-            taken.join(", "),
-        ));
+        let taken: Vec<String> =
+            claim.taken.iter().map(|(namespace, older)| format!("{namespace} (of {older})")).collect();
+        return Wanted::yes(
+            status::ACCEPTED,
+            "PartlyTaken",
+            format!(
+                "the spec is valid; namespaces that belong to an older MeshInstall: {}; narrow spec.mesh.namespaces",
+                taken.join(", "),
+            ),
+        );
     }
     Wanted::yes(status::ACCEPTED, "Valid", "the spec is valid")
 }
@@ -211,7 +220,15 @@ fn removal(observed: &Observed, name: &str, install: &MeshInstall) -> Vec<Step> 
     let stages: [&[&str]; 3] = [
         &["MutatingWebhookConfiguration"],
         &["HorizontalPodAutoscaler", "Deployment"],
-        &["ClusterRole", "ClusterRoleBinding", "ConfigMap", "PodDisruptionBudget", "Secret", "Service", "ServiceAccount"],
+        &[
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "ConfigMap",
+            "PodDisruptionBudget",
+            "Secret",
+            "Service",
+            "ServiceAccount",
+        ],
     ];
     for stage in stages {
         let due: Vec<ObjectId> = ids.iter().filter(|id| stage.contains(&id.kind)).cloned().collect();
@@ -287,7 +304,8 @@ fn roots_of(secret: &Secret) -> Result<String, String> {
     text("tls.crt")?;
     text("tls.key")?;
     let roots = text(names::ROOTS_KEY)?;
-    leno_runtime::certs::certificates_from_pem(roots.as_bytes()).map_err(|error| format!("its key {}: {error}", names::ROOTS_KEY))?;
+    leno_runtime::certs::certificates_from_pem(roots.as_bytes())
+        .map_err(|error| format!("its key {}: {error}", names::ROOTS_KEY))?;
     Ok(roots)
 }
 
@@ -307,4 +325,3 @@ pub fn signing_pair(secret: &Secret) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let data = secret.data.as_ref()?;
     Some((data.get("tls.crt")?.0.clone(), data.get("tls.key")?.0.clone(), data.get(names::ROOTS_KEY)?.0.clone()))
 }
-

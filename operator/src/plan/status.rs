@@ -49,12 +49,13 @@ pub struct DataPlaneReport {
 }
 
 /// Looks at the control plane. `settled` is whether the Deployment is already as wanted; `problem` is what stands in the way
-/// of making it so.
+/// of making it so. A spec that is not `accepted` leaves the control plane as it was.
 pub fn control_plane(
     install: &MeshInstall,
     name: &str,
     deployment: Option<&DynamicObject>,
     pods: &BTreeMap<Key, Arc<Pod>>,
+    accepted: bool,
     settled: bool,
     problem: Option<&str>,
 ) -> ControlPlaneReport {
@@ -76,7 +77,9 @@ pub fn control_plane(
     };
     let wanted = match deployment {
         Some(_) if install.spec.autoscaling().is_some() => number("/spec/replicas"),
-        _ if install.spec.autoscaling().is_some() => install.spec.autoscaling().map_or(0, |scaling| scaling.min_replicas()),
+        _ if install.spec.autoscaling().is_some() => {
+            install.spec.autoscaling().map_or(0, |scaling| scaling.min_replicas())
+        }
         _ => install.spec.replicas(),
     };
     let ready = ours.iter().filter(|pod| version_of(pod) == Some(wanted_version) && is_ready(pod)).count() as i32;
@@ -94,17 +97,35 @@ pub fn control_plane(
         && number("/status/replicas") == wanted;
     let status = ControlPlaneStatus { ready, replicas: wanted, summary: format!("{ready}/{wanted}") };
     let kind = CONTROL_PLANE_READY;
-    let condition = if let Some(problem) = problem {
+    let serving = ours.iter().filter(|pod| is_ready(pod)).count();
+    let condition = if !accepted {
+        Wanted::no(
+            kind,
+            "NotAccepted",
+            match serving {
+                0 => "the spec is not accepted, see Accepted".to_owned(),
+                _ => format!("the spec is not accepted, see Accepted; {serving} replicas go on serving as before"),
+            },
+        )
+    } else if let Some(problem) = problem {
         Wanted::no(kind, "ApplyFailed", problem)
     } else if deployment.is_none() {
         Wanted::no(kind, "Installing", "the control plane is being installed")
     } else if settled && rolled_out && ready == wanted && wanted > 0 {
-        Wanted::yes(kind, "AllReplicasReady", format!("{ready} of {wanted} replicas run release {wanted_version} and serve"))
+        Wanted::yes(
+            kind,
+            "AllReplicasReady",
+            format!("{ready} of {wanted} replicas run release {wanted_version} and serve"),
+        )
     } else if let Some((reason, message)) = trouble(&ours) {
-        let still = ours.iter().filter(|pod| is_ready(pod)).count();
-        Wanted::no(kind, reason, format!("{message}; {still} replicas go on serving"))
+        Wanted::no(kind, reason, format!("{message}; {serving} replicas go on serving"))
     } else {
-        Wanted::no(kind, "RollingOut", format!("{ready} of {wanted} replicas run release {wanted_version} and serve; waiting for the others"))
+        let waiting = if ready < wanted { "waiting for the others" } else { "waiting for the rollout to end" };
+        Wanted::no(
+            kind,
+            "RollingOut",
+            format!("{ready} of {wanted} replicas run release {wanted_version} and serve; {waiting}"),
+        )
     };
     ControlPlaneReport { condition, status, version }
 }
@@ -118,26 +139,34 @@ fn trouble(pods: &[&Arc<Pod>]) -> Option<(&'static str, String)> {
             let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else { continue };
             let why = waiting.message.as_deref().unwrap_or("no further message");
             match waiting.reason.as_deref().unwrap_or_default() {
-                reason @ ("ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError") => {
-                    return Some(("ImagePullFailed", format!(
-                        "pod {name} cannot get image {}: {reason}: {}; check spec.version and spec.image, and that the image exists",
-                        container.image, first_line(why),
-                    )));
+                // The kubelet alternates between failing and waiting, each with a message of its own: naming them here would
+                // rewrite the status at every turn.
+                "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName"
+                | "ImageInspectError" => {
+                    return Some((
+                        "ImagePullFailed",
+                        format!(
+                            "pod {name} cannot get image {} (pull policy {}); check spec.version and spec.image, and that the image exists (kubectl describe pod {name} says why)",
+                            container.image,
+                            pull_policy(pod),
+                        ),
+                    ));
                 }
                 "CrashLoopBackOff" => {
                     return Some(("CrashLoop", format!("pod {name} keeps ending: {}; see its log", first_line(why))));
                 }
                 "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-                    return Some(("ContainerFailed", format!("pod {name} cannot start its container: {}", first_line(why))));
+                    return Some((
+                        "ContainerFailed",
+                        format!("pod {name} cannot start its container: {}", first_line(why)),
+                    ));
                 }
                 _ => {}
             }
         }
-        let unschedulable = status
-            .conditions
-            .iter()
-            .flatten()
-            .find(|condition| condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable"));
+        let unschedulable = status.conditions.iter().flatten().find(|condition| {
+            condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
+        });
         if let Some(condition) = unschedulable {
             let why = condition.message.as_deref().unwrap_or("no node takes it");
             return Some(("Unschedulable", format!("pod {name} finds no node: {}", first_line(why))));
@@ -146,13 +175,18 @@ fn trouble(pods: &[&Arc<Pod>]) -> Option<(&'static str, String)> {
     None
 }
 
-/// Image pull messages repeat themselves over many lines and change from try to try; the first says it.
+/// Messages may run over many lines; the first says it.
 fn first_line(text: &str) -> &str {
     let line = text.lines().next().unwrap_or_default();
     match line.char_indices().nth(300) {
         Some((end, _)) => &line[..end],
         None => line,
     }
+}
+
+fn pull_policy(pod: &Pod) -> &str {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    containers.into_iter().find_map(|container| container.image_pull_policy.as_deref()).unwrap_or("unknown")
 }
 
 fn version_of(pod: &Pod) -> Option<&str> {
@@ -195,21 +229,37 @@ pub fn data_plane(
     let condition = if missing > 0 {
         let named: Vec<String> = not_injected.iter().take(NAMED_PODS).map(Key::to_string).collect();
         let more = if not_injected.len() > NAMED_PODS { " and others" } else { "" };
-        Wanted::no(kind, "NotInjected", format!(
-            "pods that ask for a sidecar and have none: {missing} ({}{more}); they were created while the mesh was not there: restart their workloads",
-            named.join(", "),
-        ))
+        Wanted::no(
+            kind,
+            "NotInjected",
+            format!(
+                "pods that ask for a sidecar and have none: {missing} ({}{more}); they were created while the mesh was not there: restart their workloads",
+                named.join(", "),
+            ),
+        )
     } else if total == 0 {
-        Wanted::yes(kind, "NoPods", "no pod has a sidecar yet; label a namespace istio-injection=enabled and restart its workloads")
+        Wanted::yes(
+            kind,
+            "NoPods",
+            "no pod has a sidecar yet; label a namespace istio-injection=enabled and restart its workloads",
+        )
     } else if outdated > 0 {
-        Wanted::no(kind, "Outdated", format!(
-            "{outdated} of {total} sidecars run another release than {}; restart their workloads",
-            install.spec.version,
-        ))
+        Wanted::no(
+            kind,
+            "Outdated",
+            format!(
+                "{outdated} of {total} sidecars run another release than {}; restart their workloads",
+                install.spec.version,
+            ),
+        )
     } else if current < total {
         Wanted::no(kind, "ProxiesNotReady", format!("{current} of {total} sidecars are ready"))
     } else {
-        Wanted::yes(kind, "AllCurrent", format!("{current} of {total} sidecars run release {} and are ready", install.spec.version))
+        Wanted::yes(
+            kind,
+            "AllCurrent",
+            format!("{current} of {total} sidecars run release {} and are ready", install.spec.version),
+        )
     };
     let status = DataPlaneStatus { current, total, not_injected: missing, summary: format!("{current}/{total}") };
     DataPlaneReport { condition, status, not_injected }
@@ -220,7 +270,12 @@ pub fn ready(accepted: &Wanted, control_plane: &Wanted) -> Wanted {
     use leno_kubeutil::conditions::Status;
     for part in [accepted, control_plane] {
         if part.status != Status::True {
-            return Wanted { kind: READY, status: Status::False, reason: part.reason.clone(), message: part.message.clone() };
+            return Wanted {
+                kind: READY,
+                status: Status::False,
+                reason: part.reason.clone(),
+                message: part.message.clone(),
+            };
         }
     }
     Wanted::yes(READY, "Ready", control_plane.message.clone())

@@ -51,8 +51,18 @@ const QUEUE: usize = 256;
 pub async fn run(client: Client, watches: &Watches, recorder: Recorder, metrics: Metrics, shutdown: CancellationToken) {
     let (sender, mut incoming) = mpsc::channel(QUEUE);
     let mut traffic = Traffic {
-        virtual_services: spawn(client.clone(), Config::default(), |object: &mut VirtualService| object.spec = Default::default(), shutdown.clone()),
-        destination_rules: spawn(client.clone(), Config::default(), |object: &mut DestinationRule| object.spec = Default::default(), shutdown.clone()),
+        virtual_services: spawn(
+            client.clone(),
+            Config::default(),
+            |object: &mut VirtualService| object.spec = Default::default(),
+            shutdown.clone(),
+        ),
+        destination_rules: spawn(
+            client.clone(),
+            Config::default(),
+            |object: &mut DestinationRule| object.spec = Default::default(),
+            shutdown.clone(),
+        ),
         client,
         recorder,
         metrics,
@@ -296,7 +306,10 @@ fn replicas(installs: &BTreeMap<Key, Arc<MeshInstall>>, pods: &BTreeMap<Key, Arc
             let ours = pod.namespace().as_deref() == Some(install.spec.system_namespace())
                 && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
             let status = pod.status.as_ref();
-            let ready = status.iter().flat_map(|status| status.conditions.iter().flatten()).any(|condition| condition.type_ == "Ready" && condition.status == "True");
+            let ready = status
+                .iter()
+                .flat_map(|status| status.conditions.iter().flatten())
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True");
             let address = status.and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok());
             if let (true, true, Some(address), Some(uid)) = (ours, ready, address, pod.uid()) {
                 let replica = Replica {

@@ -51,9 +51,8 @@ impl Pace {
         };
         self.seen = Some((generation, verdict.clone(), since));
         let mut wanted = verdict.conditions.clone();
-        let present = |kind: &str| {
-            conditions.iter().find(|one| one.type_ == kind && one.observed_generation == Some(generation))
-        };
+        let present =
+            |kind: &str| conditions.iter().find(|one| one.type_ == kind && one.observed_generation == Some(generation));
         // How long it took is said once for each generation: a later proxy does not make it slower.
         if let (Some(programmed), Some(before)) =
             (wanted.iter_mut().find(|condition| condition.kind == PROGRAMMED), present(PROGRAMMED))
@@ -77,8 +76,9 @@ impl Pace {
         let is_pending = |condition: &Wanted| condition.status == Status::False && condition.reason == "Pending";
         let pending = wanted.iter().any(|condition| condition.kind == PROGRAMMED && is_pending(condition));
         let only_figures = wanted.iter().all(|condition| {
-            present(condition.kind)
-                .is_some_and(|present| present.status == condition.status.as_str() && present.reason == condition.reason)
+            present(condition.kind).is_some_and(|present| {
+                present.status == condition.status.as_str() && present.reason == condition.reason
+            })
         });
         let quiet = match programmed_before {
             Some(before) if pending && before.status == "True" => HOLD,

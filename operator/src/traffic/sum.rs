@@ -103,15 +103,27 @@ impl Sums {
         let figures = format!("in force on {in_force} of {affected} proxies");
         let everywhere = behind == 0 && in_force == affected;
         let programmed = if is_false(&accepted) {
-            Wanted::no(PROGRAMMED, "NotAccepted", "this generation is not in force, see Accepted; proxies keep the last good one")
+            Wanted::no(
+                PROGRAMMED,
+                "NotAccepted",
+                "this generation is not in force, see Accepted; proxies keep the last good one",
+            )
         } else if is_false(&programmed) {
             programmed
         } else if !rejections.is_empty() {
             Wanted::no(PROGRAMMED, "Rejected", format!("{figures}; refused by {}", rejections.join("; ")))
         } else if behind > 0 {
-            Wanted::no(PROGRAMMED, "Pending", format!("{figures}; {behind} control plane replicas have not seen it yet"))
+            Wanted::no(
+                PROGRAMMED,
+                "Pending",
+                format!("{figures}; {behind} control plane replicas have not seen it yet"),
+            )
         } else if affected == 0 {
-            Wanted::yes(PROGRAMMED, "NotNeeded", join("no connected proxy is concerned", &remarks(PROGRAMMED, &findings)))
+            Wanted::yes(
+                PROGRAMMED,
+                "NotNeeded",
+                join("no connected proxy is concerned", &remarks(PROGRAMMED, &findings)),
+            )
         } else if everywhere {
             let remarks = remarks(PROGRAMMED, &findings);
             Wanted::yes(PROGRAMMED, "Programmed", join(&format!("{figures}, {took} ms"), &remarks))
@@ -157,7 +169,8 @@ fn from_findings(kind: &'static str, findings: &[&Finding], fine: &str) -> Wante
 }
 
 fn remarks(kind: &str, findings: &[&Finding]) -> String {
-    let remarks: Vec<&&Finding> = findings.iter().filter(|finding| finding.condition == kind && !finding.failing).collect();
+    let remarks: Vec<&&Finding> =
+        findings.iter().filter(|finding| finding.condition == kind && !finding.failing).collect();
     listed(&remarks)
 }
 

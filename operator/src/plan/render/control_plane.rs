@@ -125,7 +125,8 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Value {
 
 fn container(inputs: &Inputs<'_>) -> Value {
     let spec = inputs.spec();
-    let from_field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let from_field =
+        |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let probe = |path: &str, period: u32, failures: u32| {
         json!({ "httpGet": { "path": path, "port": 8080, "scheme": "HTTP" }, "periodSeconds": period,
             "failureThreshold": failures, "timeoutSeconds": 2 })
