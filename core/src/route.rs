@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Host, HostPattern};
@@ -162,6 +161,8 @@ pub struct Mirror {
 /// Changes to the headers of requests and responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeaderChanges {
+    /// The authority that the service is to see (a `Host` header that is set).
+    pub authority: Option<String>,
     /// On the way to the service.
     pub request: HeaderChange,
     /// On the way back.
@@ -191,7 +192,8 @@ pub struct Rewrite {
 /// A change to the path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PathRewrite {
-    /// The matched prefix is replaced; the whole path where nothing was matched by prefix.
+    /// What was matched is replaced: the prefix, or the whole path where that was matched. With no condition on the
+    /// path, it is the leading slash.
     Prefix(String),
     /// All that matches the expression is replaced; `\1` is its first group.
     Regex(String, String),
@@ -303,18 +305,7 @@ pub struct TcpRule {
     /// The path of the rule in its object.
     pub field: String,
     /// Any of these must match; `None` matches everything.
-    pub matches: Option<Vec<TcpMatch>>,
+    pub matches: Option<Vec<ClientMatch>>,
     /// The destinations with their weights; never empty, and at least one weight is not 0.
     pub destinations: Vec<(Destination, u32)>,
-}
-
-/// Conditions on a connection; all must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TcpMatch {
-    /// The address that is connected to lies in one of these; empty is any.
-    pub destinations: Vec<IpNet>,
-    /// The client's address lies in here.
-    pub source: Option<IpNet>,
-    /// Which clients it is for, and on which port.
-    pub client: ClientMatch,
 }

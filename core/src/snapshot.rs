@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub policies: Vec<Arc<DestinationPolicy>>,
     /// Names of all namespaces.
     pub namespaces: BTreeSet<String>,
+    /// Names of the pod labels that some rule asks of its clients: no others matter for what a client is sent.
+    pub client_labels: BTreeSet<String>,
     /// What was found while this was made.
     pub findings: Vec<Finding>,
 }
@@ -65,6 +67,8 @@ impl Snapshot {
             routes,
             policies,
             namespaces,
+            // Follows from routes and policies.
+            client_labels: _,
             findings,
         } = self;
         let headless = |host: &Host| {

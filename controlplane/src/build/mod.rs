@@ -5,7 +5,7 @@ mod endpoints;
 mod services;
 mod workloads;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use leno_core::policy::DestinationPolicy;
@@ -84,7 +84,9 @@ impl Builder {
         let found = endpoints::endpoints(endpoint_slices, nodes, &services, &workloads, domain);
         let members = endpoints::members(service_objects, &services, &workloads, &found, domain);
         findings.sort();
+        let client_labels = client_labels(&routes, &policies);
         Arc::new(Snapshot {
+            client_labels,
             mesh: mesh.clone(),
             services,
             unsupported,
@@ -130,4 +132,18 @@ fn remember<S, T>(
             findings.extend(known.findings.iter().cloned());
         }
     }
+}
+
+/// Names of the pod labels that rules ask of their clients.
+fn client_labels(routes: &[Arc<RouteRules>], policies: &[Arc<DestinationPolicy>]) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for rules in routes {
+        let http = rules.http.iter().flat_map(|rule| rule.matches.iter().flatten()).map(|entry| &entry.client);
+        let tcp = rules.tcp.iter().flat_map(|rule| rule.matches.iter().flatten());
+        names.extend(http.chain(tcp).flat_map(|client| client.labels.keys().cloned()));
+    }
+    for policy in policies {
+        names.extend(policy.clients.iter().flat_map(|labels| labels.keys().cloned()));
+    }
+    names
 }

@@ -1,5 +1,100 @@
 //! Intermediate form to xDS: pure, and the only place that knows Envoy's messages.
+//!
+//! What comes out is a set of named resources, sorted and with a version that is a hash of the content: equal input gives
+//! equal bytes. Endpoints are translated apart from all else ([`endpoints`]).
 
+mod clusters;
+mod endpoints;
+mod filters;
+mod inbound;
+mod outbound;
 mod resources;
+mod routes;
+mod tls;
+mod values;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use leno_core::service::Addressing;
+use leno_core::{ObjectRef, Protocol, Snapshot};
+use leno_xds::any;
+
+use crate::resolve::{ClusterName, Ir, Scope, labels_of};
 
 pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, TypeUrl};
+
+/// Everything that a proxy is sent but endpoints: listeners, clusters and routes.
+pub fn translate(ir: &Ir) -> Resources {
+    Resources {
+        by_type: BTreeMap::from([(LISTENER, listeners(ir)), (CLUSTER, clusters(ir)), (ROUTE, routes(ir))]),
+    }
+}
+
+/// The names of the clusters whose endpoints a proxy asks for.
+pub fn endpoint_names(ir: &Ir) -> impl Iterator<Item = ClusterName> {
+    let services = ir.outbound.services.iter().filter(|service| service.service.addressing != Addressing::Headless);
+    let clusters = services.flat_map(|service| &service.ports).flat_map(|port| &port.clusters);
+    clusters.map(|cluster| cluster.name.clone())
+}
+
+/// The endpoints of one cluster as one client sees it; `None` when it has no such cluster. A change of endpoints needs
+/// nothing but this.
+pub fn endpoints(snapshot: &Snapshot, scope: &Scope, cluster_name: &str) -> Option<Resource> {
+    let name = ClusterName::parse(cluster_name)?;
+    let labels = labels_of(snapshot, &scope.client, &name)?;
+    let assignment = endpoints::assignment(snapshot, &name, &labels);
+    Some(Resource::new(any(&assignment), BTreeSet::new()))
+}
+
+type Named = BTreeMap<String, Arc<Resource>>;
+
+fn resource<M: prost::Message + prost::Name>(message: &M, origins: BTreeSet<ObjectRef>) -> Arc<Resource> {
+    Arc::new(Resource::new(any(message), origins))
+}
+
+fn listeners(ir: &Ir) -> Named {
+    let mut listeners: Named = outbound::services(&ir.outbound)
+        .into_iter()
+        .map(|(name, (listener, origins))| (name, resource(&listener, origins)))
+        .collect();
+    let by_host = outbound::http_ports(&ir.outbound).into_iter().map(|port| outbound::by_host(ir, port));
+    for listener in by_host.chain([outbound::capture(ir), inbound::listener(ir)]) {
+        listeners.insert(listener.name.clone(), resource(&listener, BTreeSet::new()));
+    }
+    listeners
+}
+
+fn clusters(ir: &Ir) -> Named {
+    let mut named = Named::new();
+    for service in &ir.outbound.services {
+        for cluster in service.ports.iter().flat_map(|port| &port.clusters) {
+            let message = clusters::outbound(cluster, &service.service, &ir.mesh);
+            named.insert(message.name.clone(), resource(&message, cluster.origin.iter().cloned().collect()));
+        }
+    }
+    for (name, cluster) in inbound::clusters(ir) {
+        named.insert(name, resource(&cluster, BTreeSet::new()));
+    }
+    let passthrough = clusters::original_destination(clusters::PASSTHROUGH, Protocol::Auto);
+    for cluster in [passthrough, clusters::black_hole()] {
+        named.insert(cluster.name.clone(), resource(&cluster, BTreeSet::new()));
+    }
+    named
+}
+
+fn routes(ir: &Ir) -> Named {
+    let keys = routes::hash_keys(&ir.outbound);
+    let mut named = Named::new();
+    for service in &ir.outbound.services {
+        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Tcp) {
+            let (message, origins) = routes::of_service(ir, service, port, &keys);
+            named.insert(message.name.clone(), resource(&message, origins));
+        }
+    }
+    for port in outbound::http_ports(&ir.outbound) {
+        let (message, origins) = routes::by_host(ir, port, &keys);
+        named.insert(message.name.clone(), resource(&message, origins));
+    }
+    named
+}

@@ -211,6 +211,18 @@ fn destinations(
 
 fn header_changes(report: &mut Report<'_>, headers: &istio::Headers, field: &str) -> HeaderChanges {
     let istio::Headers { request, response } = headers;
+    // Setting the host is a rewrite of the authority, as in Istio.
+    let is_host = |header: &str| header.eq_ignore_ascii_case("host") || header == ":authority";
+    let mut request = request.clone();
+    let mut authority = None;
+    if let Some(request) = &mut request {
+        request.set.retain(|header, value| {
+            if is_host(header) {
+                authority = Some(value.clone());
+            }
+            !is_host(header)
+        });
+    }
     let mut one = |change: &Option<istio::HeaderOperations>, name: &str| {
         let Some(istio::HeaderOperations { set, add, remove }) = change else { return HeaderChange::default() };
         for (kind, header) in set
@@ -219,7 +231,7 @@ fn header_changes(report: &mut Report<'_>, headers: &istio::Headers, field: &str
             .chain(add.keys().map(|header| ("add", header)))
             .chain(remove.iter().map(|header| ("remove", header)))
         {
-            let message = if header.starts_with(':') {
+            let message = if header.starts_with(':') || is_host(header) {
                 format!("\"{header}\" is no header to change; use rewrite for path and authority")
             } else if is_header_name(header) {
                 continue;
@@ -240,7 +252,8 @@ fn header_changes(report: &mut Report<'_>, headers: &istio::Headers, field: &str
         let remove = remove.iter().map(|header| header.to_ascii_lowercase()).collect();
         HeaderChange { set: lower(set), add: lower(add), remove }
     };
-    HeaderChanges { request: one(request, "request"), response: one(response, "response") }
+    let request = one(&request, "request");
+    HeaderChanges { authority, request, response: one(response, "response") }
 }
 
 /// A token of RFC 9110.

@@ -1,7 +1,9 @@
 //! VirtualServices as routing rules.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
-use leno_core::route::{ClientMatch, Destination, RouteRules, TcpMatch, TcpRule};
+use leno_core::route::{ClientMatch, Destination, RouteRules, TcpRule};
 use leno_core::service::Labels;
 use leno_core::{HostPattern, Reason};
 
@@ -135,21 +137,23 @@ fn tcp_rule(
             source_namespace,
         } = entry;
         if !destination_subnets.is_empty() {
-            served &= report.needs(Feature::TcpDestinationSubnets, &format!("{field}.destinationSubnets"));
+            report.needs(Feature::TcpDestinationSubnets, &format!("{field}.destinationSubnets"));
+            served = false;
         }
         let source_subnet = source_subnet.as_ref().filter(|subnet| !subnet.is_empty());
         if source_subnet.is_some() {
-            served &= report.needs(Feature::TcpSourceSubnet, &format!("{field}.sourceSubnet"));
+            report.needs(Feature::TcpSourceSubnet, &format!("{field}.sourceSubnet"));
+            served = false;
         }
-        let destinations = destination_subnets
-            .iter()
-            .enumerate()
-            .filter_map(|(index, text)| subnet(report, text, &format!("{field}.destinationSubnets[{index}]")))
-            .collect();
-        let source = source_subnet.and_then(|text| subnet(report, text, &format!("{field}.sourceSubnet")));
+        for (index, text) in destination_subnets.iter().enumerate() {
+            check_subnet(report, text, &format!("{field}.destinationSubnets[{index}]"));
+        }
+        if let Some(text) = source_subnet {
+            check_subnet(report, text, &format!("{field}.sourceSubnet"));
+        }
         let client = client_match(report, *port, source_labels, source_namespace.as_ref(), &field);
         if applies_to_sidecars(if own.is_empty() { gateways } else { own }) {
-            converted.push(TcpMatch { destinations, source, client });
+            converted.push(client);
         }
     }
     let destinations = tcp_destinations(report, route, field)?;
@@ -196,19 +200,17 @@ fn check_tls_route(report: &mut Report<'_>, route: &istio::TlsRoute, field: &str
             report.refuse(Reason::InvalidValue, &format!("{field}.sniHosts"), "name at least one server name");
         }
         for (index, text) in destination_subnets.iter().enumerate() {
-            subnet(report, text, &format!("{field}.destinationSubnets[{index}]"));
+            check_subnet(report, text, &format!("{field}.destinationSubnets[{index}]"));
         }
         client_match(report, *port, source_labels, source_namespace.as_ref(), &field);
     }
     tcp_destinations(report, route, field);
 }
 
-/// A subnet, or an address as a subnet of one.
-fn subnet(report: &mut Report<'_>, text: &str, field: &str) -> Option<IpNet> {
-    let parsed = text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
-    if parsed.is_err() {
+/// A subnet, or an address.
+fn check_subnet(report: &mut Report<'_>, text: &str, field: &str) {
+    if text.parse::<IpNet>().is_err() && text.parse::<IpAddr>().is_err() {
         let message = format!("\"{text}\" is no subnet; write for example 10.0.0.0/8");
         report.refuse(Reason::InvalidValue, field, message);
     }
-    parsed.ok()
 }

@@ -1,0 +1,173 @@
+//! Everything that there is to say about configuration objects, whether or not any proxy uses them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use leno_core::policy::DestinationPolicy;
+use leno_core::route::RouteRules;
+use leno_core::{Condition, Finding, HostPattern, ObjectRef, Reason, Severity, Snapshot};
+
+use super::index::Index;
+use super::outbound::Resolver;
+use super::scope::ClientScope;
+
+/// All findings, sorted, each once. They are for clients in the object's own namespace, which every object is for.
+pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
+    let index = Index::new(snapshot);
+    let mut all: BTreeSet<Finding> = snapshot.findings.iter().cloned().collect();
+    for rules in &snapshot.routes {
+        all.extend(references(&index, rules));
+        for (number, pattern) in rules.hosts.iter().enumerate() {
+            all.extend(unknown_host(snapshot, rules.as_ref(), pattern, &format!("spec.hosts[{number}]")));
+            all.extend(foreign_host(snapshot, rules.as_ref(), pattern, &format!("spec.hosts[{number}]")));
+        }
+    }
+    for policy in &snapshot.policies {
+        all.extend(unknown_host(snapshot, policy.as_ref(), &policy.host, "spec.host"));
+        all.extend(foreign_host(snapshot, policy.as_ref(), &policy.host, "spec.host"));
+    }
+    let for_sidecars = snapshot.routes.iter().filter(|rules| !rules.http.is_empty() || !rules.tcp.is_empty());
+    let claims = for_sidecars.flat_map(|rules| {
+        let hosts = rules.hosts.iter().enumerate();
+        hosts.map(move |(number, host)| (host, String::new(), rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]")))
+    });
+    all.extend(conflicts(claims));
+    let claims = snapshot.policies.iter().map(|policy| {
+        let clients = policy.clients.as_ref().map(|labels| format!("{labels:?}")).unwrap_or_default();
+        (&policy.host, clients, policy.as_ref() as &dyn Object, "spec.host".to_owned())
+    });
+    all.extend(conflicts(claims));
+    all.into_iter().collect()
+}
+
+/// What rules and policies have in common.
+trait Object {
+    fn origin(&self) -> &ObjectRef;
+    fn generation(&self) -> i64;
+
+    fn finding(&self, condition: Condition, severity: Severity, reason: Reason, field: &str, message: String) -> Finding {
+        Finding {
+            object: self.origin().clone(),
+            generation: self.generation(),
+            condition,
+            severity,
+            reason,
+            field: field.to_owned(),
+            message,
+        }
+    }
+}
+
+impl Object for RouteRules {
+    fn origin(&self) -> &ObjectRef {
+        &self.origin
+    }
+
+    fn generation(&self) -> i64 {
+        self.generation
+    }
+}
+
+impl Object for DestinationPolicy {
+    fn origin(&self) -> &ObjectRef {
+        &self.origin
+    }
+
+    fn generation(&self) -> i64 {
+        self.generation
+    }
+}
+
+/// What the rules name and is not there.
+fn references(index: &Index<'_>, rules: &Arc<RouteRules>) -> BTreeSet<Finding> {
+    let client = ClientScope { namespace: rules.origin.namespace.clone(), labels: Default::default() };
+    let mut ports: BTreeSet<u16> = BTreeSet::new();
+    for service in index.snapshot.services.values() {
+        if rules.hosts.iter().any(|pattern| pattern.matches(&service.host)) {
+            ports.extend(service.ports.keys());
+        }
+    }
+    // For a host that is no service: the port does not matter, unless the destination has several.
+    if ports.is_empty() {
+        ports.insert(80);
+    }
+    let mut resolver = Resolver { index, client: &client, findings: BTreeSet::new() };
+    // Whatever client a match is for, what it leads to has to exist.
+    let mut for_everyone = RouteRules::clone(rules);
+    for rule in &mut for_everyone.http {
+        rule.matches = None;
+    }
+    for rule in &mut for_everyone.tcp {
+        rule.matches = None;
+    }
+    let tcp = std::mem::take(&mut for_everyone.tcp);
+    for port in ports {
+        resolver.http(&for_everyone, port);
+        for rule in &tcp {
+            // One at a time, since only the first is used.
+            for_everyone.tcp = vec![rule.clone()];
+            resolver.tcp(&for_everyone, port);
+        }
+    }
+    resolver.findings
+}
+
+/// The object is for a service that does not exist. Names outside the cluster's domain may well be hosts of the internet.
+fn unknown_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern, field: &str) -> Option<Finding> {
+    let HostPattern::Exact(host) = pattern else { return None };
+    if snapshot.services.contains_key(host) {
+        return None;
+    }
+    let suffix = format!(".svc.{}", snapshot.mesh.domain);
+    let message = match snapshot.unsupported.get(host) {
+        Some(reason) => format!("the service {host} cannot be routed to: {reason}"),
+        None if host.as_str().ends_with(&suffix) || object.origin().kind == "DestinationRule" => {
+            format!("no service {host} exists; create it or correct the name. Until then this has no effect")
+        }
+        None => return None,
+    };
+    Some(object.finding(Condition::ResolvedRefs, Severity::Failing, Reason::HostNotFound, field, message))
+}
+
+/// The object is for a service of another namespace: it shapes the traffic of its own namespace only.
+fn foreign_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern, field: &str) -> Option<Finding> {
+    let HostPattern::Exact(host) = pattern else { return None };
+    let service = snapshot.services.get(host)?;
+    let (own, theirs) = (&object.origin().namespace, &service.key.namespace);
+    if own == theirs {
+        return None;
+    }
+    let message = format!(
+        "{host} is a service of namespace {theirs}: this holds for clients in {own} only; to shape its traffic for \
+         everyone, put the object into {theirs}"
+    );
+    Some(object.finding(Condition::Accepted, Severity::Remark, Reason::NotPermitted, field, message))
+}
+
+/// Objects of one namespace that claim the same host (for the same clients): the first given wins.
+fn conflicts<'a>(
+    claims: impl Iterator<Item = (&'a HostPattern, String, &'a dyn Object, String)>,
+) -> Vec<Finding> {
+    let mut winners: BTreeMap<(String, String, String), &dyn Object> = BTreeMap::new();
+    let mut found = Vec::new();
+    for (pattern, clients, object, field) in claims {
+        let key = (object.origin().namespace.clone(), pattern.to_string(), clients);
+        match winners.get(&key) {
+            None => {
+                winners.insert(key, object);
+            }
+            Some(winner) if winner.origin() == object.origin() => {}
+            Some(winner) => {
+                let message = format!(
+                    "{} is older and claims {pattern} already; this object has no effect on it. Merge the two, or delete \
+                     one",
+                    winner.origin()
+                );
+                let finding =
+                    object.finding(Condition::Accepted, Severity::Failing, Reason::Conflict, &field, message);
+                found.push(finding);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,250 @@
+//! What a client can reach: services with the routes and policies that hold for this client.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use leno_core::policy::DestinationPolicy;
+use leno_core::route::{self, ClientMatch, HttpAction, RouteRules};
+use leno_core::service::{Addressing, Service, ServicePort, selects};
+use leno_core::{Condition, Finding, HostPattern, Severity};
+
+use super::index::{Index, Missing, subsets};
+use super::ir::{
+    Action, Cluster, ClusterName, Forward, HttpRoute, Outbound, OutboundHost, OutboundPort, OutboundService, Target,
+    TcpTarget,
+};
+use super::scope::ClientScope;
+
+/// Everything that the client can reach, and what was found missing on the way.
+pub(super) fn outbound(index: &Index<'_>, client: &ClientScope) -> (Outbound, Vec<Finding>) {
+    let mut resolver = Resolver { index, client, findings: BTreeSet::new() };
+    let snapshot = index.snapshot;
+    let services: Vec<OutboundService> =
+        snapshot.services.values().map(|service| resolver.service(service)).collect();
+    let ports: BTreeSet<u16> = snapshot
+        .services
+        .values()
+        .flat_map(|service| service.ports.values().filter(|port| port.protocol.is_http()).map(|port| port.number))
+        .collect();
+    let mut hosts: Vec<OutboundHost> = snapshot
+        .routes
+        .iter()
+        .filter(|rules| rules.origin.namespace == client.namespace && rules.export_to.includes(&client.namespace))
+        .flat_map(|rules| rules.hosts.iter().map(move |host| (host, rules)))
+        .filter(|(pattern, rules)| match pattern {
+            HostPattern::Exact(host) => !rules.http.is_empty() && !snapshot.services.contains_key(host),
+            HostPattern::Suffix(_) | HostPattern::Any => !rules.http.is_empty(),
+        })
+        .map(|(pattern, rules)| OutboundHost {
+            host: pattern.clone(),
+            rules: rules.origin.clone(),
+            routes: ports.iter().map(|port| (*port, resolver.http(rules, *port))).collect(),
+        })
+        .collect();
+    // Stable: among equals the oldest stays first.
+    hosts.sort_by_key(|host| host.host.rank());
+    let mut seen: Vec<HostPattern> = Vec::new();
+    hosts.retain(|host| {
+        let fresh = !seen.contains(&host.host);
+        if fresh {
+            seen.push(host.host.clone());
+        }
+        fresh
+    });
+    let outbound = Outbound { namespace: client.namespace.clone(), services, hosts };
+    (outbound, resolver.findings.into_iter().collect())
+}
+
+/// Resolves for one client, collecting what is missing.
+pub(super) struct Resolver<'a, 'b> {
+    pub(super) index: &'b Index<'a>,
+    pub(super) client: &'b ClientScope,
+    pub(super) findings: BTreeSet<Finding>,
+}
+
+impl<'a> Resolver<'a, '_> {
+    fn service(&mut self, service: &'a Arc<Service>) -> OutboundService {
+        let rules = self.index.rules(service, self.client);
+        let policy = self.index.policy(service, self.client);
+        let ports = service.ports.values().map(|port| self.port(service, port, rules, policy)).collect();
+        OutboundService { service: Arc::clone(service), ports }
+    }
+
+    fn port(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        rules: Option<&Arc<RouteRules>>,
+        policy: Option<&Arc<DestinationPolicy>>,
+    ) -> OutboundPort {
+        let own = ClusterName { port: port.number, subset: String::new(), host: service.host.clone() };
+        let mut http = rules.map(|rules| self.http(rules, port.number)).unwrap_or_default();
+        if http.is_empty() {
+            // Rules that have nothing for this client and port leave the service as it is.
+            http.push(direct(&own));
+        }
+        let tcp = rules.and_then(|rules| self.tcp(rules, port.number)).unwrap_or_else(|| TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None });
+        let addresses = match &service.addressing {
+            Addressing::Virtual(_) => Vec::new(),
+            Addressing::Headless => self
+                .index
+                .snapshot
+                .endpoints_of(&service.host, port.number)
+                .iter()
+                .map(|endpoint| (endpoint.address, endpoint.port))
+                .collect(),
+        };
+        OutboundPort {
+            number: port.number,
+            protocol: port.protocol,
+            clusters: self.clusters(service, port, policy),
+            http,
+            tcp,
+            addresses,
+            rules: rules.map(|rules| rules.origin.clone()),
+        }
+    }
+
+    /// The service as a whole, then its subsets.
+    fn clusters(
+        &self,
+        service: &Service,
+        port: &ServicePort,
+        policy: Option<&Arc<DestinationPolicy>>,
+    ) -> Vec<Cluster> {
+        let members = self.index.snapshot.members.get(&service.host).cloned().unwrap_or_default();
+        let whole = policy.map(|policy| policy.policy.of_port(port.number).clone()).unwrap_or_default();
+        let cluster = |subset: &str, labels, policy_| Cluster {
+            name: ClusterName { port: port.number, subset: subset.to_owned(), host: service.host.clone() },
+            protocol: port.protocol,
+            labels,
+            policy: policy_,
+            identities: members.identities.clone(),
+            plain: members.plain,
+            origin: policy.map(|policy| policy.origin.clone()),
+        };
+        let mut clusters = vec![cluster("", Default::default(), whole.clone())];
+        for subset in subsets(policy) {
+            let over = subset.policy.of_port(port.number);
+            clusters.push(cluster(&subset.name, subset.labels.clone(), whole.overlaid(over)));
+        }
+        clusters
+    }
+
+    /// The routes of the rules for requests to this port, as far as they are for this client.
+    pub(super) fn http(&mut self, rules: &RouteRules, port: u16) -> Vec<HttpRoute> {
+        let mut routes = Vec::new();
+        for rule in &rules.http {
+            let matches: Vec<Option<&route::HttpMatch>> = match &rule.matches {
+                None => vec![None],
+                Some(matches) => {
+                    matches.iter().filter(|entry| self.is_for(&entry.client, port)).map(Some).collect()
+                }
+            };
+            if matches.is_empty() {
+                continue;
+            }
+            let action = match &rule.action {
+                HttpAction::Forward(forward) => Action::Forward(Box::new(self.forward(rules, forward, port))),
+                HttpAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
+                HttpAction::Answer(answer) => Action::Answer(answer.clone()),
+            };
+            for matching in matches {
+                let name = match matching.map(|matching| matching.name.as_str()) {
+                    Some(name) if !name.is_empty() && !rule.name.is_empty() => format!("{}.{name}", rule.name),
+                    Some(name) if !name.is_empty() => name.to_owned(),
+                    _ => rule.name.clone(),
+                };
+                routes.push(HttpRoute {
+                    name,
+                    matching: matching.cloned().map(|matching| route::HttpMatch {
+                        // Decided just now; what is sent must not depend on more than the scope says.
+                        client: ClientMatch::default(),
+                        ..matching
+                    }),
+                    action: action.clone(),
+                    headers: rule.headers.clone(),
+                    fault: rule.fault.clone(),
+                    cors: rule.cors.clone(),
+                    origin: Some(rules.origin.clone()),
+                });
+            }
+        }
+        routes
+    }
+
+    fn forward(&mut self, rules: &RouteRules, forward: &route::Forward, port: u16) -> Forward {
+        let route::Forward { destinations, rewrite, timeout, retry, mirrors } = forward;
+        let targets = destinations
+            .iter()
+            .map(|entry| {
+                let route::WeightedDestination { destination, weight, headers } = entry;
+                let cluster = self.target(rules, destination, port);
+                Target { cluster, weight: *weight, headers: headers.clone() }
+            })
+            .collect();
+        let mirrors = mirrors
+            .iter()
+            .filter_map(|mirror| {
+                let route::Mirror { destination, share } = mirror;
+                Some((self.target(rules, destination, port)?, *share))
+            })
+            .collect();
+        Forward { targets, rewrite: rewrite.clone(), timeout: *timeout, retry: retry.clone(), mirrors }
+    }
+
+    /// The first TCP rule that is for this client and port.
+    pub(super) fn tcp(&mut self, rules: &RouteRules, port: u16) -> Option<TcpTarget> {
+        for rule in &rules.tcp {
+            let route::TcpRule { field: _, matches, destinations } = rule;
+            if matches.as_ref().is_some_and(|matches| !matches.iter().any(|entry| self.is_for(entry, port))) {
+                continue;
+            }
+            let targets = destinations
+                .iter()
+                .map(|(destination, weight)| (self.target(rules, destination, port), *weight))
+                .collect();
+            return Some(TcpTarget { targets, origin: Some(rules.origin.clone()) });
+        }
+        None
+    }
+
+    fn is_for(&self, wanted: &ClientMatch, addressed: u16) -> bool {
+        let ClientMatch { port, labels, namespace } = wanted;
+        port.is_none_or(|port| port == addressed)
+            && selects(labels, &self.client.labels)
+            && namespace.as_ref().is_none_or(|namespace| *namespace == self.client.namespace)
+    }
+
+    fn target(&mut self, rules: &RouteRules, destination: &route::Destination, port: u16) -> Option<ClusterName> {
+        match self.index.target(destination, Some(port), self.client) {
+            Ok(cluster) => Some(cluster),
+            Err(Missing { reason, field, message }) => {
+                self.findings.insert(Finding {
+                    object: rules.origin.clone(),
+                    generation: rules.generation,
+                    condition: Condition::ResolvedRefs,
+                    severity: Severity::Failing,
+                    reason,
+                    field,
+                    message: format!("{message}; its share of the traffic is answered with 503 until then"),
+                });
+                None
+            }
+        }
+    }
+}
+
+/// The route to the service itself, where no rules say otherwise.
+fn direct(cluster: &ClusterName) -> HttpRoute {
+    let target = Target { cluster: Some(cluster.clone()), weight: 1, headers: Default::default() };
+    HttpRoute {
+        name: "default".to_owned(),
+        matching: None,
+        action: Action::Forward(Box::new(Forward { targets: vec![target], ..Forward::default() })),
+        headers: Default::default(),
+        fault: None,
+        cors: None,
+        origin: None,
+    }
+}

@@ -1,0 +1,517 @@
+//! Route configurations (RDS): for each service port one with that service alone, for each port with HTTP one with all of
+//! its hosts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use leno_core::policy::HashKey;
+use leno_core::route::{
+    Abort, Answer, Cors, Fault, HeaderChanges, HttpMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Retry,
+    Rewrite, TextMatch,
+};
+use leno_core::{HostPattern, ObjectRef, OutboundMode};
+use leno_xds::any;
+use leno_xds::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use leno_xds::envoy::config::core::v3::{DataSource, RuntimeFractionalPercent, data_source};
+use leno_xds::envoy::config::route::v3 as xds;
+use leno_xds::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use leno_xds::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use leno_xds::envoy::config::route::v3::redirect_action::{
+    PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier,
+};
+use leno_xds::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HashPolicy, HostRewriteSpecifier, RequestMirrorPolicy, hash_policy,
+};
+use leno_xds::envoy::config::route::v3::route_match::PathSpecifier;
+use leno_xds::envoy::config::route::v3::weighted_cluster::{ClusterWeight, cluster_weight};
+use leno_xds::envoy::extensions::filters::common::fault::v3::{FaultDelay, fault_delay::FaultDelaySecifier};
+use leno_xds::envoy::extensions::filters::http::cors::v3::CorsPolicy;
+use leno_xds::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
+use leno_xds::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_xds::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
+use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+
+use super::clusters::{BLACK_HOLE, PASSTHROUGH, hash_key};
+use super::values::{ZERO, config_path, duration, header, headers, metadata, object, regex, text, text_matcher};
+use crate::resolve::{Action, ClusterName, Forward, HttpRoute, Ir, Outbound, OutboundPort, OutboundService};
+
+/// The name under which a route's cors filter finds its settings.
+pub(super) const CORS: &str = "envoy.filters.http.cors";
+/// The name under which a route's fault filter finds its settings.
+pub(super) const FAULT: &str = "envoy.filters.http.fault";
+/// Who calls, for the telemetry of the other side.
+pub(super) const PEER_HEADER: &str = "x-leno-peer";
+
+/// Retries where nobody asked for any: only where the service cannot have seen the request.
+const SAFE_RETRIES: (&str, u32) = ("connect-failure,refused-stream,reset-before-request", 2);
+/// How often another endpoint is drawn when the one drawn has failed the request already.
+const HOST_ATTEMPTS: i64 = 5;
+/// The largest fixed answer, in bytes.
+const MAX_ANSWER: u32 = 1 << 20;
+
+/// By which key the requests to a cluster are hashed.
+pub(super) type HashKeys<'a> = BTreeMap<&'a ClusterName, &'a HashKey>;
+
+/// The keys of all clusters that hash.
+pub(super) fn hash_keys(outbound: &Outbound) -> HashKeys<'_> {
+    let ports = outbound.services.iter().flat_map(|service| &service.ports);
+    let clusters = ports.flat_map(|port| &port.clusters);
+    clusters.filter_map(|cluster| hash_key(cluster).map(|key| (&cluster.name, key))).collect()
+}
+
+/// The routes of one service port.
+pub(super) fn of_service(
+    ir: &Ir,
+    service: &OutboundService,
+    port: &OutboundPort,
+    keys: &HashKeys<'_>,
+) -> (xds::RouteConfiguration, BTreeSet<ObjectRef>) {
+    let name = format!("{}:{}", service.service.host, port.number);
+    let host = virtual_host(name.clone(), vec!["*".to_owned()], &port.http, port.number, keys);
+    (configuration(ir, name, vec![host]), origins(&port.http, port.rules.as_ref()))
+}
+
+/// The routes of one port by host, for connections to addresses that no service owns.
+pub(super) fn by_host(ir: &Ir, number: u16, keys: &HashKeys<'_>) -> (xds::RouteConfiguration, BTreeSet<ObjectRef>) {
+    let Outbound { namespace, services, hosts } = ir.outbound.as_ref();
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    let mut found = BTreeSet::new();
+    let mut virtual_hosts = Vec::new();
+    // A name that two would have goes to the first: within one route configuration it must be unique.
+    let mut free = |names: Vec<String>| -> Vec<String> {
+        let with_port = names.into_iter().flat_map(|name| [name.clone(), format!("{name}:{number}")]);
+        with_port.filter(|name| taken.insert(name.clone())).collect()
+    };
+    for service in services {
+        let Some(port) = service.ports.iter().find(|port| port.number == number) else { continue };
+        if port.protocol == leno_core::Protocol::Tcp {
+            continue;
+        }
+        let key = &service.service.key;
+        let mut names = vec![
+            service.service.host.to_string(),
+            format!("{}.{}.svc", key.name, key.namespace),
+            format!("{}.{}", key.name, key.namespace),
+        ];
+        if key.namespace == *namespace {
+            names.push(key.name.clone());
+        }
+        let name = format!("{}:{number}", service.service.host);
+        virtual_hosts.push(virtual_host(name, free(names), &port.http, number, keys));
+        found.extend(origins(&port.http, port.rules.as_ref()));
+    }
+    for entry in hosts {
+        let Some((_, routes)) = entry.routes.iter().find(|(port, routes)| *port == number && !routes.is_empty()) else {
+            continue;
+        };
+        let names = match &entry.host {
+            HostPattern::Exact(host) => free(vec![host.to_string()]),
+            HostPattern::Suffix(suffix) => free(vec![format!("*{suffix}")]),
+            // Nothing may claim every host of the mesh.
+            HostPattern::Any => Vec::new(),
+        };
+        if names.is_empty() {
+            continue;
+        }
+        virtual_hosts.push(virtual_host(format!("{}:{number}", entry.host), names, routes, number, keys));
+        found.extend(origins(routes, Some(&entry.rules)));
+    }
+    virtual_hosts.push(everything_else(ir.mesh.outbound));
+    (configuration(ir, number.to_string(), virtual_hosts), found)
+}
+
+fn configuration(ir: &Ir, name: String, virtual_hosts: Vec<xds::VirtualHost>) -> xds::RouteConfiguration {
+    let workload = &ir.workload;
+    let identity = &workload.identity;
+    let peer = [
+        workload.name.as_str(),
+        &identity.namespace,
+        &workload.app,
+        &workload.version,
+        &ir.mesh.cluster,
+        &identity.service_account,
+    ]
+    .join(";");
+    xds::RouteConfiguration {
+        name,
+        virtual_hosts,
+        request_headers_to_add: vec![header(PEER_HEADER, &peer, HeaderAppendAction::OverwriteIfExistsOrAdd)],
+        validate_clusters: Some(false),
+        max_direct_response_body_size_bytes: Some(MAX_ANSWER),
+        ..Default::default()
+    }
+}
+
+fn everything_else(mode: OutboundMode) -> xds::VirtualHost {
+    let (name, action) = match mode {
+        OutboundMode::AllowAny => {
+            let action = xds::RouteAction {
+                cluster_specifier: Some(ClusterSpecifier::Cluster(PASSTHROUGH.to_owned())),
+                timeout: Some(ZERO),
+                ..Default::default()
+            };
+            ("allow_any", xds::route::Action::Route(action))
+        }
+        OutboundMode::RegistryOnly => {
+            let answer = xds::DirectResponseAction { status: 502, ..Default::default() };
+            ("block_all", xds::route::Action::DirectResponse(answer))
+        }
+    };
+    xds::VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![xds::Route {
+            name: name.to_owned(),
+            r#match: Some(any_path()),
+            action: Some(action),
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+fn origins(routes: &[HttpRoute], rules: Option<&ObjectRef>) -> BTreeSet<ObjectRef> {
+    routes.iter().filter_map(|route| route.origin.as_ref()).chain(rules).cloned().collect()
+}
+
+fn virtual_host(
+    name: String,
+    domains: Vec<String>,
+    routes: &[HttpRoute],
+    port: u16,
+    keys: &HashKeys<'_>,
+) -> xds::VirtualHost {
+    let routes = routes.iter().map(|entry| route(entry, port, keys)).collect();
+    xds::VirtualHost { name, domains, routes, ..Default::default() }
+}
+
+fn any_path() -> xds::RouteMatch {
+    xds::RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
+}
+
+fn route(entry: &HttpRoute, port: u16, keys: &HashKeys<'_>) -> xds::Route {
+    let HttpRoute { name, matching, action, headers: changes, fault, cors, origin } = entry;
+    let path = matching.as_ref().and_then(|matching| matching.path.as_ref());
+    let mut changes = changes.clone();
+    let action = match action {
+        Action::Forward(forward) => xds::route::Action::Route(forwarded(forward, path, &mut changes, keys)),
+        Action::Redirect(redirect) => xds::route::Action::Redirect(redirected(redirect, port)),
+        Action::Answer(answer) => xds::route::Action::DirectResponse(answered(answer)),
+    };
+    let HeaderChanges { authority: _, request, response } = &changes;
+    let (request_headers_to_add, request_headers_to_remove) = headers(request);
+    let (response_headers_to_add, response_headers_to_remove) = headers(response);
+    let mut typed_per_filter_config = BTreeMap::new();
+    typed_per_filter_config.extend(fault.as_ref().map(|fault| (FAULT.to_owned(), any(&injected(fault)))));
+    typed_per_filter_config.extend(cors.as_ref().map(|cors| (CORS.to_owned(), any(&browsers(cors)))));
+    xds::Route {
+        name: name.clone(),
+        r#match: Some(matching.as_ref().map_or_else(any_path, matched)),
+        metadata: origin.as_ref().map(|origin| metadata([("istio", object([("config", text(config_path(origin)))]))])),
+        action: Some(action),
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        ..Default::default()
+    }
+}
+
+fn matched(matching: &HttpMatch) -> xds::RouteMatch {
+    let HttpMatch {
+        name: _,
+        path,
+        ignore_path_case,
+        scheme,
+        method,
+        authority,
+        headers,
+        without_headers,
+        query,
+        // Decided when the rules were resolved.
+        client: _,
+    } = matching;
+    let path_specifier = match path {
+        None | Some(TextMatch::Present) => PathSpecifier::Prefix("/".to_owned()),
+        Some(TextMatch::Exact(exact)) => PathSpecifier::Path(exact.clone()),
+        Some(TextMatch::Prefix(prefix)) => PathSpecifier::Prefix(prefix.clone()),
+        Some(TextMatch::Regex(pattern)) => PathSpecifier::SafeRegex(regex(pattern)),
+    };
+    let pseudo = [(":scheme", scheme), (":method", method), (":authority", authority)];
+    let pseudo = pseudo.into_iter().filter_map(|(name, text)| text.as_ref().map(|text| header_matcher(name, text, false)));
+    let wanted = headers.iter().map(|(name, text)| header_matcher(name, text, false));
+    let unwanted = without_headers.iter().map(|(name, text)| header_matcher(name, text, true));
+    let query_parameters = query.iter().map(|(name, text)| xds::QueryParameterMatcher {
+        name: name.clone(),
+        query_parameter_match_specifier: Some(match text_matcher(text) {
+            Some(matcher) => QueryParameterMatchSpecifier::StringMatch(matcher),
+            None => QueryParameterMatchSpecifier::PresentMatch(true),
+        }),
+    });
+    xds::RouteMatch {
+        case_sensitive: (*ignore_path_case && !matches!(path, Some(TextMatch::Regex(_)))).then_some(false),
+        headers: pseudo.chain(wanted).chain(unwanted).collect(),
+        query_parameters: query_parameters.collect(),
+        path_specifier: Some(path_specifier),
+        ..Default::default()
+    }
+}
+
+fn header_matcher(name: &str, text: &TextMatch, invert: bool) -> xds::HeaderMatcher {
+    let (specifier, invert_match) = match text_matcher(text) {
+        Some(matcher) => (HeaderMatchSpecifier::StringMatch(matcher), invert),
+        None => (HeaderMatchSpecifier::PresentMatch(!invert), false),
+    };
+    xds::HeaderMatcher {
+        name: name.to_owned(),
+        invert_match,
+        // Without the header, what must not match does not.
+        treat_missing_header_as_empty: invert_match,
+        header_match_specifier: Some(specifier),
+    }
+}
+
+fn forwarded(
+    forward: &Forward,
+    path: Option<&TextMatch>,
+    changes: &mut HeaderChanges,
+    keys: &HashKeys<'_>,
+) -> xds::RouteAction {
+    let Forward { targets, rewrite, timeout, retry, mirrors } = forward;
+    let mut host_rewrite = changes.authority.take();
+    let rewrite = rewrite.clone().unwrap_or(Rewrite { path: None, authority: None });
+    host_rewrite = rewrite.authority.or(host_rewrite);
+    let (prefix_rewrite, regex_rewrite) = match rewrite.path {
+        None => (String::new(), None),
+        Some(PathRewrite::Regex(pattern, replacement)) => (String::new(), Some((pattern, replacement))),
+        Some(PathRewrite::Prefix(prefix)) => match path {
+            // `/api` to `/` must not make `//x` of `/api/x`.
+            Some(TextMatch::Prefix(matched)) if prefix == "/" && !matched.ends_with('/') => {
+                (String::new(), Some((format!("^{}(/?)(.*)", quoted(matched)), r"/\2".to_owned())))
+            }
+            _ => (prefix, None),
+        },
+    };
+    let cluster = |cluster: &Option<ClusterName>| match cluster {
+        Some(name) => name.to_string(),
+        None => BLACK_HOLE.to_owned(),
+    };
+    let used: Vec<_> = targets.iter().filter(|target| target.weight > 0).collect();
+    let specifier = match used.as_slice() {
+        [] => ClusterSpecifier::Cluster(BLACK_HOLE.to_owned()),
+        [only] => {
+            let HeaderChanges { authority, request, response } = &only.headers;
+            // Those of the destination are applied first, so that the rule's have the last word, as with several.
+            let merge = |rule: &mut leno_core::route::HeaderChange, own: &leno_core::route::HeaderChange| {
+                let mut merged = own.clone();
+                merged.set.extend(std::mem::take(&mut rule.set));
+                merged.add.extend(std::mem::take(&mut rule.add));
+                merged.remove.append(&mut rule.remove);
+                *rule = merged;
+            };
+            merge(&mut changes.request, request);
+            merge(&mut changes.response, response);
+            host_rewrite = authority.clone().or(host_rewrite);
+            ClusterSpecifier::Cluster(cluster(&only.cluster))
+        }
+        several => {
+            let clusters = several.iter().map(|target| {
+                let HeaderChanges { authority, request, response } = &target.headers;
+                let (request_headers_to_add, request_headers_to_remove) = headers(request);
+                let (response_headers_to_add, response_headers_to_remove) = headers(response);
+                ClusterWeight {
+                    name: cluster(&target.cluster),
+                    weight: Some(target.weight),
+                    request_headers_to_add,
+                    request_headers_to_remove,
+                    response_headers_to_add,
+                    response_headers_to_remove,
+                    host_rewrite_specifier: authority
+                        .clone()
+                        .map(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral),
+                    ..Default::default()
+                }
+            });
+            ClusterSpecifier::WeightedClusters(xds::WeightedCluster { clusters: clusters.collect(), ..Default::default() })
+        }
+    };
+    let hashed = used.iter().filter_map(|target| target.cluster.as_ref()).find_map(|name| keys.get(name));
+    xds::RouteAction {
+        prefix_rewrite,
+        regex_rewrite: regex_rewrite.map(|(pattern, replacement)| RegexMatchAndSubstitute {
+            pattern: Some(regex(&pattern)),
+            substitution: replacement,
+        }),
+        timeout: Some(timeout.map_or(ZERO, duration)),
+        retry_policy: retries(retry.as_ref()),
+        request_mirror_policies: mirrors
+            .iter()
+            .map(|(name, share)| RequestMirrorPolicy {
+                cluster: name.to_string(),
+                runtime_fraction: Some(RuntimeFractionalPercent {
+                    default_value: Some(fraction(*share)),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            })
+            .collect(),
+        hash_policy: hashed.map(|key| hash_policy_of(key)).into_iter().collect(),
+        cluster_specifier: Some(specifier),
+        host_rewrite_specifier: host_rewrite.map(HostRewriteSpecifier::HostRewriteLiteral),
+        ..Default::default()
+    }
+}
+
+/// A text as an RE2 expression that matches it literally.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_ascii() && !char.is_ascii_alphanumeric() && char != '_' && char != '/' {
+            out.push('\\');
+        }
+        out.push(char);
+    }
+    out
+}
+
+fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
+    use xds::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType};
+    let previous_hosts = || RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(any(&PreviousHostsPredicate {}))),
+    };
+    let Some(retry) = retry else {
+        let (on, attempts) = SAFE_RETRIES;
+        return Some(xds::RetryPolicy {
+            retry_on: on.to_owned(),
+            num_retries: Some(attempts),
+            retry_host_predicate: vec![previous_hosts()],
+            host_selection_retry_max_attempts: HOST_ATTEMPTS,
+            ..Default::default()
+        });
+    };
+    let Retry { attempts, per_try_timeout, on, statuses, remote_localities: _, avoid_previous, backoff } = retry;
+    if *attempts == 0 {
+        return None;
+    }
+    let mut on = on.clone();
+    if !statuses.is_empty() && !on.iter().any(|condition| condition == "retriable-status-codes") {
+        on.push("retriable-status-codes".to_owned());
+    }
+    Some(xds::RetryPolicy {
+        retry_on: on.join(","),
+        num_retries: Some(*attempts),
+        per_try_timeout: per_try_timeout.map(duration),
+        retry_host_predicate: avoid_previous.then(previous_hosts).into_iter().collect(),
+        host_selection_retry_max_attempts: HOST_ATTEMPTS,
+        retriable_status_codes: statuses.iter().map(|status| u32::from(*status)).collect(),
+        retry_back_off: backoff.filter(|backoff| *backoff > Duration::ZERO).map(|backoff| RetryBackOff {
+            base_interval: Some(duration(backoff)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    })
+}
+
+fn hash_policy_of(key: &HashKey) -> HashPolicy {
+    use hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter};
+    let specifier = match key {
+        HashKey::Header(name) => {
+            PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() })
+        }
+        HashKey::Cookie { name, path, ttl, attributes } => PolicySpecifier::Cookie(Cookie {
+            name: name.clone(),
+            ttl: ttl.map(duration),
+            path: path.clone(),
+            attributes: attributes
+                .iter()
+                .map(|(name, value)| CookieAttribute { name: name.clone(), value: value.clone() })
+                .collect(),
+        }),
+        HashKey::SourceAddress => PolicySpecifier::ConnectionProperties(ConnectionProperties { source_ip: true }),
+        HashKey::QueryParameter(name) => PolicySpecifier::QueryParameter(QueryParameter { name: name.clone() }),
+    };
+    HashPolicy { policy_specifier: Some(specifier), ..Default::default() }
+}
+
+fn redirected(redirect: &Redirect, addressed: u16) -> xds::RedirectAction {
+    let Redirect { status, scheme, authority, port, path } = redirect;
+    let response_code = match status {
+        302 => RedirectResponseCode::Found,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::MovedPermanently,
+    };
+    xds::RedirectAction {
+        host_redirect: authority.clone().unwrap_or_default(),
+        port_redirect: match port {
+            Some(RedirectPort::Number(number)) => u32::from(*number),
+            Some(RedirectPort::OfRequest) => u32::from(addressed),
+            // What Envoy does by itself.
+            Some(RedirectPort::OfScheme) | None => 0,
+        },
+        response_code: response_code.into(),
+        scheme_rewrite_specifier: scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),
+        path_rewrite_specifier: path.as_ref().map(|path| match path {
+            RedirectPath::Full(path) => PathRewriteSpecifier::PathRedirect(path.clone()),
+            RedirectPath::Prefix(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix.clone()),
+        }),
+        ..Default::default()
+    }
+}
+
+fn answered(answer: &Answer) -> xds::DirectResponseAction {
+    let Answer { status, body } = answer;
+    let body = (!body.is_empty()).then(|| DataSource {
+        specifier: Some(match String::from_utf8(body.clone()) {
+            Ok(text) => data_source::Specifier::InlineString(text),
+            Err(error) => data_source::Specifier::InlineBytes(error.into_bytes()),
+        }),
+        ..Default::default()
+    });
+    xds::DirectResponseAction { status: u32::from(*status), body, ..Default::default() }
+}
+
+/// A share in millionths.
+fn fraction(share: u32) -> FractionalPercent {
+    FractionalPercent { numerator: share, denominator: DenominatorType::Million.into() }
+}
+
+fn injected(fault: &Fault) -> HttpFault {
+    let Fault { delay, abort } = fault;
+    HttpFault {
+        delay: delay.map(|(length, share)| FaultDelay {
+            percentage: Some(fraction(share)),
+            fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(duration(length))),
+        }),
+        abort: abort.map(|(abort, share)| FaultAbort {
+            percentage: Some(fraction(share)),
+            error_type: Some(match abort {
+                Abort::Http(status) => ErrorType::HttpStatus(status.into()),
+                Abort::Grpc(status) => ErrorType::GrpcStatus(status),
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn browsers(cors: &Cors) -> CorsPolicy {
+    let Cors { origins, methods, headers, expose, max_age, credentials, forward_unmatched } = cors;
+    CorsPolicy {
+        allow_origin_string_match: origins.iter().filter_map(text_matcher).collect(),
+        allow_methods: methods.join(","),
+        allow_headers: headers.join(","),
+        expose_headers: expose.join(","),
+        max_age: max_age.map(|age| age.as_secs().to_string()).unwrap_or_default(),
+        allow_credentials: *credentials,
+        filter_enabled: Some(RuntimeFractionalPercent {
+            default_value: Some(fraction(1_000_000)),
+            ..Default::default()
+        }),
+        forward_not_matching_preflights: Some(*forward_unmatched),
+        ..Default::default()
+    }
+}
