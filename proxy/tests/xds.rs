@@ -1,7 +1,7 @@
 //! The discovery client against a control plane of the test's own, over a real gRPC connection.
 
 use leno_proxy::config::{Action, Root};
-use leno_proxy::xds::{Client, Connect, Connection, Kind, LocalFuture, Publish, SharedState, node};
+use leno_proxy::xds::{Client, Connect, Connection, Kind, LocalFuture, Publish, SharedState, State, node};
 use leno_xds::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
@@ -188,7 +188,7 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
         );
         let (gate, receiver) = watch::channel(true);
         let workers = Workers { roots: Arc::default(), gate: receiver };
-        let state = SharedState::default();
+        let state: SharedState = Arc::new(Mutex::new(State::new("cluster.local")));
         let (client, connection) =
             Client::new(Dial(address), workers.clone(), state.clone(), node("pod-1", "default", "0.0.0"));
         let stop = CancellationToken::new();

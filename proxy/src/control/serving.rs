@@ -14,9 +14,10 @@ use crate::slots::sockets::Sockets;
 use crate::slots::standby::Standby;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
-use crate::xds::{Client, Connect, LocalFuture, SharedState, node};
+use crate::xds::{Client, Connect, LocalFuture, SharedState, State, node};
 use leno_runtime::http::Health;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -121,7 +122,7 @@ impl Serving {
         let store = CredentialStore::new();
         let link = Link::new(self.settings.target());
         let (identity, current) = Identity::new(self.settings.files.clone(), link.clone(), store.clone());
-        let state = SharedState::default();
+        let state: SharedState = Arc::new(Mutex::new(State::new(&self.settings.trust_domain)));
         let traffic = self
             .settings
             .traffic_addresses()

@@ -140,10 +140,11 @@ pub struct State {
     dirty: bool,
 }
 
-impl Default for State {
-    fn default() -> Self {
+impl State {
+    /// Nothing received yet. `trust_domain` is that of this proxy's own identity.
+    pub fn new(trust_domain: &str) -> Self {
         Self {
-            context: Context::default(),
+            context: Context::new(trust_domain),
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -157,15 +158,14 @@ impl Default for State {
             dirty: false,
         }
     }
-}
 
-impl State {
     /// Takes a response in. Call [`Self::settle`] afterwards.
     pub fn apply(&mut self, kind: Kind, response: DeltaDiscoveryResponse, now: Instant, time: SystemTime) -> Applied {
         let mut applied = Applied::default();
         let mut refused = Vec::new();
         for resource in response.resources {
-            let Resource { name, version, resource, .. } = resource;
+            let Resource { name, resource_name: _, aliases: _, version, resource, ttl: _, cache_control: _, metadata: _ } =
+                resource;
             let Some(body) = resource else {
                 refused.push((name, Refused::new("resource", "is missing")));
                 continue;

@@ -283,7 +283,7 @@ fn chain(
     Ok(FilterChain {
         name: name.into(),
         matches: filter_chain_match.map(chain_match).transpose().within("filter_chain_match")?.unwrap_or_default(),
-        tls: tls::server(transport_socket).within("transport_socket")?,
+        tls: tls::server(transport_socket, &context.trust_domain).within("transport_socket")?,
         network,
     })
 }

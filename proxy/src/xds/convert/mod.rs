@@ -89,6 +89,8 @@ pub(crate) fn refuse_set<T: Default + PartialEq>(value: &T, field: &str) -> Conv
 /// What conversions share: stable cluster indices, and objects that must be the same object wherever they are equal.
 #[derive(Debug, Default)]
 pub struct Context {
+    /// The trust domain of this proxy's own identity.
+    pub trust_domain: String,
     ids: HashMap<Arc<str>, ClusterId>,
     formats: BTreeMap<String, Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,
@@ -96,6 +98,11 @@ pub struct Context {
 }
 
 impl Context {
+    /// Nothing known yet.
+    pub fn new(trust_domain: &str) -> Self {
+        Self { trust_domain: trust_domain.to_owned(), ..Self::default() }
+    }
+
     /// The index of a cluster's name; the same for as long as the process lives.
     ///
     /// # Errors

@@ -24,6 +24,9 @@ const OWN_SECRET: &str = "default";
 /// Name of the secret with the roots of the mesh.
 const ROOTS_SECRET: &str = "ROOTCA";
 
+const SANS: &str =
+    "common_tls_context.combined_validation_context.default_validation_context.match_typed_subject_alt_names";
+
 fn typed(socket: TransportSocket) -> Converted<Option<prost_types::Any>> {
     let TransportSocket { name, config_type } = socket;
     match config_type {
@@ -57,26 +60,28 @@ fn upstream(context: UpstreamTlsContext) -> Converted<ClientTls> {
     } = context;
     refuse!(auto_host_sni, auto_sni_san_validation, allow_renegotiation);
     let common = common(common_tls_context).within("common_tls_context")?;
-    if common.identities.is_empty() {
-        return Err(Refused::new(
-            "common_tls_context.combined_validation_context.default_validation_context.match_typed_subject_alt_names",
-            "is empty; a server is only trusted by its identity",
-        ));
+    let exact = |identity| match identity {
+        Accepted::Identity(identity) => Ok(identity),
+        Accepted::TrustDomain(_) => Err(Refused::new(SANS, "must be the exact identity of a server, not a prefix")),
+    };
+    let expected = common.identities.into_iter().map(exact).collect::<Converted<Vec<_>>>()?;
+    if expected.is_empty() {
+        return Err(Refused::new(SANS, "is empty; a server is only trusted by its identity"));
     }
-    Ok(ClientTls { expected: common.identities, sni: sni.into(), alpn: common.alpn })
+    Ok(ClientTls { expected, sni: sni.into(), alpn: common.alpn })
 }
 
 /// TLS that a filter chain ends; `None` is plain text.
-pub fn server(socket: Option<TransportSocket>) -> Converted<Option<Arc<ServerTls>>> {
+pub fn server(socket: Option<TransportSocket>, trust_domain: &str) -> Converted<Option<Arc<ServerTls>>> {
     let Some(socket) = socket else { return Ok(None) };
     let Some(any) = typed(socket)? else { return Ok(None) };
     if any.type_url != <DownstreamTlsContext as prost::Name>::type_url() {
         return Err(unknown_type(&any).within("typed_config"));
     }
-    downstream(unpack(&any)?).within("typed_config").map(|tls| Some(Arc::new(tls)))
+    downstream(unpack(&any)?, trust_domain).within("typed_config").map(|tls| Some(Arc::new(tls)))
 }
 
-fn downstream(context: DownstreamTlsContext) -> Converted<ServerTls> {
+fn downstream(context: DownstreamTlsContext, trust_domain: &str) -> Converted<ServerTls> {
     let DownstreamTlsContext {
         common_tls_context,
         require_client_certificate,
@@ -93,11 +98,19 @@ fn downstream(context: DownstreamTlsContext) -> Converted<ServerTls> {
         return Err(Refused::new("ocsp_staple_policy", "is not supported by this proxy"));
     }
     let common = common(common_tls_context).within("common_tls_context")?;
-    if !common.identities.is_empty() {
-        return Err(Refused::new(
-            "common_tls_context.combined_validation_context.default_validation_context.match_typed_subject_alt_names",
-            "is not supported for clients; use an authorization policy",
-        ));
+    for accepted in common.identities {
+        // Clients of our own trust domain are what this proxy accepts.
+        match accepted {
+            Accepted::TrustDomain(domain) if domain == trust_domain => {}
+            Accepted::TrustDomain(domain) => {
+                let reason = format!("`{domain}` is not this proxy's trust domain `{trust_domain}`");
+                return Err(Refused::new(SANS, reason));
+            }
+            Accepted::Identity(_) => {
+                let reason = "of single clients is not supported by this proxy; use an authorization policy";
+                return Err(Refused::new(SANS, reason));
+            }
+        }
     }
     let require_client_certificate = require_client_certificate.unwrap_or(false);
     Ok(ServerTls { require_client_certificate, alpn: common.alpn })
@@ -105,7 +118,15 @@ fn downstream(context: DownstreamTlsContext) -> Converted<ServerTls> {
 
 struct Common {
     alpn: Vec<Arc<str>>,
-    identities: Vec<Arc<str>>,
+    identities: Vec<Accepted>,
+}
+
+/// Whose certificate is accepted.
+enum Accepted {
+    /// Of this SPIFFE identity.
+    Identity(Arc<str>),
+    /// Of any identity in this trust domain (`spiffe://<trust domain>/`).
+    TrustDomain(String),
 }
 
 fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
@@ -198,7 +219,7 @@ fn secret(config: SdsSecretConfig, wanted: &str) -> Converted<()> {
     if name == wanted { Ok(()) } else { Err(Refused::new("name", format!("`{name}` is not the secret `{wanted}`"))) }
 }
 
-fn validation(context: CertificateValidationContext) -> Converted<Vec<Arc<str>>> {
+fn validation(context: CertificateValidationContext) -> Converted<Vec<Accepted>> {
     let CertificateValidationContext {
         trusted_ca,
         ca_certificate_provider_instance,
@@ -234,8 +255,17 @@ fn validation(context: CertificateValidationContext) -> Converted<Vec<Arc<str>>>
     let exact = |matcher: StringMatcher| {
         let StringMatcher { ignore_case, match_pattern } = matcher;
         match match_pattern {
-            Some(MatchPattern::Exact(text)) if !ignore_case && text.starts_with("spiffe://") => Ok(Arc::from(text)),
-            _ => Err(Refused::new("matcher", "is not the exact text of a SPIFFE identity; others are not supported")),
+            Some(MatchPattern::Exact(text)) if !ignore_case && text.starts_with("spiffe://") => {
+                Ok(Accepted::Identity(text.into()))
+            }
+            Some(MatchPattern::Prefix(text)) if !ignore_case => {
+                let domain = text.strip_prefix("spiffe://").and_then(|rest| rest.strip_suffix('/'));
+                match domain.filter(|domain| !domain.is_empty() && !domain.contains('/')) {
+                    Some(domain) => Ok(Accepted::TrustDomain(domain.to_owned())),
+                    None => Err(Refused::new("matcher.prefix", "is not `spiffe://<trust domain>/`")),
+                }
+            }
+            _ => Err(Refused::new("matcher", "is neither a SPIFFE identity nor the prefix of a trust domain")),
         }
     };
     let typed = match_typed_subject_alt_names.into_iter().enumerate().map(|(index, matcher)| {
