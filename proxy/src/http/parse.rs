@@ -326,3 +326,100 @@ impl Connection {
         !self.close && (version != Version::Http10 || self.keep)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 16 };
+
+    /// What a request's head came to, in a form that can be compared.
+    fn read(bytes: &[u8]) -> Result<Option<(usize, String)>, HeadError> {
+        let mut head = RequestHead::default();
+        let count = request(bytes, LIMITS, &mut head)?;
+        Ok(count.map(|count| {
+            let mut text = format!(
+                "{} {} {} {:?} {} {:?}",
+                head.method().escape_ascii(),
+                head.path().escape_ascii(),
+                head.authority().escape_ascii(),
+                head.body,
+                head.keep_alive,
+                head.upgrade().map(|upgrade| upgrade.escape_ascii().to_string()),
+            );
+            for (name, value, _) in head.headers.iter() {
+                text.push_str(&format!("|{}={}", name.escape_ascii(), value.escape_ascii()));
+            }
+            (count, text)
+        }))
+    }
+
+    #[test]
+    fn request_when_read_then_its_parts_are_found() {
+        let bytes = b"\r\nPOST /a?b HTTP/1.1\r\nHost: x:1\r\nContent-Length: 12\r\nConnection: Close\r\nA:  b \r\n\r\nBODY";
+        let (count, text) = read(bytes).unwrap().unwrap();
+        assert_eq!(&bytes[count..], b"BODY");
+        assert_eq!(text, "POST /a?b x:1 Exact(12) false None|Content-Length=12|Connection=Close|A=b");
+    }
+
+    #[test]
+    fn response_when_read_then_its_body_is_known() {
+        for (text, to_head, body, keep) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", false, BodyLength::Exact(5), true),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n", true, BodyLength::Empty, true),
+            ("HTTP/1.1 200\r\ntransfer-encoding: chunked\r\n\r\n", false, BodyLength::Unknown, true),
+            ("HTTP/1.1 200 OK\r\n\r\n", false, BodyLength::Unknown, false),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", false, BodyLength::Empty, false),
+            ("HTTP/1.1 304 NM\r\ncontent-length: 5\r\n\r\n", false, BodyLength::Empty, true),
+            ("HTTP/1.1 101 SP\r\nupgrade: x\r\n\r\n", false, BodyLength::Tunnel, true),
+            ("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\n", false, BodyLength::Exact(1), false),
+        ] {
+            let mut head = ResponseHead::default();
+            assert_eq!(response(text.as_bytes(), LIMITS, to_head, &mut head), Ok(Some(text.len())), "{text}");
+            assert_eq!((head.body, head.keep_alive), (body, keep), "{text}");
+        }
+    }
+
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let known = prop_oneof![
+            Just("GET / HTTP/1.1\r\n"),
+            Just("POST /x HTTP/1.0\r\n"),
+            Just("host: a\r\n"),
+            Just("content-length: 3\r\n"),
+            Just("Transfer-Encoding: chunked\r\n"),
+            Just("connection: upgrade, x\r\n"),
+            Just("upgrade: websocket\r\n"),
+            Just("x: y\n"),
+            Just(" folded\r\n"),
+            Just("expect: 100-continue\r\n"),
+            Just("\r\n"),
+        ];
+        let piece = prop_oneof![
+            8 => known.prop_map(|text| text.as_bytes().to_vec()),
+            1 => proptest::collection::vec(any::<u8>(), 0..6),
+        ];
+        proptest::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        /// Whatever comes: no panic; a head is the same however it is cut; and two lengths are never both taken.
+        #[test]
+        fn request_when_cut_anywhere_then_the_same(bytes in pieces()) {
+            let whole = read(&bytes);
+            let first = (0..=bytes.len()).map(|end| read(&bytes[..end])).find(|read| !matches!(read, Ok(None)));
+            match (whole, first) {
+                (Ok(Some(whole)), Some(Ok(Some(first)))) => prop_assert_eq!(whole, first),
+                (Err(_), Some(Err(_))) | (Ok(None), None) => {}
+                (whole, first) => prop_assert!(false, "{:?} against {:?}", whole, first),
+            }
+        }
+
+        #[test]
+        fn response_when_anything_comes_then_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), status in 0..2000u16) {
+            let _ = response(&bytes, LIMITS, false, &mut ResponseHead::default());
+            let text = [format!("HTTP/1.1 {status} x\r\n").as_bytes(), &bytes].concat();
+            let _ = response(&text, LIMITS, true, &mut ResponseHead::default());
+        }
+    }
+}

@@ -217,8 +217,8 @@ impl Workers {
         }
     }
 
-    /// Ends connections as they become idle (HTTP/1 responses say `connection: close`); done when none is open or at the
-    /// deadline. Accepting goes on until [`Self::stop_accepting`]. The number of connections still open.
+    /// Ends connections: HTTP/1 responses say `connection: close`, idle connections close after a second; done when none is
+    /// open or at the deadline. Accepting goes on until [`Self::stop_accepting`]. The number of connections still open.
     pub async fn drain(&self, deadline: Instant) -> usize {
         /// Between two looks at the count.
         const LOOK: Duration = Duration::from_millis(20);

@@ -57,7 +57,7 @@ pub struct Worker {
     credentials: CredentialStore,
     workers: u32,
     root: RefCell<Rc<WorkerRoot>>,
-    draining: Cell<bool>,
+    draining: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
     date: RefCell<(i64, Rc<str>)>,
@@ -84,7 +84,7 @@ impl Worker {
             credentials,
             workers,
             root: RefCell::new(root),
-            draining: Cell::new(false),
+            draining: Cell::new(None),
             wakers: RefCell::default(),
             next_waker: Cell::new(0),
             date: RefCell::new((0, Rc::from(""))),
@@ -110,12 +110,19 @@ impl Worker {
 
     /// Whether connections should end when they can.
     pub fn is_draining(&self) -> bool {
+        self.draining.get().is_some()
+    }
+
+    /// Since when connections should end when they can.
+    pub fn draining_since(&self) -> Option<Instant> {
         self.draining.get()
     }
 
-    /// Begins to drain: idle connections close now, others after their response.
+    /// Begins to drain: every response says that the connection ends, and idle connections close shortly after.
     pub fn drain(&self) {
-        self.draining.set(true);
+        if self.draining.get().is_none() {
+            self.draining.set(Some(Instant::now()));
+        }
         for waker in self.wakers.borrow().values() {
             waker.wake_by_ref();
         }

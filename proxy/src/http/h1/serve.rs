@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        body::{Downstream, SideError},
+        body::Downstream,
         buffer::Buffer,
         call::{Call, ConnInfo, Tally},
         head::{RequestHead, ResponseHead},
@@ -29,6 +29,10 @@ use std::{
 
 /// How long a client may take to read the last response before its connection is closed on it.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// How long an idle connection is kept once draining began. Closed at once it could meet a request that is already on its way,
+/// and that the client may not repeat; so the next request is answered, with `connection: close`.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
 /// The memory of a request's and a response's head, lent to a connection while a request is under way.
 #[derive(Debug, Default)]
@@ -141,8 +145,7 @@ async fn wait(
         let waited = match side.poll_request(cx, limits, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
-            Poll::Ready(Ok(Arrival::Closed) | Err(SideError::Broken(_) | SideError::Ended)) => Waited::Over,
-            Poll::Ready(Err(_)) => Waited::Over,
+            Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
             Poll::Pending => {
                 let now = Instant::now();
                 let deadline = if side.has_input() {
@@ -153,12 +156,11 @@ async fn wait(
                         give_back(heads);
                     }
                     side.rest();
-                    if worker.is_draining() {
-                        return Poll::Ready(Waited::Over);
-                    }
-                    some(manager.idle_timeout, *since.get_or_insert(now))
+                    let since = *since.get_or_insert(now);
+                    let drained = worker.draining_since().map(|drain| drain.max(since) + DRAIN_IDLE);
+                    earlier(some(manager.idle_timeout, since), drained)
                 };
-                return timer.poll(cx, earlier(deadline, None)).map(|()| Waited::Over);
+                return timer.poll(cx, deadline).map(|()| Waited::Over);
             }
         };
         Poll::Ready(waited)

@@ -84,11 +84,15 @@ fn workers_when_draining_then_idle_connections_close_and_busy_ones_end_in_peace(
         }
     });
     let proxy = Proxy::simple(&[backend.address]);
-    let (mut idle, mut busy) = (proxy.client(), proxy.client());
+    let (mut idle, mut busy, mut late) = (proxy.client(), proxy.client(), proxy.client());
     assert_eq!(idle.ask(&get("/")).status(), 200);
+    assert_eq!(late.ask(&get("/")).header("connection"), None);
     busy.send(get("/slow").as_bytes());
     eventually("the slow request at the back end", || arrived.load(Ordering::SeqCst) == 1);
-    let left = proxy.wait(proxy.workers().drain(Instant::now() + Duration::from_millis(200)));
+    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now())), 3);
+    let answer = late.ask(&get("/"));
+    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")), "on its way when draining began");
+    let left = proxy.wait(proxy.workers().drain(Instant::now() + Duration::from_secs(3)));
     assert_eq!(left, 1, "the busy one");
     assert_eq!(idle.rest(), "");
     // Accepting goes on, and says that the connection will not stay.
