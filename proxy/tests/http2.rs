@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Version};
+use http::{Request, Response, Version};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_api::identity::v1::workload_certificates_client::WorkloadCertificatesClient;
 use leno_api::identity::v1::workload_certificates_server::{WorkloadCertificates, WorkloadCertificatesServer};
@@ -129,6 +129,71 @@ async fn drain_when_http2_streams_are_open_then_they_end_and_the_connection_goes
     let open = in_time("the drain", drained).await;
     assert!(send.ready().await.is_err(), "the connection still takes streams");
     assert_eq!(open, 0, "connections are still open after the drain");
+}
+
+/// A server that handles requests of either HTTP version by `service`.
+async fn server<S, F>(service: S) -> SocketAddr
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response<Incoming>, hyper::Error>> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (io, _) = listener.accept().await.unwrap();
+            io.set_nodelay(true).unwrap();
+            let service = hyper::service::service_fn(service.clone());
+            let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move { builder.serve_connection(TokioIo::new(io), service).await.map_err(|_| ()) });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn stream_when_both_sides_talk_in_turn_then_neither_waits_for_the_end_of_the_other() {
+    let address = server(async |request: Request<Incoming>| Ok(Response::new(request.into_body()))).await;
+    let proxy = start(Plan::new(address, UpstreamProtocol::Http2));
+    let mut client = Client::connect(proxy.address, Version::HTTP_2).await;
+    let (mut say, said) = futures::channel::mpsc::channel::<Result<Frame<Bytes>, std::convert::Infallible>>(1);
+    let body = BodyExt::boxed(http_body_util::StreamBody::new(said));
+    let request = Request::post("http://reviews/chat").body(body).unwrap();
+    say.try_send(Ok(Frame::data(Bytes::from_static(b"word 0")))).unwrap();
+    let mut answer = client.send(request).await.into_body();
+    for n in 0..5 {
+        let heard = in_time("an echo", answer.frame()).await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(heard, format!("word {n}"));
+        say.try_send(Ok(Frame::data(Bytes::from(format!("word {}", n + 1))))).unwrap();
+    }
+    drop(say);
+    assert_eq!(in_time("the last word", answer.collect()).await.unwrap().to_bytes(), "word 5");
+}
+
+#[tokio::test]
+async fn stream_when_the_client_gives_it_up_then_the_server_is_told_and_the_metrics_say_so() {
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let (guard, mut ended) = tokio::sync::mpsc::unbounded_channel::<()>();
+    let guard = Arc::new(std::sync::Mutex::new(Some(guard)));
+    let address = server(move |_| {
+        let (begun, guard) = (begun.clone(), guard.lock().unwrap().take());
+        async move {
+            begun.send(()).unwrap();
+            let _guard = guard;
+            std::future::pending().await
+        }
+    })
+    .await;
+    let proxy = start(Plan::new(address, UpstreamProtocol::Http2));
+    let Client::Http2(mut send) = Client::connect(proxy.address, Version::HTTP_2).await else { panic!() };
+    let pending = tokio::spawn(send.send_request(get("/")));
+    in_time("the request to arrive", begins.recv()).await.unwrap();
+    pending.abort();
+    // The handler was dropped, because its stream was reset.
+    assert_eq!(in_time("the reset", ended.recv()).await, None);
+    proxy.until_metric("istio_requests_total", &["response_flags=\"DC\""], 1.0).await;
+    // The connection is not harmed.
+    assert!(send.ready().await.is_ok());
 }
 
 // --------------------------------------------------------------------------------------------------------- gRPC
