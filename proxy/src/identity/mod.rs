@@ -12,6 +12,7 @@ use crate::xds::backoff::Backoff;
 use leno_api::identity::v1::{SignRequest, workload_certificates_client::WorkloadCertificatesClient};
 use leno_runtime::certs::{CertError, Keypair, certificates_from_pem, describe, new_request};
 use link::{Link, LinkError};
+use rand::Rng as _;
 use rustls_pki_types::CertificateDer;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use tonic::metadata::MetadataValue;
 
 /// How often the roots' file is looked at.
 const ROOTS_INTERVAL: Duration = Duration::from_secs(5);
+/// After a change of the roots, the proxies of a mesh ask for new certificates within this time, each at a random moment.
+const ROTATION_SPREAD: Duration = Duration::from_secs(3);
 /// How long a signature may take.
 const SIGN_LIMIT: Duration = Duration::from_secs(10);
 /// Largest file that is read, in bytes.
@@ -132,7 +135,8 @@ impl Identity {
         }
     }
 
-    /// Takes over changed roots for as long as it is polled.
+    /// Takes over changed roots, and returns when it is time for a certificate of the authority behind them: the old one may
+    /// have been replaced without an overlap.
     async fn watch_roots(&self) {
         loop {
             tokio::time::sleep(ROOTS_INTERVAL).await;
@@ -141,8 +145,13 @@ impl Identity {
                 Ok(roots) if roots != held.roots => {
                     tracing::info!(roots = roots.len(), "the trusted roots have changed");
                     let material = Material { roots, ..(*held).clone() };
-                    if let Err(error) = self.publish(material) {
-                        tracing::error!(%error, "the new roots cannot be used; keeping the old ones");
+                    match self.publish(material) {
+                        Ok(_) => {
+                            let spread = ROTATION_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+                            tokio::time::sleep(spread).await;
+                            return;
+                        }
+                        Err(error) => tracing::error!(%error, "the new roots cannot be used; keeping the old ones"),
                     }
                 }
                 Ok(_) => {}

@@ -54,10 +54,10 @@ pub enum SlotError {
         source: std::io::Error,
     },
     /// The other side said something that is not understood.
-    #[error("the other slot speaks otherwise: {0}")]
+    #[error("between the slots: {0}")]
     Protocol(String),
     /// The connection between the slots.
-    #[error("the connection between the slots: {0}")]
+    #[error("between the slots: {0}")]
     Io(#[from] std::io::Error),
 }
 
