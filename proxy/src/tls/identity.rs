@@ -3,19 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use leno_core::Identity;
 use rustls_pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// Longest SPIFFE id in bytes, as the SPIFFE standard asks.
-pub const MAX_ID_BYTES: usize = 2048;
-
-/// A workload's identity, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`. Cheap to clone.
+/// A workload's identity as a peer proved it, `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`: the text for
+/// comparisons and logs beside its parts. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PeerIdentity {
     uri: Arc<str>,
-    /// Where the trust domain ends, and the namespace and service account begin and end.
-    marks: [u16; 4],
+    parts: Arc<Identity>,
 }
 
 /// Why a certificate or a text names no identity of the mesh.
@@ -60,25 +58,8 @@ impl PeerIdentity {
     /// # Errors
     /// When the text is not of the mesh's form.
     pub fn parse(uri: &str) -> Result<Self, IdentityError> {
-        let form = || IdentityError::Form(uri.chars().take(300).collect());
-        if uri.len() > MAX_ID_BYTES {
-            return Err(form());
-        }
-        let rest = uri.strip_prefix("spiffe://").ok_or_else(form)?;
-        let parts: Vec<&str> = rest.split('/').collect();
-        let [domain, "ns", namespace, "sa", account] = parts[..] else { return Err(form()) };
-        let fits = |part: &str| {
-            !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
-        };
-        if ![domain, namespace, account].into_iter().all(fits) {
-            return Err(form());
-        }
-        let at = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
-        let domain_end = "spiffe://".len() + domain.len();
-        let namespace_start = domain_end + "/ns/".len();
-        let namespace_end = namespace_start + namespace.len();
-        let account_start = namespace_end + "/sa/".len();
-        Ok(Self { uri: uri.into(), marks: [at(domain_end), at(namespace_start), at(namespace_end), at(account_start)] })
+        let parts = uri.parse::<Identity>().map_err(|_| IdentityError::Form(uri.chars().take(300).collect()))?;
+        Ok(Self { uri: uri.into(), parts: Arc::new(parts) })
     }
 
     /// Reads the identity of a certificate: its only URI name. Nothing is verified here.
@@ -120,17 +101,17 @@ impl PeerIdentity {
 
     /// The trust domain.
     pub fn trust_domain(&self) -> &str {
-        &self.uri["spiffe://".len()..usize::from(self.marks[0])]
+        &self.parts.trust_domain
     }
 
     /// The namespace.
     pub fn namespace(&self) -> &str {
-        &self.uri[usize::from(self.marks[1])..usize::from(self.marks[2])]
+        &self.parts.namespace
     }
 
     /// The service account.
     pub fn service_account(&self) -> &str {
-        &self.uri[usize::from(self.marks[3])..]
+        &self.parts.service_account
     }
 }
 
