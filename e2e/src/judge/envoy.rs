@@ -42,8 +42,8 @@ impl Envoy {
         // Opened here and run by its descriptor: its user need not be able to reach the cache folder.
         let file = File::open(program).with_context(|| program.display().to_string())?;
         let descriptor = nix::unistd::dup(&file)?;
-        let mut command = space.command(&format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-        command.arg0("envoy").uid(USER).gid(USER);
+        let mut command = space.command_as(format!("/proc/self/fd/{}", descriptor.as_raw_fd()), Some(USER));
+        command.arg0("envoy");
         command.args(["--config-yaml", &bootstrap.to_string(), "--concurrency", "1", "--disable-hot-restart"]);
         command.args(["--log-level", "warning", "--drain-time-s", "1"]);
         let process = Process::start("envoy", folder, command)?;

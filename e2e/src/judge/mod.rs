@@ -162,11 +162,13 @@ impl Judged<'_> {
         own.ip(&format!("address add 169.254.{number}.1/30 dev control"))?;
         self.control_plane.space.ip(&format!("address add 169.254.{number}.2/30 dev envoy{number}"))?;
         for address in &pod.addresses {
-            own.own(*address)?;
+            // On the cable and not on the loopback device: captured connections are led to the address of the device that
+            // they came in by.
+            own.own(*address, "peers")?;
         }
         for other in self.case.pods.values().filter(|other| other.key != pod.key) {
             for address in &other.addresses {
-                others.own(*address)?;
+                others.own(*address, "lo")?;
             }
         }
         for (family, wanted) in [("-4", true), ("-6", false)] {

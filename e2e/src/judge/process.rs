@@ -56,11 +56,38 @@ pub(super) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<
     use std::io::{Read, Write};
     let patience = std::time::Duration::from_secs(3);
     let mut stream = space.connect_blocking(([127, 0, 0, 1], port).into(), patience)?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
     let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
-    Ok((status, body.to_owned()))
+    let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Ok((status, if chunked { unchunked(body).context("the answer's chunks do not parse")? } else { body.to_owned() }))
+}
+
+/// The content of a chunked body (RFC 9112, section 7.1).
+fn unchunked(body: &str) -> Option<String> {
+    let (mut content, mut rest) = (String::new(), body);
+    loop {
+        let (size, after) = rest.split_once("\r\n")?;
+        match usize::from_str_radix(size.split(';').next()?.trim(), 16).ok()? {
+            0 => return Some(content),
+            size => {
+                content.push_str(after.get(..size)?);
+                rest = after.get(size..)?.strip_prefix("\r\n")?;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unchunked_when_whole_then_the_content_and_when_cut_then_nothing() {
+        assert_eq!(unchunked("3\r\nabc\r\n2;x=1\r\nde\r\n0\r\n\r\n").as_deref(), Some("abcde"));
+        assert_eq!(unchunked("3\r\nab"), None);
+    }
 }

@@ -2,7 +2,10 @@
 
 use crate::cluster::run;
 use anyhow::{Context, Result};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    unistd::{Gid, Uid},
+};
 use std::{
     fs::File,
     io,
@@ -33,12 +36,26 @@ impl Space {
 
     /// A command that runs inside.
     pub(super) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        self.command_as(program, None)
+    }
+
+    /// A command that runs inside, as another user (and the group of the same number) where one is given.
+    pub(super) fn command_as(&self, program: impl AsRef<std::ffi::OsStr>, user: Option<u32>) -> Command {
         let mut command = Command::new(program);
         let namespace = self.0.clone();
-        // SAFETY: the closure runs in the child between fork and exec and makes one system call; it allocates nothing
+        // Not `Command::uid`: only root may enter the namespace, and that setting takes effect first.
+        // SAFETY: the closure runs in the child between fork and exec and makes only system calls; it allocates nothing
         // and takes no lock.
         unsafe {
-            command.pre_exec(move || setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
+            command.pre_exec(move || {
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
+                if let Some(user) = user {
+                    nix::unistd::setgroups(&[])?;
+                    nix::unistd::setgid(Gid::from_raw(user))?;
+                    nix::unistd::setuid(Uid::from_raw(user))?;
+                }
+                Ok(())
+            });
         }
         command
     }
@@ -60,10 +77,10 @@ impl Space {
         Ok(())
     }
 
-    /// Gives the loopback device an address.
-    pub(super) fn own(&self, address: IpAddr) -> Result<()> {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        self.ip(&format!("address add {address}/{bits} dev lo"))
+    /// Gives a device an address.
+    pub(super) fn own(&self, address: IpAddr, device: &str) -> Result<()> {
+        let rest = if address.is_ipv4() { "/32" } else { "/128 nodad" };
+        self.ip(&format!("address add {address}{rest} dev {device}"))
     }
 
     /// Joins two by a cable; `ours` and `theirs` are the ends' names.
