@@ -1,7 +1,7 @@
 //! Leno's own gRPC protocols: workload certificates and the acknowledgement stream.
 //!
 //! The messages, clients and servers are generated from `proto/` at build time. What needs no network lives beside
-//! them: which name a protocol has in a certificate ([`AUDIENCE`]), and how its messages turn into core types.
+//! them: the audience of tokens ([`AUDIENCE`]) and the metadata that carries them ([`AUTHORIZATION`]).
 
 /// Workload certificates: `leno.identity.v1`.
 pub mod identity {

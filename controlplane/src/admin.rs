@@ -36,6 +36,12 @@ pub fn routes<C: Compile>(
         .get("/proxies", "connected proxies and what they have not acknowledged", move || json(&proxies.proxies()))
         .get("/services", "services of the newest snapshot", move || {
             let snapshot = publisher.snapshots().borrow().clone();
-            json(&snapshot.iter().flat_map(|snapshot| snapshot.services.keys()).map(ToString::to_string).collect::<Vec<_>>())
+            json(
+                &snapshot
+                    .iter()
+                    .flat_map(|snapshot| snapshot.services.keys())
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>(),
+            )
         })
 }

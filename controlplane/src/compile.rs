@@ -1,5 +1,6 @@
-//! The pure steps as the pipeline calls them.
+//! The pure steps as the pipeline calls them. What a client can reach is worked out once for all scopes that see the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use leno_core::snapshot::Snapshot;
@@ -7,7 +8,7 @@ use leno_core::{Finding, ObjectKey};
 
 use crate::build::Builder;
 use crate::pipeline::Compile;
-use crate::resolve::{self, Scope};
+use crate::resolve::{self, ClientScope, Outbound, Scope};
 use crate::stores::Stores;
 use crate::translate::{self, ENDPOINTS, Resource, Resources};
 
@@ -17,6 +18,7 @@ pub struct Mesh;
 impl Compile for Mesh {
     type Scope = Scope;
     type Builder = Builder;
+    type Shared = BTreeMap<ClientScope, Arc<Outbound>>;
 
     fn build(builder: &mut Builder, stores: &Stores) -> Arc<Snapshot> {
         builder.build(stores)
@@ -26,8 +28,16 @@ impl Compile for Mesh {
         resolve::scope_of(snapshot, pod)
     }
 
-    fn resources(snapshot: &Snapshot, scope: &Scope) -> Resources {
-        let (ir, _) = resolve::resolve(snapshot, scope);
+    fn resources(snapshot: &Snapshot, scope: &Scope, shared: &mut Self::Shared) -> Resources {
+        let outbound = match shared.get(&scope.client) {
+            Some(outbound) => outbound.clone(),
+            None => {
+                let made = Arc::new(resolve::outbound(snapshot, &scope.client).0);
+                shared.insert(scope.client.clone(), made.clone());
+                made
+            }
+        };
+        let ir = resolve::with_outbound(snapshot, scope, outbound);
         let mut resources = translate::translate(&ir);
         let endpoints = translate::endpoint_names(&ir).filter_map(|cluster| {
             let name = cluster.to_string();

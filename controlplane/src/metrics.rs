@@ -62,8 +62,6 @@ pub struct Metrics {
     pub certificates: Family<ResultLabel, Counter>,
     /// Pods that the webhook was asked about, by what it did.
     pub injections: Family<ResultLabel, Counter>,
-    /// Watches that had to start again.
-    pub watch_errors: Counter,
 }
 
 impl Metrics {
@@ -71,7 +69,11 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 14));
         Metrics {
-            streams: registry.register("leno_control_plane_streams", "Streams of proxies that are open", Gauge::default()),
+            streams: registry.register(
+                "leno_control_plane_streams",
+                "Streams of proxies that are open",
+                Gauge::default(),
+            ),
             pushes: registry.register("leno_control_plane_pushes", "Responses sent to proxies", Family::default()),
             pushed_resources: registry.register(
                 "leno_control_plane_pushed_resources",
@@ -83,7 +85,11 @@ impl Metrics {
                 "Responses that proxies took",
                 Family::default(),
             ),
-            refused: registry.register("leno_control_plane_refusals", "Responses that proxies refused", Family::default()),
+            refused: registry.register(
+                "leno_control_plane_refusals",
+                "Responses that proxies refused",
+                Family::default(),
+            ),
             publish_seconds: registry.register(
                 "leno_control_plane_publish_seconds",
                 "Time to make all configurations after a change",
@@ -114,11 +120,6 @@ impl Metrics {
                 "leno_control_plane_injections",
                 "Pods that the webhook was asked about, by what it did",
                 Family::default(),
-            ),
-            watch_errors: registry.register(
-                "leno_control_plane_watch_errors",
-                "Watches that had to start again",
-                Counter::default(),
             ),
         }
     }

@@ -189,14 +189,21 @@ async fn routes_when_refused_then_the_cluster_that_the_old_ones_use_stays() {
     server.configs.set(&shop().resources());
     let mut proxy = server.proxy().await;
     settle(&mut proxy).await;
-    let moved = shop().without(Kind::Cluster, "reviews").without(Kind::Endpoints, "reviews").shaped_route("reviews:80", "bad");
+    let moved =
+        shop().without(Kind::Cluster, "reviews").without(Kind::Endpoints, "reviews").shaped_route("reviews:80", "bad");
     server.configs.set(&moved.resources());
     let routes = proxy.next(Kind::Route).await;
     proxy.nack(&routes, "no such thing").await;
     proxy.expect_nothing().await;
     let (reports, _) = server.configs.book.reports();
     assert!(reports.is_empty(), "no publication, no report");
-    server.configs.set(&shop().without(Kind::Cluster, "reviews").without(Kind::Endpoints, "reviews").shaped_route("reviews:80", "good").resources());
+    server.configs.set(
+        &shop()
+            .without(Kind::Cluster, "reviews")
+            .without(Kind::Endpoints, "reviews")
+            .shaped_route("reviews:80", "good")
+            .resources(),
+    );
     proxy.next_and_ack(Kind::Route).await;
     assert_eq!(proxy.next_and_ack(Kind::Cluster).await.removed_resources, ["reviews"]);
 }
@@ -299,7 +306,8 @@ async fn object_when_its_route_is_acknowledged_then_is_no_longer_outstanding() {
     proxy.next_and_ack(Kind::Listener).await;
     // The listener is there, its routes are not asked for yet: the VirtualService is not in force.
     proxy.expect_nothing().await;
-    let outstanding = || serde_json::to_string(&server.configs.book.proxies()).unwrap().contains(&virtual_service().to_string());
+    let outstanding =
+        || serde_json::to_string(&server.configs.book.proxies()).unwrap().contains(&virtual_service().to_string());
     assert!(outstanding());
     proxy.subscribe(Kind::Route, &["reviews:80"]).await;
     let routes = proxy.next(Kind::Route).await;

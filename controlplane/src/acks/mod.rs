@@ -95,6 +95,8 @@ struct Object {
 struct Stream {
     peer: PodIdentity,
     progress: Progress,
+    /// When the stream was first heard of.
+    connected: Instant,
     /// When the stream began to work towards its configuration.
     since: Instant,
     /// When an object was last acknowledged, for those that have been outstanding.
@@ -133,7 +135,13 @@ impl Acknowledgements {
         for (object, generation) in objects {
             let findings = findings.remove(&object).unwrap_or_default();
             let known = before.remove(&object).filter(|known| known.generation == generation);
-            let known = known.unwrap_or(Object { generation, first_seen: since, published: at, took_ms: None, findings: Vec::new() });
+            let known = known.unwrap_or(Object {
+                generation,
+                first_seen: since,
+                published: at,
+                took_ms: None,
+                findings: Vec::new(),
+            });
             state.objects.insert(object, Object { findings, ..known });
         }
         state.current = current;
@@ -153,6 +161,7 @@ impl Acknowledgements {
         let stream = state.streams.entry(number).or_insert_with(|| Stream {
             peer: peer.clone(),
             progress: Progress::default(),
+            connected: now,
             since: now,
             cleared: BTreeMap::new(),
         });
@@ -201,8 +210,11 @@ impl Acknowledgements {
                 let Some(report) = reports.get_mut(&object) else { continue };
                 report.affected += 1;
                 report.in_force += usize::from(in_force);
+                let published = objects.get(&object).map(|known| known.published);
                 for stream in streams {
-                    if let Some(at) = stream.cleared.get(&object) {
+                    // A proxy that connected later did not take long: it was not there.
+                    let was_there = published.is_some_and(|published| stream.connected <= published);
+                    if let Some(at) = stream.cleared.get(&object).filter(|_| was_there) {
                         let last = last.entry(object.clone()).or_insert(*at);
                         *last = (*last).max(*at);
                     }
@@ -313,7 +325,10 @@ mod tests {
     fn object_when_two_pods_acknowledge_one_after_the_other_then_counts_and_times_the_last() {
         let (book, start) = (Acknowledgements::new(), Instant::now());
         let wanted = configuration(1);
-        book.published(publication(3, start, start), BTreeMap::from([(peer("a"), wanted.clone()), (peer("b"), wanted.clone())]));
+        book.published(
+            publication(3, start, start),
+            BTreeMap::from([(peer("a"), wanted.clone()), (peer("b"), wanted.clone())]),
+        );
         for (number, name) in [(0, "a"), (1, "b")] {
             book.progress(number, &peer(name), progress(&wanted, true), start);
         }
@@ -333,6 +348,18 @@ mod tests {
         assert_eq!(report(&book).in_force, 1);
         book.published(publication(2, start, start), BTreeMap::from([(peer("a"), second)]));
         assert_eq!((report(&book).generation, report(&book).in_force, report(&book).took_ms), (2, 0, 0));
+    }
+
+    #[test]
+    fn object_when_a_proxy_connects_long_after_then_the_time_is_not_its_delay() {
+        let (book, start) = (Acknowledgements::new(), Instant::now());
+        let wanted = configuration(1);
+        book.published(publication(1, start, start + Duration::from_millis(7)), BTreeMap::new());
+        let later = start + Duration::from_secs(60);
+        book.followed(BTreeMap::from([(peer("a"), wanted.clone())]));
+        book.progress(0, &peer("a"), progress(&wanted, true), later);
+        book.progress(0, &peer("a"), progress(&wanted, false), later + Duration::from_secs(1));
+        assert_eq!((report(&book).in_force, report(&book).took_ms), (1, 7));
     }
 
     #[test]
@@ -359,7 +386,8 @@ mod tests {
         let (book, start) = (Acknowledgements::new(), Instant::now());
         let wanted = configuration(1);
         book.published(publication(1, start, start), BTreeMap::from([(peer("a"), wanted.clone())]));
-        let refused = Progress { rejected: BTreeMap::from([(object(), "bad regex".into())]), ..progress(&wanted, true) };
+        let refused =
+            Progress { rejected: BTreeMap::from([(object(), "bad regex".into())]), ..progress(&wanted, true) };
         book.progress(0, &peer("a"), refused, start);
         assert_eq!(report(&book).rejections, BTreeMap::from([("shop/a".to_owned(), "bad regex".to_owned())]));
         assert_eq!(report(&book).in_force, 0);

@@ -60,7 +60,11 @@ impl MeshStatus for StatusService {
     }
 }
 
-async fn report(book: Arc<Acknowledgements>, sender: mpsc::Sender<Result<wire::Report, Status>>, shutdown: CancellationToken) {
+async fn report(
+    book: Arc<Acknowledgements>,
+    sender: mpsc::Sender<Result<wire::Report, Status>>,
+    shutdown: CancellationToken,
+) {
     let mut changes = book.subscribe();
     let mut sent: Option<(BTreeMap<ObjectRef, ObjectReport>, usize)> = None;
     loop {

@@ -108,7 +108,11 @@ impl Configuration {
             versions(resource, listeners.iter().filter_map(|name| made.get(Kind::Listener, name)))
         });
         made.affected = Arc::new(
-            made.entries.iter().flat_map(|entries| entries.values()).flat_map(|entry| entry.resource.origins.clone()).collect(),
+            made.entries
+                .iter()
+                .flat_map(|entries| entries.values())
+                .flat_map(|entry| entry.resource.origins.clone())
+                .collect(),
         );
         made
     }
@@ -125,9 +129,7 @@ impl Configuration {
             let version = version(self, Named { name, version: &resource.version });
             let known = previous.and_then(|previous| previous.entries[kind as usize].get_key_value(name.as_str()));
             let (name, entry) = match known {
-                Some((name, entry))
-                    if entry.version == version && entry.resource.origins == resource.origins =>
-                {
+                Some((name, entry)) if entry.version == version && entry.resource.origins == resource.origins => {
                     (name.clone(), entry.clone())
                 }
                 _ => {

@@ -159,7 +159,10 @@ impl<C: Configs> ProxyStream<C> {
             while let Some(response) = session.next(Instant::now()) {
                 if let Some(kind) = Kind::of(&response.type_url) {
                     self.metrics.pushes.get_or_create(&TypeLabel::new(kind)).inc();
-                    self.metrics.pushed_resources.get_or_create(&TypeLabel::new(kind)).inc_by(response.resources.len() as u64);
+                    self.metrics
+                        .pushed_resources
+                        .get_or_create(&TypeLabel::new(kind))
+                        .inc_by(response.resources.len() as u64);
                 }
                 tracing::debug!(
                     proxy = %self.peer.pod, kind = response.type_url, resources = response.resources.len(),

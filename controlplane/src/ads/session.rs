@@ -139,7 +139,9 @@ impl Session {
             let changed = |entry: &Arc<Entry>, other: Option<&Arc<Entry>>| {
                 other.is_none_or(|other| !Arc::ptr_eq(entry, other) && entry.version != other.version)
             };
-            dirty.extend(new.iter().filter(|(name, entry)| changed(entry, old.get(*name))).map(|(name, _)| name.clone()));
+            dirty.extend(
+                new.iter().filter(|(name, entry)| changed(entry, old.get(*name))).map(|(name, _)| name.clone()),
+            );
             dirty.extend(old.keys().filter(|name| !new.contains_key(*name)).cloned());
         }
         self.target = target;
@@ -402,10 +404,7 @@ impl Session {
             Kind::Listener => true,
             Kind::Route => settled(Kind::Listener) && !refusals(Kind::Listener),
             Kind::Cluster => {
-                settled(Kind::Listener)
-                    && settled(Kind::Route)
-                    && !refusals(Kind::Listener)
-                    && !refusals(Kind::Route)
+                settled(Kind::Listener) && settled(Kind::Route) && !refusals(Kind::Listener) && !refusals(Kind::Route)
             }
             Kind::Endpoints => {
                 let clusters = &self.states[Kind::Cluster as usize];
@@ -418,7 +417,11 @@ impl Session {
     fn empty_answer(&mut self) -> Option<DeltaDiscoveryResponse> {
         let kind = Kind::ALL.into_iter().find(|kind| {
             let state = &self.states[*kind as usize];
-            state.subscribed && state.wildcard && !state.answered && state.in_flight.is_none() && !self.has_additions(*kind)
+            state.subscribed
+                && state.wildcard
+                && !state.answered
+                && state.in_flight.is_none()
+                && !self.has_additions(*kind)
         })?;
         Some(self.respond(kind, BTreeMap::new(), Vec::new()))
     }
@@ -472,11 +475,8 @@ impl Session {
 
     /// How far the proxy is.
     pub fn progress(&self, now: Instant) -> Progress {
-        let mut progress = Progress {
-            configuration: self.target.id,
-            affected: self.target.affected().clone(),
-            ..Progress::default()
-        };
+        let mut progress =
+            Progress { configuration: self.target.id, affected: self.target.affected().clone(), ..Progress::default() };
         if !self.has_target {
             return progress;
         }

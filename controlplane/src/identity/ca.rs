@@ -94,7 +94,12 @@ impl Ca {
 
     fn new(material: Material, dir: Option<&Path>) -> Self {
         let (announce, changes) = watch::channel(0);
-        Ca { current: Arc::new(ArcSwap::from_pointee(material)), changes, announce: Arc::new(announce), dir: dir.map(Arc::from) }
+        Ca {
+            current: Arc::new(ArcSwap::from_pointee(material)),
+            changes,
+            announce: Arc::new(announce),
+            dir: dir.map(Arc::from),
+        }
     }
 
     /// The authority and the roots now.
@@ -151,7 +156,8 @@ mod tests {
     use super::*;
 
     fn write(dir: &Path) -> String {
-        let (certificate, key) = Authority::create("cluster.local", Duration::from_secs(60), SystemTime::now()).unwrap();
+        let (certificate, key) =
+            Authority::create("cluster.local", Duration::from_secs(60), SystemTime::now()).unwrap();
         std::fs::write(dir.join("tls.key"), key).unwrap();
         std::fs::write(dir.join("roots.pem"), &certificate).unwrap();
         std::fs::write(dir.join("tls.crt"), &certificate).unwrap();

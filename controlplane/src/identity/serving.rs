@@ -97,7 +97,8 @@ fn issue(ca: &Ca, identity: &str, dns_names: &[String]) -> Result<Issued, CertEr
     };
     let mut own = material.authority.issue(&spec, SystemTime::now())?;
     own.chain.extend(material.intermediates.iter().cloned());
-    let half_life = own.chain.first().map_or_else(|| Ok(SystemTime::now()), |leaf| describe(leaf).map(|info| info.half_life()))?;
+    let half_life =
+        own.chain.first().map_or_else(|| Ok(SystemTime::now()), |leaf| describe(leaf).map(|info| info.half_life()))?;
     let mut grpc = server_config(&material.roots, own.clone(), ClientCertificates::Optional)?;
     grpc.alpn_protocols = vec![b"h2".to_vec()];
     let mut webhook = server_config(&material.roots, own, ClientCertificates::None)?;

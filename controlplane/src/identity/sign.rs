@@ -59,7 +59,8 @@ impl<D: Directory> Signer<D> {
     async fn proof(&self, request: &Request<SignRequest>) -> Result<TokenPod, Status> {
         if let Some(header) = request.metadata().get(leno_api::AUTHORIZATION) {
             let token = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ")).map(str::trim);
-            let token = token.ok_or_else(|| Status::unauthenticated("authorization is not of the form Bearer <token>"))?;
+            let token =
+                token.ok_or_else(|| Status::unauthenticated("authorization is not of the form Bearer <token>"))?;
             return self.tokens.check(token).await.map_err(|error| match error {
                 TokenError::Invalid(_) => Status::unauthenticated(error.to_string()),
                 TokenError::NotBound => Status::permission_denied(error.to_string()),
@@ -68,7 +69,9 @@ impl<D: Directory> Signer<D> {
         }
         let peer = Peer::of(request)?;
         if !peer.has_certificate() {
-            return Err(Status::unauthenticated("give a service account token, or connect with a certificate of the mesh"));
+            return Err(Status::unauthenticated(
+                "give a service account token, or connect with a certificate of the mesh",
+            ));
         }
         let pod = peer.certificate()?.pod()?;
         Ok(TokenPod { pod: pod.pod, uid: Some(pod.uid), service_account: Some(pod.service_account) })

@@ -98,10 +98,7 @@ fn development(token: &str) -> Result<TokenPod, TokenError> {
 async fn review(client: &kube::Client, token: &str) -> Result<TokenReviewStatus, TokenError> {
     let api: Api<TokenReview> = Api::all(client.clone());
     let request = TokenReview {
-        spec: TokenReviewSpec {
-            audiences: Some(vec![leno_api::AUDIENCE.to_owned()]),
-            token: Some(token.to_owned()),
-        },
+        spec: TokenReviewSpec { audiences: Some(vec![leno_api::AUDIENCE.to_owned()]), token: Some(token.to_owned()) },
         ..TokenReview::default()
     };
     let mut wait = Duration::from_millis(100);
@@ -185,7 +182,10 @@ mod tests {
     #[test]
     fn token_when_of_another_audience_or_user_then_invalid() {
         let extra = [(POD_NAME, "reviews-1"), (POD_UID, "u-1")];
-        assert!(matches!(judge(status("api", "system:serviceaccount:shop:reviews", &extra)), Err(TokenError::Invalid(_))));
+        assert!(matches!(
+            judge(status("api", "system:serviceaccount:shop:reviews", &extra)),
+            Err(TokenError::Invalid(_))
+        ));
         assert!(matches!(judge(status("leno", "admin", &extra)), Err(TokenError::Invalid(_))));
         let unknown = TokenReviewStatus { authenticated: Some(false), ..TokenReviewStatus::default() };
         assert!(matches!(judge(unknown), Err(TokenError::Invalid(_))));

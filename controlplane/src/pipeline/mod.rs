@@ -34,13 +34,15 @@ pub trait Compile: Send + Sync + 'static {
     type Scope: Clone + Ord + Send + Sync + 'static;
     /// What is kept between builds.
     type Builder: Default + Send + 'static;
+    /// What scopes of one snapshot share.
+    type Shared: Default;
 
     /// Makes the domain model.
     fn build(builder: &mut Self::Builder, stores: &Stores) -> Arc<Snapshot>;
     /// The scope of a pod; `None` when there is no such pod.
     fn scope_of(snapshot: &Snapshot, pod: &ObjectKey) -> Option<Self::Scope>;
-    /// All resources of a scope.
-    fn resources(snapshot: &Snapshot, scope: &Self::Scope) -> Resources;
+    /// All resources of a scope. `shared` is of this snapshot.
+    fn resources(snapshot: &Snapshot, scope: &Self::Scope, shared: &mut Self::Shared) -> Resources;
     /// The endpoints of one cluster of a scope; `None` when there is no such cluster.
     fn endpoints(snapshot: &Snapshot, scope: &Self::Scope, cluster: &str) -> Option<Resource>;
     /// Everything that was found wrong, whether or not a proxy is connected.

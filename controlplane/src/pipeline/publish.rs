@@ -3,8 +3,8 @@
 //! A publication works out the scope of every pod that is connected, makes the configuration of every scope once, and tells only
 //! those pods whose configuration is another one now. Scopes that nobody follows are forgotten.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use leno_core::snapshot::Snapshot;
@@ -19,7 +19,7 @@ use crate::identity::{Directory, sign::KnownPod};
 use crate::metrics::Metrics;
 use crate::source::Lane;
 use crate::stores::Stores;
-use crate::translate::{ENDPOINTS, Resources};
+use crate::translate::{ENDPOINTS, Resource, Resources};
 
 /// One scope as it was published.
 struct Cached {
@@ -32,7 +32,33 @@ struct State<S> {
     /// One sender a stream: a pod has two while one slot takes over from the other.
     followers: BTreeMap<PodIdentity, Vec<watch::Sender<Target>>>,
     scopes: BTreeMap<S, Cached>,
+    pool: Pool,
     last_id: u64,
+}
+
+/// Resources by version (a hash of the content), so that scopes share what is equal for them. It holds nothing alive.
+#[derive(Default)]
+struct Pool {
+    by_version: HashMap<String, Weak<Resource>>,
+}
+
+impl Pool {
+    fn share(&mut self, resources: &mut Resources) {
+        for resource in resources.by_type.values_mut().flat_map(BTreeMap::values_mut) {
+            match self.by_version.get(&resource.version).and_then(Weak::upgrade) {
+                // Equal hashes are not enough to hand one tenant's resource to another.
+                Some(known) if *known == **resource => *resource = known,
+                Some(_) => {}
+                None => {
+                    self.by_version.insert(resource.version.clone(), Arc::downgrade(resource));
+                }
+            }
+        }
+    }
+
+    fn forget_unused(&mut self) {
+        self.by_version.retain(|_, resource| resource.strong_count() > 0);
+    }
 }
 
 /// The cache, and the way out of the pipeline.
@@ -60,6 +86,7 @@ impl<C: Compile> Publisher<C> {
                 snapshot: None,
                 followers: BTreeMap::new(),
                 scopes: BTreeMap::new(),
+                pool: Pool::default(),
                 last_id: 0,
             }),
             waiting: Mutex::default(),
@@ -122,28 +149,19 @@ impl<C: Compile> Publisher<C> {
             senders.retain(|sender| sender.receiver_count() > 0);
             !senders.is_empty()
         });
-        let mut scopes = BTreeMap::new();
-        for (peer, senders) in &state.followers {
-            let target = match snapshot.workloads.get(&peer.pod) {
-                None => Target::Unknown,
-                Some(pod) if pod.uid != peer.uid || pod.identity.service_account != peer.service_account => Target::Foreign,
-                Some(_) => match C::scope_of(&snapshot, &peer.pod) {
-                    None => Target::Unknown,
-                    Some(scope) => {
-                        if !scopes.contains_key(&scope) {
-                            let cached = state.scopes.remove(&scope);
-                            let made = renew::<C>(cached, &snapshot, &scope, lane, before, &mut state.last_id);
-                            scopes.insert(scope.clone(), made);
-                        }
-                        scopes.get(&scope).map_or(Target::Unknown, |made| Target::Ready(made.configuration.clone()))
-                    }
-                },
-            };
+        let State { followers, scopes, pool, last_id, .. } = state;
+        let shared = C::Shared::default();
+        let old = std::mem::take(scopes);
+        let mut round =
+            Round::<C> { snapshot: &snapshot, lane, before, old, new: BTreeMap::new(), shared, pool, last_id };
+        for (peer, senders) in followers {
+            let target = round.target(peer);
             for sender in senders {
                 sender.send_if_modified(|current| replace(current, &target));
             }
         }
-        state.scopes = scopes;
+        *scopes = round.new;
+        state.pool.forget_unused();
         self.metrics.scopes.set(i64::try_from(state.scopes.len()).unwrap_or(i64::MAX));
     }
 }
@@ -152,7 +170,9 @@ impl<C: Compile> Publisher<C> {
 /// keeps its configuration until it disconnects.
 fn replace(current: &mut Target, target: &Target) -> bool {
     let keep = match (&*current, target) {
-        (Target::Unknown, Target::Unknown) | (Target::Foreign, Target::Foreign) | (Target::Ready(_), Target::Unknown) => true,
+        (Target::Unknown, Target::Unknown)
+        | (Target::Foreign, Target::Foreign)
+        | (Target::Ready(_), Target::Unknown) => true,
         (Target::Ready(one), Target::Ready(two)) => Arc::ptr_eq(one, two),
         _ => false,
     };
@@ -171,27 +191,55 @@ fn current<S>(state: &State<S>) -> BTreeMap<PodIdentity, Arc<Configuration>> {
     state.followers.iter().filter_map(|(peer, senders)| Some((peer.clone(), ready(senders)?))).collect()
 }
 
-fn renew<C: Compile>(
-    cached: Option<Cached>,
-    snapshot: &Snapshot,
-    scope: &C::Scope,
+/// One publication while it is made.
+struct Round<'a, C: Compile> {
+    snapshot: &'a Snapshot,
     lane: Lane,
-    before: Option<&Snapshot>,
-    last_id: &mut u64,
-) -> Cached {
-    let previous = cached.as_ref().map(|cached| cached.configuration.clone());
-    let resources = match (cached, lane, before) {
-        (Some(cached), Lane::Endpoints, None) => return cached,
-        (Some(cached), Lane::Endpoints, Some(before)) => endpoints::<C>(cached.resources, before, snapshot, scope),
-        _ => C::resources(snapshot, scope),
-    };
-    *last_id += 1;
-    let made = Configuration::assemble(*last_id, &resources, previous.as_deref());
-    let configuration = match previous {
-        Some(previous) if previous.equals(&made) => previous,
-        _ => Arc::new(made),
-    };
-    Cached { resources, configuration }
+    /// The snapshot before; `None` when nothing changed but who listens.
+    before: Option<&'a Snapshot>,
+    old: BTreeMap<C::Scope, Cached>,
+    new: BTreeMap<C::Scope, Cached>,
+    shared: C::Shared,
+    pool: &'a mut Pool,
+    last_id: &'a mut u64,
+}
+
+impl<C: Compile> Round<'_, C> {
+    /// What a pod should hold now.
+    fn target(&mut self, peer: &PodIdentity) -> Target {
+        let Some(pod) = self.snapshot.workloads.get(&peer.pod) else { return Target::Unknown };
+        if pod.uid != peer.uid || pod.identity.service_account != peer.service_account {
+            return Target::Foreign;
+        }
+        let Some(scope) = C::scope_of(self.snapshot, &peer.pod) else { return Target::Unknown };
+        if let Some(made) = self.new.get(&scope) {
+            return Target::Ready(made.configuration.clone());
+        }
+        let made = self.make(&scope);
+        let configuration = made.configuration.clone();
+        self.new.insert(scope, made);
+        Target::Ready(configuration)
+    }
+
+    fn make(&mut self, scope: &C::Scope) -> Cached {
+        let cached = self.old.remove(scope);
+        let previous = cached.as_ref().map(|cached| cached.configuration.clone());
+        let mut resources = match (cached, self.lane, self.before) {
+            (Some(cached), Lane::Endpoints, None) => return cached,
+            (Some(cached), Lane::Endpoints, Some(before)) => {
+                endpoints::<C>(cached.resources, before, self.snapshot, scope)
+            }
+            _ => C::resources(self.snapshot, scope, &mut self.shared),
+        };
+        self.pool.share(&mut resources);
+        *self.last_id += 1;
+        let made = Configuration::assemble(*self.last_id, &resources, previous.as_deref());
+        let configuration = match previous {
+            Some(previous) if previous.equals(&made) => previous,
+            _ => Arc::new(made),
+        };
+        Cached { resources, configuration }
+    }
 }
 
 /// Translates again the endpoints of those services only whose endpoints differ.

@@ -24,6 +24,7 @@ struct Fake;
 impl Compile for Fake {
     type Scope = String;
     type Builder = ();
+    type Shared = ();
 
     fn build((): &mut (), stores: &Stores) -> Arc<Snapshot> {
         let workload = |key: &ObjectKey| Workload {
@@ -56,7 +57,7 @@ impl Compile for Fake {
         snapshot.workloads.get(pod).map(|workload| workload.pod.namespace.clone())
     }
 
-    fn resources(snapshot: &Snapshot, scope: &String) -> Resources {
+    fn resources(snapshot: &Snapshot, scope: &String, (): &mut ()) -> Resources {
         CALLS.lock().unwrap().push(format!("resources {scope}"));
         let resource = |kind: &'static str, content: &str| {
             let body = prost_types::Any { type_url: kind.into(), value: content.into() };

@@ -129,7 +129,9 @@ fn parse(path: &Path, size: u64) -> Result<Vec<Value>, String> {
         let value = Value::deserialize(document).map_err(|error| error.to_string())?;
         match value {
             Value::Null => {}
-            Value::Object(mut list) if list.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) => {
+            Value::Object(mut list)
+                if list.get("kind").and_then(Value::as_str).is_some_and(|kind| kind.ends_with("List")) =>
+            {
                 match list.remove("items") {
                     Some(Value::Array(items)) => documents.extend(items),
                     _ => return Err("a List without items".to_owned()),
@@ -153,12 +155,8 @@ fn assemble<'a>(documents: impl Iterator<Item = &'a Value>) -> Stores {
             ("", "Pod") => put(&mut stores.pods, document, object.clone()),
             ("", "Namespace") => put_global(&mut stores.namespaces, document, &object),
             ("", "Node") => put_global(&mut stores.nodes, document, &object),
-            ("networking.istio.io", "VirtualService") => {
-                put(&mut stores.virtual_services, document, object.clone())
-            }
-            ("networking.istio.io", "DestinationRule") => {
-                put(&mut stores.destination_rules, document, object.clone())
-            }
+            ("networking.istio.io", "VirtualService") => put(&mut stores.virtual_services, document, object.clone()),
+            ("networking.istio.io", "DestinationRule") => put(&mut stores.destination_rules, document, object.clone()),
             ("mesh.leno.dev", "MeshInstall") => {
                 read::<MeshInstall>(document).map(|install| stores.mesh = mesh_settings(&install.spec))
             }

@@ -10,8 +10,8 @@ use futures::future::{FutureExt, select_all};
 use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod, PodSpec, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{Client, Resource};
 use kube::runtime::watcher;
+use kube::{Client, Resource};
 use leno_core::{MeshSettings, ObjectKey, ObjectRef};
 use leno_crds::istio::destination_rule::DestinationRule;
 use leno_crds::istio::virtual_service::VirtualService;
@@ -132,7 +132,8 @@ impl Kubernetes {
         if dirty[slot] {
             malformed[slot] = contents(&self.installs).1;
         }
-        stores.malformed = malformed.iter().flatten().map(|(object, reason)| (object.clone(), reason.clone())).collect();
+        stores.malformed =
+            malformed.iter().flatten().map(|(object, reason)| (object.clone(), reason.clone())).collect();
         if let Some(settings) = self.settings() {
             self.stores.mesh = settings;
         }
@@ -164,7 +165,8 @@ type Copied<K> = (BTreeMap<ObjectKey, Arc<K>>, BTreeMap<ObjectRef, String>);
 
 fn contents<K: Resource<DynamicType = ()>>(store: &Store<K>) -> Copied<K> {
     store.read(|contents| {
-        let objects = contents.objects.iter().map(|(key, object)| (ObjectKey::new(&key.namespace, &key.name), object.clone()));
+        let objects =
+            contents.objects.iter().map(|(key, object)| (ObjectKey::new(&key.namespace, &key.name), object.clone()));
         let malformed = contents.malformed.iter().map(|(key, reason)| {
             (ObjectRef::new(K::group(&()), K::kind(&()), &key.namespace, &key.name), reason.clone())
         });

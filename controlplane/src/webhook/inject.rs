@@ -134,9 +134,7 @@ fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &Prob
 }
 
 fn environment(mesh: &Mesh) -> Value {
-    let field = |name: &str, path: &str| {
-        json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}})
-    };
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     json!([
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),

@@ -125,7 +125,9 @@ async fn answer(request: Request<Incoming>, settings: &Settings, metrics: &Metri
         Ok((answer, result)) => {
             metrics.injections.get_or_create(&ResultLabel::new(result)).inc();
             let mut response = Response::new(Full::new(Bytes::from(answer)));
-            response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+            response
+                .headers_mut()
+                .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
             response
         }
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),

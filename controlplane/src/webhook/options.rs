@@ -62,16 +62,21 @@ impl Options {
             }
         }
         let quantity = |key: &'static str, resource: &'static str| match text(key) {
-            Some(text) if !is_quantity(text) => Err(No::Refuse(format!("{key}: {text:?} is no quantity, e.g. 100m or 64Mi"))),
+            Some(text) if !is_quantity(text) => {
+                Err(No::Refuse(format!("{key}: {text:?} is no quantity, e.g. 100m or 64Mi")))
+            }
             text => Ok(text.map(|text| (resource, text.to_owned()))),
         };
         Ok(Options {
             capture,
             rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false"),
-            requests: [quantity("sidecar.istio.io/proxyCPU", "cpu")?, quantity("sidecar.istio.io/proxyMemory", "memory")?]
-                .into_iter()
-                .flatten()
-                .collect(),
+            requests: [
+                quantity("sidecar.istio.io/proxyCPU", "cpu")?,
+                quantity("sidecar.istio.io/proxyMemory", "memory")?,
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
             limits: [
                 quantity("sidecar.istio.io/proxyCPULimit", "cpu")?,
                 quantity("sidecar.istio.io/proxyMemoryLimit", "memory")?,

@@ -56,7 +56,8 @@ impl ProbePorts {
             .collect();
         for probe in PROBES {
             for action in ["httpGet", "tcpSocket", "grpc"] {
-                let Some(Value::Object(action)) = container.get_mut(probe).and_then(|probe| probe.get_mut(action)) else {
+                let Some(Value::Object(action)) = container.get_mut(probe).and_then(|probe| probe.get_mut(action))
+                else {
                     continue;
                 };
                 if action.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty()) {

@@ -291,7 +291,8 @@ impl Made {
             })),
             ..HttpConnectionManager::default()
         };
-        let filter = Filter { name: "http".into(), config_type: Some(filter::ConfigType::TypedConfig(leno_xds::any(&manager))) };
+        let filter =
+            Filter { name: "http".into(), config_type: Some(filter::ConfigType::TypedConfig(leno_xds::any(&manager))) };
         let listener = Listener {
             name: name.into(),
             filter_chains: vec![FilterChain { filters: vec![filter], ..FilterChain::default() }],

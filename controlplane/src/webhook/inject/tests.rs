@@ -50,7 +50,11 @@ fn pod_when_injected_then_is_the_golden_one() {
             std::fs::write(&golden, &after).unwrap();
         }
         let wanted = std::fs::read_to_string(&golden).unwrap_or_default();
-        assert!(after == wanted, "{case}: differs from {}; if that is right, run with UPDATE_GOLDEN=1:\n{after}", golden.display());
+        assert!(
+            after == wanted,
+            "{case}: differs from {}; if that is right, run with UPDATE_GOLDEN=1:\n{after}",
+            golden.display()
+        );
         let typed: Result<k8s_openapi::api::core::v1::Pod, _> = serde_json::from_value(injected(&pod));
         assert!(typed.is_ok(), "{case}: {typed:?}");
         assert_eq!(injected(&injected(&pod)), injected(&pod), "{case}: a second run changes the pod");
@@ -105,7 +109,9 @@ fn pod_when_an_annotation_makes_no_sense_then_is_refused_with_its_name() {
 #[test]
 fn proxy_when_the_mesh_and_the_pod_say_resources_then_the_pod_wins() {
     let mut mesh = mesh();
-    mesh.resources = serde_json::from_value(json!({"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}})).unwrap();
+    mesh.resources =
+        serde_json::from_value(json!({"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}))
+            .unwrap();
     let pod = json!({"metadata": {"annotations": {"sidecar.istio.io/proxyCPU": "200m"}}, "spec": {"containers": []}});
     let after = apply(&pod, inject(&pod, &mesh));
     assert_eq!(
