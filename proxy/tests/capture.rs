@@ -87,8 +87,7 @@ fn dial(name: &str, uid: u32, source: Option<&str>, target: &str) -> String {
     let target: SocketAddr = target.parse().unwrap();
     let source: Option<IpAddr> = source.map(|source| source.parse().unwrap());
     within(name, uid, move || {
-        let socket =
-            socket2::Socket::new(socket2::Domain::for_address(target), socket2::Type::STREAM, None).unwrap();
+        let socket = socket2::Socket::new(socket2::Domain::for_address(target), socket2::Type::STREAM, None).unwrap();
         if let Some(source) = source {
             socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
         }
@@ -120,13 +119,9 @@ fn prepared(tag: &str) -> Option<Net> {
     }
     assert!(nix::unistd::geteuid().is_root(), "this test needs root; LENO_SKIP_ROOT_TESTS=1 leaves it out");
     let net = Net::new(tag);
-    for (port, answer) in [
-        ("15001", "outbound"),
-        ("15006", "inbound"),
-        ("15021", "health"),
-        ("8080", "app"),
-        ("2222", "excluded"),
-    ] {
+    for (port, answer) in
+        [("15001", "outbound"), ("15006", "inbound"), ("15021", "health"), ("8080", "app"), ("2222", "excluded")]
+    {
         serve(&net.pod, &format!("[::]:{port}"), answer);
     }
     for (port, answer) in [("80", "peer"), ("5353", "dns")] {

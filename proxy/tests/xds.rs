@@ -233,10 +233,8 @@ fn cluster(name: &str) -> Cluster {
 
 fn endpoints(name: &str, port: u32) -> ClusterLoadAssignment {
     let endpoint = Endpoint { address: address(port), ..Default::default() };
-    let endpoint = LbEndpoint {
-        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)),
-        ..Default::default()
-    };
+    let endpoint =
+        LbEndpoint { host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)), ..Default::default() };
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: vec![LocalityLbEndpoints { lb_endpoints: vec![endpoint], ..Default::default() }],

@@ -317,8 +317,9 @@ impl Batch {
 
 /// Sequence number and error number (0: acknowledged) of each answer in a datagram of the kernel.
 fn answers(mut datagram: &[u8]) -> Vec<(usize, i32)> {
-    let number =
-        |bytes: &[u8], at: usize| bytes.get(at..at + 4)?.try_into().ok().map(|bytes: [u8; 4]| u32::from_ne_bytes(bytes));
+    let number = |bytes: &[u8], at: usize| {
+        bytes.get(at..at + 4)?.try_into().ok().map(|bytes: [u8; 4]| u32::from_ne_bytes(bytes))
+    };
     let mut found = Vec::new();
     while let (Some(length), Some(kind), Some(sequence)) =
         (number(datagram, 0), datagram.get(4..6), number(datagram, 8))

@@ -133,9 +133,11 @@ fn prerouting(options: &Options) -> Vec<Rule> {
     let mut rules: Vec<Rule> = OWN_PORTS.iter().map(|port| accept([Match::TcpPort(*port)])).collect();
     // Probes stand before the excluded ports: a probe port never belongs to the app.
     for probe in &options.probes {
-        rules.extend(options.probe_sources.iter().map(|source| {
-            redirect(probe.app_port, [Match::Source(host(*source), true), Match::TcpPort(probe.port)])
-        }));
+        rules.extend(
+            options.probe_sources.iter().map(|source| {
+                redirect(probe.app_port, [Match::Source(host(*source), true), Match::TcpPort(probe.port)])
+            }),
+        );
     }
     rules.extend(options.exclude_inbound_ports.iter().map(|port| accept([Match::TcpPort(*port)])));
     match &options.include_inbound_ports {
@@ -205,7 +207,10 @@ mod tests {
     fn plan_with_every_option_reads_as_expected() {
         let options = Options {
             exclude_inbound_ports: BTreeSet::from([22]),
-            include_outbound_cidrs: Some(BTreeSet::from(["198.19.0.0/16".parse().unwrap(), "fd00::/8".parse().unwrap()])),
+            include_outbound_cidrs: Some(BTreeSet::from([
+                "198.19.0.0/16".parse().unwrap(),
+                "fd00::/8".parse().unwrap(),
+            ])),
             exclude_outbound_cidrs: BTreeSet::from(["169.254.169.254/32".parse().unwrap()]),
             exclude_outbound_ports: BTreeSet::from([53]),
             probes: BTreeSet::from([Probe { port: 15100, app_port: 8080 }]),

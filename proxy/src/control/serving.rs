@@ -70,9 +70,10 @@ impl Settings {
     /// Where the control plane of this pod's revision is.
     pub fn target(&self) -> Target {
         let namespace = &self.control_plane_namespace;
-        let (host, port) = self.control_plane.clone().unwrap_or_else(|| {
-            (format!("leno-control-plane-{}.{namespace}.svc", self.podinfo.revision()), 15012)
-        });
+        let (host, port) = self
+            .control_plane
+            .clone()
+            .unwrap_or_else(|| (format!("leno-control-plane-{}.{namespace}.svc", self.podinfo.revision()), 15012));
         let identity = leno_runtime::certs::spiffe_id(&self.trust_domain, namespace, "leno-control-plane");
         Target { host, port, identity }
     }

@@ -91,11 +91,8 @@ impl Link {
         let mut config = client_config(roots, own, ExpectedPeer::Identity(target.identity.clone()))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
-        let tls = |reason: String| LinkError::Tls {
-            host: target.host.clone(),
-            identity: target.identity.clone(),
-            reason,
-        };
+        let tls =
+            |reason: String| LinkError::Tls { host: target.host.clone(), identity: target.identity.clone(), reason };
         let connecting = async {
             let name = ServerName::try_from(target.host.clone()).map_err(|error| tls(error.to_string()))?;
             let stream = self.resolver.connect(&target.host, target.port).await?;

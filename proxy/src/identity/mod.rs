@@ -210,12 +210,14 @@ impl Identity {
             })?;
             request.metadata_mut().insert(leno_api::AUTHORIZATION, bearer);
         }
-        let signed = tokio::time::timeout(SIGN_LIMIT, async {
-            WorkloadCertificatesClient::new(channel).sign(request).await
-        })
-        .await
-        .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded(format!("no answer within {SIGN_LIMIT:?}"))))
-        .map_err(|status| IdentityError::Refused { code: status.code(), message: status.message().to_owned() })?;
+        let signed =
+            tokio::time::timeout(SIGN_LIMIT, async { WorkloadCertificatesClient::new(channel).sign(request).await })
+                .await
+                .unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded(format!("no answer within {SIGN_LIMIT:?}"))))
+                .map_err(|status| IdentityError::Refused {
+                    code: status.code(),
+                    message: status.message().to_owned(),
+                })?;
         // The roots in the answer are for others: ours are the file's, which alone can also take a root away.
         let leno_api::identity::v1::SignResponse { chain, roots: _, not_after: _ } = signed.into_inner();
         Ok(chain.into_iter().map(CertificateDer::from).collect())

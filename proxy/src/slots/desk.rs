@@ -116,7 +116,7 @@ pub async fn wait(folder: &Folder, slot: u8, limit: Duration) -> Result<String, 
             Ok(word) => word,
             Err(error) => error.to_string(),
         };
-        if Instant::now() >= end {
+        if Instant::now() + RETRY >= end {
             return Err(NoAnswer { slot, path: folder.desk(slot), limit, last });
         }
         tokio::time::sleep(RETRY).await;

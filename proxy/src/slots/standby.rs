@@ -28,8 +28,11 @@ impl Standby {
     /// When nobody is active, or it speaks otherwise.
     pub fn connect(folder: &Folder) -> Result<(Self, Sockets), SlotError> {
         let path = folder.active();
-        let stream = StdStream::connect(&path)
-            .map_err(|source| SlotError::Path { doing: "connecting to", path: path.clone(), source })?;
+        let stream = StdStream::connect(&path).map_err(|source| SlotError::Path {
+            doing: "connecting to",
+            path: path.clone(),
+            source,
+        })?;
         let sockets = Sockets::receive(&stream)?;
         stream.set_nonblocking(true)?;
         Ok((Self { stream: BufReader::new(UnixStream::from_std(stream)?) }, sockets))

@@ -4,8 +4,8 @@
 //! acknowledgements is the number of proxies on which a change is in force. While there is no control plane, what was
 //! received last goes on serving.
 
-use super::state::{Kind, State};
 use super::backoff::Backoff;
+use super::state::{Kind, State};
 use crate::config::Root;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -163,12 +163,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
     async fn stream(&mut self) -> Result<std::convert::Infallible, String> {
         let channel = self.connect.connect().await?;
         let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-        let mut stream = Stream {
-            requests,
-            asked: BTreeMap::new(),
-            waiting: Vec::new(),
-            published: FuturesUnordered::new(),
-        };
+        let mut stream =
+            Stream { requests, asked: BTreeMap::new(), waiting: Vec::new(), published: FuturesUnordered::new() };
         for (index, kind) in Kind::ALL.into_iter().enumerate() {
             let wanted = self.state().wanted(kind);
             // Of these kinds nothing can be asked yet.

@@ -164,8 +164,16 @@ impl State {
         let mut applied = Applied::default();
         let mut refused = Vec::new();
         for resource in response.resources {
-            let Resource { name, resource_name: _, aliases: _, version, resource, ttl: _, cache_control: _, metadata: _ } =
-                resource;
+            let Resource {
+                name,
+                resource_name: _,
+                aliases: _,
+                version,
+                resource,
+                ttl: _,
+                cache_control: _,
+                metadata: _,
+            } = resource;
             let Some(body) = resource else {
                 refused.push((name, Refused::new("resource", "is missing")));
                 continue;
@@ -316,10 +324,9 @@ impl State {
         let warming = &self.warming;
         let mut changed = BTreeSet::new();
         for (name, entry) in &mut self.routes {
-            let ready = entry
-                .pending
-                .as_ref()
-                .is_some_and(|(_, clusters, deadline)| now >= *deadline || clusters.iter().all(|id| !warming.contains(id)));
+            let ready = entry.pending.as_ref().is_some_and(|(_, clusters, deadline)| {
+                now >= *deadline || clusters.iter().all(|id| !warming.contains(id))
+            });
             if ready && let Some((table, _, _)) = entry.pending.take() {
                 entry.current = Some(table);
                 changed.insert(name.clone());
@@ -402,9 +409,8 @@ impl State {
     /// The new root, if there is one to publish. The first is given only when everything that came is in force.
     pub fn root(&mut self) -> Option<Arc<Root>> {
         if !self.published {
-            let complete = self.seen.contains(&Kind::Cluster)
-                && self.seen.contains(&Kind::Listener)
-                && self.deadline().is_none();
+            let complete =
+                self.seen.contains(&Kind::Cluster) && self.seen.contains(&Kind::Listener) && self.deadline().is_none();
             if !complete {
                 return None;
             }

@@ -85,20 +85,12 @@ impl Template {
     ///
     /// # Errors
     /// Names the field that is not supported.
-    pub fn endpoints(
-        &self,
-        context: &mut Context,
-        value: eds::ClusterLoadAssignment,
-    ) -> Converted<Vec<Arc<Endpoint>>> {
+    pub fn endpoints(&self, context: &mut Context, value: eds::ClusterLoadAssignment) -> Converted<Vec<Arc<Endpoint>>> {
         let eds::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
         refuse!(named_endpoints);
         if let Some(policy) = policy {
-            let Policy {
-                drop_overloads,
-                overprovisioning_factor: _,
-                endpoint_stale_after,
-                weighted_priority_health,
-            } = policy;
+            let Policy { drop_overloads, overprovisioning_factor: _, endpoint_stale_after, weighted_priority_health } =
+                policy;
             refuse!(drop_overloads, endpoint_stale_after, weighted_priority_health);
         }
         let mut found = Vec::new();

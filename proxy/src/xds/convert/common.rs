@@ -100,12 +100,8 @@ pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
 
 /// Checks that a resource is asked for on the stream on which everything comes.
 pub fn from_ads(source: Option<ConfigSource>) -> Converted<()> {
-    let Some(ConfigSource {
-        authorities,
-        initial_fetch_timeout: _,
-        resource_api_version: _,
-        config_source_specifier,
-    }) = source
+    let Some(ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version: _, config_source_specifier }) =
+        source
     else {
         return Err(Refused::new("", "is missing; only `ads` is supported"));
     };

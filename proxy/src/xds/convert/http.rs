@@ -7,9 +7,8 @@ use leno_xds::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptio
 use leno_xds::envoy::extensions::filters::http::router::v3::Router;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3 as xds;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, Rds, http_connection_manager::{
-        CodecType, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig,
-    },
+    HttpConnectionManager, Rds,
+    http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig},
     http_filter,
 };
 use std::collections::BTreeSet;
@@ -148,9 +147,8 @@ pub fn manager(
         }
         None => return Err(Refused::new("route_specifier", "is missing")),
     };
-    let (idle_timeout, max_headers) = common(common_http_protocol_options)
-        .within("common_http_protocol_options")?
-        .unwrap_or((None, None));
+    let (idle_timeout, max_headers) =
+        common(common_http_protocol_options).within("common_http_protocol_options")?.unwrap_or((None, None));
     http1(http_protocol_options).within("http_protocol_options")?;
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),

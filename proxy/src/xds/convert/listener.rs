@@ -10,7 +10,9 @@ use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::config::core::v3::{Metadata, TrafficDirection};
 use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::listener::v3::{
-    ListenerFilterChainMatchPredicate, filter, listener::DeprecatedV1, listener_filter,
+    ListenerFilterChainMatchPredicate, filter,
+    listener::DeprecatedV1,
+    listener_filter,
     listener_filter_chain_match_predicate::{MatchSet, Rule},
 };
 use leno_xds::envoy::extensions::filters::listener::{
@@ -132,22 +134,21 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         chains,
         default_chain,
     };
-    let own = own(metadata.as_ref()).map(|labels| context.workload(labels));
+    let own = own(metadata.as_ref(), &context.trust_domain).map(|labels| context.workload(labels));
     Ok(Parts { listener: Arc::new(listener), routes: found.routes, clusters: found.clusters, own })
 }
 
 /// The workload that the control plane says this proxy serves.
-fn own(metadata: Option<&Metadata>) -> Option<Arc<WorkloadLabels>> {
+fn own(metadata: Option<&Metadata>, trust_domain: &str) -> Option<Arc<WorkloadLabels>> {
     let fields = filter_metadata(metadata, "leno")?;
     let get = |name| text(fields, name).unwrap_or_default();
-    Some(WorkloadLabels::new(
-        get("workload"),
-        get("namespace"),
-        get("app"),
-        get("version"),
-        get("cluster"),
-        get("service_account"),
-    ))
+    let account = get("service_account");
+    let principal = if account.is_empty() || account.starts_with("spiffe://") {
+        account.to_owned()
+    } else {
+        leno_runtime::certs::spiffe_id(trust_domain, get("namespace"), account)
+    };
+    Some(WorkloadLabels::new(get("workload"), get("namespace"), get("app"), get("version"), get("cluster"), &principal))
 }
 
 #[derive(Default)]
@@ -217,7 +218,11 @@ fn disabled(value: ListenerFilterChainMatchPredicate) -> Converted<Disabled> {
                     .map_err(|_| Refused::new("destination_port_range", format!("{number} is not a port")))
             };
             // The end is exclusive.
-            Ok(Disabled::On(if end > start { PortSet(vec![(port(start)?, port(end - 1)?)]) } else { PortSet::default() }))
+            Ok(Disabled::On(if end > start {
+                PortSet(vec![(port(start)?, port(end - 1)?)])
+            } else {
+                PortSet::default()
+            }))
         }
         Some(Rule::OrMatch(MatchSet { rules })) => {
             let mut ports = Vec::new();

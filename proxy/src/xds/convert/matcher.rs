@@ -55,12 +55,7 @@ pub fn header(value: HeaderMatcher) -> Converted<HeaderMatch> {
     if !name.starts_with(':') && http::HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err(Refused::new("name", format!("`{name}` is no name of a header")));
     }
-    Ok(HeaderMatch {
-        name: name.into(),
-        test,
-        invert: invert_match,
-        missing_as_empty: treat_missing_header_as_empty,
-    })
+    Ok(HeaderMatch { name: name.into(), test, invert: invert_match, missing_as_empty: treat_missing_header_as_empty })
 }
 
 /// A condition on a query parameter.
@@ -69,7 +64,9 @@ pub fn query(value: QueryParameterMatcher) -> Converted<QueryMatch> {
     let test = match query_parameter_match_specifier {
         None => QueryTest::Present(true),
         Some(QueryParameterMatchSpecifier::PresentMatch(present)) => QueryTest::Present(present),
-        Some(QueryParameterMatchSpecifier::StringMatch(value)) => QueryTest::Text(string(value).within("string_match")?),
+        Some(QueryParameterMatchSpecifier::StringMatch(value)) => {
+            QueryTest::Text(string(value).within("string_match")?)
+        }
     };
     Ok(QueryMatch { name: name.into(), test })
 }

@@ -16,6 +16,8 @@ pub mod listener;
 pub mod matcher;
 pub mod retry;
 pub mod route;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 use crate::config::ClusterId;

@@ -174,7 +174,8 @@ fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
             } = combined;
             refuse!(validation_context_certificate_provider, validation_context_certificate_provider_instance);
             if let Some(config) = validation_context_sds_secret_config {
-                secret(config, ROOTS_SECRET).within("combined_validation_context.validation_context_sds_secret_config")?;
+                secret(config, ROOTS_SECRET)
+                    .within("combined_validation_context.validation_context_sds_secret_config")?;
             }
             match default_validation_context {
                 Some(context) => {
@@ -184,7 +185,10 @@ fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
             }
         }
         Some(_) => {
-            return Err(Refused::new("validation_context_type", "must name the secret ROOTCA; others are not supported"));
+            return Err(Refused::new(
+                "validation_context_type",
+                "must name the secret ROOTCA; others are not supported",
+            ));
         }
     };
     Ok(Common { alpn: alpn_protocols.into_iter().map(Arc::from).collect(), identities })
