@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use leno_kubeutil::apply::SETTLE;
 use leno_kubeutil::backoff::Backoff;
-use leno_kubeutil::events::Recorder;
+use leno_kubeutil::events::{News, Recorder};
 use leno_kubeutil::watch::Key;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +36,7 @@ pub async fn run(
 ) {
     let mut loop_ = Loop {
         executor: Executor::new(client.clone()),
-        reporter: Reporter::new(client, recorder),
+        reporter: Reporter::new(client, recorder.clone()),
         backoff: Backoff::new(),
         blocked: BTreeMap::new(),
         metrics,
@@ -48,11 +49,28 @@ pub async fn run(
             () = watches.changed() => tokio::time::sleep(DEBOUNCE).await,
         }
         for (key, error) in watches.malformed() {
-            tracing::warn!(install = %key, error, "a MeshInstall does not parse; it is left as it is");
+            // The recorder publishes the same only once in a while.
+            recorder.publish(malformed(&key, &error));
         }
         let started = Instant::now();
         next = loop_.round(&watches.look(&supported)).await.min(AT_LATEST);
         loop_.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
+    }
+}
+
+/// A MeshInstall that was written past its schema and cannot be read. Its mesh stays as it is.
+fn malformed(key: &Key, error: &str) -> News {
+    News {
+        regarding: ObjectReference {
+            api_version: Some("mesh.leno.dev/v1alpha1".to_owned()),
+            kind: Some("MeshInstall".to_owned()),
+            name: Some(key.name.clone()),
+            ..ObjectReference::default()
+        },
+        warning: true,
+        reason: "Malformed".to_owned(),
+        action: "Read".to_owned(),
+        note: format!("the MeshInstall cannot be read and its mesh stays as it is: {error}"),
     }
 }
 

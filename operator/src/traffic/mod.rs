@@ -18,13 +18,11 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::runtime::watcher::Config;
 use kube::{Client, Resource, ResourceExt};
-use leno_crds::istio::destination_rule::DestinationRule;
-use leno_crds::istio::virtual_service::VirtualService;
 use leno_crds::meshinstall::MeshInstall;
 use leno_kubeutil::conditions::{self, Change, Status, Wanted};
 use leno_kubeutil::events::{News, Recorder};
-use leno_kubeutil::watch::{Key, Store, spawn};
-use serde_json::json;
+use leno_kubeutil::watch::{Key, Store, TolerantApi, spawn_api};
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -50,20 +48,14 @@ const QUEUE: usize = 256;
 /// Runs until `shutdown`.
 pub async fn run(client: Client, watches: &Watches, recorder: Recorder, metrics: Metrics, shutdown: CancellationToken) {
     let (sender, mut incoming) = mpsc::channel(QUEUE);
+    let watch = |kind: &str| {
+        let api: TolerantApi<DynamicObject> = Api::all_with(client.clone(), &resource(kind));
+        spawn_api(kind, api, Config::default(), trim, shutdown.clone())
+    };
     let mut traffic = Traffic {
-        virtual_services: spawn(
-            client.clone(),
-            Config::default(),
-            |object: &mut VirtualService| object.spec = Default::default(),
-            shutdown.clone(),
-        ),
-        destination_rules: spawn(
-            client.clone(),
-            Config::default(),
-            |object: &mut DestinationRule| object.spec = Default::default(),
-            shutdown.clone(),
-        ),
-        client,
+        virtual_services: watch("VirtualService"),
+        destination_rules: watch("DestinationRule"),
+        client: client.clone(),
         recorder,
         metrics,
         sums: Sums::default(),
@@ -97,8 +89,8 @@ struct Traffic {
     client: Client,
     recorder: Recorder,
     metrics: Metrics,
-    virtual_services: Store<VirtualService>,
-    destination_rules: Store<DestinationRule>,
+    virtual_services: Store<DynamicObject>,
+    destination_rules: Store<DynamicObject>,
     sums: Sums,
     due: BTreeSet<Target>,
     later: BTreeMap<Target, Instant>,
@@ -267,28 +259,30 @@ impl Traffic {
     }
 
     fn present(&self, target: &Target) -> Option<Present> {
-        match target.kind.as_str() {
-            "VirtualService" => {
-                let object = self.virtual_services.get(&target.key)?;
-                let conditions = object.status.as_ref().map(|status| status.conditions.clone());
-                Some(present(object.as_ref(), conditions))
-            }
-            "DestinationRule" => {
-                let object = self.destination_rules.get(&target.key)?;
-                let conditions = object.status.as_ref().map(|status| status.conditions.clone());
-                Some(present(object.as_ref(), conditions))
-            }
-            _ => None,
-        }
+        let object = match target.kind.as_str() {
+            "VirtualService" => self.virtual_services.get(&target.key)?,
+            "DestinationRule" => self.destination_rules.get(&target.key)?,
+            _ => return None,
+        };
+        let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
+        Some(Present {
+            uid: object.uid(),
+            generation: object.metadata.generation.unwrap_or(0),
+            // What others wrote there and we cannot read is not ours.
+            conditions: conditions
+                .into_iter()
+                .flatten()
+                .filter_map(|condition| serde_json::from_value(condition.clone()).ok())
+                .collect(),
+            reference: object.object_ref(&resource(&target.kind)),
+        })
     }
 }
 
-fn present<K: Resource<DynamicType = ()>>(object: &K, conditions: Option<Vec<Condition>>) -> Present {
-    Present {
-        uid: object.uid(),
-        generation: object.meta().generation.unwrap_or(0),
-        conditions: conditions.unwrap_or_default(),
-        reference: object.object_ref(&()),
+/// Only metadata and status are read here, so that an object that was written past its schema has a status too.
+fn trim(object: &mut DynamicObject) {
+    if let Some(data) = object.data.as_object_mut() {
+        data.retain(|key, _| key == "status");
     }
 }
 

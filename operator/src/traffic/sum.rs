@@ -82,7 +82,9 @@ impl Sums {
     pub fn verdict(&self, target: &Target, generation: i64) -> Option<Verdict> {
         let complete: Vec<&View> = self.views.values().filter(|view| view.complete).collect();
         let reports: Vec<&ObjectReport> = complete.iter().filter_map(|view| view.objects.get(target)).collect();
-        let current: Vec<&&ObjectReport> = reports.iter().filter(|report| report.generation == generation).collect();
+        // An object that could not be read has no generation: 0. What is said about it is about the object as it is.
+        let current: Vec<&&ObjectReport> =
+            reports.iter().filter(|report| report.generation == generation || report.generation == 0).collect();
         if current.is_empty() {
             return None;
         }
@@ -284,6 +286,22 @@ mod tests {
         let condition = programmed(&sums, 1);
         assert_eq!(condition.reason, "Rejected");
         assert!(condition.message.contains("shop/web-1: no such cluster"), "{}", condition.message);
+    }
+
+    #[test]
+    fn object_when_it_could_not_be_read_then_its_status_says_so_whatever_its_generation() {
+        let mut sums = Sums::default();
+        let mut report = object(0, 0, 0, 0);
+        report.findings.push(Finding {
+            condition: "Accepted".to_owned(),
+            failing: true,
+            reason: "Malformed".to_owned(),
+            message: "the object could not be read".to_owned(),
+            ..Finding::default()
+        });
+        sums.report("a", full(vec![report]));
+        let verdict = sums.verdict(&reviews(), 7).unwrap();
+        assert_eq!((verdict.conditions[0].reason.as_str(), verdict.in_force), ("Malformed", false));
     }
 
     #[test]
