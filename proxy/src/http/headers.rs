@@ -205,7 +205,7 @@ impl Headers {
     /// Removes what concerns one connection only: the fixed names and those that `connection` lists. `te` stays when it says
     /// `trailers`, which gRPC needs.
     pub fn remove_hop_by_hop(&mut self) {
-        let mut listed = [Span::default(); 8];
+        let mut listed = [Span::default(); 32];
         let mut count = 0;
         let mut any = false;
         for entry in &self.entries {

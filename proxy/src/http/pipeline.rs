@@ -296,14 +296,15 @@ async fn relay<D: Downstream>(
     let close = call.worker.is_draining() || unfinished;
     down.send_head(call.request, call.response, close);
     let tunnel = call.response.body == BodyLength::Tunnel;
+    let mut before = 0;
     if tunnel {
-        call.tally.request_bytes = body.bytes;
+        before = body.bytes;
         body = RequestPump::new(false);
         down.tunnel();
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, &mut body, &limits, tunnel).await;
-    call.tally.request_bytes += body.bytes;
+    call.tally.request_bytes = before + body.bytes;
     result?;
     if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
         host.give_back(lease, cluster.config().max_requests_per_connection);

@@ -138,3 +138,37 @@ fn connection_when_idle_then_its_future_is_small() {
     let size = std::mem::size_of_val(&future);
     assert!(size <= 1792, "{size} bytes for each connection");
 }
+
+#[test]
+fn request_when_logged_then_the_line_says_what_happened() {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let backend = Backend::http(|request| ok(&request.body));
+    let routes = vec![route(RouteMatch::default(), forward(Forward::default()))];
+    let format = crate::telemetry::LogFormat::istio();
+    let manager = HttpManager { access_log: Some(Arc::new(format)), ..manager(routes) };
+    let proxy = Proxy::start(1, Network::Http(Arc::new(manager)), vec![cluster(&[backend.address])]);
+    let (lines, telemetry) = (Lines::default(), proxy.telemetry.clone());
+    let out = lines.clone();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(telemetry.write_logs_to(out));
+    });
+    let request = "POST /a/./b?c HTTP/1.1\r\nhost: shop\r\nuser-agent: test/1\r\ncontent-length: 5\r\n\r\nhello";
+    assert_eq!(proxy.client().ask(request).status(), 200);
+    let text = || String::from_utf8_lossy(&lines.0.lock().unwrap()).into_owned();
+    eventually("a line", || text().contains('\n'));
+    let line = text();
+    assert!(line.contains("\"POST /a/b?c HTTP/1.1\" 200 - via_upstream - \"-\" 5 5 "), "{line}");
+    assert!(line.contains("\"test/1\"") && line.contains("\"shop\""), "{line}");
+    assert!(line.contains(&format!("\"{}\" outbound|80||test 127.0.0.1:", backend.address)), "{line}");
+}
