@@ -199,7 +199,8 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         dns_resolution_config: _,
         typed_dns_resolver_config: _,
         wait_for_warm_on_init: _,
-        outlier_detection,
+        // Reported in status: endpoints that keep failing are not taken out yet.
+        outlier_detection: _,
         cleanup_interval: _,
         upstream_bind_config,
         lb_subset_config,
@@ -231,7 +232,6 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         http_protocol_options,
         http2_protocol_options,
         dns_resolvers,
-        outlier_detection,
         lb_subset_config,
         protocol_selection,
         filters,
@@ -330,16 +330,20 @@ fn policy(lb_policy: i32, config: Option<LbConfig>, kind: ClusterKind) -> Conver
     match (xds::cluster::LbPolicy::try_from(lb_policy), config) {
         (Ok(xds::cluster::LbPolicy::RoundRobin), None) => Ok(LbPolicy::RoundRobin),
         (Ok(xds::cluster::LbPolicy::RoundRobin), Some(LbConfig::RoundRobinLbConfig(config))) => {
-            let RoundRobinLbConfig { slow_start_config } = config;
-            super::refuse_set(&slow_start_config, "round_robin_lb_config.slow_start_config")?;
+            // Reported in status: new endpoints get their full share at once.
+            let RoundRobinLbConfig { slow_start_config: _ } = config;
             Ok(LbPolicy::RoundRobin)
+        }
+        // Reported in status: balancing does not hash yet.
+        (Ok(xds::cluster::LbPolicy::RingHash), None | Some(LbConfig::RingHashLbConfig(_)))
+        | (Ok(xds::cluster::LbPolicy::Maglev), None | Some(LbConfig::MaglevLbConfig(_))) => {
+            Ok(LbPolicy::LeastRequest { choices: 2 })
         }
         (Ok(xds::cluster::LbPolicy::Random), None) => Ok(LbPolicy::Random),
         (Ok(xds::cluster::LbPolicy::LeastRequest), None) => Ok(LbPolicy::LeastRequest { choices: 2 }),
         (Ok(xds::cluster::LbPolicy::LeastRequest), Some(LbConfig::LeastRequestLbConfig(config))) => {
-            let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
+            let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config: _ } = config;
             super::refuse_set(&active_request_bias, "least_request_lb_config.active_request_bias")?;
-            super::refuse_set(&slow_start_config, "least_request_lb_config.slow_start_config")?;
             Ok(LbPolicy::LeastRequest { choices: choice_count.unwrap_or(2).max(2) })
         }
         (Ok(_), Some(_)) => Err(Refused::new("lb_config", "is not supported by this proxy with this lb_policy")),

@@ -4,13 +4,14 @@ use super::common::{access_log, from_ads, maybe_duration, optional, unknown_type
 use super::{Context, Converted, Refused, Within as _, refuse, route};
 use crate::config::{Codec, Direction, Http2Options, HttpFilter, HttpManager, RouteTable};
 use leno_xds::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions};
-use leno_xds::envoy::extensions::filters::http::router::v3::Router;
+use leno_xds::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3 as xds;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds,
     http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig},
     http_filter,
 };
+use prost::Name as _;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -194,6 +195,8 @@ fn filters(values: Vec<xds::HttpFilter>) -> Converted<()> {
         match optional::<Router>(&any).within(&within)? {
             Some(value) if index == last => router(value).within(within)?,
             Some(_) => return Err(Refused::new("", "the router must be the last filter").within(within)),
+            // Reported in status: the service answers for CORS, and no faults are injected yet.
+            None if any.type_url == Cors::type_url() || any.type_url == HttpFault::type_url() => {}
             None if is_optional => {}
             None => return Err(unknown_type(&any).within(within)),
         }
@@ -299,7 +302,8 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         stream_error_on_invalid_http_messaging: _,
         override_stream_error_on_invalid_http_message: _,
         custom_settings_parameters,
-        connection_keepalive,
+        // Reported in status: connections are not probed yet.
+        connection_keepalive: _,
         use_oghttp2_codec: _,
         max_metadata_size: _,
         enable_huffman_encoding: _,
@@ -311,7 +315,7 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
     else {
         return Ok(defaults);
     };
-    refuse!(allow_connect, allow_metadata, custom_settings_parameters, connection_keepalive);
+    refuse!(allow_connect, allow_metadata, custom_settings_parameters);
     Ok(Http2Options {
         max_concurrent_streams: max_concurrent_streams.unwrap_or(defaults.max_concurrent_streams),
         stream_window: initial_stream_window_size.unwrap_or(defaults.stream_window),

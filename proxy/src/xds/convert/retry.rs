@@ -93,6 +93,8 @@ fn conditions(text: &str) -> Converted<RetryOn> {
             "resource-exhausted" => on.grpc_statuses |= 1 << RESOURCE_EXHAUSTED,
             "internal" => on.grpc_statuses |= 1 << INTERNAL,
             "unavailable" => on.grpc_statuses |= 1 << UNAVAILABLE,
+            // Their triggers (headers named in the policy, which are refused; Envoy's own rate limits; HTTP/3) do not occur.
+            "retriable-headers" | "envoy-ratelimited" | "http3-post-connect-failure" => {}
             other => return Err(Refused::new("", format!("`{other}` is not supported by this proxy"))),
         }
     }

@@ -14,8 +14,12 @@ use leno_xds::envoy::config::route::v3::{
     route_match::PathSpecifier,
     weighted_cluster::{ClusterWeight, cluster_weight},
 };
+use leno_xds::envoy::extensions::filters::http::{cors::v3::CorsPolicy, fault::v3::HttpFault};
 use leno_xds::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use prost::Name as _;
+use prost_types::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,7 +151,8 @@ fn route(context: &mut Context, value: xds::Route, retry: Option<&Arc<RetryPolic
         route_specifiers,
         action,
     } = value;
-    refuse!(typed_per_filter_config, route_specifiers);
+    refuse!(route_specifiers);
+    reported_filters(typed_per_filter_config)?;
     let Some(condition) = condition else { return Err(Refused::new("match", "is missing")) };
     let action = match action {
         Some(xds::route::Action::Route(value)) => {
@@ -173,6 +178,16 @@ fn route(context: &mut Context, value: xds::Route, retry: Option<&Arc<RetryPolic
         },
         origin: origin(metadata.as_ref()),
     })
+}
+
+/// Refuses settings of filters, but for those that are reported in status as not in force yet.
+fn reported_filters(values: BTreeMap<String, Any>) -> Converted<()> {
+    for (name, any) in values {
+        if any.type_url != CorsPolicy::type_url() && any.type_url != HttpFault::type_url() {
+            return Err(super::common::unknown_type(&any).within(format_args!("typed_per_filter_config[{name}]")));
+        }
+    }
+    Ok(())
 }
 
 /// The configuration object that a resource was made from.
@@ -257,13 +272,16 @@ fn forward(
         early_data_policy: _,
         retry_policy,
         retry_policy_typed_config,
-        request_mirror_policies,
+        // Reported in status: copies of requests are not sent yet.
+        request_mirror_policies: _,
         // Circuit breakers have one priority here.
         priority: _,
         rate_limits,
         include_vh_rate_limits: _,
-        hash_policy,
-        cors,
+        // Reported in status: balancing does not hash yet.
+        hash_policy: _,
+        // Reported in status: the service answers for CORS.
+        cors: _,
         max_grpc_timeout,
         grpc_timeout_offset,
         upgrade_configs,
@@ -281,10 +299,7 @@ fn forward(
         path_rewrite,
         append_x_forwarded_host,
         retry_policy_typed_config,
-        request_mirror_policies,
         rate_limits,
-        hash_policy,
-        cors,
         max_grpc_timeout,
         grpc_timeout_offset,
         upgrade_configs,

@@ -100,11 +100,11 @@ fn route_with_everything_that_is_supported_is_converted() {
 #[test]
 fn route_with_an_unsupported_field_is_refused_by_its_path() {
     for (route, field) in [
+        (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "hedge_policy": {}}}), "route.hedge_policy"),
         (
-            json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "hash_policy": [{"terminal": true}]}}),
-            "route.hash_policy",
+            json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "internal_redirect_policy": {}}}),
+            "route.internal_redirect_policy",
         ),
-        (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "cors": {}}}), "route.cors"),
         (json!({"match": {"prefix": "/", "grpc": {}}, "route": {"cluster": "a"}}), "match.grpc"),
         (json!({"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "a"}}), "match.safe_regex.regex"),
         (json!({"match": {"prefix": "/"}, "filter_action": {}}), "filter_action"),
@@ -183,8 +183,8 @@ fn cluster_that_would_trust_any_server_is_refused() {
 #[test]
 fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
     for (name, field, path) in [
-        ("outlier_detection", json!({"consecutive_5xx": 5}), "outlier_detection"),
-        ("lb_policy", json!("RING_HASH"), "lb_policy"),
+        ("lb_subset_config", json!({"list_as_any": true}), "lb_subset_config"),
+        ("lb_policy", json!("CLUSTER_PROVIDED"), "lb_policy"),
         ("health_checks", json!([{"timeout": "1s"}]), "health_checks"),
         (
             "upstream_bind_config",
@@ -197,6 +197,22 @@ fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
         value[name] = field;
         assert_eq!(cluster(value, json!({})).unwrap_err().field, path);
     }
+}
+
+#[test]
+fn cluster_with_what_status_reports_as_not_in_force_is_taken_without_it() {
+    let mut value = eds_cluster();
+    value["outlier_detection"] = json!({"consecutive_5xx": 5});
+    value["lb_policy"] = json!("RING_HASH");
+    value["ring_hash_lb_config"] = json!({"minimum_ring_size": 1024});
+    assert_eq!(cluster(value, json!({})).unwrap().policy, LbPolicy::LeastRequest { choices: 2 });
+    let fault = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"});
+    table(with_route(json!({
+        "match": {"prefix": "/"},
+        "route": {"cluster": "a", "request_mirror_policies": [{"cluster": "b"}]},
+        "typed_per_filter_config": {"envoy.filters.http.fault": fault}
+    })))
+    .unwrap();
 }
 
 fn inbound() -> Value {
