@@ -28,6 +28,9 @@ enum Task {
         /// The folder of the cases.
         #[arg(long, default_value = judge::CASES)]
         cases: PathBuf,
+        /// The folder of the requests to send.
+        #[arg(long, default_value = judge::REQUESTS)]
+        requests: PathBuf,
         /// Only those whose name contains this.
         #[arg(long)]
         only: Option<String>,
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Task::Demo(release) => demo::run(release).map(|()| true),
         Task::DemoDown => demo::down().map(|()| true),
-        Task::Judge { bin_dir, cases, only } => judge::judge(&bin_dir, &cases, only.as_deref()),
+        Task::Judge { bin_dir, cases, requests, only } => judge::judge(&bin_dir, &cases, &requests, only.as_deref()),
         Task::Scenarios { release, options } => scenarios::run(release, &options),
     };
     match result {

@@ -31,12 +31,12 @@ pub(super) struct Case {
 }
 
 impl Case {
-    /// Reads a case's folder.
-    pub(super) fn read(folder: &Path) -> Result<Case> {
+    /// Reads a case's folder; its requests are in a file of its name in another.
+    pub(super) fn read(folder: &Path, requests: &Path) -> Result<Case> {
         let path = folder.join("in.yaml");
         let input = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let requests = Requests::read(&folder.join("requests.yaml"))?;
-        let (mut pods, mut served) = (BTreeMap::new(), BTreeSet::new());
+        let requests = Requests::read(&requests.join(folder.file_name().unwrap_or_default()).with_extension("yaml"))?;
+        let (mut pods, mut served, mut selecting, mut labelled) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), Vec::new());
         for object in objects(&input).with_context(|| path.display().to_string())? {
             match object["kind"].as_str().unwrap_or_default() {
                 "Pod" => {
@@ -44,22 +44,36 @@ impl Case {
                     for (address, port) in pod.addresses.iter().flat_map(|a| container_ports(&object).map(|p| (*a, p))) {
                         served.insert(SocketAddr::new(address, port));
                     }
+                    labelled.push((object["metadata"].clone(), pod.addresses.clone()));
                     pods.insert(pod.key.clone(), pod);
                 }
+                "Service" => selecting.push(object),
                 "EndpointSlice" => served.extend(endpoints(&object)),
                 _ => {}
+            }
+        }
+        for service in &selecting {
+            for (metadata, addresses) in &labelled {
+                if selects(service, metadata) {
+                    served.extend(addresses.iter().flat_map(|ip| target_ports(service).map(|port| SocketAddr::new(*ip, port))));
+                }
             }
         }
         Ok(Case { input, pods, served, requests })
     }
 
-    /// The pods to judge: the one that requests name, else the first meshed one, and one meshed pod of each other
-    /// namespace, at most three in all.
+    /// The pods to judge: the one that requests name, those that the case is about (`# proxy:`), and one meshed pod of each
+    /// other namespace, at most three in all.
     pub(super) fn judged(&self) -> Result<Vec<Pod>> {
         let mut chosen: Vec<Pod> = Vec::new();
         if let Some(wanted) = &self.requests.pod {
             let pod = self.pods.get(wanted).with_context(|| format!("requests.yaml: there is no pod {wanted}"))?;
             chosen.push(pod.clone());
+        }
+        for pod in self.input.lines().filter_map(|line| self.pods.get(line.strip_prefix("# proxy: ")?.trim())) {
+            if chosen.len() < 3 && pod.meshed && !chosen.iter().any(|other| other.key == pod.key) {
+                chosen.push(pod.clone());
+            }
         }
         let namespace = |pod: &Pod| pod.key.split('/').next().unwrap_or_default().to_owned();
         for pod in self.pods.values().filter(|pod| pod.meshed) {
@@ -119,6 +133,27 @@ fn container_ports(object: &Value) -> impl Iterator<Item = u16> {
         .filter_map(|port| u16::try_from(port["containerPort"].as_u64()?).ok())
 }
 
+/// Whether a service chooses a pod.
+fn selects(service: &Value, pod: &Value) -> bool {
+    let selector = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty());
+    service["metadata"]["namespace"] == pod["namespace"]
+        && selector.is_some_and(|selector| selector.iter().all(|(label, value)| pod["labels"][label] == *value))
+}
+
+/// The ports of a service's pods, as far as they are numbers.
+fn target_ports(service: &Value) -> impl Iterator<Item = u16> {
+    service["spec"]["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|port| port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP"))
+        .filter_map(|port| match &port["targetPort"] {
+            Value::Null => port["port"].as_u64(),
+            target => target.as_u64(),
+        })
+        .filter_map(|port| u16::try_from(port).ok())
+}
+
 fn endpoints(slice: &Value) -> Vec<SocketAddr> {
     let ports: Vec<u16> = slice["ports"].as_array().into_iter().flatten()
         .filter(|port| port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP"))
@@ -152,7 +187,7 @@ ports: [{port: 9080}]
 endpoints: [{addresses: [10.0.0.2]}]
 ";
         std::fs::write(folder.path().join("in.yaml"), input).unwrap();
-        let case = Case::read(folder.path()).unwrap();
+        let case = Case::read(folder.path(), "none".as_ref()).unwrap();
         let served: Vec<String> = case.served.iter().map(ToString::to_string).collect();
         assert_eq!(served, ["10.0.0.1:8080", "10.0.0.2:9080"]);
         let judged: Vec<String> = case.judged().unwrap().into_iter().map(|pod| pod.key).collect();

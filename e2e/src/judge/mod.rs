@@ -38,12 +38,14 @@ use std::{
 
 /// Where the golden cases are, seen from the root of the tree.
 pub const CASES: &str = "controlplane/tests/golden";
+/// Where the requests to them are.
+pub const REQUESTS: &str = "e2e/judge";
 /// Judges the cases under `folder` whose name contains `only`, prints a line a case and `N passed, N failed`, and gives
 /// whether none failed.
 ///
 /// # Errors
 /// When there is nothing to judge, or without root.
-pub fn judge(bin_dir: &Path, folder: &Path, only: Option<&str>) -> Result<bool> {
+pub fn judge(bin_dir: &Path, folder: &Path, requests: &Path, only: Option<&str>) -> Result<bool> {
     require_root("judging with Envoy", "it makes network namespaces and captures traffic in them")?;
     let layout = Layout::from_environment("judge".parse()?)?;
     let program = binaries::envoy(&layout)?;
@@ -58,12 +60,19 @@ pub fn judge(bin_dir: &Path, folder: &Path, only: Option<&str>) -> Result<bool> 
     if folders.is_empty() {
         bail!("{} has no case to judge", folder.display());
     }
+    for entry in std::fs::read_dir(requests).with_context(|| requests.display().to_string())? {
+        let path = entry?.path();
+        let case = folder.join(path.file_stem().unwrap_or_default());
+        if !case.join("in.yaml").is_file() {
+            bail!("{} belongs to no case: there is no {}", path.display(), case.display());
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (mut passed, mut failed) = (0, 0);
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let start = Instant::now();
-        let result = runtime.block_on(one_case(&bin_dir, &program, &folder));
+        let result = runtime.block_on(one_case(&bin_dir, &program, &folder, requests));
         let took = start.elapsed().as_secs_f64();
         match result {
             Ok(said) => {
@@ -80,8 +89,8 @@ pub fn judge(bin_dir: &Path, folder: &Path, only: Option<&str>) -> Result<bool> 
     Ok(failed == 0)
 }
 
-async fn one_case(bin_dir: &Path, program: &Path, folder: &Path) -> Result<String> {
-    let case = Case::read(folder)?;
+async fn one_case(bin_dir: &Path, program: &Path, folder: &Path, requests: &Path) -> Result<String> {
+    let case = Case::read(folder, requests)?;
     let scratch = scratch()?;
     let control_plane = ControlPlane::start(bin_dir, &case, scratch.path()).await?;
     let mut credentials = BTreeMap::new();
@@ -127,7 +136,12 @@ impl Judged<'_> {
         run::output(capture.arg("capture").env("POD_IPS", pod.addresses[0].to_string())).context("capture")?;
         let mut serving = Vec::new();
         for address in &self.case.served {
-            let Some(at) = self.case.pod_at(address.ip()) else { continue };
+            let Some(at) = self.case.pod_at(address.ip()) else {
+                // An endpoint that is no pod.
+                let (space, pod) = (others.clone(), address.ip().to_string());
+                serving.push(Task(Peer { space, address: *address, pod, credentials: None }.serve()?));
+                continue;
+            };
             let (space, shows) = if at.key == pod.key { (&own, None) } else { (&others, Some(self.shown_by(at)?)) };
             let peer = Peer { space: space.clone(), address: *address, pod: at.key.clone(), credentials: shows.flatten() };
             serving.push(Task(peer.serve()?));
@@ -170,6 +184,10 @@ impl Judged<'_> {
             for address in &other.addresses {
                 others.own(*address, "lo")?;
             }
+        }
+        let strangers = self.case.served.iter().map(std::net::SocketAddr::ip).filter(|ip| self.case.pod_at(*ip).is_none());
+        for address in strangers.collect::<std::collections::BTreeSet<_>>() {
+            others.own(address, "lo")?;
         }
         for (family, wanted) in [("-4", true), ("-6", false)] {
             let Some(address) = pod.addresses.iter().find(|address| address.is_ipv4() == wanted) else { continue };

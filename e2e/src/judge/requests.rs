@@ -1,4 +1,4 @@
-//! `requests.yaml` beside a golden case: requests to send through Envoy, and what must become of them.
+//! `e2e/judge/<case>.yaml`: requests to send through Envoy, and what must become of them.
 
 use serde::Deserialize;
 use std::{collections::BTreeMap, net::SocketAddr, path::Path};
