@@ -45,13 +45,18 @@ fn resources(snapshot: &Snapshot, scope: &Scope) -> Resources {
         let made = translate::endpoints(snapshot, scope, &name).expect("a cluster that was translated");
         (name, Arc::new(made))
     });
-    resources.by_type.insert(ENDPOINTS, endpoints.collect());
+    let one_by_one: BTreeMap<_, _> = endpoints.collect();
+    assert_eq!(one_by_one, translate::all_endpoints(snapshot, &ir));
+    resources.by_type.insert(ENDPOINTS, one_by_one);
     resources
 }
 
 /// The values of the comment lines `# name: value`.
 fn directives<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
-    text.lines().filter_map(|line| line.strip_prefix("# ")?.strip_prefix(name)?.strip_prefix(": ")).map(str::trim).collect()
+    text.lines()
+        .filter_map(|line| line.strip_prefix("# ")?.strip_prefix(name)?.strip_prefix(": "))
+        .map(str::trim)
+        .collect()
 }
 
 /// Whether a name fits a pattern with `*` at its end or nowhere.
@@ -125,7 +130,11 @@ fn delete_stale() {
     for entry in std::fs::read_dir(root()).unwrap() {
         let path = entry.unwrap().path();
         if !path.join("in.yaml").exists() {
-            if path.is_dir() { std::fs::remove_dir_all(&path).unwrap() } else { std::fs::remove_file(&path).unwrap() }
+            if path.is_dir() {
+                std::fs::remove_dir_all(&path).unwrap()
+            } else {
+                std::fs::remove_file(&path).unwrap()
+            }
             continue;
         }
         for entry in std::fs::read_dir(&path).unwrap() {
@@ -175,9 +184,8 @@ fn golden_cases_when_built_again_then_equal_bytes_and_versions() {
         let snapshots = [build(&first), build(&second)];
         assert_eq!(snapshots[0], snapshots[1], "{}", case.display());
         for pod in pods {
-            let made = snapshots.each_ref().map(|snapshot| {
-                scope_of(snapshot, &pod).map(|scope| resources(snapshot, &scope))
-            });
+            let made =
+                snapshots.each_ref().map(|snapshot| scope_of(snapshot, &pod).map(|scope| resources(snapshot, &scope)));
             assert_eq!(made[0], made[1], "{}: {pod}", case.display());
         }
         assert!(!directives(&text, "proxy").is_empty(), "{}: name a proxy", case.display());
@@ -199,7 +207,8 @@ fn golden_cases_when_translated_then_every_message_is_of_a_known_form_and_every_
                     all.push(leno_xds::json::any_to_value(&resource.body).unwrap());
                 }
             }
-            let known = |type_url: &str, name: &str| resources.of(type_url).is_some_and(|named| named.contains_key(name));
+            let known =
+                |type_url: &str, name: &str| resources.of(type_url).is_some_and(|named| named.contains_key(name));
             for value in &all {
                 references(value, &mut |field, name| {
                     let kept = match field {

@@ -148,7 +148,10 @@ mod tests {
 
     #[test]
     fn host_when_short_then_a_service_of_the_namespace() {
-        assert_eq!(Host::resolve("Reviews", "shop", "cluster.local").unwrap().as_str(), "reviews.shop.svc.cluster.local");
+        assert_eq!(
+            Host::resolve("Reviews", "shop", "cluster.local").unwrap().as_str(),
+            "reviews.shop.svc.cluster.local"
+        );
         assert_eq!(Host::resolve("reviews.a.svc.x", "shop", "x").unwrap().as_str(), "reviews.a.svc.x");
     }
 

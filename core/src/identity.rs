@@ -32,11 +32,7 @@ impl Identity {
         namespace: impl Into<String>,
         service_account: impl Into<String>,
     ) -> Self {
-        Self {
-            trust_domain: trust_domain.into(),
-            namespace: namespace.into(),
-            service_account: service_account.into(),
-        }
+        Self { trust_domain: trust_domain.into(), namespace: namespace.into(), service_account: service_account.into() }
     }
 
     /// The identity without its scheme, as Istio's metrics name a principal: `cluster.local/ns/default/sa/reviews`.

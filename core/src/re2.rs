@@ -134,7 +134,8 @@ fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result
             return Ok(at);
         }
         '0'..='7' => {
-            let digits: String = chars.iter().skip(at).take(3).take_while(|digit| ('0'..='7').contains(*digit)).collect();
+            let digits: String =
+                chars.iter().skip(at).take(3).take_while(|digit| ('0'..='7').contains(*digit)).collect();
             if char != '0' && digits.len() == 1 {
                 return Err(Re2Error::Unsupported(format!("back-reference \\{char}")));
             }
@@ -237,7 +238,8 @@ mod tests {
 
     #[test]
     fn regex_when_re2_does_not_know_it_then_refused() {
-        for pattern in ["(", "a)(b", "[a", r"\", r"(?x)a b", r"(?=a)", r"(a)\1", r"\C", r"\u0041", "*", "a{1001}{1001}"] {
+        for pattern in ["(", "a)(b", "[a", r"\", r"(?x)a b", r"(?=a)", r"(a)\1", r"\C", r"\u0041", "*", "a{1001}{1001}"]
+        {
             assert!(compile(pattern).is_err(), "{pattern}");
         }
         assert_eq!(compile(&"a".repeat(MAX_LEN + 1)).unwrap_err(), Re2Error::TooLong);

@@ -85,8 +85,10 @@ impl Snapshot {
             && workloads.iter().all(|(key, workload)| {
                 other.workloads.get(key).is_none_or(|after| after == workload || !workload.meshed && !after.meshed)
             })
-            && endpoints.keys().chain(other.endpoints.keys()).filter(|host| headless(host)).all(|host| {
-                endpoints.get(host) == other.endpoints.get(host)
-            })
+            && endpoints
+                .keys()
+                .chain(other.endpoints.keys())
+                .filter(|host| headless(host))
+                .all(|host| endpoints.get(host) == other.endpoints.get(host))
     }
 }

@@ -57,10 +57,11 @@ pub(super) fn endpoints(
             continue;
         }
         for endpoint in &slice.endpoints {
-            let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).map(|target| {
-                let namespace = target.namespace.as_deref().unwrap_or(&key.namespace);
-                ObjectKey::new(namespace, target.name.as_deref().unwrap_or_default())
-            });
+            let pod =
+                endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod")).map(|target| {
+                    let namespace = target.namespace.as_deref().unwrap_or(&key.namespace);
+                    ObjectKey::new(namespace, target.name.as_deref().unwrap_or_default())
+                });
             match &pod {
                 Some(pod) => {
                     found.pods.entry(host.clone()).or_default().insert(pod.clone());
@@ -92,7 +93,9 @@ pub(super) fn endpoints(
                 known => known,
             };
             // All addresses of one endpoint are the same pod; the API asks consumers to use the first.
-            let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else { continue };
+            let Some(address) = endpoint.addresses.first().and_then(|text| text.parse::<IpAddr>().ok()) else {
+                continue;
+            };
             for port in slice.ports.iter().flatten() {
                 if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
                     continue;
@@ -100,8 +103,7 @@ pub(super) fn endpoints(
                 let Some(number) = port.port.and_then(port_number) else { continue };
                 let name = port.name.as_deref().unwrap_or_default();
                 let Some(service_port) = service.ports.values().find(|port| port.name == name) else { continue };
-                let endpoint =
-                    Endpoint { address, port: number, workload: workload.clone(), locality: zone.clone() };
+                let endpoint = Endpoint { address, port: number, workload: workload.clone(), locality: zone.clone() };
                 let known = candidates.entry((host.clone(), service_port.number)).or_default();
                 // The same address may be in two slices for a moment; where it is not leaving, it is current.
                 match known.get(&(address, number)) {

@@ -60,7 +60,12 @@ impl Builder {
         let mut findings = Vec::new();
         let domain = mesh.domain.as_str();
         remember(&mut self.routes, virtual_services, |object| convert::virtual_service(object, domain), &mut findings);
-        remember(&mut self.policies, destination_rules, |object| convert::destination_rule(object, domain), &mut findings);
+        remember(
+            &mut self.policies,
+            destination_rules,
+            |object| convert::destination_rule(object, domain),
+            &mut findings,
+        );
 
         for (object, message) in malformed {
             findings.push(Finding {

@@ -35,7 +35,8 @@ fn service(key: &ObjectKey, host: &Host, object: &k8s::Service) -> Result<Servic
         return Err("it is of type ExternalName, which the mesh does not route; its traffic passes unchanged");
     }
     let listed = spec.cluster_ips.iter().flatten();
-    let given: Vec<&str> = spec.cluster_ip.iter().chain(listed).map(String::as_str).filter(|ip| !ip.is_empty()).collect();
+    let given: Vec<&str> =
+        spec.cluster_ip.iter().chain(listed).map(String::as_str).filter(|ip| !ip.is_empty()).collect();
     let addressing = if given.contains(&"None") {
         Addressing::Headless
     } else {

@@ -80,11 +80,7 @@ fn workload(
         name: owner(pod, &labels).unwrap_or_else(|| key.name.clone()),
         app: label(&["app", "app.kubernetes.io/name"]),
         version: label(&["version", "app.kubernetes.io/version"]),
-        identity: Identity::new(
-            &mesh.trust_domain,
-            &key.namespace,
-            account.unwrap_or_else(|| "default".to_owned()),
-        ),
+        identity: Identity::new(&mesh.trust_domain, &key.namespace, account.unwrap_or_else(|| "default".to_owned())),
         inbound: inbound(spec, &labels, selecting),
         labels,
         addresses,

@@ -29,7 +29,9 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
     let for_sidecars = snapshot.routes.iter().filter(|rules| !rules.http.is_empty() || !rules.tcp.is_empty());
     let claims = for_sidecars.flat_map(|rules| {
         let hosts = rules.hosts.iter().enumerate();
-        hosts.map(move |(number, host)| (host, String::new(), rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]")))
+        hosts.map(move |(number, host)| {
+            (host, String::new(), rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]"))
+        })
     });
     all.extend(conflicts(claims));
     let claims = snapshot.policies.iter().map(|policy| {
@@ -45,7 +47,14 @@ trait Object {
     fn origin(&self) -> &ObjectRef;
     fn generation(&self) -> i64;
 
-    fn finding(&self, condition: Condition, severity: Severity, reason: Reason, field: &str, message: String) -> Finding {
+    fn finding(
+        &self,
+        condition: Condition,
+        severity: Severity,
+        reason: Reason,
+        field: &str,
+        message: String,
+    ) -> Finding {
         Finding {
             object: self.origin().clone(),
             generation: self.generation(),
@@ -145,9 +154,7 @@ fn foreign_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern,
 }
 
 /// Objects of one namespace that claim the same host (for the same clients): the first given wins.
-fn conflicts<'a>(
-    claims: impl Iterator<Item = (&'a HostPattern, String, &'a dyn Object, String)>,
-) -> Vec<Finding> {
+fn conflicts<'a>(claims: impl Iterator<Item = (&'a HostPattern, String, &'a dyn Object, String)>) -> Vec<Finding> {
     let mut winners: BTreeMap<(String, String, String), &dyn Object> = BTreeMap::new();
     let mut found = Vec::new();
     for (pattern, clients, object, field) in claims {
@@ -159,12 +166,11 @@ fn conflicts<'a>(
             Some(winner) if winner.origin() == object.origin() => {}
             Some(winner) => {
                 let message = format!(
-                    "{} is older and claims {pattern} already; this object has no effect on it. Merge the two, or delete \
-                     one",
+                    "{} claims {pattern} already and comes first (the oldest does, then by name); this object has no effect on it. \
+                     Merge the two, or delete one",
                     winner.origin()
                 );
-                let finding =
-                    object.finding(Condition::Accepted, Severity::Failing, Reason::Conflict, &field, message);
+                let finding = object.finding(Condition::Accepted, Severity::Failing, Reason::Conflict, &field, message);
                 found.push(finding);
             }
         }

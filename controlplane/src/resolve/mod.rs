@@ -13,8 +13,8 @@ use leno_core::{Finding, Snapshot};
 
 pub use findings::findings;
 pub use ir::{
-    Action, Cluster, ClusterName, Forward, HttpRoute, Ir, Outbound, OutboundHost, OutboundPort, OutboundService, Target,
-    TcpTarget,
+    Action, Cluster, ClusterName, Forward, HttpRoute, Ir, Outbound, OutboundHost, OutboundPort, OutboundService,
+    Target, TcpTarget,
 };
 pub use scope::{ClientScope, Scope, WorkloadScope, scope_of};
 

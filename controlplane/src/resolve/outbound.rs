@@ -19,8 +19,7 @@ use super::scope::ClientScope;
 pub(super) fn outbound(index: &Index<'_>, client: &ClientScope) -> (Outbound, Vec<Finding>) {
     let mut resolver = Resolver { index, client, findings: BTreeSet::new() };
     let snapshot = index.snapshot;
-    let services: Vec<OutboundService> =
-        snapshot.services.values().map(|service| resolver.service(service)).collect();
+    let services: Vec<OutboundService> = snapshot.services.values().map(|service| resolver.service(service)).collect();
     let ports: BTreeSet<u16> = snapshot
         .services
         .values()
@@ -83,7 +82,9 @@ impl<'a> Resolver<'a, '_> {
             // Rules that have nothing for this client and port leave the service as it is.
             http.push(direct(&own));
         }
-        let tcp = rules.and_then(|rules| self.tcp(rules, port.number)).unwrap_or_else(|| TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None });
+        let tcp = rules
+            .and_then(|rules| self.tcp(rules, port.number))
+            .unwrap_or_else(|| TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None });
         let addresses = match &service.addressing {
             Addressing::Virtual(_) => Vec::new(),
             Addressing::Headless => self
@@ -106,12 +107,7 @@ impl<'a> Resolver<'a, '_> {
     }
 
     /// The service as a whole, then its subsets.
-    fn clusters(
-        &self,
-        service: &Service,
-        port: &ServicePort,
-        policy: Option<&Arc<DestinationPolicy>>,
-    ) -> Vec<Cluster> {
+    fn clusters(&self, service: &Service, port: &ServicePort, policy: Option<&Arc<DestinationPolicy>>) -> Vec<Cluster> {
         let members = self.index.snapshot.members.get(&service.host).cloned().unwrap_or_default();
         let whole = policy.map(|policy| policy.policy.of_port(port.number).clone()).unwrap_or_default();
         let cluster = |subset: &str, labels, policy_| Cluster {
@@ -137,9 +133,7 @@ impl<'a> Resolver<'a, '_> {
         for rule in &rules.http {
             let matches: Vec<Option<&route::HttpMatch>> = match &rule.matches {
                 None => vec![None],
-                Some(matches) => {
-                    matches.iter().filter(|entry| self.is_for(&entry.client, port)).map(Some).collect()
-                }
+                Some(matches) => matches.iter().filter(|entry| self.is_for(&entry.client, port)).map(Some).collect(),
             };
             if matches.is_empty() {
                 continue;

@@ -195,10 +195,7 @@ fn circuit_breakers(limits: &ConnectionLimits, budget: f64, minimum: u32) -> xds
     }
 }
 
-fn http_options(
-    protocol: leno_core::Protocol,
-    limits: &ConnectionLimits,
-) -> BTreeMap<String, prost_types::Any> {
+fn http_options(protocol: leno_core::Protocol, limits: &ConnectionLimits) -> BTreeMap<String, prost_types::Any> {
     let http2 = Http2ProtocolOptions {
         max_concurrent_streams: limits.max_concurrent_streams,
         connection_keepalive: limits.http2_keepalive.map(|(interval, timeout)| KeepaliveSettings {
@@ -209,7 +206,8 @@ fn http_options(
         ..Default::default()
     };
     let http1 = Http1ProtocolOptions::default();
-    let explicit = |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
+    let explicit =
+        |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let options = if protocol.is_http2() || limits.upgrade_to_http2 == Some(true) {
         explicit(ProtocolConfig::Http2ProtocolOptions(http2))
     } else if protocol == leno_core::Protocol::Http && !limits.use_client_protocol {
@@ -223,11 +221,12 @@ fn http_options(
             ..Default::default()
         })
     };
-    let common = (limits.http_idle_timeout.is_some() || limits.max_requests_per_connection.is_some()).then(|| CommonHttp {
-        idle_timeout: limits.http_idle_timeout.map(duration),
-        max_requests_per_connection: limits.max_requests_per_connection,
-        ..Default::default()
-    });
+    let common =
+        (limits.http_idle_timeout.is_some() || limits.max_requests_per_connection.is_some()).then(|| CommonHttp {
+            idle_timeout: limits.http_idle_timeout.map(duration),
+            max_requests_per_connection: limits.max_requests_per_connection,
+            ..Default::default()
+        });
     let options = HttpProtocolOptions {
         common_http_protocol_options: common,
         upstream_protocol_options: Some(options),
@@ -279,7 +278,11 @@ fn keepalive(keepalive: Keepalive) -> xds::UpstreamConnectionOptions {
 }
 
 /// The workload itself on one of its ports. The source address keeps the connection from being captured again.
-pub(super) fn inbound(name: &str, protocol: leno_core::Protocol, service: Option<(&leno_core::Host, &leno_core::ObjectKey)>) -> xds::Cluster {
+pub(super) fn inbound(
+    name: &str,
+    protocol: leno_core::Protocol,
+    service: Option<(&leno_core::Host, &leno_core::ObjectKey)>,
+) -> xds::Cluster {
     let source = |address: &str| SocketAddress {
         address: address.to_owned(),
         port_specifier: Some(PortSpecifier::PortValue(0)),

@@ -190,10 +190,8 @@ fn access_log() -> AccessLog {
         })),
         ..Default::default()
     };
-    let file = FileAccessLog {
-        path: "/dev/stdout".to_owned(),
-        access_log_format: Some(AccessLogFormat::LogFormat(format)),
-    };
+    let file =
+        FileAccessLog { path: "/dev/stdout".to_owned(), access_log_format: Some(AccessLogFormat::LogFormat(format)) };
     AccessLog {
         name: "envoy.access_loggers.file".to_owned(),
         config_type: Some(access_log::ConfigType::TypedConfig(any(&file))),

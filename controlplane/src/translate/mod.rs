@@ -26,9 +26,7 @@ pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, Ty
 
 /// Everything that a proxy is sent but endpoints: listeners, clusters and routes.
 pub fn translate(ir: &Ir) -> Resources {
-    Resources {
-        by_type: BTreeMap::from([(LISTENER, listeners(ir)), (CLUSTER, clusters(ir)), (ROUTE, routes(ir))]),
-    }
+    Resources { by_type: BTreeMap::from([(LISTENER, listeners(ir)), (CLUSTER, clusters(ir)), (ROUTE, routes(ir))]) }
 }
 
 /// The names of the clusters whose endpoints a proxy asks for.
@@ -45,6 +43,18 @@ pub fn endpoints(snapshot: &Snapshot, scope: &Scope, cluster_name: &str) -> Opti
     let labels = labels_of(snapshot, &scope.client, &name)?;
     let assignment = endpoints::assignment(snapshot, &name, &labels);
     Some(Resource::new(any(&assignment), BTreeSet::new()))
+}
+
+/// The endpoints of all clusters of a proxy: the same as [`endpoints`] for each of [`endpoint_names`], in one go.
+pub fn all_endpoints(snapshot: &Snapshot, ir: &Ir) -> BTreeMap<String, Arc<Resource>> {
+    let services = ir.outbound.services.iter().filter(|service| service.service.addressing != Addressing::Headless);
+    let clusters = services.flat_map(|service| &service.ports).flat_map(|port| &port.clusters);
+    clusters
+        .map(|cluster| {
+            let assignment = endpoints::assignment(snapshot, &cluster.name, &cluster.labels);
+            (cluster.name.to_string(), resource(&assignment, BTreeSet::new()))
+        })
+        .collect()
 }
 
 type Named = BTreeMap<String, Arc<Resource>>;

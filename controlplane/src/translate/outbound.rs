@@ -33,7 +33,10 @@ pub(super) fn capture(ir: &Ir) -> Listener {
     Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(socket("0.0.0.0", OUTBOUND_PORT)),
-        additional_addresses: vec![AdditionalAddress { address: Some(socket("::", OUTBOUND_PORT)), ..Default::default() }],
+        additional_addresses: vec![AdditionalAddress {
+            address: Some(socket("::", OUTBOUND_PORT)),
+            ..Default::default()
+        }],
         use_original_dst: Some(true),
         traffic_direction: TrafficDirection::Outbound.into(),
         metadata: Some(own_metadata(ir)),
@@ -91,9 +94,7 @@ pub(super) fn services(outbound: &Outbound) -> BTreeMap<String, (Listener, BTree
 fn addresses(service: &OutboundService, port: &OutboundPort) -> Vec<(Vec<IpAddr>, u16)> {
     match &service.service.addressing {
         Addressing::Virtual(addresses) => vec![(addresses.clone(), port.number)],
-        Addressing::Headless => {
-            port.addresses.iter().map(|(address, number)| (vec![*address], *number)).collect()
-        }
+        Addressing::Headless => port.addresses.iter().map(|(address, number)| (vec![*address], *number)).collect(),
     }
 }
 

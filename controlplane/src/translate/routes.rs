@@ -239,7 +239,8 @@ fn matched(matching: &HttpMatch) -> xds::RouteMatch {
         Some(TextMatch::Regex(pattern)) => PathSpecifier::SafeRegex(regex(pattern)),
     };
     let pseudo = [(":scheme", scheme), (":method", method), (":authority", authority)];
-    let pseudo = pseudo.into_iter().filter_map(|(name, text)| text.as_ref().map(|text| header_matcher(name, text, false)));
+    let pseudo =
+        pseudo.into_iter().filter_map(|(name, text)| text.as_ref().map(|text| header_matcher(name, text, false)));
     let wanted = headers.iter().map(|(name, text)| header_matcher(name, text, false));
     let unwanted = without_headers.iter().map(|(name, text)| header_matcher(name, text, true));
     let query_parameters = query.iter().map(|(name, text)| xds::QueryParameterMatcher {
@@ -333,7 +334,10 @@ fn forwarded(
                     ..Default::default()
                 }
             });
-            ClusterSpecifier::WeightedClusters(xds::WeightedCluster { clusters: clusters.collect(), ..Default::default() })
+            ClusterSpecifier::WeightedClusters(xds::WeightedCluster {
+                clusters: clusters.collect(),
+                ..Default::default()
+            })
         }
     };
     let hashed = used.iter().filter_map(|target| target.cluster.as_ref()).find_map(|name| keys.get(name));
@@ -406,10 +410,9 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
         retry_host_predicate: avoid_previous.then(previous_hosts).into_iter().collect(),
         host_selection_retry_max_attempts: HOST_ATTEMPTS,
         retriable_status_codes: statuses.iter().map(|status| u32::from(*status)).collect(),
-        retry_back_off: backoff.filter(|backoff| *backoff > Duration::ZERO).map(|backoff| RetryBackOff {
-            base_interval: Some(duration(backoff)),
-            ..Default::default()
-        }),
+        retry_back_off: backoff
+            .filter(|backoff| *backoff > Duration::ZERO)
+            .map(|backoff| RetryBackOff { base_interval: Some(duration(backoff)), ..Default::default() }),
         ..Default::default()
     })
 }
@@ -417,9 +420,7 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
 fn hash_policy_of(key: &HashKey) -> HashPolicy {
     use hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter};
     let specifier = match key {
-        HashKey::Header(name) => {
-            PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() })
-        }
+        HashKey::Header(name) => PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() }),
         HashKey::Cookie { name, path, ttl, attributes } => PolicySpecifier::Cookie(Cookie {
             name: name.clone(),
             ttl: ttl.map(duration),

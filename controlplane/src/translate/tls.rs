@@ -96,10 +96,8 @@ fn common(sans: Vec<MatchPattern>, alpn_protocols: Vec<String>) -> CommonTlsCont
         matcher: Some(StringMatcher { match_pattern: Some(pattern), ..Default::default() }),
         ..Default::default()
     });
-    let validation = CertificateValidationContext {
-        match_typed_subject_alt_names: matchers.collect(),
-        ..Default::default()
-    };
+    let validation =
+        CertificateValidationContext { match_typed_subject_alt_names: matchers.collect(), ..Default::default() };
     CommonTlsContext {
         tls_params: Some(TlsParameters {
             tls_minimum_protocol_version: TlsProtocol::TlSv12.into(),

@@ -137,7 +137,8 @@ fn command_len(text: &str) -> Option<usize> {
     ];
     let len = text.find('%')?;
     let command = &text[..len];
-    let with_name = command.strip_prefix("REQ(").or_else(|| command.strip_prefix("RESP(")).and_then(|rest| rest.strip_suffix(')'));
+    let with_name =
+        command.strip_prefix("REQ(").or_else(|| command.strip_prefix("RESP(")).and_then(|rest| rest.strip_suffix(')'));
     let named = with_name.is_some_and(|name| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:?".contains(&byte))
     });

@@ -307,12 +307,11 @@ fn redirected(report: &mut Report<'_>, redirect: &istio::HttpRedirect, field: &s
     if scheme.as_deref().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         report.refuse(Reason::InvalidValue, &format!("{field}.scheme"), "the scheme is http or https");
     }
-    let port = report.port(*port, &format!("{field}.port")).map(RedirectPort::Number).or(derive_port.map(|from| {
-        match from {
+    let port =
+        report.port(*port, &format!("{field}.port")).map(RedirectPort::Number).or(derive_port.map(|from| match from {
             istio::RedirectPortSelection::FromProtocolDefault => RedirectPort::OfScheme,
             istio::RedirectPortSelection::FromRequestPort => RedirectPort::OfRequest,
-        }
-    }));
+        }));
     Redirect {
         status,
         scheme,
@@ -371,7 +370,8 @@ fn retry(report: &mut Report<'_>, retries: &istio::HttpRetry, field: &str) -> Re
         } else if let Some(status) = part.parse().ok().filter(|status| (100..=599).contains(status)) {
             statuses.push(status);
         } else {
-            let message = format!("\"{part}\" is neither a status nor a condition; use for example connect-failure or 503");
+            let message =
+                format!("\"{part}\" is neither a status nor a condition; use for example connect-failure or 503");
             report.refuse(Reason::InvalidValue, &format!("{field}.retryOn"), message);
         }
     }

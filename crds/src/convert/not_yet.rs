@@ -85,7 +85,10 @@ const NOT_YET_IN_FORCE: &[(Feature, &str)] = &[
     (Feature::ClientProtocol, "requests are sent on as the port says"),
     (Feature::Http2Keepalive, "HTTP/2 connections are not probed yet"),
     (Feature::OutlierDetection, "Leno's proxy does not take failing endpoints out yet"),
-    (Feature::TlsOrigination, "only DISABLE and ISTIO_MUTUAL are served yet; connections are made as without this field"),
+    (
+        Feature::TlsOrigination,
+        "only DISABLE and ISTIO_MUTUAL are served yet; connections are made as without this field",
+    ),
     (Feature::Tunnel, "connections are not tunnelled yet; they are made directly"),
     (Feature::ProxyProtocol, "the PROXY protocol is not spoken yet"),
     (Feature::RetryBudget, "the mesh's own budget applies (20 % of the requests under way, at least 3)"),

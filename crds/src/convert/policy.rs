@@ -36,8 +36,7 @@ pub(super) fn ported_policy(
         let istio::ProxyProtocol { version: _ } = proxy_protocol;
         report.uses(Feature::ProxyProtocol, &format!("{field}.proxyProtocol"));
     }
-    let mut all =
-        one_policy(report, load_balancer, connection_pool, outlier_detection, tls, field);
+    let mut all = one_policy(report, load_balancer, connection_pool, outlier_detection, tls, field);
     all.retry_budget = retry_budget.as_ref().map(|budget| {
         let istio::RetryBudget { percent, min_retry_concurrency, budget_interval } = budget;
         report.uses(Feature::RetryBudget, &format!("{field}.retryBudget"));
@@ -94,7 +93,8 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
     if let Some(locality) = locality_lb_setting {
         let istio::LocalityLoadBalancerSetting { distribute, failover, failover_priority, enabled } = locality;
         let off = *enabled == Some(false);
-        if !off && !(distribute.is_empty() && failover.is_empty() && failover_priority.is_empty() && enabled.is_none()) {
+        if !off && !(distribute.is_empty() && failover.is_empty() && failover_priority.is_empty() && enabled.is_none())
+        {
             report.uses(Feature::LocalityBalancing, &format!("{field}.localityLbSetting"));
         }
     }
@@ -105,9 +105,9 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
             report.uses(Feature::LocalityBalancing, &format!("{field}.zoneAwareLbSetting"));
         }
     }
-    let mut slow_start = report.duration(warmup_duration_secs.clone(), &format!("{field}.warmupDurationSecs")).map(
-        |duration| Warmup { duration, minimum_percent: 10.0, aggression: 1.0 },
-    );
+    let mut slow_start = report
+        .duration(warmup_duration_secs.clone(), &format!("{field}.warmupDurationSecs"))
+        .map(|duration| Warmup { duration, minimum_percent: 10.0, aggression: 1.0 });
     if let Some(istio::WarmupConfiguration { duration, minimum_percent, aggression }) = warmup {
         slow_start = report.duration(Some(duration.clone()), &format!("{field}.warmup.duration")).map(|duration| {
             let minimum_percent = minimum_percent.unwrap_or(10.0);
@@ -201,7 +201,8 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
 
 /// What Envoy accepts: a prime number of at most 5000011.
 fn is_maglev_size(size: u64) -> bool {
-    (2..=5_000_011).contains(&size) && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| size % divisor != 0)
+    (2..=5_000_011).contains(&size)
+        && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| size % divisor != 0)
 }
 
 fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: &str) -> ConnectionLimits {
@@ -209,8 +210,13 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
     let mut limits = ConnectionLimits::default();
     if let Some(tcp) = tcp {
         let field = format!("{field}.tcp");
-        let istio::TcpSettings { max_connections, connect_timeout, tcp_keepalive, max_connection_duration, idle_timeout } =
-            tcp;
+        let istio::TcpSettings {
+            max_connections,
+            connect_timeout,
+            tcp_keepalive,
+            max_connection_duration,
+            idle_timeout,
+        } = tcp;
         limits.max_connections =
             limit(report, *max_connections, Feature::ConnectionLimits, &format!("{field}.maxConnections"));
         limits.connect_timeout = report.duration(connect_timeout.clone(), &format!("{field}.connectTimeout"));
@@ -219,7 +225,11 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
             report.uses(Feature::TcpKeepalive, &field);
             let istio::TcpKeepalive { probes, time, interval } = keepalive;
             let time = report.duration(time.clone(), &format!("{field}.time"));
-            Keepalive { probes: *probes, time, interval: report.duration(interval.clone(), &format!("{field}.interval")) }
+            Keepalive {
+                probes: *probes,
+                time,
+                interval: report.duration(interval.clone(), &format!("{field}.interval")),
+            }
         });
         if max_connection_duration.is_some() {
             let field = format!("{field}.maxConnectionDuration");

@@ -8,8 +8,8 @@ use leno_core::policy::ExportTo;
 use leno_core::route::TextMatch;
 use leno_core::{Condition, Finding, Host, ObjectRef, Reason, Severity, re2};
 
-use super::not_yet::{Feature, not_yet};
 use super::Converted;
+use super::not_yet::{Feature, not_yet};
 use crate::istio::duration::IstioDuration;
 use crate::istio::virtual_service::{StringMatch, StringMatchKind};
 

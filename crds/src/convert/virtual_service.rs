@@ -117,12 +117,7 @@ pub(super) fn client_match(
     }
 }
 
-fn tcp_rule(
-    report: &mut Report<'_>,
-    route: &istio::TcpRoute,
-    gateways: &[String],
-    field: &str,
-) -> Option<TcpRule> {
+fn tcp_rule(report: &mut Report<'_>, route: &istio::TcpRoute, gateways: &[String], field: &str) -> Option<TcpRule> {
     let istio::TcpRoute { matches, route } = route;
     let mut served = true;
     let mut converted = Vec::new();
