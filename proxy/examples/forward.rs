@@ -14,7 +14,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let mut next = |what: &str| arguments.next().ok_or_else(|| format!("{what} is missing: forward LISTEN UPSTREAM [WORKERS]"));
+    let mut next =
+        |what: &str| arguments.next().ok_or_else(|| format!("{what} is missing: forward LISTEN UPSTREAM [WORKERS]"));
     let listen: SocketAddr = next("LISTEN")?.parse()?;
     let upstream: SocketAddr = next("UPSTREAM")?.parse()?;
     let workers: usize = next("WORKERS").map_or(Ok(1), |text| text.parse())?;
@@ -46,8 +47,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         routes: vec![route("/never"), route("/")],
         headers: HeaderOps::default(),
     };
-    let manager =
-        HttpManager { routes: Arc::new(RouteTable::new("routes", vec![host], HeaderOps::default())?), ..HttpManager::default() };
+    let manager = HttpManager {
+        routes: Arc::new(RouteTable::new("routes", vec![host], HeaderOps::default())?),
+        ..HttpManager::default()
+    };
     let listener = Listener {
         name: "forward".into(),
         direction: Direction::Outbound,

@@ -238,7 +238,8 @@ impl Listener {
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.
     pub fn is_own(&self, address: SocketAddr) -> bool {
         self.addresses.iter().any(|own| {
-            own.port() == address.port() && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
+            own.port() == address.port()
+                && (own.ip() == address.ip() || own.ip().is_unspecified() && is_local(address.ip()))
         })
     }
 }

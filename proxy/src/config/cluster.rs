@@ -116,7 +116,14 @@ pub struct Endpoint {
 impl Endpoint {
     /// A healthy plain-text endpoint of weight 1.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: 1, health: Health::Healthy, priority: 0, tls: None, workload: WorkloadLabels::unknown() }
+        Self {
+            address,
+            weight: 1,
+            health: Health::Healthy,
+            priority: 0,
+            tls: None,
+            workload: WorkloadLabels::unknown(),
+        }
     }
 }
 

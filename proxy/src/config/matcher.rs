@@ -54,11 +54,12 @@ impl RegexMatch {
 }
 
 fn compile(full: &str, pattern: &str) -> Result<regex::bytes::Regex, RegexError> {
-    let build = |unicode: bool| {
-        regex::bytes::RegexBuilder::new(full).unicode(unicode).size_limit(REGEX_SIZE_LIMIT).build()
-    };
+    let build =
+        |unicode: bool| regex::bytes::RegexBuilder::new(full).unicode(unicode).size_limit(REGEX_SIZE_LIMIT).build();
     // ASCII classes first; Unicode classes (\pL) exist only in the other mode.
-    build(false).or_else(|_| build(true)).map_err(|error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() })
+    build(false)
+        .or_else(|_| build(true))
+        .map_err(|error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() })
 }
 
 /// Turns RE2's `\1` into `${1}` and protects `$`.

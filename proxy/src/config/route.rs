@@ -26,7 +26,9 @@ pub struct RouteTable {
 #[derive(Debug, thiserror::Error)]
 pub enum TableError {
     /// A domain stands in two virtual hosts, or twice in one.
-    #[error("route table `{table}`: domain `{domain}` of virtual host `{host}` is already taken; give each domain to one virtual host")]
+    #[error(
+        "route table `{table}`: domain `{domain}` of virtual host `{host}` is already taken; give each domain to one virtual host"
+    )]
     DuplicateDomain {
         /// The table.
         table: String,
@@ -36,7 +38,9 @@ pub enum TableError {
         domain: String,
     },
     /// A domain is empty or has a `*` in its middle.
-    #[error("route table `{table}`: domain `{domain}` of virtual host `{host}` is not a name, `*.suffix`, `prefix.*` or `*`")]
+    #[error(
+        "route table `{table}`: domain `{domain}` of virtual host `{host}` is not a name, `*.suffix`, `prefix.*` or `*`"
+    )]
     BadDomain {
         /// The table.
         table: String,

@@ -17,7 +17,7 @@ use crate::{
     pool::{Admission, ConnectError, Host, Lease, connect},
     telemetry::ResponseFlags,
     tls::Alpn,
-    worker::{earlier, Timer},
+    worker::{Timer, earlier},
 };
 use std::{
     future::poll_fn,
@@ -205,9 +205,9 @@ async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lea
     let overflow = |_| ConnectError::Overflow(host.address());
     loop {
         let admission = cluster.begin_connection(host);
-        let admission = tokio::time::timeout(config.connect_timeout, admission).await.map_err(|_| {
-            ConnectError::Timeout(host.address(), config.connect_timeout)
-        })?;
+        let admission = tokio::time::timeout(config.connect_timeout, admission)
+            .await
+            .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
         match admission.map_err(overflow)? {
             Admission::Connect(ticket) => {
                 let stream = connect(config, host, Alpn::Http1, &call.worker.tls).await?;

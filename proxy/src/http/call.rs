@@ -145,7 +145,8 @@ impl Call<'_> {
         let unknown = &self.worker.unknown;
         let (reporter, source, security) = if inbound {
             let source = tally.source.as_ref().unwrap_or(&unknown.workload);
-            let security = if self.conn.peer.is_some() { ConnectionSecurity::MutualTls } else { ConnectionSecurity::None };
+            let security =
+                if self.conn.peer.is_some() { ConnectionSecurity::MutualTls } else { ConnectionSecurity::None };
             (Reporter::Destination, source, security)
         } else {
             (Reporter::Source, own, ConnectionSecurity::Unknown)
@@ -204,7 +205,8 @@ impl Call<'_> {
     pub fn note_response(&mut self) {
         self.tally.code = self.response.status;
         if self.request.is_grpc() {
-            self.tally.grpc_status = grpc_status(self.response.headers.known(Known::GrpcStatus)).or(self.tally.grpc_status);
+            self.tally.grpc_status =
+                grpc_status(self.response.headers.known(Known::GrpcStatus)).or(self.tally.grpc_status);
         }
     }
 

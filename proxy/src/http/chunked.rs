@@ -174,7 +174,8 @@ mod tests {
                     }
                     Step::More => break,
                     Step::End(count, _) => {
-                        let names = trailers.iter().map(|(n, v, _)| format!("{}={}", n.escape_ascii(), v.escape_ascii()));
+                        let names =
+                            trailers.iter().map(|(n, v, _)| format!("{}={}", n.escape_ascii(), v.escape_ascii()));
                         return Ok(Some((data, at + count, names.collect())));
                     }
                 }

@@ -55,7 +55,10 @@ impl Known {
             17 => &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)],
             _ => &[],
         };
-        table.iter().find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes())).map_or(Self::Other, |&(_, known)| known)
+        table
+            .iter()
+            .find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes()))
+            .map_or(Self::Other, |&(_, known)| known)
     }
 
     /// Whether it concerns one connection only and is never passed on.
@@ -185,8 +188,7 @@ impl Headers {
         let store = &self.store;
         self.entries.retain(|entry| {
             let at = entry.name.start as usize;
-            !(entry.name.len as usize == name.len()
-                && store[at..at + name.len()].eq_ignore_ascii_case(name.as_bytes()))
+            !(entry.name.len as usize == name.len() && store[at..at + name.len()].eq_ignore_ascii_case(name.as_bytes()))
         });
         before != self.entries.len()
     }

@@ -185,7 +185,11 @@ fn strip_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
 /// Refuses an authority with characters that no host or port has.
 pub(crate) fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
     let good = |&b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&b);
-    if authority.iter().all(good) { Ok(()) } else { Err(HeadError::Malformed("the host has a character that no host has")) }
+    if authority.iter().all(good) {
+        Ok(())
+    } else {
+        Err(HeadError::Malformed("the host has a character that no host has"))
+    }
 }
 
 /// Reads a response's head from the front of `bytes` into `head` (which was cleared); `to_head` says that it answers a HEAD
@@ -357,7 +361,8 @@ mod tests {
 
     #[test]
     fn request_when_read_then_its_parts_are_found() {
-        let bytes = b"\r\nPOST /a?b HTTP/1.1\r\nHost: x:1\r\nContent-Length: 12\r\nConnection: Close\r\nA:  b \r\n\r\nBODY";
+        let bytes =
+            b"\r\nPOST /a?b HTTP/1.1\r\nHost: x:1\r\nContent-Length: 12\r\nConnection: Close\r\nA:  b \r\n\r\nBODY";
         let (count, text) = read(bytes).unwrap().unwrap();
         assert_eq!(&bytes[count..], b"BODY");
         assert_eq!(text, "POST /a?b x:1 Exact(12) false None|Content-Length=12|Connection=Close|A=b");

@@ -11,7 +11,8 @@ use super::{
     call::Call,
     head::BodyLength,
     headers::Known,
-    path, pump::RequestPump,
+    path,
+    pump::RequestPump,
     reply::{self, Reply},
     retry::{self, Failure},
     upstream::Up,
@@ -226,7 +227,8 @@ async fn proxy<D: Downstream>(
             Ok(up) => {
                 let grpc = super::call::grpc_status(call.response.headers.known(Known::GrpcStatus));
                 let failure = Failure::Status(call.response.status, grpc);
-                let again = policy.is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
+                let again = policy
+                    .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                 if !again || body.unrepeatable || !body.done {
                     if let Some(policy) = policy
                         && retries > 0

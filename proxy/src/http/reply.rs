@@ -74,17 +74,14 @@ pub const PROTOCOL_ERROR: Reply = reply(
     "upstream_reset_before_response_started{protocol_error}",
 );
 /// The route's timeout passed.
-pub const TIMEOUT: Reply =
-    reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout");
+pub const TIMEOUT: Reply = reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout");
 /// The timeout of the last attempt passed.
 pub const PER_TRY_TIMEOUT: Reply =
     reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_timeout");
 /// Nothing moved for too long.
-pub const STREAM_IDLE: Reply =
-    reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
+pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
 /// The client's body is malformed.
-pub const BAD_BODY: Reply =
-    reply(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
+pub const BAD_BODY: Reply = reply(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
 /// The path is refused.
 pub const BAD_PATH: Reply = reply(400, "", ResponseFlags::none(), "path_normalization_failed");
 
@@ -129,8 +126,7 @@ pub fn begin(call: &mut Call<'_>, code: u16) {
 
 /// Sends the answer that was begun with this body.
 pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], close: bool) {
-    call.response.body =
-        if body.is_empty() { BodyLength::Empty } else { BodyLength::Exact(body.len() as u64) };
+    call.response.body = if body.is_empty() { BodyLength::Empty } else { BodyLength::Exact(body.len() as u64) };
     call.note_response();
     down.send_head(call.request, call.response, close);
     if call.request.method() != b"HEAD" {

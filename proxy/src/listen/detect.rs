@@ -11,7 +11,6 @@ use crate::{
 use std::{
     future::poll_fn,
     sync::{Arc, LazyLock},
-
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncRead, net::TcpStream};
@@ -146,11 +145,7 @@ async fn read<IO: AsyncRead + Unpin>(io: &mut IO, buffer: &mut Buffer, deadline:
 }
 
 /// Whether an HTTP connection begins with the preface of HTTP/2. `None` when it ended, or nothing came in time.
-pub(super) async fn is_http2<IO: AsyncRead + Unpin>(
-    io: &mut IO,
-    first: &mut Buffer,
-    limit: Duration,
-) -> Option<bool> {
+pub(super) async fn is_http2<IO: AsyncRead + Unpin>(io: &mut IO, first: &mut Buffer, limit: Duration) -> Option<bool> {
     let limit = if limit.is_zero() { Duration::from_secs(3600) } else { limit };
     let deadline = Instant::now() + limit;
     loop {
@@ -170,7 +165,6 @@ pub(super) async fn is_http2<IO: AsyncRead + Unpin>(
         }
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -9,8 +9,7 @@ pub use stream::{Rewound, Stream};
 use crate::{
     config::{Codec, Facts, FilterChain, Listener, Network, Root, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
-    http2,
-    tcp,
+    http2, tcp,
     tls::{self, Alpn},
     worker::Worker,
 };
@@ -91,8 +90,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         tracing::debug!(%remote, %destination, "a connection to the proxy's own port is closed");
         return None;
     }
-    let mut place =
-        Place { bound, destination, transport: Transport::Raw, server_name: None, protocols: Vec::new() };
+    let mut place = Place { bound, destination, transport: Transport::Raw, server_name: None, protocols: Vec::new() };
     let listener = place.listener(root.config())?;
     let mut first = Buffer::default();
     let detected = detect(&mut tcp, &mut first, listener, destination.port()).await?;
@@ -137,7 +135,6 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
 fn original_destination(tcp: &TcpStream, local: SocketAddr) -> SocketAddr {
     let socket = socket2::SockRef::from(tcp);
     let mapped = local.ip().to_canonical();
-    let original: io::Result<_> =
-        if mapped.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let original: io::Result<_> = if mapped.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     original.ok().and_then(|address| address.as_socket()).unwrap_or(local)
 }

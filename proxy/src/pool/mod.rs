@@ -10,11 +10,7 @@ mod connect;
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
 pub use connect::{ConnectError, connect};
 
-use crate::{
-    config::Endpoint,
-    http::h1::up,
-    http2,
-};
+use crate::{config::Endpoint, http::h1::up, http2};
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,

@@ -1,8 +1,6 @@
 use super::*;
 use crate::balance::Rng;
-use crate::config::{
-    Action, DirectResponse, HeaderOps, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch,
-};
+use crate::config::{Action, DirectResponse, HeaderOps, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
 use proptest::prelude::*;
 
 fn request(method: &str, authority: &str, path: &str, headers: &[(&str, &str)]) -> RequestHead {

@@ -86,8 +86,7 @@ async fn carry(
         }
     };
     let service = &cluster.config().service;
-    let mut recorder =
-        worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
+    let mut recorder = worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
     let mut up = up;
     let moved = copy::both(&mut stream, &mut up, first, proxy.idle_timeout, &recorder).await;
     told.received = moved.received;

@@ -202,7 +202,9 @@ impl Upstream for Connection {
                 if let Some(count) = parse::response(self.input.bytes(), LIMITS, self.to_head, head)? {
                     self.input.consume(count);
                     if head.status == 101 && !self.upgrading {
-                        return Poll::Ready(Err(parse::HeadError::Malformed("an upgrade that nobody asked for").into()));
+                        return Poll::Ready(
+                            Err(parse::HeadError::Malformed("an upgrade that nobody asked for").into()),
+                        );
                     }
                     if (100..200).contains(&head.status) && head.status != 101 {
                         self.interim += 1;

@@ -16,7 +16,10 @@ fn request_when_ambiguous_or_malformed_then_refused_and_closed() {
         ("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: -1\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nhost: t\r\ncontent-length:\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 99999999999999999999\r\n\r\n", 400),
-        ("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (
+            "POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
         ("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
         ("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
         ("POST / HTTP/1.1\r\nhost: t\r\ntransfer-encoding:\r\n\r\n0\r\n\r\n", 501),
@@ -116,7 +119,8 @@ fn request_when_its_head_comes_slowly_then_it_is_cut_off() {
 fn request_when_split_at_every_byte_then_the_answer_is_the_same() {
     let backend = Backend::http(|request| ok(&request.body));
     let proxy = Proxy::simple(&[backend.address]);
-    let request = b"POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n6;e\r\n world\r\n0\r\n\r\n";
+    let request =
+        b"POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n6;e\r\n world\r\n0\r\n\r\n";
     for at in 1..request.len() {
         let mut client = proxy.client();
         client.send(&request[..at]);

@@ -92,9 +92,8 @@ fn response_when_it_ends_with_the_connection_then_it_is_chunked_for_the_client()
 
 #[test]
 fn client_when_it_speaks_http10_then_it_gets_a_closed_or_kept_connection() {
-    let backend = Backend::http(|_| {
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned()
-    });
+    let backend =
+        Backend::http(|_| "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned());
     let proxy = Proxy::simple(&[backend.address]);
     let mut client = proxy.client();
     let answer = client.ask("GET / HTTP/1.0\r\n\r\n");
@@ -148,8 +147,9 @@ fn client_when_it_expects_continue_then_it_is_told_and_the_header_ends_here() {
 
 #[test]
 fn endpoint_when_it_sends_interim_responses_then_the_real_one_arrives() {
-    let backend =
-        Backend::http(|_| format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n{}", ok("real")));
+    let backend = Backend::http(|_| {
+        format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n{}", ok("real"))
+    });
     let proxy = Proxy::simple(&[backend.address]);
     assert_eq!(proxy.get("/").body, "real");
 }
@@ -169,7 +169,9 @@ fn upgrade_when_accepted_then_bytes_flow_both_ways() {
     });
     let proxy = Proxy::simple(&[backend.address]);
     let mut client = proxy.client();
-    client.send(b"GET /chat HTTP/1.1\r\nhost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nsec-websocket-key: k\r\n\r\n");
+    client.send(
+        b"GET /chat HTTP/1.1\r\nhost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nsec-websocket-key: k\r\n\r\n",
+    );
     let answer = client.head().unwrap();
     assert_eq!((answer.status(), answer.header("upgrade")), (101, Some("websocket")));
     assert_eq!(client.take(5).unwrap(), "first");
@@ -216,7 +218,8 @@ fn request_when_nothing_can_serve_it_then_envoys_answers_are_given() {
         assert_eq!(answer.status(), code, "{path}");
         assert!(answer.body.starts_with(text), "{path}: {}", answer.body);
     }
-    let grpc = client.ask("POST /empty HTTP/1.1\r\nhost: t\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
+    let grpc =
+        client.ask("POST /empty HTTP/1.1\r\nhost: t\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
     assert_eq!((grpc.status(), grpc.header("grpc-status")), (200, Some("14")));
     for flags in ["UH", "UF", "NC", "NR"] {
         proxy.told(flags);
@@ -227,7 +230,8 @@ fn request_when_nothing_can_serve_it_then_envoys_answers_are_given() {
 fn request_when_route_redirects_answers_or_rewrites_then_so() {
     let backend = Backend::echo();
     let at = |path: &str| RouteMatch { path: PathMatch::Prefix(path.into()), ..RouteMatch::default() };
-    let redirect = Redirect { code: 302, host: Some("new.example".into()), path: Some("/there".into()), ..Redirect::default() };
+    let redirect =
+        Redirect { code: 302, host: Some("new.example".into()), path: Some("/there".into()), ..Redirect::default() };
     let headers = HeaderOps {
         request: vec![HeaderOp::Set("x-in".into(), "1".into())],
         response: vec![HeaderOp::Set("x-out".into(), "2".into())],
@@ -288,10 +292,17 @@ fn response_when_status_is_retriable_then_the_body_is_sent_again() {
         assert_eq!((answer.status(), answer.body.as_str()), (200, "body"));
     }
     assert!(failing.connections.load(Ordering::SeqCst) > 0);
-    let only_failing = Proxy::start(1, http(forward(Forward {
-        retry: Some(Arc::new(RetryPolicy { on: RetryOn { gateway_error: true, ..RetryOn::default() }, ..RetryPolicy::default() })),
-        ..Forward::default()
-    })), vec![cluster(&[failing.address])]);
+    let only_failing = Proxy::start(
+        1,
+        http(forward(Forward {
+            retry: Some(Arc::new(RetryPolicy {
+                on: RetryOn { gateway_error: true, ..RetryOn::default() },
+                ..RetryPolicy::default()
+            })),
+            ..Forward::default()
+        })),
+        vec![cluster(&[failing.address])],
+    );
     assert_eq!(only_failing.get("/").status(), 503, "the last answer is passed on");
     only_failing.told("URX");
 }
@@ -401,11 +412,8 @@ fn requests_when_beyond_the_circuit_breaker_then_503_overflow() {
         side.until(b"never");
     });
     let limits = Limits { requests: 1, ..Limits::default() };
-    let proxy = Proxy::start(
-        1,
-        http(forward(Forward::default())),
-        vec![Cluster { limits, ..cluster(&[backend.address]) }],
-    );
+    let proxy =
+        Proxy::start(1, http(forward(Forward::default())), vec![Cluster { limits, ..cluster(&[backend.address]) }]);
     let mut first = proxy.client();
     first.send(get("/").as_bytes());
     eventually("the first request at the back end", || backend.connections.load(Ordering::SeqCst) == 1);
@@ -418,11 +426,8 @@ fn requests_when_beyond_the_circuit_breaker_then_503_overflow() {
 fn connections_when_at_their_limit_then_requests_wait_for_one() {
     let backend = Backend::echo();
     let limits = Limits { connections: 1, ..Limits::default() };
-    let proxy = Proxy::start(
-        1,
-        http(forward(Forward::default())),
-        vec![Cluster { limits, ..cluster(&[backend.address]) }],
-    );
+    let proxy =
+        Proxy::start(1, http(forward(Forward::default())), vec![Cluster { limits, ..cluster(&[backend.address]) }]);
     let mut clients: Vec<Side> = (0..10).map(|_| proxy.client()).collect();
     for client in &mut clients {
         client.send(get("/").as_bytes());
@@ -438,9 +443,8 @@ fn traffic_when_weighted_then_shares_follow() {
     let backends: Vec<Backend> = (0..2).map(|n| Backend::http(move |_| ok(&n.to_string()))).collect();
     let target = |id, weight| WeightedCluster { weight, ..WeightedCluster::all(ClusterId(id)) };
     let weighted = |a, b| http(forward(Forward { targets: vec![target(0, a), target(1, b)], ..Forward::default() }));
-    let clusters = || {
-        (0..2).map(|n| Cluster { id: ClusterId(n as u32), ..cluster(&[backends[n].address]) }).collect::<Vec<_>>()
-    };
+    let clusters =
+        || (0..2).map(|n| Cluster { id: ClusterId(n as u32), ..cluster(&[backends[n].address]) }).collect::<Vec<_>>();
     let proxy = Proxy::start(1, weighted(90, 10), clusters());
     let mut client = proxy.client();
     let mut share = |count: usize| (0..count).filter(|_| client.ask(&get("/")).body == "1").count();

@@ -3,13 +3,11 @@
 mod framing;
 mod http;
 mod lifecycle;
+mod redirected;
 mod tcp;
 
 use super::*;
-use crate::{
-    config::*,
-    telemetry::Telemetry,
-};
+use crate::{config::*, telemetry::Telemetry};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -256,12 +254,7 @@ pub(super) fn root(address: SocketAddr, network: Network, clusters: Vec<Cluster>
         detect_timeout: Duration::ZERO,
         continue_on_timeout: true,
         chains: Vec::new(),
-        default_chain: Some(FilterChain {
-            name: "default".into(),
-            matches: ChainMatch::default(),
-            tls: None,
-            network,
-        }),
+        default_chain: Some(FilterChain { name: "default".into(), matches: ChainMatch::default(), tls: None, network }),
     };
     Arc::new(Root {
         listeners: Listeners::new(vec![Arc::new(listener)]),

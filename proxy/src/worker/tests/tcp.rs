@@ -34,7 +34,9 @@ fn bytes_when_proxied_then_both_ends_are_passed_on() {
     eventually("bytes counted", || {
         let metrics = proxy.telemetry.render();
         metrics.lines().any(|line| line.starts_with("istio_tcp_received_bytes_total") && line.ends_with(" 3000000"))
-            && metrics.lines().any(|line| line.starts_with("istio_tcp_connections_closed_total") && line.ends_with(" 1"))
+            && metrics
+                .lines()
+                .any(|line| line.starts_with("istio_tcp_connections_closed_total") && line.ends_with(" 1"))
     });
 }
 
