@@ -1,0 +1,61 @@
+//! Everything that the control plane's golden cases contain is taken by this proxy: both sides of the contract, without a
+//! socket between them.
+
+use leno_proxy::xds::{Kind, State};
+use leno_xds::envoy::config::{
+    cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
+};
+use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use prost_types::Any;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+type Sections = BTreeMap<String, BTreeMap<String, Value>>;
+
+fn packed(kind: Kind, value: &Value) -> Any {
+    match kind {
+        Kind::Cluster => leno_xds::any(&leno_xds::json::from_value::<Cluster>(value).unwrap()),
+        Kind::Endpoints => leno_xds::any(&leno_xds::json::from_value::<ClusterLoadAssignment>(value).unwrap()),
+        Kind::Listener => leno_xds::any(&leno_xds::json::from_value::<Listener>(value).unwrap()),
+        Kind::Routes => leno_xds::any(&leno_xds::json::from_value::<RouteConfiguration>(value).unwrap()),
+    }
+}
+
+fn section(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Cluster => "clusters",
+        Kind::Endpoints => "endpoints",
+        Kind::Listener => "listeners",
+        Kind::Routes => "routes",
+    }
+}
+
+#[test]
+fn proxy_when_given_any_golden_case_takes_all_of_it() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../controlplane/tests/golden");
+    let mut scopes = 0;
+    for case in std::fs::read_dir(&cases).unwrap() {
+        let path = case.unwrap().path().join("xds.yaml");
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let by_scope: BTreeMap<String, Sections> = serde_yaml::from_str(&text).unwrap();
+        for (scope, sections) in by_scope {
+            let mut state = State::new("cluster.local");
+            for kind in Kind::ALL {
+                let empty = BTreeMap::new();
+                let resources = sections.get(section(kind)).unwrap_or(&empty).iter().map(|(name, value)| Resource {
+                    name: name.clone(),
+                    version: "1".to_owned(),
+                    resource: Some(packed(kind, value)),
+                    ..Default::default()
+                });
+                let response = DeltaDiscoveryResponse { resources: resources.collect(), ..Default::default() };
+                let applied = state.apply(kind, response, Instant::now(), SystemTime::now());
+                assert_eq!(applied.refused, None, "{} {scope}", path.display());
+            }
+            scopes += 1;
+        }
+    }
+    assert!(scopes > 0, "there are golden cases in {}", cases.display());
+}
