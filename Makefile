@@ -46,7 +46,7 @@ check: build ## Format, lints, rules between the rooms, generated files
 	@cargo fmt --all --check || { echo "remedy: cargo fmt --all"; exit 1; }
 	@hack/check-rooms $(BIN)
 	@$(BIN)/crdgen --check
-	@hack/check-chart $(BIN)
+	@HELM=$$($(BIN)/leno-cluster binaries | awk '$$1 == "node" {print $$2}')/helm helm/test.sh
 	@$(call CARGO,clippy) --all-targets -- -D warnings
 
 .PHONY: unit
