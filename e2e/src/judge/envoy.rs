@@ -76,7 +76,7 @@ impl Envoy {
 
     /// The end of its log.
     pub(super) fn tail(&self) -> String {
-        self.process.tail(40)
+        self.process.tail(12)
     }
 
     fn look(&self) -> Result<Taken> {

@@ -201,7 +201,11 @@ pub(super) fn metrics_of_both_reporters(bed: &Bed) -> Result<()> {
     let stock = bed.pod(LAB, "app=stock")?;
     let stock = stock["metadata"]["name"].as_str().context("no name")?;
     for (pod, reporter) in [(CLIENT, "source"), (stock, "destination")] {
-        let labels = [("reporter", reporter), ("destination_workload", "stock"), ("source_workload", "client"), ("request_protocol", "tcp")];
+        // On TCP nothing but the certificate tells the server who the client is.
+        let labels = [
+            ("reporter", reporter), ("destination_workload", "stock"), ("destination_service_name", "stock"), ("request_protocol", "tcp"),
+            ("source_workload_namespace", "lab"), ("source_principal", "spiffe://cluster.local/ns/lab/sa/client"), ("response_flags", "-"),
+        ];
         for name in ["istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total", "istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
             bed.wait(&format!("{name} of the {reporter}"), Duration::from_secs(8), || {
                 Ok((sum(&bed.proxy_metrics(LAB, pod)?, name, &labels) >= 20.0).then_some(()))
