@@ -53,7 +53,9 @@ enum Print {
 /// Sends it and prints the answer; fails only without one.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let patience = Duration::from_secs_f64(args.patience.clamp(0.01, 600.0));
-    let answer = if args.upgrade { tokio::time::timeout(patience, upgrade(&args)).await } else {
+    let answer = if args.upgrade {
+        tokio::time::timeout(patience, upgrade(&args)).await
+    } else {
         tokio::time::timeout(patience, ask(&args)).await
     };
     println!("{}", answer.map_err(|_| format!("{}: no answer within {patience:?}", args.url))??);
@@ -61,7 +63,8 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn request(args: &Args) -> Result<Request<Full<Bytes>>, Failure> {
-    let mut request = Request::builder().method(args.method.as_str()).uri(&args.url).body(Full::from(args.body.clone()))?;
+    let mut request =
+        Request::builder().method(args.method.as_str()).uri(&args.url).body(Full::from(args.body.clone()))?;
     for header in &args.headers {
         let (name, value) = header.split_once('=').ok_or_else(|| format!("--header {header} is not NAME=VALUE"))?;
         request.headers_mut().append(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
@@ -86,7 +89,8 @@ async fn ask(args: &Args) -> Result<String, Failure> {
 }
 
 fn map(headers: &http::HeaderMap) -> Map<String, Value> {
-    let values = |name| headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let values =
+        |name| headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     headers.keys().map(|name| (name.to_string(), Value::String(values(name).collect::<Vec<_>>().join(", ")))).collect()
 }
 

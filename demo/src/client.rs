@@ -118,8 +118,9 @@ impl Asker {
     fn new(target: &Target) -> Result<Asker, Failure> {
         let mut headers = HeaderMap::new();
         for header in &target.headers {
-            let (name, value) =
-                header.split_once('=').ok_or_else(|| format!("--header {header} is not NAME=VALUE, e.g. x-user=tester"))?;
+            let (name, value) = header
+                .split_once('=')
+                .ok_or_else(|| format!("--header {header} is not NAME=VALUE, e.g. x-user=tester"))?;
             headers.insert(HeaderName::from_bytes(name.as_bytes())?, HeaderValue::from_str(value)?);
         }
         Ok(match target.protocol {
@@ -135,9 +136,7 @@ impl Asker {
                     .connect_with_connector_lazy(net::Connector::new()?);
                 Asker::Grpc(RatingsClient::new(channel), headers)
             }
-            Protocol::Tcp => {
-                Asker::Tcp(net::Connector::new()?, target.url.trim_start_matches("tcp://").to_owned())
-            }
+            Protocol::Tcp => Asker::Tcp(net::Connector::new()?, target.url.trim_start_matches("tcp://").to_owned()),
         })
     }
 
@@ -153,7 +152,9 @@ impl Asker {
                 }
                 Outcome { status: words, failed: true, version: String::new() }
             }
-            Err(_) => Outcome { status: format!("no answer within {PATIENCE:?}"), failed: true, version: String::new() },
+            Err(_) => {
+                Outcome { status: format!("no answer within {PATIENCE:?}"), failed: true, version: String::new() }
+            }
         }
     }
 
@@ -172,9 +173,7 @@ impl Asker {
                 let mut call = tonic::Request::new(RatingsRequest { product: 1 });
                 *call.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers.clone());
                 match client.clone().get(call).await {
-                    Ok(reply) => {
-                        Ok(Outcome { status: "0".into(), failed: false, version: reply.into_inner().version })
-                    }
+                    Ok(reply) => Ok(Outcome { status: "0".into(), failed: false, version: reply.into_inner().version }),
                     Err(status) => Ok(Outcome {
                         status: format!("grpc {:?}: {}", status.code(), status.message()),
                         failed: true,

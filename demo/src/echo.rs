@@ -36,7 +36,8 @@ pub(crate) async fn serve(args: Args) -> Result<(), Failure> {
     let host = std::env::var("HOSTNAME").unwrap_or_default();
     let version = args.listen.version.clone();
     let asked = Asked::default();
-    server::serve(args.listen, move |request, peer| answer(request, peer, host.clone(), version.clone(), asked.clone())).await
+    server::serve(args.listen, move |request, peer| answer(request, peer, host.clone(), version.clone(), asked.clone()))
+        .await
 }
 
 async fn answer(

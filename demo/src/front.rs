@@ -51,7 +51,10 @@ fn page(user: &str, reviews: &Asked, details: &Asked) -> String {
     let product = match details {
         Ok((version, details)) => format!(
             "<h1>{}</h1><p>Colour: {}. In stock: {}. <span class=v>details {}</span></p>",
-            text(&details["name"]), text(&details["colour"]), details["in_stock"], escape(version)
+            text(&details["name"]),
+            text(&details["colour"]),
+            details["in_stock"],
+            escape(version)
         ),
         Err(error) => format!("<h1>Leno scarf</h1><p class=bad>details: {}</p>", escape(&error.to_string())),
     };
@@ -61,7 +64,9 @@ fn page(user: &str, reviews: &Asked, details: &Asked) -> String {
                 let stars = "★".repeat(review["stars"].as_u64().unwrap_or(0).min(5) as usize);
                 format!(
                     "<li>{} <i>{}</i> <b style=\"color:{}\">{stars}</b></li>",
-                    text(&review["text"]), text(&review["reviewer"]), text(&answer["colour"])
+                    text(&review["text"]),
+                    text(&review["reviewer"]),
+                    text(&answer["colour"])
                 )
             });
             let rows: String = rows.collect();

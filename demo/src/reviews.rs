@@ -32,8 +32,7 @@ pub(crate) async fn serve(args: Args) -> Result<(), Failure> {
             ]);
             if version != "v1" {
                 let mut call = tonic::Request::new(RatingsRequest { product: 1 });
-                *call.metadata_mut() =
-                    tonic::metadata::MetadataMap::from_headers(server::passed_on(request.headers()));
+                *call.metadata_mut() = tonic::metadata::MetadataMap::from_headers(server::passed_on(request.headers()));
                 let reply = RatingsClient::new(channel).get(call).await?.into_inner();
                 for (review, rating) in reviews.as_array_mut().into_iter().flatten().zip(reply.ratings) {
                     review["stars"] = rating.stars.into();

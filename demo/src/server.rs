@@ -60,7 +60,8 @@ where
                 Ok::<_, std::convert::Infallible>(answer)
             }
         });
-        let connection = graceful.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
+        let connection =
+            graceful.watch(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
         tokio::spawn(async move { connection.await.ok() });
     }
     drop(listener);
@@ -98,7 +99,9 @@ pub(crate) async fn get_json(
     use http_body_util::{BodyExt, Limited};
     let mut request = Request::get(url).body(Full::default())?;
     *request.headers_mut() = headers;
-    let answer = tokio::time::timeout(GRACE, client.request(request)).await.map_err(|_| format!("{url}: no answer within {GRACE:?}"))??;
+    let answer = tokio::time::timeout(GRACE, client.request(request))
+        .await
+        .map_err(|_| format!("{url}: no answer within {GRACE:?}"))??;
     let status = answer.status();
     let version = answer.headers().get("x-version").and_then(|v| v.to_str().ok()).unwrap_or("unknown").to_owned();
     let body = Limited::new(answer.into_body(), 1 << 20).collect().await?.to_bytes();

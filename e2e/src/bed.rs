@@ -158,7 +158,8 @@ impl Bed {
     /// # Errors
     /// With its words, when it fails.
     pub fn demo(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<String> {
-        let all: Vec<&str> = ["-n", namespace, "exec", pod, "--", "/leno-demo"].iter().chain(arguments).copied().collect();
+        let all: Vec<&str> =
+            ["-n", namespace, "exec", pod, "--", "/leno-demo"].iter().chain(arguments).copied().collect();
         self.kubectl(&all)
     }
 
@@ -218,7 +219,10 @@ impl Bed {
         let list = self.get(&["events", "-A", "--field-selector", &selector])?;
         let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
         let items = list["items"].as_array().cloned().unwrap_or_default();
-        Ok(items.iter().map(|event| format!("{} {}: {}", text(event, "type"), text(event, "reason"), text(event, "message"))).collect())
+        Ok(items
+            .iter()
+            .map(|event| format!("{} {}: {}", text(event, "type"), text(event, "reason"), text(event, "message")))
+            .collect())
     }
 
     /// Ends the main process of a container with SIGKILL; gives whether this bed can: only on the local cluster, where the

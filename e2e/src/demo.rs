@@ -40,7 +40,10 @@ pub fn run(release: Release) -> Result<()> {
         let share = |version| 100.0 * counted.of(version) as f64 / counted.requests.max(1) as f64;
         println!(
             "  {:<28} {:>6.1} % {:>6.1} % {:>10}   ({message})",
-            format!("{:.0} % / {percent:.0} %", 100.0 - percent), share("v1"), share("v2"), counted.failed
+            format!("{:.0} % / {percent:.0} %", 100.0 - percent),
+            share("v1"),
+            share("v2"),
+            counted.failed
         );
         bed.figures.add(format!("canary_share_v2_wanted_{percent:.0}"), share("v2"), "percent");
     }
@@ -78,7 +81,10 @@ pub fn down() -> Result<()> {
             let bed = Bed { target: Target::External(external), release, figures: Default::default() };
             bed.kubectl(&["delete", "namespace", "shop", "--ignore-not-found", "--timeout=120s"])?;
             bed.kubectl(&["delete", "meshinstall", "default", "--ignore-not-found", "--timeout=120s"])?;
-            let helm = bed.command("helm")?.args(["uninstall", "leno", "-n", install::SYSTEM, "--ignore-not-found", "--wait"]).status()?;
+            let helm = bed
+                .command("helm")?
+                .args(["uninstall", "leno", "-n", install::SYSTEM, "--ignore-not-found", "--wait"])
+                .status()?;
             crate::bed::ensure(helm.success(), || "helm uninstall failed".into())?;
             bed.kubectl(&["delete", "namespace", install::SYSTEM, "--ignore-not-found", "--timeout=120s"])?;
         }

@@ -47,7 +47,8 @@ pub fn operator(bed: &Bed, progress: &mut Progress) -> Result<()> {
         .context("helm does not start")?;
     if !output.status.success() {
         let pods = bed.kubectl(&["-n", SYSTEM, "describe", "pods"]).unwrap_or_default();
-        let tail: String = pods.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
+        let tail: String =
+            pods.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n");
         bail!("helm: {}\n{tail}", String::from_utf8_lossy(&output.stderr).trim());
     }
     progress.done("installed the operator with Helm");

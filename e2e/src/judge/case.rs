@@ -36,12 +36,14 @@ impl Case {
         let path = folder.join("in.yaml");
         let input = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let requests = Requests::read(&requests.join(folder.file_name().unwrap_or_default()).with_extension("yaml"))?;
-        let (mut pods, mut served, mut selecting, mut labelled) = (BTreeMap::new(), BTreeSet::new(), Vec::new(), Vec::new());
+        let (mut pods, mut served, mut selecting, mut labelled) =
+            (BTreeMap::new(), BTreeSet::new(), Vec::new(), Vec::new());
         for object in objects(&input).with_context(|| path.display().to_string())? {
             match object["kind"].as_str().unwrap_or_default() {
                 "Pod" => {
                     let pod = pod(&object);
-                    for (address, port) in pod.addresses.iter().flat_map(|a| container_ports(&object).map(|p| (*a, p))) {
+                    for (address, port) in pod.addresses.iter().flat_map(|a| container_ports(&object).map(|p| (*a, p)))
+                    {
                         served.insert(SocketAddr::new(address, port));
                     }
                     labelled.push((object["metadata"].clone(), pod.addresses.clone()));
@@ -55,7 +57,9 @@ impl Case {
         for service in &selecting {
             for (metadata, addresses) in &labelled {
                 if selects(service, metadata) {
-                    served.extend(addresses.iter().flat_map(|ip| target_ports(service).map(|port| SocketAddr::new(*ip, port))));
+                    served.extend(
+                        addresses.iter().flat_map(|ip| target_ports(service).map(|port| SocketAddr::new(*ip, port))),
+                    );
                 }
             }
         }
@@ -110,15 +114,16 @@ fn objects(text: &str) -> Result<Vec<Value>> {
 
 fn pod(object: &Value) -> Pod {
     let metadata = &object["metadata"];
-    let key = format!("{}/{}", metadata["namespace"].as_str().unwrap_or("default"), metadata["name"].as_str().unwrap_or("?"));
+    let key =
+        format!("{}/{}", metadata["namespace"].as_str().unwrap_or("default"), metadata["name"].as_str().unwrap_or("?"));
     let listed = object["status"]["podIPs"].as_array().into_iter().flatten().map(|entry| &entry["ip"]);
-    let addresses: BTreeSet<IpAddr> = std::iter::once(&object["status"]["podIP"])
-        .chain(listed)
-        .filter_map(|ip| ip.as_str()?.parse().ok())
-        .collect();
+    let addresses: BTreeSet<IpAddr> =
+        std::iter::once(&object["status"]["podIP"]).chain(listed).filter_map(|ip| ip.as_str()?.parse().ok()).collect();
     let annotations = &metadata["annotations"];
     let says_so = annotations["mesh.leno.dev/status"] == "injected" || annotations["mesh.leno.dev/shape"].is_string();
-    let has_proxy = ["initContainers", "containers"].iter().flat_map(|list| object["spec"][list].as_array().into_iter().flatten())
+    let has_proxy = ["initContainers", "containers"]
+        .iter()
+        .flat_map(|list| object["spec"][list].as_array().into_iter().flatten())
         .any(|container| container["name"].as_str().is_some_and(|name| name.starts_with("leno-proxy")));
     Pod { key, addresses: addresses.into_iter().collect(), meshed: says_so && has_proxy }
 }
@@ -155,11 +160,17 @@ fn target_ports(service: &Value) -> impl Iterator<Item = u16> {
 }
 
 fn endpoints(slice: &Value) -> Vec<SocketAddr> {
-    let ports: Vec<u16> = slice["ports"].as_array().into_iter().flatten()
+    let ports: Vec<u16> = slice["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
         .filter(|port| port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP"))
         .filter_map(|port| u16::try_from(port["port"].as_u64()?).ok())
         .collect();
-    let addresses = slice["endpoints"].as_array().into_iter().flatten()
+    let addresses = slice["endpoints"]
+        .as_array()
+        .into_iter()
+        .flatten()
         .flat_map(|endpoint| endpoint["addresses"].as_array().into_iter().flatten())
         .filter_map(|address| address.as_str()?.parse::<IpAddr>().ok());
     addresses.flat_map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port))).collect()

@@ -55,7 +55,8 @@ impl Senders<'_> {
                 (Err(error), false) => return Err(error.context(format!("number {number}"))),
                 (Ok(answer), false) => {
                     answered.extend(answer.seen["pod"].as_str().map(str::to_owned));
-                    compare(&request.expect, &answer).with_context(|| format!("number {number}: {} {}", answer.status, answer.seen))?;
+                    compare(&request.expect, &answer)
+                        .with_context(|| format!("number {number}: {} {}", answer.status, answer.seen))?;
                 }
             }
         }
@@ -89,7 +90,10 @@ impl Senders<'_> {
     }
 }
 
-async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, request: &RequestCase) -> Result<Answer> {
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: &RequestCase,
+) -> Result<Answer> {
     let http2 = match request.protocol {
         Protocol::Http1 => false,
         Protocol::Http2 => true,
@@ -132,7 +136,11 @@ async fn line(stream: impl AsyncRead + AsyncWrite + Unpin, protocol: Protocol) -
     }
     stream.read_line(&mut line).await?;
     ensure!(!line.is_empty(), "the connection ended without a byte");
-    Ok(Answer { status: 200, headers: BTreeMap::new(), seen: serde_json::from_str(&line).with_context(|| line.clone())? })
+    Ok(Answer {
+        status: 200,
+        headers: BTreeMap::new(),
+        seen: serde_json::from_str(&line).with_context(|| line.clone())?,
+    })
 }
 
 fn compare(expect: &Expect, answer: &Answer) -> Result<()> {

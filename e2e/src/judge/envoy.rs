@@ -36,7 +36,14 @@ pub(super) struct Taken {
 
 impl Envoy {
     /// Starts it as the proxy of `pod`; the control plane is at `address`.
-    pub(super) fn start(program: &Path, space: &Space, folder: &Path, pod: &str, address: &str, own: &Credentials) -> Result<Envoy> {
+    pub(super) fn start(
+        program: &Path,
+        space: &Space,
+        folder: &Path,
+        pod: &str,
+        address: &str,
+        own: &Credentials,
+    ) -> Result<Envoy> {
         let (namespace, name) = pod.split_once('/').context("a pod is namespace/name")?;
         let bootstrap = bootstrap(&format!("leno~{name}.{namespace}"), address, &folder.join("sds.sock"), own);
         // Opened here and run by its descriptor: its user need not be able to reach the cache folder.
@@ -122,7 +129,9 @@ pub(super) fn judge(dump: &Value) -> Result<Taken> {
         }
         for route in list("dynamic_route_configs") {
             match route["error_state"]["details"].as_str() {
-                Some(details) => wrong.push(format!("route configuration {} is in error: {details}", route["route_config"]["name"])),
+                Some(details) => {
+                    wrong.push(format!("route configuration {} is in error: {details}", route["route_config"]["name"]))
+                }
                 None => taken.routes += 1,
             }
         }
@@ -143,10 +152,12 @@ fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials)
         "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
         "explicit_http_config": {"http2_protocol_options": {}},
     }});
-    let one = |name: &str, address: Value| json!({
-        "cluster_name": name,
-        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-    });
+    let one = |name: &str, address: Value| {
+        json!({
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+        })
+    };
     let tls = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "sni": "localhost",
@@ -204,7 +215,10 @@ mod tests {
 
     #[test]
     fn judge_when_everything_is_active_then_it_is_counted() {
-        let good = dump(json!({"name": "b", "active_state": {}}), json!({"dynamic_active_clusters": [{"cluster": {"name": "c"}}]}));
+        let good = dump(
+            json!({"name": "b", "active_state": {}}),
+            json!({"dynamic_active_clusters": [{"cluster": {"name": "c"}}]}),
+        );
         assert_eq!(judge(&good).unwrap(), Taken { listeners: 2, clusters: 1, routes: 0 });
     }
 
@@ -213,8 +227,16 @@ mod tests {
         let active = json!({"dynamic_active_clusters": [{"cluster": {"name": "c"}}]});
         for (listener, clusters, words) in [
             (json!({"name": "b", "warming_state": {}}), active.clone(), "listener b is warming"),
-            (json!({"name": "b", "active_state": {}, "error_state": {"details": "no"}}), active.clone(), "listener b is in error: no"),
-            (json!({"name": "b", "active_state": {}}), json!({"dynamic_warming_clusters": [{"cluster": {"name": "c"}}]}), "cluster c is warming"),
+            (
+                json!({"name": "b", "active_state": {}, "error_state": {"details": "no"}}),
+                active.clone(),
+                "listener b is in error: no",
+            ),
+            (
+                json!({"name": "b", "active_state": {}}),
+                json!({"dynamic_warming_clusters": [{"cluster": {"name": "c"}}]}),
+                "cluster c is warming",
+            ),
             (json!({"name": "b"}), active, "listener b is not active"),
         ] {
             assert!(judge(&dump(listener, clusters)).unwrap_err().to_string().contains(words), "{words}");

@@ -100,11 +100,24 @@ async fn one_case(bin_dir: &Path, program: &Path, folder: &Path, requests: &Path
     let mut said = Vec::new();
     for (number, pod) in case.judged()?.iter().enumerate() {
         let requests = if number == 0 { case.requests.requests.as_slice() } else { &[] };
-        let judged = Judged { number: number + 1, bin_dir, program, case: &case, control_plane: &control_plane, credentials: &credentials };
+        let judged = Judged {
+            number: number + 1,
+            bin_dir,
+            program,
+            case: &case,
+            control_plane: &control_plane,
+            credentials: &credentials,
+        };
         let taken = judged.pod(pod, requests).await.with_context(|| {
             format!("as {}; the control plane says:\n{}\nand", pod.key, control_plane.process.tail(8))
         })?;
-        said.push(format!("{}: {} listeners, {} clusters, {} requests", pod.key, taken.listeners, taken.clusters, requests.len()));
+        said.push(format!(
+            "{}: {} listeners, {} clusters, {} requests",
+            pod.key,
+            taken.listeners,
+            taken.clusters,
+            requests.len()
+        ));
     }
     Ok(said.join("; "))
 }
@@ -143,16 +156,26 @@ impl Judged<'_> {
                 continue;
             };
             let (space, shows) = if at.key == pod.key { (&own, None) } else { (&others, Some(self.shown_by(at)?)) };
-            let peer = Peer { space: space.clone(), address: *address, pod: at.key.clone(), credentials: shows.flatten() };
+            let peer =
+                Peer { space: space.clone(), address: *address, pod: at.key.clone(), credentials: shows.flatten() };
             serving.push(Task(peer.serve()?));
         }
         let credentials = self.credentials.get(&pod.key).with_context(|| format!("{} has no certificate", pod.key))?;
         serving.push(Task(secrets::serve(&scratch.path().join("sds.sock"), credentials)?));
-        let mut envoy = Envoy::start(self.program, &own, scratch.path(), &pod.key, &format!("169.254.{}.2", self.number), credentials)?;
+        let mut envoy = Envoy::start(
+            self.program,
+            &own,
+            scratch.path(),
+            &pod.key,
+            &format!("169.254.{}.2", self.number),
+            credentials,
+        )?;
         let taken = envoy.active().await?;
         let senders = Senders { case: self.case, own: &own, others: &others, credentials: self.credentials };
         for (number, request) in requests.iter().enumerate() {
-            senders.check(request).await.with_context(|| format!("request {} to {}\nEnvoy says:\n{}\nand", number + 1, request.to, envoy.tail()))?;
+            senders.check(request).await.with_context(|| {
+                format!("request {} to {}\nEnvoy says:\n{}\nand", number + 1, request.to, envoy.tail())
+            })?;
         }
         envoy.refused_nothing()?;
         Ok(taken)
@@ -164,7 +187,10 @@ impl Judged<'_> {
         if !pod.meshed {
             return Ok(None);
         }
-        let found = self.credentials.get(owner).with_context(|| format!("{owner}, whose certificate {} shows, has none", pod.key))?;
+        let found = self
+            .credentials
+            .get(owner)
+            .with_context(|| format!("{owner}, whose certificate {} shows, has none", pod.key))?;
         Ok(Some(found.clone()))
     }
 
@@ -185,7 +211,8 @@ impl Judged<'_> {
                 others.own(*address, "lo")?;
             }
         }
-        let strangers = self.case.served.iter().map(std::net::SocketAddr::ip).filter(|ip| self.case.pod_at(*ip).is_none());
+        let strangers =
+            self.case.served.iter().map(std::net::SocketAddr::ip).filter(|ip| self.case.pod_at(*ip).is_none());
         for address in strangers.collect::<std::collections::BTreeSet<_>>() {
             others.own(address, "lo")?;
         }

@@ -4,7 +4,10 @@ use super::{control_plane::Credentials, space::Space};
 use anyhow::{Context, Result};
 use http::{Request, Response};
 use http_body_util::Full;
-use hyper::{body::{Bytes, Incoming}, service::service_fn};
+use hyper::{
+    body::{Bytes, Incoming},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -113,7 +116,10 @@ fn http(request: &Request<Incoming>, mut seen: Value) -> http::Result<Response<F
     seen["version"] = format!("{:?}", request.version()).into();
     seen["headers"] = Value::Object(headers);
     let status = request.headers().get("x-want-status").and_then(|status| status.to_str().ok());
-    Response::builder().status(status.unwrap_or("200")).header("x-from-app", "yes").body(Full::new(seen.to_string().into()))
+    Response::builder()
+        .status(status.unwrap_or("200"))
+        .header("x-from-app", "yes")
+        .body(Full::new(seen.to_string().into()))
 }
 
 async fn lines(reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin, seen: Value) -> Result<()> {

@@ -61,7 +61,8 @@ pub(super) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<
     stream.read_to_end(&mut answer)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of head")?;
-    let status = head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
+    let status =
+        head.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("the answer has no status")?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     Ok((status, if chunked { unchunked(body).context("the answer's chunks do not parse")? } else { body.to_owned() }))
 }

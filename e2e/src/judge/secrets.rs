@@ -6,9 +6,7 @@ use leno_xds::envoy::{
     config::core::v3::{DataSource, data_source::Specifier},
     extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret},
     service::{
-        discovery::v3::{
-            DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-        },
+        discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource},
         secret::v3::secret_discovery_service_server::{SecretDiscoveryService, SecretDiscoveryServiceServer},
     },
 };
@@ -23,7 +21,8 @@ struct Secrets(Vec<Secret>);
 
 /// Serves them at `path` until the task ends.
 pub(super) fn serve(path: &Path, credentials: &Credentials) -> Result<JoinHandle<()>> {
-    let text = |text: String| Some(DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() });
+    let text =
+        |text: String| Some(DataSource { specifier: Some(Specifier::InlineString(text)), ..DataSource::default() });
     let own = TlsCertificate {
         certificate_chain: text(credentials.chain_pem()),
         private_key: text(credentials.key_pem()),
@@ -72,7 +71,11 @@ impl SecretDiscoveryService for Secrets {
                 let resources = secrets.named(&asked).iter().map(leno_xds::any).collect();
                 let (version, kind) = ("1".to_owned(), TYPE.to_owned());
                 Some(Ok(DiscoveryResponse {
-                    version_info: version.clone(), resources, type_url: kind, nonce: version, ..DiscoveryResponse::default()
+                    version_info: version.clone(),
+                    resources,
+                    type_url: kind,
+                    nonce: version,
+                    ..DiscoveryResponse::default()
                 }))
             }
             Err(status) => Some(Err(status)),
@@ -96,7 +99,12 @@ impl SecretDiscoveryService for Secrets {
                     ..Resource::default()
                 });
                 let (resources, nonce) = (resources.collect(), "1".to_owned());
-                Some(Ok(DeltaDiscoveryResponse { resources, nonce, type_url: TYPE.to_owned(), ..DeltaDiscoveryResponse::default() }))
+                Some(Ok(DeltaDiscoveryResponse {
+                    resources,
+                    nonce,
+                    type_url: TYPE.to_owned(),
+                    ..DeltaDiscoveryResponse::default()
+                }))
             }
             Err(status) => Some(Err(status)),
         });

@@ -23,7 +23,9 @@ pub(super) fn shares_follow_weights(bed: &Bed) -> Result<()> {
         let counted = bed.client("shop", CLIENT, &[URL, "--requests", "2000", "--concurrency", "8"])?;
         let share = 100.0 * counted.of("v2") as f64 / counted.requests as f64;
         bed.figures.add(format!("share_v2_wanted_{percent:.0}"), share, "percent");
-        ensure(counted.failed == 0, || format!("{} of {} failed: {:?}", counted.failed, counted.requests, counted.errors))?;
+        ensure(counted.failed == 0, || {
+            format!("{} of {} failed: {:?}", counted.failed, counted.requests, counted.errors)
+        })?;
         ensure(counted.requests == 2000, || format!("{} requests were sent, not 2000", counted.requests))?;
         ensure(counted.fits("v2", percent) && counted.fits("v1", 100.0 - percent), || {
             format!("wanted {percent} % of v2, got {:?}", counted.versions)
@@ -50,9 +52,12 @@ pub(super) fn every_hop_answers(bed: &Bed) -> Result<()> {
         ("reviews without keep-alive", &[URL, "--no-keep-alive", "--requests", "300"][..]),
     ] {
         let counted = bed.client("shop", CLIENT, arguments)?;
-        ensure(counted.failed == 0, || format!("{what}: {} of {} failed: {:?}", counted.failed, counted.requests, counted.errors))?;
+        ensure(counted.failed == 0, || {
+            format!("{what}: {} of {} failed: {:?}", counted.failed, counted.requests, counted.errors)
+        })?;
         ensure(counted.p99_us < 1_000_000, || format!("{what}: p99 is {} us", counted.p99_us))?;
-        let words: String = what.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect::<Vec<_>>().join("_");
+        let words: String =
+            what.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect::<Vec<_>>().join("_");
         bed.figures.add(format!("p50_{words}"), counted.p50_us as f64, "us");
     }
     Ok(())
@@ -86,10 +91,10 @@ fn now_ms() -> Result<u64> {
 
 pub(super) fn latency_and_memory(bed: &Bed) -> Result<()> {
     step(bed, "000")?;
-    let plain = bed.read("config/samples/shop.yaml")?.replace("namespace: shop", "namespace: plain").replace(
-        "metadata: {name: shop, labels: {istio-injection: enabled}}",
-        "metadata: {name: plain}",
-    );
+    let plain = bed
+        .read("config/samples/shop.yaml")?
+        .replace("namespace: shop", "namespace: plain")
+        .replace("metadata: {name: shop, labels: {istio-injection: enabled}}", "metadata: {name: plain}");
     bed.apply(&plain)?;
     bed.wait_rollout("plain", "deployment/reviews-v1", Duration::from_secs(60))?;
     bed.wait_rollout("plain", "deployment/client", Duration::from_secs(60))?;

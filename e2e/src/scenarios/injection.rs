@@ -32,7 +32,9 @@ fn pod(bed: &Bed, namespace: &str, labels: Value, annotations: Value, spec: Valu
 fn added(pod: &Value) -> Vec<String> {
     let names = |list: &str| pod["spec"][list].as_array().cloned().unwrap_or_default();
     let all = names("initContainers").into_iter().chain(names("containers"));
-    all.filter_map(|container| container["name"].as_str().map(str::to_owned)).filter(|name| name.starts_with("leno-")).collect()
+    all.filter_map(|container| container["name"].as_str().map(str::to_owned))
+        .filter(|name| name.starts_with("leno-"))
+        .collect()
 }
 
 pub(super) fn who_is_injected(bed: &Bed) -> Result<()> {
@@ -49,7 +51,9 @@ pub(super) fn who_is_injected(bed: &Bed) -> Result<()> {
         ("a pod of kube-system", "kube-system", json!({"sidecar.istio.io/inject": "true"}), none(), none(), false),
     ] {
         let made = dry_run(bed, &pod(bed, namespace, labels, annotations, spec)).with_context(|| what.to_owned())?;
-        ensure(!added(&made).is_empty() == wanted, || format!("{what}: wanted injection {wanted}, and got containers {:?}", added(&made)))?;
+        ensure(!added(&made).is_empty() == wanted, || {
+            format!("{what}: wanted injection {wanted}, and got containers {:?}", added(&made))
+        })?;
     }
     Ok(())
 }
@@ -59,24 +63,40 @@ pub(super) fn shape_of_the_pod(bed: &Bed) -> Result<()> {
     let made = dry_run(bed, &pod(bed, LAB, json!({}), json!({}), own_init))?;
     let init = made["spec"]["initContainers"].as_array().context("no init containers")?;
     let names: Vec<&str> = init.iter().filter_map(|container| container["name"].as_str()).collect();
-    ensure(names == ["leno-capture", "leno-proxy-0", "leno-proxy-1", "first-of-app"], || format!("the order is {names:?}"))?;
-    for container in init.iter().filter(|container| container["name"].as_str().is_some_and(|name| name.starts_with("leno-"))) {
+    ensure(names == ["leno-capture", "leno-proxy-0", "leno-proxy-1", "first-of-app"], || {
+        format!("the order is {names:?}")
+    })?;
+    for container in
+        init.iter().filter(|container| container["name"].as_str().is_some_and(|name| name.starts_with("leno-")))
+    {
         let name = &container["name"];
         let security = &container["securityContext"];
         let proxy = name != "leno-capture";
-        ensure((container["restartPolicy"] == "Always") == proxy, || format!("{name} has restart policy {}", container["restartPolicy"]))?;
-        ensure(security["readOnlyRootFilesystem"] == true && security["privileged"] != true, || format!("{name}: {security}"))?;
+        ensure((container["restartPolicy"] == "Always") == proxy, || {
+            format!("{name} has restart policy {}", container["restartPolicy"])
+        })?;
+        ensure(security["readOnlyRootFilesystem"] == true && security["privileged"] != true, || {
+            format!("{name}: {security}")
+        })?;
         let adds = &security["capabilities"]["add"];
-        ensure(if proxy { adds.is_null() || adds == &json!([]) } else { adds == &json!(["NET_ADMIN"]) }, || format!("{name} adds {adds}"))?;
-        ensure(!proxy || (security["runAsUser"] == 1337 && security["runAsNonRoot"] == true), || format!("{name}: {security}"))?;
+        ensure(if proxy { adds.is_null() || adds == &json!([]) } else { adds == &json!(["NET_ADMIN"]) }, || {
+            format!("{name} adds {adds}")
+        })?;
+        ensure(!proxy || (security["runAsUser"] == 1337 && security["runAsNonRoot"] == true), || {
+            format!("{name}: {security}")
+        })?;
     }
     let metadata = &made["metadata"];
-    ensure(metadata["annotations"]["mesh.leno.dev/shape"] == "1", || format!("annotations: {}", metadata["annotations"]))?;
+    ensure(metadata["annotations"]["mesh.leno.dev/shape"] == "1", || {
+        format!("annotations: {}", metadata["annotations"])
+    })?;
     ensure(metadata["labels"]["mesh.leno.dev/rev"].is_string(), || format!("labels: {}", metadata["labels"]))
 }
 
 pub(super) fn job_completes(bed: &Bed) -> Result<()> {
-    let template = App::client(LAB, "client").args(&["client", "http://echo/", "--requests", "20", "--must-succeed"]).template(bed);
+    let template = App::client(LAB, "client")
+        .args(&["client", "http://echo/", "--requests", "20", "--must-succeed"])
+        .template(bed);
     let mut spec = template["spec"].clone();
     spec["restartPolicy"] = "Never".into();
     spec["initContainers"] = json!([{
@@ -103,9 +123,13 @@ pub(super) fn job_completes(bed: &Bed) -> Result<()> {
 /// The restart counts of the app's own containers and of the proxy's.
 fn restarts(pod: &Value) -> (i64, i64) {
     let sum = |list: &str, proxy: bool| -> i64 {
-        pod["status"][list].as_array().into_iter().flatten()
+        pod["status"][list]
+            .as_array()
+            .into_iter()
+            .flatten()
             .filter(|status| status["name"].as_str().is_some_and(|name| name.starts_with("leno-") == proxy))
-            .filter_map(|status| status["restartCount"].as_i64()).sum()
+            .filter_map(|status| status["restartCount"].as_i64())
+            .sum()
     };
     (sum("containerStatuses", false), sum("initContainerStatuses", true))
 }
@@ -117,22 +141,23 @@ pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
         probe["failureThreshold"] = 1.into();
         probe
     };
-    let apps = [
-        ("http", json!({"httpGet": {"path": "/", "port": "http"}})),
-        ("tcp", json!({"tcpSocket": {"port": 8080}})),
-    ]
-    .map(|(kind, probe)| {
-        App::echo(LAB, &format!("probed-{kind}")).container(json!({
-            "ports": [{"name": "http", "containerPort": 8080}],
-            "livenessProbe": strict(probe.clone()),
-            "readinessProbe": strict(probe),
-        }))
-    });
+    let apps =
+        [("http", json!({"httpGet": {"path": "/", "port": "http"}})), ("tcp", json!({"tcpSocket": {"port": 8080}}))]
+            .map(|(kind, probe)| {
+                App::echo(LAB, &format!("probed-{kind}")).container(json!({
+                    "ports": [{"name": "http", "containerPort": 8080}],
+                    "livenessProbe": strict(probe.clone()),
+                    "readinessProbe": strict(probe),
+                }))
+            });
     apps.iter().try_for_each(|app| app.apply(bed))?;
     apps.iter().try_for_each(|app| app.wait(bed))?;
     let result = (|| {
         for kind in ["http", "tcp"] {
-            let name = bed.pod(LAB, &format!("app=probed-{kind}"))?["metadata"]["name"].as_str().context("no name")?.to_owned();
+            let name = bed.pod(LAB, &format!("app=probed-{kind}"))?["metadata"]["name"]
+                .as_str()
+                .context("no name")?
+                .to_owned();
             // Answers of a killed proxy's connections may be lost; the app must not notice, and the next ones must pass.
             if !bed.kill(LAB, &name, "leno-proxy-0")? {
                 println!("  not looked at: processes of this cluster cannot be killed from here");
@@ -169,7 +194,9 @@ pub(super) fn failing_probe_still_fails(bed: &Bed) -> Result<()> {
         .and_then(|()| {
             bed.stays("unready", Duration::from_secs(3), || {
                 let pod = bed.pod(LAB, "app=unwell")?;
-                ensure(pod["status"]["containerStatuses"][0]["ready"] == false, || "it is ready though its probe answers 500".into())
+                ensure(pod["status"]["containerStatuses"][0]["ready"] == false, || {
+                    "it is ready though its probe answers 500".into()
+                })
             })
         });
     app.remove(bed)?;
@@ -178,12 +205,19 @@ pub(super) fn failing_probe_still_fails(bed: &Bed) -> Result<()> {
 
 pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
     let name = bed.pod(LAB, "app=solo")?["metadata"]["name"].as_str().context("no name")?.to_owned();
-    let started = bed.get(&["pod", &name, "-n", LAB])?["status"]["containerStatuses"][0]["state"]["running"]["startedAt"].clone();
+    let started =
+        bed.get(&["pod", &name, "-n", LAB])?["status"]["containerStatuses"][0]["state"]["running"]["startedAt"].clone();
     let load = bed.load(LAB, CLIENT, &["http://solo/", "--seconds", "14", "--rate", "100", "--concurrency", "4"])?;
     let images = |pod: &Value| -> Vec<(String, String)> {
-        pod["spec"]["initContainers"].as_array().into_iter().flatten()
-            .filter_map(|container| Some((container["name"].as_str()?.to_owned(), container["image"].as_str()?.to_owned())))
-            .filter(|(name, _)| name.starts_with("leno-proxy")).collect()
+        pod["spec"]["initContainers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|container| {
+                Some((container["name"].as_str()?.to_owned(), container["image"].as_str()?.to_owned()))
+            })
+            .filter(|(name, _)| name.starts_with("leno-proxy"))
+            .collect()
     };
     let before = images(&bed.get(&["pod", &name, "-n", LAB])?);
     for (container, image) in &before {
@@ -193,8 +227,13 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
         bed.kubectl(&["-n", LAB, "patch", "pod", &name, "-p", &patch])?;
         bed.wait(&format!("{container} to run {other}"), Duration::from_secs(20), || {
             let pod = bed.get(&["pod", &name, "-n", LAB])?;
-            let status = pod["status"]["initContainerStatuses"].as_array().into_iter().flatten()
-                .find(|status| status["name"] == container.as_str()).context("no status")?.clone();
+            let status = pod["status"]["initContainerStatuses"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|status| status["name"] == container.as_str())
+                .context("no status")?
+                .clone();
             let runs = status["image"].as_str().is_some_and(|image| image.ends_with(&bed.release.previous_version));
             ensure(runs && status["state"]["running"].is_object() && status["started"] == true, || status.to_string())?;
             Ok(Some(()))
@@ -203,11 +242,15 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
     let counted = load.finish()?;
     bed.figures.add("sidecar_image_swap_failed", counted.failed as f64, "requests");
     let pod = bed.get(&["pod", &name, "-n", LAB])?;
-    ensure(restarts(&pod).0 == 0 && pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] == started, || {
-        format!("the app restarted: {}", pod["status"]["containerStatuses"])
-    })?;
+    ensure(
+        restarts(&pod).0 == 0 && pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] == started,
+        || format!("the app restarted: {}", pod["status"]["containerStatuses"]),
+    )?;
     ensure(counted.failed * 100 <= counted.requests, || {
-        format!("more than 1 % failed during two swaps: {} of {}: {:?}", counted.failed, counted.requests, counted.errors)
+        format!(
+            "more than 1 % failed during two swaps: {} of {}: {:?}",
+            counted.failed, counted.requests, counted.errors
+        )
     })?;
     // Back to what the mesh runs, by a new pod.
     bed.kubectl(&["-n", LAB, "delete", "pod", &name])?;

@@ -24,7 +24,9 @@ pub(super) fn what_a_user_sees(bed: &Bed) -> Result<()> {
     }
     ensure(line.contains("2/2") && line.contains(&bed.release.version), || format!("the line is: {line}"))?;
     let total = bed.get(&["pods", "-A", "-l", "mesh.leno.dev/rev=default"])?["items"].as_array().map_or(0, Vec::len);
-    ensure(total > 0 && line.contains(&format!("{total}/{total}")), || format!("{total} injected pods, and the line is: {line}"))?;
+    ensure(total > 0 && line.contains(&format!("{total}/{total}")), || {
+        format!("{total} injected pods, and the line is: {line}")
+    })?;
     let described = bed.kubectl(&["describe", "meshinstall", "default"])?;
     for word in ["Accepted", "ControlPlaneReady", "DataPlaneReady", "Reason:", "Events:"] {
         ensure(described.contains(word), || format!("kubectl describe has no {word}:\n{described}"))?;
@@ -44,16 +46,22 @@ pub(super) fn scales(bed: &Bed) -> Result<()> {
         bed.wait(&format!("{replicas} replicas of the control plane"), Duration::from_secs(40), || {
             let mesh = bed.get(&MESH)?;
             let status = &mesh["status"]["controlPlane"];
-            let ready = condition_of(&mesh, "Ready").is_some_and(|ready| ready["status"] == "True" && ready["observedGeneration"] == mesh["metadata"]["generation"]);
+            let ready = condition_of(&mesh, "Ready").is_some_and(|ready| {
+                ready["status"] == "True" && ready["observedGeneration"] == mesh["metadata"]["generation"]
+            });
             let deployed = &bed.get(&CONTROL_PLANE)?["spec"]["replicas"];
-            ensure(ready && status["summary"] == format!("{replicas}/{replicas}") && *deployed == replicas, || mesh["status"].to_string())?;
+            ensure(ready && status["summary"] == format!("{replicas}/{replicas}") && *deployed == replicas, || {
+                mesh["status"].to_string()
+            })?;
             Ok(Some(()))
         })
     });
     bed.patch(&MESH, &json!({"spec": {"controlPlane": {"replicas": 2}}}))?;
     let counted = load.finish()?;
     result?;
-    ensure(counted.failed == 0, || format!("{} of {} failed while it scaled: {:?}", counted.failed, counted.requests, counted.errors))
+    ensure(counted.failed == 0, || {
+        format!("{} of {} failed while it scaled: {:?}", counted.failed, counted.requests, counted.errors)
+    })
 }
 
 pub(super) fn autoscaler_decides(bed: &Bed) -> Result<()> {
@@ -109,20 +117,38 @@ pub(super) fn drift_is_repaired(bed: &Bed) -> Result<()> {
     let before = bed.get(&service)?["spec"]["ports"].clone();
     bed.kubectl(&["-n", SYSTEM, "delete", "service", "leno-control-plane-default"])?;
     bed.wait("the deleted Service to be back", Duration::from_secs(15), || {
-        Ok((bed.get(&service)?["spec"]["ports"].as_array().map(Vec::len) == before.as_array().map(Vec::len)).then_some(()))
+        Ok((bed.get(&service)?["spec"]["ports"].as_array().map(Vec::len) == before.as_array().map(Vec::len))
+            .then_some(()))
     })?;
-    let image = || Ok::<Value, anyhow::Error>(bed.get(&CONTROL_PLANE)?["spec"]["template"]["spec"]["containers"][0]["args"].clone());
+    let image = || {
+        Ok::<Value, anyhow::Error>(
+            bed.get(&CONTROL_PLANE)?["spec"]["template"]["spec"]["containers"][0]["args"].clone(),
+        )
+    };
     let args = image()?;
-    bed.kubectl(&["-n", SYSTEM, "patch", "deployment", "leno-control-plane-default", "--type=json", "-p",
-        r#"[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--drain=3"}]"#])?;
+    bed.kubectl(&[
+        "-n",
+        SYSTEM,
+        "patch",
+        "deployment",
+        "leno-control-plane-default",
+        "--type=json",
+        "-p",
+        r#"[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--drain=3"}]"#,
+    ])?;
     bed.wait("changed arguments to be set back", Duration::from_secs(15), || Ok((image()? == args).then_some(())))?;
-    bed.patch(&["mutatingwebhookconfiguration", "leno-injector-default"], &json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}}))?;
+    bed.patch(
+        &["mutatingwebhookconfiguration", "leno-injector-default"],
+        &json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}}),
+    )?;
     bed.kubectl(&["delete", "mutatingwebhookconfiguration", "leno-injector-default"])?;
     bed.wait("the deleted webhook to be back", Duration::from_secs(15), || {
         bed.get(&["mutatingwebhookconfiguration", "leno-injector-default"]).map(Some)
     })?;
     bed.kubectl(&["-n", LAB, "delete", "configmap", "leno-root"])?;
-    bed.wait("the deleted root to be back", Duration::from_secs(15), || bed.get(&["configmap", "leno-root", "-n", LAB]).map(Some))?;
+    bed.wait("the deleted root to be back", Duration::from_secs(15), || {
+        bed.get(&["configmap", "leno-root", "-n", LAB]).map(Some)
+    })?;
     bed.wait_condition(&MESH, "Ready", Duration::from_secs(60)).map(drop)
 }
 
@@ -130,7 +156,9 @@ pub(super) fn deleting_a_mesh_in_use_is_refused(bed: &Bed) -> Result<()> {
     let delete = || bed.kubectl(&["delete", "meshinstall", "default", "--dry-run=server"]);
     let refused = delete();
     let words = refused.as_ref().err().map(ToString::to_string).unwrap_or_default();
-    ensure(words.contains("in use") && words.contains("pods"), || format!("deleting a mesh in use must be refused with a message: {refused:?}"))?;
+    ensure(words.contains("in use") && words.contains("pods"), || {
+        format!("deleting a mesh in use must be refused with a message: {refused:?}")
+    })?;
     let annotation = "mesh.leno.dev/allow-delete-in-use";
     bed.kubectl(&["annotate", "meshinstall", "default", &format!("{annotation}=true")])?;
     let allowed = delete();
@@ -149,7 +177,12 @@ fn everything(bed: &Bed) -> Result<BTreeSet<String>> {
         let list = bed.get(&[kinds, "-A"])?;
         for item in list["items"].as_array().into_iter().flatten() {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            all.insert(format!("{} {}/{}", text(&item["kind"]), text(&item["metadata"]["namespace"]), text(&item["metadata"]["name"])));
+            all.insert(format!(
+                "{} {}/{}",
+                text(&item["kind"]),
+                text(&item["metadata"]["namespace"]),
+                text(&item["metadata"]["name"])
+            ));
         }
     }
     Ok(all)
@@ -203,16 +236,33 @@ pub(super) fn nothing_is_written_at_rest(bed: &Bed) -> Result<()> {
     let log = cluster.audit_log();
     bed.wait_condition(&MESH, "Ready", Duration::from_secs(60))?;
     // What the scenario before set off comes to its end.
-    let size = || Ok::<usize, anyhow::Error>(fs::metadata(&log).with_context(|| log.display().to_string())?.len() as usize);
+    let size =
+        || Ok::<usize, anyhow::Error>(fs::metadata(&log).with_context(|| log.display().to_string())?.len() as usize);
     let writes = |from: usize| -> Result<Vec<String>> {
         let text = fs::read(&log)?;
         let text = String::from_utf8_lossy(text.get(from..).unwrap_or_default());
         let by_us = format!("system:serviceaccount:{SYSTEM}:leno-");
-        Ok(text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|event| event["stage"] == "ResponseComplete" && event["user"]["username"].as_str().is_some_and(|user| user.starts_with(&by_us)))
-            .filter(|event| matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete" | "deletecollection")))
+        Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|event| {
+                event["stage"] == "ResponseComplete"
+                    && event["user"]["username"].as_str().is_some_and(|user| user.starts_with(&by_us))
+            })
+            .filter(|event| {
+                matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete" | "deletecollection"))
+            })
             .filter(|event| !matches!(event["objectRef"]["resource"].as_str(), Some("leases" | "tokenreviews")))
-            .map(|event| format!("{} {} {}/{} at {}", event["verb"], event["objectRef"]["resource"], event["objectRef"]["namespace"], event["objectRef"]["name"], event["requestReceivedTimestamp"]))
+            .map(|event| {
+                format!(
+                    "{} {} {}/{} at {}",
+                    event["verb"],
+                    event["objectRef"]["resource"],
+                    event["objectRef"]["namespace"],
+                    event["objectRef"]["name"],
+                    event["requestReceivedTimestamp"]
+                )
+            })
             .collect())
     };
     let mut from = size()?;

@@ -22,12 +22,17 @@ fn told(bed: &Bed, name: &str, conditions: &[&str], words: &[&str]) -> Result<()
         let told = conditions.iter().filter_map(|kind| condition_of(&value, kind)).any(|found| {
             let message = found["message"].as_str().unwrap_or_default();
             let reason = found["reason"].as_str().unwrap_or_default();
-            found["status"] == "False" && found["observedGeneration"] == *generation && words.iter().all(|word| message.contains(word))
+            found["status"] == "False"
+                && found["observedGeneration"] == *generation
+                && words.iter().all(|word| message.contains(word))
                 && reason.chars().next().is_some_and(char::is_uppercase)
         });
         ensure(told, || value["status"]["conditions"].to_string())?;
         let events = bed.events("MeshInstall", name)?;
-        ensure(events.iter().any(|event| event.starts_with("Warning") && words.iter().any(|word| event.contains(word))), || format!("events: {events:?}"))?;
+        ensure(
+            events.iter().any(|event| event.starts_with("Warning") && words.iter().any(|word| event.contains(word))),
+            || format!("events: {events:?}"),
+        )?;
         Ok(Some(()))
     })
 }
@@ -67,7 +72,8 @@ pub(super) fn refused_at_apply(bed: &Bed) -> Result<()> {
         ("a version that is none", json!({"version": "latest"}), "version"),
     ] {
         let patch = json!({"spec": spec}).to_string();
-        let refused = bed.kubectl(&["patch", "meshinstall", "default", "--type=merge", "--dry-run=server", "-p", &patch]);
+        let refused =
+            bed.kubectl(&["patch", "meshinstall", "default", "--type=merge", "--dry-run=server", "-p", &patch]);
         let words_found = refused.as_ref().err().is_some_and(|error| error.to_string().contains(words));
         ensure(words_found, || format!("{what} must be refused with a message about {words}: {refused:?}"))?;
     }
@@ -89,7 +95,8 @@ pub(super) fn second_for_the_same_namespace(bed: &Bed) -> Result<()> {
     let result = told(bed, "second", &["Accepted", "Ready"], &["default", SYSTEM]).and_then(|()| {
         let after = footprint(bed)?;
         ensure(after == before, || format!("the old mesh was touched: {before} before, {after} now"))?;
-        let made = bed.kubectl(&["-n", SYSTEM, "get", "deployment", "leno-control-plane-second", "--ignore-not-found"])?;
+        let made =
+            bed.kubectl(&["-n", SYSTEM, "get", "deployment", "leno-control-plane-second", "--ignore-not-found"])?;
         ensure(made.is_empty(), || format!("a second control plane was made: {made}"))
     });
     bed.kubectl(&["delete", "meshinstall", "second", "--timeout=30s"])?;
@@ -100,16 +107,24 @@ pub(super) fn second_for_the_same_namespace(bed: &Bed) -> Result<()> {
 }
 
 pub(super) fn image_that_does_not_exist(bed: &Bed) -> Result<()> {
-    let names = |bed: &Bed| Ok::<Vec<String>, anyhow::Error>(footprint(bed)?["pods"].as_array().into_iter().flatten().map(ToString::to_string).collect());
+    let names = |bed: &Bed| {
+        Ok::<Vec<String>, anyhow::Error>(
+            footprint(bed)?["pods"].as_array().into_iter().flatten().map(ToString::to_string).collect(),
+        )
+    };
     let before = names(bed)?;
     let hub = bed.get(&MESH)?["spec"]["image"]["hub"].clone();
     let load = bed.load(LAB, CLIENT, &["http://echo/", "--seconds", "8", "--rate", "50"])?;
     bed.patch(&MESH, &json!({"spec": {"image": {"hub": "nowhere.invalid/leno"}}}))?;
     let result = told(bed, "default", &["ControlPlaneReady", "Ready"], &["nowhere.invalid/leno"]).and_then(|()| {
         let now = names(bed)?;
-        ensure(before.iter().all(|name| now.contains(name)), || format!("replicas that served are gone: {before:?} before, {now:?} now"))?;
+        ensure(before.iter().all(|name| now.contains(name)), || {
+            format!("replicas that served are gone: {before:?} before, {now:?} now")
+        })?;
         let counted = load.finish()?;
-        ensure(counted.failed == 0, || format!("{} of {} failed: {:?}", counted.failed, counted.requests, counted.errors))
+        ensure(counted.failed == 0, || {
+            format!("{} of {} failed: {:?}", counted.failed, counted.requests, counted.errors)
+        })
     });
     bed.patch(&MESH, &json!({"spec": {"image": {"hub": hub}}}))?;
     ready(bed)?;
@@ -124,10 +139,18 @@ pub(super) fn version_rolls_without_a_failed_request(bed: &Bed) -> Result<()> {
         bed.wait(&format!("the control plane to run {wanted}"), Duration::from_secs(60), || {
             let mesh = bed.get(&MESH)?;
             let at = condition_of(&mesh, "ControlPlaneReady").context("no condition")?;
-            ensure(mesh["status"]["version"] == wanted.as_str() && at["status"] == "True" && at["observedGeneration"] == mesh["metadata"]["generation"], || mesh["status"].to_string())?;
+            ensure(
+                mesh["status"]["version"] == wanted.as_str()
+                    && at["status"] == "True"
+                    && at["observedGeneration"] == mesh["metadata"]["generation"],
+                || mesh["status"].to_string(),
+            )?;
             Ok(Some(()))
         })?;
-        let image = bed.get(&CONTROL_PLANE)?["spec"]["template"]["spec"]["containers"][0]["image"].as_str().unwrap_or_default().to_owned();
+        let image = bed.get(&CONTROL_PLANE)?["spec"]["template"]["spec"]["containers"][0]["image"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         ensure(image.ends_with(&format!(":{wanted}")), || format!("the control plane runs {image}"))
     });
     bed.patch(&MESH, &json!({"spec": {"version": version}}))?;
@@ -136,6 +159,9 @@ pub(super) fn version_rolls_without_a_failed_request(bed: &Bed) -> Result<()> {
     ready(bed)?;
     result?;
     ensure(counted.failed == 0 && counted.requests > 1000, || {
-        format!("{} of {} failed while the version changed twice: {:?}", counted.failed, counted.requests, counted.errors)
+        format!(
+            "{} of {} failed while the version changed twice: {:?}",
+            counted.failed, counted.requests, counted.errors
+        )
     })
 }

@@ -45,7 +45,8 @@ fn told(bed: &Bed, kind: &str, name: &str, condition: &str, words: &[&str]) -> R
         let found = condition_of(&value, condition).with_context(|| format!("the status is {}", value["status"]))?;
         let message = found["message"].as_str().unwrap_or_default();
         let reason = found["reason"].as_str().unwrap_or_default();
-        let named = words.iter().all(|word| message.contains(word)) && reason.chars().next().is_some_and(char::is_uppercase);
+        let named =
+            words.iter().all(|word| message.contains(word)) && reason.chars().next().is_some_and(char::is_uppercase);
         ensure(found["status"] == "False" && named, || found.to_string())?;
         Ok(Some(()))
     })
@@ -54,22 +55,50 @@ fn told(bed: &Bed, kind: &str, name: &str, condition: &str, words: &[&str]) -> R
 pub(super) fn wrong_objects_are_named(bed: &Bed) -> Result<()> {
     let to = |destination: Value| json!({"hosts": ["solo"], "http": [{"route": [{"destination": destination}]}]});
     let cases = [
-        ("VirtualService", "missing-host", to(json!({"host": "nobody"})), "ResolvedRefs", vec!["spec.http[0].route[0].destination", "nobody"]),
-        ("VirtualService", "missing-subset", to(json!({"host": "echo", "subset": "v9"})), "ResolvedRefs", vec!["spec.http[0].route[0].destination", "v9"]),
-        ("VirtualService", "expression", json!({"hosts": ["solo"], "http": [
-            {"match": [{"uri": {"regex": "/items/(\\d+"}}], "route": [{"destination": {"host": "solo"}}]},
-            {"route": [{"destination": {"host": "solo"}}]},
-        ]}), "Accepted", vec!["spec.http[0].match[0].uri"]),
-        ("DestinationRule", "for-nothing", json!({"host": "nobody", "subsets": [{"name": "v1", "labels": {"version": "v1"}}]}), "ResolvedRefs", vec!["spec.host", "nobody"]),
+        (
+            "VirtualService",
+            "missing-host",
+            to(json!({"host": "nobody"})),
+            "ResolvedRefs",
+            vec!["spec.http[0].route[0].destination", "nobody"],
+        ),
+        (
+            "VirtualService",
+            "missing-subset",
+            to(json!({"host": "echo", "subset": "v9"})),
+            "ResolvedRefs",
+            vec!["spec.http[0].route[0].destination", "v9"],
+        ),
+        (
+            "VirtualService",
+            "expression",
+            json!({"hosts": ["solo"], "http": [
+                {"match": [{"uri": {"regex": "/items/(\\d+"}}], "route": [{"destination": {"host": "solo"}}]},
+                {"route": [{"destination": {"host": "solo"}}]},
+            ]}),
+            "Accepted",
+            vec!["spec.http[0].match[0].uri"],
+        ),
+        (
+            "DestinationRule",
+            "for-nothing",
+            json!({"host": "nobody", "subsets": [{"name": "v1", "labels": {"version": "v1"}}]}),
+            "ResolvedRefs",
+            vec!["spec.host", "nobody"],
+        ),
     ];
     for (kind, name, spec, condition, words) in cases {
         let mut applied = Applied(bed, Vec::new());
         applied.apply(&object(kind, name, spec))?;
         told(bed, kind, name, condition, &words).with_context(|| name.to_owned())?;
         // All else is in force: another object that comes after it, and other services.
-        applied.apply(&object("VirtualService", "good", json!({"hosts": ["echo"], "http": [{
-            "headers": {"response": {"set": {"x-good": name}}}, "route": [{"destination": {"host": "echo"}}],
-        }]})))?;
+        applied.apply(&object(
+            "VirtualService",
+            "good",
+            json!({"hosts": ["echo"], "http": [{
+                "headers": {"response": {"set": {"x-good": name}}}, "route": [{"destination": {"host": "echo"}}],
+            }]}),
+        ))?;
         bed.wait("a good object after a wrong one to be in force", TOLD, || {
             let answer = bed.ask(LAB, CLIENT, &["http://echo/"])?;
             ensure(answer["status"] == 200 && answer["headers"]["x-good"] == name, || answer["headers"].to_string())?;
@@ -81,30 +110,42 @@ pub(super) fn wrong_objects_are_named(bed: &Bed) -> Result<()> {
 
 pub(super) fn impossible_weights(bed: &Bed) -> Result<()> {
     let route = |weights: [i64; 2]| {
-        object("VirtualService", "weights", json!({"hosts": ["solo"], "http": [{"route": [
-            {"destination": {"host": "solo"}, "weight": weights[0]}, {"destination": {"host": "echo"}, "weight": weights[1]},
-        ]}]}))
+        object(
+            "VirtualService",
+            "weights",
+            json!({"hosts": ["solo"], "http": [{"route": [
+                {"destination": {"host": "solo"}, "weight": weights[0]}, {"destination": {"host": "echo"}, "weight": weights[1]},
+            ]}]}),
+        )
     };
     let negative = bed.apply(&route([-1, 101]).to_string());
     let words = negative.as_ref().err().map(ToString::to_string).unwrap_or_default();
     ensure(words.contains("weight"), || format!("a negative weight: {negative:?}"))?;
     let mut applied = Applied(bed, Vec::new());
     match applied.apply(&route([0, 0])) {
-        Err(refused) => ensure(refused.to_string().contains("weight"), || format!("weights that sum to nothing: {refused:#}")),
+        Err(refused) => {
+            ensure(refused.to_string().contains("weight"), || format!("weights that sum to nothing: {refused:#}"))
+        }
         Ok(()) => told(bed, "VirtualService", "weights", "Accepted", &["weight"]),
     }
 }
 
 pub(super) fn two_that_claim_one_host(bed: &Bed) -> Result<()> {
     let claim = |name: &str| {
-        object("VirtualService", name, json!({"hosts": ["solo"], "http": [{
-            "headers": {"response": {"set": {"x-winner": name}}}, "route": [{"destination": {"host": "solo"}}],
-        }]}))
+        object(
+            "VirtualService",
+            name,
+            json!({"hosts": ["solo"], "http": [{
+                "headers": {"response": {"set": {"x-winner": name}}}, "route": [{"destination": {"host": "solo"}}],
+            }]}),
+        )
     };
     let mut applied = Applied(bed, Vec::new());
     // The younger one has the lower name: age decides, not the alphabet. Creation times have seconds.
     applied.apply(&claim("b-older"))?;
-    let born = |name: &str| Ok::<_, anyhow::Error>(bed.get(&["virtualservice", name, "-n", LAB])?["metadata"]["creationTimestamp"].clone());
+    let born = |name: &str| {
+        Ok::<_, anyhow::Error>(bed.get(&["virtualservice", name, "-n", LAB])?["metadata"]["creationTimestamp"].clone())
+    };
     let first = born("b-older")?;
     bed.wait("a second to pass", Duration::from_secs(5), || {
         bed.apply(&claim("a-younger").to_string())?;
@@ -118,7 +159,9 @@ pub(super) fn two_that_claim_one_host(bed: &Bed) -> Result<()> {
     told(bed, "VirtualService", "a-younger", "Accepted", &["spec.hosts[0]", "b-older"])?;
     for _ in 0..20 {
         let answer = bed.ask(LAB, CLIENT, &["http://solo/"])?;
-        ensure(answer["headers"]["x-winner"] == "b-older", || format!("the older one must win: {}", answer["headers"]))?;
+        ensure(answer["headers"]["x-winner"] == "b-older", || {
+            format!("the older one must win: {}", answer["headers"])
+        })?;
     }
     bed.wait_condition(&["virtualservice", "b-older", "-n", LAB], "Programmed", TOLD)?;
     Ok(())
@@ -129,9 +172,13 @@ pub(super) fn fields_not_in_force_are_named(bed: &Bed) -> Result<()> {
     applied.apply(&object("VirtualService", "mirrors", json!({"hosts": ["solo"], "http": [{
         "mirror": {"host": "echo"}, "mirrorPercentage": {"value": 100}, "route": [{"destination": {"host": "solo"}}],
     }]})))?;
-    applied.apply(&object("DestinationRule", "outliers", json!({"host": "solo", "trafficPolicy": {
-        "outlierDetection": {"consecutive5xxErrors": 3},
-    }})))?;
+    applied.apply(&object(
+        "DestinationRule",
+        "outliers",
+        json!({"host": "solo", "trafficPolicy": {
+            "outlierDetection": {"consecutive5xxErrors": 3},
+        }}),
+    ))?;
     for (kind, name, field) in [
         ("VirtualService", "mirrors", "spec.http[0].mirror"),
         ("DestinationRule", "outliers", "spec.trafficPolicy.outlierDetection"),
@@ -147,7 +194,8 @@ pub(super) fn fields_not_in_force_are_named(bed: &Bed) -> Result<()> {
 }
 
 fn yaml_files(folder: &str) -> Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = fs::read_dir(folder).with_context(|| folder.to_owned())?
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .with_context(|| folder.to_owned())?
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
         .collect();
@@ -166,7 +214,11 @@ pub(super) fn tables_of_the_schema(bed: &Bed) -> Result<()> {
     }
     for file in yaml_files("crds/tests/refused")? {
         let text = fs::read_to_string(&file)?;
-        let words = text.lines().next().and_then(|line| line.strip_prefix("# refused: ")).with_context(|| file.display().to_string())?;
+        let words = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("# refused: "))
+            .with_context(|| file.display().to_string())?;
         match bed.kubectl(&["create", "--dry-run=server", "-f", &file.to_string_lossy()]) {
             Ok(_) => wrong.push(format!("{} must be refused", file.display())),
             Err(error) if error.to_string().contains(words) => {}
@@ -187,7 +239,9 @@ pub(super) fn every_version_is_served(bed: &Bed) -> Result<()> {
         ensure(found["spec"] == spec, || format!("{version} gives {} for {spec}", found["spec"]))?;
     }
     let explained = bed.kubectl(&["explain", "virtualservice.spec.http.route.weight"])?;
-    ensure(explained.contains("DESCRIPTION") && explained.len() > 200, || format!("kubectl explain teaches nothing: {explained}"))
+    ensure(explained.contains("DESCRIPTION") && explained.len() > 200, || {
+        format!("kubectl explain teaches nothing: {explained}")
+    })
 }
 
 pub(super) fn malformed_object_in_the_store(bed: &Bed) -> Result<()> {
@@ -207,28 +261,36 @@ pub(super) fn malformed_object_in_the_store(bed: &Bed) -> Result<()> {
     replace(&loose)?;
     let written = bed.wait("the schema to be loose", TOLD, || bed.apply(&bad.to_string()).map(Some));
     replace(&before)?;
-    let result = written.and_then(|_| {
-        // Skipped: objects that come after it are in force, all over the mesh. The watch must have survived it.
-        let mut applied = Applied(bed, Vec::new());
-        for turn in ["one", "two"] {
-            applied.apply(&object("VirtualService", "after", json!({"hosts": ["solo"], "http": [{
+    let result =
+        written.and_then(|_| {
+            // Skipped: objects that come after it are in force, all over the mesh. The watch must have survived it.
+            let mut applied = Applied(bed, Vec::new());
+            for turn in ["one", "two"] {
+                applied.apply(&object("VirtualService", "after", json!({"hosts": ["solo"], "http": [{
                 "headers": {"response": {"set": {"x-after": turn}}}, "route": [{"destination": {"host": "solo"}}],
             }]})))?;
-            bed.wait("an object after the malformed one to be in force", TOLD, || {
-                let answer = bed.ask(LAB, CLIENT, &["http://solo/"])?;
-                ensure(answer["headers"]["x-after"] == turn, || answer["headers"].to_string())?;
+                bed.wait("an object after the malformed one to be in force", TOLD, || {
+                    let answer = bed.ask(LAB, CLIENT, &["http://solo/"])?;
+                    ensure(answer["headers"]["x-after"] == turn, || answer["headers"].to_string())?;
+                    Ok(Some(()))
+                })?;
+            }
+            bed.wait("the malformed object to be reported, in its status or by an event", TOLD, || {
+                let events = bed.events("VirtualService", "malformed")?;
+                let status = bed.get(&["virtualservice", "malformed", "-n", LAB])?["status"].clone();
+                let told = condition_of(&json!({"status": status}), "Accepted")
+                    .is_some_and(|accepted| accepted["status"] == "False");
+                ensure(told || events.iter().any(|event| event.starts_with("Warning")), || {
+                    format!("status {status}, events {events:?}")
+                })?;
                 Ok(Some(()))
             })?;
-        }
-        bed.wait("the malformed object to be reported, in its status or by an event", TOLD, || {
-            let events = bed.events("VirtualService", "malformed")?;
-            let status = bed.get(&["virtualservice", "malformed", "-n", LAB])?["status"].clone();
-            let told = condition_of(&json!({"status": status}), "Accepted").is_some_and(|accepted| accepted["status"] == "False");
-            ensure(told || events.iter().any(|event| event.starts_with("Warning")), || format!("status {status}, events {events:?}"))?;
-            Ok(Some(()))
-        })?;
-        ensure(bed.get(&["meshinstall", "default"]).is_ok_and(|mesh| condition_of(&mesh, "Ready").is_some_and(|ready| ready["status"] == "True")), || "the mesh is not Ready".into())
-    });
+            ensure(
+                bed.get(&["meshinstall", "default"])
+                    .is_ok_and(|mesh| condition_of(&mesh, "Ready").is_some_and(|ready| ready["status"] == "True")),
+                || "the mesh is not Ready".into(),
+            )
+        });
     bed.kubectl(&["-n", LAB, "delete", "virtualservice", "malformed", "--ignore-not-found"])?;
     result
 }

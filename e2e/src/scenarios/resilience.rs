@@ -67,9 +67,19 @@ fn gone_for_a_minute(bed: &Bed) -> Result<()> {
         Ok(list["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
     })?;
     let gone = Instant::now();
-    bed.kubectl(&["-n", LAB, "patch", "pod", "waiting", "--type=json", "-p", r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#])?;
+    bed.kubectl(&[
+        "-n",
+        LAB,
+        "patch",
+        "pod",
+        "waiting",
+        "--type=json",
+        "-p",
+        r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#,
+    ])?;
     let pods = bed.pods(LAB, "app=survivors")?;
-    let name = |at: usize| pods.get(at).and_then(|pod| pod["metadata"]["name"].as_str()).context("there are not three pods");
+    let name =
+        |at: usize| pods.get(at).and_then(|pod| pod["metadata"]["name"].as_str()).context("there are not three pods");
     bed.stays("before the crash", Duration::from_secs(5), || Ok(()))?;
     if !bed.kill(LAB, name(0)?, "app")? {
         bed.kubectl(&["-n", LAB, "delete", "pod", name(0)?, "--wait=false"])?;
@@ -79,14 +89,18 @@ fn gone_for_a_minute(bed: &Bed) -> Result<()> {
     bed.stays("a pod that waits for its configuration", GONE.saturating_sub(gone.elapsed()), || {
         let waiting = bed.get(&["pod", "waiting", "-n", LAB])?;
         std::thread::sleep(Duration::from_secs(1));
-        ensure(waiting["status"]["containerStatuses"][0]["state"]["running"].is_null(), || "its app started without a control plane".into())
+        ensure(waiting["status"]["containerStatuses"][0]["state"]["running"].is_null(), || {
+            "its app started without a control plane".into()
+        })
     })?;
     scale(bed, CONTROL_PLANE, 2)?;
     bed.wait_rollout(SYSTEM, CONTROL_PLANE, Duration::from_secs(60))?;
     let back = Instant::now();
     bed.wait("the pod that waited to start", Duration::from_secs(30), || {
         let waiting = bed.get(&["pod", "waiting", "-n", LAB])?;
-        ensure(waiting["status"]["containerStatuses"][0]["state"]["running"].is_object(), || waiting["status"]["initContainerStatuses"].to_string())?;
+        ensure(waiting["status"]["containerStatuses"][0]["state"]["running"].is_object(), || {
+            waiting["status"]["initContainerStatuses"].to_string()
+        })?;
         Ok(Some(()))
     })?;
     let took = back.elapsed().as_secs_f64();
@@ -145,12 +159,24 @@ pub(super) fn operator_killed_at_every_step(bed: &Bed) -> Result<()> {
         "spec": {"version": bed.release.version, "namespace": "interrupted", "controlPlane": {"replicas": 1},
             "mesh": {"namespaces": {"matchLabels": {"e2e": "interrupted"}}}},
     });
-    let kill = || bed.kubectl(&["-n", SYSTEM, "delete", "pods", "-l", "app.kubernetes.io/name=leno-operator", "--force", "--grace-period=0"]);
+    let kill = || {
+        bed.kubectl(&[
+            "-n",
+            SYSTEM,
+            "delete",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=leno-operator",
+            "--force",
+            "--grace-period=0",
+        ])
+    };
     let result = (|| {
         bed.apply(&install.to_string())?;
         let mut kills = 0;
         for step in STEPS {
-            let words: Vec<&str> = ["get"].into_iter().chain(step.split(' ')).chain(["--ignore-not-found", "-o", "name"]).collect();
+            let words: Vec<&str> =
+                ["get"].into_iter().chain(step.split(' ')).chain(["--ignore-not-found", "-o", "name"]).collect();
             let already = !bed.kubectl(&words)?.is_empty();
             bed.wait(step, Duration::from_secs(45), || Ok((!bed.kubectl(&words)?.is_empty()).then_some(())))?;
             // Steps that one run made together are one kill.

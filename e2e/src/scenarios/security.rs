@@ -51,15 +51,20 @@ pub(super) fn strict_refuses_plain_text(bed: &Bed) -> Result<()> {
     let restarts = restarts(bed)?;
     let mesh_pods = bed.load(LAB, CLIENT, &["http://echo/", "--seconds", "10", "--rate", "50"])?;
     let strict = Strict::on(bed)?;
-    let plain = |url: &str| bed.ask(OUTSIDE, CLIENT, &[url, "--patience", "3"]).is_ok_and(|answer| answer["status"] == 200);
+    let plain =
+        |url: &str| bed.ask(OUTSIDE, CLIENT, &[url, "--patience", "3"]).is_ok_and(|answer| answer["status"] == 200);
     for url in ["http://solo.lab/", "http://solo.lab:8081/"] {
         bed.wait(&format!("{url} to refuse plain text"), Duration::from_secs(10), || Ok((!plain(url)).then_some(())))?;
     }
     bed.stays("strict", Duration::from_secs(2), || ensure(!plain("http://solo.lab/"), || "plain text passed".into()))?;
     let tcp = bed.client(OUTSIDE, CLIENT, &["tcp://stock.lab:9000", "--protocol", "tcp", "--requests", "3"])?;
-    ensure(tcp.failed == tcp.requests, || format!("plain TCP passed: {} of {}", tcp.requests - tcp.failed, tcp.requests))?;
+    ensure(tcp.failed == tcp.requests, || {
+        format!("plain TCP passed: {} of {}", tcp.requests - tcp.failed, tcp.requests)
+    })?;
     let counted = mesh_pods.finish()?;
-    ensure(counted.failed == 0, || format!("inside the mesh {} of {} failed: {:?}", counted.failed, counted.requests, counted.errors))?;
+    ensure(counted.failed == 0, || {
+        format!("inside the mesh {} of {} failed: {:?}", counted.failed, counted.requests, counted.errors)
+    })?;
     // Probes of the kubelet are plain text; they must keep passing.
     for pod in bed.pods(LAB, "app=echo")? {
         let ready = crate::bed::condition_of(&pod, "Ready").is_some_and(|ready| ready["status"] == "True");
@@ -72,7 +77,11 @@ pub(super) fn strict_refuses_plain_text(bed: &Bed) -> Result<()> {
 
 fn restarts(bed: &Bed) -> Result<i64> {
     let pods = bed.pods(LAB, "app")?;
-    Ok(pods.iter().flat_map(|pod| pod["status"]["containerStatuses"].as_array().into_iter().flatten()).filter_map(|status| status["restartCount"].as_i64()).sum())
+    Ok(pods
+        .iter()
+        .flat_map(|pod| pod["status"]["containerStatuses"].as_array().into_iter().flatten())
+        .filter_map(|status| status["restartCount"].as_i64())
+        .sum())
 }
 
 pub(super) fn impostor_is_refused(bed: &Bed) -> Result<()> {
@@ -125,14 +134,31 @@ pub(super) fn impostor_is_refused(bed: &Bed) -> Result<()> {
 pub(super) fn rbac_of_the_control_plane_has_no_write(bed: &Bed) -> Result<()> {
     let account = format!("system:serviceaccount:{}:leno-control-plane", crate::install::SYSTEM);
     let may = |verb: &str, resource: &str| {
-        let output = bed.command("kubectl")?.args(["auth", "can-i", verb, resource, "-A", "--as", &account]).output()?;
+        let output =
+            bed.command("kubectl")?.args(["auth", "can-i", verb, resource, "-A", "--as", &account]).output()?;
         Ok::<bool, anyhow::Error>(output.status.success())
     };
-    for resource in ["pods", "services", "endpointslices.discovery.k8s.io", "virtualservices.networking.istio.io", "meshinstalls.mesh.leno.dev"] {
+    for resource in [
+        "pods",
+        "services",
+        "endpointslices.discovery.k8s.io",
+        "virtualservices.networking.istio.io",
+        "meshinstalls.mesh.leno.dev",
+    ] {
         ensure(may("watch", resource)?, || format!("the control plane cannot watch {resource}"))?;
     }
     for verb in ["create", "update", "patch", "delete", "deletecollection"] {
-        for resource in ["pods", "configmaps", "secrets", "services", "events", "leases.coordination.k8s.io", "virtualservices.networking.istio.io", "virtualservices/status.networking.istio.io", "meshinstalls/status.mesh.leno.dev"] {
+        for resource in [
+            "pods",
+            "configmaps",
+            "secrets",
+            "services",
+            "events",
+            "leases.coordination.k8s.io",
+            "virtualservices.networking.istio.io",
+            "virtualservices/status.networking.istio.io",
+            "meshinstalls/status.mesh.leno.dev",
+        ] {
             ensure(!may(verb, resource)?, || format!("the control plane may {verb} {resource}"))?;
         }
     }
