@@ -15,6 +15,7 @@ use leno_xds::envoy::extensions::filters::http::cors::v3::Cors;
 use leno_xds::envoy::extensions::filters::http::fault::v3::HttpFault;
 use leno_xds::envoy::extensions::filters::http::router::v3::Router;
 use leno_xds::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
+use leno_xds::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use leno_xds::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig,
@@ -153,6 +154,15 @@ fn network_filter(name: &str, config: prost_types::Any) -> Filter {
 /// A filter chain of one filter that takes everything.
 pub(super) fn chain(name: &str, filter: Filter) -> FilterChain {
     FilterChain { name: name.to_owned(), filters: vec![filter], ..Default::default() }
+}
+
+/// Finds out where a connection was going before it was captured.
+pub(super) fn original_dst() -> ListenerFilter {
+    ListenerFilter {
+        name: "envoy.filters.listener.original_dst".to_owned(),
+        config_type: Some(listener_filter::ConfigType::TypedConfig(any(&OriginalDst::default()))),
+        ..Default::default()
+    }
 }
 
 /// Looks for TLS.

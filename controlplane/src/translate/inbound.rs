@@ -12,7 +12,7 @@ use leno_xds::envoy::config::route::v3::route_action::ClusterSpecifier;
 use leno_xds::envoy::config::route::v3::route_match::PathSpecifier;
 
 use super::clusters::{self, BLACK_HOLE, INBOUND_PASSTHROUGH};
-use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, tcp, tls_inspector};
+use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, original_dst, tcp, tls_inspector};
 use super::outbound::{DETECTION, HTTP_PROTOCOLS, INBOUND_PORT, own_metadata};
 use super::routes::PEER_HEADER;
 use super::tls::{self, ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP};
@@ -72,10 +72,11 @@ pub(super) fn listener(ir: &Ir) -> Listener {
             address: Some(socket("::", INBOUND_PORT)),
             ..Default::default()
         }],
-        use_original_dst: Some(true),
         traffic_direction: TrafficDirection::Inbound.into(),
         metadata: Some(own_metadata(ir)),
-        listener_filters: vec![tls_inspector(), http_inspector(&known)],
+        // First, since those that wait for bytes may time out (a server that speaks first), and what comes after them is
+        // then left out; `use_original_dst` would put it last.
+        listener_filters: vec![original_dst(), tls_inspector(), http_inspector(&known)],
         listener_filters_timeout: Some(DETECTION),
         continue_on_listener_filters_timeout: true,
         filter_chains,
