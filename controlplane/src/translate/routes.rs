@@ -42,8 +42,11 @@ pub(super) const FAULT: &str = "envoy.filters.http.fault";
 /// Who calls, for the telemetry of the other side.
 pub(super) const PEER_HEADER: &str = "x-leno-peer";
 
+/// What the proxy at the other side puts on its 503 when it could not connect to its app: no byte of the request was sent.
+const NOT_SENT_HEADER: &str = "x-leno-not-sent";
+
 /// Retries where nobody asked for any: only where the service cannot have seen the request.
-const SAFE_RETRIES: (&str, u32) = ("connect-failure,refused-stream,reset-before-request", 2);
+const SAFE_RETRIES: (&str, u32) = ("connect-failure,refused-stream,reset-before-request,retriable-headers", 2);
 /// How often another endpoint is drawn when the one drawn has failed the request already.
 const HOST_ATTEMPTS: i64 = 5;
 /// The largest fixed answer, in bytes.
@@ -136,6 +139,8 @@ fn configuration(ir: &Ir, name: String, virtual_hosts: Vec<xds::VirtualHost>) ->
         name,
         virtual_hosts,
         request_headers_to_add: vec![header(PEER_HEADER, &peer, HeaderAppendAction::OverwriteIfExistsOrAdd)],
+        // Between proxies only.
+        response_headers_to_remove: vec![NOT_SENT_HEADER.to_owned()],
         validate_clusters: Some(false),
         max_direct_response_body_size_bytes: Some(MAX_ANSWER),
         ..Default::default()
@@ -385,12 +390,18 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
         config_type: Some(ConfigType::TypedConfig(any(&PreviousHostsPredicate {}))),
     };
+    let not_sent = xds::HeaderMatcher {
+        name: NOT_SENT_HEADER.to_owned(),
+        header_match_specifier: Some(HeaderMatchSpecifier::PresentMatch(true)),
+        ..Default::default()
+    };
     let Some(retry) = retry else {
         let (on, attempts) = SAFE_RETRIES;
         return Some(xds::RetryPolicy {
             retry_on: on.to_owned(),
             num_retries: Some(attempts),
             retry_host_predicate: vec![previous_hosts()],
+            retriable_headers: vec![not_sent],
             host_selection_retry_max_attempts: HOST_ATTEMPTS,
             ..Default::default()
         });
@@ -403,6 +414,10 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
     if !statuses.is_empty() && !on.iter().any(|condition| condition == "retriable-status-codes") {
         on.push("retriable-status-codes".to_owned());
     }
+    // Whatever was asked for: a repeat of what was never sent does no harm.
+    if !on.iter().any(|condition| condition == "retriable-headers") {
+        on.push("retriable-headers".to_owned());
+    }
     Some(xds::RetryPolicy {
         retry_on: on.join(","),
         num_retries: Some(*attempts),
@@ -410,6 +425,7 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
         retry_host_predicate: avoid_previous.then(previous_hosts).into_iter().collect(),
         host_selection_retry_max_attempts: HOST_ATTEMPTS,
         retriable_status_codes: statuses.iter().map(|status| u32::from(*status)).collect(),
+        retriable_headers: vec![not_sent],
         retry_back_off: backoff
             .filter(|backoff| *backoff > Duration::ZERO)
             .map(|backoff| RetryBackOff { base_interval: Some(duration(backoff)), ..Default::default() }),
