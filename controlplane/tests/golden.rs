@@ -10,6 +10,8 @@
 //! `xds.yaml` is what the proxies are sent, `status.yaml` what is said about the objects. `UPDATE_GOLDEN=1 cargo test -p
 //! leno-controlplane --test golden` writes both anew and deletes what belongs to no case.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

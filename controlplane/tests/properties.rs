@@ -1,6 +1,8 @@
 //! What holds for every input: the order of objects and endpoints does not matter, and no spec, however odd, makes the
 //! control plane panic or take something of another object away.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;

@@ -367,7 +367,7 @@ impl MeshInstallSpec {
     pub fn problems(&self, supported: &[String]) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut problem = |reason, field, message: String| problems.push(Problem { reason, field, message });
-        if !supported.iter().any(|version| *version == self.version) {
+        if !supported.contains(&self.version) {
             problem(
                 "UnknownVersion",
                 "spec.version",

@@ -125,6 +125,7 @@ async fn upgrade(args: &Args) -> Result<String, Failure> {
     let sent: Vec<u8> = (0..UPGRADED).map(|i| (i % 251) as u8).collect();
     let mut back = vec![0; UPGRADED];
     let (written, read) = tokio::join!(writer.write_all(&sent), reader.read_exact(&mut back));
-    (written?, read?);
+    written?;
+    read?;
     Ok(json!({"status": status, "headers": headers, "echoed": sent == back, "bytes": back.len()}).to_string())
 }

@@ -1,5 +1,7 @@
 //! How apply behaves towards an API server, played by a handler.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use std::sync::{Arc, Mutex};
 
 use http::{Request, Response};

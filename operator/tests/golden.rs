@@ -4,6 +4,8 @@
 //! An observed object with the annotation `test/as-applied` stands for what the operator itself would have applied, with
 //! the fields given in the case on top.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

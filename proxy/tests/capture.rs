@@ -3,6 +3,8 @@
 //! Needs root (network namespaces, and sockets of another user) and the `ip` program. Without root it fails and says so:
 //! a test that quietly proves nothing is worse. `LENO_SKIP_ROOT_TESTS=1` leaves it out knowingly.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use leno_proxy::capture::{self, Options, Probe};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -162,6 +164,7 @@ fn capture_when_installed_leads_connections_where_they_belong() {
     assert_eq!(dial(&net.pod, PROXY_UID, None, "198.18.77.2:8080"), "inbound from 198.18.77.2");
     assert_eq!(dial(&net.pod, PROXY_UID, None, "[fd00:77::2]:8080"), "inbound from fd00:77::2");
     assert_eq!(dial(&net.pod, PROXY_UID, Some("127.0.0.6"), "198.18.77.2:8080"), "app from 127.0.0.6");
+    assert_eq!(dial(&net.pod, PROXY_UID, Some("::6"), "[fd00:77::2]:8080"), "app from ::6");
     assert_eq!(dial(&net.pod, PROXY_UID, None, "127.0.0.1:8080"), "app from 127.0.0.1");
 
     within(&net.pod, 0, || capture::clean().unwrap());

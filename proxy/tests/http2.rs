@@ -1,5 +1,7 @@
 //! Workers between real clients and servers: every pair of HTTP versions, and gRPC.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 mod support;
 
 use std::net::SocketAddr;
@@ -207,7 +209,7 @@ impl WorkloadCertificates for Signer {
         if csr.is_empty() {
             return Err(tonic::Status::invalid_argument("the request is empty"));
         }
-        Ok(tonic::Response::new(SignResponse { chain: vec![csr.into()], ..SignResponse::default() }))
+        Ok(tonic::Response::new(SignResponse { chain: vec![csr], ..SignResponse::default() }))
     }
 }
 
@@ -233,7 +235,7 @@ async fn grpc_client(proxy: SocketAddr) -> WorkloadCertificatesClient<tonic::tra
 async fn grpc_when_it_passes_the_proxy_then_answers_and_errors_keep_their_status() {
     let proxy = start(Plan::new(grpc_server().await, UpstreamProtocol::Http2));
     let mut client = grpc_client(proxy.address).await;
-    let answer = in_time("sign", client.sign(SignRequest { csr: b"abc".to_vec().into() })).await.unwrap();
+    let answer = in_time("sign", client.sign(SignRequest { csr: b"abc".to_vec() })).await.unwrap();
     assert_eq!(answer.into_inner().chain.len(), 1);
     let refused = in_time("sign", client.sign(SignRequest::default())).await.unwrap_err();
     assert_eq!((refused.code(), refused.message()), (tonic::Code::InvalidArgument, "the request is empty"));

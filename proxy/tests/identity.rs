@@ -1,5 +1,7 @@
 //! Workload certificates from a signer of the test's own, over real TLS.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use leno_api::identity::v1::{
     SignRequest, SignResponse,
     workload_certificates_server::{WorkloadCertificates, WorkloadCertificatesServer},

@@ -1,6 +1,8 @@
 //! Two sidecars with mutual TLS between them, and what their metrics and access logs say; a stock Envoy in the place of
 //! one of them (the program that `LENO_ENVOY` names).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 mod support;
 
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! The two slots with real sockets: copies travel, crashes and hand-overs lose nothing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use leno_proxy::slots::Folder;
 use leno_proxy::slots::active::{Active, HandOver};
 use leno_proxy::slots::desk::{self, Drain, Phase};

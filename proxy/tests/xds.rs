@@ -1,5 +1,7 @@
 //! The discovery client against a control plane of the test's own, over a real gRPC connection.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use leno_proxy::config::{Action, Root};
 use leno_proxy::xds::{Client, Connect, Connection, Kind, LocalFuture, Publish, SharedState, State, node};
 use leno_xds::envoy::config::cluster::v3::{

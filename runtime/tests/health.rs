@@ -1,5 +1,7 @@
 //! The health server answers what a probe and a scraper ask.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 use std::time::Duration;
 
 use leno_runtime::http::{Health, health_routes, listen, serve};

@@ -14,7 +14,9 @@ static DESCRIPTORS: &[u8] = include_bytes!("../envoy.binpb");
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
     /// The descriptors of this crate do not know the type.
-    #[error("the message type {0} is not part of leno-xds; add its Go package to xds/gen/main.go and run `make generate`")]
+    #[error(
+        "the message type {0} is not part of leno-xds; add its Go package to xds/gen/main.go and run `make generate`"
+    )]
     UnknownType(String),
     /// The bytes are not such a message.
     #[error("the bytes are not a {type_name}: {source}")]
@@ -45,9 +47,8 @@ pub fn descriptors() -> Result<&'static DescriptorPool, JsonError> {
 }
 
 fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
-    let descriptor = descriptors()?
-        .get_message_by_name(type_name)
-        .ok_or_else(|| JsonError::UnknownType(type_name.to_owned()))?;
+    let descriptor =
+        descriptors()?.get_message_by_name(type_name).ok_or_else(|| JsonError::UnknownType(type_name.to_owned()))?;
     DynamicMessage::decode(descriptor, bytes)
         .map_err(|source| JsonError::Bytes { type_name: type_name.to_owned(), source })
 }

@@ -269,7 +269,7 @@ impl Session {
             if !state.subscribed || state.in_flight.is_some() {
                 continue;
             }
-            let wanted = self.to_send(kind);
+            let wanted = self.take_missing(kind);
             let ready: Vec<_> = wanted.into_iter().filter(|(name, _)| self.parent_was_sent(kind, name)).collect();
             if !ready.is_empty() {
                 return Some(self.send(kind, ready, now));
@@ -279,7 +279,7 @@ impl Session {
     }
 
     /// What the proxy lacks of a kind, and forgets the names that are in order.
-    fn to_send(&mut self, kind: Kind) -> Vec<(Arc<str>, Arc<Entry>)> {
+    fn take_missing(&mut self, kind: Kind) -> Vec<(Arc<str>, Arc<Entry>)> {
         let target = self.target.of(kind);
         let state = &mut self.states[kind as usize];
         let mut missing = Vec::new();

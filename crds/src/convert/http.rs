@@ -165,9 +165,11 @@ fn http_match<'a>(
     let headers = all(headers, "headers", true);
     let without_headers = all(without_headers, "withoutHeaders", true);
     let query = all(query_params, "queryParams", false);
-    for header in headers.keys().chain(without_headers.keys()) {
+    let named = headers.keys().map(|header| ("headers", header));
+    for (name, header) in named.chain(without_headers.keys().map(|header| ("withoutHeaders", header))) {
         if !is_header_name(header.strip_prefix(':').unwrap_or(header)) {
-            report.refuse(Reason::InvalidValue, field, format!("\"{header}\" is not the name of a header"));
+            let message = format!("\"{header}\" is not the name of a header");
+            report.refuse(Reason::InvalidValue, &format!("{field}.{name}[{header}]"), message);
         }
     }
     let client = client_match(report, *port, source_labels, source_namespace.as_ref(), field);

@@ -93,8 +93,8 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
     if let Some(locality) = locality_lb_setting {
         let istio::LocalityLoadBalancerSetting { distribute, failover, failover_priority, enabled } = locality;
         let off = *enabled == Some(false);
-        if !off && !(distribute.is_empty() && failover.is_empty() && failover_priority.is_empty() && enabled.is_none())
-        {
+        let says_nothing = distribute.is_empty() && failover.is_empty() && failover_priority.is_empty();
+        if !off && (enabled.is_some() || !says_nothing) {
             report.uses(Feature::LocalityBalancing, &format!("{field}.localityLbSetting"));
         }
     }
@@ -202,7 +202,7 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
 /// What Envoy accepts: a prime number of at most 5000011.
 fn is_maglev_size(size: u64) -> bool {
     (2..=5_000_011).contains(&size)
-        && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| size % divisor != 0)
+        && (2..).take_while(|divisor| divisor * divisor <= size).all(|divisor| !size.is_multiple_of(divisor))
 }
 
 fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: &str) -> ConnectionLimits {

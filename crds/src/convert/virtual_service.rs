@@ -25,7 +25,14 @@ pub fn virtual_service(object: &istio::VirtualService, domain: &str) -> Converte
     let mut patterns = Vec::new();
     for (index, text) in hosts.iter().enumerate() {
         match HostPattern::resolve(text, report.namespace(), domain) {
-            Ok(pattern) => patterns.push(pattern),
+            Ok(pattern) => {
+                // Harmless. It is kept, since findings name hosts by their position.
+                if let Some(first) = patterns.iter().position(|known| *known == pattern) {
+                    let message = format!("{pattern} is named by spec.hosts[{first}] already; name it once");
+                    report.remark(Reason::Conflict, &format!("spec.hosts[{index}]"), message);
+                }
+                patterns.push(pattern);
+            }
             Err(error) => report.refuse(Reason::InvalidValue, &format!("spec.hosts[{index}]"), error.to_string()),
         }
     }

@@ -97,7 +97,7 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, se
     let stream = TokioIo::new(tokio::io::join(reader, writer));
     let service = service_fn(move |request: Request<Incoming>| {
         let seen = seen.clone();
-        async move { Ok::<_, http::Error>(http(&request, seen)?) }
+        async move { http(&request, seen) }
     });
     let served = auto::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await;
     served.map_err(|error| anyhow::anyhow!("{error}"))

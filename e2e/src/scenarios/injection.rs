@@ -51,7 +51,7 @@ pub(super) fn who_is_injected(bed: &Bed) -> Result<()> {
         ("a pod of kube-system", "kube-system", json!({"sidecar.istio.io/inject": "true"}), none(), none(), false),
     ] {
         let made = dry_run(bed, &pod(bed, namespace, labels, annotations, spec)).with_context(|| what.to_owned())?;
-        ensure(!added(&made).is_empty() == wanted, || {
+        ensure(added(&made).is_empty() != wanted, || {
             format!("{what}: wanted injection {wanted}, and got containers {:?}", added(&made))
         })?;
     }
