@@ -1,7 +1,8 @@
 //! The status of traffic resources: listens to every control plane replica, sums, and writes conditions.
 //!
 //! Bounds: one stream a replica; 256 reports queued (a replica that says more waits); at most [`WRITES_A_ROUND`] writes in
-//! [`ROUND`]; each object at most once a second ([`pace`]). Only the current generation is written about.
+//! [`ROUND`]; each object at most once a second ([`pace`]). Only the current generation is written about. An object that the
+//! API server takes no status for, since it was written past its schema, gets events instead, as long as it is like that.
 
 pub mod dial;
 pub mod pace;
@@ -108,6 +109,23 @@ struct Present {
     reference: ObjectReference,
 }
 
+/// What became of a write.
+enum Written {
+    /// It is there, or its object is gone or another one now.
+    Done,
+    /// The API server could not be reached or had trouble: it may take it another time.
+    Failed,
+    /// The API server does not take a status for this object as it is.
+    Refused,
+}
+
+/// Whether the API server refused the object, rather than had trouble. A server-side apply onto an object that does not
+/// fit its schema is answered with 500 and these words.
+fn is_refusal(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    matches!(status.code, 400 | 422) || status.message.contains("failed to create typed live object")
+}
+
 impl Traffic {
     /// Opens streams to new replicas and closes those to replicas that are gone.
     fn follow(&mut self, watches: &Watches, sender: &mpsc::Sender<Incoming>) {
@@ -201,13 +219,15 @@ impl Traffic {
                 pace.wrote(now);
                 // What was written comes back through the watch; until then the object would look unwritten.
                 self.later.insert(target.clone(), now + pace::EVERY);
-                self.write(target, &present, &verdict, &wanted).await;
+                if let Written::Refused = self.write(target, &present, &verdict, &wanted).await {
+                    self.paces.entry(target.clone()).or_default().refused(present.generation, now);
+                }
                 true
             }
         }
     }
 
-    async fn write(&self, target: &Target, present: &Present, verdict: &Verdict, wanted: &[Wanted]) {
+    async fn write(&self, target: &Target, present: &Present, verdict: &Verdict, wanted: &[Wanted]) -> Written {
         let ours: Vec<&str> = wanted.iter().map(|condition| condition.kind).collect();
         let mut list = present.conditions.clone();
         list.retain(|condition| ours.contains(&condition.type_.as_str()));
@@ -239,11 +259,21 @@ impl Traffic {
                 for condition in news {
                     self.publish(present, &condition);
                 }
+                Written::Done
             }
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Written::Done,
             Err(error) => {
                 tracing::warn!(kind = target.kind, object = %target.key, %error, "the status cannot be written");
                 self.metrics.errors.get_or_create(&Category { category: "TrafficStatus" }).inc();
+                if !is_refusal(&error) {
+                    return Written::Failed;
+                }
+                // What was written past the schema takes no status: the API server judges the whole object. Then the
+                // event is the only place where its owner can be told.
+                for condition in wanted.iter().filter(|condition| condition.status == Status::False) {
+                    self.publish(present, condition);
+                }
+                Written::Refused
             }
         }
     }
@@ -284,6 +314,9 @@ fn trim(object: &mut DynamicObject) {
     if let Some(data) = object.data.as_object_mut() {
         data.retain(|key, _| key == "status");
     }
+    // Among them a second copy of the object, which `kubectl apply` writes.
+    object.metadata.annotations = None;
+    object.metadata.owner_references = None;
 }
 
 fn resource(kind: &str) -> ApiResource {
@@ -318,4 +351,28 @@ fn replicas(installs: &BTreeMap<Key, Arc<MeshInstall>>, pods: &BTreeMap<Key, Arc
         }
     }
     replicas
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::core::Status as Answer;
+
+    fn answer(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Answer { code, message: message.to_owned(), ..Answer::default() }))
+    }
+
+    #[test]
+    fn write_when_the_object_is_past_its_schema_then_is_known_as_refused() {
+        let typed = "failed to create typed live object (lab/malformed; networking.istio.io/v1, Kind=VirtualService): \
+                     errors: .spec.hosts: expected list, got &{not a list}";
+        assert!(is_refusal(&answer(500, typed)));
+        assert!(is_refusal(&answer(422, "spec: Invalid value")));
+    }
+
+    #[test]
+    fn write_when_the_server_has_trouble_then_is_tried_again() {
+        assert!(!is_refusal(&answer(500, "etcdserver: request timed out")));
+        assert!(!is_refusal(&answer(429, "too many requests")));
+    }
 }

@@ -21,6 +21,8 @@ pub const GRACE: Duration = Duration::from_millis(300);
 pub const HOLD: Duration = Duration::from_secs(5);
 /// Figures alone are written when they did not move for so long.
 pub const STEADY: Duration = Duration::from_secs(3);
+/// A status that the API server refused for a generation is tried again after so long, or with the next generation.
+pub const REFUSED: Duration = Duration::from_secs(60);
 
 /// What is remembered of one object.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,8 @@ pub struct Pace {
     seen: Option<(i64, Verdict, Instant)>,
     /// When the status was last written.
     written: Option<Instant>,
+    /// The generation for which it was last refused, and when.
+    refused: Option<(i64, Instant)>,
 }
 
 /// What to do now.
@@ -88,7 +92,11 @@ impl Pace {
         };
         let by_quiet = quiet.saturating_sub(now.duration_since(since));
         let by_rate = self.written.map(|written| EVERY.saturating_sub(now.duration_since(written))).unwrap_or_default();
-        match by_quiet.max(by_rate) {
+        let by_refusal = match self.refused {
+            Some((refused, at)) if refused == generation => REFUSED.saturating_sub(now.duration_since(at)),
+            _ => Duration::ZERO,
+        };
+        match by_quiet.max(by_rate).max(by_refusal) {
             Duration::ZERO => Due::Now(wanted),
             wait => Due::Later(wait),
         }
@@ -97,6 +105,11 @@ impl Pace {
     /// The status was written.
     pub fn wrote(&mut self, now: Instant) {
         self.written = Some(now);
+    }
+
+    /// The API server does not take a status for this generation.
+    pub fn refused(&mut self, generation: i64, now: Instant) {
+        self.refused = Some((generation, now));
     }
 }
 
@@ -166,5 +179,16 @@ mod tests {
         pace.wrote(start);
         let verdict = verdict(true, "in force on 2 of 2 proxies, 30 ms");
         assert_eq!(pace.decide(2, &verdict, &[], start), Due::Later(EVERY));
+    }
+
+    #[test]
+    fn status_when_refused_then_waits_long_unless_there_is_a_new_generation() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        pace.wrote(start);
+        pace.refused(1, start);
+        let verdict = verdict(true, "in force on 2 of 2 proxies, 30 ms");
+        assert_eq!(pace.decide(1, &verdict, &[], start + EVERY), Due::Later(REFUSED - EVERY));
+        assert!(matches!(pace.decide(1, &verdict, &[], start + REFUSED), Due::Now(_)));
+        assert!(matches!(pace.decide(2, &verdict, &[], start + EVERY), Due::Now(_)));
     }
 }
