@@ -39,12 +39,7 @@ impl Compile for Mesh {
         };
         let ir = resolve::with_outbound(snapshot, scope, outbound);
         let mut resources = translate::translate(&ir);
-        let endpoints = translate::endpoint_names(&ir).filter_map(|cluster| {
-            let name = cluster.to_string();
-            let made = translate::endpoints(snapshot, scope, &name)?;
-            Some((name, Arc::new(made)))
-        });
-        resources.by_type.entry(ENDPOINTS).or_default().extend(endpoints);
+        resources.by_type.entry(ENDPOINTS).or_default().extend(translate::all_endpoints(snapshot, &ir));
         resources
     }
 
