@@ -63,7 +63,7 @@ impl Watches {
         }
         let watches = Watches {
             installs: spawn(client.clone(), Config::default(), |_| {}, shutdown.clone()),
-            namespaces: spawn(client.clone(), Config::default(), |_| {}, shutdown.clone()),
+            namespaces: spawn(client.clone(), Config::default(), trim_namespace, shutdown.clone()),
             pods: spawn(client.clone(), Config::default(), trim_pod, shutdown.clone()),
             authorities: spawn(client.clone(), by_name(names::CA_SECRET), |_| {}, shutdown.clone()),
             owned,
@@ -144,6 +144,12 @@ impl Watches {
         }
         observed
     }
+}
+
+/// Drops what no plan reads.
+fn trim_namespace(namespace: &mut Namespace) {
+    namespace.metadata.annotations = None;
+    namespace.spec = None;
 }
 
 /// Drops what no plan reads: in large clusters pods are most of the memory.
