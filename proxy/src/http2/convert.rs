@@ -28,7 +28,8 @@ pub(super) fn request(
     head.secure = tls || parts.uri.scheme() == Some(&Scheme::HTTPS);
     head.set_method(parts.method.as_str().as_bytes());
     let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    if !path.starts_with('/') && !(path == "*" && parts.method == http::Method::OPTIONS) {
+    let whole_server = path == "*" && parts.method == http::Method::OPTIONS;
+    if !path.starts_with('/') && !whole_server {
         return Err(HeadError::Malformed("the path does not begin with a slash"));
     }
     head.set_path(path.as_bytes());

@@ -52,8 +52,7 @@ pub fn inspect(bytes: &[u8]) -> Inspect {
     // The hello may be spread over several records: gather their contents.
     let mut hello: Vec<u8> = Vec::new();
     let mut rest = bytes;
-    loop {
-        let Some((head, after)) = rest.split_first_chunk::<5>() else { break };
+    while let Some((head, after)) = rest.split_first_chunk::<5>() {
         if head[0] != 22 || head[1] != 3 {
             return if hello.is_empty() { Inspect::NotTls } else { Inspect::Hello(ClientHello::default()) };
         }
