@@ -61,18 +61,22 @@ impl Balancer {
         &self.hosts
     }
 
-    /// Chooses one; those for which `avoid` says yes only when nothing else is found after a few tries.
-    pub fn pick(&self, policy: LbPolicy, rng: &Rng, avoid: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
+    /// Chooses one. Those that could not be connected lately are chosen only when there is nobody else, and those that
+    /// were `tried` for this request only when even those are none.
+    pub fn pick(&self, policy: LbPolicy, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
         /// Envoy's default too for `host_selection_retry_max_attempts`, rounded up.
         const TRIES: usize = 5;
-        let mut chosen = self.pick_once(policy, rng)?;
+        let good = |host: &&Rc<Host>| !tried(host) && !host.failed_lately();
         for _ in 0..TRIES {
-            if !avoid(chosen) {
+            let chosen = self.pick_once(policy, rng)?;
+            if good(&chosen) {
                 return Some(chosen);
             }
-            chosen = self.pick_once(policy, rng)?;
         }
-        self.hosts.iter().find(|host| !avoid(host)).or(Some(chosen))
+        // From anywhere, so that not the first one gets all that the others cannot take.
+        let from = rng.below(self.hosts.len().max(1) as u64) as usize;
+        let all = || self.hosts[from..].iter().chain(&self.hosts[..from]);
+        all().find(good).or_else(|| all().find(|host| !tried(host))).or_else(|| self.pick_once(policy, rng))
     }
 
     fn pick_once(&self, policy: LbPolicy, rng: &Rng) -> Option<&Rc<Host>> {
@@ -208,6 +212,26 @@ mod tests {
         let other = balancer.pick(LbPolicy::Random, &Rng::new(1), |host| host.address().port() == 1).unwrap();
         assert_eq!(other.address().port(), 2);
         assert!(balancer.pick(LbPolicy::Random, &Rng::new(1), |_| true).is_some());
+    }
+
+    #[test]
+    fn balancer_when_one_failed_lately_then_it_is_left_alone_while_there_is_another() {
+        let all = [host(1, 1, Health::Healthy, 0), host(2, 1, Health::Healthy, 0), host(3, 1, Health::Healthy, 0)];
+        let balancer = Balancer::new(&all, &Rng::new(1));
+        all[0].note_failure();
+        let chosen = counts(&balancer, LbPolicy::LeastRequest { choices: 2 }, 300);
+        assert!(!chosen.contains_key(&1) && chosen.len() == 2, "{chosen:?}");
+        let rng = Rng::new(1);
+        let pick = |tried: &[u16]| {
+            let port = balancer.pick(LbPolicy::Random, &rng, |host| tried.contains(&host.address().port()));
+            port.unwrap().address().port()
+        };
+        assert!((0..50).all(|_| pick(&[2, 3]) == 1), "what failed is better than what this request has tried");
+        all[1].note_failure();
+        all[2].note_failure();
+        assert_eq!(counts(&balancer, LbPolicy::Random, 300).len(), 3, "when all have failed, all are used");
+        all[1].note_success();
+        assert_eq!(counts(&balancer, LbPolicy::Random, 50), BTreeMap::from([(2, 50)]));
     }
 
     #[test]

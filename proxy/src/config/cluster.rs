@@ -177,7 +177,7 @@ impl Default for Limits {
 pub struct RetryBudget {
     /// Percent of active requests that may be retries; default 20.
     pub percent: f64,
-    /// Always allowed at once; default 3.
+    /// Always allowed at once, by each worker; default 3.
     pub min_concurrency: u32,
 }
 

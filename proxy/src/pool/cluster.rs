@@ -134,7 +134,8 @@ impl ClusterState {
         self.shared.take(Count::Requests, self.share(self.config.limits.requests))
     }
 
-    /// Counts a retry, against the budget if there is one.
+    /// Counts a retry, against the budget if there is one. A budget's minimum is not shared among the workers: what is always
+    /// allowed must be allowed to the worker on which the requests happen to be.
     ///
     /// # Errors
     /// When there are too many.
@@ -143,7 +144,7 @@ impl ClusterState {
         let limit = match limits.retry_budget {
             Some(budget) => {
                 let share = f64::from(self.shared.requests.get()) * budget.percent / 100.0;
-                (share as u32).max(self.share(budget.min_concurrency))
+                (share as u32).max(budget.min_concurrency)
             }
             None => self.share(limits.retries),
         };
@@ -188,10 +189,10 @@ impl ClusterState {
         }
     }
 
-    /// Chooses where a request or a connection goes.
-    pub fn pick(&self, rng: &Rng, destination: SocketAddr, avoid: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
+    /// Chooses where a request or a connection goes; where it was `tried` only when there is nobody else.
+    pub fn pick(&self, rng: &Rng, destination: SocketAddr, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
         match self.config.kind {
-            ClusterKind::Static | ClusterKind::Eds => self.balancer.pick(self.config.policy, rng, avoid).cloned(),
+            ClusterKind::Static | ClusterKind::Eds => self.balancer.pick(self.config.policy, rng, tried).cloned(),
             ClusterKind::OriginalDst => Some(self.original(destination)),
         }
     }
@@ -267,4 +268,22 @@ pub enum Admission {
 /// Whether connections to the host are good for the endpoint as it is now.
 fn same_connection(host: &Host, endpoint: &Endpoint) -> bool {
     host.endpoint.tls == endpoint.tls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ClusterId, Limits, RetryBudget};
+
+    #[test]
+    fn retries_when_there_are_many_workers_then_each_has_the_whole_minimum_of_the_budget() {
+        let budget = Some(RetryBudget { percent: 20.0, min_concurrency: 3 });
+        let limits = Limits { retry_budget: budget, ..Limits::default() };
+        let config = Cluster { limits, ..Cluster::new(ClusterId(0), "c", ClusterKind::Eds) };
+        let state = ClusterState::new(Arc::new(config), None, 8, &Rng::new(1));
+        let tickets: Vec<_> = (0..3).map(|_| state.begin_retry().unwrap()).collect();
+        assert!(state.begin_retry().is_err());
+        drop(tickets);
+        assert!(state.begin_retry().is_ok());
+    }
 }

@@ -26,7 +26,7 @@ pub enum ConnectError {
     Overflow(SocketAddr),
 }
 
-/// Connects to the host of a cluster; `alpn` is what is spoken inside TLS.
+/// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
 ///
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
@@ -48,10 +48,15 @@ pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector
             .map_err(|error| ConnectError::Tls(address, error))?;
         Ok(Stream::Tls(established.stream))
     };
-    match tokio::time::timeout(limit, attempt).await {
+    let result = match tokio::time::timeout(limit, attempt).await {
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout(address, limit)),
+    };
+    match &result {
+        Ok(_) => host.note_success(),
+        Err(_) => host.note_failure(),
     }
+    result
 }
 
 async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {

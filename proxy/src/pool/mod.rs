@@ -20,6 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long an endpoint to which no connection came about is left alone, while there are others. Until then the control
+/// plane or the endpoint itself has usually noticed; and one lost packet costs an endpoint no more than this.
+pub const LEFT_ALONE: Duration = Duration::from_secs(5);
+
 /// Idle connections that are kept for an endpoint, a worker.
 pub const MAX_IDLE: usize = 512;
 
@@ -38,6 +42,7 @@ struct HostState {
     http2: http2::Pool,
     gone: Cell<bool>,
     credit: Cell<i64>,
+    failed: Cell<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -75,6 +80,26 @@ impl Host {
     /// Its HTTP/2 connections.
     pub fn http2(&self) -> &http2::Pool {
         &self.state.http2
+    }
+
+    /// Takes note that it could not be connected: for [`LEFT_ALONE`] others are chosen.
+    pub fn note_failure(&self) {
+        self.state.failed.set(Some(Instant::now()));
+    }
+
+    /// Takes note that it was connected.
+    pub fn note_success(&self) {
+        self.state.failed.set(None);
+    }
+
+    /// Whether it could not be connected a moment ago.
+    pub fn failed_lately(&self) -> bool {
+        let Some(since) = self.state.failed.get() else { return false };
+        let lately = since.elapsed() < LEFT_ALONE;
+        if !lately {
+            self.state.failed.set(None);
+        }
+        lately
     }
 
     /// Active requests.
