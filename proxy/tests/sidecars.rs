@@ -11,7 +11,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{StatusCode, Version};
 use http_body_util::BodyExt;
-use leno_proxy::config::{ClientTls, Direction, HeaderOp, HeaderOps, UpstreamProtocol};
+use leno_proxy::config::{
+    ClientTls, Direction, HeaderMatch, HeaderOp, HeaderOps, HeaderTest, RetryOn, RetryPolicy, UpstreamProtocol,
+};
 use leno_proxy::telemetry::WorkloadLabels;
 use support::{Ca, Client, FRONT, Plan, Proxy, REVIEWS, echo_server, get, in_time, post, start};
 
@@ -85,6 +87,69 @@ async fn sidecar_when_an_impostor_answers_then_the_request_fails_and_the_log_say
     let line = outbound.until_log("/secret").await;
     assert!(line.contains(" 503 UF ") && line.contains("ns/evil/sa/impostor"), "{line}");
     assert_eq!(inbound.metric("istio_requests_total", &[]), None, "the impostor got a request");
+}
+
+/// A request whose body is one piece, without trailers.
+fn whole_post(path: &str, body: &'static str) -> http::Request<support::Echo> {
+    let body = BodyExt::boxed(http_body_util::Full::new(Bytes::from(body)));
+    http::Request::post(format!("http://reviews{path}")).body(body).unwrap()
+}
+
+#[tokio::test]
+async fn request_when_the_app_behind_one_sidecar_is_gone_then_the_app_behind_another_gets_it() {
+    let (ca, app) = (Ca::new(), echo_server().await);
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let inbound = |app| {
+            start(Plan {
+                direction: Direction::Inbound,
+                server_tls: true,
+                credentials: ca.store(REVIEWS),
+                ..Plan::new(app, protocol)
+            })
+        };
+        let (without, with) = (inbound(gone), inbound(app));
+        let header = HeaderMatch {
+            name: "x-leno-not-sent".into(),
+            test: HeaderTest::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let on = RetryOn { headers: true, ..RetryOn::default() };
+        let outbound = |others| {
+            start(Plan {
+                client_tls: Some(expecting(REVIEWS)),
+                credentials: ca.store(FRONT),
+                others,
+                retry: Some(Arc::new(RetryPolicy { on, headers: vec![header.clone()], ..RetryPolicy::default() })),
+                ..Plan::new(without.address, protocol)
+            })
+        };
+        let both = outbound(vec![with.address]);
+        let mut client = Client::connect(both.address, Version::HTTP_11).await;
+        // Least request looks at two at random: in so many requests the dead one is met.
+        for _ in 0..20 {
+            let response = client.send(whole_post("/order", "one espresso")).await;
+            assert_eq!(response.status(), 200);
+            assert!(!response.headers().contains_key("x-leno-not-sent"));
+            let body = in_time("the body", response.into_body().collect()).await.unwrap().to_bytes();
+            assert_eq!(body, "one espresso");
+        }
+        with.until_metric("istio_requests_total", &["response_code=\"200\""], 20.0).await;
+        assert!(without.metric("istio_requests_total", &["response_code=\"503\""]).is_some(), "nobody asked it");
+        // When there is no other, the app is not told what only proxies understand.
+        let one = outbound(Vec::new());
+        let response = Client::connect(one.address, Version::HTTP_11).await.send(get("/")).await;
+        assert_eq!((response.status().as_u16(), response.headers().contains_key("x-leno-not-sent")), (503, false));
+    }
+}
+
+#[tokio::test]
+async fn reply_when_the_client_is_not_of_the_mesh_then_it_does_not_say_that_nothing_was_sent() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let inbound = start(Plan { direction: Direction::Inbound, ..Plan::new(gone, UpstreamProtocol::Http1) });
+    let response = Client::connect(inbound.address, Version::HTTP_11).await.send(get("/")).await;
+    assert_eq!((response.status().as_u16(), response.headers().contains_key("x-leno-not-sent")), (503, false));
 }
 
 // ----------------------------------------------------------------------------------------------- a stock Envoy

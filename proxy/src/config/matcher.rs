@@ -4,6 +4,7 @@ use std::fmt;
 
 /// A regular expression that must match the whole text, in the meaning of RE2: `\d`, `\w`, `\s` and `\b` are ASCII.
 /// Matching takes time linear in the text.
+#[derive(Clone)]
 pub struct RegexMatch {
     source: Box<str>,
     regex: regex::bytes::Regex,
@@ -91,7 +92,7 @@ impl fmt::Debug for RegexMatch {
 }
 
 /// How a text is compared.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum StringMatch {
     /// Equal.
     Exact(Box<str>),
@@ -137,7 +138,7 @@ fn contains(text: &[u8], want: &[u8], ignore_case: bool) -> bool {
 }
 
 /// A condition on one header. Several values of a header are compared joined by `,`, as Envoy does.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HeaderMatch {
     /// Lower-case name; `:method`, `:path`, `:authority` and `:scheme` mean those of the request.
     pub name: Box<str>,
@@ -151,7 +152,7 @@ pub struct HeaderMatch {
 }
 
 /// What is asked of a header's value.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum HeaderTest {
     /// It is there (true) or not there (false).
     Present(bool),

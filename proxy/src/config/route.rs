@@ -195,7 +195,7 @@ impl Default for RouteMatch {
 /// A condition on the path.
 #[derive(Debug)]
 pub enum PathMatch {
-    /// Every path.
+    /// Every path: the prefix `/`.
     Any,
     /// Exactly this one.
     Exact(Box<str>),
@@ -258,7 +258,7 @@ impl WeightedCluster {
 /// A change of the path.
 #[derive(Debug)]
 pub enum PathRewrite {
-    /// The matched prefix (or the whole exact path) becomes this.
+    /// What was matched (the prefix, or the whole path where that or an expression was asked for) becomes this.
     Prefix(Box<str>),
     /// Every match becomes the substitution.
     Regex {
@@ -320,7 +320,7 @@ pub struct DirectResponse {
 }
 
 /// When and how often a request is tried again. The first attempt is not counted.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct RetryPolicy {
     /// How often at most.
     pub attempts: u32,
@@ -328,6 +328,8 @@ pub struct RetryPolicy {
     pub on: RetryOn,
     /// Statuses of `retriable-status-codes`.
     pub statuses: Vec<u16>,
+    /// Conditions of `retriable-headers` on a response's headers; one that holds is enough.
+    pub headers: Vec<HeaderMatch>,
     /// A limit for each attempt, from its start to the response head; `None` is none.
     pub per_try_timeout: Option<Duration>,
     /// Prefer endpoints that were not tried yet (`previous_hosts`).
@@ -344,6 +346,7 @@ impl Default for RetryPolicy {
             attempts: 2,
             on: RetryOn::default(),
             statuses: Vec::new(),
+            headers: Vec::new(),
             per_try_timeout: None,
             avoid_tried: true,
             base_backoff: Duration::from_millis(25),
@@ -372,6 +375,8 @@ pub struct RetryOn {
     pub retriable_4xx: bool,
     /// One of the policy's statuses.
     pub statuses: bool,
+    /// A response with one of the policy's headers.
+    pub headers: bool,
     /// gRPC status codes in a response's head, as a bit set by code.
     pub grpc_statuses: u32,
 }

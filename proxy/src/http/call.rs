@@ -111,6 +111,8 @@ pub struct Tally<'a> {
     pub upstream_time: Option<Duration>,
     /// Why the endpoint could not be reached.
     pub transport_failure: Option<String>,
+    /// Attempts were made, and no endpoint can have got anything of the request.
+    pub unsent: bool,
 }
 
 impl Tally<'_> {
@@ -132,6 +134,7 @@ impl Tally<'_> {
             upstream_local: None,
             upstream_time: None,
             transport_failure: None,
+            unsent: false,
         }
     }
 }

@@ -36,6 +36,7 @@ pub enum Known {
     ContentType,
     Server,
     GrpcStatus,
+    NotSent,
 }
 
 impl Known {
@@ -50,7 +51,7 @@ impl Known {
             11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
             12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
             14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
-            15 => &[("x-forwarded-for", Self::ForwardedFor)],
+            15 => &[("x-forwarded-for", Self::ForwardedFor), (NOT_SENT, Self::NotSent)],
             16 => &[("proxy-connection", Self::ProxyConnection)],
             17 => &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)],
             _ => &[],
@@ -74,6 +75,10 @@ impl Known {
         )
     }
 }
+
+/// Between sidecars: the answer is the proxy's own, and no byte of the request reached the app, so a repeat is harmless
+/// whatever the method. Only a peer of the mesh is told, and its proxy keeps it from its app.
+pub const NOT_SENT: &str = "x-leno-not-sent";
 
 /// One header.
 #[derive(Debug, Clone, Copy)]

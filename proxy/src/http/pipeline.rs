@@ -20,7 +20,7 @@ use super::{
 use crate::{
     balance,
     config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Redirect, WeightedCluster},
-    pool::ClusterState,
+    pool::{ClusterState, Ticket},
     route::{self, Selected},
     telemetry::ResponseFlags,
     worker::Timer,
@@ -105,11 +105,8 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(), Stop> {
     admit(call)?;
     let manager = call.manager;
-    for filter in &manager.filters {
-        match filter {
-            HttpFilter::Router => break,
-        }
-    }
+    // The router is the one filter so far; another one is decided about here.
+    for HttpFilter::Router in &manager.filters {}
     let selected = route::select(&manager.routes, call.request, manager.strip_host_port, &call.worker.rng)
         .ok_or(reply::NO_ROUTE)?;
     call.tally.route = Some(selected.route);
@@ -216,20 +213,32 @@ async fn proxy<D: Downstream>(
     let mut body = RequestPump::new(policy.is_some_and(retry::keeps_body));
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut retries, mut stale) = (0, 0);
-    let mut _retry_ticket = None;
+    let mut sent = false;
+    let mut retry_ticket: Option<Ticket> = None;
     loop {
         let host = cluster
             .pick(&call.worker.rng, call.conn.local, |host| tried.contains(&host.address()))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
+        call.tally.unsent = false;
         let active = host.enter();
-        let (failure, or_else) = match attempt::begin(call, down, cluster, &host, &mut body, &mut limits).await {
+        let (failure, or_else, ticket) = match attempt::begin(call, down, cluster, &host, &mut body, &mut limits).await
+        {
             Ok(up) => {
-                let grpc = super::call::grpc_status(call.response.headers.known(Known::GrpcStatus));
-                let failure = Failure::Status(call.response.status, grpc);
+                let headers = &call.response.headers;
+                let not_sent = headers.known(Known::NotSent).is_some();
+                let failure = Failure::Response {
+                    status: call.response.status,
+                    grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
+                    header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
+                };
+                if not_sent {
+                    host.note_failure();
+                }
                 let again = policy
                     .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
-                if !again || body.unrepeatable || !body.done {
+                // An answer to half a request may be about that half; "nothing was sent" is not.
+                if !again || body.unrepeatable || !(body.done || not_sent) {
                     if let Some(policy) = policy
                         && retries > 0
                         && retry::wanted(failure, Some(policy), safe)
@@ -238,11 +247,19 @@ async fn proxy<D: Downstream>(
                     }
                     return relay(call, down, selected, target, up, body, limits).await;
                 }
-                (failure, reply::REMOTE_RESET)
+                // Before this response is given up for another.
+                drop(retry_ticket.take());
+                let Ok(ticket) = cluster.begin_retry() else {
+                    call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                    return relay(call, down, selected, target, up, body, limits).await;
+                };
+                (failure, reply::REMOTE_RESET, Some(ticket))
             }
             Err(Failed::Stop(stop)) => return Err(stop),
-            Err(Failed::Attempt(failure, reply)) => (failure, reply),
+            Err(Failed::Attempt(failure, reply)) => (failure, reply, None),
         };
+        sent |= !failure.is_unsent();
+        call.tally.unsent = !sent;
         drop(active);
         if !retry::wanted(failure, policy, safe) || body.unrepeatable {
             return Err(or_else.into());
@@ -258,8 +275,11 @@ async fn proxy<D: Downstream>(
             call.tally.flags |= if retries > 0 { ResponseFlags::RETRY_LIMIT } else { ResponseFlags::none() };
             return Err(or_else.into());
         };
-        _retry_ticket = None;
-        _retry_ticket = Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?);
+        drop(retry_ticket.take());
+        retry_ticket = match ticket {
+            Some(ticket) => Some(ticket),
+            None => Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?),
+        };
         retries += 1;
         if policy.avoid_tried {
             tried.push(host.address());
@@ -291,6 +311,8 @@ async fn relay<D: Downstream>(
 ) -> Result<(), Stop> {
     call.note_response();
     call.response.headers.remove_hop_by_hop();
+    // Only a proxy says so, and only to a proxy.
+    call.response.headers.remove_known(Known::NotSent);
     edit_response(call, selected, Some(target));
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.

@@ -4,8 +4,9 @@ use super::{
     body::Downstream,
     call::Call,
     head::{BodyLength, RequestHead},
+    headers::NOT_SENT,
 };
-use crate::telemetry::ResponseFlags;
+use crate::{config::Direction, telemetry::ResponseFlags};
 
 /// An answer of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,12 +117,15 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     }
 }
 
-/// Begins an answer of the proxy: status, date, server.
+/// Begins an answer of the proxy: status, date, server; and, for a peer of the mesh, that the app got nothing.
 pub fn begin(call: &mut Call<'_>, code: u16) {
     call.response.clear();
     call.response.status = code;
     call.response.headers.push(b"date", call.worker.date().as_bytes());
     call.response.headers.push(b"server", b"leno");
+    if call.tally.unsent && call.manager.direction == Direction::Inbound && call.conn.peer.is_some() {
+        call.response.headers.push(NOT_SENT.as_bytes(), b"1");
+    }
 }
 
 /// Sends the answer that was begun with this body.

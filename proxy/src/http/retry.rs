@@ -1,5 +1,6 @@
 //! Decides whether a request is tried again. Pure: what happened and the policy in, yes or no out.
 
+use super::headers::Headers;
 use crate::config::{RetryOn, RetryPolicy};
 use std::time::Duration;
 
@@ -19,10 +20,32 @@ pub enum Failure {
         /// A byte of an answer came.
         answered: bool,
     },
-    /// A response with this status, and the `grpc-status` of its head.
-    Status(u16, Option<u16>),
+    /// A response.
+    Response {
+        /// Its status.
+        status: u16,
+        /// The `grpc-status` of its head.
+        grpc: Option<u16>,
+        /// One of the policy's conditions on headers holds.
+        header: bool,
+    },
     /// The limit of one attempt passed.
     PerTryTimeout,
+}
+
+impl Failure {
+    /// Whether the endpoint can have got nothing of the request.
+    pub fn is_unsent(self) -> bool {
+        match self {
+            Self::Connect | Self::Refused | Self::Reset { sent: false, .. } => true,
+            Self::Reset { sent: true, .. } | Self::Response { .. } | Self::PerTryTimeout => false,
+        }
+    }
+}
+
+/// Whether a response has a header for which the policy wants a retry.
+pub fn has_retriable_header(policy: &RetryPolicy, headers: &Headers) -> bool {
+    policy.on.headers && policy.headers.iter().any(|wanted| wanted.matches(headers.get(&wanted.name)))
 }
 
 /// Whether to try again.
@@ -50,6 +73,7 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         gateway_error,
         retriable_4xx,
         statuses,
+        headers,
         grpc_statuses,
     } = policy.on;
     match failure {
@@ -57,8 +81,9 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         Failure::Refused => true,
         Failure::Reset { sent, .. } => reset || server_error || gateway_error || reset_before_request && !sent,
         Failure::PerTryTimeout => server_error || gateway_error || reset,
-        Failure::Status(status, grpc) => {
-            server_error && (500..600).contains(&status)
+        Failure::Response { status, grpc, header } => {
+            headers && header
+                || server_error && (500..600).contains(&status)
                 || gateway_error && matches!(status, 502..=504)
                 || retriable_4xx && status == 409
                 || statuses && policy.statuses.contains(&status)
@@ -78,9 +103,11 @@ pub fn keeps_body(policy: &RetryPolicy) -> bool {
         gateway_error,
         retriable_4xx,
         statuses,
+        headers,
         grpc_statuses,
     } = policy.on;
-    refused_stream || reset || server_error || gateway_error || retriable_4xx || statuses || grpc_statuses != 0
+    let answered = server_error || gateway_error || retriable_4xx || statuses || headers || grpc_statuses != 0;
+    refused_stream || reset || answered
 }
 
 /// How long to wait before retry number `retry` (from 1): at random up to the base doubled each time, as Envoy does.
@@ -93,9 +120,34 @@ pub fn backoff(policy: &RetryPolicy, retry: u32, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{HeaderMatch, HeaderTest};
 
     fn policy(on: RetryOn) -> RetryPolicy {
         RetryPolicy { on, statuses: vec![418], ..RetryPolicy::default() }
+    }
+
+    fn answered(status: u16, grpc: Option<u16>) -> Failure {
+        Failure::Response { status, grpc, header: false }
+    }
+
+    #[test]
+    fn retry_when_a_header_asks_for_it_then_for_any_status_and_method() {
+        let present = |name: &str| HeaderMatch {
+            name: name.into(),
+            test: HeaderTest::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let on = |headers| RetryOn { headers, ..RetryOn::default() };
+        let with = |on| RetryPolicy { on, headers: vec![present("x-a"), present("x-b")], ..RetryPolicy::default() };
+        let mut headers = Headers::default();
+        assert!(!has_retriable_header(&with(on(true)), &headers));
+        headers.push(b"X-B", b"1");
+        assert!(has_retriable_header(&with(on(true)), &headers));
+        assert!(!has_retriable_header(&with(on(false)), &headers), "the condition is not asked for");
+        let failure = Failure::Response { status: 200, grpc: None, header: true };
+        assert!(wanted(failure, Some(&with(on(true))), false));
+        assert!(keeps_body(&with(on(true))));
     }
 
     #[test]
@@ -117,7 +169,7 @@ mod tests {
         assert!(wanted(Failure::Refused, Some(&safe), false));
         assert!(wanted(reset(false, false, false), Some(&safe), false));
         assert!(!wanted(reset(true, false, false), Some(&safe), false));
-        assert!(!wanted(Failure::Status(503, None), Some(&safe), true));
+        assert!(!wanted(answered(503, None), Some(&safe), true));
         assert!(!wanted(Failure::PerTryTimeout, Some(&safe), true));
     }
 
@@ -128,13 +180,13 @@ mod tests {
         let gateway = on(RetryOn { gateway_error: true, ..RetryOn::default() });
         let listed = on(RetryOn { statuses: true, ..RetryOn::default() });
         let grpc = on(RetryOn { grpc_statuses: 1 << 14, ..RetryOn::default() });
-        assert!(wanted(Failure::Status(500, None), Some(&server), false));
-        assert!(!wanted(Failure::Status(499, None), Some(&server), false));
-        assert!(wanted(Failure::Status(502, None), Some(&gateway), false));
-        assert!(!wanted(Failure::Status(500, None), Some(&gateway), false));
-        assert!(wanted(Failure::Status(418, None), Some(&listed), false));
-        assert!(wanted(Failure::Status(200, Some(14)), Some(&grpc), false));
-        assert!(!wanted(Failure::Status(200, Some(13)), Some(&grpc), false));
+        assert!(wanted(answered(500, None), Some(&server), false));
+        assert!(!wanted(answered(499, None), Some(&server), false));
+        assert!(wanted(answered(502, None), Some(&gateway), false));
+        assert!(!wanted(answered(500, None), Some(&gateway), false));
+        assert!(wanted(answered(418, None), Some(&listed), false));
+        assert!(wanted(answered(200, Some(14)), Some(&grpc), false));
+        assert!(!wanted(answered(200, Some(13)), Some(&grpc), false));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_proxy::config::{
     Action, ChainMatch, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, Forward,
-    HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, Root, Route, RouteMatch, RouteTable, ServerTls,
-    UpstreamProtocol, VirtualHost, WeightedCluster,
+    HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route, RouteMatch, RouteTable,
+    ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
 };
 use leno_proxy::telemetry::{LogFormat, ServiceLabels, Telemetry, WorkloadLabels};
 use leno_proxy::tls::{CredentialStore, Credentials};
@@ -61,6 +61,9 @@ pub struct Plan {
     pub own: Arc<WorkloadLabels>,
     pub headers: HeaderOps,
     pub endpoints: bool,
+    /// Endpoints beside `upstream`.
+    pub others: Vec<SocketAddr>,
+    pub retry: Option<Arc<RetryPolicy>>,
 }
 
 impl Plan {
@@ -75,6 +78,8 @@ impl Plan {
             own: WorkloadLabels::new("front-v1", "shop", "front", "v1", "east", FRONT),
             headers: HeaderOps::default(),
             endpoints: true,
+            others: Vec::new(),
+            retry: None,
         }
     }
 }
@@ -88,17 +93,20 @@ pub fn start(plan: Plan) -> Proxy {
         workload: WorkloadLabels::new("reviews-v2", "shop", "reviews", "v2", "east", REVIEWS),
         ..Endpoint::new(plan.upstream)
     };
+    let other = |address: &SocketAddr| Arc::new(Endpoint { address: *address, ..endpoint.clone() });
+    let endpoints = [plan.upstream].iter().chain(&plan.others).map(other).collect();
     let cluster = Cluster {
         protocol: plan.protocol,
-        endpoints: if plan.endpoints { vec![Arc::new(endpoint)] } else { Vec::new() },
+        endpoints: if plan.endpoints { endpoints } else { Vec::new() },
         service: ServiceLabels::new("reviews.shop.svc.cluster.local", "reviews", "shop"),
         connect_timeout: Duration::from_secs(5),
         ..Cluster::new(id, "outbound|9080||reviews.shop.svc.cluster.local", ClusterKind::Eds)
     };
+    let forward = Forward { targets: vec![WeightedCluster::all(id)], retry: plan.retry, ..Forward::default() };
     let route = Route {
         name: "default".into(),
         matches: RouteMatch::default(),
-        action: Action::Forward(Box::new(Forward { targets: vec![WeightedCluster::all(id)], ..Forward::default() })),
+        action: Action::Forward(Box::new(forward)),
         headers: plan.headers,
         origin: None,
     };

@@ -307,6 +307,74 @@ fn response_when_status_is_retriable_then_the_body_is_sent_again() {
     only_failing.told("URX");
 }
 
+fn retry_on_not_sent() -> Action {
+    let header = HeaderMatch {
+        name: "x-leno-not-sent".into(),
+        test: HeaderTest::Present(true),
+        invert: false,
+        missing_as_empty: false,
+    };
+    let on = RetryOn { headers: true, ..RetryOn::default() };
+    forward(Forward {
+        retry: Some(Arc::new(RetryPolicy { on, headers: vec![header], ..RetryPolicy::default() })),
+        ..Forward::default()
+    })
+}
+
+#[test]
+fn response_when_it_says_that_nothing_was_sent_then_another_endpoint_gets_the_whole_request() {
+    // Answers as soon as it has the head, as a sidecar does whose app is gone.
+    let gone = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        while side.head().is_some() {
+            side.send(b"HTTP/1.1 503 No\r\nx-leno-not-sent: 1\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let backend = Backend::http(|request| ok(&request.body));
+    let proxy = Proxy::start(1, http(retry_on_not_sent()), vec![cluster(&[gone.address, backend.address])]);
+    let mut client = proxy.client();
+    for _ in 0..10 {
+        client.send(b"POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 4\r\n\r\nbo");
+        eventually("an attempt", || backend.connections.load(Ordering::SeqCst) > 0);
+        client.send(b"dy");
+        let answer = client.message(false).unwrap();
+        assert_eq!((answer.status(), answer.body.as_str()), (200, "body"));
+    }
+    assert!(gone.connections.load(Ordering::SeqCst) > 0);
+}
+
+#[test]
+fn response_when_nothing_was_sent_anywhere_then_the_client_gets_it_without_the_mark() {
+    let gone = Backend::http(|_| "HTTP/1.1 503 No\r\nx-leno-not-sent: 1\r\ncontent-length: 0\r\n\r\n".to_owned());
+    let proxy = Proxy::start(1, http(retry_on_not_sent()), vec![cluster(&[gone.address])]);
+    let answer = proxy.get("/");
+    assert_eq!((answer.status(), answer.header("x-leno-not-sent")), (503, None));
+    assert_eq!(gone.connections.load(Ordering::SeqCst), 3, "two retries");
+    proxy.told("URX");
+    let plain = Proxy::start(1, http(forward(Forward::default())), vec![cluster(&[gone.address])]);
+    assert_eq!(plain.get("/").header("x-leno-not-sent"), None, "also without a policy");
+}
+
+#[test]
+fn retries_when_beyond_the_budget_then_the_last_answer_is_passed_on() {
+    let failing = Backend::http(|_| "HTTP/1.1 503 No\r\nx-mine: 1\r\ncontent-length: 0\r\n\r\n".to_owned());
+    let on = RetryOn { gateway_error: true, ..RetryOn::default() };
+    let policy = Arc::new(RetryPolicy { on, ..RetryPolicy::default() });
+    let action = || forward(Forward { retry: Some(policy.clone()), ..Forward::default() });
+    let with = |min_concurrency| {
+        let budget = Some(RetryBudget { percent: 0.0, min_concurrency });
+        let limits = Limits { retry_budget: budget, ..Limits::default() };
+        Proxy::start(1, http(action()), vec![Cluster { limits, ..cluster(&[failing.address]) }])
+    };
+    let none = with(0);
+    let answer = none.get("/");
+    assert_eq!((answer.status(), answer.header("x-mine")), (503, Some("1")));
+    none.told("UO");
+    let some = with(1);
+    assert_eq!(some.get("/").header("x-mine"), Some("1"));
+    some.told("URX");
+}
+
 #[test]
 fn pooled_connection_when_closed_by_endpoint_then_no_request_fails() {
     // Every connection serves one request, says it will stay, and is closed.

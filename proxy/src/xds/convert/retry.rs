@@ -1,7 +1,7 @@
 //! Retry policies.
 
 use super::common::maybe_duration;
-use super::{Converted, Refused, Within as _, refuse};
+use super::{Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
     RetryPolicy as Policy,
@@ -39,7 +39,6 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         retry_priority,
         retry_options_predicates,
         rate_limited_retry_back_off,
-        retriable_headers,
         retriable_request_headers,
         refresh_cluster_on_retry
     );
@@ -57,6 +56,11 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
                 .map_err(|_| Refused::new("retriable_status_codes", format!("{status} is not an HTTP status")))
         })
         .collect::<Converted<Vec<u16>>>()?;
+    let headers = retriable_headers
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| matcher::header(value).within(format_args!("retriable_headers[{index}]")))
+        .collect::<Converted<Vec<_>>>()?;
     let (base_backoff, max_backoff) = match retry_back_off {
         None => (Duration::from_millis(25), Duration::from_millis(250)),
         Some(RetryBackOff { base_interval, max_interval }) => {
@@ -69,6 +73,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         attempts: num_retries.unwrap_or(1),
         on: conditions(&retry_on).within("retry_on")?,
         statuses,
+        headers,
         per_try_timeout: maybe_duration(per_try_timeout, "per_try_timeout")?.filter(|limit| !limit.is_zero()),
         avoid_tried,
         base_backoff,
@@ -88,13 +93,14 @@ fn conditions(text: &str) -> Converted<RetryOn> {
             "gateway-error" => on.gateway_error = true,
             "retriable-4xx" => on.retriable_4xx = true,
             "retriable-status-codes" => on.statuses = true,
+            "retriable-headers" => on.headers = true,
             "cancelled" => on.grpc_statuses |= 1 << CANCELLED,
             "deadline-exceeded" => on.grpc_statuses |= 1 << DEADLINE_EXCEEDED,
             "resource-exhausted" => on.grpc_statuses |= 1 << RESOURCE_EXHAUSTED,
             "internal" => on.grpc_statuses |= 1 << INTERNAL,
             "unavailable" => on.grpc_statuses |= 1 << UNAVAILABLE,
-            // Their triggers (headers named in the policy, which are refused; Envoy's own rate limits; HTTP/3) do not occur.
-            "retriable-headers" | "envoy-ratelimited" | "http3-post-connect-failure" => {}
+            // Their triggers (Envoy's own rate limits; HTTP/3) do not occur.
+            "envoy-ratelimited" | "http3-post-connect-failure" => {}
             other => return Err(Refused::new("", format!("`{other}` is not supported by this proxy"))),
         }
     }

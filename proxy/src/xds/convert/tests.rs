@@ -73,7 +73,12 @@ fn route_with_everything_that_is_supported_is_converted() {
             ]},
             "regex_rewrite": {"pattern": {"regex": "/v(\\d+)/"}, "substitution": "/\\1/"},
             "timeout": "0s",
-            "retry_policy": {"retry_on": "connect-failure,unavailable", "num_retries": 2, "per_try_timeout": "1.5s"}
+            "retry_policy": {
+                "retry_on": "connect-failure,unavailable,retriable-headers",
+                "retriable_headers": [{"name": "X-Leno-Not-Sent", "present_match": true}],
+                "num_retries": 2,
+                "per_try_timeout": "1.5s"
+            }
         },
         "request_headers_to_add": [
             {"header": {"key": "X-Share", "value": "100%%"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
@@ -94,6 +99,7 @@ fn route_with_everything_that_is_supported_is_converted() {
     assert_eq!(forward.timeout, None);
     let retry = forward.retry.as_ref().unwrap();
     assert!(retry.on.connect_failure && retry.on.grpc_statuses == 1 << 14 && !retry.on.server_error);
+    assert!(retry.on.headers && &*retry.headers[0].name == "x-leno-not-sent" && retry.headers[0].matches(Some(b"1")));
     assert_eq!((retry.attempts, retry.per_try_timeout), (2, Some(Duration::from_millis(1500))));
 }
 
