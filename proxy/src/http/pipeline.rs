@@ -288,6 +288,19 @@ async fn proxy<D: Downstream>(
     }
 }
 
+/// Writes a number; what has more than 20 digits is cut.
+fn decimal(mut number: u128, text: &mut [u8; 20]) -> &[u8] {
+    let mut at = text.len();
+    loop {
+        at -= 1;
+        text[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 || at == 0 {
+            return &text[at..];
+        }
+    }
+}
+
 /// Waits before a retry, but not beyond the route's limit.
 async fn wait(call: &mut Call<'_>, pause: Duration, deadline: Option<Instant>) -> Result<(), Stop> {
     let until = Instant::now() + pause;
@@ -313,6 +326,10 @@ async fn relay<D: Downstream>(
     call.response.headers.remove_hop_by_hop();
     // Only a proxy says so, and only to a proxy.
     call.response.headers.remove_known(Known::NotSent);
+    if let Some(time) = call.tally.upstream_time {
+        let mut text = [0; 20];
+        call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
+    }
     edit_response(call, selected, Some(target));
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
@@ -356,6 +373,9 @@ fn edit_request(call: &mut Call<'_>, selected: Selected<'_>, forward: &Forward, 
     if let Some(rewrite) = &forward.path
         && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, request.path())
     {
+        // As Envoy does: the endpoint and the log learn what was asked for.
+        let original = request.path().to_vec();
+        request.headers.set("x-envoy-original-path", &original);
         request.set_path(&path);
     }
     match target.host.as_ref().or(forward.host.as_ref()) {

@@ -262,6 +262,8 @@ fn request_when_route_redirects_answers_or_rewrites_then_so() {
     let answer = client.ask(&get("/old/x?q"));
     assert!(answer.body.starts_with("GET /new/x?q HTTP/1.1\r\nhost: other"), "{}", answer.body);
     assert!(answer.body.contains("x-in: 1"));
+    assert!(answer.body.contains("x-envoy-original-path: /old/x?q"), "{}", answer.body);
+    assert!(answer.header("x-envoy-upstream-service-time").unwrap().parse::<u64>().is_ok());
     assert_eq!(answer.header("x-out"), Some("2"));
 }
 
