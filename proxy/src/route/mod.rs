@@ -89,8 +89,9 @@ pub fn rewritten_path(rewrite: &PathRewrite, want: &RouteMatch, target: &[u8]) -
         PathRewrite::Prefix(new) => {
             let matched = match &want.path {
                 PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len().min(path.len()),
-                PathMatch::Exact(_) => path.len(),
-                PathMatch::Any | PathMatch::Regex(_) => return None,
+                // Every path begins with the `/` that was asked for.
+                PathMatch::Any => usize::from(path.first() == Some(&b'/')),
+                PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
             };
             [new.as_bytes(), &path[matched..]].concat()
         }

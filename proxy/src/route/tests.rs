@@ -88,6 +88,10 @@ fn path_when_rewritten_then_query_stays() {
     assert_eq!(rewritten_path(&rewrite, &prefix, b"/api/x?a=/api/").unwrap(), b"/x?a=/api/");
     let regex = PathRewrite::regex("^/(a)/(.*)$", r"/\2/\1").unwrap();
     assert_eq!(rewritten_path(&regex, &prefix, b"/a/b?q").unwrap(), b"/b/a?q");
+    let whole = path(PathMatch::Regex(RegexMatch::new(r"/items/\d+").unwrap()));
+    let to = |text: &str| PathRewrite::Prefix(text.into());
+    assert_eq!(rewritten_path(&to("/a/b"), &whole, b"/items/12?v=1").unwrap(), b"/a/b?v=1");
+    assert_eq!(rewritten_path(&to("/api/"), &path(PathMatch::Any), b"/x?q").unwrap(), b"/api/x?q");
     let lines = PathRewrite::regex("x", "\r\nhost: evil").unwrap();
     assert_eq!(rewritten_path(&lines, &prefix, b"/x"), None);
 }

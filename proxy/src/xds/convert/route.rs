@@ -210,7 +210,7 @@ fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
     } = value;
     refuse!(cookies, grpc, tls_context, dynamic_metadata, filter_state);
     let path = match path_specifier {
-        Some(PathSpecifier::Prefix(text)) if text.is_empty() || text == "/" => PathMatch::Any,
+        Some(PathSpecifier::Prefix(text)) if text == "/" => PathMatch::Any,
         Some(PathSpecifier::Prefix(text)) => PathMatch::Prefix(text.into()),
         Some(PathSpecifier::Path(text)) => PathMatch::Exact(text.into()),
         Some(PathSpecifier::PathSeparatedPrefix(text)) => PathMatch::SeparatedPrefix(text.into()),
