@@ -15,7 +15,8 @@ pub struct ServerTls {
 /// TLS to an endpoint.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ClientTls {
-    /// The SPIFFE ids of which the server must have one.
+    /// The SPIFFE ids of which the server must have one; what ends in `/` stands for all that begin so
+    /// (`spiffe://<trust domain>/ns/<namespace>/sa/`: any workload of that namespace).
     pub expected: Vec<Arc<str>>,
     /// The server name to send; none is sent when empty.
     pub sni: Arc<str>,

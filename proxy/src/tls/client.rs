@@ -45,8 +45,8 @@ impl Connector {
         Self { store, state: RefCell::default() }
     }
 
-    /// Performs a handshake as client: the server must be one of `expected` (SPIFFE ids, compared whole), whatever its
-    /// address; an empty list means anybody of our trust domain.
+    /// Performs a handshake as client: the server must be one of `expected` (SPIFFE ids, compared whole; what ends in `/`,
+    /// as the beginning of one), whatever its address; an empty list means anybody of our trust domain.
     /// `server_name` is what is told to the server; a cluster name such as `outbound|80||a.b.svc.cluster.local` is sent
     /// in its DNS form, a name that has none is not sent.
     ///

@@ -127,6 +127,18 @@ async fn handshake_when_another_workload_of_the_mesh_answers_then_it_is_refused_
 }
 
 #[tokio::test]
+async fn handshake_when_a_namespace_is_named_then_any_workload_of_it_and_nobody_else_will_do() {
+    let ca = Ca::new("mesh");
+    let client = Connector::new(store(ca.credentials(FRONT)));
+    let namespace = id("spiffe://cluster.local/ns/shop/sa/");
+    shake(&store(ca.credentials(REVIEWS)), &client, &namespace, Alpn::Http1).await.1.unwrap();
+    for other in ["spiffe://cluster.local/ns/shop2/sa/reviews", "spiffe://other.domain/ns/shop/sa/reviews"] {
+        let text = message(shake(&store(ca.credentials(other)), &client, &namespace, Alpn::Http1).await.1);
+        assert!(text.contains(other), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn handshake_when_a_session_was_made_with_the_endpoint_then_an_impostor_cannot_resume_it() {
     let ca = Ca::new("mesh");
     let server = store(ca.credentials(REVIEWS));

@@ -18,7 +18,8 @@ fn refuse(error: IdentityError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
-/// Whether the peer is one of those that were expected; when none were named, anybody of the trust domain is.
+/// Whether the peer is one of those that were expected; when none were named, anybody of the trust domain is. What ends in
+/// `/` is the beginning of an identity: no identity ends so (SPIFFE-ID, section 2.2).
 pub(super) fn check(found: &PeerIdentity, expected: &[Arc<str>], trust_domain: &str) -> Result<(), IdentityError> {
     if expected.is_empty() {
         return match found.trust_domain() == trust_domain {
@@ -26,7 +27,8 @@ pub(super) fn check(found: &PeerIdentity, expected: &[Arc<str>], trust_domain: &
             false => Err(IdentityError::TrustDomain { expected: trust_domain.to_owned(), found: found.to_string() }),
         };
     }
-    match expected.iter().any(|one| &**one == found.uri()) {
+    let uri = found.uri();
+    match expected.iter().any(|one| &**one == uri || one.ends_with('/') && uri.starts_with(&**one)) {
         true => Ok(()),
         false => Err(IdentityError::Mismatch { expected: expected.join(" or "), found: found.to_string() }),
     }

@@ -61,8 +61,10 @@ fn upstream(context: UpstreamTlsContext) -> Converted<ClientTls> {
     refuse!(auto_host_sni, auto_sni_san_validation, allow_renegotiation);
     let common = common(common_tls_context).within("common_tls_context")?;
     let exact = |identity| match identity {
-        Accepted::Identity(identity) => Ok(identity),
-        Accepted::TrustDomain(_) => Err(Refused::new(SANS, "must be the exact identity of a server, not a prefix")),
+        Accepted::Identity(identity) | Accepted::Namespace(identity) => Ok(identity),
+        Accepted::TrustDomain(_) => {
+            Err(Refused::new(SANS, "must be the identity of a server or the prefix of a namespace, not a trust domain"))
+        }
     };
     let expected = common.identities.into_iter().map(exact).collect::<Converted<Vec<_>>>()?;
     if expected.is_empty() {
@@ -106,7 +108,7 @@ fn downstream(context: DownstreamTlsContext, trust_domain: &str) -> Converted<Se
                 let reason = format!("`{domain}` is not this proxy's trust domain `{trust_domain}`");
                 return Err(Refused::new(SANS, reason));
             }
-            Accepted::Identity(_) => {
+            Accepted::Identity(_) | Accepted::Namespace(_) => {
                 let reason = "of single clients is not supported by this proxy; use an authorization policy";
                 return Err(Refused::new(SANS, reason));
             }
@@ -125,6 +127,8 @@ struct Common {
 enum Accepted {
     /// Of this SPIFFE identity.
     Identity(Arc<str>),
+    /// Of any identity of a namespace (`spiffe://<trust domain>/ns/<namespace>/sa/`).
+    Namespace(Arc<str>),
     /// Of any identity in this trust domain (`spiffe://<trust domain>/`).
     TrustDomain(String),
 }
@@ -263,13 +267,19 @@ fn validation(context: CertificateValidationContext) -> Converted<Vec<Accepted>>
                 Ok(Accepted::Identity(text.into()))
             }
             Some(MatchPattern::Prefix(text)) if !ignore_case => {
-                let domain = text.strip_prefix("spiffe://").and_then(|rest| rest.strip_suffix('/'));
-                match domain.filter(|domain| !domain.is_empty() && !domain.contains('/')) {
-                    Some(domain) => Ok(Accepted::TrustDomain(domain.to_owned())),
-                    None => Err(Refused::new("matcher.prefix", "is not `spiffe://<trust domain>/`")),
+                let rest = text.strip_prefix("spiffe://").and_then(|rest| rest.strip_suffix('/'));
+                match rest.map(|rest| rest.split('/').collect::<Vec<_>>()).as_deref() {
+                    Some([domain]) if !domain.is_empty() => Ok(Accepted::TrustDomain((*domain).to_owned())),
+                    Some([domain, "ns", namespace, "sa"]) if !domain.is_empty() && !namespace.is_empty() => {
+                        Ok(Accepted::Namespace(text.into()))
+                    }
+                    _ => Err(Refused::new(
+                        "matcher.prefix",
+                        "is neither `spiffe://<trust domain>/` nor `spiffe://<trust domain>/ns/<namespace>/sa/`",
+                    )),
                 }
             }
-            _ => Err(Refused::new("matcher", "is neither a SPIFFE identity nor the prefix of a trust domain")),
+            _ => Err(Refused::new("matcher", "is neither a SPIFFE identity nor the prefix of a trust domain or namespace")),
         }
     };
     let typed = match_typed_subject_alt_names.into_iter().enumerate().map(|(index, matcher)| {
