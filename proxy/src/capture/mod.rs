@@ -7,6 +7,7 @@
 //! with other flags, is safe at any time, and an error leaves what was there before.
 
 pub mod gateway;
+mod loopback;
 pub mod netlink;
 pub mod rules;
 
@@ -125,15 +126,18 @@ impl Default for Options {
     }
 }
 
-/// Replaces the table of the calling thread's network namespace by one with the planned rules, all at once.
+/// Replaces the table of the calling thread's network namespace by one with the planned rules, all at once. Where there
+/// is IPv6 the loopback device gets `::6`, from which the proxy connects to the app.
 ///
 /// # Errors
 /// When the plan is too large or the kernel refuses it; the rules that were there before then stay.
 pub fn install(options: &Options) -> Result<(), CaptureError> {
-    netlink::replace(&rules::plan(options)?)
+    let plan = rules::plan(options)?;
+    loopback::add_source()?;
+    netlink::replace(&plan)
 }
 
-/// Removes the table. It is no error when there is none.
+/// Removes the table; the address on the loopback device stays, which harms nobody. It is no error when there is none.
 ///
 /// # Errors
 /// When the kernel refuses it.

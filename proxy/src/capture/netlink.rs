@@ -15,11 +15,11 @@ use std::os::fd::AsRawFd as _;
 /// Name of the table.
 pub const TABLE: &str = "leno";
 /// How long the kernel may take to answer.
-const ANSWER_LIMIT_SECONDS: i64 = 5;
+pub(super) const ANSWER_LIMIT_SECONDS: i64 = 5;
 
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_CREATE: u16 = 0x400;
+pub(super) const NLM_F_REQUEST: u16 = 0x1;
+pub(super) const NLM_F_ACK: u16 = 0x4;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const NLMSG_ERROR: u16 = 2;
 const BATCH_BEGIN: u16 = 0x10;
@@ -316,7 +316,7 @@ impl Batch {
 }
 
 /// Sequence number and error number (0: acknowledged) of each answer in a datagram of the kernel.
-fn answers(mut datagram: &[u8]) -> Vec<(usize, i32)> {
+pub(super) fn answers(mut datagram: &[u8]) -> Vec<(usize, i32)> {
     let number = |bytes: &[u8], at: usize| {
         bytes.get(at..at + 4)?.try_into().ok().map(|bytes: [u8; 4]| u32::from_ne_bytes(bytes))
     };
