@@ -31,7 +31,7 @@ use prost::{Message, Name};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -365,6 +365,19 @@ fn client_when_a_resource_is_bad_refuses_it_by_name_and_takes_the_others() {
         assert_eq!(held["b"], "c1");
         assert_eq!(target(&fixture.workers.newest().unwrap()), Some(("a".to_owned(), 8001)));
     });
+}
+
+#[test]
+fn listener_when_it_wants_a_socket_that_nobody_has_is_refused_by_its_address() {
+    let mut state = State::new("cluster.local").only_at([SocketAddr::from(([198, 18, 0, 1], 15001))]);
+    let mut apply = |port| {
+        let resources = vec![resource("l", "1", &listener("l", port, "r"))];
+        let response = DeltaDiscoveryResponse { resources, ..Default::default() };
+        state.apply(Kind::Listener, response, Instant::now(), SystemTime::now()).refused
+    };
+    assert_eq!(apply(15001), None);
+    let refused = apply(15002).expect("a refusal");
+    assert!(refused.starts_with("listener l: field `address`") && refused.contains("198.18.0.1:15002"), "{refused}");
 }
 
 #[test]

@@ -123,7 +123,8 @@ impl Serving {
         let store = CredentialStore::new();
         let link = Link::new(self.settings.target());
         let (identity, current) = Identity::new(self.settings.files.clone(), link.clone(), store.clone());
-        let state: SharedState = Arc::new(Mutex::new(State::new(&self.settings.trust_domain)));
+        let state = State::new(&self.settings.trust_domain).only_at(self.settings.traffic_addresses());
+        let state: SharedState = Arc::new(Mutex::new(state));
         let traffic = self
             .settings
             .traffic_addresses()

@@ -14,6 +14,7 @@ use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use prost_types::Any;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -135,6 +136,8 @@ pub struct State {
     warming: HashSet<ClusterId>,
     seen: BTreeSet<Kind>,
     own: Arc<WorkloadLabels>,
+    /// Where this process listens; `None`: wherever it is told.
+    sockets: Option<BTreeSet<SocketAddr>>,
     version: u64,
     published: bool,
     dirty: bool,
@@ -153,10 +156,17 @@ impl State {
             warming: HashSet::new(),
             seen: BTreeSet::new(),
             own: WorkloadLabels::unknown(),
+            sockets: None,
             version: 0,
             published: false,
             dirty: false,
         }
+    }
+
+    /// Refuses listeners that want sockets elsewhere than at these addresses: nobody would serve them.
+    pub fn only_at(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.sockets = Some(addresses.into_iter().collect());
+        self
     }
 
     /// Takes a response in. Call [`Self::settle`] afterwards.
@@ -281,6 +291,17 @@ impl State {
 
     fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let parts = self.convert_listener(&raw)?;
+        if let Some(sockets) = &self.sockets
+            && parts.listener.bind
+            && let Some(address) = parts.listener.addresses.iter().find(|address| !sockets.contains(address))
+        {
+            let have: Vec<String> = sockets.iter().map(ToString::to_string).collect();
+            let reason = format!(
+                "{address} is none of the addresses on which this proxy listens ({}); set bind_to_port to false",
+                have.join(", ")
+            );
+            return Err(Refused::new("address", reason));
+        }
         let current = self.listeners.get(name).and_then(|entry| entry.current.clone());
         let deadline = Some(now + WARMING_LIMIT);
         self.listeners.insert(name.to_owned(), ListenerEntry { raw, parts, current, deadline, stale: false });
