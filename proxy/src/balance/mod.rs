@@ -61,7 +61,7 @@ impl Balancer {
         &self.hosts
     }
 
-    /// Chooses one. Those that could not be connected lately are chosen only when there is nobody else, and those that
+    /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those that
     /// were `tried` for this request only when even those are none.
     pub fn pick(&self, policy: LbPolicy, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
         /// Envoy's default too for `host_selection_retry_max_attempts`, rounded up.

@@ -33,6 +33,7 @@ pub enum ConnectError {
 pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
     let address = host.address();
     let limit = cluster.connect_timeout;
+    let _dial = host.dial();
     let attempt = async {
         let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
         let _ = tcp.set_nodelay(true);

@@ -24,6 +24,10 @@ use std::{
 /// plane or the endpoint itself has usually noticed; and one lost packet costs an endpoint no more than this.
 pub const LEFT_ALONE: Duration = Duration::from_secs(5);
 
+/// An endpoint to which a connection has been under way for longer than this is left alone as if it had failed: only the first
+/// requests then wait for the whole connect timeout of an address that has gone.
+pub const SLOW: Duration = Duration::from_secs(1);
+
 /// Idle connections that are kept for an endpoint, a worker.
 pub const MAX_IDLE: usize = 512;
 
@@ -43,6 +47,9 @@ struct HostState {
     gone: Cell<bool>,
     credit: Cell<i64>,
     failed: Cell<Option<Instant>>,
+    dials: Cell<u32>,
+    /// Since when no dial that is under way has come to anything.
+    dialing: Cell<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -90,16 +97,30 @@ impl Host {
     /// Takes note that it was connected.
     pub fn note_success(&self) {
         self.state.failed.set(None);
+        if self.state.dialing.get().is_some() {
+            self.state.dialing.set(Some(Instant::now()));
+        }
     }
 
-    /// Whether it could not be connected a moment ago.
-    pub fn failed_lately(&self) -> bool {
-        let Some(since) = self.state.failed.get() else { return false };
-        let lately = since.elapsed() < LEFT_ALONE;
-        if !lately {
-            self.state.failed.set(None);
+    /// Counts an attempt to connect for as long as the guard lives.
+    pub fn dial(&self) -> Dial {
+        self.state.dials.set(self.state.dials.get() + 1);
+        if self.state.dialing.get().is_none() {
+            self.state.dialing.set(Some(Instant::now()));
         }
-        lately
+        Dial(self.state.clone())
+    }
+
+    /// Whether it could not be connected a moment ago, or has not been for longer than is usual.
+    pub fn failed_lately(&self) -> bool {
+        // Mostly neither, and the clock is not asked.
+        (self.state.failed.get().is_some() || self.state.dialing.get().is_some()) && self.failed_at(Instant::now())
+    }
+
+    fn failed_at(&self, now: Instant) -> bool {
+        let within = |since: Instant, limit| now.saturating_duration_since(since) < limit;
+        self.state.failed.get().is_some_and(|since| within(since, LEFT_ALONE))
+            || self.state.dialing.get().is_some_and(|since| !within(since, SLOW))
     }
 
     /// Active requests.
@@ -177,6 +198,19 @@ impl Drop for Active {
     }
 }
 
+/// Counts one attempt to connect a host.
+#[derive(Debug)]
+pub struct Dial(Rc<HostState>);
+
+impl Drop for Dial {
+    fn drop(&mut self) {
+        self.0.dials.set(self.0.dials.get() - 1);
+        if self.0.dials.get() == 0 {
+            self.0.dialing.set(None);
+        }
+    }
+}
+
 /// A connection together with its place in the cluster's count.
 #[derive(Debug)]
 pub struct Lease {
@@ -189,5 +223,27 @@ impl Lease {
     /// A fresh connection.
     pub fn new(connection: up::Connection, ticket: Ticket) -> Self {
         Self { connection, _ticket: ticket }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_when_it_failed_or_is_slow_to_connect_then_it_is_left_alone_for_a_while() {
+        let host = Host::new(Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into())));
+        let at = |after| host.failed_at(Instant::now() + after);
+        host.note_failure();
+        assert!(host.failed_lately());
+        assert!(!at(LEFT_ALONE), "not for ever");
+        host.note_success();
+        assert!(!host.failed_lately());
+        let (first, second) = (host.dial(), host.dial());
+        assert!(!host.failed_lately() && at(SLOW));
+        drop(first);
+        assert!(at(SLOW), "the other is still under way");
+        drop(second);
+        assert!(!at(SLOW));
     }
 }
