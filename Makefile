@@ -23,6 +23,10 @@ help: ## Show this list
 demo: build ## Start a local Kubernetes, install Leno on it, and run a canary release (needs root; or set KUBECONFIG)
 	@$(BIN)/leno-e2e demo --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS)
 
+.PHONY: demo-page
+demo-page: ## Lead http://127.0.0.1:8080 to the front page of the demo shop
+	@$(BIN)/leno-cluster forward --name demo shop/front:80
+
 .PHONY: demo-down
 demo-down: ## Remove all that `make demo` made
 	@test -x $(BIN)/leno-e2e || { echo "leno-e2e is not built, so there is no demo to remove"; exit 0; }; $(BIN)/leno-e2e demo-down

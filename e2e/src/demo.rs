@@ -3,7 +3,8 @@
 use crate::{
     bed::{Bed, Release},
     cluster::{self, Target, run::Progress},
-    install,
+    figures::FIGURES,
+    install, scenarios,
 };
 use anyhow::Result;
 use std::time::Duration;
@@ -53,16 +54,27 @@ pub fn run(release: Release) -> Result<()> {
     let front = bed.client("shop", "deploy/client", &["http://front/", "--requests", "100"])?;
     println!("  front page: {} of {} answers without a failure\n", front.requests - front.failed, front.requests);
 
+    println!("What it costs, and how fast it is:\n");
+    for measure in [scenarios::canary::change_is_in_force_quickly, scenarios::canary::latency_and_memory] {
+        if let Err(error) = measure(&bed) {
+            println!("  outside of what is wanted: {error:#}");
+        }
+    }
+    bed.apply_file("config/samples/canary/100.yaml")?;
+    println!();
     for arguments in [&["get", "meshinstall"][..], &["-n", "shop", "describe", "virtualservice", "reviews"]] {
         println!("$ kubectl {}\n{}", arguments.join(" "), bed.kubectl(arguments)?);
     }
-    bed.figures.write("target/demo/latest.json".as_ref())?;
+    bed.figures.write(FIGURES.as_ref())?;
     let kubectl = if matches!(bed.target, Target::Local(_)) { "e2e/kubectl" } else { "kubectl" };
     println!("What to type next:\n");
     println!("  {kubectl} describe meshinstall default");
     println!("  {kubectl} -n shop apply -f config/samples/canary/050.yaml");
     println!("  {kubectl} -n shop exec deploy/client -- /leno-demo client http://front/ --requests 200");
-    println!("  {kubectl} -n shop port-forward service/front 8080:80     # the page, on http://localhost:8080");
+    match &bed.target {
+        Target::Local(_) => println!("  make demo-page                # the front page, on http://127.0.0.1:8080"),
+        Target::External(_) => println!("  kubectl -n shop port-forward service/front 8080:80"),
+    }
     println!("  {kubectl} -n shop logs deploy/front -c leno-proxy-0 --tail 5");
     println!("  make demo-down");
     progress.finished("done");

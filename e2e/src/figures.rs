@@ -4,6 +4,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::{cell::RefCell, collections::BTreeMap, fs, path::Path};
 
+/// Where the figures of the last run are, from the top of the tree.
+pub const FIGURES: &str = "target/scenarios/latest.json";
+
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {

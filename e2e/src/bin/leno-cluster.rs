@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use leno_e2e::cluster::{Cluster, Error, Layout, Name, binaries, images, lifecycle, supervisor, target};
+use leno_e2e::cluster::{Cluster, Error, Layout, Name, binaries, forward, images, lifecycle, supervisor, target};
 
 /// A real one-node Kubernetes on this machine, without a container engine.
 #[derive(Parser)]
@@ -94,6 +94,18 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<OsString>,
     },
+    /// Lead a port of this machine to a Service of a local cluster, for a browser.
+    ///
+    /// Example: `leno-cluster forward shop/front:80 --listen 127.0.0.1:8080`
+    Forward {
+        #[command(flatten)]
+        which: Which,
+        /// `NAMESPACE/NAME:PORT` of the Service.
+        service: String,
+        /// The address to listen on.
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        listen: std::net::SocketAddr,
+    },
     /// The cluster's first process; `up` starts it.
     #[command(name = supervisor::COMMAND, hide = true)]
     Supervise {
@@ -140,6 +152,9 @@ fn run(task: Task) -> Result<(), Error> {
             let layout = Layout::from_environment("demo".parse()?)?;
             println!("{}", binaries::envoy(&layout)?.display());
             Ok(())
+        }
+        Task::Forward { which, service, listen } => {
+            forward::forward(&Cluster::attach(which.name()?)?, listen, &service)
         }
         Task::LoadImage { which, archives } => {
             let target = running_target(&which)?;

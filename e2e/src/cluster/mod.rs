@@ -12,6 +12,7 @@
 
 pub mod binaries;
 pub mod error;
+pub mod forward;
 pub mod images;
 pub mod kernel;
 pub mod layout;

@@ -63,7 +63,7 @@ pub(super) fn every_hop_answers(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn change_is_in_force_quickly(bed: &Bed) -> Result<()> {
+pub(crate) fn change_is_in_force_quickly(bed: &Bed) -> Result<()> {
     step(bed, "000")?;
     let watch = bed.watch("shop", CLIENT, &[URL, "--interval", "2"])?;
     watch.until("v1", Duration::from_secs(20))?;
@@ -89,7 +89,7 @@ fn now_ms() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis() as u64)
 }
 
-pub(super) fn latency_and_memory(bed: &Bed) -> Result<()> {
+pub(crate) fn latency_and_memory(bed: &Bed) -> Result<()> {
     step(bed, "000")?;
     let plain = bed
         .read("config/samples/shop.yaml")?

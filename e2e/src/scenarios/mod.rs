@@ -1,7 +1,8 @@
 //! Scenario tests: what users rely on, seen on a real Kubernetes with real clients. They run in this order on one
 //! cluster, each leaves the mesh as it found it, and a failed one does not stop the others (but the first, which installs).
 
-mod canary;
+pub(crate) mod canary;
+mod external;
 mod injection;
 mod lifecycle;
 mod meshinstalls;
@@ -13,6 +14,7 @@ mod traffic;
 use crate::{
     bed::{Bed, Release},
     cluster::{self, run::Progress},
+    figures::FIGURES,
     install, lab,
 };
 use anyhow::Result;
@@ -73,6 +75,7 @@ const ALL: &[Scenario] = &[
     ("control_plane_when_gone_for_a_minute_then_no_request_fails", resilience::control_plane_gone_for_a_minute),
     ("operator_when_killed_at_every_step_of_an_install_then_ready", resilience::operator_killed_at_every_step),
     ("mesh_when_at_rest_then_nothing_is_written", lifecycle::nothing_is_written_at_rest),
+    ("demo_on_a_cluster_of_the_user_then_runs_and_leaves_nothing", external::demo_on_a_users_cluster),
 ];
 
 /// How to run them.
@@ -124,11 +127,11 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
             }
         }
     }
-    bed.figures.write("target/scenarios/latest.json".as_ref())?;
+    bed.figures.write(FIGURES.as_ref())?;
     for (name, error) in &failed {
         println!("\nfailed: {name}\n  {error:#}");
     }
-    progress.finished("figures are in target/scenarios/latest.json");
+    progress.finished(&format!("figures are in {FIGURES}"));
     println!("\n{passed} passed, {} failed", failed.len());
     if !options.keep && matches!(bed.target, cluster::Target::Local(_)) {
         cluster::lifecycle::down(options.cluster.parse()?)?;
