@@ -1,20 +1,20 @@
 //! The data plane.
 
-pub mod capture;
-pub mod config;
-pub mod identity;
-pub mod telemetry;
-pub mod tls;
-pub mod xds;
-pub mod slots;
+pub mod admin;
 pub mod balance;
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod http;
 pub mod http2;
+pub mod identity;
 pub mod listen;
 pub mod pool;
 pub mod route;
+pub mod slots;
 pub mod tcp;
+pub mod telemetry;
+pub mod tls;
 pub mod worker;
-pub mod admin;
-pub mod cli;
-pub mod control;
+pub mod xds;

@@ -3,6 +3,7 @@
 //! A process is first a standby or at once the active slot (see [`crate::slots`]); what it does as the active one is in
 //! [`serving`].
 
+mod code;
 pub mod plane;
 pub mod podinfo;
 pub mod serving;
@@ -85,6 +86,7 @@ async fn live(
                 tracing::info!(slot = settings.slot, sockets = sockets.len(), "the other slot serves; standing by");
                 held = sockets;
                 phase.send_replace(Phase::Standby);
+                code::unmap_unused();
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(()),
                     event = standby.event() => match event {

@@ -279,7 +279,10 @@ fn validation(context: CertificateValidationContext) -> Converted<Vec<Accepted>>
                     )),
                 }
             }
-            _ => Err(Refused::new("matcher", "is neither a SPIFFE identity nor the prefix of a trust domain or namespace")),
+            _ => Err(Refused::new(
+                "matcher",
+                "is neither a SPIFFE identity nor the prefix of a trust domain or namespace",
+            )),
         }
     };
     let typed = match_typed_subject_alt_names.into_iter().enumerate().map(|(index, matcher)| {
