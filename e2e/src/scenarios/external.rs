@@ -28,6 +28,7 @@ fn demo_on(bed: &Bed, cluster: &Cluster) -> Result<()> {
         command.arg(task);
         Ok(command)
     };
+    let before = ours(cluster)?;
     let release = &bed.release;
     let said = run::output(start("demo")?.arg("--bin-dir").arg(&release.bin_dir).args([
         "--version",
@@ -40,8 +41,12 @@ fn demo_on(bed: &Bed, cluster: &Cluster) -> Result<()> {
         ensure(said.contains(wanted), || format!("the demo did not say {wanted:?}, but:\n{said}"))?;
     }
     run::output(&mut start("demo-down")?).context("make demo-down with KUBECONFIG")?;
+    let left: Vec<String> = ours(cluster)?.into_iter().filter(|name| !before.contains(name)).collect();
+    ensure(left.is_empty(), || format!("make demo-down left {left:?}"))
+}
+
+/// What of the kinds that outlive a namespace is on the cluster; definitions stay by design.
+fn ours(cluster: &Cluster) -> Result<Vec<String>> {
     let kinds = "namespaces,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies";
-    let left = cluster.kubectl(["get", kinds, "-o", "name"])?;
-    let ours: Vec<&str> = left.lines().filter(|name| name.contains("leno") || name.contains("shop")).collect();
-    ensure(ours.is_empty(), || format!("make demo-down left {ours:?}"))
+    Ok(cluster.kubectl(["get", kinds, "-o", "name"])?.lines().map(str::to_owned).collect())
 }
