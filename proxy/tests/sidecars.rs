@@ -27,7 +27,19 @@ fn expecting(identity: &str) -> Arc<ClientTls> {
 
 /// A caller's and a called workload's sidecar. The called one has `identity`, the caller expects [`REVIEWS`].
 fn sidecars(ca: &Ca, app: SocketAddr, identity: &str, protocol: UpstreamProtocol) -> (Proxy, Proxy) {
+    sidecars_with(ca, app, identity, protocol, None)
+}
+
+/// The same with small socket buffers between the two.
+fn sidecars_with(
+    ca: &Ca,
+    app: SocketAddr,
+    identity: &str,
+    protocol: UpstreamProtocol,
+    socket_buffers: Option<usize>,
+) -> (Proxy, Proxy) {
     let inbound = start(Plan {
+        socket_buffers,
         direction: Direction::Inbound,
         server_tls: true,
         credentials: ca.store(identity),
@@ -74,6 +86,31 @@ async fn sidecars_when_both_are_of_the_mesh_then_requests_pass_and_both_report_w
             labels.extend([&*reporter, &*security]);
             proxy.until_metric("istio_requests_total", &labels, 3.0).await;
         }
+    }
+}
+
+/// TLS takes bytes that the socket has no room for: they are not sent before it is flushed again, be they the last ones.
+#[tokio::test]
+async fn bodies_when_sockets_are_full_at_their_end_then_all_of_them_arrives() {
+    const SIZES: [usize; 4] = [100_000, 333_333, 1 << 20, 2_500_000];
+    let (ca, app) = (Ca::new(), echo_server().await);
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
+        let (outbound, _inbound) = sidecars_with(&ca, app, REVIEWS, protocol, Some(16 * 1024));
+        let address = outbound.address;
+        let clients = (0..4).map(|index| async move {
+            let mut client = Client::connect(address, Version::HTTP_11).await;
+            for round in 0..SIZES.len() {
+                let body = Bytes::from(vec![7; SIZES[(index + round) % SIZES.len()]]);
+                for request in [get(&format!("/bytes/{}", body.len())), post("/", body.clone())] {
+                    let what = format!("{} {} by {protocol:?}", request.method(), request.uri());
+                    let response = client.send(request).await;
+                    assert_eq!(response.status(), 200);
+                    let collected = in_time(&what, response.into_body().collect()).await.unwrap();
+                    assert!(collected.to_bytes() == body, "{what}");
+                }
+            }
+        });
+        futures::future::join_all(clients).await;
     }
 }
 

@@ -1,7 +1,7 @@
-//! Gives back the machine code that only starting up needed.
+//! Gives back the machine code that only starting up and taking configuration needed.
 //!
 //! Every page of code that ran once stays mapped, and counts as resident, for the life of a process. A sidecar stands in
-//! every pod, so the start-up code (argument parsing, certificates, the first configuration) is unmapped when it is done;
+//! every pod, so that code (argument parsing, certificates, discovery) is unmapped when it has been quiet for a while;
 //! what runs again is mapped again from the page cache, in the microseconds of a minor fault.
 
 use std::ffi::c_void;

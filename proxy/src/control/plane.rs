@@ -14,6 +14,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// How long after the last root the code that only configuration needs is given back.
+const SETTLED: Duration = Duration::from_secs(3);
+
 /// The data plane of this process.
 pub struct Plane {
     roots: watch::Sender<Option<Arc<Root>>>,
@@ -98,7 +101,23 @@ async fn publish(
     credentials: CredentialStore,
 ) {
     let mut start = Some((sockets, shards));
-    while roots.changed().await.is_ok() {
+    let mut settled = None;
+    loop {
+        let quiet = async {
+            match settled {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = roots.changed() => if changed.is_err() { return },
+            () = quiet => {
+                super::code::unmap_unused();
+                settled = None;
+                continue;
+            }
+        }
+        settled = Some(tokio::time::Instant::now() + SETTLED);
         let Some(root) = roots.borrow_and_update().clone() else { continue };
         let version = root.version;
         if let Some((sockets, shards)) = start.take() {

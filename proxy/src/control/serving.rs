@@ -187,7 +187,6 @@ impl Serving {
         let active = Active::start(&self.settings.folder, lock, self.sockets.try_clone()?)?;
         self.phase.send_replace(if leaving { Phase::Leaving } else { Phase::Serving });
         health.set_ready(!leaving);
-        super::code::unmap_unused();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => {

@@ -222,7 +222,7 @@ async fn proxy<D: Downstream>(
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         let active = host.enter();
-        let (failure, or_else, ticket) = match attempt::begin(call, down, cluster, &host, &mut body, &mut limits).await
+        let (failure, or_else, unsent) = match attempt::begin(call, down, cluster, &host, &mut body, &mut limits).await
         {
             Ok(up) => {
                 let headers = &call.response.headers;
@@ -249,24 +249,29 @@ async fn proxy<D: Downstream>(
                 }
                 // Before this response is given up for another.
                 drop(retry_ticket.take());
-                let Ok(ticket) = cluster.begin_retry() else {
-                    call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
-                    return relay(call, down, selected, target, up, body, limits).await;
-                };
-                (failure, reply::REMOTE_RESET, Some(ticket))
+                if !not_sent {
+                    let Ok(ticket) = cluster.begin_retry() else {
+                        call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                        return relay(call, down, selected, target, up, body, limits).await;
+                    };
+                    retry_ticket = Some(ticket);
+                }
+                (failure, reply::REMOTE_RESET, not_sent)
             }
             Err(Failed::Stop(stop)) => return Err(stop),
-            Err(Failed::Attempt(failure, reply)) => (failure, reply, None),
+            Err(Failed::Attempt(failure, reply)) => (failure, reply, failure.is_unsent()),
         };
-        sent |= !failure.is_unsent();
+        // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
+        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
+        // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
+        let harmless = failure.is_unsent() || was_stale && retry::wanted(failure, None, safe);
+        sent |= !harmless;
         call.tally.unsent = !sent;
         drop(active);
         if !retry::wanted(failure, policy, safe) || body.unrepeatable {
             return Err(or_else.into());
         }
-        // A connection that was closed in the pool, or is being closed, says nothing about the endpoint: once more, at once,
-        // and not counted.
-        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
+        // Once more, at once, and not counted.
         if was_stale && stale < MAX_STALE {
             stale += 1;
             continue;
@@ -275,11 +280,11 @@ async fn proxy<D: Downstream>(
             call.tally.flags |= if retries > 0 { ResponseFlags::RETRY_LIMIT } else { ResponseFlags::none() };
             return Err(or_else.into());
         };
-        drop(retry_ticket.take());
-        retry_ticket = match ticket {
-            Some(ticket) => Some(ticket),
-            None => Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?),
-        };
+        // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
+        // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
+        if !unsent && retry_ticket.is_none() {
+            retry_ticket = Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?);
+        }
         retries += 1;
         if policy.avoid_tried {
             tried.push(host.address());

@@ -55,6 +55,14 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
+    /// Whether bytes that were written wait in the TLS layer because the socket had no room: only a flush sends them.
+    pub fn holds_back(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.get_ref().1.wants_write(),
+        }
+    }
+
     /// Ready when reading may give something. For TLS always ready: what the layer holds is seen only by reading.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self {

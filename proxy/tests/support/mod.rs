@@ -64,6 +64,8 @@ pub struct Plan {
     /// Endpoints beside `upstream`.
     pub others: Vec<SocketAddr>,
     pub retry: Option<Arc<RetryPolicy>>,
+    /// Bytes the kernel buffers each way of an accepted connection, when not its own choice.
+    pub socket_buffers: Option<usize>,
 }
 
 impl Plan {
@@ -80,12 +82,18 @@ impl Plan {
             endpoints: true,
             others: Vec::new(),
             retry: None,
+            socket_buffers: None,
         }
     }
 }
 
 pub fn start(plan: Plan) -> Proxy {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    if let Some(bytes) = plan.socket_buffers {
+        let socket = socket2::SockRef::from(&socket);
+        socket.set_send_buffer_size(bytes).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+    }
     let address = socket.local_addr().unwrap();
     let id = ClusterId(0);
     let endpoint = Endpoint {
@@ -199,7 +207,8 @@ impl Proxy {
     }
 }
 
-/// A server of either HTTP version that sends the body back with a trailer, and tells what it saw in headers.
+/// A server of either HTTP version that sends the body back with a trailer, and tells what it saw in headers. What asks for
+/// `/bytes/N` gets so many bytes.
 pub async fn echo_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -221,6 +230,10 @@ pub async fn echo_server() -> SocketAddr {
 pub type Echo = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
 
 pub async fn echo(request: Request<Incoming>) -> Result<Response<Echo>, hyper::Error> {
+    if let Some(count) = request.uri().path().strip_prefix("/bytes/") {
+        let body = Bytes::from(vec![7; count.parse().unwrap()]);
+        return Ok(Response::new(Full::new(body).boxed()));
+    }
     let version = format!("{:?}", request.version());
     let peer = request.headers().contains_key("x-leno-peer").to_string();
     let authority = request.uri().authority().map(|a| a.to_string());

@@ -158,8 +158,9 @@ impl Downstream for Connection {
                 self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
         }
-        if !self.output.is_empty() && !self.ended && !self.tunnel && self.poll_flush(cx)?.is_pending() {
-            return Poll::Pending;
+        if self.queued() > 0 && !self.ended && !self.tunnel {
+            // The client may send its whole request before it reads, so what it does not take yet does not stop the reading.
+            let _ = self.poll_flush(cx)?;
         }
         self.reader.poll(&mut self.input, &mut self.io, cx)
     }
@@ -228,7 +229,7 @@ impl Downstream for Connection {
     }
 
     fn queued(&self) -> usize {
-        self.output.len()
+        queued(&self.io, &self.output)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
@@ -266,11 +267,14 @@ impl Downstream for Connection {
     }
 }
 
-/// Sends what waits in a buffer.
+/// Bytes that wait to be sent; all that the TLS layer holds back counts as one.
+pub(super) fn queued(io: &Stream, output: &Buffer) -> usize {
+    output.len() + usize::from(io.holds_back())
+}
+
+/// Sends what waits in a buffer and below it: TLS takes bytes for which the socket has no room, so that an empty buffer alone
+/// does not say that everything was sent.
 pub(super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-    if output.is_empty() {
-        return Poll::Ready(Ok(()));
-    }
     while !output.is_empty() {
         let count = ready!(Pin::new(&mut *io).poll_write(cx, output.bytes()))?;
         if count == 0 {

@@ -9,7 +9,7 @@ use super::{
         parse::{self, HeadLimits},
     },
     body::{self, Reader, Writer},
-    down::flush,
+    down::{flush, queued},
 };
 use crate::listen::Stream;
 use std::{
@@ -92,7 +92,7 @@ impl Connection {
             && self.head_read
             && self.reader.is_done()
             && self.input.is_empty()
-            && self.output.is_empty()
+            && self.queued() == 0
     }
 
     /// Whether an idle connection is still good: nothing came and it was not closed. Costs no system call as long as the
@@ -177,16 +177,14 @@ impl Upstream for Connection {
     }
 
     fn queued(&self) -> usize {
-        self.output.len()
+        queued(&self.io, &self.output)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
-        if !self.output.is_empty() {
-            let before = self.output.len();
-            let result = flush(&mut self.io, &mut self.output, cx);
-            self.sent |= self.output.len() < before;
-            ready!(result)?;
-        }
+        let before = self.output.len();
+        let result = flush(&mut self.io, &mut self.output, cx);
+        self.sent |= self.output.len() < before;
+        ready!(result)?;
         if self.tunnel && self.request_ended && !self.shut {
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
             self.shut = true;

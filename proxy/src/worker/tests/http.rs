@@ -378,6 +378,25 @@ fn retries_when_beyond_the_budget_then_the_last_answer_is_passed_on() {
 }
 
 #[test]
+fn retries_when_nothing_was_sent_then_no_budget_is_needed() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = Backend::http(|_| "HTTP/1.1 503 No\r\nx-leno-not-sent: 1\r\ncontent-length: 0\r\n\r\n".to_owned());
+    let backend = Backend::http(|_| ok("here"));
+    for bad in [dead, gone.address] {
+        let Action::Forward(forwarded) = retry_on_not_sent() else { panic!("it forwards") };
+        let mut policy = RetryPolicy::clone(forwarded.retry.as_ref().unwrap());
+        policy.on.connect_failure = true;
+        let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+        let budget = Some(RetryBudget { percent: 0.0, min_concurrency: 0 });
+        let limits = Limits { retry_budget: budget, ..Limits::default() };
+        let proxy = Proxy::start(1, http(action), vec![Cluster { limits, ..cluster(&[bad, backend.address]) }]);
+        for _ in 0..10 {
+            assert_eq!(proxy.get("/").body, "here");
+        }
+    }
+}
+
+#[test]
 fn pooled_connection_when_closed_by_endpoint_then_no_request_fails() {
     // Every connection serves one request, says it will stay, and is closed.
     let backend = Backend::start(|stream, _| {
