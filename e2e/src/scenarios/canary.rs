@@ -67,7 +67,7 @@ pub(super) fn every_hop_answers(bed: &Bed) -> Result<()> {
 
 pub(crate) fn change_is_in_force_quickly(bed: &Bed) -> Result<()> {
     step(bed, "000")?;
-    let watch = bed.watch("shop", CLIENT, &[URL, "--interval", "2"])?;
+    let watch = bed.watch("shop", CLIENT, &[URL, "--interval", "2", "--seconds", "45"])?;
     watch.until("v1", Duration::from_secs(20))?;
     let mut times = Vec::new();
     for change in 0..20 {
