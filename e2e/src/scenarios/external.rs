@@ -28,7 +28,7 @@ fn demo_on(bed: &Bed, cluster: &Cluster) -> Result<()> {
         command.arg(task);
         Ok(command)
     };
-    let before = ours(cluster)?;
+    let before = standing(cluster)?;
     let release = &bed.release;
     let said = run::output(start("demo")?.arg("--bin-dir").arg(&release.bin_dir).args([
         "--version",
@@ -41,12 +41,12 @@ fn demo_on(bed: &Bed, cluster: &Cluster) -> Result<()> {
         ensure(said.contains(wanted), || format!("the demo did not say {wanted:?}, but:\n{said}"))?;
     }
     run::output(&mut start("demo-down")?).context("make demo-down with KUBECONFIG")?;
-    let left: Vec<String> = ours(cluster)?.into_iter().filter(|name| !before.contains(name)).collect();
+    let left: Vec<String> = standing(cluster)?.into_iter().filter(|name| !before.contains(name)).collect();
     ensure(left.is_empty(), || format!("make demo-down left {left:?}"))
 }
 
 /// What of the kinds that outlive a namespace is on the cluster; definitions stay by design.
-fn ours(cluster: &Cluster) -> Result<Vec<String>> {
+fn standing(cluster: &Cluster) -> Result<Vec<String>> {
     let kinds = "namespaces,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingadmissionpolicies";
     Ok(cluster.kubectl(["get", kinds, "-o", "name"])?.lines().map(str::to_owned).collect())
 }
