@@ -12,17 +12,17 @@ use bytes::Bytes;
 use http::{StatusCode, Version};
 use http_body_util::BodyExt;
 use leno_proxy::config::{
-    ClientTls, Direction, HeaderMatch, HeaderOp, HeaderOps, HeaderTest, RetryOn, RetryPolicy, UpstreamProtocol,
+    ClientTls, Direction, HeaderMatch, HeaderOp, HeaderOps, HeaderTest, MeshTls, RetryOn, RetryPolicy, UpstreamProtocol,
 };
 use leno_proxy::telemetry::WorkloadLabels;
 use support::{Ca, Client, FRONT, Plan, Proxy, REVIEWS, echo_server, get, in_time, post, start};
 
 fn expecting(identity: &str) -> Arc<ClientTls> {
-    Arc::new(ClientTls {
+    Arc::new(ClientTls::Mesh(MeshTls {
         expected: vec![identity.into()],
         sni: "outbound|9080||reviews.shop.svc.cluster.local".into(),
         alpn: vec!["leno".into()],
-    })
+    }))
 }
 
 /// A caller's and a called workload's sidecar. The called one has `identity`, the caller expects [`REVIEWS`].

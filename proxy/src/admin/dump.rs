@@ -2,7 +2,7 @@
 //!
 //! The config dump loads the descriptors of the whole API, some MiB that stay: it is for people, not for scrapers.
 
-use crate::config::{ClusterKind, Health};
+use crate::config::{ClientTls, ClusterKind, Health};
 use crate::tls::CredentialStore;
 use crate::xds::state::Raw;
 use crate::xds::{Connection, Kind, State};
@@ -76,8 +76,9 @@ pub(super) fn clusters(state: &State) -> String {
                 Health::Draining => "draining",
                 Health::Unhealthy => "unhealthy",
             };
-            let tls = match &endpoint.tls {
-                Some(tls) => tls.expected.join("|"),
+            let tls = match endpoint.tls.as_deref() {
+                Some(ClientTls::Mesh(mesh)) => mesh.expected.join("|"),
+                Some(ClientTls::Own(_)) => "tls".to_owned(),
                 None => "plain".to_owned(),
             };
             writeln!(

@@ -29,7 +29,7 @@ pub use route::{
     Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,
     RetryPolicy, Route, RouteMatch, RouteTable, TableError, VirtualHost, WeightedCluster,
 };
-pub use tls::{ClientTls, ServerTls};
+pub use tls::{ClientTls, MeshTls, ServerTls};
 
 use crate::telemetry::WorkloadLabels;
 use std::sync::Arc;

@@ -1,20 +1,35 @@
 //! What TLS a filter chain ends or an endpoint is talked to with. Certificates are not here: they live in the credential
-//! store and change without a new configuration.
+//! store and in the slots of secrets, and change without a new configuration.
 
+use crate::tls::{ClientContext, ServerContext};
 use std::{fmt, sync::Arc};
 
 /// TLS that a filter chain ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerTls {
-    /// Whether the client must show a certificate of the mesh.
-    pub require_client_certificate: bool,
-    /// ALPN names in order of preference.
-    pub alpn: Vec<Arc<str>>,
+#[derive(Debug, Clone)]
+pub enum ServerTls {
+    /// With the workload's certificate, for clients of the mesh.
+    Mesh {
+        /// Whether the client must show a certificate of the mesh.
+        require_client_certificate: bool,
+        /// ALPN names in order of preference.
+        alpn: Vec<Arc<str>>,
+    },
+    /// With certificates of the configuration's own.
+    Own(Arc<ServerContext>),
 }
 
 /// TLS to an endpoint.
+#[derive(Clone, PartialEq, Eq)]
+pub enum ClientTls {
+    /// With the workload's certificate, to a server of the mesh.
+    Mesh(MeshTls),
+    /// With certificates and trust of the configuration's own.
+    Own(Arc<ClientContext>),
+}
+
+/// TLS to an endpoint of the mesh.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct ClientTls {
+pub struct MeshTls {
     /// The SPIFFE ids of which the server must have one; what ends in `/` stands for all that begin so
     /// (`spiffe://<trust domain>/ns/<namespace>/sa/`: any workload of that namespace).
     pub expected: Vec<Arc<str>>,
@@ -24,7 +39,36 @@ pub struct ClientTls {
     pub alpn: Vec<Arc<str>>,
 }
 
+impl ServerTls {
+    /// The secrets that must have come before it can serve.
+    pub fn secrets(&self) -> Vec<String> {
+        match self {
+            Self::Mesh { .. } => Vec::new(),
+            Self::Own(context) => context.secrets().map(str::to_owned).collect(),
+        }
+    }
+}
+
+impl ClientTls {
+    /// The secrets that must have come before it can connect.
+    pub fn secrets(&self) -> Vec<String> {
+        match self {
+            Self::Mesh(_) => Vec::new(),
+            Self::Own(context) => context.secrets().map(str::to_owned).collect(),
+        }
+    }
+}
+
 impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mesh(mesh) => mesh.fmt(f),
+            Self::Own(context) => write!(f, "ClientTls({})", context.settings().sni),
+        }
+    }
+}
+
+impl fmt::Debug for MeshTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientTls({} as {}, alpn {})", self.sni, self.expected.join("|"), self.alpn.join(","))
     }

@@ -11,7 +11,7 @@ use crate::{
         ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
         WorkloadLabels, peer,
     },
-    tls::PeerIdentity,
+    tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot},
 };
 use std::{
@@ -33,6 +33,8 @@ pub struct ConnInfo {
     pub peer: Option<PeerIdentity>,
     /// Whether its bytes are protected.
     pub secure: bool,
+    /// What its TLS is known by: versions, certificates.
+    pub tls: Option<Box<TlsInfo>>,
     /// The server name of its ClientHello.
     pub server_name: Option<Box<str>>,
     /// The workload that the last request's header named, by that header.
@@ -42,7 +44,7 @@ pub struct ConnInfo {
 impl ConnInfo {
     /// A connection from `remote` to `local`.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        Self { local, remote, peer: None, secure: false, server_name: None, source: RefCell::default() }
+        Self { local, remote, peer: None, secure: false, tls: None, server_name: None, source: RefCell::default() }
     }
 
     /// The client's workload, from the mesh's header and the client's certificate.

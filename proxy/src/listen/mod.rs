@@ -7,10 +7,10 @@ pub use detect::{Detected, detect};
 pub use stream::{Rewound, Stream};
 
 use crate::{
-    config::{Codec, Facts, FilterChain, Listener, Network, Root, TcpProxy, Transport},
+    config::{Codec, Facts, FilterChain, Listener, Network, Root, ServerTls, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2, tcp,
-    tls::{self, Alpn},
+    tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
     worker::Worker,
 };
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
@@ -103,21 +103,18 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     };
     let mut conn = ConnInfo::new(destination, remote);
     conn.server_name = place.server_name.clone();
-    let (mut stream, alpn) = if chain.tls.is_some() {
-        let io = Rewound::new(tcp, std::mem::take(&mut first).bytes().to_vec());
-        match tls::server::accept(io, worker.credentials(), tls::HANDSHAKE_TIMEOUT).await {
-            Ok(established) => {
-                conn.peer = Some(established.peer);
-                conn.secure = true;
-                (Stream::Tls(established.stream), established.alpn)
-            }
-            Err(error) => {
-                tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
-                return None;
+    let (mut stream, alpn) = match chain.tls.as_deref() {
+        None => (Stream::Plain(tcp), None),
+        Some(wanted) => {
+            let io = Rewound::new(tcp, std::mem::take(&mut first).bytes().to_vec());
+            match secure(worker, wanted, io, &mut conn).await {
+                Ok((stream, alpn)) => (Stream::Tls(stream), alpn),
+                Err(error) => {
+                    tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
+                    return None;
+                }
             }
         }
-    } else {
-        (Stream::Plain(tcp), None)
     };
     let manager = match &chain.network {
         Network::Tcp(proxy) => return Some(Ready::Tcp(stream, first, conn, proxy.clone())),
@@ -129,6 +126,31 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
     };
     Some(if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) })
+}
+
+/// The handshake with a client: the bytes, and which protocol they are, where both agreed on one.
+async fn secure(
+    worker: &Worker,
+    wanted: &ServerTls,
+    io: Rewound,
+    conn: &mut ConnInfo,
+) -> Result<(TlsStream<Rewound>, Option<Alpn>), TlsError> {
+    conn.secure = true;
+    match wanted {
+        ServerTls::Mesh { .. } => {
+            let established = tls::server::accept(io, worker.credentials(), tls::HANDSHAKE_TIMEOUT).await?;
+            conn.tls = Some(Box::new(TlsInfo::of(established.stream.get_ref().1, true, None)));
+            conn.peer = Some(established.peer);
+            Ok((established.stream, established.alpn))
+        }
+        ServerTls::Own(context) => {
+            let secured = context.accept(io, tls::HANDSHAKE_TIMEOUT).await?;
+            let alpn = secured.info.alpn.as_deref().map(Alpn::registered);
+            conn.server_name = secured.server_name;
+            conn.tls = Some(Box::new(secured.info));
+            Ok((secured.stream, alpn))
+        }
+    }
 }
 
 /// Where a redirected connection wanted to go; its local address when nothing redirected it.

@@ -2,7 +2,7 @@
 
 use super::Host;
 use crate::{
-    config::{Cluster, SourceBind},
+    config::{ClientTls, Cluster, SourceBind},
     listen::{Rewound, Stream},
     tls::{Alpn, Connector, TlsError},
 };
@@ -43,11 +43,13 @@ pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector
         }
         let Some(wanted) = &host.endpoint().tls else { return Ok(Stream::Plain(tcp)) };
         let io = Rewound::new(tcp, Vec::new());
-        let established = tls
-            .connect(io, &wanted.expected, &wanted.sni, alpn, limit)
-            .await
-            .map_err(|error| ConnectError::Tls(address, error))?;
-        Ok(Stream::Tls(established.stream))
+        let stream = match &**wanted {
+            ClientTls::Mesh(mesh) => {
+                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
+            }
+            ClientTls::Own(context) => context.connect(io, None, None, limit).await.map(|secured| secured.stream),
+        };
+        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
     };
     let result = match tokio::time::timeout(limit, attempt).await {
         Ok(result) => result,

@@ -1,4 +1,7 @@
-//! Mutual TLS between workloads: who we are, who may speak to us, and whom we meant to reach.
+//! TLS: mutual between the workloads of a mesh, and with whatever certificates a configuration brings ([`ServerContext`],
+//! [`ClientContext`]).
+//!
+//! Between workloads: who we are, who may speak to us, and whom we meant to reach.
 //!
 //! An identity is a SPIFFE id in a certificate that one of the mesh's roots vouches for. A server accepts every identity
 //! of its trust domain (policy decides later); a client accepts exactly the identity that the endpoint should have.
@@ -9,17 +12,36 @@
 
 pub mod client;
 pub mod client_hello;
+mod contexts;
 pub mod credentials;
+pub mod facts;
 pub mod identity;
+mod info;
+pub mod material;
+mod own_client;
+mod own_server;
+#[cfg(test)]
+pub(crate) mod own_tests;
+mod params;
+pub mod sans;
+mod secrets;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod trust;
 mod verify;
 
 pub use client::Connector;
 pub use client_hello::{ClientHello, Inspect};
+pub use contexts::Contexts;
 pub use credentials::{CredentialStore, Credentials};
+pub use facts::CertificateFacts;
 pub use identity::{IdentityError, PeerIdentity};
+pub use info::TlsInfo;
+pub use own_client::{ClientContext, ClientSettings};
+pub use own_server::{ServerContext, ServerSettings};
+pub use params::TlsParams;
+pub use secrets::{SecretValue, Secrets, Slot, Source};
 
 use std::time::Duration;
 
@@ -35,6 +57,16 @@ pub struct Established<IO> {
     pub peer: PeerIdentity,
     /// What both agreed to speak; `None` when the client offered nothing.
     pub alpn: Option<Alpn>,
+    /// Server name that the client sent (server side only).
+    pub server_name: Option<Box<str>>,
+}
+
+/// A finished handshake with certificates of the configuration's own.
+pub struct Secured<IO> {
+    /// The connection.
+    pub stream: TlsStream<IO>,
+    /// What it is known by.
+    pub info: TlsInfo,
     /// Server name that the client sent (server side only).
     pub server_name: Option<Box<str>>,
 }
@@ -68,6 +100,15 @@ impl Alpn {
     pub fn parse(name: &[u8]) -> Option<Alpn> {
         Self::ALL.into_iter().find(|alpn| alpn.as_str().as_bytes() == name)
     }
+
+    /// What a registered protocol name means here.
+    pub fn registered(name: &str) -> Alpn {
+        match name {
+            "h2" => Alpn::H2,
+            "http/1.1" | "http/1.0" => Alpn::Http1,
+            _ => Alpn::Tcp,
+        }
+    }
 }
 
 /// Default bound on a handshake, both sides.
@@ -79,6 +120,9 @@ pub enum TlsError {
     /// Before the first certificate has come.
     #[error("this workload has no certificate yet; the control plane has not signed one")]
     NoCertificate,
+    /// Before a secret has come.
+    #[error("the secret `{0}` has not come yet")]
+    NoSecret(String),
     /// The peer was too slow.
     #[error("TLS handshake not finished after {0:?}")]
     Timeout(Duration),

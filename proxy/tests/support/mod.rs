@@ -133,7 +133,7 @@ pub fn start(plan: Plan) -> Proxy {
     let chain = FilterChain {
         name: "http".into(),
         matches: ChainMatch::default(),
-        tls: plan.server_tls.then(|| Arc::new(ServerTls { require_client_certificate: true, alpn: Vec::new() })),
+        tls: plan.server_tls.then(|| Arc::new(ServerTls::Mesh { require_client_certificate: true, alpn: Vec::new() })),
         network: Network::Http(Arc::new(manager)),
     };
     let listener = Listener {

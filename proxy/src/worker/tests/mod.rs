@@ -1,10 +1,12 @@
 //! The whole way on loopback: real sockets, a worker's thread, back ends in the test's own threads.
 
+mod configured;
 mod framing;
 mod http;
 mod lifecycle;
 mod redirected;
 mod tcp;
+mod tls;
 
 use super::*;
 use crate::{config::*, telemetry::Telemetry};

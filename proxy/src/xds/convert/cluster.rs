@@ -267,14 +267,14 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     let mut matches = Vec::with_capacity(transport_socket_matches.len());
     for (index, value) in transport_socket_matches.into_iter().enumerate() {
         let TransportSocketMatch { name: _, r#match: wanted, transport_socket } = value;
-        let tls = tls::client(transport_socket);
+        let tls = tls::client(context, transport_socket);
         let tls = tls.within(format_args!("transport_socket_matches[{index}].transport_socket"))?;
         matches.push(SocketMatch { wanted: wanted.unwrap_or_default(), tls });
     }
     // Original destinations have no labels: an entry that asks for none is theirs.
     let default_tls = match matches.iter().find(|candidate| candidate.wanted.fields.is_empty()) {
         Some(found) if kind == ClusterKind::OriginalDst => found.tls.clone(),
-        _ => tls::client(transport_socket).within("transport_socket")?,
+        _ => tls::client(context, transport_socket).within("transport_socket")?,
     };
     let mut cluster = Cluster::new(id, name.as_str(), kind);
     cluster.policy = policy(lb_policy, lb_config, kind)?;

@@ -37,6 +37,8 @@ pub struct Parts {
     pub routes: BTreeSet<String>,
     /// Clusters to which it sends connections itself.
     pub clusters: BTreeSet<ClusterId>,
+    /// Secrets without which it cannot serve.
+    pub secrets: BTreeSet<String>,
     /// The workload that it says it serves.
     pub own: Option<Arc<WorkloadLabels>>,
 }
@@ -135,7 +137,13 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         default_chain,
     };
     let own = own(metadata.as_ref(), &context.trust_domain).map(|labels| context.workload(labels));
-    Ok(Parts { listener: Arc::new(listener), routes: found.routes, clusters: found.clusters, own })
+    Ok(Parts {
+        listener: Arc::new(listener),
+        routes: found.routes,
+        clusters: found.clusters,
+        secrets: found.secrets,
+        own,
+    })
 }
 
 /// The workload that the control plane says this proxy serves.
@@ -243,6 +251,7 @@ fn disabled(value: ListenerFilterChainMatchPredicate) -> Converted<Disabled> {
 struct Found {
     routes: BTreeSet<String>,
     clusters: BTreeSet<ClusterId>,
+    secrets: BTreeSet<String>,
 }
 
 fn chain(
@@ -285,10 +294,12 @@ fn chain(
     } else {
         return Err(unknown_type(&any).within(within));
     };
+    let tls = tls::server(context, transport_socket).within("transport_socket")?;
+    found.secrets.extend(tls.iter().flat_map(|tls| tls.secrets()));
     Ok(FilterChain {
         name: name.into(),
         matches: filter_chain_match.map(chain_match).transpose().within("filter_chain_match")?.unwrap_or_default(),
-        tls: tls::server(transport_socket, &context.trust_domain).within("transport_socket")?,
+        tls,
         network,
     })
 }

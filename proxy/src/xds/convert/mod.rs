@@ -17,14 +17,19 @@ pub mod common;
 pub mod http;
 pub mod listener;
 pub mod matcher;
+mod own_tls;
 pub mod retry;
 pub mod route;
+pub mod secret;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+#[cfg(test)]
+mod tls_tests;
 
 use crate::config::ClusterId;
 use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
+use crate::tls::{Contexts, Secrets};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -94,8 +99,12 @@ pub(crate) fn refuse_set<T: Default + PartialEq>(value: &T, field: &str) -> Conv
 /// What conversions share: stable cluster indices, and objects that must be the same object wherever they are equal.
 #[derive(Debug, Default)]
 pub struct Context {
-    /// The trust domain of this proxy's own identity.
+    /// The trust domain of this proxy's own identity; empty when it has none, and secrets come by configuration alone.
     pub trust_domain: String,
+    /// Secrets that have come or are waited for.
+    pub secrets: Secrets,
+    /// TLS contexts in use.
+    pub(crate) tls_contexts: Contexts,
     ids: HashMap<Arc<str>, ClusterId>,
     formats: BTreeMap<String, Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,

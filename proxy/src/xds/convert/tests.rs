@@ -4,8 +4,8 @@ use super::cluster::template;
 use super::listener::listener;
 use super::{Context, Refused, route};
 use crate::config::{
-    Action, Cluster, ClusterKind, Direction, HeaderOp, LbPolicy, Network, PathMatch, PortSet, RouteTable, Transport,
-    UpstreamProtocol,
+    Action, ClientTls, Cluster, ClusterKind, Direction, HeaderOp, LbPolicy, MeshTls, Network, PathMatch, PortSet,
+    RouteTable, ServerTls, Transport, UpstreamProtocol,
 };
 use crate::telemetry::WorkloadLabels;
 use serde_json::{Value, json};
@@ -169,7 +169,7 @@ fn cluster_with_socket_matches_gives_each_endpoint_the_tls_of_its_identity() {
     assert_eq!((cluster.kind, cluster.protocol), (ClusterKind::Eds, UpstreamProtocol::Http2));
     assert_eq!(cluster.policy, LbPolicy::LeastRequest { choices: 2 });
     let [first, second] = &cluster.endpoints[..] else { panic!("two endpoints") };
-    let expected = &first.tls.as_ref().unwrap().expected;
+    let Some(ClientTls::Mesh(MeshTls { expected, .. })) = first.tls.as_deref() else { panic!("TLS of the mesh") };
     assert_eq!(expected.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["spiffe://cluster.local/ns/d/sa/one"]);
     assert_eq!(&*first.workload.workload, "one");
     assert_eq!((first.priority, second.weight), (1, 3));
@@ -266,7 +266,7 @@ fn listener_of_inbound_traffic_is_converted() {
     assert_eq!(listener.inspect.http_off, PortSet(vec![(3306, 3306), (6379, 6379)]));
     let chain = &listener.chains[0];
     assert_eq!(chain.matches.transport, Some(Transport::Tls));
-    assert!(chain.tls.as_ref().unwrap().require_client_certificate);
+    assert!(matches!(chain.tls.as_deref(), Some(ServerTls::Mesh { require_client_certificate: true, .. })));
     assert!(matches!(&chain.network, Network::Tcp(tcp) if tcp.targets.len() == 1));
     assert_eq!(&*parts.own.unwrap().principal, "spiffe://cluster.local/ns/d/sa/sa");
 }

@@ -1,11 +1,11 @@
-//! Transport sockets: plain text, or TLS with certificates of the mesh.
+//! Transport sockets: plain text, TLS with certificates of the mesh, or with others.
 //!
-//! Certificates themselves are not in the configuration: the resources name the secrets `default` and `ROOTCA`, and the
-//! proxy holds both. Other secrets, files and inline certificates are refused.
+//! The certificates of the mesh are not in the configuration: the resources name the secrets `default` and `ROOTCA`, and the
+//! proxy holds both. What names neither, or comes to a proxy without an identity, is for [`super::own_tls`].
 
 use super::common::{optional, unknown_type, unpack};
-use super::{Converted, Refused, Within as _, refuse};
-use crate::config::{ClientTls, ServerTls};
+use super::{Context, Converted, Refused, Within as _, own_tls, refuse};
+use crate::config::{ClientTls, MeshTls, ServerTls};
 use leno_xds::envoy::config::core::v3::{TransportSocket, transport_socket};
 use leno_xds::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
@@ -39,16 +39,33 @@ fn typed(socket: TransportSocket) -> Converted<Option<prost_types::Any>> {
 }
 
 /// TLS to endpoints; `None` is plain text.
-pub fn client(socket: Option<TransportSocket>) -> Converted<Option<Arc<ClientTls>>> {
+pub fn client(context: &mut Context, socket: Option<TransportSocket>) -> Converted<Option<Arc<ClientTls>>> {
     let Some(socket) = socket else { return Ok(None) };
     let Some(any) = typed(socket)? else { return Ok(None) };
     if any.type_url != <UpstreamTlsContext as prost::Name>::type_url() {
         return Err(unknown_type(&any).within("typed_config"));
     }
-    upstream(unpack(&any)?).within("typed_config").map(|tls| Some(Arc::new(tls)))
+    let value: UpstreamTlsContext = unpack(&any)?;
+    let mesh = !context.trust_domain.is_empty() && names_the_mesh(value.common_tls_context.as_ref());
+    let tls = if mesh { upstream(value).map(ClientTls::Mesh) } else { own_tls::upstream(context, value) };
+    tls.within("typed_config").map(|tls| Some(Arc::new(tls)))
 }
 
-fn upstream(context: UpstreamTlsContext) -> Converted<ClientTls> {
+/// Whether a secret of the mesh is named.
+fn names_the_mesh(common: Option<&CommonTlsContext>) -> bool {
+    let Some(common) = common else { return false };
+    let roots = match &common.validation_context_type {
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(config)) => Some(config),
+        Some(ValidationContextType::CombinedValidationContext(combined)) => {
+            combined.validation_context_sds_secret_config.as_ref()
+        }
+        _ => None,
+    };
+    roots.is_some_and(|config| config.name == ROOTS_SECRET)
+        || common.tls_certificate_sds_secret_configs.iter().any(|config| config.name == OWN_SECRET)
+}
+
+fn upstream(context: UpstreamTlsContext) -> Converted<MeshTls> {
     let UpstreamTlsContext {
         common_tls_context,
         sni,
@@ -70,17 +87,25 @@ fn upstream(context: UpstreamTlsContext) -> Converted<ClientTls> {
     if expected.is_empty() {
         return Err(Refused::new(SANS, "is empty; a server is only trusted by its identity"));
     }
-    Ok(ClientTls { expected, sni: sni.into(), alpn: common.alpn })
+    Ok(MeshTls { expected, sni: sni.into(), alpn: common.alpn })
 }
 
 /// TLS that a filter chain ends; `None` is plain text.
-pub fn server(socket: Option<TransportSocket>, trust_domain: &str) -> Converted<Option<Arc<ServerTls>>> {
+pub fn server(context: &mut Context, socket: Option<TransportSocket>) -> Converted<Option<Arc<ServerTls>>> {
     let Some(socket) = socket else { return Ok(None) };
     let Some(any) = typed(socket)? else { return Ok(None) };
     if any.type_url != <DownstreamTlsContext as prost::Name>::type_url() {
         return Err(unknown_type(&any).within("typed_config"));
     }
-    downstream(unpack(&any)?, trust_domain).within("typed_config").map(|tls| Some(Arc::new(tls)))
+    let value: DownstreamTlsContext = unpack(&any)?;
+    let common = value.common_tls_context.as_ref();
+    // A server must show something, and without a word about it that is the certificate of the mesh.
+    let silent = common.is_none_or(|common| {
+        common.tls_certificates.is_empty() && common.tls_certificate_sds_secret_configs.is_empty()
+    });
+    let mesh = !context.trust_domain.is_empty() && (silent || names_the_mesh(common));
+    let tls = if mesh { downstream(value, &context.trust_domain) } else { own_tls::downstream(context, value) };
+    tls.within("typed_config").map(|tls| Some(Arc::new(tls)))
 }
 
 fn downstream(context: DownstreamTlsContext, trust_domain: &str) -> Converted<ServerTls> {
@@ -115,7 +140,7 @@ fn downstream(context: DownstreamTlsContext, trust_domain: &str) -> Converted<Se
         }
     }
     let require_client_certificate = require_client_certificate.unwrap_or(false);
-    Ok(ServerTls { require_client_certificate, alpn: common.alpn })
+    Ok(ServerTls::Mesh { require_client_certificate, alpn: common.alpn })
 }
 
 struct Common {
@@ -191,7 +216,7 @@ fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
         Some(_) => {
             return Err(Refused::new(
                 "validation_context_type",
-                "must name the secret ROOTCA; others are not supported",
+                "must name the secret ROOTCA where the certificate `default` is shown",
             ));
         }
     };

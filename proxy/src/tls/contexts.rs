@@ -1,0 +1,47 @@
+//! The contexts in use, so that equal configurations share one: a listener or cluster that comes again as it was keeps its sessions
+//! and its connections.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use super::{ClientContext, ServerContext};
+
+/// Contexts by the hash of what they were made of, for as long as something uses them.
+#[derive(Debug, Default)]
+pub struct Contexts {
+    servers: HashMap<[u8; 32], Weak<ServerContext>>,
+    clients: HashMap<[u8; 32], Weak<ClientContext>>,
+    sweep_at: usize,
+}
+
+impl Contexts {
+    /// The one context equal to this one.
+    pub fn server(&mut self, made: ServerContext) -> Arc<ServerContext> {
+        self.sweep();
+        if let Some(known) = self.servers.get(made.fingerprint()).and_then(Weak::upgrade) {
+            return known;
+        }
+        let made = Arc::new(made);
+        self.servers.insert(*made.fingerprint(), Arc::downgrade(&made));
+        made
+    }
+
+    /// The one context equal to this one.
+    pub fn client(&mut self, made: ClientContext) -> Arc<ClientContext> {
+        self.sweep();
+        if let Some(known) = self.clients.get(made.fingerprint()).and_then(Weak::upgrade) {
+            return known;
+        }
+        let made = Arc::new(made);
+        self.clients.insert(*made.fingerprint(), Arc::downgrade(&made));
+        made
+    }
+
+    fn sweep(&mut self) {
+        if self.servers.len() + self.clients.len() >= self.sweep_at.max(64) {
+            self.servers.retain(|_, context| context.strong_count() > 0);
+            self.clients.retain(|_, context| context.strong_count() > 0);
+            self.sweep_at = 2 * (self.servers.len() + self.clients.len());
+        }
+    }
+}

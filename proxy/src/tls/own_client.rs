@@ -1,0 +1,189 @@
+//! The connecting side of TLS with certificates and trust of the configuration's own, not the mesh's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
+use rustls_pki_types::{DnsName, IpAddr, Ipv4Addr, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+
+use super::credentials::OneKey;
+use super::info::TlsInfo;
+use super::material::{KeyPair, TrustSettings};
+use super::own_server::missing;
+use super::params::TlsParams;
+use super::secrets::{Slot, Source};
+use super::server::BUFFER_LIMIT;
+use super::trust::Verifier;
+use super::{Secured, TlsError};
+
+/// What a client asks for.
+#[derive(Debug, Default)]
+pub struct ClientSettings {
+    /// Versions and ciphers.
+    pub params: TlsParams,
+    /// Protocols to offer, best first.
+    pub alpn: Vec<Arc<str>>,
+    /// The server name to send; none when empty.
+    pub sni: Arc<str>,
+    /// The endpoint's own host name is sent instead, where it has one.
+    pub sni_of_host: bool,
+    /// The certificate must be for the server name that was sent.
+    pub match_server_name: bool,
+    /// Sessions that are remembered; 0 is none.
+    pub sessions: usize,
+}
+
+/// TLS to endpoints with certificates and trust of its own.
+#[derive(Debug)]
+pub struct ClientContext {
+    fingerprint: [u8; 32],
+    settings: ClientSettings,
+    key_pair: Option<Source<KeyPair>>,
+    trust: Option<TrustSettings>,
+    trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    ready: ArcSwapOption<Ready>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    key_pair: Option<Arc<KeyPair>>,
+    trust: Option<Arc<TrustSettings>>,
+    config: Arc<ClientConfig>,
+    verifier: Arc<Verifier>,
+}
+
+impl PartialEq for ClientContext {
+    /// Interchangeable: connections made with one are good for the other.
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl Eq for ClientContext {}
+
+impl ClientContext {
+    /// A context. Contexts with equal fingerprints are interchangeable.
+    pub fn new(
+        fingerprint: [u8; 32],
+        settings: ClientSettings,
+        key_pair: Option<Source<KeyPair>>,
+        trust: Option<TrustSettings>,
+        trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    ) -> Self {
+        Self { fingerprint, settings, key_pair, trust, trust_secret, ready: ArcSwapOption::empty() }
+    }
+
+    /// What it was made of, as a hash.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &ClientSettings {
+        &self.settings
+    }
+
+    /// The secrets that it waits for before it can connect.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let slots = self.key_pair.iter().filter_map(|source| match source {
+            Source::Slot(slot) => Some(slot.name()),
+            Source::Inline(_) => None,
+        });
+        slots.chain(self.trust_secret.iter().map(|slot| slot.name()))
+    }
+
+    fn ready(&self) -> Result<Arc<Ready>, TlsError> {
+        let key_pair = match &self.key_pair {
+            Some(source) => Some(source.get().ok_or_else(|| missing(source))?),
+            None => None,
+        };
+        let trust = match &self.trust_secret {
+            Some(slot) => Some(slot.get().ok_or_else(|| TlsError::NoSecret(slot.name().to_owned()))?),
+            None => None,
+        };
+        if let Some(ready) = self.ready.load_full().filter(|ready| {
+            same(ready.key_pair.as_ref(), key_pair.as_ref()) && same(ready.trust.as_ref(), trust.as_ref())
+        }) {
+            return Ok(ready);
+        }
+        let settings = &self.settings;
+        let all = match (&self.trust, &trust) {
+            (Some(own), Some(secret)) => own.merged(secret),
+            (Some(own), None) => own.clone(),
+            (None, Some(secret)) => TrustSettings::clone(secret),
+            (None, None) => TrustSettings::default(),
+        };
+        let verifier = Arc::new(Verifier::of_servers(all, settings.match_server_name));
+        let builder = ClientConfig::builder_with_provider(settings.params.provider().clone())
+            .with_protocol_versions(settings.params.versions())?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.clone());
+        let mut config = match &key_pair {
+            Some(pair) => builder.with_client_cert_resolver(Arc::new(OneKey(pair.certified().clone()))),
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        config.resumption = match settings.sessions {
+            0 => Resumption::disabled(),
+            count => Resumption::in_memory_sessions(count),
+        };
+        let ready = Arc::new(Ready { key_pair, trust, config: Arc::new(config), verifier });
+        self.ready.store(Some(ready.clone()));
+        Ok(ready)
+    }
+
+    /// Performs a handshake as client. `host` is the endpoint's own name, `sni` a server name that goes before the configured one
+    /// (it may come from a request).
+    ///
+    /// # Errors
+    /// When a secret has not come, the handshake takes longer than `timeout`, it fails (the server's certificate is not what
+    /// was asked for), or the connection breaks.
+    pub async fn connect<IO>(
+        &self,
+        io: IO,
+        host: Option<&str>,
+        sni: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Secured<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let ready = self.ready()?;
+        let of_host = host.filter(|_| self.settings.sni_of_host);
+        let name = sni.or(of_host).unwrap_or(&self.settings.sni);
+        let wire = match DnsName::try_from(name.to_owned()) {
+            Ok(name) => ServerName::DnsName(name),
+            // An address is not sent as server name (RFC 6066, section 3).
+            Err(_) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
+        };
+        let connector = TlsConnector::from(ready.config.clone());
+        let handshake =
+            Box::pin(connector.connect_with(wire, io, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT))));
+        let stream = tokio::time::timeout(timeout, handshake)
+            .await
+            .map_err(|_| TlsError::Timeout(timeout))?
+            .map_err(TlsError::Handshake)?;
+        let (_, connection) = stream.get_ref();
+        let verified = match connection.peer_certificates() {
+            Some([leaf, intermediates @ ..]) => ready
+                .verifier
+                .is_lenient()
+                .is_none_or(|strict| strict.check(leaf, intermediates, Some(name), UnixTime::now()).is_ok()),
+            _ => false,
+        };
+        let info = TlsInfo::of(connection, verified && !ready.verifier.takes_all(), ready.key_pair.clone());
+        Ok(Secured { stream: Box::new(stream.into()), info, server_name: None })
+    }
+}
+
+fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    }
+}

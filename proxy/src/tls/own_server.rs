@@ -1,0 +1,277 @@
+//! The accepting side of TLS with certificates of the configuration's own, not the mesh's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache};
+use rustls::sign::CertifiedKey;
+use rustls::{CipherSuite, ServerConfig};
+use rustls_pki_types::UnixTime;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::LazyConfigAcceptor;
+
+use super::info::TlsInfo;
+use super::material::{KeyPair, TrustSettings};
+use super::params::TlsParams;
+use super::secrets::{Slot, Source};
+use super::server::BUFFER_LIMIT;
+use super::trust::Verifier;
+use super::{Secured, TlsError};
+
+/// Sessions of clients without tickets that are remembered.
+const SESSIONS: usize = 1024;
+
+/// What a server does and shows.
+#[derive(Debug, Default)]
+pub struct ServerSettings {
+    /// Versions and ciphers.
+    pub params: TlsParams,
+    /// Protocols inside, best first. A client with none of them in common goes on without.
+    pub alpn: Vec<Arc<str>>,
+    /// Clients must show a certificate.
+    pub require_client_certificate: bool,
+    /// The client's order of ciphers counts, not ours.
+    pub prefer_client_ciphers: bool,
+    /// No sessions by memory (TLS 1.2).
+    pub disable_stateful_resumption: bool,
+    /// No sessions by tickets.
+    pub disable_tickets: bool,
+    /// Where no certificate is for the server name all are looked through for one that fits the client's algorithms best,
+    /// not only the first.
+    pub full_scan_on_mismatch: bool,
+}
+
+/// TLS that a filter chain ends with certificates of its own.
+#[derive(Debug)]
+pub struct ServerContext {
+    fingerprint: [u8; 32],
+    settings: ServerSettings,
+    key_pairs: Vec<Source<KeyPair>>,
+    trust: Option<TrustSettings>,
+    trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    ready: ArcSwapOption<Ready>,
+}
+
+/// A context with the certificates of a moment.
+#[derive(Debug)]
+struct Ready {
+    key_pairs: Vec<Arc<KeyPair>>,
+    trust: Option<Arc<TrustSettings>>,
+    with_alpn: Arc<ServerConfig>,
+    /// For clients that speak none of our protocols.
+    without_alpn: Arc<ServerConfig>,
+    choice: Arc<Choice>,
+    verifier: Option<Arc<Verifier>>,
+}
+
+impl ServerContext {
+    /// A context. Contexts with equal fingerprints are interchangeable.
+    pub fn new(
+        fingerprint: [u8; 32],
+        settings: ServerSettings,
+        key_pairs: Vec<Source<KeyPair>>,
+        trust: Option<TrustSettings>,
+        trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    ) -> Self {
+        Self { fingerprint, settings, key_pairs, trust, trust_secret, ready: ArcSwapOption::empty() }
+    }
+
+    /// What it was made of, as a hash.
+    pub fn fingerprint(&self) -> &[u8; 32] {
+        &self.fingerprint
+    }
+
+    /// The secrets that it waits for before it can serve.
+    pub fn secrets(&self) -> impl Iterator<Item = &str> {
+        let slots = self.key_pairs.iter().filter_map(|source| match source {
+            Source::Slot(slot) => Some(slot.name()),
+            Source::Inline(_) => None,
+        });
+        slots.chain(self.trust_secret.iter().map(|slot| slot.name()))
+    }
+
+    /// The form with the newest certificates; made anew when one of them has changed.
+    fn ready(&self) -> Result<Arc<Ready>, TlsError> {
+        let key_pairs: Vec<_> = self
+            .key_pairs
+            .iter()
+            .map(|source| source.get().ok_or_else(|| missing(source)))
+            .collect::<Result<_, _>>()?;
+        let trust = match &self.trust_secret {
+            Some(slot) => Some(slot.get().ok_or_else(|| TlsError::NoSecret(slot.name().to_owned()))?),
+            None => None,
+        };
+        let known = self.ready.load_full();
+        if let Some(ready) = known.filter(|ready| ready.is_of(&key_pairs, trust.as_ref())) {
+            return Ok(ready);
+        }
+        let ready = Arc::new(self.make(key_pairs, trust)?);
+        self.ready.store(Some(ready.clone()));
+        Ok(ready)
+    }
+
+    fn make(&self, key_pairs: Vec<Arc<KeyPair>>, secret: Option<Arc<TrustSettings>>) -> Result<Ready, TlsError> {
+        let settings = &self.settings;
+        let trust = match (&self.trust, &secret) {
+            (Some(own), Some(secret)) => Some(own.merged(secret)),
+            (Some(own), None) => Some(own.clone()),
+            (None, Some(secret)) => Some(TrustSettings::clone(secret)),
+            (None, None) => None,
+        };
+        let asks = settings.require_client_certificate || trust.as_ref().is_some_and(TrustSettings::verifies);
+        let verifier = asks
+            .then(|| Arc::new(Verifier::of_clients(trust.unwrap_or_default(), settings.require_client_certificate)));
+        let choice = Arc::new(Choice {
+            key_pairs: key_pairs.clone(),
+            full_scan_on_mismatch: settings.full_scan_on_mismatch,
+            tls13: settings.params.speaks_tls13(),
+        });
+        let builder = ServerConfig::builder_with_provider(settings.params.provider().clone())
+            .with_protocol_versions(settings.params.versions())?;
+        let mut config = match &verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+            None => builder.with_no_client_auth(),
+        }
+        .with_cert_resolver(choice.clone());
+        config.ignore_client_order = !settings.prefer_client_ciphers;
+        if settings.disable_tickets {
+            config.send_tls13_tickets = 0;
+        } else {
+            // Sealed with keys of this form's own: no session outlives a change of certificates or trust.
+            config.ticketer = aws_lc_rs::Ticketer::new()?;
+            config.send_tls13_tickets = 1;
+        }
+        config.session_storage = match settings.disable_stateful_resumption {
+            true => Arc::new(NoServerSessionStorage {}),
+            false => ServerSessionMemoryCache::new(SESSIONS),
+        };
+        let without_alpn = Arc::new(config.clone());
+        config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        Ok(Ready { key_pairs, trust: secret, with_alpn: Arc::new(config), without_alpn, choice, verifier })
+    }
+
+    /// Performs a handshake as server.
+    ///
+    /// # Errors
+    /// When a secret has not come, the handshake takes longer than `timeout`, or it fails.
+    pub async fn accept<IO>(&self, io: IO, timeout: Duration) -> Result<Secured<IO>, TlsError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let ready = self.ready()?;
+        // Boxed: the state of a handshake would otherwise lie in the connection's future for its whole life.
+        let handshake = Box::pin(async {
+            let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+            let hello = start.client_hello();
+            let local = ready.choice.choose(&hello).cloned();
+            let offered = hello.alpn();
+            let common = offered.is_none_or(|mut names| {
+                names.any(|name| ready.with_alpn.alpn_protocols.iter().any(|ours| ours == name))
+            });
+            let config = if common { ready.with_alpn.clone() } else { ready.without_alpn.clone() };
+            let limited = |connection: &mut rustls::ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+            Ok::<_, std::io::Error>((start.into_stream_with(config, limited).await?, local))
+        });
+        let (stream, local) = tokio::time::timeout(timeout, handshake)
+            .await
+            .map_err(|_| TlsError::Timeout(timeout))?
+            .map_err(TlsError::Handshake)?;
+        let (_, connection) = stream.get_ref();
+        let verified = match (&ready.verifier, connection.peer_certificates()) {
+            (Some(verifier), Some([leaf, intermediates @ ..])) => verifier
+                .is_lenient()
+                .is_none_or(|strict| strict.check(leaf, intermediates, None, UnixTime::now()).is_ok()),
+            _ => false,
+        };
+        let info = TlsInfo::of(connection, verified, local);
+        let server_name = connection.server_name().map(Into::into);
+        Ok(Secured { stream: Box::new(stream.into()), info, server_name })
+    }
+}
+
+impl Ready {
+    fn is_of(&self, key_pairs: &[Arc<KeyPair>], trust: Option<&Arc<TrustSettings>>) -> bool {
+        let same_pairs = self.key_pairs.iter().zip(key_pairs).all(|(a, b)| Arc::ptr_eq(a, b));
+        let same_trust = match (&self.trust, trust) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        same_pairs && same_trust
+    }
+}
+
+pub(super) fn missing(source: &Source<KeyPair>) -> TlsError {
+    match source {
+        Source::Slot(slot) => TlsError::NoSecret(slot.name().to_owned()),
+        Source::Inline(_) => TlsError::NoSecret(String::new()),
+    }
+}
+
+/// Chooses the certificate to show: by server name (whole, then by wildcard), and among those by what the client's algorithms
+/// allow, elliptic curves first.
+#[derive(Debug)]
+struct Choice {
+    key_pairs: Vec<Arc<KeyPair>>,
+    full_scan_on_mismatch: bool,
+    tls13: bool,
+}
+
+impl Choice {
+    fn choose(&self, hello: &ClientHello<'_>) -> Option<&Arc<KeyPair>> {
+        let only = match &self.key_pairs[..] {
+            [] => return None,
+            [only] => Some(only),
+            _ => None,
+        };
+        if only.is_some() {
+            return only;
+        }
+        let curves = takes_curves(hello, self.tls13);
+        if let Some(name) = hello.server_name() {
+            let named = |exact: bool| {
+                let fits = move |pair: &&Arc<KeyPair>| {
+                    let facts = pair.facts();
+                    let whole = facts.dns.iter().any(|own| own.eq_ignore_ascii_case(name))
+                        || facts.dns.is_empty() && facts.common_name.as_deref() == Some(name);
+                    if exact { whole } else { facts.is_for(name) }
+                };
+                best(self.key_pairs.iter().filter(fits), curves)
+            };
+            if let Some(found) = named(true).or_else(|| named(false)) {
+                return Some(found);
+            }
+            if !self.full_scan_on_mismatch {
+                return self.key_pairs.first();
+            }
+        }
+        best(self.key_pairs.iter(), curves).or(self.key_pairs.first())
+    }
+}
+
+/// The first one of the kind that the client likes best, else one that it takes.
+fn best<'a>(pairs: impl Iterator<Item = &'a Arc<KeyPair>> + Clone, curves: bool) -> Option<&'a Arc<KeyPair>> {
+    pairs.clone().find(|pair| pair.is_ecdsa() == curves).or_else(|| pairs.clone().find(|pair| !pair.is_ecdsa()))
+}
+
+/// Whether a client takes certificates with keys on elliptic curves.
+fn takes_curves(hello: &ClientHello<'_>, tls13: bool) -> bool {
+    use rustls::SignatureScheme as Scheme;
+    let signs = |scheme: &Scheme| {
+        matches!(scheme, Scheme::ECDSA_NISTP256_SHA256 | Scheme::ECDSA_NISTP384_SHA384 | Scheme::ECDSA_NISTP521_SHA512)
+    };
+    let suite = |suite: &CipherSuite| {
+        let code = u16::from(*suite);
+        // TLS 1.3, and what rustls has of ECDHE_ECDSA.
+        tls13 && (0x1301..=0x1305).contains(&code) || matches!(code, 0xc02b | 0xc02c | 0xcca9)
+    };
+    hello.signature_schemes().iter().any(signs) && hello.cipher_suites().iter().any(suite)
+}
+
+impl ResolvesServerCert for Choice {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(&hello).map(|pair| pair.certified().clone())
+    }
+}

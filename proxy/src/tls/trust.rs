@@ -1,0 +1,298 @@
+//! Whether a peer's certificate is taken: the path to a root, its time, revocation, names and fingerprints.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::{
+    EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
+};
+
+use super::facts::CertificateFacts;
+use super::material::{Roots, TrustSettings};
+use super::params::algorithms;
+use super::sans::dns_matches;
+
+/// Why a certificate is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Untrusted {
+    /// No path to a root, a time that is over, a revoked certificate.
+    #[error("certificate of the peer: {0}")]
+    Path(webpki::Error),
+    /// It cannot be read.
+    #[error("certificate of the peer: cannot be parsed")]
+    Unreadable,
+    /// None of the conditions on its names holds.
+    #[error("certificate of the peer: none of its names is expected")]
+    Names,
+    /// It is not for the server name that was asked for.
+    #[error("certificate of the peer: not for `{0}`")]
+    ServerName(String),
+    /// It is none of the listed ones.
+    #[error("certificate of the peer: neither its fingerprint nor that of its key is listed")]
+    Fingerprint,
+}
+
+/// Which side's certificates are verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// Clients'.
+    Clients,
+    /// Servers'.
+    Servers,
+}
+
+/// Verifies the certificates of one side's peers.
+#[derive(Debug)]
+pub struct Verifier {
+    settings: TrustSettings,
+    of: Of,
+    /// Clients must show a certificate.
+    mandatory: bool,
+    /// The server name must be among the names; replaces the conditions on names.
+    match_server_name: bool,
+    hints: Vec<DistinguishedName>,
+}
+
+impl Verifier {
+    /// A verifier of clients' certificates, which may be missing unless they are `mandatory`.
+    pub fn of_clients(settings: TrustSettings, mandatory: bool) -> Self {
+        let hints = match &settings.roots {
+            Some(roots) if !settings.suppress_client_ca_list => {
+                roots.anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect()
+            }
+            _ => Vec::new(),
+        };
+        Self { settings, of: Of::Clients, mandatory, match_server_name: false, hints }
+    }
+
+    /// A verifier of servers' certificates.
+    pub fn of_servers(settings: TrustSettings, match_server_name: bool) -> Self {
+        Self { settings, of: Of::Servers, mandatory: true, match_server_name, hints: Vec::new() }
+    }
+
+    /// Whether nothing is asked of certificates.
+    pub fn takes_all(&self) -> bool {
+        !self.settings.verifies() && !self.match_server_name
+    }
+
+    /// Itself, where certificates that fail are taken all the same: only a second look tells which they are.
+    pub fn is_lenient(&self) -> Option<&Self> {
+        self.settings.accept_untrusted.then_some(self)
+    }
+
+    /// Verifies a chain, leaf first. `server_name` is the one that was asked for, if there is one.
+    ///
+    /// # Errors
+    /// When the chain does not satisfy the settings (also where such certificates are taken all the same).
+    pub fn check(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: Option<&str>,
+        now: UnixTime,
+    ) -> Result<(), Untrusted> {
+        if self.takes_all() {
+            return Ok(());
+        }
+        let facts = CertificateFacts::read(leaf).ok_or(Untrusted::Unreadable)?;
+        if let Some(roots) = &self.settings.roots {
+            self.path(roots, leaf, intermediates, &facts, now)?;
+        }
+        if self.match_server_name {
+            if let Some(name) = server_name
+                && !facts.dns.iter().any(|pattern| dns_matches(pattern, name))
+            {
+                return Err(Untrusted::ServerName(name.to_owned()));
+            }
+        } else if !self.settings.names.is_empty() && !self.settings.names.iter().any(|name| name.holds(&facts)) {
+            return Err(Untrusted::Names);
+        }
+        let (hashes, spki) = (&self.settings.hashes, &self.settings.spki);
+        let listed = hashes.contains(&facts.sha256) || spki.contains(&facts.spki_sha256);
+        if !listed && !(hashes.is_empty() && spki.is_empty()) {
+            return Err(Untrusted::Fingerprint);
+        }
+        Ok(())
+    }
+
+    fn path(
+        &self,
+        roots: &Roots,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        facts: &CertificateFacts,
+        now: UnixTime,
+    ) -> Result<(), Untrusted> {
+        // A leaf that is trusted itself, such as a self-signed one, needs no path.
+        if self.settings.crls.is_none() && roots.certificates.iter().any(|root| root.as_ref() == leaf.as_ref()) {
+            let seconds = Duration::from_secs(now.as_secs());
+            let valid = self.settings.allow_expired || facts.is_valid_at(SystemTime::UNIX_EPOCH + seconds);
+            let late = webpki::Error::CertExpired { time: now, not_after: now };
+            return if valid { Ok(()) } else { Err(Untrusted::Path(late)) };
+        }
+        match self.path_at(roots, leaf, intermediates, now) {
+            Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
+                if self.settings.allow_expired =>
+            {
+                let moment = common_moment(facts, intermediates);
+                self.path_at(roots, leaf, intermediates, moment.unwrap_or(now))
+            }
+            result => result,
+        }
+        .map_err(Untrusted::Path)
+    }
+
+    fn path_at(
+        &self,
+        roots: &Roots,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
+        let leaf = EndEntityCert::try_from(leaf)?;
+        let usage = match self.of {
+            Of::Clients => KeyUsage::client_auth(),
+            Of::Servers => KeyUsage::server_auth(),
+        };
+        let lists: Vec<&webpki::CertRevocationList<'_>> =
+            self.settings.crls.iter().flat_map(|lists| lists.iter()).collect();
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            let depth =
+                if self.settings.only_leaf_crl { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
+            options
+                .with_depth(depth)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let path =
+            leaf.verify_for_usage(algorithms().all, &roots.anchors, intermediates, now, usage, revocation, None)?;
+        match self.settings.max_depth {
+            Some(depth) if path.intermediate_certificates().count() > depth as usize => {
+                Err(webpki::Error::MaximumPathDepthExceeded)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn verdict(&self, result: Result<(), Untrusted>) -> Result<(), Error> {
+        match result {
+            Err(error) if !self.settings.accept_untrusted => Err(refusal(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A moment at which the leaf and all intermediates are valid, if there is one.
+fn common_moment(leaf: &CertificateFacts, intermediates: &[CertificateDer<'_>]) -> Option<UnixTime> {
+    let others = intermediates.iter().filter_map(CertificateFacts::read);
+    let (from, until) = others.fold((leaf.not_before, leaf.not_after), |(from, until), facts| {
+        (from.max(facts.not_before), until.min(facts.not_after))
+    });
+    let moment = until.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    (from <= until).then(|| UnixTime::since_unix_epoch(moment))
+}
+
+/// The alert that a peer gets fits the reason.
+fn refusal(error: Untrusted) -> Error {
+    use webpki::Error as Path;
+    Error::InvalidCertificate(match error {
+        Untrusted::Path(Path::CertExpired { .. }) => CertificateError::Expired,
+        Untrusted::Path(Path::CertNotValidYet { .. }) => CertificateError::NotValidYet,
+        Untrusted::Path(Path::CertRevoked) => CertificateError::Revoked,
+        Untrusted::Path(Path::UnknownRevocationStatus) => CertificateError::UnknownRevocationStatus,
+        Untrusted::Path(Path::UnknownIssuer) => CertificateError::UnknownIssuer,
+        Untrusted::Path(Path::BadDer) | Untrusted::Unreadable => CertificateError::BadEncoding,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    })
+}
+
+fn name_of<'a>(name: &'a ServerName<'_>) -> Option<&'a str> {
+    match name {
+        ServerName::DnsName(name) => Some(name.as_ref()),
+        _ => None,
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verdict(self.check(end_entity, intermediates, name_of(server_name), now))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, signature, algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, signature, algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        algorithms().supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verdict(self.check(end_entity, intermediates, None, now))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, signature, algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, signature, algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        algorithms().supported_schemes()
+    }
+}

@@ -1,0 +1,161 @@
+//! TLS with certificates of the configuration's own, to clients and to endpoints.
+
+use super::configured::{Configured, answer, static_cluster, tcp_to};
+use super::*;
+use crate::tls::own_tests::Ca;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use serde_json::{Value, json};
+
+type Client = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+fn pair_json(chain: &str, key: &str) -> Value {
+    json!({"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}})
+}
+
+fn socket(kind: &str, mut body: Value) -> Value {
+    body["@type"] = json!(format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}"));
+    json!({"name": "envoy.transport_sockets.tls", "typed_config": body})
+}
+
+/// A client that trusts one root, perhaps with a certificate of its own.
+fn connect(
+    address: SocketAddr,
+    ca: &Ca,
+    name: &str,
+    own: Option<(String, String)>,
+    alpn: &[&str],
+) -> Result<Client, std::io::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.pem().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let mut config = match own {
+        Some((chain, key)) => {
+            let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().unwrap();
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let tcp = TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(LIMIT))?;
+    let mut stream = rustls::StreamOwned::new(connection, tcp);
+    stream.conn.complete_io(&mut stream.sock)?;
+    Ok(stream)
+}
+
+fn ask(stream: &mut Client) -> std::io::Result<String> {
+    stream.write_all(get("/").as_bytes())?;
+    let mut text = String::new();
+    let mut byte = [0];
+    while !text.ends_with("hello") {
+        if stream.read(&mut byte)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        text.push(byte[0] as char);
+    }
+    Ok(text)
+}
+
+#[test]
+fn requests_when_a_listener_has_a_certificate_of_its_own_then_they_are_served_over_tls() {
+    let ca = Ca::new("ca");
+    let (chain, key) = ca.leaf(&["a.example"], -1..1);
+    let listener = json!({"default_filter_chain": {
+        "filters": [answer("hello")],
+        "transport_socket": socket("DownstreamTlsContext", json!({"common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [pair_json(&chain, &key)]
+        }}))
+    }});
+    let configured = Configured::start(listener, &[]);
+    let mut client = connect(configured.address(0), &ca, "a.example", None, &["http/1.1"]).unwrap();
+    assert_eq!(client.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
+    for _ in 0..2 {
+        assert!(ask(&mut client).unwrap().starts_with("HTTP/1.1 200"));
+    }
+    let h2 = connect(configured.address(0), &ca, "a.example", None, &["h2"]).unwrap();
+    assert_eq!(h2.conn.alpn_protocol(), Some(&b"h2"[..]));
+    // None in common, or none offered: the first bytes tell.
+    let mut client = connect(configured.address(0), &ca, "a.example", None, &["other"]).unwrap();
+    assert!(ask(&mut client).unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn secrets_when_they_rotate_then_open_connections_live_on_and_new_ones_see_the_new() {
+    let (first, second) = (Ca::new("first"), Ca::new("second"));
+    let listener = json!({"default_filter_chain": {
+        "filters": [answer("hello")],
+        "transport_socket": socket("DownstreamTlsContext", json!({
+            "require_client_certificate": true,
+            "common_tls_context": {
+                "tls_certificate_sds_secret_configs": [{"name": "own", "sds_config": {"ads": {}}}],
+                "validation_context_sds_secret_config": {"name": "clients", "sds_config": {"ads": {}}}
+            }
+        }))
+    }});
+    let mut configured = Configured::start(listener, &[]);
+    let address = configured.address(0);
+    assert!(connect(address, &first, "a.example", None, &[]).is_err(), "nothing to show yet");
+    let give = |configured: &mut Configured, ca: &Ca| {
+        let (chain, key) = ca.leaf(&["a.example"], -1..1);
+        configured.secret("own", json!({"tls_certificate": pair_json(&chain, &key)}));
+        configured.secret("clients", json!({"validation_context": {"trusted_ca": {"inline_string": ca.pem()}}}));
+    };
+    give(&mut configured, &first);
+    let mut open = connect(address, &first, "a.example", Some(first.leaf(&["c"], -1..1)), &[]).unwrap();
+    ask(&mut open).unwrap();
+    give(&mut configured, &second);
+    ask(&mut open).unwrap();
+    let mut new = connect(address, &second, "a.example", Some(second.leaf(&["c"], -1..1)), &[]).unwrap();
+    ask(&mut new).unwrap();
+    let refused = connect(address, &second, "a.example", Some(first.leaf(&["c"], -1..1)), &[])
+        .and_then(|mut client| ask(&mut client));
+    assert!(refused.is_err(), "the old root is no longer trusted");
+}
+
+#[test]
+fn endpoint_when_its_certificate_is_not_for_the_sent_name_then_no_byte_reaches_it() {
+    // The endpoint is a proxy of its own that shows a certificate for a.example and wants one from its client.
+    let ca = Ca::new("ca");
+    let (chain, key) = ca.leaf(&["a.example"], -1..1);
+    let server = Configured::start(
+        json!({"default_filter_chain": {
+            "filters": [answer("hello")],
+            "transport_socket": socket("DownstreamTlsContext", json!({
+                "require_client_certificate": true,
+                "common_tls_context": {
+                    "tls_certificates": [pair_json(&chain, &key)],
+                    "validation_context": {"trusted_ca": {"inline_string": ca.pem()}, "match_typed_subject_alt_names": [
+                        {"san_type": "DNS", "matcher": {"exact": "client.example"}}
+                    ]}
+                }
+            }))
+        }}),
+        &[],
+    );
+    let via = |sni: &str, client: &str| {
+        let mut cluster = static_cluster("up", &[server.address(0)]);
+        let (chain, key) = ca.leaf(&[client], -1..1);
+        cluster["transport_socket"] = socket(
+            "UpstreamTlsContext",
+            json!({
+                "sni": sni, "auto_sni_san_validation": true, "common_tls_context": {
+                    "tls_certificates": [pair_json(&chain, &key)],
+                    "validation_context": {"trusted_ca": {"inline_string": ca.pem()}}
+                }
+            }),
+        );
+        let proxy = Configured::start(json!({"default_filter_chain": {"filters": [tcp_to("up")]}}), &[cluster]);
+        let mut side = Side::connect(proxy.address(0));
+        side.send(get("/").as_bytes());
+        side.message(false).map(|message| message.body)
+    };
+    assert_eq!(via("a.example", "client.example").as_deref(), Some("hello"));
+    assert_eq!(via("b.example", "client.example"), None);
+    assert_eq!(via("a.example", "other.example"), None);
+}
