@@ -5,7 +5,7 @@
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, SerializeOptions};
 use serde_json::Value;
-use std::sync::LazyLock;
+use std::sync::{Mutex, PoisonError};
 
 /// The descriptors that the types of this crate were generated from.
 static DESCRIPTORS: &[u8] = include_bytes!("../envoy.binpb");
@@ -26,6 +26,9 @@ pub enum JsonError {
         /// What the decoder found.
         source: prost::DecodeError,
     },
+    /// The text is no YAML.
+    #[error("neither YAML nor JSON: {0}")]
+    Text(#[from] serde_yaml::Error),
     /// The JSON does not fit the message, or the message has an `Any` of an unknown type.
     #[error("{type_name} and its JSON form do not fit: {source}")]
     Json {
@@ -36,14 +39,26 @@ pub enum JsonError {
     },
 }
 
-/// All descriptors of this crate.
+/// The decoded descriptors, some MiB, between their first use and [`release`].
+static POOL: Mutex<Option<DescriptorPool>> = Mutex::new(None);
+
+/// All descriptors of this crate; a clone is the same pool.
 ///
 /// # Errors
 /// When the embedded descriptors are damaged, which a test of this crate rules out.
-pub fn descriptors() -> Result<&'static DescriptorPool, JsonError> {
-    static POOL: LazyLock<Result<DescriptorPool, prost_reflect::DescriptorError>> =
-        LazyLock::new(|| DescriptorPool::decode(DESCRIPTORS));
-    POOL.as_ref().map_err(|error| JsonError::UnknownType(format!("(damaged descriptors: {error})")))
+pub fn descriptors() -> Result<DescriptorPool, JsonError> {
+    let mut held = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = &*held {
+        return Ok(pool.clone());
+    }
+    let pool = DescriptorPool::decode(DESCRIPTORS)
+        .map_err(|error| JsonError::UnknownType(format!("(damaged descriptors: {error})")))?;
+    Ok(held.insert(pool).clone())
+}
+
+/// Gives the memory of the descriptors back; they are decoded again when they are next needed.
+pub fn release() {
+    POOL.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
 fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
@@ -91,6 +106,14 @@ pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonE
     let message = DynamicMessage::deserialize(descriptor, value)
         .map_err(|source| JsonError::Json { type_name: type_name.clone(), source })?;
     M::decode(message.encode_to_vec().as_slice()).map_err(|source| JsonError::Bytes { type_name, source })
+}
+
+/// Reads a message from text: its JSON form, or the same as YAML, of which JSON is a part.
+///
+/// # Errors
+/// When the text is neither, or as [`from_value`].
+pub fn from_text<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
+    from_value(&serde_yaml::from_str::<Value>(text)?)
 }
 
 /// Paths of the fields in an `Any`, and in the `Any`s inside it, that the descriptors do not know: set by a server that

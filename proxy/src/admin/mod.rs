@@ -106,6 +106,15 @@ pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationT
     Ok(())
 }
 
+/// Serves what people ask on this socket until `stop`.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub fn serve_at(listener: std::net::TcpListener, view: &View, stop: &CancellationToken) -> std::io::Result<()> {
+    tokio::spawn(serve_routes(TcpListener::from_std(listener)?, admin(view), stop.clone()));
+    Ok(())
+}
+
 fn health(view: &View) -> Routes {
     let health = view.health.clone();
     Routes::new().get("/healthz/ready", "200 while the pod may get traffic", move || ready(&health))

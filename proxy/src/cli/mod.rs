@@ -2,6 +2,7 @@
 
 mod capture;
 mod run;
+mod serve;
 
 use crate::slots::{Folder, desk};
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Runs the proxy of one slot: serves, or stands by for the other slot.
     Run(Box<run::Flags>),
+    /// Runs a proxy that Envoy's bootstrap configures, without a pod.
+    Serve(Box<serve::Flags>),
     /// Leads the pod's TCP connections into the proxy; needs CAP_NET_ADMIN.
     Capture(Box<capture::Flags>),
     /// Waits until the pod's proxy serves, in this slot or in the other one.
@@ -63,6 +66,7 @@ fn start(cli: Cli) -> Result<(), Box<dyn Error>> {
     logging::init(&cli.logging)?;
     match cli.command {
         Command::Run(flags) => run::run(*flags),
+        Command::Serve(flags) => serve::run(*flags),
         Command::Capture(flags) => Ok(capture::run(&flags)?),
         Command::Wait(SlotFlags { slot, folder, limit }) => runtime()?.block_on(async {
             let word = desk::wait(&Folder::new(folder), slot, Duration::from_secs(limit)).await?;

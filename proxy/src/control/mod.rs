@@ -1,12 +1,15 @@
 //! The control thread: certificate → discovery → configuration → workers, and the life of the process around them.
 //!
 //! A process is first a standby or at once the active slot (see [`crate::slots`]); what it does as the active one is in
-//! [`serving`].
+//! [`serving`]. A process without slots and without a pod is in [`standalone`].
 
 mod code;
+mod engine;
 pub mod plane;
 pub mod podinfo;
 pub mod serving;
+pub mod sockets;
+pub mod standalone;
 
 use crate::slots::desk::{self, Drain, Phase};
 use crate::slots::lock::try_lock;
@@ -14,6 +17,8 @@ use crate::slots::sockets::Sockets;
 use crate::slots::standby::{Event, Standby};
 use crate::slots::{Folder, SlotError};
 use serving::{Relieved, Serving, Settings};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,6 +39,20 @@ pub enum RunError {
     /// The workers.
     #[error("the workers could not be started: {0}")]
     Workers(String),
+    /// The admin server's address.
+    #[error("the admin server cannot listen on {address}: {source}")]
+    Admin {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file for the admin server's address.
+    #[error("cannot write {}: {}", .0.display(), .1)]
+    AdminPath(PathBuf, #[source] std::io::Error),
+    /// A resource of the bootstrap.
+    #[error("{0}")]
+    Refused(String),
     /// The other slot went on serving while this one took over: only one may.
     #[error("the other slot goes on serving; beginning anew as its standby")]
     NotRelieved,

@@ -4,6 +4,7 @@
 //! out, and whoever waits for one of them waits for a newer one.
 
 use super::RunError;
+use super::sockets::{Change, LiveSockets};
 use crate::config::Root;
 use crate::telemetry::Shard;
 use crate::tls::CredentialStore;
@@ -16,6 +17,26 @@ use tokio::sync::watch;
 
 /// How long after the last root the code that only configuration needs is given back.
 const SETTLED: Duration = Duration::from_secs(3);
+
+/// Where connections are accepted.
+pub enum Listening {
+    /// On these sockets, whatever listeners say.
+    These(Vec<(SocketAddr, TcpListener)>),
+    /// Wherever the listeners in force say.
+    AsConfigured(LiveSockets),
+}
+
+impl Listening {
+    fn change(&mut self, root: &Root) -> Change {
+        match self {
+            Self::These(sockets) => {
+                let open = sockets.drain(..).map(|(address, socket)| ListenSocket { address, socket });
+                Change { open: open.collect(), close: Vec::new() }
+            }
+            Self::AsConfigured(sockets) => sockets.change(root),
+        }
+    }
+}
 
 /// The data plane of this process.
 pub struct Plane {
@@ -35,12 +56,12 @@ enum Taken {
 }
 
 impl Plane {
-    /// A data plane without workers; they begin, with these sockets, when the first root is published.
-    pub fn new(sockets: Vec<(SocketAddr, TcpListener)>, shards: Vec<Shard>, credentials: CredentialStore) -> Self {
+    /// A data plane without workers; they begin when the first root is published.
+    pub fn new(listening: Listening, shards: Vec<Shard>, credentials: CredentialStore) -> Self {
         let (roots, receiver) = watch::channel(None);
         let (sender, taken) = watch::channel(Taken::Version(0));
         let workers = Arc::new(OnceLock::new());
-        let task = tokio::spawn(publish(receiver, sender, workers.clone(), sockets, shards, credentials));
+        let task = tokio::spawn(publish(receiver, sender, workers.clone(), listening, shards, credentials));
         Self { roots, taken, workers, task }
     }
 
@@ -96,11 +117,11 @@ async fn publish(
     mut roots: watch::Receiver<Option<Arc<Root>>>,
     taken: watch::Sender<Taken>,
     workers: Arc<OnceLock<Workers>>,
-    sockets: Vec<(SocketAddr, TcpListener)>,
+    mut listening: Listening,
     shards: Vec<Shard>,
     credentials: CredentialStore,
 ) {
-    let mut start = Some((sockets, shards));
+    let mut start = Some(shards);
     let mut settled = None;
     loop {
         let quiet = async {
@@ -120,10 +141,10 @@ async fn publish(
         settled = Some(tokio::time::Instant::now() + SETTLED);
         let Some(root) = roots.borrow_and_update().clone() else { continue };
         let version = root.version;
-        if let Some((sockets, shards)) = start.take() {
-            let sockets = sockets.into_iter().map(|(address, socket)| ListenSocket { address, socket }).collect();
-            let settings =
-                worker::Settings { workers: shards.len(), sockets, root, credentials: credentials.clone(), shards };
+        let Change { open, close } = listening.change(&root);
+        if let Some(shards) = start.take() {
+            let credentials = credentials.clone();
+            let settings = worker::Settings { workers: shards.len(), sockets: open, root, credentials, shards };
             match worker::spawn(settings) {
                 Ok(started) => drop(workers.set(started)),
                 Err(error) => {
@@ -132,7 +153,15 @@ async fn publish(
                 }
             }
         } else if let Some(workers) = workers.get() {
+            if !close.is_empty() {
+                workers.close(close).await;
+            }
             workers.publish(root).await;
+            if !open.is_empty()
+                && let Err(error) = workers.listen(open).await
+            {
+                tracing::error!(%error, "a listening socket cannot be used");
+            }
         }
         tracing::debug!(version, "every worker has taken the root");
         taken.send_replace(Taken::Version(version));

@@ -1,6 +1,7 @@
 //! What the active slot does, from its first request for a certificate to the end of its last connection.
 
-use super::plane::Plane;
+use super::engine::Engine;
+use super::plane::{Listening, Plane};
 use super::podinfo::PodInfo;
 use super::{DrainRequest, RunError};
 use crate::admin::{self, Ports};
@@ -12,12 +13,10 @@ use crate::slots::desk::Phase;
 use crate::slots::lock::{Lock, lock_within};
 use crate::slots::sockets::Sockets;
 use crate::slots::standby::Standby;
-use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
-use crate::xds::{Client, Connect, LocalFuture, SharedState, State, node};
+use crate::xds::{Client, Connect, LocalFuture, State, node};
 use leno_runtime::http::Health;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -119,12 +118,10 @@ impl Serving {
     ) -> Result<(), RunError> {
         self.sockets.add(&self.settings.traffic_addresses())?;
         self.sockets.add(&self.settings.ports.addresses())?;
-        let (telemetry, shards) = Telemetry::new(self.settings.workers);
         let store = CredentialStore::new();
         let link = Link::new(self.settings.target());
         let (identity, current) = Identity::new(self.settings.files.clone(), link.clone(), store.clone());
         let state = State::new(&self.settings.trust_domain).only_at(self.settings.traffic_addresses());
-        let state: SharedState = Arc::new(Mutex::new(state));
         let traffic = self
             .settings
             .traffic_addresses()
@@ -132,23 +129,20 @@ impl Serving {
             .filter(|address| self.sockets.addresses().any(|held| held == *address))
             .map(|address| Ok((address, self.sockets.copy(address)?)))
             .collect::<Result<Vec<_>, RunError>>()?;
-        let plane = Plane::new(traffic, shards, store.clone());
+        let engine = Engine::new(self.settings.workers, state, store, Listening::These(traffic));
         let dial = Dial { link: link.clone(), current };
         let node = node(&self.settings.pod, &self.settings.namespace, &leno_runtime::version());
-        let (client, connection) = Client::new(dial, plane.publisher(), state.clone(), node);
-        let health = Health::new();
+        let (client, connection) = Client::new(dial, engine.plane.publisher(), engine.state.clone(), node);
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let stop_admin = stop.child_token();
-        let view = admin::View { state, telemetry: telemetry.clone(), store, connection, health: health.clone() };
-        admin::serve(&self.settings.ports, &self.sockets, &view, &stop_admin)?;
-        tokio::spawn(async move { telemetry.write_logs().await });
+        admin::serve(&self.settings.ports, &self.sockets, &engine.view(connection), &stop_admin)?;
         tokio::spawn(identity.run(stop.clone()));
         tokio::spawn(follow_revision(self.settings.clone(), link, stop.clone()));
 
         let local = LocalSet::new();
         local.spawn_local(client.run(stop.clone()));
-        let life = self.life(relieved, &plane, &health, &stop_admin, wishes, shutdown);
+        let life = self.life(relieved, &engine.plane, &engine.health, &stop_admin, wishes, shutdown);
         local.run_until(life).await
     }
 

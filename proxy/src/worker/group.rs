@@ -69,6 +69,7 @@ pub(super) enum Command {
     Root(Arc<Root>, oneshot::Sender<()>),
     Connection(std::net::TcpStream, SocketAddr, Open),
     Listen(Vec<ListenSocket>, oneshot::Sender<io::Result<()>>),
+    Close(Vec<SocketAddr>, oneshot::Sender<()>),
     StopAccepting(oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
     Stop,
@@ -129,7 +130,7 @@ async fn run(
 ) {
     tokio::task::spawn_local(worker.shard.clone().flush_logs());
     tokio::task::spawn_local(worker.clone().sweep());
-    let mut accepting: Vec<AbortHandle> = Vec::new();
+    let mut accepting: Vec<(SocketAddr, AbortHandle)> = Vec::new();
     let peers = match first {
         Some((sockets, peers)) => {
             if let Err(error) = listen(&worker, sockets, &peers, &mut accepting) {
@@ -153,8 +154,20 @@ async fn run(
             Command::Listen(sockets, done) => {
                 let _ = done.send(listen(&worker, sockets, &peers, &mut accepting));
             }
+            Command::Close(addresses, done) => {
+                accepting.retain(|(address, task)| {
+                    let stays = !addresses.contains(address);
+                    if !stays {
+                        task.abort();
+                    }
+                    stays
+                });
+                // As below.
+                tokio::task::yield_now().await;
+                let _ = done.send(());
+            }
             Command::StopAccepting(done) => {
-                for task in accepting.drain(..) {
+                for (_, task) in accepting.drain(..) {
                     task.abort();
                 }
                 // The sockets are closed when the aborted tasks have been dropped.
@@ -176,13 +189,13 @@ fn listen(
     worker: &std::rc::Rc<Worker>,
     sockets: Vec<ListenSocket>,
     peers: &[Peer],
-    accepting: &mut Vec<AbortHandle>,
+    accepting: &mut Vec<(SocketAddr, AbortHandle)>,
 ) -> io::Result<()> {
     for ListenSocket { address, socket } in sockets {
         socket.set_nonblocking(true)?;
         let listener = TcpListener::from_std(socket)?;
         let task = tokio::task::spawn_local(accept::accept(worker.clone(), listener, address, peers.to_vec()));
-        accepting.push(task.abort_handle());
+        accepting.push((address, task.abort_handle()));
     }
     Ok(())
 }
@@ -206,6 +219,15 @@ impl Workers {
         let gone = |_| io::Error::other("the accepting worker has ended");
         first.commands.send(Command::Listen(sockets, done)).await.map_err(|_| gone(()))?;
         result.await.map_err(|_| gone(()))?
+    }
+
+    /// Closes the listening sockets of these addresses; connections accepted from them go on.
+    pub async fn close(&self, addresses: Vec<SocketAddr>) {
+        let Some(first) = self.peers.first() else { return };
+        let (done, closed) = oneshot::channel();
+        if first.commands.send(Command::Close(addresses, done)).await.is_ok() {
+            let _ = closed.await;
+        }
     }
 
     /// Stops accepting and closes this process's copies of the listening sockets.

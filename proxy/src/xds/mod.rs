@@ -4,9 +4,10 @@
 //! clusters are taken as a whole; endpoints and routes are asked for by the names that these use.
 
 pub mod backoff;
+pub mod bootstrap;
 pub mod client;
 pub mod convert;
 pub mod state;
 
 pub use client::{Client, Connect, Connection, LocalFuture, Publish, SharedState, node};
-pub use state::{Kind, State};
+pub use state::{Bind, Kind, State};

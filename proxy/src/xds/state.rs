@@ -88,6 +88,29 @@ pub struct Refusal {
     pub since: SystemTime,
 }
 
+/// Where listeners get their sockets.
+pub trait Bind: std::fmt::Debug + Send {
+    /// Binds that address for a listener that has come, unless it is bound already.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    fn bind(&self, address: SocketAddr) -> std::io::Result<()>;
+
+    /// Gives back what was bound for none of these addresses and is not in force.
+    fn keep(&self, wanted: &BTreeSet<SocketAddr>);
+}
+
+/// Which addresses listeners may have.
+#[derive(Debug)]
+enum Sockets {
+    /// Any; nobody binds them here.
+    Any,
+    /// Only these.
+    Only(BTreeSet<SocketAddr>),
+    /// Those that can be bound.
+    Live(Box<dyn Bind>),
+}
+
 /// What became of a response.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
@@ -136,11 +159,12 @@ pub struct State {
     warming: HashSet<ClusterId>,
     seen: BTreeSet<Kind>,
     own: Arc<WorkloadLabels>,
-    /// Where this process listens; `None`: wherever it is told.
-    sockets: Option<BTreeSet<SocketAddr>>,
+    sockets: Sockets,
     version: u64,
     published: bool,
     dirty: bool,
+    /// A listener came, changed or went since sockets were last looked at.
+    addresses_changed: bool,
 }
 
 impl State {
@@ -156,16 +180,29 @@ impl State {
             warming: HashSet::new(),
             seen: BTreeSet::new(),
             own: WorkloadLabels::unknown(),
-            sockets: None,
+            sockets: Sockets::Any,
             version: 0,
             published: false,
             dirty: false,
+            addresses_changed: false,
         }
     }
 
     /// Refuses listeners that want sockets elsewhere than at these addresses: nobody would serve them.
     pub fn only_at(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
-        self.sockets = Some(addresses.into_iter().collect());
+        self.sockets = Sockets::Only(addresses.into_iter().collect());
+        self
+    }
+
+    /// With values that change runtime fractions.
+    pub fn with_runtime(mut self, runtime: super::bootstrap::Layers) -> Self {
+        self.context.runtime = runtime;
+        self
+    }
+
+    /// Binds the addresses of listeners when they come, and refuses those of which one cannot be had.
+    pub fn binding(mut self, sockets: impl Bind + 'static) -> Self {
+        self.sockets = Sockets::Live(Box::new(sockets));
         self
     }
 
@@ -291,20 +328,43 @@ impl State {
 
     fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let parts = self.convert_listener(&raw)?;
-        if let Some(sockets) = &self.sockets
-            && parts.listener.bind
-            && let Some(address) = parts.listener.addresses.iter().find(|address| !sockets.contains(address))
-        {
-            let have: Vec<String> = sockets.iter().map(ToString::to_string).collect();
-            let reason = format!(
-                "{address} is none of the addresses on which this proxy listens ({}); set bind_to_port to false",
-                have.join(", ")
-            );
-            return Err(Refused::new("address", reason));
+        self.addresses_changed = true;
+        if parts.listener.bind {
+            self.claim(name, &parts.listener)?;
         }
         let current = self.listeners.get(name).and_then(|entry| entry.current.clone());
         let deadline = Some(now + WARMING_LIMIT);
         self.listeners.insert(name.to_owned(), ListenerEntry { raw, parts, current, deadline, stale: false });
+        Ok(())
+    }
+
+    /// Makes sure that there are sockets for a listener.
+    fn claim(&self, name: &str, listener: &Listener) -> Result<(), Refused> {
+        for address in &listener.addresses {
+            match &self.sockets {
+                Sockets::Any => {}
+                Sockets::Only(sockets) if sockets.contains(address) => {}
+                Sockets::Only(sockets) => {
+                    let have: Vec<String> = sockets.iter().map(ToString::to_string).collect();
+                    let reason = format!(
+                        "{address} is none of the addresses on which this proxy listens ({}); set bind_to_port to false",
+                        have.join(", ")
+                    );
+                    return Err(Refused::new("address", reason));
+                }
+                Sockets::Live(sockets) => {
+                    let owns = |entry: &ListenerEntry| {
+                        entry.parts.listener.bind && entry.parts.listener.addresses.contains(address)
+                    };
+                    if let Some((other, _)) = self.listeners.iter().find(|(other, entry)| *other != name && owns(entry))
+                    {
+                        return Err(Refused::new("address", format!("{address} is that of the listener `{other}`")));
+                    }
+                    let cannot = |error| Refused::new("address", format!("cannot bind {address}: {error}"));
+                    sockets.bind(*address).map_err(cannot)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -322,7 +382,10 @@ impl State {
                     self.dirty = true;
                 }
             }
-            Kind::Listener => self.dirty |= self.listeners.remove(name).is_some(),
+            Kind::Listener => {
+                self.dirty |= self.listeners.remove(name).is_some();
+                self.addresses_changed = true;
+            }
             // What something here still uses stays until that goes (see `forget`): a removal may overtake it.
             Kind::Endpoints | Kind::Routes => {}
         }
@@ -357,6 +420,14 @@ impl State {
             entry.stale |= entry.parts.routes.iter().any(|name| changed.contains(name));
         }
         self.settle_listeners(now);
+        if std::mem::take(&mut self.addresses_changed)
+            && let Sockets::Live(sockets) = &self.sockets
+        {
+            let listeners = self.listeners.values().flat_map(|entry| {
+                std::iter::once(&entry.parts.listener).chain(&entry.current).filter(|listener| listener.bind)
+            });
+            sockets.keep(&listeners.flat_map(|listener| listener.addresses.iter().copied()).collect());
+        }
         self.dirty
     }
 

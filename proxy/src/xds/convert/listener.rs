@@ -100,10 +100,9 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     refuse!(transparent);
     let direction = match TrafficDirection::try_from(traffic_direction) {
         Ok(TrafficDirection::Inbound) => Direction::Inbound,
-        Ok(TrafficDirection::Outbound) => Direction::Outbound,
-        Ok(TrafficDirection::Unspecified) | Err(_) => {
-            return Err(Refused::new("traffic_direction", "must be INBOUND or OUTBOUND"));
-        }
+        // One that serves both, as at an edge, is seen from the proxy's own side.
+        Ok(TrafficDirection::Outbound | TrafficDirection::Unspecified) => Direction::Outbound,
+        Err(_) => return Err(Refused::new("traffic_direction", "is not known to this proxy")),
     };
     let mut addresses = vec![address(first).within("address")?];
     for (index, additional) in additional_addresses.into_iter().enumerate() {

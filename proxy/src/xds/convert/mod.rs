@@ -30,6 +30,7 @@ mod tls_tests;
 use crate::config::ClusterId;
 use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
+use crate::xds::bootstrap::Layers;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -105,6 +106,8 @@ pub struct Context {
     pub secrets: Secrets,
     /// TLS contexts in use.
     pub(crate) tls_contexts: Contexts,
+    /// Values by which runtime fractions are changed.
+    pub runtime: Layers,
     ids: HashMap<Arc<str>, ClusterId>,
     formats: BTreeMap<String, Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,

@@ -1,0 +1,49 @@
+//! What every process that serves traffic has, whoever tells it what to serve: workers, what is in force, figures.
+
+use super::plane::{Listening, Plane};
+use crate::admin::View;
+use crate::telemetry::Telemetry;
+use crate::tls::CredentialStore;
+use crate::xds::{Connection, SharedState, State};
+use leno_runtime::http::Health;
+use std::sync::{Arc, Mutex};
+use tokio::sync::watch;
+
+/// The data plane with what belongs to it. Nothing is served before the first root is published.
+pub(super) struct Engine {
+    /// The workers.
+    pub plane: Plane,
+    /// What was received and what of it is in force.
+    pub state: SharedState,
+    /// Whether traffic may come.
+    pub health: Health,
+    telemetry: Telemetry,
+    store: CredentialStore,
+}
+
+impl Engine {
+    /// A data plane of so many workers (at least 1). Must be called inside a tokio runtime, on which log lines are written.
+    pub fn new(workers: usize, state: State, store: CredentialStore, listening: Listening) -> Self {
+        let (telemetry, shards) = Telemetry::new(workers.max(1));
+        let logs = telemetry.clone();
+        tokio::spawn(async move { logs.write_logs().await });
+        Self {
+            plane: Plane::new(listening, shards, store.clone()),
+            state: Arc::new(Mutex::new(state)),
+            health: Health::new(),
+            telemetry,
+            store,
+        }
+    }
+
+    /// What the admin server shows.
+    pub fn view(&self, connection: watch::Receiver<Connection>) -> View {
+        View {
+            state: self.state.clone(),
+            telemetry: self.telemetry.clone(),
+            store: self.store.clone(),
+            connection,
+            health: self.health.clone(),
+        }
+    }
+}

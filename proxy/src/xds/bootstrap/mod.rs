@@ -1,0 +1,253 @@
+//! Envoy's bootstrap: what a proxy without a pod of ours is told at its start.
+//!
+//! The file is `envoy.config.bootstrap.v3.Bootstrap` as YAML or JSON. Fields of Envoy's own machinery (statistics,
+//! watchdogs, memory) make no difference to traffic and are passed over; a field that would and is not supported is
+//! refused with its path, before anything listens.
+
+// Deprecated fields are named like all others.
+#![allow(deprecated)]
+
+mod runtime;
+
+pub use runtime::Layers;
+
+use super::convert::common::address;
+use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::state::Kind;
+use leno_xds::envoy::config::bootstrap::v3 as xds;
+use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use leno_xds::envoy::config::core::v3::Node;
+use leno_xds::envoy::service::discovery::v3::Resource;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Largest bootstrap that is read, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Why a bootstrap is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The file.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: std::io::Error,
+    },
+    /// It is no bootstrap.
+    #[error("{}: {source}", path.display())]
+    Message {
+        /// Which.
+        path: PathBuf,
+        /// What does not fit.
+        source: leno_xds::json::JsonError,
+    },
+    /// A field.
+    #[error("{}: {refused}", path.display())]
+    Refused {
+        /// Which file.
+        path: PathBuf,
+        /// Which field, and why.
+        refused: Refused,
+    },
+}
+
+/// What a bootstrap says.
+#[derive(Debug, Default)]
+pub struct Bootstrap {
+    /// Who this proxy is, for management servers.
+    pub node: Node,
+    /// Resources in the file itself, in the order in which they are taken: secrets, clusters, listeners.
+    pub resources: Vec<(Kind, Vec<Resource>)>,
+    /// Where the admin server listens, if there is one.
+    pub admin: Option<SocketAddr>,
+    /// Values by which runtime fractions may be changed.
+    pub runtime: Layers,
+}
+
+impl Bootstrap {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no bootstrap, or has a field that is not supported.
+    pub fn read(path: &Path) -> Result<Self, BootstrapError> {
+        use std::io::Read as _;
+        let mut text = String::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text))
+            .map_err(|source| BootstrapError::File { path: path.to_owned(), source })?;
+        let message = leno_xds::json::from_text(&text)
+            .map_err(|source| BootstrapError::Message { path: path.to_owned(), source })?;
+        bootstrap(message).map_err(|refused| BootstrapError::Refused { path: path.to_owned(), refused })
+    }
+}
+
+fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
+    let xds::Bootstrap {
+        node,
+        node_context_params,
+        static_resources,
+        dynamic_resources,
+        cluster_manager,
+        hds_config,
+        flags_path,
+        stats_sinks,
+        deferred_stat_options: _,
+        stats_config: _,
+        stats_flush_interval: _,
+        watchdog: _,
+        watchdogs: _,
+        tracing,
+        layered_runtime,
+        admin,
+        overload_manager,
+        enable_dispatcher_stats: _,
+        header_prefix,
+        stats_server_version_override: _,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        bootstrap_extensions,
+        fatal_actions,
+        config_sources,
+        default_config_source,
+        default_socket_interface,
+        certificate_provider_instances,
+        inline_headers: _,
+        perf_tracing_file_path: _,
+        default_regex_engine,
+        xds_delegate_extension,
+        xds_config_tracker_extension,
+        listener_manager,
+        application_log_config,
+        grpc_async_client_manager_config: _,
+        memory_allocator_manager: _,
+        enable_worker_cpu_affinity: _,
+        stats_flush: _,
+        stats_eviction: _,
+    } = value;
+    refuse!(
+        node_context_params,
+        dynamic_resources,
+        hds_config,
+        flags_path,
+        stats_sinks,
+        tracing,
+        overload_manager,
+        header_prefix,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        bootstrap_extensions,
+        fatal_actions,
+        config_sources,
+        default_config_source,
+        default_socket_interface,
+        certificate_provider_instances,
+        default_regex_engine,
+        xds_delegate_extension,
+        xds_config_tracker_extension,
+        listener_manager,
+        application_log_config
+    );
+    cluster_manager.map(check_cluster_manager).transpose().within("cluster_manager")?;
+    Ok(Bootstrap {
+        node: node.unwrap_or_default(),
+        resources: resources(static_resources.unwrap_or_default()).within("static_resources")?,
+        admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
+        runtime: Layers::new(layered_runtime).within("layered_runtime")?,
+    })
+}
+
+fn resources(value: StaticResources) -> Converted<Vec<(Kind, Vec<Resource>)>> {
+    let StaticResources { listeners, clusters, secrets } = value;
+    refuse!(secrets);
+    Ok(vec![
+        (Kind::Cluster, clusters.iter().map(|value| resource(&value.name, value)).collect()),
+        (
+            Kind::Listener,
+            listeners.iter().enumerate().map(|(index, value)| resource(&listener_name(index, value), value)).collect(),
+        ),
+    ])
+}
+
+/// A static listener needs no name of its own.
+fn listener_name(index: usize, value: &leno_xds::envoy::config::listener::v3::Listener) -> String {
+    if value.name.is_empty() { format!("static_resources.listeners[{index}]") } else { value.name.clone() }
+}
+
+fn resource<M: prost::Message + prost::Name>(name: &str, value: &M) -> Resource {
+    Resource { name: name.to_owned(), resource: Some(leno_xds::any(value)), ..Default::default() }
+}
+
+fn check_cluster_manager(value: xds::ClusterManager) -> Converted<()> {
+    let xds::ClusterManager {
+        local_cluster_name,
+        outlier_detection,
+        upstream_bind_config,
+        load_stats_config,
+        enable_deferred_cluster_creation: _,
+    } = value;
+    refuse!(local_cluster_name, outlier_detection, upstream_bind_config, load_stats_config);
+    Ok(())
+}
+
+fn admin(value: xds::Admin) -> Converted<Option<SocketAddr>> {
+    let xds::Admin {
+        access_log,
+        access_log_path,
+        profile_path: _,
+        address: place,
+        socket_options,
+        ignore_global_conn_limit: _,
+        allow_paths,
+    } = value;
+    refuse!(access_log, socket_options, allow_paths);
+    if access_log_path != "/dev/null" {
+        refuse_set(&access_log_path, "access_log_path")?;
+    }
+    match place {
+        None => Ok(None),
+        some => address(some).within("address").map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Bootstrap, BootstrapError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bootstrap.yaml");
+        std::fs::write(&path, text).unwrap();
+        Bootstrap::read(&path)
+    }
+
+    #[test]
+    fn bootstrap_when_written_as_yaml_or_json_is_the_same() {
+        let yaml = "node: {id: a, cluster: b}\nadmin:\n  address:\n    socket_address: {address: 127.0.0.1, port_value: 9901}\n";
+        let json = r#"{"node": {"id": "a", "cluster": "b"},
+            "admin": {"address": {"socketAddress": {"address": "127.0.0.1", "portValue": 9901}}}}"#;
+        for text in [yaml, json] {
+            let bootstrap = read(text).unwrap();
+            assert_eq!(bootstrap.node.id, "a");
+            assert_eq!(bootstrap.admin, Some(SocketAddr::from(([127, 0, 0, 1], 9901))));
+        }
+    }
+
+    #[test]
+    fn bootstrap_when_a_field_is_not_supported_or_not_known_names_it() {
+        let cases = [
+            ("header_prefix: x-foo", "field `header_prefix`"),
+            ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
+            ("admin: {access_log_path: /tmp/log}", "field `admin.access_log_path`"),
+            ("static_resuorces: {}", "static_resuorces"),
+            ("a: [", "neither YAML nor JSON"),
+        ];
+        for (text, wanted) in cases {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(wanted) && error.contains("bootstrap.yaml"), "{text}: {error}");
+        }
+    }
+}

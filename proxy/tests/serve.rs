@@ -1,0 +1,233 @@
+//! The process `leno-proxy serve`: Envoy's bootstrap in, traffic through.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server that answers every request with its own port, one connection a thread.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut seen = Vec::new();
+                let mut bytes = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                    seen.extend_from_slice(&bytes[..count]);
+                    if seen.ends_with(b"\r\n\r\n") {
+                        seen.clear();
+                        let body = address.port().to_string();
+                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                        if stream.write_all(head.as_bytes()).is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// An address on which nobody listened a moment ago.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn socket_address(address: SocketAddr) -> String {
+    format!("{{socket_address: {{address: {}, port_value: {}}}}}", address.ip(), address.port())
+}
+
+fn listener(name: &str, address: SocketAddr, cluster: &str) -> String {
+    format!(
+        r#"
+  - name: {name}
+    address: {}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: web
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]
+          http_filters:
+          - name: router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#,
+        socket_address(address)
+    )
+}
+
+fn cluster(name: &str, address: SocketAddr) -> String {
+    format!(
+        r#"
+  - name: {name}
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: {name}
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {}}}"#,
+        socket_address(address)
+    )
+}
+
+/// A bootstrap with these listeners and clusters.
+fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
+    format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:{}\n  clusters:{}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        listeners.concat(),
+        clusters.concat()
+    )
+}
+
+struct Proxy {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn command(folder: &tempfile::TempDir, text: &str) -> Command {
+    let config = folder.path().join("bootstrap.yaml");
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
+    command.args(["serve", "--concurrency", "2", "--config"]).arg(config);
+    command.arg("--admin-address-path").arg(folder.path().join("admin"));
+    command
+}
+
+impl Proxy {
+    fn start(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = command(&folder, text).spawn().unwrap();
+        Self { child, folder }
+    }
+
+    fn admin(&self, path: &str) -> String {
+        let address = wait("the admin server's address", || {
+            std::fs::read_to_string(self.folder.path().join("admin")).ok()?.parse::<SocketAddr>().ok()
+        });
+        get(address, path).expect("an answer of the admin server")
+    }
+
+    fn signal(&self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+}
+
+fn run(text: &str, more: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    command(&folder, text).args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
+}
+
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + LIMIT;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The whole answer, when there is one.
+fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    (!answer.is_empty()).then_some(answer)
+}
+
+/// One answer on a connection that stays open.
+fn again(stream: &mut TcpStream) -> String {
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+    let mut bytes = vec![0; 4096];
+    let count = stream.read(&mut bytes).unwrap();
+    String::from_utf8(bytes[..count].to_vec()).unwrap()
+}
+
+#[test]
+fn serve_when_several_listeners_are_static_passes_each_to_its_cluster_and_drains_at_sigterm() {
+    let (a, b) = (upstream(), upstream());
+    let (first, second) = (free(), free());
+    let text = bootstrap(
+        &[listener("first", first, "a"), listener("second", second, "b")],
+        &[cluster("a", a), cluster("b", b)],
+    );
+    let mut proxy = Proxy::start(&text);
+    let answer = wait("the first listener", || get(first, "/"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&a.port().to_string()), "{answer}");
+    assert!(get(second, "/").unwrap().ends_with(&b.port().to_string()));
+    assert!(proxy.admin("/ready").starts_with("HTTP/1.1 200"));
+    assert!(proxy.admin("/listeners").contains(&second.to_string()));
+    let mut open = TcpStream::connect(first).unwrap();
+    assert!(again(&mut open).starts_with("HTTP/1.1 200"));
+    proxy.signal();
+    wait("the socket to close", || TcpStream::connect(first).err());
+    let status = wait("the process to end", || proxy.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn serve_when_a_field_is_not_supported_ends_with_1_and_names_resource_and_field() {
+    let good = bootstrap(&[listener("web", free(), "a")], &[cluster("a", free())]);
+    let cases = [
+        (format!("{good}\nheader_prefix: x-foo"), "field `header_prefix`"),
+        (
+            good.replace("connect_timeout: 1s", "lb_subset_config: {fallback_policy: ANY_ENDPOINT}"),
+            "cluster a: field `lb_subset_config`",
+        ),
+        (good.replace("connect_timeout: 1s", "connect_timeuot: 1s"), "connect_timeuot"),
+        (good.replace("name: web", "name: web\n    enable_mptcp: true"), "listener web: field `enable_mptcp`"),
+    ];
+    for (text, wanted) in cases {
+        let output = run(&text, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(wanted) && said.contains("bootstrap.yaml"), "{wanted}: {said}");
+    }
+}
+
+#[test]
+fn serve_when_another_process_has_the_address_says_so_and_ends() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let text = bootstrap(&[listener("web", address, "a")], &[cluster("a", free())]);
+    let output = run(&text, &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains(&format!("cannot bind {address}")), "{said}");
+}
+
+#[test]
+fn serve_when_only_to_validate_says_what_it_would_take_and_binds_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = bootstrap(&[listener("web", taken.local_addr().unwrap(), "a")], &[cluster("a", free())]);
+    let output = run(&good, &["--mode", "validate"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("OK"));
+    let output = run(&good.replace("prefix: /}", "prefix: /, nonsense: 1}"), &["--mode", "validate"]);
+    assert_eq!(output.status.code(), Some(1));
+}
