@@ -67,6 +67,10 @@ pub(crate) async fn serve(args: Args) -> Result<(), Failure> {
     // What a kubelet's gRPC probe asks (grpc.health.v1).
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_serving::<ratings_server::RatingsServer<Ratings>>().await;
-    Server::builder().add_service(health).add_service(ratings).serve_with_shutdown(args.listen.listen, server::terminated()).await?;
+    Server::builder()
+        .add_service(health)
+        .add_service(ratings)
+        .serve_with_shutdown(args.listen.listen, server::terminated())
+        .await?;
     Ok(())
 }

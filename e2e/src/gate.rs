@@ -1,5 +1,5 @@
-//! A gate between a program and the API server: reads pass, and every write that the cluster has carried out is told to the
-//! test and never answered, so that the program can be ended exactly there.
+//! A gate between a program and the API server: reads pass, and every write that the cluster carried out is told to the test and
+//! never answered, so that the program can be ended exactly there.
 //!
 //! `kubectl proxy` on a Unix socket speaks to the API server, in the cluster's network and with the test's rights.
 
@@ -11,9 +11,9 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use std::{
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 use tokio::net::{TcpListener, UnixStream};
@@ -53,7 +53,7 @@ impl Gate {
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
         let (told, writes) = mpsc::channel();
-        runtime.spawn(serve(listener, socket, told, refused));
+        runtime.spawn(serve(listener, Arc::new(Way { socket, told, refused })));
         Ok(Gate { address, folder, writes, proxy, _runtime: runtime })
     }
 
@@ -74,14 +74,14 @@ impl Gate {
         Ok(path)
     }
 
-    /// The next write that was carried out, as `METHOD path`; `None` when there was none for so long.
-    pub fn write(&self, within: Duration) -> Option<String> {
-        self.writes.recv_timeout(within).ok()
-    }
-
-    /// Forgets writes that nobody asked for.
+    /// Forgets writes of a program that has ended.
     pub fn clear(&self) {
         while self.writes.try_recv().is_ok() {}
+    }
+
+    /// The write that is held, as `METHOD path`; `None` when there was none within that time.
+    pub fn held(&self, within: Duration) -> Option<String> {
+        self.writes.recv_timeout(within).ok()
     }
 }
 
@@ -92,38 +92,43 @@ impl Drop for Gate {
     }
 }
 
-async fn serve(listener: TcpListener, socket: PathBuf, told: mpsc::Sender<String>, refused: &'static [&'static str]) {
+/// What a connection through the gate needs.
+struct Way {
+    socket: PathBuf,
+    told: mpsc::Sender<String>,
+    refused: &'static [&'static str],
+}
+
+async fn serve(listener: TcpListener, way: Arc<Way>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let (socket, told) = (socket.clone(), told.clone());
+        let way = way.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| pass(request, &socket, &told, refused));
+            let service = service_fn(|request| way.pass(request));
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
         });
     }
 }
 
-async fn pass(
-    request: Request<Incoming>,
-    socket: &Path,
-    told: &mpsc::Sender<String>,
-    refused: &[&str],
-) -> Result<Response<Body>> {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let write = !matches!(method, Method::GET | Method::HEAD | Method::OPTIONS);
-    if write && refused.iter().any(|prefix| path.starts_with(prefix)) {
-        let body = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}"#;
-        let mut answer = Response::new(Full::from(body).map_err(|never| match never {}).boxed());
-        *answer.status_mut() = StatusCode::FORBIDDEN;
-        return Ok(answer);
+impl Way {
+    async fn pass(&self, request: Request<Incoming>) -> Result<Response<Body>> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let write = !matches!(method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if write && self.refused.iter().any(|prefix| path.starts_with(prefix)) {
+            let body = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"Forbidden","code":403}"#;
+            let mut answer = Response::new(Full::from(body).map_err(|never| match never {}).boxed());
+            *answer.status_mut() = StatusCode::FORBIDDEN;
+            return Ok(answer);
+        }
+        let stream = TokioIo::new(UnixStream::connect(&self.socket).await?);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        tokio::spawn(async move { connection.await.ok() });
+        let answer = sender.send_request(request).await?;
+        // The lease and events are not steps of anything.
+        let step = write && !path.contains("/leases") && !path.contains("/events") && answer.status().is_success();
+        if step {
+            self.told.send(format!("{method} {path}")).ok();
+            std::future::pending::<()>().await;
+        }
+        Ok(answer.map(BodyExt::boxed))
     }
-    let stream = TokioIo::new(UnixStream::connect(socket).await?);
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
-    tokio::spawn(async move { connection.await.ok() });
-    let answer = sender.send_request(request).await?;
-    // The lease and events are not steps of anything.
-    if write && !path.contains("/leases") && !path.contains("/events") && answer.status().is_success() {
-        told.send(format!("{method} {path}")).ok();
-        std::future::pending::<()>().await;
-    }
-    Ok(answer.map(BodyExt::boxed))
 }

@@ -198,7 +198,9 @@ pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
             })?;
             // The gRPC app has no page and says so; only a proxy without an app answers 503.
             let answer = bed.ask(LAB, CLIENT, &[&format!("http://probed-{kind}/"), "--http2"])?;
-            ensure(answer["status"].as_u64().is_some_and(|status| status < 500), || format!("after the kill: {answer}"))?;
+            ensure(answer["status"].as_u64().is_some_and(|status| status < 500), || {
+                format!("after the kill: {answer}")
+            })?;
         }
         Ok(())
     })();
