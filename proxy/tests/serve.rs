@@ -190,6 +190,57 @@ fn serve_when_several_listeners_are_static_passes_each_to_its_cluster_and_drains
     assert!(status.success(), "{status}");
 }
 
+/// A file with these resources, put in its place as a whole.
+fn write_resources(folder: &std::path::Path, name: &str, resources: &[String]) {
+    let list = if resources.is_empty() { " []".to_owned() } else { resources.concat() };
+    std::fs::write(folder.join("new"), format!("resources:{list}\n")).unwrap();
+    std::fs::rename(folder.join("new"), folder.join(name)).unwrap();
+}
+
+/// A resource of that type, made of an entry of a list in a bootstrap.
+fn typed(type_name: &str, entry: &str) -> String {
+    entry.replacen("  - name:", &format!("  - \"@type\": type.googleapis.com/{type_name}\n    name:"), 1)
+}
+
+#[test]
+fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (upstream(), upstream());
+    let (first, second) = (free(), free());
+    let lds = |entries: &[String]| {
+        let typed: Vec<_> = entries.iter().map(|entry| typed("envoy.config.listener.v3.Listener", entry)).collect();
+        write_resources(folder.path(), "lds.yaml", &typed);
+    };
+    let clusters = [cluster("a", a), cluster("b", b)].map(|entry| typed("envoy.config.cluster.v3.Cluster", &entry));
+    write_resources(folder.path(), "cds.yaml", &clusters);
+    lds(&[listener("first", first, "a")]);
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let proxy = Proxy::start(&format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
+         lds_config: {{path_config_source: {{path: {}}}}}\n  cds_config: {{path: {}}}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        path("lds.yaml"),
+        path("cds.yaml"),
+    ));
+    let port = |address: SocketAddr| address.port().to_string();
+    assert!(wait("the listener", || get(first, "/")).ends_with(&port(a)));
+    let mut kept = TcpStream::connect(first).unwrap();
+    assert!(again(&mut kept).ends_with(&port(a)));
+
+    lds(&[listener("first", first, "a"), listener("second", second, "b")]);
+    assert!(wait("the second listener", || get(second, "/")).ends_with(&port(b)));
+
+    lds(&[listener("first", first, "b"), listener("second", second, "b")]);
+    wait("the first listener to lead elsewhere", || get(first, "/").filter(|answer| answer.ends_with(&port(b))));
+    assert!(again(&mut kept).ends_with(&port(b)), "a connection that stays is served by what is in force");
+
+    lds(&[listener("first", first, "nonsense_%&").replace("prefix: /}", "prefix: /, grpc: {}, nonsense: {}}")]);
+    lds(&[listener("second", second, "b")]);
+    wait("the first listener to go", || TcpStream::connect(first).err());
+    assert!(get(second, "/").unwrap().ends_with(&port(b)));
+    assert!(proxy.admin("/listeners").contains("second"));
+}
+
 #[test]
 fn serve_when_a_field_is_not_supported_ends_with_1_and_names_resource_and_field() {
     let good = bootstrap(&[listener("web", free(), "a")], &[cluster("a", free())]);

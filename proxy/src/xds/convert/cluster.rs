@@ -4,7 +4,7 @@
 //! second it becomes a [`Cluster`] of the configuration tree. Which TLS an endpoint is talked to with is chosen here, by
 //! the endpoint's metadata, so that no request has to.
 
-use super::common::{address, filter_metadata, from_ads, maybe_duration, optional, socket, text, unknown_type};
+use super::common::{address, filter_metadata, maybe_duration, optional, socket, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, http, refuse, tls};
 use crate::config::{
     ClientTls, Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
@@ -30,6 +30,7 @@ use leno_xds::envoy::extensions::upstreams::http::v3::{
     },
 };
 use prost_types::{ListValue, Struct, Value, value::Kind};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,12 @@ struct SocketMatch {
 }
 
 impl Template {
+    /// The secrets without which its endpoints cannot be talked to.
+    pub fn secrets(&self) -> BTreeSet<String> {
+        let all = self.matches.iter().filter_map(|candidate| candidate.tls.as_ref()).chain(&self.cluster.default_tls);
+        all.flat_map(|tls| tls.secrets()).collect()
+    }
+
     /// The cluster with these endpoints. `own` is the workload that inbound traffic is for.
     pub fn build(&self, endpoints: Vec<Arc<Endpoint>>, own: &Arc<WorkloadLabels>) -> Arc<Cluster> {
         let shape = &self.cluster;
@@ -257,8 +264,10 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     };
     let endpoints = match (kind, eds_cluster_config) {
         (ClusterKind::Eds, Some(EdsClusterConfig { eds_config, service_name })) => {
-            from_ads(eds_config).within("eds_cluster_config.eds_config")?;
-            Some(if service_name.is_empty() { name.clone() } else { service_name })
+            let resource = if service_name.is_empty() { name.clone() } else { service_name };
+            let asked = context.sources.ask(crate::xds::Kind::Endpoints, &resource, eds_config);
+            asked.within("eds_cluster_config.eds_config")?;
+            Some(resource)
         }
         (ClusterKind::Eds, None) => return Err(Refused::new("eds_cluster_config", "is missing")),
         (_, Some(_)) => return Err(Refused::new("eds_cluster_config", "belongs to type EDS only")),

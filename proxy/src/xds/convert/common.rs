@@ -5,9 +5,8 @@ use crate::config::HeaderOp;
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    Address, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
-    SubstitutionFormatString, address, config_source, data_source, header_value_option::HeaderAppendAction,
-    socket_address, substitution_format_string,
+    Address, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SubstitutionFormatString, address,
+    data_source, header_value_option::HeaderAppendAction, socket_address, substitution_format_string,
 };
 use leno_xds::envoy::extensions::access_loggers::{
     file::v3::{FileAccessLog, file_access_log},
@@ -95,20 +94,6 @@ pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
             Err(Refused::new("envoy_internal_address", "is not supported by this proxy"))
         }
         None => Err(Refused::new("", "is missing")),
-    }
-}
-
-/// Checks that a resource is asked for on the stream on which everything comes.
-pub fn from_ads(source: Option<ConfigSource>) -> Converted<()> {
-    let Some(ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version: _, config_source_specifier }) =
-        source
-    else {
-        return Err(Refused::new("", "is missing; only `ads` is supported"));
-    };
-    refuse!(authorities);
-    match config_source_specifier {
-        Some(config_source::ConfigSourceSpecifier::Ads(_) | config_source::ConfigSourceSpecifier::Self_(_)) => Ok(()),
-        _ => Err(Refused::new("config_source_specifier", "is not `ads`")),
     }
 }
 

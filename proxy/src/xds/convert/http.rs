@@ -1,8 +1,9 @@
 //! HTTP connection managers.
 
-use super::common::{access_log, from_ads, maybe_duration, optional, unknown_type};
+use super::common::{access_log, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, route};
 use crate::config::{Codec, Direction, Http2Options, HttpFilter, HttpManager, RouteTable};
+use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions};
 use leno_xds::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3 as xds;
@@ -134,10 +135,11 @@ pub fn manager(
     filters(http_filters)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
-            from_ads(config_source).within("rds.config_source")?;
             if route_config_name.is_empty() {
                 return Err(Refused::new("rds.route_config_name", "is empty"));
             }
+            let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
+            asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
             wanted.insert(route_config_name);
             table

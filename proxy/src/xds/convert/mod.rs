@@ -31,6 +31,7 @@ use crate::config::ClusterId;
 use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
+use crate::xds::source::Sources;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -108,6 +109,8 @@ pub struct Context {
     pub(crate) tls_contexts: Contexts,
     /// Values by which runtime fractions are changed.
     pub runtime: Layers,
+    /// Where resources come from.
+    pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,
     formats: BTreeMap<String, Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,
