@@ -10,6 +10,7 @@
 mod balancing;
 mod chain;
 mod cluster;
+mod health;
 mod http;
 mod matcher;
 mod route;
@@ -25,7 +26,13 @@ pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
     Transport,
 };
-pub use cluster::{Cluster, ClusterKind, Endpoint, Health, Limits, RetryBudget, SourceBind, UpstreamProtocol};
+pub use cluster::{
+    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
+    TcpKeepalive, UpstreamProtocol,
+};
+pub use health::{
+    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
+};
 pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use route::{
