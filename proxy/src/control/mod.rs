@@ -11,6 +11,7 @@ pub mod serving;
 pub mod sockets;
 mod sources;
 pub mod standalone;
+pub mod upstreams;
 
 use crate::slots::desk::{self, Drain, Phase};
 use crate::slots::lock::try_lock;

@@ -7,6 +7,7 @@ mod lifecycle;
 mod redirected;
 mod tcp;
 mod tls;
+mod upstreams;
 
 use super::*;
 use crate::{config::*, telemetry::Telemetry};

@@ -1,6 +1,7 @@
 //! Bringing into force: a new form waits for what it needs, for a bounded time.
 
 use super::{Kind, Sockets, State};
+use crate::xds::convert::cluster::Assignment;
 use crate::config::{Action, ClusterId, Listeners, Root, RouteTable};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ impl State {
         for (name, entry) in &mut self.clusters {
             if entry.built.is_none() && now >= entry.deadline {
                 tracing::warn!(cluster = %name, "what it needs did not come in time; using the cluster without");
-                entry.built = Some(entry.template.build(Vec::new(), &self.own));
+                entry.built = Some(entry.template.build(Assignment::default(), &self.own));
                 late.push(entry.id);
             }
         }
@@ -106,7 +107,9 @@ impl State {
     fn rebuild_clusters(&mut self) {
         for entry in self.clusters.values_mut() {
             if let Some(built) = &entry.built {
-                entry.built = Some(entry.template.build(built.endpoints.clone(), &self.own));
+                let endpoints = built.endpoints.clone();
+                let assignment = Assignment { endpoints, spread: built.spread, names: Vec::new() };
+                entry.built = Some(entry.template.build(assignment, &self.own));
             }
         }
     }

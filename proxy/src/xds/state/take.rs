@@ -4,7 +4,7 @@ use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{Cluster, Listener};
-use crate::xds::convert::cluster::template;
+use crate::xds::convert::cluster::{Assignment, template};
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::listener::{Parts, listener};
 use crate::xds::convert::{Refused, route, secret as secrets};
@@ -155,7 +155,7 @@ impl State {
             return Ok(None);
         }
         let assignment = match &entry.template.endpoints {
-            None => Vec::new(),
+            None => Assignment::default(),
             Some(resource) => match self.endpoints.get(resource) {
                 Some(raw) => entry.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
                 None => return Ok(None),
