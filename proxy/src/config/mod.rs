@@ -9,7 +9,9 @@
 
 mod chain;
 mod cluster;
+mod edge;
 mod http;
+mod local_reply;
 mod matcher;
 mod route;
 #[cfg(test)]
@@ -23,7 +25,11 @@ pub use chain::{
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
 };
-pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
+pub use edge::{ClientCert, Detection, Edge};
+pub use http::{
+    Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
+};
+pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use route::{
     Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,
