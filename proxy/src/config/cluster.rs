@@ -1,6 +1,6 @@
 //! Clusters: where requests go, how an endpoint is chosen, and the limits on the way.
 
-use super::{ClientTls, ClusterId};
+use super::{Balancing, ClientTls, ClusterId, Labels, LbPolicy, Locality, Spread};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -19,8 +19,12 @@ pub struct Cluster {
     pub kind: ClusterKind,
     /// How one is chosen.
     pub policy: LbPolicy,
+    /// What belongs to choosing beside the policy.
+    pub balancing: Arc<Balancing>,
     /// The endpoints, all priorities; empty for [`ClusterKind::OriginalDst`].
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// How load is spread over their priorities.
+    pub spread: Spread,
     /// Circuit breakers.
     pub limits: Limits,
     /// How long a connection (TCP and TLS together) may take; default 10 s.
@@ -57,7 +61,9 @@ impl Cluster {
             name,
             kind,
             policy: LbPolicy::LeastRequest { choices: 2 },
+            balancing: Arc::default(),
             endpoints: Vec::new(),
+            spread: Spread::default(),
             limits: Limits::default(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
@@ -82,20 +88,6 @@ pub enum ClusterKind {
     OriginalDst,
 }
 
-/// How an endpoint is chosen among the healthy ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// One after the other, by weight.
-    RoundRobin,
-    /// The one with the fewest active requests among some chosen at random; by weight.
-    LeastRequest {
-        /// How many are looked at; at least 2.
-        choices: u32,
-    },
-    /// At random, by weight.
-    Random,
-}
-
 /// One endpoint of a cluster.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
@@ -105,8 +97,16 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be chosen.
     pub health: Health,
-    /// 0 is used first; others only while no lower one has a healthy endpoint.
+    /// Out of the reckoning: it is neither usable nor counted among those that are not (its first health check is under way).
+    pub excluded: bool,
+    /// 0 is used first; others take what lower ones have no healthy endpoints for.
     pub priority: u32,
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// The name by which it was found or that was given to it.
+    pub hostname: Option<Arc<str>>,
+    /// Labels by which requests choose among endpoints (the metadata `envoy.lb`).
+    pub labels: Arc<Labels>,
     /// TLS to it, already chosen by the cluster's transport socket matches.
     pub tls: Option<Arc<ClientTls>>,
     /// The workload behind it, for telemetry.
@@ -120,7 +120,11 @@ impl Endpoint {
             address,
             weight: 1,
             health: Health::Healthy,
+            excluded: false,
             priority: 0,
+            locality: Arc::default(),
+            hostname: None,
+            labels: Arc::default(),
             tls: None,
             workload: WorkloadLabels::unknown(),
         }

@@ -7,6 +7,7 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod balancing;
 mod chain;
 mod cluster;
 mod edge;
@@ -18,13 +19,15 @@ mod route;
 mod tests;
 mod tls;
 
+pub use balancing::{
+    Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
+    Subsets,
+};
 pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
     Transport,
 };
-pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
-};
+pub use cluster::{Cluster, ClusterKind, Endpoint, Health, Limits, RetryBudget, SourceBind, UpstreamProtocol};
 pub use edge::{ClientCert, Detection, Edge};
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,

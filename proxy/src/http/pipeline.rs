@@ -168,9 +168,10 @@ async fn proxy<D: Downstream>(
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
     let mut retry_ticket: Option<Ticket> = None;
+    let context = balance::PickContext::to(call.conn.local);
     loop {
         let host = cluster
-            .pick(&call.worker.rng, call.conn.local, |host| tried.contains(&host.address()))
+            .pick(&call.worker.rng, &context, |host| tried.contains(&host.address()))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;

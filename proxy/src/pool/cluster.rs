@@ -2,7 +2,7 @@
 
 use super::Host;
 use crate::{
-    balance::{Balancer, Rng},
+    balance::{Balancer, PickContext, Rng},
     config::{Cluster, ClusterKind, Endpoint, LbPolicy},
 };
 use std::{
@@ -108,7 +108,7 @@ impl ClusterState {
                 host.retire();
             }
         }
-        let balancer = Balancer::new(&hosts, rng);
+        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng);
         let (shared, dynamic) = match before {
             Some(before) => (before.shared.clone(), before.dynamic.clone()),
             None => <_>::default(),
@@ -190,10 +190,10 @@ impl ClusterState {
     }
 
     /// Chooses where a request or a connection goes; where it was `tried` only when there is nobody else.
-    pub fn pick(&self, rng: &Rng, destination: SocketAddr, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
+    pub fn pick(&self, rng: &Rng, context: &PickContext<'_>, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
         match self.config.kind {
-            ClusterKind::Static | ClusterKind::Eds => self.balancer.pick(self.config.policy, rng, tried).cloned(),
-            ClusterKind::OriginalDst => Some(self.original(destination)),
+            ClusterKind::Static | ClusterKind::Eds => self.balancer.pick(context, rng, tried).cloned(),
+            ClusterKind::OriginalDst => Some(self.original(context.destination)),
         }
     }
 

@@ -10,7 +10,11 @@ mod connect;
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
 pub use connect::{ConnectError, connect};
 
-use crate::{config::Endpoint, http::h1::up, http2};
+use crate::{
+    config::{Endpoint, Health},
+    http::h1::up,
+    http2,
+};
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
@@ -45,7 +49,8 @@ struct HostState {
     idle: RefCell<Vec<Idle>>,
     http2: http2::Pool,
     gone: Cell<bool>,
-    credit: Cell<i64>,
+    /// Since when it has been healthy; `None` while it is not.
+    healthy_since: Cell<Option<Instant>>,
     failed: Cell<Option<Instant>>,
     dials: Cell<u32>,
     /// Since when no dial that is under way has come to anything.
@@ -61,17 +66,30 @@ struct Idle {
 impl Host {
     /// A host without connections.
     pub fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: Rc::default() }
+        Self { endpoint, state: Rc::default() }.note_health()
     }
 
     /// The same host after a change of the endpoint that does not concern its connections.
     pub fn renewed(&self, endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: self.state.clone() }
+        Self { endpoint, state: self.state.clone() }.note_health()
     }
 
-    /// What the smooth weighted round robin owes it.
-    pub(crate) fn credit(&self) -> &Cell<i64> {
-        &self.state.credit
+    /// How long it has been healthy; nothing while it is not.
+    pub fn healthy_for(&self, now: Instant) -> Duration {
+        self.state.healthy_since.get().map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// As if it had been healthy for so much longer.
+    #[cfg(test)]
+    pub(crate) fn age(&self, more: Duration) {
+        self.state.healthy_since.set(self.state.healthy_since.get().and_then(|since| since.checked_sub(more)));
+    }
+
+    fn note_health(self) -> Self {
+        let healthy = self.endpoint.health == Health::Healthy;
+        let since = self.state.healthy_since.get().filter(|_| healthy);
+        self.state.healthy_since.set(since.or_else(|| healthy.then(Instant::now)));
+        self
     }
 
     /// The endpoint as configured.

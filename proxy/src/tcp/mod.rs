@@ -104,8 +104,9 @@ async fn open(
     told: &mut Told,
 ) -> Option<(Stream, Rc<Host>, Ticket)> {
     let mut tried = Vec::new();
+    let context = balance::PickContext::to(conn.local);
     for _ in 0..proxy.connect_attempts.max(1) {
-        let Some(host) = cluster.pick(&worker.rng, conn.local, |host| tried.contains(&host.address())) else {
+        let Some(host) = cluster.pick(&worker.rng, &context, |host| tried.contains(&host.address())) else {
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
