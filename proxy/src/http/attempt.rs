@@ -107,6 +107,11 @@ pub(super) async fn begin<D: Downstream>(
                 Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
                 Poll::Pending => {}
             }
+            if up.take_continue() {
+                down.send_continue();
+                // What the client does not take yet goes with what comes later.
+                let _ = down.poll_flush(cx);
+            }
             if body.done && down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Wake::Gone);
             }

@@ -6,12 +6,12 @@
 //! [`Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
+    admit::admit,
     attempt::{self, Failed, Limits},
     body::{Downstream, Upstream},
     call::Call,
     head::BodyLength,
     headers::Known,
-    path,
     pump::RequestPump,
     reply::{self, Reply},
     retry::{self, Failure},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Priority, Redirect, WeightedCluster},
+    config::{Action, Forward, HeaderOp, HostRewrite, HttpFilter, Priority, Redirect, WeightedCluster},
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Selected},
     telemetry::ResponseFlags,
@@ -107,8 +107,7 @@ async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(),
     let manager = call.manager;
     // The router is the one filter so far; another one is decided about here.
     for HttpFilter::Router in &manager.filters {}
-    let selected = route::select(&manager.routes, call.request, manager.strip_host_port, &call.worker.rng)
-        .ok_or(reply::NO_ROUTE)?;
+    let selected = route::select(&manager.routes, call.request, false, &call.worker.rng).ok_or(reply::NO_ROUTE)?;
     call.tally.route = Some(selected.route);
     match &selected.route.action {
         Action::Forward(forward) => proxy(call, down, selected, forward).await,
@@ -134,52 +133,6 @@ async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(),
             Ok(())
         }
     }
-}
-
-/// Brings the request into the form in which everything after sees it.
-fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
-    let manager = call.manager;
-    let request = &mut *call.request;
-    if manager.direction == Direction::Inbound {
-        call.tally.source = Some(call.conn.source(request.headers.known(Known::Peer)));
-    }
-    if manager.normalize_path && request.path() != b"*" {
-        match path::normalise(request.path(), manager.merge_slashes) {
-            Ok(None) => {}
-            Ok(Some(path)) => request.set_path(&path),
-            Err(_) => return Err(reply::BAD_PATH.into()),
-        }
-    }
-    let offered = |wanted: &[u8]| manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
-    if request.upgrade().is_some_and(|wanted| !offered(wanted)) {
-        request.set_upgrade(None);
-    }
-    request.headers.remove_hop_by_hop();
-    if manager.generate_request_id && request.headers.known(Known::RequestId).is_none() {
-        request.headers.push(b"x-request-id", &request_id(&call.worker.rng));
-    }
-    if request.headers.known(Known::ForwardedProto).is_none() {
-        let scheme: &[u8] = if request.secure { b"https" } else { b"http" };
-        request.headers.push(b"x-forwarded-proto", scheme);
-    }
-    Ok(())
-}
-
-/// A random UUID (RFC 9562, version 4) as text.
-fn request_id(rng: &balance::Rng) -> [u8; 36] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut bits = (u128::from(rng.next()) << 64) | u128::from(rng.next());
-    bits = bits & !(0xf << 76) | (0x4 << 76);
-    bits = bits & !(0x3 << 62) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *place = HEX[(bits >> shift) as usize & 0xf];
-        }
-    }
-    text
 }
 
 /// Sends the request to an endpoint and its response back, with retries as the policy has them.
@@ -366,6 +319,7 @@ async fn relay<D: Downstream>(
         call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
     }
     edit_response(call, selected, Some(target));
+    reply::dress(call);
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();

@@ -19,12 +19,14 @@ use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
 use crate::listen::{Place, Stream};
 use crate::telemetry::ResponseFlags;
-use crate::worker::{Timer, Worker, WorkerRoot};
+use crate::worker::{Timer, Worker, WorkerRoot, jittered};
 
 /// Serves a client's connection to its end. `first` was read from it already.
 pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
     let Some(manager) = http_manager(&place, &worker.root()) else { return };
-    let settings = Settings::from(&*manager);
+    let mut settings = Settings::from(&*manager);
+    let jitter = manager.connection_duration_jitter;
+    settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
     drop(manager);
     let remote = conn.remote;
     let secure = conn.secure;
@@ -73,6 +75,9 @@ async fn request(
         response: &mut response,
         tally: Tally::start(manager.access_log.is_some()),
     };
+    if manager.proxy_100_continue {
+        down.leave_continue();
+    }
     let Some(error) = refused else { return pipeline::run(&mut call, &mut down).await };
     tracing::debug!(client = %conn.remote, %error, "request refused");
     let reply = Reply {
@@ -80,6 +85,7 @@ async fn request(
         body: reason(error.status()),
         flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
         details: "http2.invalid_request",
+        close: false,
     };
     reply::send(&mut call, &mut down, reply, false);
     // A few bytes, which wait for nothing but the client's window.

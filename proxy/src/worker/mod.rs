@@ -12,7 +12,7 @@ mod timer;
 
 pub use group::{ListenSocket, Settings, SpawnError, Workers, spawn};
 pub use root::WorkerRoot;
-pub use timer::{Timer, earlier};
+pub use timer::{Timer, earlier, jittered};
 
 use crate::{
     balance::Rng,

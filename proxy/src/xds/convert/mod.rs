@@ -13,8 +13,10 @@
 
 pub mod cluster;
 pub mod common;
+mod edge;
 pub mod http;
 pub mod listener;
+mod local_reply;
 pub mod matcher;
 mod own_tls;
 pub mod retry;
