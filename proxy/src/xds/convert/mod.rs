@@ -18,6 +18,7 @@ pub mod http;
 pub mod listener;
 pub mod matcher;
 mod own_tls;
+pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod secret;
