@@ -2,48 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
-use std::io::{Read as _, Write as _};
+#[path = "support/process.rs"]
+mod process;
+
+use process::{LIMIT, Proxy, again, free, get, run, socket_address, upstream, wait};
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A server that answers every request with its own port, one connection a thread.
-fn upstream() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut seen = Vec::new();
-                let mut bytes = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                    seen.extend_from_slice(&bytes[..count]);
-                    if seen.ends_with(b"\r\n\r\n") {
-                        seen.clear();
-                        let body = address.port().to_string();
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                        if stream.write_all(head.as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// An address on which nobody listened a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn socket_address(address: SocketAddr) -> String {
-    format!("{{socket_address: {{address: {}, port_value: {}}}}}", address.ip(), address.port())
-}
 
 fn listener(name: &str, address: SocketAddr, cluster: &str) -> String {
     format!(
@@ -90,82 +54,6 @@ fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
         listeners.concat(),
         clusters.concat()
     )
-}
-
-struct Proxy {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn command(folder: &tempfile::TempDir, text: &str) -> Command {
-    let config = folder.path().join("bootstrap.yaml");
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
-    command.args(["serve", "--concurrency", "2", "--config"]).arg(config);
-    command.arg("--admin-address-path").arg(folder.path().join("admin"));
-    command
-}
-
-impl Proxy {
-    fn start(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let child = command(&folder, text).spawn().unwrap();
-        Self { child, folder }
-    }
-
-    fn admin(&self, path: &str) -> String {
-        let address = wait("the admin server's address", || {
-            std::fs::read_to_string(self.folder.path().join("admin")).ok()?.parse::<SocketAddr>().ok()
-        });
-        get(address, path).expect("an answer of the admin server")
-    }
-
-    fn signal(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    }
-}
-
-fn run(text: &str, more: &[&str]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
-    command(&folder, text).args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
-}
-
-fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "waited for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// The whole answer, when there is one.
-fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    (!answer.is_empty()).then_some(answer)
-}
-
-/// One answer on a connection that stays open.
-fn again(stream: &mut TcpStream) -> String {
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
-    let mut bytes = vec![0; 4096];
-    let count = stream.read(&mut bytes).unwrap();
-    String::from_utf8(bytes[..count].to_vec()).unwrap()
 }
 
 #[test]
@@ -237,6 +125,8 @@ fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sock
     lds(&[listener("first", first, "nonsense_%&").replace("prefix: /}", "prefix: /, grpc: {}, nonsense: {}}")]);
     lds(&[listener("second", second, "b")]);
     wait("the first listener to go", || TcpStream::connect(first).err());
+    kept.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0, "what is idle and belongs nowhere any more ends in order");
     assert!(get(second, "/").unwrap().ends_with(&port(b)));
     assert!(proxy.admin("/listeners").contains("second"));
 }

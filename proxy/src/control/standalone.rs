@@ -25,7 +25,7 @@ pub struct Settings {
     pub bootstrap: Bootstrap,
     /// Worker threads; at least 1.
     pub workers: usize,
-    /// How long connections of a listener that goes may take to end.
+    /// How long connections may take to end when the process leaves; never more than 20 seconds.
     pub drain_limit: Duration,
     /// Where to write the address of the admin server, if anywhere.
     pub admin_address_path: Option<PathBuf>,

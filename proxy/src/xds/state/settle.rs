@@ -1,8 +1,8 @@
 //! Bringing into force: a new form waits for what it needs, for a bounded time.
 
 use super::{Kind, Sockets, State};
-use crate::xds::convert::cluster::Assignment;
 use crate::config::{Action, ClusterId, Listeners, Root, RouteTable};
+use crate::xds::convert::cluster::Assignment;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
