@@ -19,7 +19,7 @@ pub enum Direction {
 }
 
 /// Every listener of a root with the indices that select one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Listeners {
     all: Vec<Arc<Listener>>,
     by_address: HashMap<(Direction, SocketAddr), usize>,
@@ -44,6 +44,12 @@ impl Listeners {
         }
         listeners.all = all;
         listeners
+    }
+
+    /// Whether a listener of these is not among those. Both are in the order of their names.
+    pub fn any_gone_in(&self, newer: &Self) -> bool {
+        let mut left = newer.all.iter();
+        !self.all.iter().all(|old| left.any(|new| new.name == old.name))
     }
 
     /// Every listener in the order given.

@@ -7,23 +7,39 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod balancing;
 mod chain;
 mod cluster;
+mod edge;
+mod health;
 mod http;
+mod local_reply;
 mod matcher;
 mod route;
 #[cfg(test)]
 mod tests;
 mod tls;
 
+pub use balancing::{
+    Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
+    Subsets,
+};
 pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
     Transport,
 };
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
+    TcpKeepalive, UpstreamProtocol,
 };
-pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
+pub use edge::{ClientCert, Detection, Edge};
+pub use health::{
+    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
+};
+pub use http::{
+    Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
+};
+pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use route::{
     Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,

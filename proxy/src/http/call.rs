@@ -101,6 +101,8 @@ pub struct Tally<'a> {
     pub grpc_status: Option<u16>,
     /// The client's workload.
     pub source: Option<Arc<WorkloadLabels>>,
+    /// The client's address, where it is not the connection's other end.
+    pub client: Option<SocketAddr>,
     /// The route.
     pub route: Option<&'a Arc<Route>>,
     /// The cluster.
@@ -130,6 +132,7 @@ impl Tally<'_> {
             response_bytes: 0,
             grpc_status: None,
             source: None,
+            client: None,
             route: None,
             cluster: None,
             host: None,
@@ -198,12 +201,17 @@ impl Call<'_> {
             entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
             entry.upstream_local = tally.upstream_local;
             entry.downstream_local = Some(self.conn.local);
-            entry.downstream_remote = Some(self.conn.remote);
+            entry.downstream_remote = Some(self.client());
             entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
             entry.server_name = self.conn.server_name.as_deref();
             entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
             self.worker.shard.log(format, &entry);
         }
+    }
+
+    /// The client's address, as far as it is known.
+    pub fn client(&self) -> SocketAddr {
+        self.tally.client.unwrap_or(self.conn.remote)
     }
 
     /// Takes note of what a response's head says.

@@ -3,14 +3,17 @@
 //! [`h1`] reads and writes HTTP/1 connections, [`pipeline`] is the way of a request, [`body`] is what the two have in common
 //! with HTTP/2. Framing is the most attacked code of a proxy: everything ambiguous is refused ([`parse`], [`chunked`]).
 
+mod admit;
 mod attempt;
 pub mod body;
 pub mod buffer;
 pub mod call;
 pub mod chunked;
+mod client;
 pub mod h1;
 pub mod head;
 pub mod headers;
+mod local_reply;
 pub mod parse;
 pub mod path;
 pub mod pipeline;
@@ -18,6 +21,7 @@ pub mod pump;
 pub mod reply;
 pub mod retry;
 pub mod upstream;
+mod xfcc;
 
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};

@@ -6,12 +6,12 @@
 //! [`Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
+    admit::admit,
     attempt::{self, Failed, Limits},
     body::{Downstream, Upstream},
     call::Call,
     head::BodyLength,
     headers::Known,
-    path,
     pump::RequestPump,
     reply::{self, Reply},
     retry::{self, Failure},
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Redirect, WeightedCluster},
-    pool::{ClusterState, Ticket},
+    config::{Action, Forward, HeaderOp, HostRewrite, HttpFilter, Priority, Redirect, WeightedCluster},
+    pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Selected},
     telemetry::ResponseFlags,
     worker::Timer,
@@ -107,8 +107,7 @@ async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(),
     let manager = call.manager;
     // The router is the one filter so far; another one is decided about here.
     for HttpFilter::Router in &manager.filters {}
-    let selected = route::select(&manager.routes, call.request, manager.strip_host_port, &call.worker.rng)
-        .ok_or(reply::NO_ROUTE)?;
+    let selected = route::select(&manager.routes, call.request, false, &call.worker.rng).ok_or(reply::NO_ROUTE)?;
     call.tally.route = Some(selected.route);
     match &selected.route.action {
         Action::Forward(forward) => proxy(call, down, selected, forward).await,
@@ -136,52 +135,6 @@ async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(),
     }
 }
 
-/// Brings the request into the form in which everything after sees it.
-fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
-    let manager = call.manager;
-    let request = &mut *call.request;
-    if manager.direction == Direction::Inbound {
-        call.tally.source = Some(call.conn.source(request.headers.known(Known::Peer)));
-    }
-    if manager.normalize_path && request.path() != b"*" {
-        match path::normalise(request.path(), manager.merge_slashes) {
-            Ok(None) => {}
-            Ok(Some(path)) => request.set_path(&path),
-            Err(_) => return Err(reply::BAD_PATH.into()),
-        }
-    }
-    let offered = |wanted: &[u8]| manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
-    if request.upgrade().is_some_and(|wanted| !offered(wanted)) {
-        request.set_upgrade(None);
-    }
-    request.headers.remove_hop_by_hop();
-    if manager.generate_request_id && request.headers.known(Known::RequestId).is_none() {
-        request.headers.push(b"x-request-id", &request_id(&call.worker.rng));
-    }
-    if request.headers.known(Known::ForwardedProto).is_none() {
-        let scheme: &[u8] = if request.secure { b"https" } else { b"http" };
-        request.headers.push(b"x-forwarded-proto", scheme);
-    }
-    Ok(())
-}
-
-/// A random UUID (RFC 9562, version 4) as text.
-fn request_id(rng: &balance::Rng) -> [u8; 36] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut bits = (u128::from(rng.next()) << 64) | u128::from(rng.next());
-    bits = bits & !(0xf << 76) | (0x4 << 76);
-    bits = bits & !(0x3 << 62) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *place = HEX[(bits >> shift) as usize & 0xf];
-        }
-    }
-    text
-}
-
 /// Sends the request to an endpoint and its response back, with retries as the policy has them.
 async fn proxy<D: Downstream>(
     call: &mut Call<'_>,
@@ -200,7 +153,10 @@ async fn proxy<D: Downstream>(
     let cluster = root.cluster(target.cluster).ok_or(reply::NO_CLUSTER)?;
     call.tally.cluster = Some(cluster.clone());
     edit_request(call, selected, forward, target);
-    let _counted = cluster.begin_request().map_err(|_| reply::OVERFLOW)?;
+    if cluster.drops(&call.worker.rng) {
+        return Err(reply::DROP_OVERLOAD.into());
+    }
+    let _counted = cluster.begin_request(Priority::Default).map_err(|_| reply::OVERFLOW)?;
 
     let policy = forward.retry.as_deref();
     let safe = call.request.is_safe();
@@ -209,15 +165,17 @@ async fn proxy<D: Downstream>(
         per_try: policy.and_then(|policy| policy.per_try_timeout).filter(|limit| !limit.is_zero()),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
         deadline: None,
+        priority: Priority::Default,
     };
     let mut body = RequestPump::new(policy.is_some_and(retry::keeps_body));
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
     let mut retry_ticket: Option<Ticket> = None;
+    let context = balance::PickContext::to(destination(call, cluster));
     loop {
         let host = cluster
-            .pick(&call.worker.rng, call.conn.local, |host| tried.contains(&host.address()))
+            .pick(&call.worker.rng, &context, |host| tried.contains(&host.address()))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
@@ -235,6 +193,7 @@ async fn proxy<D: Downstream>(
                 if not_sent {
                     host.note_failure();
                 }
+                note_answer(call, cluster, &host, failure);
                 let again = policy
                     .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                 // An answer to half a request may be about that half; "nothing was sent" is not.
@@ -250,7 +209,7 @@ async fn proxy<D: Downstream>(
                 // Before this response is given up for another.
                 drop(retry_ticket.take());
                 if !not_sent {
-                    let Ok(ticket) = cluster.begin_retry() else {
+                    let Ok(ticket) = cluster.begin_retry(limits.priority) else {
                         call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return relay(call, down, selected, target, up, body, limits).await;
                     };
@@ -258,8 +217,17 @@ async fn proxy<D: Downstream>(
                 }
                 (failure, reply::REMOTE_RESET, not_sent)
             }
-            Err(Failed::Stop(stop)) => return Err(stop),
-            Err(Failed::Attempt(failure, reply)) => (failure, reply, failure.is_unsent()),
+            Err(Failed::Stop(stop)) => {
+                if matches!(&stop, Stop::Reply(reply) if *reply == reply::TIMEOUT) {
+                    cluster.note(&host, Outcome::Timeout);
+                }
+                return Err(stop);
+            }
+            Err(Failed::Attempt(failure, reply)) => {
+                let timeout = matches!(failure, Failure::PerTryTimeout);
+                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                (failure, reply, failure.is_unsent())
+            }
         };
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
         let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
@@ -283,7 +251,7 @@ async fn proxy<D: Downstream>(
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
         // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
         if !unsent && retry_ticket.is_none() {
-            retry_ticket = Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?);
+            retry_ticket = Some(cluster.begin_retry(limits.priority).map_err(|_| Stop::Reply(or_else))?);
         }
         retries += 1;
         if policy.avoid_tried {
@@ -291,6 +259,21 @@ async fn proxy<D: Downstream>(
         }
         wait(call, retry::backoff(policy, retries, call.worker.rng.next()), limits.deadline).await?;
     }
+}
+
+/// Where the client wanted to connect, or what a header names instead in clusters that allow it.
+fn destination(call: &Call<'_>, cluster: &ClusterState) -> SocketAddr {
+    let named = cluster.config().original.header.as_deref();
+    let header = named.and_then(|name| call.request.headers.get(name));
+    let address = header.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    address.unwrap_or(call.conn.local)
+}
+
+/// Tells outlier detection what the endpoint answered; of gRPC, what its status says.
+fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Failure) {
+    let Failure::Response { status, grpc, .. } = answer else { return };
+    let outcome = grpc.filter(|_| call.request.is_grpc()).map_or(Outcome::Status(status), Outcome::grpc);
+    cluster.note(host, outcome);
 }
 
 /// Writes a number; what has more than 20 digits is cut.
@@ -336,6 +319,7 @@ async fn relay<D: Downstream>(
         call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
     }
     edit_response(call, selected, Some(target));
+    reply::dress(call);
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();

@@ -60,6 +60,8 @@ flags! {
     OVERLOAD_MANAGER = 20, "OM";
     /// The downstream reset the stream.
     DOWNSTREAM_REMOTE_RESET = 21, "DR";
+    /// The control plane wanted some requests refused.
+    DROP_OVERLOAD = 22, "DO";
 }
 
 impl ResponseFlags {
@@ -76,6 +78,16 @@ impl ResponseFlags {
     /// True when every flag of `other` is set.
     pub const fn contains(self, other: ResponseFlags) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// True when a flag of `other` is set.
+    pub const fn intersects(self, other: ResponseFlags) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The flag of a short name, e.g. `UH`.
+    pub fn named(short: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, name)| *name == short).map(|&(flag, _)| flag)
     }
 
     /// Adds the flags of `other`.

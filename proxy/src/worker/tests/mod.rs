@@ -4,12 +4,17 @@ mod configured;
 mod framing;
 mod http;
 mod lifecycle;
+mod manager;
 mod redirected;
 mod tcp;
 mod tls;
+mod upstreams;
 
 use super::*;
-use crate::{config::*, telemetry::Telemetry};
+use crate::{
+    config::*,
+    telemetry::{LogFormat, ResponseFlags, Telemetry},
+};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -125,7 +130,7 @@ impl Side {
         Some(String::from_utf8_lossy(&self.buffer.drain(..count).collect::<Vec<_>>()).into_owned())
     }
 
-    fn until(&mut self, end: &[u8]) -> Option<String> {
+    pub(super) fn until(&mut self, end: &[u8]) -> Option<String> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|part| part == end) {
                 return self.take(at + end.len());

@@ -5,9 +5,8 @@ use crate::config::HeaderOp;
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    Address, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
-    SubstitutionFormatString, address, config_source, data_source, header_value_option::HeaderAppendAction,
-    socket_address, substitution_format_string,
+    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SubstitutionFormatString,
+    address, data_source, header_value_option::HeaderAppendAction, socket_address, substitution_format_string,
 };
 use leno_xds::envoy::extensions::access_loggers::{
     file::v3::{FileAccessLog, file_access_log},
@@ -68,6 +67,18 @@ pub fn port(value: u32) -> Converted<u16> {
     u16::try_from(value).map_err(|_| Refused::new("port_value", format!("{value} is not a port")))
 }
 
+/// A range of addresses. Bits behind the prefix do not count; no length is the length 0: every address.
+pub fn cidr(value: CidrRange) -> Converted<ipnet::IpNet> {
+    let CidrRange { address_prefix, prefix_len } = value;
+    let ip: IpAddr = address_prefix
+        .parse()
+        .map_err(|_| Refused::new("address_prefix", format!("`{address_prefix}` is no IP address")))?;
+    let length = prefix_len.unwrap_or(0);
+    let net = u8::try_from(length).ok().and_then(|length| ipnet::IpNet::new(ip, length).ok());
+    let net = net.ok_or_else(|| Refused::new("prefix_len", format!("{length} is longer than the address")))?;
+    Ok(net.trunc())
+}
+
 /// An IP address with its port.
 pub fn socket(value: SocketAddress) -> Converted<SocketAddr> {
     let SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } =
@@ -95,20 +106,6 @@ pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
             Err(Refused::new("envoy_internal_address", "is not supported by this proxy"))
         }
         None => Err(Refused::new("", "is missing")),
-    }
-}
-
-/// Checks that a resource is asked for on the stream on which everything comes.
-pub fn from_ads(source: Option<ConfigSource>) -> Converted<()> {
-    let Some(ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version: _, config_source_specifier }) =
-        source
-    else {
-        return Err(Refused::new("", "is missing; only `ads` is supported"));
-    };
-    refuse!(authorities);
-    match config_source_specifier {
-        Some(config_source::ConfigSourceSpecifier::Ads(_) | config_source::ConfigSourceSpecifier::Self_(_)) => Ok(()),
-        _ => Err(Refused::new("config_source_specifier", "is not `ads`")),
     }
 }
 
