@@ -58,6 +58,8 @@ pub struct Balancing {
     pub panic_threshold: u8,
     /// With too few usable endpoints, none is chosen.
     pub fail_on_panic: bool,
+    /// Endpoints that were not health-checked yet do not count as unusable.
+    pub ignore_unchecked: bool,
     /// Localities are chosen by their weight before an endpoint in it is.
     pub by_locality: bool,
     /// With a hash, an endpoint gets at most this percentage of the average load; 0 is no limit, else at least 100.
@@ -75,6 +77,7 @@ impl Default for Balancing {
             slow_start: None,
             panic_threshold: 50,
             fail_on_panic: false,
+            ignore_unchecked: false,
             by_locality: false,
             hash_balance_factor: 0,
             hash_by_hostname: false,

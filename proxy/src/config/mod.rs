@@ -11,6 +11,7 @@ mod balancing;
 mod chain;
 mod cluster;
 mod edge;
+mod health;
 mod http;
 mod local_reply;
 mod matcher;
@@ -27,8 +28,14 @@ pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
     Transport,
 };
-pub use cluster::{Cluster, ClusterKind, Endpoint, Health, Limits, RetryBudget, SourceBind, UpstreamProtocol};
+pub use cluster::{
+    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
+    TcpKeepalive, UpstreamProtocol,
+};
 pub use edge::{ClientCert, Detection, Edge};
+pub use health::{
+    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
+};
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
 };

@@ -2,7 +2,7 @@
 
 use super::Host;
 use crate::{
-    config::{ClientTls, Cluster, SourceBind},
+    config::{ClientTls, Cluster, SourceBind, TcpKeepalive},
     listen::{Rewound, Stream},
     tls::{Alpn, Connector, TlsError},
 };
@@ -31,35 +31,53 @@ pub enum ConnectError {
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
 pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
-    let address = host.address();
-    let limit = cluster.connect_timeout;
+    let endpoint = host.endpoint();
     let _dial = host.dial();
-    let attempt = async {
-        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
-        let _ = tcp.set_nodelay(true);
-        if let Some((idle, interval)) = cluster.keepalive {
-            let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval);
-            let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-        }
-        let Some(wanted) = &host.endpoint().tls else { return Ok(Stream::Plain(tcp)) };
-        let io = Rewound::new(tcp, Vec::new());
-        let stream = match &**wanted {
-            ClientTls::Mesh(mesh) => {
-                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
-            }
-            ClientTls::Own(context) => context.connect(io, None, None, limit).await.map(|secured| secured.stream),
-        };
-        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
-    };
-    let result = match tokio::time::timeout(limit, attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnectError::Timeout(address, limit)),
-    };
+    if let Some(care) = &cluster.care {
+        care.note_used();
+    }
+    let (wanted, name) = (endpoint.tls.as_deref(), endpoint.hostname.as_deref());
+    let result = establish(cluster, endpoint.address, wanted, name, alpn, cluster.connect_timeout, tls).await;
     match &result {
         Ok(_) => host.note_success(),
         Err(_) => host.note_failure(),
     }
     result
+}
+
+/// Connects to an address as a cluster does: TCP, then TLS if it is `wanted`, with the endpoint's own `name`.
+///
+/// # Errors
+/// When TCP or TLS fails or both together take longer than `limit`.
+pub(crate) async fn establish(
+    cluster: &Cluster,
+    address: SocketAddr,
+    wanted: Option<&ClientTls>,
+    name: Option<&str>,
+    alpn: Alpn,
+    limit: Duration,
+    tls: &Connector,
+) -> Result<Stream, ConnectError> {
+    let attempt = async {
+        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
+        let _ = tcp.set_nodelay(true);
+        if let Some(wanted) = cluster.keepalive {
+            keep_alive(&tcp, wanted);
+        }
+        let Some(wanted) = wanted else { return Ok(Stream::Plain(tcp)) };
+        let io = Rewound::new(tcp, Vec::new());
+        let stream = match wanted {
+            ClientTls::Mesh(mesh) => {
+                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
+            }
+            ClientTls::Own(context) => context.connect(io, name, None, limit).await.map(|secured| secured.stream),
+        };
+        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
+    };
+    match tokio::time::timeout(limit, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout(address, limit)),
+    }
 }
 
 async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {
@@ -78,4 +96,19 @@ async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStr
         socket.bind(source)?;
     }
     socket.connect(address).await
+}
+
+fn keep_alive(tcp: &TcpStream, wanted: TcpKeepalive) {
+    let TcpKeepalive { idle, interval, probes } = wanted;
+    let mut keepalive = socket2::TcpKeepalive::new();
+    if let Some(idle) = idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }

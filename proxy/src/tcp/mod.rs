@@ -4,10 +4,10 @@ mod copy;
 
 use crate::{
     balance,
-    config::{Direction, TcpProxy},
+    config::{Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer},
     listen::Stream,
-    pool::{Admission, ClusterState, ConnectError, Host, Ticket, connect},
+    pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, connect},
     telemetry::{ConnectionSecurity, LogEntry, Reporter, ResponseFlags, TcpRecord},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
@@ -112,7 +112,10 @@ async fn open(
         };
         told.host = Some(host.clone());
         match connect_once(worker, cluster, &host).await {
-            Ok((stream, ticket)) => return Some((stream, host, ticket)),
+            Ok((stream, ticket)) => {
+                cluster.note(&host, Outcome::Status(200));
+                return Some((stream, host, ticket));
+            }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                 return None;
@@ -120,6 +123,8 @@ async fn open(
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
                 told.failure = Some(error.to_string());
+                let timeout = matches!(error, ConnectError::Timeout(..));
+                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());
             }
         }
@@ -138,17 +143,17 @@ async fn connect_once(
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
     let (address, limit) = (host.address(), config.connect_timeout);
+    let _waiting = cluster.begin_wait(Priority::Default).map_err(|_| ConnectError::Overflow(address))?;
     loop {
-        let admission = tokio::time::timeout(limit, cluster.begin_connection(host)).await;
+        let admission = tokio::time::timeout(limit, cluster.begin_connection(host, Priority::Default)).await;
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
-            Ok(Admission::Connect(ticket)) => {
+            Admission::Connect(ticket) => {
                 return Ok((connect(config, host, Alpn::Tcp, &worker.tls).await?, ticket));
             }
             // An idle HTTP connection is of no use here; its place is.
-            Ok(Admission::UseIdle) => {
+            Admission::UseIdle => {
                 host.drop_idle();
             }
-            Err(_) => return Err(ConnectError::Overflow(address)),
         }
     }
 }

@@ -8,6 +8,7 @@ mod manager;
 mod redirected;
 mod tcp;
 mod tls;
+mod upstreams;
 
 use super::*;
 use crate::{
