@@ -5,7 +5,7 @@ use crate::config::HeaderOp;
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    Address, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
+    Address, CidrRange, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
     SubstitutionFormatString, address, config_source, data_source, header_value_option::HeaderAppendAction,
     socket_address, substitution_format_string,
 };
@@ -66,6 +66,18 @@ pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Conv
 /// A port.
 pub fn port(value: u32) -> Converted<u16> {
     u16::try_from(value).map_err(|_| Refused::new("port_value", format!("{value} is not a port")))
+}
+
+/// A range of addresses. Bits behind the prefix do not count; no length is the length 0: every address.
+pub fn cidr(value: CidrRange) -> Converted<ipnet::IpNet> {
+    let CidrRange { address_prefix, prefix_len } = value;
+    let ip: IpAddr = address_prefix
+        .parse()
+        .map_err(|_| Refused::new("address_prefix", format!("`{address_prefix}` is no IP address")))?;
+    let length = prefix_len.unwrap_or(0);
+    let net = u8::try_from(length).ok().and_then(|length| ipnet::IpNet::new(ip, length).ok());
+    let net = net.ok_or_else(|| Refused::new("prefix_len", format!("{length} is longer than the address")))?;
+    Ok(net.trunc())
 }
 
 /// An IP address with its port.

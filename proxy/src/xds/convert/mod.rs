@@ -19,6 +19,7 @@ pub mod listener;
 mod local_reply;
 pub mod matcher;
 mod own_tls;
+pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod secret;
