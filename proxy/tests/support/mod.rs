@@ -117,13 +117,8 @@ pub fn start(plan: Plan) -> Proxy {
         ..Cluster::new(id, "outbound|9080||reviews.shop.svc.cluster.local", ClusterKind::Eds)
     };
     let forward = Forward { targets: vec![WeightedCluster::all(id)], retry: plan.retry, ..Forward::default() };
-    let route = Route {
-        name: "default".into(),
-        matches: RouteMatch::default(),
-        action: Action::Forward(Box::new(forward)),
-        headers: plan.headers,
-        origin: None,
-    };
+    let action = Action::Forward(Box::new(forward));
+    let route = Route { headers: plan.headers, ..Route::new("default", RouteMatch::default(), action) };
     let host = VirtualHost {
         name: "reviews".into(),
         domains: vec![plan.domain.unwrap_or("reviews").into()],

@@ -1,7 +1,7 @@
 //! Conversions that several resources need: packed messages, durations, addresses, header changes, access logs.
 
 use super::{Context, Converted, Refused, Within as _, refuse};
-use crate::config::HeaderOp;
+use crate::config::{HeaderOp, HeaderText};
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
@@ -177,28 +177,37 @@ fn text_format(format: SubstitutionFormatString) -> Converted<String> {
 }
 
 /// Header changes in the order in which Envoy makes them: removals first.
-pub fn header_ops(add: Vec<HeaderValueOption>, remove: Vec<String>, field: &str) -> Converted<Vec<HeaderOp>> {
+pub fn header_ops(
+    context: &mut Context,
+    add: Vec<HeaderValueOption>,
+    remove: Vec<String>,
+    field: &str,
+) -> Converted<Vec<HeaderOp>> {
     let mut ops = Vec::with_capacity(add.len() + remove.len());
     for (index, name) in remove.into_iter().enumerate() {
         ops.push(HeaderOp::Remove(header_name(&name).within(format_args!("{field}_to_remove[{index}]"))?));
     }
     for (index, option) in add.into_iter().enumerate() {
-        if let Some(op) = header_op(option).within(format_args!("{field}_to_add[{index}]"))? {
-            ops.push(op);
-        }
+        ops.extend(header_op(context, option).within(format_args!("{field}_to_add[{index}]"))?);
     }
     Ok(ops)
 }
 
-fn header_op(option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
+/// One header change; `None` where an empty value means that there is none.
+pub fn header_op(context: &mut Context, option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
     let HeaderValueOption { header, append, append_action, keep_empty_value } = option;
     let Some(HeaderValue { key, value, raw_value }) = header else { return Err(Refused::new("header", "is missing")) };
-    refuse!(raw_value);
+    let value = match (value.is_empty(), raw_value.is_empty()) {
+        (true, false) => String::from_utf8(raw_value)
+            .map_err(|_| Refused::new("header.raw_value", "other than UTF-8 is not supported by this proxy"))?,
+        (_, true) => value,
+        (false, false) => return Err(Refused::new("header.raw_value", "cannot stand beside value")),
+    };
     let name = header_name(&key).within("header.key")?;
-    let value = literal(&value).within("header.value")?;
     if value.is_empty() && !keep_empty_value {
         return Ok(None);
     }
+    let value = header_text(context, &value, keep_empty_value).within("header.value")?;
     let action = match append {
         Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
         Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
@@ -224,17 +233,17 @@ pub fn header_name(name: &str) -> Converted<Box<str>> {
     }
 }
 
-/// A header value without Envoy's `%COMMAND%`s; `%%` is a percent sign.
-fn literal(text: &str) -> Converted<Box<str>> {
-    let plain = text.replace("%%", "\u{0}");
-    if plain.contains('%') {
-        return Err(Refused::new("", format!("`{text}` has a substitution, which is not supported by this proxy")));
+/// A header's value: a text, or Envoy's `%COMMAND%`s; `%%` is a percent sign.
+fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Converted<HeaderText> {
+    let plain = text.replace("%%", "");
+    if http::HeaderValue::from_str(&plain).is_err() {
+        return Err(Refused::new("", "has characters that no header may have"));
     }
-    let plain = plain.replace('\u{0}', "%");
-    match http::HeaderValue::from_str(&plain) {
-        Ok(_) => Ok(plain.into()),
-        Err(_) => Err(Refused::new("", "has characters that no header may have")),
+    if !plain.contains('%') {
+        return Ok(HeaderText::Literal(text.replace("%%", "%").into()));
     }
+    let format = context.log_format(text).map_err(|refused| Refused::new("", refused.reason))?;
+    Ok(HeaderText::Format { format, keep_empty })
 }
 
 /// The metadata of one filter.
