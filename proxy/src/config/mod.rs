@@ -8,31 +8,35 @@
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
 mod chain;
+mod chain_index;
 mod cluster;
 mod http;
 mod matcher;
+mod network;
 mod route;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 pub use chain::{
-    ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
-    Transport,
+    ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, PassTlvs, PortSet,
+    ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
 };
+pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
 };
 pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
+pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
 pub use route::{
     Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,
     RetryPolicy, Route, RouteMatch, RouteTable, TableError, VirtualHost, WeightedCluster,
 };
-pub use tls::{ClientTls, MeshTls, ServerTls};
+pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
 
 use crate::telemetry::WorkloadLabels;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// The stable index of a cluster: the control side gives a name the same index for as long as the process lives, so
 /// that per-worker state (pools, balancers) survives every change of the configuration.
@@ -50,15 +54,33 @@ pub struct Root {
     pub clusters: Vec<Option<Arc<Cluster>>>,
     /// This proxy's own workload, as telemetry names it.
     pub own: Arc<WorkloadLabels>,
+    /// Clusters by name, made when something first asks for one by a name that no configuration knew.
+    pub names: ClusterNames,
 }
+
+/// Clusters by name, made when it is first asked for.
+#[derive(Debug, Default)]
+pub struct ClusterNames(std::sync::OnceLock<HashMap<Arc<str>, ClusterId>>);
 
 impl Default for Root {
     fn default() -> Self {
-        Self { version: 0, listeners: Listeners::default(), clusters: Vec::new(), own: WorkloadLabels::unknown() }
+        Self {
+            version: 0,
+            listeners: Listeners::default(),
+            clusters: Vec::new(),
+            own: WorkloadLabels::unknown(),
+            names: ClusterNames::default(),
+        }
     }
 }
 
 impl Root {
+    /// The cluster of that name, if it exists in this root.
+    pub fn cluster_named(&self, name: &str) -> Option<ClusterId> {
+        let all = || self.clusters.iter().flatten().map(|cluster| (cluster.name.clone(), cluster.id)).collect();
+        self.names.0.get_or_init(all).get(name).copied()
+    }
+
     /// The cluster of that index, if it exists in this root.
     pub fn cluster(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
         self.clusters.get(id.0 as usize).and_then(Option::as_ref)

@@ -2,8 +2,8 @@
 
 use super::Host;
 use crate::{
-    config::{ClientTls, Cluster, SourceBind},
-    listen::{Rewound, Stream},
+    config::{ClientTls, Cluster, ProxiedTls, SourceBind},
+    listen::{Rewound, Stream, write_header},
     tls::{Alpn, Connector, TlsError},
 };
 use std::{io, net::SocketAddr, time::Duration};
@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// TCP failed.
+    /// TCP failed, or the PROXY protocol could not be said.
     #[error("connect to {0}: {1}")]
     Tcp(SocketAddr, #[source] io::Error),
     /// It took too long.
@@ -26,11 +26,36 @@ pub enum ConnectError {
     Overflow(SocketAddr),
 }
 
+/// The client for which a connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Via<'a> {
+    /// Its address.
+    pub source: SocketAddr,
+    /// Where it connected.
+    pub destination: SocketAddr,
+    /// Extensions of the PROXY protocol that its own header brought.
+    pub tlvs: &'a [(u8, Box<[u8]>)],
+}
+
+/// As [`connect_via`], for no client in particular.
+///
+/// # Errors
+/// As [`connect_via`].
+pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+    connect_via(cluster, host, alpn, tls, None).await
+}
+
 /// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
 ///
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
-pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+pub async fn connect_via(
+    cluster: &Cluster,
+    host: &Host,
+    alpn: Alpn,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
     let address = host.address();
     let limit = cluster.connect_timeout;
     let _dial = host.dial();
@@ -41,13 +66,20 @@ pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector
             let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval);
             let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
         }
-        let Some(wanted) = &host.endpoint().tls else { return Ok(Stream::Plain(tcp)) };
+        let mut wanted = host.endpoint().tls.as_deref();
+        if let Some(ClientTls::Proxied(proxied)) = wanted {
+            say(proxied, via, &tcp).await.map_err(|error| ConnectError::Tcp(address, error))?;
+            wanted = proxied.inner.as_deref();
+        }
+        let Some(wanted) = wanted else { return Ok(Stream::Plain(tcp)) };
         let io = Rewound::new(tcp, Vec::new());
-        let stream = match &**wanted {
+        let stream = match wanted {
             ClientTls::Mesh(mesh) => {
                 tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
             }
-            ClientTls::Own(context) => context.connect(io, None, None, limit).await.map(|secured| secured.stream),
+            ClientTls::Own(context) => context.connect(io, None, None, alpn, limit).await.map(|secured| secured.stream),
+            // One header is enough; the configuration allows no second.
+            ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
         };
         stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
     };
@@ -60,6 +92,27 @@ pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector
         Err(_) => host.note_failure(),
     }
     result
+}
+
+/// Says who the client is. A connection that many requests share has no client to name.
+async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io::Result<()> {
+    let Some(via) = via else {
+        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+    };
+    let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind));
+    let tlvs: Vec<_> = passed.chain(&proxied.add).cloned().collect();
+    let header = write_header(proxied.v2, via.source, via.destination, &tlvs);
+    let mut rest = &header[..];
+    while !rest.is_empty() {
+        tcp.writable().await?;
+        match tcp.try_write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {

@@ -8,7 +8,7 @@ mod cluster;
 mod connect;
 
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
-pub use connect::{ConnectError, connect};
+pub use connect::{ConnectError, Via, connect, connect_via};
 
 use crate::{config::Endpoint, http::h1::up, http2};
 use std::{

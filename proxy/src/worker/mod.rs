@@ -18,7 +18,7 @@ use crate::{
     balance::Rng,
     config::Root,
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
-    tls::{Connector, CredentialStore},
+    tls::{Connector, CredentialStore, Pace},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -52,6 +52,8 @@ pub struct Worker {
     pub shard: Rc<Shard>,
     /// Its TLS client.
     pub tls: Connector,
+    /// The pace of its handshakes with clients.
+    pub handshakes: Pace,
     /// Labels for what is not known.
     pub unknown: Unknown,
     credentials: CredentialStore,
@@ -80,6 +82,7 @@ impl Worker {
             rng,
             shard: Rc::new(shard),
             tls: Connector::new(credentials.clone()),
+            handshakes: Pace::default(),
             unknown: Unknown { workload: WorkloadLabels::unknown(), service: ServiceLabels::cluster_only("unknown") },
             credentials,
             workers,

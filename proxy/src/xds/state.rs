@@ -9,7 +9,7 @@ use super::convert::cluster::{Template, template};
 use super::convert::common::unpack;
 use super::convert::listener::{Parts, listener};
 use super::convert::{Context, Refused, route};
-use crate::config::{Action, Cluster, ClusterId, Listener, Listeners, Root, RouteTable};
+use crate::config::{Action, Cluster, ClusterId, Listener, Listeners, Root, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use prost_types::Any;
@@ -94,7 +94,7 @@ pub trait Bind: std::fmt::Debug + Send {
     ///
     /// # Errors
     /// When the address cannot be had.
-    fn bind(&self, address: SocketAddr) -> std::io::Result<()>;
+    fn bind(&self, address: SocketAddr, settings: &SocketSettings) -> std::io::Result<()>;
 
     /// Gives back what was bound for none of these addresses and is not in force.
     fn keep(&self, wanted: &BTreeSet<SocketAddr>);
@@ -361,7 +361,7 @@ impl State {
                         return Err(Refused::new("address", format!("{address} is that of the listener `{other}`")));
                     }
                     let cannot = |error| Refused::new("address", format!("cannot bind {address}: {error}"));
-                    sockets.bind(*address).map_err(cannot)?;
+                    sockets.bind(*address, &listener.socket).map_err(cannot)?;
                 }
             }
         }
@@ -526,6 +526,7 @@ impl State {
             listeners: Listeners::new(listeners),
             clusters,
             own: self.own.clone(),
+            names: Default::default(),
         }))
     }
 
