@@ -3,7 +3,7 @@
 mod support;
 
 use leno_proxy::config::UpstreamProtocol;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -41,7 +41,8 @@ async fn clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_ne
         assert!(ask(&mut good));
         // From here on there are not many more; this process is client and proxy at once.
         let used = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-        setrlimit(Resource::RLIMIT_NOFILE, used + 40, 1 << 16).unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, used + 40, hard).unwrap();
         let mut flood = Vec::new();
         while let Some(stream) = connect() {
             flood.push(stream);
@@ -51,7 +52,7 @@ async fn clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_ne
             assert!(ask(&mut good), "who is served is served on");
         }
         drop(flood);
-        setrlimit(Resource::RLIMIT_NOFILE, 1 << 12, 1 << 16).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         let until = Instant::now() + LIMIT;
         while !connect().is_some_and(|mut stream| ask(&mut stream)) {
             assert!(Instant::now() < until, "nobody is let in again");

@@ -64,10 +64,10 @@ pub(super) fn clusters(state: &State) -> String {
         let name = &cluster.name;
         match cluster.kind {
             ClusterKind::OriginalDst => writeln!(lines, "{name}::original_dst").unwrap_or_default(),
-            ClusterKind::Static | ClusterKind::Eds if cluster.endpoints.is_empty() => {
+            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns if cluster.endpoints.is_empty() => {
                 writeln!(lines, "{name}::no_endpoints").unwrap_or_default();
             }
-            ClusterKind::Static | ClusterKind::Eds => {}
+            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {}
         }
         for endpoint in &cluster.endpoints {
             let health = match endpoint.health {

@@ -19,7 +19,7 @@ pub enum Direction {
 }
 
 /// Every listener of a root with the indices that select one.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Listeners {
     all: Vec<Arc<Listener>>,
     by_address: HashMap<(Direction, SocketAddr), usize>,

@@ -7,9 +7,11 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod balancing;
 mod chain;
 mod chain_index;
 mod cluster;
+mod health;
 mod http;
 mod matcher;
 mod network;
@@ -18,13 +20,21 @@ mod route;
 mod tests;
 mod tls;
 
+pub use balancing::{
+    Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
+    Subsets,
+};
 pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, PassTlvs, PortSet,
     ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
+    TcpKeepalive, UpstreamProtocol,
+};
+pub use health::{
+    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
 };
 pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};

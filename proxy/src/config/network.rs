@@ -1,6 +1,6 @@
 //! What filter chains do with connections: gates that they must pass, and what serves them.
 
-use super::{ClusterId, Direction, HttpManager};
+use super::{ClusterId, Direction, HttpManager, Labels};
 use crate::rbac::Rules;
 use crate::telemetry::LogFormat;
 use std::{sync::Arc, time::Duration};
@@ -119,6 +119,8 @@ pub struct TcpProxy {
     pub connect_attempts: u32,
     /// How long to wait between attempts: the first time and at most; the wait doubles and is drawn at random.
     pub backoff: Option<(Duration, Duration)>,
+    /// Endpoints are chosen by the client's address, where the cluster's policy hashes.
+    pub hash_source_ip: bool,
     /// The line to write for each connection, if any.
     pub access_log: Option<Arc<LogFormat>>,
 }
@@ -135,6 +137,7 @@ impl TcpProxy {
             max_duration: None,
             connect_attempts: 1,
             backoff: None,
+            hash_source_ip: false,
             access_log: None,
         }
     }
@@ -147,4 +150,13 @@ pub struct TcpTarget {
     pub cluster: ClusterId,
     /// Its share of the sum of all weights.
     pub weight: u32,
+    /// What its endpoints must have, for clusters with subsets.
+    pub labels: Option<Arc<Labels>>,
+}
+
+impl TcpTarget {
+    /// All endpoints of a cluster, with the weight 1.
+    pub fn all(cluster: ClusterId) -> Self {
+        Self { cluster, weight: 1, labels: None }
+    }
 }

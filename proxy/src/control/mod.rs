@@ -10,6 +10,7 @@ pub mod podinfo;
 pub mod serving;
 pub mod sockets;
 pub mod standalone;
+pub mod upstreams;
 
 use crate::slots::desk::{self, Drain, Phase};
 use crate::slots::lock::try_lock;

@@ -61,6 +61,7 @@ impl Plane {
         let (roots, receiver) = watch::channel(None);
         let (sender, taken) = watch::channel(Taken::Version(0));
         let workers = Arc::new(OnceLock::new());
+        let receiver = super::upstreams::stage(receiver, credentials.clone());
         let task = tokio::spawn(publish(receiver, sender, workers.clone(), listening, shards, credentials));
         Self { roots, taken, workers, task }
     }

@@ -11,7 +11,7 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::{Http2Options, UpstreamProtocol},
+    config::{Priority, UpstreamProtocol},
     http::h1,
     http2,
     pool::{Admission, ConnectError, Host, Lease, connect},
@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time limits of a request.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// From the end of the request to the end of the response.
@@ -37,6 +37,8 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
     pub(super) deadline: Option<Instant>,
+    /// Whose circuit breakers count.
+    pub(super) priority: Priority,
 }
 
 impl Limits {
@@ -74,7 +76,7 @@ pub(super) async fn begin<D: Downstream>(
     body: &mut RequestPump,
     limits: &mut Limits,
 ) -> Result<Up, Failed> {
-    let mut up = acquire(call, cluster, host).await?;
+    let mut up = acquire(call, cluster, host, limits.priority).await?;
     if call.tally.wall.is_some() {
         call.tally.upstream_local = up.local_address();
     }
@@ -171,7 +173,7 @@ fn speaks_http2(call: &Call<'_>, cluster: &Cluster) -> bool {
 }
 
 /// A pooled or a new connection.
-async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Up, Failed> {
+async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
     let http2 = speaks_http2(call, cluster);
     if http2 {
         if let Some(stream) = host.http2().take(cluster.config().max_requests_per_connection) {
@@ -182,8 +184,8 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Res
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     let opened = match http2 {
-        true => Box::pin(open_http2(call, cluster, host)).await.map(Up::Http2),
-        false => Box::pin(open(call, cluster, host)).await.map(Up::Http1),
+        true => Box::pin(open_http2(call, cluster, host, priority)).await.map(Up::Http2),
+        false => Box::pin(open(call, cluster, host, priority)).await.map(Up::Http1),
     };
     match opened {
         Ok(up) => Ok(up),
@@ -200,18 +202,19 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Res
     }
 }
 
-async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lease, ConnectError> {
+async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Lease, ConnectError> {
     let config = cluster.config();
-    let overflow = |_| ConnectError::Overflow(host.address());
+    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
-        let admission = cluster.begin_connection(host);
+        let admission = cluster.begin_connection(host, priority);
         let admission = tokio::time::timeout(config.connect_timeout, admission)
             .await
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
-        match admission.map_err(overflow)? {
+        match admission {
             Admission::Connect(ticket) => {
                 let stream = connect(config, host, Alpn::Http1, &call.worker.tls).await?;
-                return Ok(Lease::new(h1::up::Connection::new(stream), ticket));
+                let until = cluster.serves_until(&call.worker.rng);
+                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until));
             }
             Admission::UseIdle => {
                 if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
@@ -223,14 +226,20 @@ async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lea
 }
 
 /// A stream on an HTTP/2 connection that is made now, or by another request just now.
-async fn open_http2(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<http2::Up, ConnectError> {
+async fn open_http2(
+    call: &Call<'_>,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+) -> Result<http2::Up, ConnectError> {
     let config = cluster.config();
     let address = host.address();
+    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            let admission = tokio::time::timeout(config.connect_timeout, cluster.begin_connection(host)).await;
-            let admission = admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))?;
-            match admission.map_err(|_| ConnectError::Overflow(address))? {
+            let admission = cluster.begin_connection(host, priority);
+            let admission = tokio::time::timeout(config.connect_timeout, admission).await;
+            match admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))? {
                 Admission::Connect(ticket) => break ticket,
                 // A connection of HTTP/1 is of no use here, but its place is.
                 Admission::UseIdle => _ = host.drop_idle(),
@@ -238,9 +247,10 @@ async fn open_http2(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Resu
         };
         let stream = connect(config, host, Alpn::H2, &call.worker.tls).await?;
         let (tls, local) = (stream.is_tls(), stream.local_address());
-        let (connection, drive) = http2::connect(stream, tls, local, Http2Options::default())
+        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
+        connection.serve_until(cluster.serves_until(&call.worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
             drive.await;
             drop(ticket);

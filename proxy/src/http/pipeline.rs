@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Redirect, WeightedCluster},
-    pool::{ClusterState, Ticket},
+    config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Priority, Redirect, WeightedCluster},
+    pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Selected},
     telemetry::ResponseFlags,
     worker::Timer,
@@ -200,7 +200,10 @@ async fn proxy<D: Downstream>(
     let cluster = root.cluster(target.cluster).ok_or(reply::NO_CLUSTER)?;
     call.tally.cluster = Some(cluster.clone());
     edit_request(call, selected, forward, target);
-    let _counted = cluster.begin_request().map_err(|_| reply::OVERFLOW)?;
+    if cluster.drops(&call.worker.rng) {
+        return Err(reply::DROP_OVERLOAD.into());
+    }
+    let _counted = cluster.begin_request(Priority::Default).map_err(|_| reply::OVERFLOW)?;
 
     let policy = forward.retry.as_deref();
     let safe = call.request.is_safe();
@@ -209,15 +212,17 @@ async fn proxy<D: Downstream>(
         per_try: policy.and_then(|policy| policy.per_try_timeout).filter(|limit| !limit.is_zero()),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
         deadline: None,
+        priority: Priority::Default,
     };
     let mut body = RequestPump::new(policy.is_some_and(retry::keeps_body));
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
     let mut retry_ticket: Option<Ticket> = None;
+    let context = balance::PickContext::to(destination(call, cluster));
     loop {
         let host = cluster
-            .pick(&call.worker.rng, call.conn.local, |host| tried.contains(&host.address()))
+            .pick(&call.worker.rng, &context, |host| tried.contains(&host.address()))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
@@ -235,6 +240,7 @@ async fn proxy<D: Downstream>(
                 if not_sent {
                     host.note_failure();
                 }
+                note_answer(call, cluster, &host, failure);
                 let again = policy
                     .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                 // An answer to half a request may be about that half; "nothing was sent" is not.
@@ -250,7 +256,7 @@ async fn proxy<D: Downstream>(
                 // Before this response is given up for another.
                 drop(retry_ticket.take());
                 if !not_sent {
-                    let Ok(ticket) = cluster.begin_retry() else {
+                    let Ok(ticket) = cluster.begin_retry(limits.priority) else {
                         call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                         return relay(call, down, selected, target, up, body, limits).await;
                     };
@@ -258,8 +264,17 @@ async fn proxy<D: Downstream>(
                 }
                 (failure, reply::REMOTE_RESET, not_sent)
             }
-            Err(Failed::Stop(stop)) => return Err(stop),
-            Err(Failed::Attempt(failure, reply)) => (failure, reply, failure.is_unsent()),
+            Err(Failed::Stop(stop)) => {
+                if matches!(&stop, Stop::Reply(reply) if *reply == reply::TIMEOUT) {
+                    cluster.note(&host, Outcome::Timeout);
+                }
+                return Err(stop);
+            }
+            Err(Failed::Attempt(failure, reply)) => {
+                let timeout = matches!(failure, Failure::PerTryTimeout);
+                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                (failure, reply, failure.is_unsent())
+            }
         };
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
         let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
@@ -283,7 +298,7 @@ async fn proxy<D: Downstream>(
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
         // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
         if !unsent && retry_ticket.is_none() {
-            retry_ticket = Some(cluster.begin_retry().map_err(|_| Stop::Reply(or_else))?);
+            retry_ticket = Some(cluster.begin_retry(limits.priority).map_err(|_| Stop::Reply(or_else))?);
         }
         retries += 1;
         if policy.avoid_tried {
@@ -291,6 +306,21 @@ async fn proxy<D: Downstream>(
         }
         wait(call, retry::backoff(policy, retries, call.worker.rng.next()), limits.deadline).await?;
     }
+}
+
+/// Where the client wanted to connect, or what a header names instead in clusters that allow it.
+fn destination(call: &Call<'_>, cluster: &ClusterState) -> SocketAddr {
+    let named = cluster.config().original.header.as_deref();
+    let header = named.and_then(|name| call.request.headers.get(name));
+    let address = header.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    address.unwrap_or(call.conn.local)
+}
+
+/// Tells outlier detection what the endpoint answered; of gRPC, what its status says.
+fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Failure) {
+    let Failure::Response { status, grpc, .. } = answer else { return };
+    let outcome = grpc.filter(|_| call.request.is_grpc()).map_or(Outcome::Status(status), Outcome::grpc);
+    cluster.note(host, outcome);
 }
 
 /// Writes a number; what has more than 20 digits is cut.

@@ -39,6 +39,8 @@ pub const OVERFLOW: Reply = reply(
     ResponseFlags::UPSTREAM_OVERFLOW,
     "upstream_reset_before_response_started{overflow}",
 );
+/// The control plane wants some requests refused.
+pub const DROP_OVERLOAD: Reply = reply(503, "drop overload", ResponseFlags::DROP_OVERLOAD, "drop_overload");
 /// The endpoint could not be connected.
 pub const CONNECT_FAILURE: Reply = reply(
     503,
@@ -112,6 +114,9 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
         begin(call, reply.code);
         if !reply.body.is_empty() {
             call.response.headers.push(b"content-type", b"text/plain");
+        }
+        if reply == OVERFLOW {
+            call.response.headers.push(b"x-envoy-overloaded", b"true");
         }
         finish(call, down, reply.body.as_bytes(), close);
     }

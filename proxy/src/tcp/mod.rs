@@ -4,11 +4,11 @@ mod copy;
 mod splice;
 
 use crate::{
-    balance,
-    config::{Direction, TcpProxy},
+    balance::{self, PickContext},
+    config::{Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer},
     listen::Stream,
-    pool::{Admission, ClusterState, ConnectError, Host, Ticket, Via, connect_via},
+    pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::{ConnectionSecurity, LogEntry, Reporter, ResponseFlags, TcpRecord},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
@@ -73,19 +73,22 @@ async fn carry(
         Some(name) if proxy.by_server_name => Some(root.config().cluster_named(name)),
         _ => None,
     };
-    let target = match by_name {
-        Some(named) => named,
+    let (target, labels) = match by_name {
+        Some(named) => (named, None),
         None => {
             let weights = proxy.targets.iter().map(|target| target.weight);
-            balance::weighted(weights, &worker.rng).map(|index| proxy.targets[index].cluster)
+            let drawn = balance::weighted(weights, &worker.rng).map(|index| &proxy.targets[index]);
+            (drawn.map(|target| target.cluster), drawn.and_then(|target| target.labels.as_deref()))
         }
     };
+    let hash = || balance::hash::xx_hash(conn.remote.ip().to_string().as_bytes(), 0);
+    let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.local };
     let Some(cluster) = target.and_then(|id| root.cluster(id)) else {
         told.flags |= ResponseFlags::NO_CLUSTER;
         return;
     };
     told.cluster = Some(cluster.clone());
-    let (up, host, _ticket) = match open(worker, cluster, conn, proxy, told).await {
+    let (up, host, _ticket) = match open(worker, cluster, conn, proxy, &wanted, told).await {
         Some(open) => open,
         None => return,
     };
@@ -117,6 +120,7 @@ async fn open(
     cluster: &Rc<ClusterState>,
     conn: &ConnInfo,
     proxy: &TcpProxy,
+    wanted: &PickContext<'_>,
     told: &mut Told,
 ) -> Option<(Stream, Rc<Host>, Ticket)> {
     let mut tried = Vec::new();
@@ -126,13 +130,16 @@ async fn open(
             let drawn = worker.rng.below(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX).max(1));
             tokio::time::sleep(Duration::from_micros(drawn)).await;
         }
-        let Some(host) = cluster.pick(&worker.rng, conn.local, |host| tried.contains(&host.address())) else {
+        let Some(host) = cluster.pick(&worker.rng, wanted, |host| tried.contains(&host.address())) else {
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
         told.host = Some(host.clone());
         match connect_once(worker, cluster, &host, conn).await {
-            Ok((stream, ticket)) => return Some((stream, host, ticket)),
+            Ok((stream, ticket)) => {
+                cluster.note(&host, Outcome::Status(200));
+                return Some((stream, host, ticket));
+            }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
                 return None;
@@ -140,6 +147,8 @@ async fn open(
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
                 told.failure = Some(error.to_string());
+                let timeout = matches!(error, ConnectError::Timeout(..));
+                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());
             }
         }
@@ -159,18 +168,18 @@ async fn connect_once(
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
     let (address, limit) = (host.address(), config.connect_timeout);
+    let _waiting = cluster.begin_wait(Priority::Default).map_err(|_| ConnectError::Overflow(address))?;
     loop {
-        let admission = tokio::time::timeout(limit, cluster.begin_connection(host)).await;
+        let admission = tokio::time::timeout(limit, cluster.begin_connection(host, Priority::Default)).await;
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
-            Ok(Admission::Connect(ticket)) => {
+            Admission::Connect(ticket) => {
                 let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
                 return Ok((connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?, ticket));
             }
             // An idle HTTP connection is of no use here; its place is.
-            Ok(Admission::UseIdle) => {
+            Admission::UseIdle => {
                 host.drop_idle();
             }
-            Err(_) => return Err(ConnectError::Overflow(address)),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! table when the clusters that it names have their endpoints, a listener when its route tables have come as well. Until
 //! then the old form serves; a bounded wait ends it, so that a control plane that never sends the rest blocks nothing.
 
-use super::convert::cluster::{Template, template};
+use super::convert::cluster::{Assignment, Template, template};
 use super::convert::common::unpack;
 use super::convert::listener::{Parts, listener};
 use super::convert::{Context, Refused, route};
@@ -262,7 +262,7 @@ impl State {
         let id = self.context.cluster(name)?;
         let old = self.clusters.get(name).and_then(|entry| entry.built.clone());
         let built = match &template.endpoints {
-            None => Some(template.build(Vec::new(), &self.own)),
+            None => Some(template.build(Assignment::default(), &self.own)),
             Some(resource) => match self.endpoints.get(resource) {
                 Some(raw) => {
                     let endpoints = template.endpoints(&mut self.context, unpack(&raw.body)?)?;
@@ -397,7 +397,7 @@ impl State {
         for (name, entry) in &mut self.clusters {
             if entry.built.is_none() && now >= entry.deadline {
                 tracing::warn!(cluster = %name, "no endpoints came in time; using the cluster without any");
-                entry.built = Some(entry.template.build(Vec::new(), &self.own));
+                entry.built = Some(entry.template.build(Assignment::default(), &self.own));
                 late.push(entry.id);
             }
         }
@@ -472,7 +472,9 @@ impl State {
     fn rebuild_clusters(&mut self) {
         for entry in self.clusters.values_mut() {
             if let Some(built) = &entry.built {
-                entry.built = Some(entry.template.build(built.endpoints.clone(), &self.own));
+                let endpoints = built.endpoints.clone();
+                let assignment = Assignment { endpoints, spread: built.spread, names: Vec::new() };
+                entry.built = Some(entry.template.build(assignment, &self.own));
             }
         }
     }

@@ -8,6 +8,7 @@ mod listeners;
 mod redirected;
 mod tcp;
 mod tls;
+mod upstreams;
 
 use super::*;
 use crate::{config::*, telemetry::Telemetry};

@@ -57,7 +57,7 @@ fn connection_when_redirected_then_its_original_destination_decides() {
                 ..Listener::default()
             })
         };
-        let targets = vec![TcpTarget { cluster: FIRST, weight: 1 }];
+        let targets = vec![TcpTarget::all(FIRST)];
         let passthrough = TcpProxy { idle_timeout: LIMIT, ..TcpProxy::new(targets) };
         let say = |text: &str| http(Action::Direct(DirectResponse { code: 200, body: text.as_bytes().into() }));
         let cluster = Cluster {

@@ -7,7 +7,7 @@ fn proxy_to(clusters: Vec<Cluster>, idle: Duration) -> Proxy {
 }
 
 fn tcp(idle: Duration) -> TcpProxy {
-    let targets = vec![TcpTarget { cluster: FIRST, weight: 1 }];
+    let targets = vec![TcpTarget::all(FIRST)];
     TcpProxy { idle_timeout: idle, connect_attempts: 2, ..TcpProxy::new(targets) }
 }
 
@@ -159,7 +159,7 @@ fn cluster_when_original_destination_then_it_is_reached_from_the_wanted_source()
     runtime.block_on(async {
         let root = worker.root();
         let cluster = root.cluster(FIRST).unwrap();
-        let host = cluster.pick(&worker.rng, backend.address, |_| false).unwrap();
+        let host = cluster.pick(&worker.rng, &crate::balance::PickContext::to(backend.address), |_| false).unwrap();
         assert_eq!(host.address(), backend.address);
         crate::pool::connect(cluster.config(), &host, crate::tls::Alpn::Tcp, &worker.tls).await.unwrap();
     });

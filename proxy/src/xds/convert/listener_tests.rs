@@ -78,7 +78,12 @@ fn listener_with_everything_that_is_supported_is_converted() {
                 })),
                 filter("network.sni_cluster.v3.SniCluster", json!({})),
                 tcp(json!({
-                    "weighted_clusters": {"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 0}]},
+                    "metadata_match": {"filter_metadata": {"envoy.lb": {"version": "v1", "zone": "z"}}},
+                    "hash_policy": [{"source_ip": {}}],
+                    "weighted_clusters": {"clusters": [
+                        {"name": "a", "weight": 1, "metadata_match": {"filter_metadata": {"envoy.lb": {"version": "v2"}}}},
+                        {"name": "b", "weight": 0}
+                    ]},
                     "idle_timeout": "0s", "max_connect_attempts": 3,
                     "backoff_options": {"base_interval": "0.1s"},
                     "max_downstream_connection_duration": "10s",
@@ -109,7 +114,9 @@ fn listener_with_everything_that_is_supported_is_converted() {
     assert!(tcp.by_server_name && tcp.targets.len() == 1 && tcp.idle_timeout.is_zero());
     assert_eq!(tcp.backoff, Some((Duration::from_millis(100), Duration::from_secs(1))));
     assert_eq!(tcp.max_duration, Some((Duration::from_secs(10), Duration::from_secs(5))));
-    assert_eq!(tcp.connect_attempts, 3);
+    assert!(tcp.connect_attempts == 3 && tcp.hash_source_ip);
+    let labels = tcp.targets[0].labels.as_ref().unwrap();
+    assert_eq!(labels.iter().len(), 2);
 }
 
 #[test]

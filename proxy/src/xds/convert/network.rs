@@ -1,20 +1,21 @@
 //! The network filters of a filter chain: gates that connections must pass, and at the end what serves them.
 
-use super::common::{access_log, duration, maybe_duration, optional, unknown_type};
+use super::cluster::labels::labels;
+use super::common::{access_log, duration, filter_metadata, maybe_duration, optional, unknown_type};
 use super::http::{Tables, manager};
 use super::listener::Found;
 use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
 use crate::config::{
     Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget,
 };
-use leno_xds::envoy::config::core::v3::{BackoffStrategy, RuntimeFeatureFlag};
+use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata, RuntimeFeatureFlag};
 use leno_xds::envoy::config::listener::v3::{Filter, filter};
 use leno_xds::envoy::extensions::filters::network::{
     connection_limit::v3::ConnectionLimit as LimitMessage, direct_response::v3::Config as DirectMessage,
     echo::v3::Echo, http_connection_manager::v3::HttpConnectionManager, local_ratelimit::v3::LocalRateLimit,
     rbac::v3 as rbac_filter, sni_cluster::v3::SniCluster, tcp_proxy::v3 as tcp,
 };
-use leno_xds::envoy::r#type::v3::{Percent, TokenBucket};
+use leno_xds::envoy::r#type::v3::{HashPolicy, Percent, TokenBucket, hash_policy};
 use prost_types::Any;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -214,10 +215,8 @@ fn tcp_proxy(
     } = value;
     refuse!(
         on_demand,
-        metadata_match,
         downstream_idle_timeout,
         upstream_idle_timeout,
-        hash_policy,
         tunneling_config,
         access_log_flush_interval,
         flush_access_log_on_connected,
@@ -225,9 +224,26 @@ fn tcp_proxy(
         proxy_protocol_tlvs,
         upstream_connect_mode
     );
+    // What a target asks for goes before what the filter does.
+    let common = filter_metadata(metadata_match.as_ref(), "envoy.lb").map(labels);
+    let wanted = |own: Option<&Metadata>| {
+        let own = filter_metadata(own, "envoy.lb").map(labels);
+        match (&common, own) {
+            (Some(common), Some(own)) => Some(Arc::new(common.with(&own))),
+            (Some(common), None) => Some(Arc::new(common.clone())),
+            (None, own) => own.map(Arc::new),
+        }
+    };
+    let mut hash_source_ip = false;
+    for (index, HashPolicy { policy_specifier }) in hash_policy.into_iter().enumerate() {
+        match policy_specifier {
+            Some(hash_policy::PolicySpecifier::SourceIp(_)) => hash_source_ip = true,
+            _ => return Err(Refused::new(format!("hash_policy[{index}]"), "is not `source_ip`")),
+        }
+    }
     let targets = match cluster_specifier {
         Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            vec![TcpTarget { cluster: context.cluster(&name).within("cluster")?, weight: 1 }]
+            vec![TcpTarget { labels: wanted(None), ..TcpTarget::all(context.cluster(&name).within("cluster")?) }]
         }
         Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(value)) => {
             let tcp::tcp_proxy::WeightedCluster { clusters } = value;
@@ -235,9 +251,9 @@ fn tcp_proxy(
             for (index, cluster) in clusters.into_iter().enumerate() {
                 let within = format!("weighted_clusters.clusters[{index}]");
                 let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = cluster;
-                super::refuse_set(&metadata_match, "metadata_match").within(&within)?;
                 if weight > 0 {
-                    targets.push(TcpTarget { cluster: context.cluster(&name).within(within)?, weight });
+                    let cluster = context.cluster(&name).within(within)?;
+                    targets.push(TcpTarget { cluster, weight, labels: wanted(metadata_match.as_ref()) });
                 }
             }
             targets
@@ -259,6 +275,7 @@ fn tcp_proxy(
         idle_timeout: maybe_duration(idle_timeout, "idle_timeout")?.unwrap_or(Duration::from_secs(3600)),
         max_duration: max_duration.map(|limit| (limit, limit.mul_f64(jitter / 100.0))),
         connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
+        hash_source_ip,
         backoff: backoff_options.map(backoff).transpose().within("backoff_options")?,
         access_log: access_log(context, logs).within("access_log")?,
         ..TcpProxy::new(targets)

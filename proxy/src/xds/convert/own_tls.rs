@@ -82,7 +82,7 @@ pub fn upstream(context: &mut Context, value: UpstreamTlsContext) -> Converted<C
         // Our TLS library always does.
         enforce_rsa_key_usage: _,
     } = value;
-    refuse!(allow_renegotiation, auto_host_sni);
+    refuse!(allow_renegotiation);
     if !sni.is_empty()
         && sni.parse::<std::net::IpAddr>().is_err()
         && rustls_pki_types::DnsName::try_from(sni.as_str()).is_err()

@@ -189,15 +189,20 @@ fn cluster_that_would_trust_any_server_is_refused() {
 #[test]
 fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
     for (name, field, path) in [
-        ("lb_subset_config", json!({"list_as_any": true}), "lb_subset_config"),
+        ("lb_subset_config", json!({"scale_locality_weight": true}), "lb_subset_config.scale_locality_weight"),
         ("lb_policy", json!("CLUSTER_PROVIDED"), "lb_policy"),
-        ("health_checks", json!([{"timeout": "1s"}]), "health_checks"),
+        ("health_checks", json!([{"timeout": "1s"}]), "health_checks[0].interval"),
         (
             "upstream_bind_config",
             json!({"source_address": {"address": "x"}}),
             "upstream_bind_config.source_address.address",
         ),
-        ("circuit_breakers", json!({"thresholds": [{"priority": "HIGH"}]}), "circuit_breakers.thresholds[0].priority"),
+        (
+            "circuit_breakers",
+            json!({"per_host_thresholds": [{"max_connections": 1}]}),
+            "circuit_breakers.per_host_thresholds",
+        ),
+        ("maglev_lb_config", json!({"table_size": 10}), "lb_config"),
     ] {
         let mut value = eds_cluster();
         value[name] = field;
@@ -206,12 +211,7 @@ fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
 }
 
 #[test]
-fn cluster_with_what_status_reports_as_not_in_force_is_taken_without_it() {
-    let mut value = eds_cluster();
-    value["outlier_detection"] = json!({"consecutive_5xx": 5});
-    value["lb_policy"] = json!("RING_HASH");
-    value["ring_hash_lb_config"] = json!({"minimum_ring_size": 1024});
-    assert_eq!(cluster(value, json!({})).unwrap().policy, LbPolicy::LeastRequest { choices: 2 });
+fn route_with_what_status_reports_as_not_in_force_is_taken_without_it() {
     let fault = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"});
     table(with_route(json!({
         "match": {"prefix": "/"},
