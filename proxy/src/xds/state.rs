@@ -528,7 +528,7 @@ impl State {
             listeners: Listeners::new(listeners),
             clusters,
             own: self.own.clone(),
-            names: Default::default(),
+            ..Root::default()
         }))
     }
 
