@@ -47,22 +47,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         routes: Arc::new(RouteTable::new("routes", vec![host], HeaderOps::default())?),
         ..HttpManager::default()
     };
+    let chain = FilterChain::new("all", Network::Http(Arc::new(manager)));
     let listener = Listener {
         name: "forward".into(),
-        direction: Direction::Outbound,
         addresses: vec![listen],
-        bind: true,
-        use_original_dst: false,
-        inspect: Inspect::default(),
-        detect_timeout: Duration::ZERO,
-        continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: Some(FilterChain {
-            name: "all".into(),
-            matches: ChainMatch::default(),
-            tls: None,
-            network: Network::Http(Arc::new(manager)),
-        }),
+        chains: FilterChains::new(Vec::new(), Some(chain))?,
+        ..Listener::default()
     };
     let (_telemetry, shards) = Telemetry::new(workers);
     let _workers = spawn(Settings {

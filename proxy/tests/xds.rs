@@ -372,7 +372,8 @@ fn listener(name: &str, port: u32, table: &str) -> Listener {
 
 /// The cluster to which the only route of the first listener leads, and the port of its first endpoint.
 fn target(root: &Root) -> Option<(String, u16)> {
-    let leno_proxy::config::Network::Http(manager) = &root.listeners.all().first()?.chains.first()?.network else {
+    let leno_proxy::config::Network::Http(manager) = &root.listeners.all().first()?.chains.all().first()?.network
+    else {
         return None;
     };
     let route = manager.routes.hosts().first()?.routes.first()?;

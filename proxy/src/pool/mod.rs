@@ -10,7 +10,7 @@ mod outcome;
 
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
 pub(crate) use connect::establish;
-pub use connect::{ConnectError, connect};
+pub use connect::{ConnectError, Via, connect, connect_via};
 pub use outcome::Outcome;
 
 use crate::{

@@ -125,7 +125,7 @@ impl Target<'_> {
         let tls = self.check.tls.as_ref().unwrap_or(&self.endpoint.tls);
         let (tls, hostname) = (tls.as_deref(), self.endpoint.hostname.as_deref());
         let limit = self.check.timeout;
-        let made = establish(self.cluster, self.address, tls, hostname, alpn, limit, &self.shared.tls).await;
+        let made = establish(self.cluster, self.address, tls, hostname, alpn, limit, &self.shared.tls, None).await;
         made.map_err(io::Error::other)
     }
 
