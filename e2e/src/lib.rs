@@ -3,6 +3,7 @@
 pub mod bed;
 pub mod cluster;
 pub mod demo;
+pub mod differential;
 pub mod figures;
 pub mod install;
 pub mod judge;

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// A running process with its output in a file.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
     log: PathBuf,
@@ -17,7 +17,7 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts it, with its output in `folder`.
-    pub(super) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
+    pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log)?;
         // Envoy opens its own standard output by path, as another user.
@@ -28,7 +28,7 @@ impl Process {
     }
 
     /// Fails with its last words when it has ended.
-    pub(super) fn alive(&mut self) -> Result<()> {
+    pub(crate) fn alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended with {status}:\n{}", self.name, self.tail(40)),
@@ -36,7 +36,7 @@ impl Process {
     }
 
     /// The end of what it wrote, at most so many lines.
-    pub(super) fn tail(&self, lines: usize) -> String {
+    pub(crate) fn tail(&self, lines: usize) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();
@@ -52,7 +52,7 @@ impl Drop for Process {
 }
 
 /// `GET path` of a plain HTTP server, for health and admin pages; gives status and body.
-pub(super) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<(u16, String)> {
     use std::io::{Read, Write};
     let patience = std::time::Duration::from_secs(3);
     let mut stream = space.connect_blocking(([127, 0, 0, 1], port).into(), patience)?;
