@@ -191,7 +191,7 @@ async fn http1(wire: &mut Wire, request: &Request, id: &str, seen: &mut Seen) ->
     } else {
         rest = body;
     }
-    let expects = request.headers.iter().any(|line| line.to_ascii_lowercase().starts_with("expect:"));
+    let expects = request.headers.iter().any(|line| line.to_ascii_lowercase().starts_with("expect: 100-"));
     if expects {
         wire.send(head.as_bytes()).await?;
     } else {

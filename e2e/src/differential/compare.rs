@@ -7,6 +7,8 @@ pub fn normal(line: &str, own: &str) -> String {
     let masked = match name.as_str() {
         "date" => Some("<date>"),
         "x-envoy-upstream-service-time" => Some("<ms>"),
+        // What is left of a timeout at a later attempt.
+        "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
         "x-request-id" if uuid(value) => Some("<uuid>"),
         "traceparent" | "x-b3-traceid" | "x-b3-spanid" => Some("<trace>"),
         // Each proxy names itself.
@@ -16,6 +18,13 @@ pub fn normal(line: &str, own: &str) -> String {
     match masked {
         Some(mask) => format!("{place}: {mask}"),
         None => line.replace(own, "<proxy>"),
+    }
+}
+
+fn rounded(milliseconds: &str) -> String {
+    match milliseconds.parse::<u64>() {
+        Ok(left) if left > 1000 => format!("about {}", (left + 250) / 500 * 500),
+        _ => milliseconds.to_owned(),
     }
 }
 

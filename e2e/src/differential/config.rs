@@ -15,16 +15,14 @@ pub const FIRST_PORT: u16 = 20_000;
 pub const ADMIN_PORT: u16 = 19_999;
 
 /// The fields of the access log, in order, after the request's id.
-pub const LOG_FIELDS: [&str; 6] = ["code", "flags", "cluster", "route", "attempts", "details"];
+pub const LOG_FIELDS: [&str; 5] = ["code", "flags", "cluster", "route", "details"];
 const LOG_FORMAT: &str = "%REQ(X-TEST-ID)% %RESPONSE_CODE% %RESPONSE_FLAGS% %UPSTREAM_CLUSTER% %ROUTE_NAME% \
-                          %UPSTREAM_REQUEST_ATTEMPT_COUNT% %RESPONSE_CODE_DETAILS%\n";
+                          %RESPONSE_CODE_DETAILS%\n";
 
-/// What both proxies get alike, but for their own address and log.
+/// What both proxies get alike, but for their own address.
 pub struct Places<'a> {
     /// The proxy's own address.
     pub own: Ipv4Addr,
-    /// Its access log.
-    pub log: &'a Path,
     /// The folder of keys and certificates.
     pub tls: &'a Path,
 }
@@ -66,7 +64,7 @@ fn address(ip: Ipv4Addr, port: u16) -> Value {
 fn listener(placed: &Placed, places: &Places<'_>) -> Result<Value> {
     let case = &placed.case;
     let mut chain = json!({"filters": case.network_filters});
-    let mut manager = manager(case, places);
+    let mut manager = manager(case);
     lay_over(&mut manager, case.hcm.clone());
     if let Some(filters) = chain["filters"].as_array_mut() {
         filters.push(json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}));
@@ -85,19 +83,19 @@ fn listener(placed: &Placed, places: &Places<'_>) -> Result<Value> {
     Ok(listener)
 }
 
-/// The file that a proxy logs to, as configuration.
-fn access_log(places: &Places<'_>) -> Value {
+/// The access log, to standard output.
+fn access_log() -> Value {
     json!([{
         "name": "envoy.access_loggers.file",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
-            "path": places.log,
+            "path": "/dev/stdout",
             "log_format": {"text_format_source": {"inline_string": LOG_FORMAT}},
         },
     }])
 }
 
-fn manager(case: &Case, places: &Places<'_>) -> Value {
+fn manager(case: &Case) -> Value {
     let hosts = case.virtual_hosts.clone().unwrap_or_else(|| {
         let usual = || vec![json!({"match": {"prefix": "/"}, "route": {"cluster": "a"}})];
         vec![json!({"name": "all", "domains": ["*"], "routes": case.routes.clone().unwrap_or_else(usual)})]
@@ -113,7 +111,7 @@ fn manager(case: &Case, places: &Places<'_>) -> Value {
         "stat_prefix": case.name,
         "route_config": routes,
         "http_filters": filters,
-        "access_log": access_log(places),
+        "access_log": access_log(),
     })
 }
 
@@ -253,6 +251,11 @@ pub fn fill_text(placed: &Placed, tls: &Path, text: &str) -> Result<String> {
             Some(("port", name)) => filled.push_str(&backend(name)?.port().to_string()),
             Some(("address", name)) => filled.push_str(&backend(name)?.ip().to_string()),
             Some(("cluster", name)) => filled.push_str(&format!("{}/{name}", placed.case.name)),
+            Some(("long", count)) => filled.push_str(&"z".repeat(count.parse::<usize>()?.min(1 << 20))),
+            Some(("many", count)) => {
+                let count = count.parse::<usize>()?.min(1 << 12);
+                filled.push_str(&(0..count).map(|n| format!("x-many-{n}: {n}")).collect::<Vec<_>>().join("\r\n"));
+            }
             None if place == "tls" => filled.push_str(&tls.display().to_string()),
             _ => filled.push_str(&format!("${{{place}}}")),
         }

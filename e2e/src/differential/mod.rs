@@ -48,6 +48,9 @@ pub struct Options {
     /// Print everything that was seen, not only what differs.
     #[arg(long)]
     pub all: bool,
+    /// Beginnings of lines that are not compared, whatever the cases say.
+    #[arg(long, value_name = "TEXT")]
+    pub ignore: Vec<String>,
     /// Compare Envoy with itself: what then differs is the harness's fault.
     #[arg(long)]
     pub itself: bool,
@@ -83,7 +86,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let judged = start(second, own(2), "leno")?;
     let mut observed = runtime.block_on(run::all(&placed, &recorders, [&judge, &judged], &pki));
     run::add_logs(&mut observed, [&judge, &judged])?;
-    let mut report = Report::new(&known, options.all);
+    let mut report = Report::new(&known, options);
     for (placed, seen) in placed.iter().zip(observed) {
         report.case(&placed.case, seen, judge.refused.get(&placed.case.name), judged.refused.get(&placed.case.name));
     }

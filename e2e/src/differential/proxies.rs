@@ -52,8 +52,6 @@ pub struct Proxy {
     pub process: Process,
     /// The address of its listeners.
     pub own: Ipv4Addr,
-    /// Its access log.
-    pub log: PathBuf,
     /// The cases that it refused, with its words.
     pub refused: BTreeMap<String, String>,
 }
@@ -76,17 +74,18 @@ impl Program {
     /// Starts it with as many of the cases as it takes.
     pub fn start(&self, cases: &[Placed], folder: &Path, pki: &Pki) -> Result<Proxy> {
         let mut refused = BTreeMap::new();
-        let log = folder.join(format!("{}-access.log", self.kind.name()));
         loop {
             let taken: Vec<&Placed> = cases.iter().filter(|case| !refused.contains_key(&case.case.name)).collect();
-            match self.attempt(&taken, folder, &log, pki) {
-                Ok(process) => return Ok(Proxy { process, own: self.own, log, refused }),
+            match self.attempt(&taken, folder, pki) {
+                Ok(process) => return Ok(Proxy { process, own: self.own, refused }),
                 Err(words) => {
-                    let named = at_fault(&taken, &words.to_string());
-                    if named.is_empty() {
+                    let mut named = at_fault(&taken, &words.to_string());
+                    // Words that repeat the configuration name everybody.
+                    if named.is_empty() || named.len() > 3 {
+                        named.clear();
                         let before = refused.len();
                         for case in &taken {
-                            if let Err(words) = self.attempt(&[case], folder, &log, pki) {
+                            if let Err(words) = self.attempt(&[case], folder, pki) {
                                 refused.insert(case.case.name.clone(), last_words(&words.to_string()));
                             }
                         }
@@ -100,13 +99,11 @@ impl Program {
         }
     }
 
-    fn attempt(&self, cases: &[&Placed], folder: &Path, log: &Path, pki: &Pki) -> Result<Process> {
-        if log.exists() {
-            std::fs::remove_file(log)?;
-        }
-        let places = Places { own: self.own, log, tls: &pki.folder };
-        let config = folder.join(format!("{}.yaml", self.kind.name()));
-        std::fs::write(&config, serde_yaml::to_string(&bootstrap(cases.iter().copied(), &places)?)?)?;
+    fn attempt(&self, cases: &[&Placed], folder: &Path, pki: &Pki) -> Result<Process> {
+        let places = Places { own: self.own, tls: &pki.folder };
+        // JSON, which is YAML too: the dialects of YAML do not agree on what needs quotes.
+        let config = folder.join(format!("{}.json", self.kind.name()));
+        std::fs::write(&config, serde_json::to_string_pretty(&bootstrap(cases.iter().copied(), &places)?)?)?;
         let mut process = Process::start(self.kind.name(), folder, self.command(&config))?;
         let start = Instant::now();
         // The last listener and the admin page: both stand when all do.
@@ -142,5 +139,6 @@ fn at_fault(cases: &[&Placed], words: &str) -> Vec<String> {
 }
 
 fn last_words(words: &str) -> String {
-    words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().chars().take(400).collect()
+    let telling = |line: &&str| !line.trim().is_empty() && !line.contains("\"static_resources\"");
+    words.lines().rev().find(telling).unwrap_or(words).chars().take(400).collect()
 }

@@ -164,7 +164,7 @@ impl Server {
             }
             let attempt = self.recorder.attempt(&id);
             let reply = Reply::of(head.get(REPLY).unwrap_or_default(), attempt);
-            if head.get("expect").is_some() && !reply.early {
+            if head.get("expect").is_some_and(|value| value.starts_with("100-")) && !reply.early {
                 wire.send(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
             }
             if !reply.early {

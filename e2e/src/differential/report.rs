@@ -1,6 +1,7 @@
 //! What the comparison found.
 
 use super::{
+    Options,
     case::{Case, Request},
     compare::{difference, same_share},
     run::{CaseSeen, Observed, shares},
@@ -10,7 +11,7 @@ use std::collections::BTreeSet;
 /// A running count, printed as it goes.
 pub struct Report<'a> {
     known: &'a [String],
-    all: bool,
+    options: &'a Options,
     requests: usize,
     alike: usize,
     explained: BTreeSet<String>,
@@ -19,9 +20,17 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// With the ids of the known differences; `all` prints what was seen even where it is alike.
-    pub fn new(known: &'a [String], all: bool) -> Self {
-        Self { known, all, requests: 0, alike: 0, explained: BTreeSet::new(), pending: Vec::new(), failed: Vec::new() }
+    /// With the ids of the known differences; the options say what to print and to ignore.
+    pub fn new(known: &'a [String], options: &'a Options) -> Self {
+        Self {
+            known,
+            options,
+            requests: 0,
+            alike: 0,
+            explained: BTreeSet::new(),
+            pending: Vec::new(),
+            failed: Vec::new(),
+        }
     }
 
     /// Judges a case.
@@ -45,9 +54,10 @@ impl<'a> Report<'a> {
             let mut ignore: Vec<&str> = case.ignore.iter().chain(&request.ignore).map(String::as_str).collect();
             // Envoy's words for a detail are not a contract.
             ignore.push("log details");
+            ignore.extend(self.options.ignore.iter().map(String::as_str));
             let found = compare(request, both, &ignore);
             let title = request.title();
-            if self.all {
+            if self.options.all {
                 println!("{name}: {title}");
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }

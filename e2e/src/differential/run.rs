@@ -120,9 +120,13 @@ fn filled(placed: &Placed, request: &Request, pki: &Pki) -> Request {
         }
     };
     request.headers.iter_mut().for_each(fill);
+    request.replies.iter_mut().flat_map(|reply| reply.headers.iter_mut()).for_each(fill);
     request.raw.iter_mut().for_each(fill);
     fill(&mut request.path);
     fill(&mut request.host);
+    for lines in [&mut request.headers].into_iter().chain(request.replies.iter_mut().map(|reply| &mut reply.headers)) {
+        *lines = lines.iter().flat_map(|line| line.split("\r\n").map(str::to_owned)).collect();
+    }
     request
 }
 
@@ -135,7 +139,7 @@ pub fn add_logs(cases: &mut [CaseSeen], proxies: [&Proxy; 2]) -> Result<()> {
     let mut logs: [HashMap<String, Vec<String>>; 2] = [HashMap::new(), HashMap::new()];
     loop {
         for (log, proxy) in logs.iter_mut().zip(proxies) {
-            *log = read_log(&std::fs::read_to_string(&proxy.log).unwrap_or_default());
+            *log = read_log(&proxy.process.output());
         }
         let waiting = (0..2).any(|index| ids(index, cases).iter().any(|id| !logs[index].contains_key(id)));
         if !waiting || start.elapsed() > LOGGED {

@@ -19,7 +19,9 @@ impl Process {
     /// Starts it, with its output in `folder`.
     pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
         let log = folder.join(format!("{name}.log"));
-        let file = File::create(&log)?;
+        File::create(&log)?;
+        // Appending: who opens its standard output by path writes beside what comes through the descriptor.
+        let file = File::options().append(true).open(&log)?;
         // Envoy opens its own standard output by path, as another user.
         file.set_permissions(std::fs::Permissions::from_mode(0o666))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -33,6 +35,11 @@ impl Process {
             None => Ok(()),
             Some(status) => bail!("{} ended with {status}:\n{}", self.name, self.tail(40)),
         }
+    }
+
+    /// All that it wrote.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
     /// The end of what it wrote, at most so many lines.
