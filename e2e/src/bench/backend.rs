@@ -37,17 +37,22 @@ pub fn start(core: usize) -> Result<Backend> {
         super::usage::pin(core)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async move {
-            let [http1, http2, source] =
-                [listen().await?, listen().await?, listen().await?];
+            let [http1, http2, source] = [listen().await?, listen().await?, listen().await?];
             tell.send(Backend {
                 http1: http1.local_addr()?,
                 http2: http2.local_addr()?,
                 source: source.local_addr()?,
             })?;
             tokio::join!(
-                serve(http1, |stream| async { answer1(stream).await.ok(); }),
-                serve(http2, |stream| async { answer2(stream).await.ok(); }),
-                serve(source, |stream| async { pour(stream).await.ok(); }),
+                serve(http1, |stream| async {
+                    answer1(stream).await.ok();
+                }),
+                serve(http2, |stream| async {
+                    answer2(stream).await.ok();
+                }),
+                serve(source, |stream| async {
+                    pour(stream).await.ok();
+                }),
             );
             Ok(())
         })

@@ -1,7 +1,7 @@
 //! Load where no established tool fits: client certificates, a fixed rate whose latency counts from when a request was due,
 //! bulk TCP, gRPC streams, many idle connections.
 
-use super::tls::Pki;
+use crate::differential::{case::ClientTls, tls::Pki};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use rustls_pki_types::ServerName;
@@ -81,7 +81,9 @@ impl Load {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let Some((pki, own)) = &self.tls else { return Ok(Box::new(stream)) };
-        let session = rustls::ClientConnection::new(pki.client(*own, &[b"http/1.1"])?, ServerName::try_from("localhost")?)?;
+        let certificate = own.then(|| "client".to_owned());
+        let tls = ClientTls { sni: "localhost".to_owned(), alpn: vec!["http/1.1".to_owned()], certificate };
+        let session = rustls::ClientConnection::new(pki.client(&tls)?, ServerName::try_from("localhost")?)?;
         Ok(Box::new(rustls::StreamOwned::new(session, stream)))
     }
 
@@ -247,6 +249,31 @@ pub fn streams(to: SocketAddr, connections: usize, each: usize, time: Duration) 
             parts.push(part??);
         }
         Ok(Samples::sum(parts))
+    })
+}
+
+/// One answer over HTTP/2: the status and the body.
+///
+/// # Errors
+/// Where there is none.
+pub fn once2(to: SocketAddr, path: &str) -> Result<(u16, Vec<u8>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let exchange = async {
+            let (sender, connection) = h2::client::handshake(tokio::net::TcpStream::connect(to).await?).await?;
+            tokio::spawn(connection);
+            let request = http::Request::get(format!("http://bench.example{path}")).body(())?;
+            let (response, _) = sender.ready().await?.send_request(request, true)?;
+            let (head, mut body) = response.await?.into_parts();
+            let mut content = Vec::new();
+            while let Some(data) = body.data().await {
+                let data = data?;
+                body.flow_control().release_capacity(data.len())?;
+                content.extend_from_slice(&data);
+            }
+            Ok((head.status.as_u16(), content))
+        };
+        tokio::time::timeout(PATIENCE, exchange).await?
     })
 }
 

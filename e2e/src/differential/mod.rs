@@ -1,7 +1,7 @@
 //! One configuration, the same requests, two proxies: a stock Envoy and ours. What clients get, what back ends see, and
 //! what the access log says is compared.
 
-mod case;
+pub(crate) mod case;
 mod client;
 mod compare;
 mod config;
@@ -10,7 +10,7 @@ mod recorder;
 mod reply;
 mod report;
 mod run;
-mod tls;
+pub(crate) mod tls;
 mod wire;
 
 pub use case::CASES;
