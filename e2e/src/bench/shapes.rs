@@ -212,7 +212,6 @@ pub fn nginx(shape: Shape, grpc: bool, site: &Site<'_>, folder: &Path) -> Option
     };
     let pass = match (shape, grpc) {
         (Shape::Http2, true) => "grpc_pass grpc://back;".to_owned(),
-        // It speaks HTTP/2 to no back end but of gRPC; its HTTP/1.1 stands in.
         _ => "proxy_pass http://back; proxy_http_version 1.1; proxy_set_header Connection \"\";".to_owned(),
     };
     write!(
@@ -248,7 +247,7 @@ pub fn haproxy(shape: Shape, site: &Site<'_>, folder: &Path) -> Option<String> {
     };
     let options = if mode == "tcp" { "option splice-auto" } else { "http-reuse always" };
     Some(format!(
-        "global\n  nbthread {workers}\n  maxconn 60000\n  ssl-server-verify none\n  tune.ssl.cachesize 0\n\
+        "global\n  nbthread {workers}\n  ssl-server-verify none\n  tune.ssl.cachesize 0\n\
          defaults\n  mode {mode}\n  timeout connect 5s\n  timeout client 600s\n  timeout server 600s\n  backlog 4096\n\
          frontend bench\n  bind {listen}{bind}\n  default_backend back\n\
          backend back\n  {options}\n  server s1 {to}{server}\n"

@@ -123,7 +123,7 @@ impl H2load<'_> {
             "-t1".to_owned(),
             format!("-c{}", self.connections),
             format!("-m{}", self.streams),
-            format!("-D{}", self.time.as_secs_f64()),
+            format!("-D{}ms", self.time.as_millis()),
             format!("--log-file={}", self.log.display()),
         ];
         if let Some(rate) = self.rate {

@@ -68,7 +68,7 @@ pub struct Case {
     pub requests: Vec<Request>,
 }
 
-fn usual() -> BTreeMap<String, Backend> {
+pub(super) fn usual() -> BTreeMap<String, Backend> {
     ["a", "b"].into_iter().map(|name| (name.to_owned(), Backend::default())).collect()
 }
 

@@ -6,6 +6,7 @@ mod client;
 mod compare;
 mod config;
 mod proxies;
+mod random;
 mod recorder;
 mod reply;
 mod report;
@@ -26,6 +27,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
+use tokio_util::sync::CancellationToken;
 
 /// What to compare.
 #[derive(Debug, clap::Args)]
@@ -45,6 +47,12 @@ pub struct Options {
     /// Only the cases whose name contains this; no random ones.
     #[arg(long)]
     pub only: Option<String>,
+    /// How many random requests to send besides; none where `--only` is given.
+    #[arg(long, default_value_t = 200)]
+    pub random: usize,
+    /// The seed of the random ones.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
     /// Print everything that was seen, not only what differs.
     #[arg(long)]
     pub all: bool,
@@ -55,6 +63,12 @@ pub struct Options {
     #[arg(long)]
     pub itself: bool,
 }
+
+/// Random configurations in one pair of processes.
+const AT_ONCE: usize = 250;
+/// How many random failures are made small, and in how many steps at most.
+const SHRUNK: usize = 3;
+const STEPS: usize = 25;
 
 /// Runs the cases; whether there is no unexplained difference.
 ///
@@ -68,29 +82,93 @@ pub fn run(options: &Options) -> Result<bool> {
         Some(path) => path.clone(),
         None => cluster::binaries::envoy(&cluster::Layout::from_environment("demo".parse()?)?)?,
     };
+    let judged = if options.itself { (Kind::Envoy, envoy.clone()) } else { (Kind::Leno, options.leno.clone()) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let folder = tempfile::Builder::new().prefix("leno-differential-").tempdir()?;
-    let pki = Arc::new(tls::Pki::new(folder.path())?);
-    // Addresses of this run alone: others may run at the same time.
-    let (x, y) = (rand::random_range(1..=250u8), rand::random_range(1..=250u8));
-    let own = |last| Ipv4Addr::new(127, x, y, last);
-    let (placed, recorders) = runtime.block_on(place(cases, own(10), &pki))?;
-
-    let second = if options.itself { (Kind::Envoy, envoy.clone()) } else { (Kind::Leno, options.leno.clone()) };
-    let start = |(kind, path): (Kind, PathBuf), own, name: &str| {
-        let folder = folder.path().join(name);
-        std::fs::create_dir(&folder)?;
-        Program { kind, path, own }.start(&placed, &folder, &pki)
-    };
-    let judge = start((Kind::Envoy, envoy), own(1), "envoy")?;
-    let judged = start(second, own(2), "leno")?;
-    let mut observed = runtime.block_on(run::all(&placed, &recorders, [&judge, &judged], &pki));
-    run::add_logs(&mut observed, [&judge, &judged])?;
+    let session = Session { runtime, envoy, judged };
     let mut report = Report::new(&known, options);
-    for (placed, seen) in placed.iter().zip(observed) {
-        report.case(&placed.case, seen, judge.refused.get(&placed.case.name), judged.refused.get(&placed.case.name));
+    for outcome in session.observe(cases)? {
+        report.case(&outcome);
+    }
+    if options.only.is_none() {
+        at_random(&session, options, &mut report)?;
     }
     Ok(report.finish())
+}
+
+/// Sends the random requests; what fails is made small and printed as the file of a case.
+fn at_random(session: &Session, options: &Options, report: &mut Report<'_>) -> Result<()> {
+    let cases = random::cases(options.seed, options.random.div_ceil(random::EACH));
+    let mut failing = Vec::new();
+    for some in cases.chunks(AT_ONCE) {
+        for outcome in session.observe(some.to_vec())? {
+            if let Some(&first) = report.case(&outcome).first() {
+                failing.push(random::alone(&outcome.case, &outcome.case.requests[first]));
+            }
+        }
+    }
+    for mut case in failing.into_iter().take(SHRUNK) {
+        for _ in 0..STEPS {
+            let mut tries = random::smaller(&case);
+            for (number, smaller) in tries.iter_mut().enumerate() {
+                smaller.name = format!("smaller-{number}");
+            }
+            if tries.is_empty() {
+                break;
+            }
+            let Some(next) = session.observe(tries)?.into_iter().find(|outcome| report.differs(outcome)) else { break };
+            case = next.case;
+        }
+        println!("The smallest that fails:\n{}", random::as_file(&case));
+    }
+    Ok(())
+}
+
+/// A case with what was seen of it.
+pub(crate) struct Outcome {
+    case: case::Case,
+    seen: run::CaseSeen,
+    /// Envoy's words, where it does not take the configuration.
+    judge_refuses: Option<String>,
+    /// Ours.
+    refuses: Option<String>,
+}
+
+/// The proxies that are compared.
+struct Session {
+    runtime: tokio::runtime::Runtime,
+    envoy: PathBuf,
+    judged: (Kind, PathBuf),
+}
+
+impl Session {
+    /// Runs cases in one pair of processes.
+    fn observe(&self, cases: Vec<case::Case>) -> Result<Vec<Outcome>> {
+        let folder = tempfile::Builder::new().prefix("leno-differential-").tempdir()?;
+        let pki = Arc::new(tls::Pki::new(folder.path())?);
+        // Addresses of this run alone: others may run at the same time.
+        let (x, y) = (rand::random_range(1..=250u8), rand::random_range(1..=250u8));
+        let own = |last| Ipv4Addr::new(127, x, y, last);
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        let (placed, recorders) = self.runtime.block_on(place(cases, own(10), &pki, &stop))?;
+        let start = |kind: Kind, path: &Path, own, name: &str| {
+            let folder = folder.path().join(name);
+            std::fs::create_dir(&folder)?;
+            Program { kind, path: path.to_owned(), own }.start(&placed, &folder, &pki)
+        };
+        let judge = start(Kind::Envoy, &self.envoy, own(1), "envoy")?;
+        let judged = start(self.judged.0, &self.judged.1, own(2), "leno")?;
+        let mut observed = self.runtime.block_on(run::all(&placed, &recorders, [&judge, &judged], &pki));
+        run::add_logs(&mut observed, [&judge, &judged])?;
+        let refused = |proxy: &proxies::Proxy, case: &case::Case| proxy.refused.get(&case.name).cloned();
+        let outcomes = placed.into_iter().zip(observed).map(|(Placed { case, .. }, seen)| Outcome {
+            judge_refuses: refused(&judge, &case),
+            refuses: refused(&judged, &case),
+            case,
+            seen,
+        });
+        Ok(outcomes.collect())
+    }
 }
 
 /// Starts the back ends of all cases.
@@ -98,13 +176,14 @@ async fn place(
     cases: Vec<case::Case>,
     ip: Ipv4Addr,
     pki: &tls::Pki,
+    stop: &CancellationToken,
 ) -> Result<(Vec<Placed>, Vec<Arc<recorder::Recorder>>)> {
     let (mut placed, mut recorders) = (Vec::new(), Vec::new());
     for (number, case) in cases.into_iter().enumerate() {
         let recorder = Arc::new(recorder::Recorder::default());
         let mut backends: BTreeMap<String, SocketAddr> = BTreeMap::new();
         for (name, backend) in &case.backends {
-            let address = recorder::start(name, backend, ip, &recorder, pki).await?;
+            let address = recorder::start(name, backend, ip, &recorder, pki, stop).await?;
             backends.insert(name.clone(), address);
         }
         let port = FIRST_PORT + u16::try_from(number).context("too many cases")?;

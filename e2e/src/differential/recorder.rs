@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// No connection of a back end lives longer.
 const LIFE: Duration = Duration::from_secs(60);
@@ -70,13 +71,14 @@ impl Recorder {
     }
 }
 
-/// Starts a back end; it ends with the runtime.
+/// Starts a back end; it takes no more connections after `stop`.
 pub async fn start(
     name: &str,
     backend: &Backend,
     ip: Ipv4Addr,
     recorder: &Arc<Recorder>,
     pki: &Pki,
+    stop: &CancellationToken,
 ) -> Result<SocketAddr> {
     let listener = TcpListener::bind((ip, 0)).await.with_context(|| format!("cannot listen on {ip}"))?;
     let address = listener.local_addr()?;
@@ -89,8 +91,9 @@ pub async fn start(
         false => None,
     };
     let server = Server { name: name.into(), kind: backend.clone(), recorder: recorder.clone() };
+    let stop = stop.clone();
     tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
+        while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
             let (server, tls) = (server.clone(), tls.clone());
             tokio::spawn(tokio::time::timeout(LIFE, async move { server.connection(stream, tls).await.ok() }));
         }

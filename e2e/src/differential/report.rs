@@ -1,10 +1,10 @@
 //! What the comparison found.
 
 use super::{
-    Options,
+    Options, Outcome,
     case::{Case, Request},
     compare::{difference, same_share},
-    run::{CaseSeen, Observed, shares},
+    run::{Observed, shares},
 };
 use std::collections::BTreeSet;
 
@@ -33,8 +33,24 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Judges a case.
-    pub fn case(&mut self, case: &Case, seen: CaseSeen, judge_refuses: Option<&String>, refuses: Option<&String>) {
+    /// Whether the first request of a case is seen and differs.
+    pub fn differs(&self, outcome: &Outcome) -> bool {
+        let first = outcome.case.requests.first().zip(outcome.seen.first());
+        first.is_some_and(|(request, both)| !compare(request, both, &self.ignored(&outcome.case, request)).is_empty())
+    }
+
+    fn ignored<'b>(&'b self, case: &'b Case, request: &'b Request) -> Vec<&'b str> {
+        let mut ignore: Vec<&str> = case.ignore.iter().chain(&request.ignore).map(String::as_str).collect();
+        // Envoy's words for a detail are not a contract.
+        ignore.push("log details");
+        ignore.extend(self.options.ignore.iter().map(String::as_str));
+        ignore
+    }
+
+    /// Judges a case; tells which of its requests differ without explanation.
+    pub fn case(&mut self, outcome: &Outcome) -> Vec<usize> {
+        let Outcome { case, seen, judge_refuses, refuses } = outcome;
+        let mut unexplained = Vec::new();
         let name = &case.name;
         let words = match (judge_refuses, refuses) {
             (Some(words), _) => Some(format!("Envoy refuses it: {words}")),
@@ -46,15 +62,12 @@ impl<'a> Report<'a> {
                 (Some(reason), None) => self.pending.push(format!("{name}: {reason} ({words})")),
                 _ => self.fail(name, "", &[words]),
             }
-            return;
+            return unexplained;
         }
         let mut wrong = false;
-        for (request, both) in case.requests.iter().zip(&seen) {
+        for (number, (request, both)) in case.requests.iter().zip(seen).enumerate() {
             self.requests += 1;
-            let mut ignore: Vec<&str> = case.ignore.iter().chain(&request.ignore).map(String::as_str).collect();
-            // Envoy's words for a detail are not a contract.
-            ignore.push("log details");
-            ignore.extend(self.options.ignore.iter().map(String::as_str));
+            let ignore = self.ignored(case, request);
             let found = compare(request, both, &ignore);
             let title = request.title();
             if self.options.all {
@@ -81,6 +94,7 @@ impl<'a> Report<'a> {
                 }
                 (None, false, None) => {
                     wrong = true;
+                    unexplained.push(number);
                     if case.pending.is_none() {
                         self.fail(name, &title, &found);
                     }
@@ -92,6 +106,7 @@ impl<'a> Report<'a> {
             (Some(_), false) => self.fail(name, "", &["it passes, and is marked as pending".to_owned()]),
             _ => {}
         }
+        unexplained
     }
 
     fn fail(&mut self, case: &str, title: &str, lines: &[String]) {
