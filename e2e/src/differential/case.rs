@@ -22,9 +22,6 @@ pub struct Case {
     /// The differences of `docs/envoy-differences.md` that all of its requests show.
     #[serde(default)]
     pub difference: Option<String>,
-    /// Why Leno does not pass it yet; it is run and told, and does not fail the run.
-    #[serde(default)]
-    pub pending: Option<String>,
     /// Its back ends by name; each has a cluster of its name. `a` and `b` over HTTP/1 where nothing is said.
     #[serde(default = "usual")]
     pub backends: BTreeMap<String, Backend>,

@@ -44,6 +44,13 @@ pub struct Options {
     /// The page that lists deliberate differences.
     #[arg(long, default_value = "docs/envoy-differences.md", value_name = "FILE")]
     pub known: PathBuf,
+    /// The list of what is known to differ and is not meant to: each line is told and does not fail the run, and must go
+    /// when it no longer differs.
+    #[arg(long, default_value = "e2e/differential/pending.txt", value_name = "FILE")]
+    pub pending: PathBuf,
+    /// Write that list anew.
+    #[arg(long)]
+    pub write_pending: bool,
     /// Only the cases whose name contains this; no random ones.
     #[arg(long)]
     pub only: Option<String>,
@@ -85,14 +92,15 @@ pub fn run(options: &Options) -> Result<bool> {
     let judged = if options.itself { (Kind::Envoy, envoy.clone()) } else { (Kind::Leno, options.leno.clone()) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let session = Session { runtime, envoy, judged };
-    let mut report = Report::new(&known, options);
+    let pending = std::fs::read_to_string(&options.pending).unwrap_or_default();
+    let mut report = Report::new(&known, pending.lines(), options);
     for outcome in session.observe(cases)? {
         report.case(&outcome);
     }
     if options.only.is_none() {
         at_random(&session, options, &mut report)?;
     }
-    Ok(report.finish())
+    report.finish()
 }
 
 /// Sends the random requests; what fails is made small and printed as the file of a case.

@@ -288,7 +288,6 @@ fn empty() -> Case {
         name: String::new(),
         about: "empty".to_owned(),
         difference: None,
-        pending: None,
         backends: super::case::usual(),
         clusters: Vec::new(),
         routes: None,

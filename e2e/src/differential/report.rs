@@ -6,6 +6,7 @@ use super::{
     compare::{difference, same_share},
     run::{Observed, shares},
 };
+use anyhow::Result;
 use std::collections::BTreeSet;
 
 /// A running count, printed as it goes.
@@ -15,22 +16,17 @@ pub struct Report<'a> {
     requests: usize,
     alike: usize,
     explained: BTreeSet<String>,
-    pending: Vec<String>,
+    pending: BTreeSet<&'a str>,
+    seen: BTreeSet<String>,
     failed: Vec<String>,
 }
 
 impl<'a> Report<'a> {
-    /// With the ids of the known differences; the options say what to print and to ignore.
-    pub fn new(known: &'a [String], options: &'a Options) -> Self {
-        Self {
-            known,
-            options,
-            requests: 0,
-            alike: 0,
-            explained: BTreeSet::new(),
-            pending: Vec::new(),
-            failed: Vec::new(),
-        }
+    /// With the ids of the known differences, and what is known to differ and not meant to.
+    pub fn new(known: &'a [String], pending: impl Iterator<Item = &'a str>, options: &'a Options) -> Self {
+        let pending = pending.filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+        let (explained, seen, failed) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        Self { known, options, requests: 0, alike: 0, explained, pending, seen, failed }
     }
 
     /// Whether the first request of a case is seen and differs.
@@ -51,89 +47,89 @@ impl<'a> Report<'a> {
     pub fn case(&mut self, outcome: &Outcome) -> Vec<usize> {
         let Outcome { case, seen, judge_refuses, refuses } = outcome;
         let mut unexplained = Vec::new();
-        let name = &case.name;
         let words = match (judge_refuses, refuses) {
             (Some(words), _) => Some(format!("Envoy refuses it: {words}")),
             (None, Some(words)) => Some(format!("Leno refuses it: {words}")),
             (None, None) => None,
         };
         if let Some(words) = words {
-            match (&case.pending, judge_refuses) {
-                (Some(reason), None) => self.pending.push(format!("{name}: {reason} ({words})")),
-                _ => self.fail(name, "", &[words]),
-            }
+            self.fail(case, "refused", &[words]);
             return unexplained;
         }
-        let mut wrong = false;
         for (number, (request, both)) in case.requests.iter().zip(seen).enumerate() {
             self.requests += 1;
-            let ignore = self.ignored(case, request);
-            let found = compare(request, both, &ignore);
-            let title = request.title();
+            let found = compare(request, both, &self.ignored(case, request));
+            let title = format!("{} {}", number + 1, request.title());
             if self.options.all {
-                println!("{name}: {title}");
+                println!("{}: {title}", case.name);
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }
-            let broken = expected(request, &both[0]);
             let explained = request.difference.as_ref().or(case.difference.as_ref());
-            match (broken, found.is_empty(), explained) {
+            match (expected(request, &both[0]), found.is_empty(), explained) {
                 (Some(broken), _, _) => {
-                    self.fail(name, &title, &[format!("the case does not show what it says: {broken}")]);
-                    wrong = true;
+                    self.fail(case, &title, &[format!("the case does not show what it says: {broken}")]);
                 }
-                (None, true, None) => self.alike += 1,
                 (None, true, Some(id)) if case.difference.is_none() => {
-                    self.fail(name, &title, &[format!("there is no difference, though the case names {id}")]);
+                    self.fail(case, &title, &[format!("there is no difference, though the case names {id}")]);
                 }
-                (None, true, Some(_)) => self.alike += 1,
+                (None, true, _) => self.alike += 1,
                 (None, false, Some(id)) if self.known.contains(id) => {
                     self.explained.insert(id.clone());
                 }
                 (None, false, Some(id)) => {
-                    self.fail(name, &title, &[format!("difference {id} is not in the list of known differences")]);
+                    self.fail(case, &title, &[format!("difference {id} is not in the list of known differences")]);
                 }
                 (None, false, None) => {
-                    wrong = true;
                     unexplained.push(number);
-                    if case.pending.is_none() {
-                        self.fail(name, &title, &found);
-                    }
+                    self.fail(case, &title, &found);
                 }
             }
-        }
-        match (&case.pending, wrong) {
-            (Some(reason), true) => self.pending.push(format!("{name}: {reason}")),
-            (Some(_), false) => self.fail(name, "", &["it passes, and is marked as pending".to_owned()]),
-            _ => {}
         }
         unexplained
     }
 
-    fn fail(&mut self, case: &str, title: &str, lines: &[String]) {
-        let title = if title.is_empty() { String::new() } else { format!(": {title}") };
-        println!("FAIL {case}{title}");
-        for line in lines.iter().take(30) {
-            println!("    {line}");
+    fn fail(&mut self, case: &Case, title: &str, lines: &[String]) {
+        let place = format!("{}: {title}", case.name);
+        let pending = self.pending.contains(place.as_str());
+        println!("{} {place} ({})", if pending { "pending" } else { "FAIL" }, case.about);
+        if !pending || self.options.all {
+            for line in lines.iter().take(30) {
+                println!("    {line}");
+            }
         }
-        self.failed.push(case.to_owned());
+        self.seen.insert(place.clone());
+        if !pending {
+            self.failed.push(place);
+        }
     }
 
     /// Prints the sum; whether nothing failed.
-    pub fn finish(self) -> bool {
-        for line in &self.pending {
-            println!("pending {line}");
+    ///
+    /// # Errors
+    /// Where the list of what is pending cannot be written.
+    pub fn finish(mut self) -> Result<bool> {
+        let whole = self.options.only.is_none() && self.options.ignore.is_empty();
+        if self.options.write_pending && whole {
+            let head = "# Differences from Envoy that are not meant to be: case, number of the request, title.\n\
+                        # `make differential` fails for what is not here, and for what is here and no longer differs.\n";
+            let lines: String = self.seen.iter().map(|line| format!("{line}\n")).collect();
+            std::fs::write(&self.options.pending, format!("{head}{lines}"))?;
+            self.failed.clear();
+        } else if whole {
+            for line in self.pending.iter().filter(|line| !self.seen.contains(**line)) {
+                println!("FAIL {line}\n    it no longer differs: take it from {}", self.options.pending.display());
+                self.failed.push((*line).to_owned());
+            }
         }
-        let cases: BTreeSet<_> = self.failed.iter().collect();
         println!(
-            "{} requests: {} alike, {} known differences seen, {} cases pending, {} failures in {} cases",
+            "{} requests: {} alike, {} known differences seen, {} pending, {} failures",
             self.requests,
             self.alike,
             self.explained.len(),
-            self.pending.len(),
+            self.seen.len() - self.failed.iter().filter(|place| self.seen.contains(*place)).count(),
             self.failed.len(),
-            cases.len(),
         );
-        self.failed.is_empty()
+        Ok(self.failed.is_empty())
     }
 }
 

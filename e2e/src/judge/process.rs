@@ -64,7 +64,7 @@ impl Drop for Process {
 }
 
 /// `GET path` of a plain HTTP server, for health and admin pages; gives status and body.
-pub(crate) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<(u16, String)> {
+pub(super) fn get(space: &super::space::Space, port: u16, path: &str) -> Result<(u16, String)> {
     use std::io::{Read, Write};
     let patience = std::time::Duration::from_secs(3);
     let mut stream = space.connect_blocking(([127, 0, 0, 1], port).into(), patience)?;
