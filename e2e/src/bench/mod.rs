@@ -99,14 +99,14 @@ pub fn run(options: &Options) -> Result<bool> {
                     of_case.push(row);
                 }
                 Ok(None) => {}
-                Err(error) => missing.push(format!("{} in {}: {error:#}", peer.name(), case.name)),
+                Err(error) => {
+                    missing.push(format!("{} in {}: {error:#}", peer.name(), case.name));
+                    println!("not measured: {} in {}: {error:#}", peer.name(), case.name);
+                }
             }
         }
         println!("{}", page::line(case.name, &of_case));
         rows.extend(of_case);
-    }
-    for line in &missing {
-        println!("not measured: {line}");
     }
     if let Some(folder) = options.out.parent() {
         std::fs::create_dir_all(folder)?;

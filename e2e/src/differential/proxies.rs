@@ -86,14 +86,15 @@ impl Program {
                         let before = refused.len();
                         for case in &taken {
                             if let Err(words) = self.attempt(&[case], folder, pki) {
-                                refused.insert(case.case.name.clone(), last_words(&words.to_string()));
+                                refused.insert(case.case.name.clone(), telling(&words.to_string(), &case.case.name));
                             }
                         }
                         if refused.len() == before {
                             return Err(words.context(format!("{} takes each case, and not all", self.kind.name())));
                         }
                     }
-                    refused.extend(named.into_iter().map(|name| (name, last_words(&words.to_string()))));
+                    let words = words.to_string();
+                    refused.extend(named.into_iter().map(|name| (name.clone(), telling(&words, &name))));
                 }
             }
         }
@@ -138,7 +139,9 @@ fn at_fault(cases: &[&Placed], words: &str) -> Vec<String> {
     cases.iter().map(|case| case.case.name.clone()).filter(|name| bounded(name)).collect()
 }
 
-fn last_words(words: &str) -> String {
-    let telling = |line: &&str| !line.trim().is_empty() && !line.contains("\"static_resources\"");
-    words.lines().rev().find(telling).unwrap_or(words).chars().take(400).collect()
+/// The line that tells most: the last one with the case's name, or the last one at all.
+fn telling(words: &str, case: &str) -> String {
+    let lines = || words.lines().rev().filter(|line| !line.trim().is_empty() && !line.contains("\"static_resources\""));
+    let line = lines().find(|line| line.contains(case)).or_else(|| lines().next());
+    line.unwrap_or(words).chars().take(400).collect()
 }
