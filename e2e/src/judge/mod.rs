@@ -14,7 +14,7 @@ mod client;
 mod control_plane;
 mod envoy;
 mod peers;
-mod process;
+pub(crate) mod process;
 mod requests;
 mod secrets;
 mod space;
