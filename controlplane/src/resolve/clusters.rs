@@ -24,9 +24,13 @@ pub(super) fn of_port(
     let cluster = |subset: &str, labels, held: TrafficPolicy| Cluster {
         name: ClusterName { port: port.number, subset: subset.to_owned(), host: service.host.clone() },
         protocol: protocol(port.protocol, &held),
+        spread: match discovery(service, &held) {
+            Discovery::Endpoints => spread(&held, service, client),
+            // There is one place, or nobody knows which.
+            Discovery::OriginalDestination | Discovery::Name(_) => Spread::default(),
+        },
         discovery: discovery(service, &held),
         labels,
-        spread: spread(&held, service, client),
         policy: held,
         identities: members.identities.clone(),
         plain: members.plain,
