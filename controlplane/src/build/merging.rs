@@ -46,7 +46,10 @@ fn add(known: &mut DestinationPolicy, policy: &DestinationPolicy, findings: &mut
     let says_something = policy.policy != PortedPolicy::default();
     let taken = known.policy != PortedPolicy::default();
     if says_something && taken {
-        left_out("spec.trafficPolicy".to_owned(), "there is a trafficPolicy already, and this one has no effect; keep one".to_owned());
+        left_out(
+            "spec.trafficPolicy".to_owned(),
+            "there is a trafficPolicy already, and this one has no effect; keep one".to_owned(),
+        );
     }
     for (index, subset) in policy.subsets.iter().enumerate() {
         if known.subsets.iter().any(|other| other.name == subset.name) {
