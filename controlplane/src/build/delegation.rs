@@ -146,7 +146,6 @@ fn joined_names(root: &str, own: &str) -> String {
 }
 
 /// What both ask for; `None` when one of a rule's own conditions lies in none of the root's.
-#[expect(clippy::option_option, reason = "no condition at all is something else than no common one")]
 fn joined_matches(root: Option<&[HttpMatch]>, own: Option<&[HttpMatch]>) -> Option<Option<Vec<HttpMatch>>> {
     let (root, own) = match (root, own) {
         (None, own) => return Some(own.map(<[_]>::to_vec)),

@@ -70,6 +70,8 @@ pub(super) fn outbound(cluster: &Cluster, service: &Service, mesh: &MeshSettings
         Discovery::Name(host) => {
             made.load_assignment = Some(by_name(name, host));
             made.dns_lookup_family = DnsLookupFamily::V4Preferred.into();
+            // A name that does not resolve must not hold back all other clusters when a proxy starts.
+            made.wait_for_warm_on_init = Some(false);
             refresh(&mut made);
             DiscoveryType::StrictDns
         }
