@@ -25,7 +25,7 @@ pub use chain::{
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
 };
-pub use edge::{ClientCert, Detection, Edge};
+pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
 };

@@ -37,6 +37,10 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
     pub(super) deadline: Option<Instant>,
+    /// When the whole request must have come.
+    pub(super) request: Option<Instant>,
+    /// When the stream has lasted too long, whatever it does.
+    pub(super) stream: Option<Instant>,
 }
 
 impl Limits {
@@ -63,6 +67,8 @@ enum Wake {
     Idle,
     Route,
     PerTry,
+    Request,
+    Stream,
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call.
@@ -120,13 +126,19 @@ pub(super) async fn begin<D: Downstream>(
                 limits.deadline = limits.route.map(|limit| last + limit);
             }
             let idle = limits.idle_deadline(last);
-            if timer.poll(cx, earlier(idle, earlier(limits.deadline, per_try))).is_pending() {
+            let request = limits.request.filter(|_| !body.done);
+            let whole = earlier(limits.deadline, earlier(request, limits.stream));
+            if timer.poll(cx, earlier(idle, earlier(whole, per_try))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
             Poll::Ready(if over(limits.deadline) {
                 Wake::Route
+            } else if over(request) {
+                Wake::Request
+            } else if over(limits.stream) {
+                Wake::Stream
             } else if over(per_try) {
                 Wake::PerTry
             } else {
@@ -147,7 +159,9 @@ pub(super) async fn begin<D: Downstream>(
         }
         Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
-        Wake::Idle => Err(Failed::Stop(reply::STREAM_IDLE.into())),
+        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
+        Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
+        Wake::Stream => Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into())),
         Wake::Route => Err(Failed::Stop(reply::TIMEOUT.into())),
         Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, reply::PER_TRY_TIMEOUT)),
     }
@@ -312,12 +326,19 @@ pub(super) async fn finish<D: Downstream>(
             };
             let idle = limits.idle_deadline(since);
             let deadline = limits.deadline.filter(|_| !tunnel);
-            if timer.poll(cx, earlier(idle, deadline)).is_pending() {
+            let request = limits.request.filter(|_| !body.done && !tunnel);
+            let whole = earlier(deadline, earlier(request, limits.stream));
+            if timer.poll(cx, earlier(idle, whole)).is_pending() {
                 return Poll::Pending;
             }
-            let route = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            Poll::Ready(Err(if route {
+            let now = Instant::now();
+            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            Poll::Ready(Err(if over(deadline) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
+            } else if over(request) {
+                Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
+            } else if over(limits.stream) {
+                Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
             } else {
                 Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             }))

@@ -162,6 +162,8 @@ async fn proxy<D: Downstream>(
         per_try: policy.and_then(|policy| policy.per_try_timeout).filter(|limit| !limit.is_zero()),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
         deadline: None,
+        request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
+        stream: call.manager.max_stream_duration.map(|limit| call.tally.start + limit),
     };
     let mut body = RequestPump::new(policy.is_some_and(retry::keeps_body));
     let mut tried: Vec<SocketAddr> = Vec::new();

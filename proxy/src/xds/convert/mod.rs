@@ -16,6 +16,8 @@ pub mod cluster;
 pub mod common;
 mod edge;
 pub mod http;
+#[cfg(test)]
+mod http_tests;
 pub mod listener;
 mod local_reply;
 pub mod matcher;
