@@ -6,13 +6,13 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use leno_proxy::config::{HttpManager, UpstreamProtocol};
-use support::{Plan, Proxy, echo_server, start};
+use support::{Plan, Proxy, echo_server, in_time, start};
 
 /// What a well-behaved client may have to wait for one answer, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -178,9 +178,7 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
     ];
     for (what, frames) in cases {
         let good = Good::start(address);
-        let began = Instant::now();
         let closed = tokio::task::spawn_blocking(move || flood(address, frames())).await.unwrap();
-        println!("{what}: {:?}", began.elapsed());
         good.end(what);
         assert!(closed || what == "streams beyond the limit", "{what}: the client is still connected");
     }
@@ -251,11 +249,17 @@ async fn http1_when_clients_are_slow_then_they_are_cut_off_and_others_are_served
         assert!(cut.await.unwrap(), "slow {what} were not cut off");
     }
     // Readers that take nothing of a large answer.
-    let mut readers: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let mut readers: Vec<TcpStream> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
     for stream in &mut readers {
-        stream.write_all(b"GET /bytes/20000000 HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
+        stream.write_all(b"GET /bytes/8000000 HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
     }
-    proxy.until_metric("istio_requests_total", &["response_flags=\"SI\""], 20.0).await;
+    in_time("slow readers to be cut off", async {
+        // Only the good client's connection is left.
+        while proxy.workers.connections() > 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     drop(readers);
     good.end("slow clients");
     proxy.workers.stop();
@@ -309,4 +313,100 @@ async fn http1_when_an_endpoint_answers_dirtily_then_no_client_gets_anothers_ans
         rounds.await.unwrap_or_else(|_| panic!("after {}", answer.escape_ascii()));
         proxy.workers.stop();
     }
+}
+
+/// An endpoint of HTTP/1 that keeps everything that it receives, and answers each request that it understands.
+fn recorder() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let kept = all.clone();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let kept = kept.clone();
+            thread::spawn(move || {
+                let mut part = [0; 4096];
+                while let Ok(count @ 1..) = stream.read(&mut part) {
+                    kept.lock().unwrap().extend_from_slice(&part[..count]);
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+                }
+            });
+        }
+    });
+    (address, all)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_when_a_head_hides_a_request_then_the_endpoint_of_http1_sees_none() {
+    let hidden = "GET /smuggled HTTP/1.1\r\nhost: reviews\r\n\r\n";
+    let usual = |method, path, authority| {
+        [field(":method", method), field(":scheme", "http"), field(":path", path), field(":authority", authority)]
+            .concat()
+    };
+    let plain = || usual("POST", "/", "reviews");
+    let inject = |before: &str| format!("{before}\r\n\r\n{hidden}");
+    let (path, authority, method) =
+        (inject("/ HTTP/1.1\r\nhost: reviews"), inject("reviews"), inject("GET / HTTP/1.1\r\nhost: a"));
+    let body = format!("0\r\n\r\n{hidden}");
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("a line end in the path", usual("GET", &path, "reviews")),
+        ("a blank in the path", usual("GET", "/x HTTP/1.1", "reviews")),
+        ("a line end in the authority", usual("GET", "/", &authority)),
+        ("a line end in the method", usual(&method, "/", "reviews")),
+        ("a line end in a value", [plain(), field("x-a", &inject("b"))].concat()),
+        ("a line end in a name", [plain(), field(&format!("x-a: b\r\n\r\n{hidden}x"), "b")].concat()),
+        ("a colon in a name", [plain(), field("x-a: b\r\ntransfer-encoding", "chunked")].concat()),
+        ("chunks", [plain(), field("transfer-encoding", "chunked")].concat()),
+        ("a length of nothing", [plain(), field("content-length", "0")].concat()),
+        ("two lengths", [plain(), field("content-length", "0"), field("content-length", "60")].concat()),
+        ("a length that is none", [plain(), field("content-length", "+60")].concat()),
+        ("what concerns a connection", [plain(), field("connection", "transfer-encoding")].concat()),
+        ("a host that differs", [plain(), field("host", "other\r\nx: y")].concat()),
+        ("a capital in a name", [plain(), field("Transfer-Encoding", "chunked")].concat()),
+    ];
+    for (what, block) in cases {
+        let (upstream, received) = recorder();
+        let proxy = start(Plan { domain: Some("*"), ..Plan::new(upstream, UpstreamProtocol::Http1) });
+        let (address, body) = (proxy.address, body.clone());
+        let attack = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut out = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            out.extend(frame(4, 0, 0, &[]));
+            out.extend(frame(1, 4, 1, &block));
+            out.extend(frame(0, 1, 1, body.as_bytes()));
+            out.extend(frame(6, 0, 0, &[5; 8]));
+            stream.write_all(&out).unwrap();
+            // Until the stream is answered, reset, or the connection ends.
+            let mut all = Vec::new();
+            let mut part = [0; 4096];
+            while !all.windows(4).any(|four: &[u8]| matches!(four, [1 | 3 | 7, _, 0, 0])) {
+                match stream.read(&mut part) {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => all.extend_from_slice(&part[..count]),
+                }
+            }
+            // A good request on a connection of its own goes the same way.
+            let mut good = TcpStream::connect(address).unwrap();
+            good.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            good.write_all(b"GET /good HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n").unwrap();
+            let mut text = String::new();
+            let _ = good.read_to_string(&mut text);
+            assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        });
+        attack.await.unwrap_or_else(|_| panic!("after {what}"));
+        let received = String::from_utf8_lossy(&received.lock().unwrap()).into_owned();
+        // As part of a body it is harmless: then its length, or its chunk, comes before it.
+        let lines = || received.split("\r\n\r\n").filter(|part| part.contains("GET /smuggled"));
+        assert!(lines().all(|_| framed(&received, hidden)), "{what}: {received:?}");
+        assert!(received.contains("GET /good"), "{what}: {received:?}");
+        proxy.workers.stop();
+    }
+}
+
+/// Whether a text stands in what was received only as the content of one chunk.
+fn framed(received: &str, hidden: &str) -> bool {
+    let body = format!("0\r\n\r\n{hidden}");
+    let chunk = format!("{:x}\r\n{body}\r\n", body.len());
+    received.matches(hidden).count() == received.matches(&chunk).count()
 }
