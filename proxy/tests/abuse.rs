@@ -68,6 +68,9 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Makes the frames of a flood.
+type Frames = Box<dyn Fn() -> Box<dyn Iterator<Item = Vec<u8>>> + Send + Sync>;
+
 /// A header field that is not indexed, with its name.
 fn field(name: &str, value: &str) -> Vec<u8> {
     let mut field = vec![0, name.len() as u8];
@@ -126,7 +129,7 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
     let proxy = proxy(UpstreamProtocol::Http1, HttpManager::default()).await;
     let address = proxy.address;
     let opens = |stream: u32| frame(1, 5, stream, &head("GET"));
-    let cases: Vec<(&str, Box<dyn Fn() -> Box<dyn Iterator<Item = Vec<u8>>> + Send + Sync>)> = vec![
+    let cases: Vec<(&str, Frames)> = vec![
         (
             "rapid reset",
             Box::new(move || {

@@ -145,9 +145,8 @@ fn detection(value: TypedExtensionConfig) -> Converted<Detection> {
         return Ok(Detection::Header {
             name: header_name(&name).within("typed_config.header_name")?,
             trusted: allow_extension_to_set_address_as_trusted,
-            reject: reject_with_status.map(|HttpStatus { code }| match u16::try_from(code) {
-                Ok(code @ 400..=511) => code,
-                _ => 403,
+            reject: reject_with_status.map(|HttpStatus { code }| {
+                u16::try_from(code).ok().filter(|code| (400..=511).contains(code)).unwrap_or(403)
             }),
         });
     }
