@@ -26,47 +26,33 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Cluster::new(id, "outbound|80||upstream", ClusterKind::Eds)
     };
     let route = |prefix: &str| {
-        Arc::new(Route {
-            name: prefix.into(),
-            matches: RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::default() },
-            action: Action::Forward(Box::new(Forward {
-                targets: vec![WeightedCluster::all(id)],
-                retry: Some(Arc::new(RetryPolicy {
-                    on: RetryOn { connect_failure: true, refused_stream: true, ..RetryOn::default() },
-                    ..RetryPolicy::default()
-                })),
-                ..Forward::default()
+        let matches = RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::default() };
+        let forward = Action::Forward(Box::new(Forward {
+            targets: vec![WeightedCluster::all(id)],
+            retry: Some(Arc::new(RetryPolicy {
+                on: RetryOn { connect_failure: true, refused_stream: true, ..RetryOn::default() },
+                ..RetryPolicy::default()
             })),
-            headers: HeaderOps::default(),
-            origin: None,
-        })
+            ..Forward::default()
+        }));
+        Arc::new(Route::new(prefix, matches, forward))
     };
     let host = VirtualHost {
         name: "all".into(),
         domains: vec!["*".into()],
         routes: vec![route("/never"), route("/")],
-        headers: HeaderOps::default(),
+        ..VirtualHost::default()
     };
     let manager = HttpManager {
         routes: Arc::new(RouteTable::new("routes", vec![host], HeaderOps::default())?),
         ..HttpManager::default()
     };
+    let chain = FilterChain::new("all", Network::Http(Arc::new(manager)));
     let listener = Listener {
         name: "forward".into(),
-        direction: Direction::Outbound,
         addresses: vec![listen],
-        bind: true,
-        use_original_dst: false,
-        inspect: Inspect::default(),
-        detect_timeout: Duration::ZERO,
-        continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: Some(FilterChain {
-            name: "all".into(),
-            matches: ChainMatch::default(),
-            tls: None,
-            network: Network::Http(Arc::new(manager)),
-        }),
+        chains: FilterChains::new(Vec::new(), Some(chain))?,
+        ..Listener::default()
     };
     let (_telemetry, shards) = Telemetry::new(workers);
     let _workers = spawn(Settings {

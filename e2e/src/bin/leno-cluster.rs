@@ -46,6 +46,8 @@ enum Task {
     Envoy,
     /// Build the HTTP/2 conformance suite where it is not there, and print its path.
     H2spec,
+    /// Build the management server made of go-control-plane where it is not there, and print its path.
+    XdsServer,
     /// Bring an image archive into a cluster.
     LoadImage {
         #[command(flatten)]
@@ -149,6 +151,7 @@ fn run(task: Task) -> Result<(), Error> {
             println!("envoy      {}", binaries::envoy(&layout)?.display());
             println!("fortio     {}", binaries::fortio(&layout)?.display());
             println!("h2spec     {}", binaries::h2spec(&layout)?.display());
+            println!("xds-server {}", binaries::xds_server(&layout)?.display());
             Ok(())
         }
         Task::Envoy => {
@@ -159,6 +162,11 @@ fn run(task: Task) -> Result<(), Error> {
         Task::H2spec => {
             let layout = Layout::from_environment("demo".parse()?)?;
             println!("{}", binaries::h2spec(&layout)?.display());
+            Ok(())
+        }
+        Task::XdsServer => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::xds_server(&layout)?.display());
             Ok(())
         }
         Task::Forward { which, service, listen } => {

@@ -21,6 +21,7 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
     match kind {
         Kind::Cluster => ("ClustersConfigDump", "dynamic_active_clusters", "cluster"),
         Kind::Endpoints => ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"),
+        Kind::Secret => ("SecretsConfigDump", "dynamic_active_secrets", "secret"),
         Kind::Listener => ("ListenersConfigDump", "dynamic_listeners", "listener"),
         Kind::Routes => ("RoutesConfigDump", "dynamic_route_configs", "route_config"),
     }
@@ -64,10 +65,10 @@ pub(super) fn clusters(state: &State) -> String {
         let name = &cluster.name;
         match cluster.kind {
             ClusterKind::OriginalDst => writeln!(lines, "{name}::original_dst").unwrap_or_default(),
-            ClusterKind::Static | ClusterKind::Eds if cluster.endpoints.is_empty() => {
+            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns if cluster.endpoints.is_empty() => {
                 writeln!(lines, "{name}::no_endpoints").unwrap_or_default();
             }
-            ClusterKind::Static | ClusterKind::Eds => {}
+            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {}
         }
         for endpoint in &cluster.endpoints {
             let health = match endpoint.health {
@@ -79,6 +80,7 @@ pub(super) fn clusters(state: &State) -> String {
             let tls = match endpoint.tls.as_deref() {
                 Some(ClientTls::Mesh(mesh)) => mesh.expected.join("|"),
                 Some(ClientTls::Own(_)) => "tls".to_owned(),
+                Some(ClientTls::Proxied(_)) => "proxy-protocol".to_owned(),
                 None => "plain".to_owned(),
             };
             writeln!(

@@ -1,136 +1,211 @@
-//! Chooses an endpoint of a cluster.
+//! Chooses an endpoint of a cluster, as Envoy does.
 //!
-//! Everything here belongs to one worker. Only healthy endpoints of the lowest priority that has any are eligible
-//! (degraded ones when no healthy one is left); there is no panic mode in which unhealthy ones would get traffic.
+//! Everything here belongs to one worker. A [`Balancer`] is built anew when endpoints or their health change; what can be
+//! decided then is: how much of the load each priority gets, whether too few endpoints are usable, the order of weights, the
+//! tables of consistent hashing. A request then takes a group of endpoints and the next one in it.
 
+mod edf;
+mod group;
+pub mod hash;
+mod load;
 mod rng;
+mod source;
+mod subset;
+mod table;
+#[cfg(test)]
+mod tests;
 
 pub use rng::Rng;
+pub use subset::MAX_SUBSETS;
 
 use crate::{
-    config::{Endpoint, Health, LbPolicy},
+    config::{Balancing, Health, Labels, LbPolicy, Spread},
     pool::Host,
 };
-use std::{cell::Cell, rc::Rc};
+use group::Group;
+use load::Counts;
+use std::{net::SocketAddr, rc::Rc};
+use subset::SubsetTable;
 
-/// The eligible endpoints of a cluster, and where the round robin stands.
-#[derive(Debug, Default)]
-pub struct Balancer {
-    hosts: Vec<Rc<Host>>,
-    /// Running sums of weights; empty when all weights are the same.
-    sums: Vec<u64>,
-    turn: Cell<usize>,
+/// What a request says about where it wants to go.
+#[derive(Debug, Clone, Copy)]
+pub struct PickContext<'a> {
+    /// The hash of the route's hash policies (or of TCP's), if there is one: ring and Maglev choose by it. Computed as Envoy
+    /// computes it, the same hash leads to the same endpoint.
+    pub hash: Option<u64>,
+    /// What the route's `metadata_match` asks of an endpoint's labels; counts for clusters with subsets.
+    pub labels: Option<&'a Labels>,
+    /// Where the client wanted to connect, or what a header names instead: the endpoint in clusters of original destinations.
+    pub destination: SocketAddr,
 }
 
-/// Which endpoints may be chosen.
-pub fn eligible(endpoints: &[Rc<Host>]) -> Vec<Rc<Host>> {
-    for health in [Health::Healthy, Health::Degraded] {
-        let of = |host: &&Rc<Host>| host.endpoint().health == health;
-        if let Some(priority) = endpoints.iter().filter(of).map(|host| host.endpoint().priority).min() {
-            return endpoints.iter().filter(of).filter(|host| host.endpoint().priority == priority).cloned().collect();
-        }
+impl PickContext<'_> {
+    /// A request that came to this address and asks for nothing more.
+    pub fn to(destination: SocketAddr) -> Self {
+        Self { hash: None, labels: None, destination }
     }
-    Vec::new()
+}
+
+/// The endpoints of a cluster, ready to be chosen from.
+#[derive(Debug)]
+pub struct Balancer {
+    policy: LbPolicy,
+    plan: Plan,
+    subsets: Option<Box<SubsetTable>>,
+}
+
+impl Default for Balancer {
+    fn default() -> Self {
+        Self::new(&[], LbPolicy::Random, &Balancing::default(), Spread::default(), &Rng::new(1))
+    }
 }
 
 impl Balancer {
-    /// A balancer over the eligible ones of these.
-    pub fn new(all: &[Rc<Host>], rng: &Rng) -> Self {
-        let hosts = eligible(all);
-        let weight = |endpoint: &Endpoint| u64::from(endpoint.weight.max(1));
-        let same = hosts.windows(2).all(|pair| pair[0].endpoint().weight == pair[1].endpoint().weight);
-        let mut sum = 0;
-        let sums = if same {
-            Vec::new()
-        } else {
-            hosts
-                .iter()
-                .map(|host| {
-                    sum += weight(host.endpoint());
-                    sum
-                })
-                .collect()
-        };
-        // Workers and proxies begin at different places, so that they do not march in step.
-        let turn = Cell::new(rng.below(hosts.len().max(1) as u64) as usize);
-        Self { hosts, sums, turn }
+    /// A balancer over these endpoints.
+    pub fn new(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing, spread: Spread, rng: &Rng) -> Self {
+        let plan = Plan::new(all, policy, balancing, spread, rng);
+        let subsets = balancing
+            .subsets
+            .as_ref()
+            .filter(|config| !config.selectors.is_empty() || config.fallback != <_>::default());
+        let subsets = subsets.map(|config| Box::new(SubsetTable::new(all, config, policy, balancing, spread, rng)));
+        Self { policy, plan, subsets }
     }
 
-    /// The eligible endpoints.
-    pub fn hosts(&self) -> &[Rc<Host>] {
-        &self.hosts
+    /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those
+    /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts.
+    pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
+        match &self.subsets {
+            None => self.plan.pick(self.policy, context, rng, tried),
+            Some(subsets) => subsets.find(&self.plan, context)?.pick(self.policy, context, rng, tried),
+        }
+    }
+}
+
+/// Endpoints by priority, with what each priority gets.
+#[derive(Debug)]
+struct Plan {
+    groups: Vec<Group>,
+    /// Running sums of percentages, and the group that each leads to; of a plan without endpoints, none.
+    shares: Vec<(u32, usize)>,
+    empty: bool,
+}
+
+impl Plan {
+    fn new(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing, spread: Spread, rng: &Rng) -> Self {
+        let last = all.iter().map(|host| host.endpoint().priority).max().map_or(0, |priority| priority as usize + 1);
+        let mut priorities: Vec<Vec<Rc<Host>>> = vec![Vec::new(); last];
+        for host in all {
+            priorities[host.endpoint().priority as usize].push(host.clone());
+        }
+        let counts: Vec<Counts> = priorities.iter().map(|hosts| count(hosts)).collect();
+        let loads = load::loads(&counts, balancing, spread);
+        let mut plan = Self { groups: Vec::new(), shares: Vec::new(), empty: all.is_empty() };
+        // Healthy ones of all priorities come before degraded ones of any.
+        for degraded in [false, true] {
+            for (hosts, load) in priorities.iter().zip(&loads) {
+                let percent = if degraded { load.degraded } else { load.healthy };
+                if percent == 0 {
+                    continue;
+                }
+                let wanted = if degraded { Health::Degraded } else { Health::Healthy };
+                let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+                // A table has no degraded part: Envoy looks up healthy ones, or in panic all.
+                let wanted = if hashed { Health::Healthy } else { wanted };
+                let panic = load.panic;
+                let eligible = |host: &Host| match panic {
+                    true => !balancing.fail_on_panic,
+                    false => !host.endpoint().excluded && host.endpoint().health == wanted,
+                };
+                let by_locality = balancing.by_locality && (!panic || hashed);
+                let sum = plan.shares.last().map_or(0, |(sum, _)| *sum) + percent;
+                plan.shares.push((sum, plan.groups.len()));
+                let over = spread.overprovisioning;
+                plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng));
+            }
+        }
+        plan
     }
 
-    /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those that
-    /// were `tried` for this request only when even those are none.
-    pub fn pick(&self, policy: LbPolicy, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
+    fn is_empty(&self) -> bool {
+        self.empty
+    }
+
+    fn group(&self, hash: u64) -> Option<&Group> {
+        match self.groups.as_slice() {
+            [only] => Some(only),
+            groups => {
+                let at = (hash % 100) as u32 + 1;
+                let index = self.shares.iter().find(|(sum, _)| at <= *sum).map(|(_, index)| *index)?;
+                groups.get(index)
+            }
+        }
+    }
+
+    fn pick(
+        &self,
+        policy: LbPolicy,
+        context: &PickContext<'_>,
+        rng: &Rng,
+        tried: impl Fn(&Host) -> bool,
+    ) -> Option<&Rc<Host>> {
         /// Envoy's default too for `host_selection_retry_max_attempts`, rounded up.
-        const TRIES: usize = 5;
+        const TRIES: u32 = 5;
+        let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+        let hash = match context.hash {
+            Some(hash) if hashed => hash,
+            // Nothing to decide.
+            _ if !hashed && self.groups.len() == 1 => 0,
+            _ => rng.next(),
+        };
+        let group = self.group(hash)?;
+        if hashed {
+            let mut chosen = group.pick(policy, rng, hash, 0)?;
+            for attempt in 1..TRIES {
+                if !tried(chosen) {
+                    break;
+                }
+                chosen = group.pick(policy, rng, hash, attempt)?;
+            }
+            return Some(chosen);
+        }
         let good = |host: &&Rc<Host>| !tried(host) && !host.failed_lately();
         for _ in 0..TRIES {
-            let chosen = self.pick_once(policy, rng)?;
+            let chosen = group.pick(policy, rng, hash, 0)?;
             if good(&chosen) {
                 return Some(chosen);
             }
         }
         // From anywhere, so that not the first one gets all that the others cannot take.
-        let from = rng.below(self.hosts.len().max(1) as u64) as usize;
-        let all = || self.hosts[from..].iter().chain(&self.hosts[..from]);
-        all().find(good).or_else(|| all().find(|host| !tried(host))).or_else(|| self.pick_once(policy, rng))
+        let from = rng.below(group.hosts().count().max(1) as u64) as usize;
+        let all = || group.hosts().skip(from).chain(group.hosts().take(from));
+        all().find(good).or_else(|| all().find(|host| !tried(host))).or_else(|| group.pick(policy, rng, hash, 0))
     }
+}
 
-    fn pick_once(&self, policy: LbPolicy, rng: &Rng) -> Option<&Rc<Host>> {
-        match self.hosts.as_slice() {
-            [] => None,
-            [only] => Some(only),
-            hosts => Some(match policy {
-                LbPolicy::Random => self.at_random(rng),
-                LbPolicy::RoundRobin if self.sums.is_empty() => {
-                    let turn = self.turn.get();
-                    self.turn.set((turn + 1) % hosts.len());
-                    &hosts[turn % hosts.len()]
-                }
-                LbPolicy::RoundRobin => self.in_smooth_turn(),
-                LbPolicy::LeastRequest { choices } => {
-                    let mut best = self.at_random(rng);
-                    for _ in 1..choices.max(2) {
-                        let other = self.at_random(rng);
-                        if other.active() < best.active() {
-                            best = other;
-                        }
-                    }
-                    best
-                }
-            }),
+fn count(hosts: &[Rc<Host>]) -> Counts {
+    let mut counts = Counts { all: hosts.len() as u64, ..Counts::default() };
+    for host in hosts {
+        let endpoint = host.endpoint();
+        let weight = u64::from(endpoint.weight.max(1));
+        if endpoint.excluded {
+            counts.excluded += 1;
+            continue;
+        }
+        counts.weights[0] += weight;
+        match endpoint.health {
+            Health::Healthy => {
+                counts.healthy += 1;
+                counts.weights[1] += weight;
+            }
+            Health::Degraded => {
+                counts.degraded += 1;
+                counts.weights[2] += weight;
+            }
+            Health::Draining | Health::Unhealthy => {}
         }
     }
-
-    fn at_random(&self, rng: &Rng) -> &Rc<Host> {
-        let index = match self.sums.last() {
-            None => rng.below(self.hosts.len() as u64) as usize,
-            Some(&total) => {
-                let at = rng.below(total);
-                self.sums.partition_point(|&sum| sum <= at)
-            }
-        };
-        &self.hosts[index.min(self.hosts.len() - 1)]
-    }
-
-    /// Smooth weighted round robin: each turn everyone gains its weight, the richest one is taken and pays the total.
-    fn in_smooth_turn(&self) -> &Rc<Host> {
-        let mut best = &self.hosts[0];
-        let mut total = 0;
-        for host in &self.hosts {
-            let weight = i64::from(host.endpoint().weight.max(1));
-            total += weight;
-            host.credit().set(host.credit().get() + weight);
-            if host.credit().get() > best.credit().get() {
-                best = host;
-            }
-        }
-        best.credit().set(best.credit().get() - total);
-        best
-    }
+    counts
 }
 
 /// An index by weight: `weights` in order, 0 is never chosen unless all are 0, then `None`.
@@ -147,97 +222,4 @@ pub fn weighted(weights: impl Iterator<Item = u32> + Clone, rng: &Rng) -> Option
         at -= u64::from(weight);
     }
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{collections::BTreeMap, sync::Arc};
-
-    fn host(port: u16, weight: u32, health: Health, priority: u32) -> Rc<Host> {
-        let address = ([127, 0, 0, 1], port).into();
-        Rc::new(Host::new(Arc::new(Endpoint { weight, health, priority, ..Endpoint::new(address) })))
-    }
-
-    fn counts(balancer: &Balancer, policy: LbPolicy, picks: usize) -> BTreeMap<u16, usize> {
-        let rng = Rng::new(7);
-        let mut counts = BTreeMap::new();
-        for _ in 0..picks {
-            *counts.entry(balancer.pick(policy, &rng, |_| false).unwrap().address().port()).or_default() += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn balancer_when_endpoints_are_unhealthy_then_they_are_never_chosen() {
-        let all = [
-            host(1, 1, Health::Unhealthy, 0),
-            host(2, 1, Health::Draining, 0),
-            host(3, 1, Health::Degraded, 0),
-            host(4, 1, Health::Healthy, 1),
-            host(5, 1, Health::Healthy, 2),
-        ];
-        let balancer = Balancer::new(&all, &Rng::new(1));
-        assert_eq!(counts(&balancer, LbPolicy::Random, 50), BTreeMap::from([(4, 50)]));
-        let balancer = Balancer::new(&all[..3], &Rng::new(1));
-        assert_eq!(counts(&balancer, LbPolicy::Random, 50), BTreeMap::from([(3, 50)]));
-        let none = Balancer::new(&all[..2], &Rng::new(1));
-        assert!(none.pick(LbPolicy::Random, &Rng::new(1), |_| false).is_none());
-    }
-
-    #[test]
-    fn balancer_when_weights_differ_then_shares_follow_them() {
-        let all = [host(1, 1, Health::Healthy, 0), host(2, 3, Health::Healthy, 0)];
-        let balancer = Balancer::new(&all, &Rng::new(1));
-        assert_eq!(counts(&balancer, LbPolicy::RoundRobin, 400), BTreeMap::from([(1, 100), (2, 300)]));
-        let random = counts(&balancer, LbPolicy::Random, 4000);
-        assert!((850..1150).contains(&random[&1]), "{random:?}");
-    }
-
-    #[test]
-    fn balancer_when_one_is_busy_then_least_request_takes_the_other() {
-        let all = [host(1, 1, Health::Healthy, 0), host(2, 1, Health::Healthy, 0)];
-        let busy: Vec<_> = (0..10).map(|_| all[0].enter()).collect();
-        let balancer = Balancer::new(&all, &Rng::new(1));
-        let counts = counts(&balancer, LbPolicy::LeastRequest { choices: 2 }, 1000);
-        assert!(counts[&2] > 650, "{counts:?}: the busy one only when both looks fall on it");
-        drop(busy);
-        assert_eq!(all[0].active(), 0);
-    }
-
-    #[test]
-    fn balancer_when_one_was_tried_then_another_is_taken_while_there_is_one() {
-        let all = [host(1, 1000, Health::Healthy, 0), host(2, 1, Health::Healthy, 0)];
-        let balancer = Balancer::new(&all, &Rng::new(1));
-        let other = balancer.pick(LbPolicy::Random, &Rng::new(1), |host| host.address().port() == 1).unwrap();
-        assert_eq!(other.address().port(), 2);
-        assert!(balancer.pick(LbPolicy::Random, &Rng::new(1), |_| true).is_some());
-    }
-
-    #[test]
-    fn balancer_when_one_failed_lately_then_it_is_left_alone_while_there_is_another() {
-        let all = [host(1, 1, Health::Healthy, 0), host(2, 1, Health::Healthy, 0), host(3, 1, Health::Healthy, 0)];
-        let balancer = Balancer::new(&all, &Rng::new(1));
-        all[0].note_failure();
-        let chosen = counts(&balancer, LbPolicy::LeastRequest { choices: 2 }, 300);
-        assert!(!chosen.contains_key(&1) && chosen.len() == 2, "{chosen:?}");
-        let rng = Rng::new(1);
-        let pick = |tried: &[u16]| {
-            let port = balancer.pick(LbPolicy::Random, &rng, |host| tried.contains(&host.address().port()));
-            port.unwrap().address().port()
-        };
-        assert!((0..50).all(|_| pick(&[2, 3]) == 1), "what failed is better than what this request has tried");
-        all[1].note_failure();
-        all[2].note_failure();
-        assert_eq!(counts(&balancer, LbPolicy::Random, 300).len(), 3, "when all have failed, all are used");
-        all[1].note_success();
-        assert_eq!(counts(&balancer, LbPolicy::Random, 50), BTreeMap::from([(2, 50)]));
-    }
-
-    #[test]
-    fn weighted_when_weight_is_zero_then_it_is_never_chosen() {
-        let rng = Rng::new(3);
-        assert!((0..1000).all(|_| weighted([0, 5, 0].into_iter(), &rng) == Some(1)));
-        assert_eq!(weighted([0, 0].into_iter(), &rng), None);
-    }
 }

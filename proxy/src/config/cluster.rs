@@ -1,6 +1,9 @@
 //! Clusters: where requests go, how an endpoint is chosen, and the limits on the way.
 
-use super::{ClientTls, ClusterId};
+use super::{
+    Balancing, Care, ClientTls, ClusterId, Dns, EndpointCheck, HealthCheck, Http2Options, Labels, LbPolicy, Locality,
+    OutlierDetection, Spread,
+};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -9,7 +12,7 @@ use std::{
 };
 
 /// A group of endpoints and how they are talked to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cluster {
     /// Its stable index.
     pub id: ClusterId,
@@ -19,24 +22,48 @@ pub struct Cluster {
     pub kind: ClusterKind,
     /// How one is chosen.
     pub policy: LbPolicy,
+    /// What belongs to choosing beside the policy.
+    pub balancing: Arc<Balancing>,
     /// The endpoints, all priorities; empty for [`ClusterKind::OriginalDst`].
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// Circuit breakers.
+    /// How load is spread over their priorities.
+    pub spread: Spread,
+    /// Circuit breakers of requests with the default priority.
     pub limits: Limits,
+    /// Circuit breakers of requests with high priority.
+    pub high_limits: Limits,
+    /// Which endpoints are taken out for what requests experience.
+    pub outliers: Option<Arc<OutlierDetection>>,
+    /// How endpoints are asked whether they are well.
+    pub checks: Vec<Arc<HealthCheck>>,
+    /// How endpoints are found by name, for [`ClusterKind::Dns`].
+    pub dns: Option<Arc<Dns>>,
+    /// The link to the place that looks after endpoints, where somebody has to.
+    pub care: Option<Arc<Care>>,
+    /// An endpoint that is no longer configured goes at once, even while health checks find it well.
+    pub ignore_health_on_removal: bool,
+    /// Which address [`ClusterKind::OriginalDst`] means.
+    pub original: OriginalDst,
     /// How long a connection (TCP and TLS together) may take; default 10 s.
     pub connect_timeout: Duration,
     /// An idle pooled connection is closed after this; default one hour, zero is never.
     pub idle_timeout: Duration,
     /// Requests after which a connection is closed; 0 is no limit.
     pub max_requests_per_connection: u32,
+    /// Age at which a connection serves no new requests, and what is at random added to it, in percent.
+    pub max_connection_duration: Option<(Duration, f64)>,
+    /// Limits of HTTP/2 connections.
+    pub http2: Http2Options,
+    /// How HTTP/2 connections find out that the endpoint is gone.
+    pub http2_keepalive: Option<Http2Keepalive>,
     /// The HTTP version spoken to endpoints.
     pub protocol: UpstreamProtocol,
     /// TLS for endpoints that are not listed (original destinations).
     pub default_tls: Option<Arc<ClientTls>>,
     /// Source addresses for connections of this cluster.
     pub bind: Option<SourceBind>,
-    /// TCP keep-alive: idle time before the first probe, and between probes.
-    pub keepalive: Option<(Duration, Duration)>,
+    /// TCP keep-alive.
+    pub keepalive: Option<TcpKeepalive>,
     /// The workload that telemetry names where the endpoint is not known (original destinations; this proxy's own for
     /// inbound clusters).
     pub destination: Arc<WorkloadLabels>,
@@ -57,11 +84,23 @@ impl Cluster {
             name,
             kind,
             policy: LbPolicy::LeastRequest { choices: 2 },
+            balancing: Arc::default(),
             endpoints: Vec::new(),
+            spread: Spread::default(),
             limits: Limits::default(),
+            high_limits: Limits::default(),
+            outliers: None,
+            checks: Vec::new(),
+            dns: None,
+            care: None,
+            ignore_health_on_removal: false,
+            original: OriginalDst::default(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: 0,
+            max_connection_duration: None,
+            http2: Http2Options::default(),
+            http2_keepalive: None,
             protocol: UpstreamProtocol::Http1,
             default_tls: None,
             bind: None,
@@ -78,22 +117,43 @@ pub enum ClusterKind {
     Static,
     /// Sent by the control plane.
     Eds,
+    /// Found by name ([`Cluster::dns`]).
+    Dns,
     /// The address to which the client wanted to connect.
     OriginalDst,
 }
 
-/// How an endpoint is chosen among the healthy ones.
+/// Which address an original destination is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OriginalDst {
+    /// The header in which a request may name it instead.
+    pub header: Option<Box<str>>,
+    /// The port that is connected whatever the client wanted.
+    pub port: Option<u16>,
+}
+
+/// TCP keep-alive; what is not set is left to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpKeepalive {
+    /// Idle time before the first probe.
+    pub idle: Option<Duration>,
+    /// Between probes.
+    pub interval: Option<Duration>,
+    /// Probes without an answer after which the connection is given up.
+    pub probes: Option<u32>,
+}
+
+/// How HTTP/2 connections find out that the endpoint is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LbPolicy {
-    /// One after the other, by weight.
-    RoundRobin,
-    /// The one with the fewest active requests among some chosen at random; by weight.
-    LeastRequest {
-        /// How many are looked at; at least 2.
-        choices: u32,
-    },
-    /// At random, by weight.
-    Random,
+pub struct Http2Keepalive {
+    /// Between two pings; zero is none but for `idle`.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// Percent of the interval that is at random added to it.
+    pub jitter: u32,
+    /// A connection that was idle for so long is pinged before it is used again; zero is never.
+    pub idle: Duration,
 }
 
 /// One endpoint of a cluster.
@@ -105,8 +165,18 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be chosen.
     pub health: Health,
-    /// 0 is used first; others only while no lower one has a healthy endpoint.
+    /// Out of the reckoning: it is neither usable nor counted among those that are not (its first health check is under way).
+    pub excluded: bool,
+    /// 0 is used first; others take what lower ones have no healthy endpoints for.
     pub priority: u32,
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// The name by which it was found or that was given to it.
+    pub hostname: Option<Arc<str>>,
+    /// What it says about its health checks.
+    pub check: Option<Arc<EndpointCheck>>,
+    /// Labels by which requests choose among endpoints (the metadata `envoy.lb`).
+    pub labels: Arc<Labels>,
     /// TLS to it, already chosen by the cluster's transport socket matches.
     pub tls: Option<Arc<ClientTls>>,
     /// The workload behind it, for telemetry.
@@ -120,7 +190,12 @@ impl Endpoint {
             address,
             weight: 1,
             health: Health::Healthy,
+            excluded: false,
             priority: 0,
+            locality: Arc::default(),
+            hostname: None,
+            check: None,
+            labels: Arc::default(),
             tls: None,
             workload: WorkloadLabels::unknown(),
         }
@@ -154,11 +229,11 @@ pub enum UpstreamProtocol {
 /// Circuit breakers. Each worker enforces its share of a limit (rounded up), so that no counter is shared between cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// Connections at once; default no limit in practice (2³²−1), as Istio has it.
+    /// Connections at once; default 1024.
     pub connections: u32,
-    /// Requests that wait for a connection.
+    /// Requests that wait for a connection; default 1024.
     pub pending: u32,
-    /// Requests at once.
+    /// Requests at once; default 1024.
     pub requests: u32,
     /// Retries at once; default 3 unless a budget is set.
     pub retries: u32,
@@ -168,8 +243,18 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: u32::MAX, pending: u32::MAX, requests: u32::MAX, retries: 3, retry_budget: None }
+        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None }
     }
+}
+
+/// How important a request is: each has circuit breakers of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// As most are.
+    #[default]
+    Default,
+    /// More.
+    High,
 }
 
 /// Retries as a share of active requests.

@@ -1,6 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{Direction, Edge, LocalReplies, RouteTable};
+use super::{Direction, Edge, FilterEntry, LocalReplies, RouteTable};
 use crate::telemetry::LogFormat;
 use std::{sync::Arc, time::Duration};
 
@@ -15,8 +15,10 @@ pub struct HttpManager {
     pub codec: Codec,
     /// Where requests go.
     pub routes: Arc<RouteTable>,
-    /// What a request passes through, in order.
-    pub filters: Vec<HttpFilter>,
+    /// What a request passes through before its route acts, in order.
+    pub filters: Vec<FilterEntry>,
+    /// How requests are sent on.
+    pub router: RouterOptions,
     /// The line to write for each request, if any.
     pub access_log: Option<Arc<LogFormat>>,
     /// From the first byte of a request to the end of its head; default 10 s. Later is answered with 408.
@@ -87,7 +89,8 @@ impl Default for HttpManager {
             direction: Direction::Outbound,
             codec: Codec::Auto,
             routes: Arc::default(),
-            filters: vec![HttpFilter::Router],
+            filters: Vec::new(),
+            router: RouterOptions::default(),
             access_log: None,
             request_head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
@@ -182,11 +185,13 @@ pub enum Codec {
     Http2,
 }
 
-/// One stage of the pipeline. An enum, so that the pipeline is read in one place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HttpFilter {
-    /// Sends the request to its route's target; the last one.
-    Router,
+/// How requests are sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouterOptions {
+    /// Add none of Envoy's own headers (`x-envoy-*`) to requests and responses.
+    pub suppress_envoy_headers: bool,
+    /// Take the limit in `x-envoy-expected-rq-timeout-ms`, which the proxy before us has set, for the route's.
+    pub respect_expected_timeout: bool,
 }
 
 /// Explicit limits of an HTTP/2 connection.

@@ -7,38 +7,71 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod action;
+mod balancing;
 mod chain;
+mod chain_index;
 mod cluster;
 mod edge;
+mod filter;
+mod hash;
+mod headers;
+mod health;
 mod http;
 mod local_reply;
 mod matcher;
+mod network;
+mod ratelimit;
+mod retry;
 mod route;
+mod template;
 #[cfg(test)]
 mod tests;
 mod tls;
 
-pub use chain::{
-    ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
-    Transport,
+pub use action::{
+    Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
+    RegexRewrite, TargetChoice, WeightedCluster,
 };
+pub use balancing::{
+    Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
+    Subsets,
+};
+pub use chain::{
+    ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, PassTlvs, PortSet,
+    ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
+};
+pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, RetryBudget, SourceBind, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
+    TcpKeepalive, UpstreamProtocol,
 };
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
+pub use filter::{
+    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,
+    HealthFilter, HttpFilter, Rbac, Share,
+};
+pub use hash::{HashPolicy, HashSource};
+pub use headers::{HeaderOp, HeaderOps, HeaderText};
+pub use health::{
+    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
+};
 pub use http::{
-    Codec, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, ServerHeader, StripPort, Underscores,
+    Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,
 };
 pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
+pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
+pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
-    Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,
-    RetryPolicy, Route, RouteMatch, RouteTable, TableError, VirtualHost, WeightedCluster,
+    CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,
 };
-pub use tls::{ClientTls, MeshTls, ServerTls};
+pub use template::{TemplateError, UriTemplate};
+pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
 
 use crate::telemetry::WorkloadLabels;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// The stable index of a cluster: the control side gives a name the same index for as long as the process lives, so
 /// that per-worker state (pools, balancers) survives every change of the configuration.
@@ -56,15 +89,33 @@ pub struct Root {
     pub clusters: Vec<Option<Arc<Cluster>>>,
     /// This proxy's own workload, as telemetry names it.
     pub own: Arc<WorkloadLabels>,
+    /// Clusters by name, made when something first asks for one by a name that no configuration knew.
+    pub names: ClusterNames,
 }
+
+/// Clusters by name, made when it is first asked for.
+#[derive(Debug, Default)]
+pub struct ClusterNames(std::sync::OnceLock<HashMap<Arc<str>, ClusterId>>);
 
 impl Default for Root {
     fn default() -> Self {
-        Self { version: 0, listeners: Listeners::default(), clusters: Vec::new(), own: WorkloadLabels::unknown() }
+        Self {
+            version: 0,
+            listeners: Listeners::default(),
+            clusters: Vec::new(),
+            own: WorkloadLabels::unknown(),
+            names: ClusterNames::default(),
+        }
     }
 }
 
 impl Root {
+    /// The cluster of that name, if it exists in this root.
+    pub fn cluster_named(&self, name: &str) -> Option<ClusterId> {
+        let all = || self.clusters.iter().flatten().map(|cluster| (cluster.name.clone(), cluster.id)).collect();
+        self.names.0.get_or_init(all).get(name).copied()
+    }
+
     /// The cluster of that index, if it exists in this root.
     pub fn cluster(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
         self.clusters.get(id.0 as usize).and_then(Option::as_ref)

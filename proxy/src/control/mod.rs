@@ -9,7 +9,9 @@ pub mod plane;
 pub mod podinfo;
 pub mod serving;
 pub mod sockets;
+mod sources;
 pub mod standalone;
+pub mod upstreams;
 
 use crate::slots::desk::{self, Drain, Phase};
 use crate::slots::lock::try_lock;

@@ -61,6 +61,7 @@ impl Plane {
         let (roots, receiver) = watch::channel(None);
         let (sender, taken) = watch::channel(Taken::Version(0));
         let workers = Arc::new(OnceLock::new());
+        let receiver = super::upstreams::stage(receiver, credentials.clone());
         let task = tokio::spawn(publish(receiver, sender, workers.clone(), listening, shards, credentials));
         Self { roots, taken, workers, task }
     }
@@ -169,6 +170,7 @@ async fn publish(
 }
 
 /// The discovery client's end.
+#[derive(Clone)]
 pub struct Publisher {
     roots: watch::Sender<Option<Arc<Root>>>,
     taken: watch::Receiver<Taken>,

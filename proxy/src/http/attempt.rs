@@ -4,6 +4,7 @@
 use super::{
     body::{Downstream, SideError, Upstream},
     call::Call,
+    head::RequestHead,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
     reply::{self, Reply},
@@ -11,13 +12,13 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::{Http2Options, UpstreamProtocol},
+    config::{Priority, UpstreamProtocol},
     http::h1,
     http2,
     pool::{Admission, ConnectError, Host, Lease, connect},
     telemetry::ResponseFlags,
     tls::Alpn,
-    worker::{Timer, earlier},
+    worker::{Timer, Worker, earlier},
 };
 use std::{
     future::poll_fn,
@@ -26,13 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The time limits of a request.
+/// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// From the end of the request to the end of the response.
     pub(super) route: Option<Duration>,
     /// From the start of an attempt to the response's head.
     pub(super) per_try: Option<Duration>,
+    /// Without anything moving in an attempt.
+    pub(super) per_try_idle: Option<Duration>,
     /// Without anything moving; zero is none.
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
@@ -41,11 +44,24 @@ pub(super) struct Limits {
     pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
     pub(super) stream: Option<Instant>,
+    /// The status of the answer when `route` or the last attempt's limit passes.
+    pub(super) on_timeout: u16,
+    /// The endpoint is told the limit in `x-envoy-expected-rq-timeout-ms`.
+    pub(super) tell: bool,
+    /// The endpoint is told the limit in `grpc-timeout`.
+    pub(super) tell_grpc: bool,
+    /// Whose circuit breakers count.
+    pub(super) priority: Priority,
 }
 
 impl Limits {
     fn idle_deadline(&self, last: Instant) -> Option<Instant> {
         (!self.idle.is_zero()).then(|| last + self.idle)
+    }
+
+    /// The answer when a limit of the route's passes.
+    pub(super) fn timeout(&self, reply: Reply) -> Reply {
+        Reply { code: self.on_timeout, ..reply }
     }
 }
 
@@ -68,6 +84,7 @@ enum Wake {
     Route,
     PerTry,
     Request,
+    PerTryIdle,
     Stream,
 }
 
@@ -80,7 +97,7 @@ pub(super) async fn begin<D: Downstream>(
     body: &mut RequestPump,
     limits: &mut Limits,
 ) -> Result<Up, Failed> {
-    let mut up = acquire(call, cluster, host).await?;
+    let mut up = acquire(call, cluster, host, limits.priority).await?;
     if call.tally.wall.is_some() {
         call.tally.upstream_local = up.local_address();
     }
@@ -126,9 +143,11 @@ pub(super) async fn begin<D: Downstream>(
                 limits.deadline = limits.route.map(|limit| last + limit);
             }
             let idle = limits.idle_deadline(last);
+            let try_idle = limits.per_try_idle.map(|limit| last + limit);
+            let attempt = earlier(per_try, try_idle);
             let request = limits.request.filter(|_| !body.done);
             let whole = earlier(limits.deadline, earlier(request, limits.stream));
-            if timer.poll(cx, earlier(idle, earlier(whole, per_try))).is_pending() {
+            if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
@@ -141,6 +160,8 @@ pub(super) async fn begin<D: Downstream>(
                 Wake::Stream
             } else if over(per_try) {
                 Wake::PerTry
+            } else if over(try_idle) {
+                Wake::PerTryIdle
             } else {
                 Wake::Idle
             })
@@ -161,15 +182,19 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
         Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
-        Wake::Stream => Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into())),
-        Wake::Route => Err(Failed::Stop(reply::TIMEOUT.into())),
-        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, reply::PER_TRY_TIMEOUT)),
+        Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
+        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
+        Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
+        Wake::Stream => {
+            call.tally.filters().reply.grpc = Some(4);
+            Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into()))
+        }
     }
 }
 
 fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
-    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
     match error {
         SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_RESET),
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
@@ -179,19 +204,24 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     }
 }
 
-/// Whether the request goes out by HTTP/2. A wish to upgrade can only be passed on by HTTP/1.
-fn speaks_http2(call: &Call<'_>, cluster: &Cluster) -> bool {
+/// Whether a request goes out by HTTP/2; `http2` tells whether it came so. A wish to upgrade can only be passed on by HTTP/1.
+pub(super) fn speaks_http2(http2: bool, request: &RequestHead, cluster: &Cluster) -> bool {
     let wanted = match cluster.config().protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Follow => call.is_http2(),
+        UpstreamProtocol::Follow => http2,
     };
-    wanted && call.request.upgrade().is_none()
+    wanted && request.upgrade().is_none()
 }
 
 /// A pooled or a new connection.
-async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Up, Failed> {
-    let http2 = speaks_http2(call, cluster);
+pub(super) async fn connection(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    http2: bool,
+    priority: Priority,
+) -> Result<Up, ConnectError> {
     if http2 {
         if let Some(stream) = host.http2().take(cluster.config().max_requests_per_connection) {
             return Ok(Up::Http2(stream));
@@ -200,11 +230,15 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Res
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
-    let opened = match http2 {
-        true => Box::pin(open_http2(call, cluster, host)).await.map(Up::Http2),
-        false => Box::pin(open(call, cluster, host)).await.map(Up::Http1),
-    };
-    match opened {
+    match http2 {
+        true => Box::pin(open_http2(worker, cluster, host, priority)).await.map(Up::Http2),
+        false => Box::pin(open(worker, cluster, host, priority)).await.map(Up::Http1),
+    }
+}
+
+async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
+    let http2 = speaks_http2(call.is_http2(), call.request, cluster);
+    match connection(call.worker, cluster, host, http2, priority).await {
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
@@ -212,25 +246,26 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Res
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
-            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }
     }
 }
 
-async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lease, ConnectError> {
+async fn open(worker: &Worker, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Lease, ConnectError> {
     let config = cluster.config();
-    let overflow = |_| ConnectError::Overflow(host.address());
+    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
-        let admission = cluster.begin_connection(host);
+        let admission = cluster.begin_connection(host, priority);
         let admission = tokio::time::timeout(config.connect_timeout, admission)
             .await
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
-        match admission.map_err(overflow)? {
+        match admission {
             Admission::Connect(ticket) => {
-                let stream = connect(config, host, Alpn::Http1, &call.worker.tls).await?;
-                return Ok(Lease::new(h1::up::Connection::new(stream), ticket));
+                let stream = connect(config, host, Alpn::Http1, &worker.tls).await?;
+                let until = cluster.serves_until(&worker.rng);
+                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until));
             }
             Admission::UseIdle => {
                 if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
@@ -242,24 +277,31 @@ async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Lea
 }
 
 /// A stream on an HTTP/2 connection that is made now, or by another request just now.
-async fn open_http2(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<http2::Up, ConnectError> {
+async fn open_http2(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+) -> Result<http2::Up, ConnectError> {
     let config = cluster.config();
     let address = host.address();
+    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            let admission = tokio::time::timeout(config.connect_timeout, cluster.begin_connection(host)).await;
-            let admission = admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))?;
-            match admission.map_err(|_| ConnectError::Overflow(address))? {
+            let admission = cluster.begin_connection(host, priority);
+            let admission = tokio::time::timeout(config.connect_timeout, admission).await;
+            match admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))? {
                 Admission::Connect(ticket) => break ticket,
                 // A connection of HTTP/1 is of no use here, but its place is.
                 Admission::UseIdle => _ = host.drop_idle(),
             }
         };
-        let stream = connect(config, host, Alpn::H2, &call.worker.tls).await?;
+        let stream = connect(config, host, Alpn::H2, &worker.tls).await?;
         let (tls, local) = (stream.is_tls(), stream.local_address());
-        let (connection, drive) = http2::connect(stream, tls, local, Http2Options::default())
+        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
+        connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
             drive.await;
             drop(ticket);
@@ -325,10 +367,11 @@ pub(super) async fn finish<D: Downstream>(
                 _ => *last.insert(Instant::now()),
             };
             let idle = limits.idle_deadline(since);
+            let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
             let deadline = limits.deadline.filter(|_| !tunnel);
             let request = limits.request.filter(|_| !body.done && !tunnel);
             let whole = earlier(deadline, earlier(request, limits.stream));
-            if timer.poll(cx, earlier(idle, whole)).is_pending() {
+            if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
@@ -339,6 +382,8 @@ pub(super) async fn finish<D: Downstream>(
                 Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
             } else if over(limits.stream) {
                 Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
+            } else if over(try_idle) {
+                Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
             } else {
                 Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             }))

@@ -1,11 +1,13 @@
 //! One request on its way: what it belongs to, and what is told about it at its end.
 
 use super::{
+    filter,
     head::{RequestHead, ResponseHead, Version},
-    headers::Known,
+    headers::{Headers, Known},
 };
 use crate::{
     config::{CertDetails, Direction, HttpManager, Route},
+    listen::Proxied,
     pool::{ClusterState, Host},
     telemetry::{
         ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
@@ -27,8 +29,10 @@ use std::{
 pub struct ConnInfo {
     /// Where the client wanted to connect: the original destination.
     pub local: SocketAddr,
-    /// The client's address.
+    /// The client's address, as PROXY protocol tells it.
     pub remote: SocketAddr,
+    /// What PROXY protocol said, where a connection began with it.
+    pub proxied: Option<Box<Proxied>>,
     /// Who the client proved to be.
     pub peer: Option<PeerIdentity>,
     /// Whether its bytes are protected.
@@ -49,6 +53,7 @@ impl ConnInfo {
         Self {
             local,
             remote,
+            proxied: None,
             peer: None,
             secure: false,
             tls: None,
@@ -56,6 +61,16 @@ impl ConnInfo {
             source: RefCell::default(),
             client_cert: RefCell::default(),
         }
+    }
+
+    /// The other end of the connection itself.
+    pub fn direct(&self) -> SocketAddr {
+        self.proxied.as_ref().map_or(self.remote, |proxied| proxied.direct)
+    }
+
+    /// Extensions of PROXY protocol that are passed on.
+    pub fn tlvs(&self) -> &[(u8, Box<[u8]>)] {
+        self.proxied.as_ref().map_or(&[], |proxied| &proxied.tlvs)
     }
 
     /// The client's workload, from the mesh's header and the client's certificate.
@@ -125,12 +140,21 @@ pub struct Tally<'a> {
     /// From the sending of the request to the response's head.
     pub upstream_time: Option<Duration>,
     /// Why the endpoint could not be reached.
-    pub transport_failure: Option<String>,
+    pub transport_failure: Option<Box<str>>,
     /// Attempts were made, and no endpoint can have got anything of the request.
     pub unsent: bool,
+    /// Attempts that were made.
+    pub attempts: u16,
+    /// What filters left for the rest of the way.
+    pub filters: Option<Box<filter::State<'a>>>,
 }
 
-impl Tally<'_> {
+impl<'a> Tally<'a> {
+    /// Where filters leave what the rest of the way needs to know.
+    pub(super) fn filters(&mut self) -> &mut filter::State<'a> {
+        self.filters.get_or_insert_default()
+    }
+
     /// Begins now.
     pub fn start(logs: bool) -> Self {
         Self {
@@ -151,6 +175,8 @@ impl Tally<'_> {
             upstream_time: None,
             transport_failure: None,
             unsent: false,
+            attempts: 0,
+            filters: None,
         }
     }
 }
@@ -193,31 +219,40 @@ impl Call<'_> {
             request_bytes: tally.request_bytes,
             response_bytes: tally.response_bytes,
         });
-        if let (Some(format), Some(wall)) = (&self.manager.access_log, tally.wall) {
-            let text = |bytes| std::str::from_utf8(bytes).ok();
-            let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
-            entry.method = text(self.request.method());
-            entry.path = text(self.request.path());
-            entry.authority = text(self.request.authority());
-            entry.scheme = Some(if self.request.secure { "https" } else { "http" });
-            entry.protocol = Some(self.request.version.as_str());
-            entry.code = tally.code;
-            entry.flags = tally.flags;
-            entry.code_details = Some(tally.details);
-            entry.transport_failure = tally.transport_failure.as_deref();
-            entry.bytes_received = tally.request_bytes;
-            entry.bytes_sent = tally.response_bytes;
-            entry.upstream_service_time = tally.upstream_time;
-            entry.upstream_host = tally.host.as_ref().map(|host| host.address());
-            entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
-            entry.upstream_local = tally.upstream_local;
-            entry.downstream_local = Some(self.conn.local);
-            entry.downstream_remote = Some(self.client());
-            entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
-            entry.server_name = self.conn.server_name.as_deref();
-            entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
-            self.worker.shard.log(format, &entry);
+        if let (Some(format), Some(_)) = (&self.manager.access_log, tally.wall) {
+            self.worker.shard.log(format, &LogEntry { duration, ..self.entry() });
         }
+    }
+
+    /// What formats can speak of, as far as it is known now.
+    pub(super) fn entry(&self) -> LogEntry<'_, &Headers, &Headers> {
+        let tally = &self.tally;
+        let duration = tally.start.elapsed();
+        let wall = tally.wall.unwrap_or_else(|| SystemTime::now() - duration);
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
+        entry.method = text(self.request.method());
+        entry.path = text(self.request.path());
+        entry.authority = text(self.request.authority());
+        entry.scheme = Some(if self.request.secure { "https" } else { "http" });
+        entry.protocol = Some(self.request.version.as_str());
+        entry.code = tally.code;
+        entry.flags = tally.flags;
+        let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
+        entry.code_details = Some(own.unwrap_or(tally.details));
+        entry.transport_failure = tally.transport_failure.as_deref();
+        entry.bytes_received = tally.request_bytes;
+        entry.bytes_sent = tally.response_bytes;
+        entry.upstream_service_time = tally.upstream_time;
+        entry.upstream_host = tally.host.as_ref().map(|host| host.address());
+        entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        entry.upstream_local = tally.upstream_local;
+        entry.downstream_local = Some(self.conn.local);
+        entry.downstream_remote = Some(self.client());
+        entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
+        entry.server_name = self.conn.server_name.as_deref();
+        entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
+        entry
     }
 
     /// The client's address, as far as it is known.

@@ -3,6 +3,7 @@
 
 use super::{
     call::Call,
+    edit,
     head::Version,
     headers::{Headers, Known},
     pipeline::Stop,
@@ -59,7 +60,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
     };
     let edge = call.manager.edge.as_deref().unwrap_or(&DEFAULT);
     if !edge.early.is_empty() {
-        call.request.headers.apply(&edge.early);
+        edit::request(call, &edge.early);
     }
     if let Some(secure) = edge.secure {
         call.request.secure = secure;

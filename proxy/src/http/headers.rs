@@ -298,25 +298,23 @@ impl Headers {
         });
     }
 
-    /// Applies changes in order.
-    pub fn apply(&mut self, ops: &[HeaderOp]) {
-        for op in ops {
-            match op {
-                HeaderOp::Set(name, value) => self.set(name, value.as_bytes()),
-                HeaderOp::Append(name, value) => self.push(name.as_bytes(), value.as_bytes()),
-                HeaderOp::AddIfAbsent(name, value) => {
-                    if self.get(name).is_none() {
-                        self.push(name.as_bytes(), value.as_bytes());
-                    }
+    /// Makes a change; `value` is the value that it has for this message.
+    pub fn change(&mut self, op: &HeaderOp, value: &[u8]) {
+        match op {
+            HeaderOp::Set(name, _) => self.set(name, value),
+            HeaderOp::Append(name, _) => self.push(name.as_bytes(), value),
+            HeaderOp::AddIfAbsent(name, _) => {
+                if self.get(name).is_none() {
+                    self.push(name.as_bytes(), value);
                 }
-                HeaderOp::SetIfPresent(name, value) => {
-                    if self.remove(name) {
-                        self.push(name.as_bytes(), value.as_bytes());
-                    }
+            }
+            HeaderOp::SetIfPresent(name, _) => {
+                if self.remove(name) {
+                    self.push(name.as_bytes(), value);
                 }
-                HeaderOp::Remove(name) => {
-                    self.remove(name);
-                }
+            }
+            HeaderOp::Remove(name) => {
+                self.remove(name);
             }
         }
     }
@@ -365,16 +363,18 @@ mod tests {
     #[test]
     fn headers_when_changed_then_each_operation_does_what_it_says() {
         let mut all = headers(&[("A", "1"), ("a", "2"), ("B", "3")]);
-        all.apply(&[
-            HeaderOp::Set("a".into(), "x".into()),
-            HeaderOp::Append("b".into(), "4".into()),
-            HeaderOp::AddIfAbsent("b".into(), "5".into()),
-            HeaderOp::AddIfAbsent("c".into(), "6".into()),
-            HeaderOp::SetIfPresent("d".into(), "7".into()),
-            HeaderOp::SetIfPresent("c".into(), "8".into()),
-        ]);
+        for (op, value) in [
+            (HeaderOp::Set("a".into(), "".into()), "x"),
+            (HeaderOp::Append("b".into(), "".into()), "4"),
+            (HeaderOp::AddIfAbsent("b".into(), "".into()), "5"),
+            (HeaderOp::AddIfAbsent("c".into(), "".into()), "6"),
+            (HeaderOp::SetIfPresent("d".into(), "".into()), "7"),
+            (HeaderOp::SetIfPresent("c".into(), "".into()), "8"),
+        ] {
+            all.change(&op, value.as_bytes());
+        }
         assert_eq!(text(&all), ["B: 3", "a: x", "b: 4", "c: 8"]);
-        all.apply(&[HeaderOp::Remove("B".into())]);
+        all.change(&HeaderOp::Remove("B".into()), b"");
         assert_eq!(text(&all), ["a: x", "c: 8"]);
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     body::Downstream,
     call::Call,
+    filter,
     head::{BodyLength, RequestHead},
     headers::{Known, NOT_SENT},
     local_reply,
@@ -38,6 +39,8 @@ const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &
 
 /// No virtual host or route matches.
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
+/// The virtual host wants TLS.
+pub const NEEDS_TLS: Reply = reply(301, "", ResponseFlags::none(), "direct_response");
 /// The route's cluster does not exist.
 pub const NO_CLUSTER: Reply = reply(503, "", ResponseFlags::NO_CLUSTER, "cluster_not_found");
 /// No endpoint may be chosen.
@@ -50,6 +53,8 @@ pub const OVERFLOW: Reply = reply(
     ResponseFlags::UPSTREAM_OVERFLOW,
     "upstream_reset_before_response_started{overflow}",
 );
+/// The control plane wants some requests refused.
+pub const DROP_OVERLOAD: Reply = reply(503, "drop overload", ResponseFlags::DROP_OVERLOAD, "drop_overload");
 /// The endpoint could not be connected.
 pub const CONNECT_FAILURE: Reply = reply(
     503,
@@ -90,15 +95,18 @@ pub const TIMEOUT: Reply = reply(504, "upstream request timeout", ResponseFlags:
 /// The timeout of the last attempt passed.
 pub const PER_TRY_TIMEOUT: Reply =
     reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_timeout");
+/// Nothing moved in the last attempt for too long.
+pub const PER_TRY_IDLE_TIMEOUT: Reply =
+    reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout");
+/// The request lasted longer than its route allows.
+pub const MAX_DURATION: Reply =
+    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// Nothing moved for too long.
 pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
 /// The client did not send its whole request in time.
 pub const REQUEST_TIMEOUT: Reply = refusal(408, "request timeout", ResponseFlags::none(), "request_overall_timeout");
 /// The client did not send its request's head in time.
 pub const HEAD_TIMEOUT: Reply = refusal(408, "request header timeout", ResponseFlags::none(), "request_header_timeout");
-/// The request lasted longer than it may.
-pub const MAX_DURATION: Reply =
-    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// The client's body is malformed.
 pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
 /// The path is refused.
@@ -130,13 +138,16 @@ pub fn late(reply: Reply, complete: bool) -> Reply {
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
     let close = close || reply.close && !call.manager.stream_error_on_invalid;
     call.tally.flags |= reply.flags;
+    let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
     if let Some(config) = call.manager.local_replies.as_deref() {
         return local_reply::send(call, down, config, reply, close);
     }
+    let body = own.body.unwrap_or(reply.body);
     if call.request.is_grpc() {
         begin(call, 200);
-        grpc(call, grpc_status(reply.code), reply.body);
+        grpc(call, own.grpc.unwrap_or_else(|| grpc_status(reply.code)), body);
+        overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
         begin(call, reply.code);
@@ -144,10 +155,18 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
             let path = call.request.path().to_vec();
             call.response.headers.push(b"location", &path);
         }
-        if !reply.body.is_empty() {
+        if !body.is_empty() {
             call.response.headers.push(b"content-type", b"text/plain");
         }
-        finish(call, down, reply.body.as_bytes(), close);
+        overloaded(call, reply);
+        finish(call, down, body.as_bytes(), close);
+    }
+}
+
+/// Says that a circuit breaker refused it, so that a proxy before us does not repeat it at once.
+pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
+    if reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW) && !call.manager.router.suppress_envoy_headers {
+        call.response.headers.push(b"x-envoy-overloaded", b"true");
     }
 }
 
@@ -230,6 +249,7 @@ pub fn begin(call: &mut Call<'_>, code: u16) {
 /// Sends the answer that was begun with this body.
 pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], close: bool) {
     call.response.body = if body.is_empty() { BodyLength::Empty } else { BodyLength::Exact(body.len() as u64) };
+    filter::on_response(call);
     dress(call);
     call.note_response();
     down.send_head(call.request, call.response, close);
@@ -240,23 +260,30 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
     down.send_end(None);
 }
 
-/// The `location` of a redirect.
+/// The `location` of a redirect, by Envoy's rules for ports: a new one replaces the old; the default one of the old scheme
+/// goes when the scheme changes.
 pub fn location(redirect: &crate::config::Redirect, path: &[u8], request: &RequestHead) -> Vec<u8> {
-    let scheme = redirect.scheme.as_deref().unwrap_or(if request.secure { "https" } else { "http" });
-    let authority = request.authority();
-    let bare = crate::route::without_port(authority);
+    let own = if request.secure { "https" } else { "http" };
+    let scheme = redirect.scheme.as_deref().unwrap_or(own);
     let mut out = format!("{scheme}://").into_bytes();
     match &redirect.host {
         Some(host) => out.extend_from_slice(host.as_bytes()),
-        None => out.extend_from_slice(bare),
+        None => {
+            let authority = request.authority();
+            let bare = crate::route::without_port(authority);
+            let told = request.headers.known(Known::ForwardedProto).unwrap_or(own.as_bytes());
+            let default: &[u8] = match told {
+                b"https" => b":443",
+                b"http" => b":80",
+                _ => b"",
+            };
+            let port = &authority[bare.len()..];
+            let gone = redirect.port.is_some() || scheme.as_bytes() != told && !port.is_empty() && port == default;
+            out.extend_from_slice(if gone { bare } else { authority });
+        }
     }
-    let default = if scheme == "https" { 443 } else { 80 };
-    match redirect.port {
-        Some(port) if port == default => {}
-        Some(port) => out.extend_from_slice(format!(":{port}").as_bytes()),
-        // A new scheme has another port; a new host may have.
-        None if redirect.scheme.is_none() && redirect.host.is_none() => out.extend_from_slice(&authority[bare.len()..]),
-        None => {}
+    if let Some(port) = redirect.port {
+        out.extend_from_slice(format!(":{port}").as_bytes());
     }
     out.extend_from_slice(path);
     out

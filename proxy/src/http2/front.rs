@@ -1,6 +1,7 @@
 //! The life of a client's HTTP/2 connection on a worker: every stream goes through the pipeline on the newest
 //! configuration, and draining ends the connection in order.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -25,6 +26,13 @@ use crate::worker::{Timer, Worker, WorkerRoot, jittered};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes that are read and forgotten of a client on which is hung up.
 const LAST_WORDS: usize = 64 * 1024;
+/// What the streams of a connection share.
+struct Shared {
+    conn: ConnInfo,
+    place: Place,
+    /// What served the last of them.
+    manager: RefCell<Arc<HttpManager>>,
+}
 
 /// Serves a client's connection to its end. `first` was read from it already.
 pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: ConnInfo, place: Place) {
@@ -36,13 +44,16 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
     let mut settings = Settings::from(&*manager);
     let jitter = manager.connection_duration_jitter;
     settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
-    drop(manager);
     let remote = conn.remote;
     let secure = conn.secure;
-    let shared = Rc::new((conn, place));
+    let shared = Rc::new(Shared { conn, place, manager: RefCell::new(manager) });
     let drain = async {
         let _registered = worker.register().await;
-        poll_fn(|_| if worker.is_draining() { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|_| match worker.ends_since(&shared.place) {
+            Some(_) => Poll::Ready(()),
+            None => Poll::Pending,
+        })
+        .await;
     };
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
     if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
@@ -85,21 +96,26 @@ async fn begins_rightly(stream: &mut Stream, first: &mut Buffer, manager: &HttpM
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
     match &place.find(root.config())?.network {
         Network::Http(manager) => Some(manager.clone()),
-        Network::Tcp(_) => None,
+        _ => None,
     }
 }
 
 /// Runs one request.
-async fn request(
-    worker: Rc<Worker>,
-    shared: Rc<(ConnInfo, Place)>,
-    head: Result<RequestHead, HeadError>,
-    mut down: Down,
-) {
-    let (conn, place) = &*shared;
+async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHead, HeadError>, mut down: Down) {
+    let Shared { conn, place, manager: last } = &*shared;
     let root = worker.root();
-    // The configuration changed, and the connection belongs nowhere any more.
-    let Some(manager) = http_manager(place, &root) else { return down.abort() };
+    let manager = match http_manager(place, &root) {
+        Some(manager) => {
+            if !Arc::ptr_eq(&manager, &last.borrow()) {
+                last.replace(manager.clone());
+            }
+            manager
+        }
+        // Its listener is gone: what it asks until it has heard that it should end is answered as before.
+        None if place.listener(root.config()).is_none() => last.borrow().clone(),
+        // The configuration changed, and the connection belongs nowhere any more.
+        None => return down.abort(),
+    };
     let (mut request, refused) = match head {
         Ok(request) => (request, None),
         Err(error) => (RequestHead::default(), Some(error)),

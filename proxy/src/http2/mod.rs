@@ -23,7 +23,7 @@ pub use down::Down;
 pub use front::connection;
 pub use pool::Pool;
 pub use serve::{Settings, serve};
-pub use up::{Connection, Up, connect};
+pub use up::{Connection, Up, connect, connect_with};
 
 use std::time::Duration;
 

@@ -36,7 +36,7 @@ impl Pool {
     pub fn take(&self, max_requests: u32) -> Option<Up> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| {
-            if max_requests > 0 && connection.served() >= u64::from(max_requests) {
+            if max_requests > 0 && connection.served() >= u64::from(max_requests) || connection.is_too_old() {
                 connection.drain();
             }
             !connection.is_closed()
@@ -88,8 +88,15 @@ impl Pool {
     pub fn sweep(&self, now: Instant, timeout: Duration) {
         self.connections.borrow_mut().retain(|connection| {
             let idle = connection.idle_since().is_some_and(|since| now.duration_since(since) >= timeout);
-            !(connection.is_closed() || idle && !timeout.is_zero())
+            !(connection.is_closed() || connection.is_too_old() || idle && !timeout.is_zero())
         });
+    }
+
+    /// The connections that there are take no more streams.
+    pub fn drain(&self) {
+        for connection in self.connections.borrow_mut().drain(..) {
+            connection.drain();
+        }
     }
 
     /// The endpoint is gone: idle connections close now, others with their last stream.

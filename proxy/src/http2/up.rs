@@ -17,7 +17,7 @@ use super::convert::{map_of, request_to, response, side_error};
 use super::keepalive::Keepalive;
 use super::serve::io_error;
 use super::transfer::{Receiver, Sender};
-use crate::config::Http2Options;
+use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
@@ -37,6 +37,7 @@ struct Handle {
     limit: usize,
     tls: bool,
     local: Option<SocketAddr>,
+    until: Cell<Option<Instant>>,
 }
 
 /// A connection to an endpoint, shared by the streams of one worker. Clones are the same connection; when the last clone
@@ -44,9 +45,7 @@ struct Handle {
 #[derive(Clone)]
 pub struct Connection(Rc<Handle>);
 
-/// Begins HTTP/2 on a connection. The future that comes with it drives the connection and must be spawned on the worker
-/// (it ends with the connection, which it tells by [`Connection::is_closed`]); at most `options.max_concurrent_streams`
-/// streams are opened at a time, fewer if the endpoint allows fewer.
+/// As [`connect_with`], with pings as they are where nothing is configured.
 ///
 /// # Errors
 /// When the connection breaks.
@@ -55,6 +54,25 @@ pub async fn connect<IO>(
     tls: bool,
     local: Option<SocketAddr>,
     options: Http2Options,
+) -> io::Result<(Connection, impl Future<Output = ()> + use<IO>)>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    connect_with(io, tls, local, options, None).await
+}
+
+/// Begins HTTP/2 on a connection. The future that comes with it drives the connection and must be spawned on the worker
+/// (it ends with the connection, which it tells by [`Connection::is_closed`]); at most `options.max_concurrent_streams`
+/// streams are opened at a time, fewer if the endpoint allows fewer.
+///
+/// # Errors
+/// When the connection breaks.
+pub async fn connect_with<IO>(
+    io: IO,
+    tls: bool,
+    local: Option<SocketAddr>,
+    options: Http2Options,
+    keepalive: Option<Http2Keepalive>,
 ) -> io::Result<(Connection, impl Future<Output = ()> + use<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
@@ -84,9 +102,10 @@ where
         limit: options.max_concurrent_streams as usize,
         tls,
         local,
+        until: Cell::new(None),
     };
     let drive = async move {
-        let mut keepalive = Keepalive::new(connection.ping_pong());
+        let mut keepalive = Keepalive::with(connection.ping_pong(), keepalive);
         let mut connection = pin!(connection);
         let result = poll_fn(|cx| {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -145,6 +164,16 @@ impl Connection {
                 handle.send.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop())),
                 Poll::Ready(Err(_))
             )
+    }
+
+    /// From then on no more streams are opened.
+    pub fn serve_until(&self, until: Option<Instant>) {
+        self.0.until.set(until);
+    }
+
+    /// Whether it has reached its greatest age.
+    pub fn is_too_old(&self) -> bool {
+        self.0.until.get().is_some_and(|until| until <= Instant::now())
     }
 
     /// Opens no more streams; those that are open end in peace.

@@ -1,9 +1,9 @@
 //! A worker's state of one cluster: its hosts, its balancer, its circuit breakers.
 
-use super::Host;
+use super::{Host, Outcome};
 use crate::{
-    balance::{Balancer, Rng},
-    config::{Cluster, ClusterKind, Endpoint, LbPolicy},
+    balance::{Balancer, PickContext, Rng},
+    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, Priority},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -84,6 +84,7 @@ pub struct ClusterState {
     config: Arc<Cluster>,
     workers: u32,
     shared: Rc<Shared>,
+    high: Rc<Shared>,
     hosts: Vec<Rc<Host>>,
     balancer: Balancer,
     dynamic: Rc<RefCell<HashMap<SocketAddr, Rc<Host>>>>,
@@ -94,26 +95,36 @@ impl ClusterState {
     pub fn new(config: Arc<Cluster>, before: Option<&ClusterState>, workers: u32, rng: &Rng) -> Self {
         let old: HashMap<SocketAddr, &Rc<Host>> =
             before.iter().flat_map(|state| &state.hosts).map(|host| (host.address(), host)).collect();
+        // The one endpoint of a logical name is the same whatever its address is now: connections to the old one go on.
+        let logical = config.dns.as_ref().is_some_and(|dns| dns.logical);
+        let only = old.values().next().copied().filter(|_| logical && old.len() == 1);
         let hosts: Vec<Rc<Host>> = config
             .endpoints
             .iter()
-            .map(|endpoint| match old.get(&endpoint.address) {
-                Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => (*host).clone(),
+            .map(|endpoint| match old.get(&endpoint.address).copied().or(only) {
+                Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => host.clone(),
                 Some(host) if same_connection(host, endpoint) => Rc::new(host.renewed(endpoint.clone())),
                 _ => Rc::new(Host::new(endpoint.clone())),
             })
             .collect();
         for (address, host) in old {
-            if !hosts.iter().any(|new| new.address() == address && same_connection(new, &host.endpoint)) {
-                host.retire();
+            match hosts.iter().find(|new| (new.address() == address || logical) && same_connection(new, &host.endpoint))
+            {
+                None => host.retire(),
+                Some(new) => {
+                    let well = |host: &Host| host.endpoint.health != Health::Unhealthy;
+                    if well(host) && !well(new) {
+                        new.drain();
+                    }
+                }
             }
         }
-        let balancer = Balancer::new(&hosts, rng);
-        let (shared, dynamic) = match before {
-            Some(before) => (before.shared.clone(), before.dynamic.clone()),
+        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng);
+        let (shared, high, dynamic) = match before {
+            Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
             None => <_>::default(),
         };
-        Self { config, workers: workers.max(1), shared, hosts, balancer, dynamic }
+        Self { config, workers: workers.max(1), shared, high, hosts, balancer, dynamic }
     }
 
     /// The cluster as configured.
@@ -126,12 +137,21 @@ impl ClusterState {
         if limit == u32::MAX { limit } else { limit.div_ceil(self.workers) }
     }
 
+    /// The counts and limits of a priority.
+    fn breakers(&self, priority: Priority) -> (&Rc<Shared>, &Limits) {
+        match priority {
+            Priority::Default => (&self.shared, &self.config.limits),
+            Priority::High => (&self.high, &self.config.high_limits),
+        }
+    }
+
     /// Counts a request.
     ///
     /// # Errors
     /// When there are too many.
-    pub fn begin_request(&self) -> Result<Ticket, Overflow> {
-        self.shared.take(Count::Requests, self.share(self.config.limits.requests))
+    pub fn begin_request(&self, priority: Priority) -> Result<Ticket, Overflow> {
+        let (shared, limits) = self.breakers(priority);
+        shared.take(Count::Requests, self.share(limits.requests))
     }
 
     /// Counts a retry, against the budget if there is one. A budget's minimum is not shared among the workers: what is always
@@ -139,37 +159,49 @@ impl ClusterState {
     ///
     /// # Errors
     /// When there are too many.
-    pub fn begin_retry(&self) -> Result<Ticket, Overflow> {
-        let limits = &self.config.limits;
+    pub fn begin_retry(&self, priority: Priority) -> Result<Ticket, Overflow> {
+        let (shared, limits) = self.breakers(priority);
         let limit = match limits.retry_budget {
             Some(budget) => {
-                let share = f64::from(self.shared.requests.get()) * budget.percent / 100.0;
+                let share = f64::from(shared.requests.get()) * budget.percent / 100.0;
                 (share as u32).max(budget.min_concurrency)
             }
             None => self.share(limits.retries),
         };
-        self.shared.take(Count::Retries, limit)
+        shared.take(Count::Retries, limit)
     }
 
-    /// Counts a connection, waiting in line while there are too many.
+    /// Counts a request that waits for a connection, until the ticket is dropped.
     ///
     /// # Errors
-    /// When the line is too long.
-    pub async fn begin_connection(&self, host: &Host) -> Result<Admission, Overflow> {
-        let limit = self.share(self.config.limits.connections);
-        if let Ok(ticket) = self.shared.take(Count::Connections, limit) {
-            return Ok(Admission::Connect(ticket));
+    /// When there are too many.
+    pub fn begin_wait(&self, priority: Priority) -> Result<Ticket, Overflow> {
+        let (shared, limits) = self.breakers(priority);
+        shared.take(Count::Pending, self.share(limits.pending))
+    }
+
+    /// Counts a connection, waiting in line while there are too many. Whoever waits holds a ticket of [`Self::begin_wait`]. A host
+    /// to which there is no connection at all gets one in any case, or those who wait for it would wait for ever (as in Envoy).
+    pub async fn begin_connection(&self, host: &Host, priority: Priority) -> Admission {
+        let (shared, limits) = self.breakers(priority);
+        let limit = self.share(limits.connections);
+        if let Ok(ticket) = shared.take(Count::Connections, limit) {
+            return Admission::Connect(ticket);
         }
-        let _pending = self.shared.take(Count::Pending, self.share(self.config.limits.pending))?;
         loop {
             // An idle connection to somebody else stands in the way of one to this host.
             self.close_one_idle(host);
-            if let Ok(ticket) = self.shared.take(Count::Connections, limit) {
-                return Ok(Admission::Connect(ticket));
+            if let Ok(ticket) = shared.take(Count::Connections, limit) {
+                return Admission::Connect(ticket);
             }
-            self.shared.released.notified().await;
+            if host.is_unconnected()
+                && let Ok(ticket) = shared.take(Count::Connections, u32::MAX)
+            {
+                return Admission::Connect(ticket);
+            }
+            shared.released.notified().await;
             if host.idle() > 0 {
-                return Ok(Admission::UseIdle);
+                return Admission::UseIdle;
             }
         }
     }
@@ -184,16 +216,50 @@ impl ClusterState {
 
     /// Says that a connection became idle: somebody may wait for one.
     pub fn connection_is_idle(&self) {
-        if self.shared.pending.get() > 0 {
-            self.shared.released.notify_one();
+        for shared in [&self.shared, &self.high] {
+            if shared.pending.get() > 0 {
+                shared.released.notify_one();
+            }
         }
     }
 
+    /// Whether this request is one of those that the control plane wants refused at once.
+    pub fn drops(&self, rng: &Rng) -> bool {
+        /// Parts of 1 that are told apart.
+        const PARTS: f64 = 1_000_000.0;
+        let drop = self.config.spread.drop;
+        drop > 0.0 && (rng.below(PARTS as u64) as f64) < drop * PARTS
+    }
+
+    /// Takes note of what became of a request at a host, for outlier detection.
+    pub fn note(&self, host: &Host, outcome: Outcome) {
+        if let Some(care) = &self.config.care
+            && let Some(settings) = &care.outliers
+        {
+            host.note(self.config.id, outcome, settings, care);
+        }
+    }
+
+    /// Until when a connection made now serves requests.
+    pub fn serves_until(&self, rng: &Rng) -> Option<Instant> {
+        let (age, jitter) = self.config.max_connection_duration?;
+        let extra = jitter / 100.0 * rng.below(1000) as f64 / 1000.0;
+        Instant::now().checked_add(age.mul_f64(1.0 + extra))
+    }
+
     /// Chooses where a request or a connection goes; where it was `tried` only when there is nobody else.
-    pub fn pick(&self, rng: &Rng, destination: SocketAddr, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
+    pub fn pick(&self, rng: &Rng, context: &PickContext<'_>, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
         match self.config.kind {
-            ClusterKind::Static | ClusterKind::Eds => self.balancer.pick(self.config.policy, rng, tried).cloned(),
-            ClusterKind::OriginalDst => Some(self.original(destination)),
+            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {
+                self.balancer.pick(context, rng, tried).cloned()
+            }
+            ClusterKind::OriginalDst => {
+                let mut destination = context.destination;
+                if let Some(port) = self.config.original.port {
+                    destination.set_port(port);
+                }
+                Some(self.original(destination))
+            }
         }
     }
 
@@ -233,6 +299,9 @@ impl ClusterState {
     pub fn sweep(&self, cx: &mut Context<'_>, now: Instant) {
         for host in &self.hosts {
             host.sweep(cx, now, self.config.idle_timeout);
+            if let Some(care) = &self.config.care {
+                host.tell(self.config.id, care);
+            }
         }
         self.dynamic.borrow_mut().retain(|_, host| {
             host.sweep(cx, now, self.config.idle_timeout);
@@ -252,7 +321,7 @@ impl ClusterState {
 
     /// Connections of this worker.
     pub fn connections(&self) -> u32 {
-        self.shared.connections.get()
+        self.shared.connections.get() + self.high.connections.get()
     }
 }
 
@@ -281,9 +350,9 @@ mod tests {
         let limits = Limits { retry_budget: budget, ..Limits::default() };
         let config = Cluster { limits, ..Cluster::new(ClusterId(0), "c", ClusterKind::Eds) };
         let state = ClusterState::new(Arc::new(config), None, 8, &Rng::new(1));
-        let tickets: Vec<_> = (0..3).map(|_| state.begin_retry().unwrap()).collect();
-        assert!(state.begin_retry().is_err());
+        let tickets: Vec<_> = (0..3).map(|_| state.begin_retry(Priority::Default).unwrap()).collect();
+        assert!(state.begin_retry(Priority::Default).is_err());
         drop(tickets);
-        assert!(state.begin_retry().is_ok());
+        assert!(state.begin_retry(Priority::Default).is_ok());
     }
 }

@@ -2,8 +2,8 @@
 
 use super::Host;
 use crate::{
-    config::{ClientTls, Cluster, SourceBind},
-    listen::{Rewound, Stream},
+    config::{ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive},
+    listen::{Rewound, Stream, write_header},
     tls::{Alpn, Connector, TlsError},
 };
 use std::{io, net::SocketAddr, time::Duration};
@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// TCP failed.
+    /// TCP failed, or the PROXY protocol could not be said.
     #[error("connect to {0}: {1}")]
     Tcp(SocketAddr, #[source] io::Error),
     /// It took too long.
@@ -26,40 +26,119 @@ pub enum ConnectError {
     Overflow(SocketAddr),
 }
 
+/// The client for which a connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Via<'a> {
+    /// Its address.
+    pub source: SocketAddr,
+    /// Where it connected.
+    pub destination: SocketAddr,
+    /// Extensions of the PROXY protocol that its own header brought.
+    pub tlvs: &'a [(u8, Box<[u8]>)],
+}
+
+/// As [`connect_via`], for a connection that many requests share.
+///
+/// # Errors
+/// As [`connect_via`], and when the endpoint wants to know the client, of which there is none in particular.
+pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+    if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
+        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
+        return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
+    }
+    connect_via(cluster, host, alpn, tls, None).await
+}
+
 /// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
 ///
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
-pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
-    let address = host.address();
-    let limit = cluster.connect_timeout;
+pub async fn connect_via(
+    cluster: &Cluster,
+    host: &Host,
+    alpn: Alpn,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
+    let endpoint = host.endpoint();
     let _dial = host.dial();
-    let attempt = async {
-        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
-        let _ = tcp.set_nodelay(true);
-        if let Some((idle, interval)) = cluster.keepalive {
-            let keepalive = socket2::TcpKeepalive::new().with_time(idle).with_interval(interval);
-            let _ = socket2::SockRef::from(&tcp).set_tcp_keepalive(&keepalive);
-        }
-        let Some(wanted) = &host.endpoint().tls else { return Ok(Stream::Plain(tcp)) };
-        let io = Rewound::new(tcp, Vec::new());
-        let stream = match &**wanted {
-            ClientTls::Mesh(mesh) => {
-                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
-            }
-            ClientTls::Own(context) => context.connect(io, None, None, limit).await.map(|secured| secured.stream),
-        };
-        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
-    };
-    let result = match tokio::time::timeout(limit, attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(ConnectError::Timeout(address, limit)),
-    };
+    if let Some(care) = &cluster.care {
+        care.note_used();
+    }
+    let (wanted, name) = (endpoint.tls.as_deref(), endpoint.hostname.as_deref());
+    let result = establish(cluster, endpoint.address, wanted, name, alpn, cluster.connect_timeout, tls, via).await;
     match &result {
         Ok(_) => host.note_success(),
         Err(_) => host.note_failure(),
     }
     result
+}
+
+/// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`, with the endpoint's own `name`.
+///
+/// # Errors
+/// When one of them fails or all together take longer than `limit`.
+#[allow(clippy::too_many_arguments)]
+pub(crate) async fn establish(
+    cluster: &Cluster,
+    address: SocketAddr,
+    wanted: Option<&ClientTls>,
+    name: Option<&str>,
+    alpn: Alpn,
+    limit: Duration,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
+    let attempt = async {
+        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
+        let _ = tcp.set_nodelay(true);
+        if let Some(wanted) = cluster.keepalive {
+            keep_alive(&tcp, wanted);
+        }
+        let mut wanted = wanted;
+        if let Some(ClientTls::Proxied(proxied)) = wanted {
+            say(proxied, via, &tcp).await.map_err(|error| ConnectError::Tcp(address, error))?;
+            wanted = proxied.inner.as_deref();
+        }
+        let Some(wanted) = wanted else { return Ok(Stream::Plain(tcp)) };
+        let io = Rewound::new(tcp, Vec::new());
+        let stream = match wanted {
+            ClientTls::Mesh(mesh) => {
+                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
+            }
+            ClientTls::Own(context) => context.connect(io, name, None, alpn, limit).await.map(|secured| secured.stream),
+            // One header is enough; the configuration allows no second.
+            ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
+        };
+        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
+    };
+    match tokio::time::timeout(limit, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(ConnectError::Timeout(address, limit)),
+    }
+}
+
+/// Says who the client is; without one, that the connection is this proxy's own, as that of a health check.
+async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io::Result<()> {
+    let header = match via {
+        Some(via) => {
+            let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind));
+            let tlvs: Vec<_> = passed.chain(&proxied.add).cloned().collect();
+            write_header(proxied.v2, via.source, via.destination, &tlvs)
+        }
+        // Addresses of two families cannot be told.
+        None => write_header(proxied.v2, ([0, 0, 0, 0], 0).into(), ([0; 16], 0).into(), &[]),
+    };
+    let mut rest = &header[..];
+    while !rest.is_empty() {
+        tcp.writable().await?;
+        match tcp.try_write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {
@@ -78,4 +157,19 @@ async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStr
         socket.bind(source)?;
     }
     socket.connect(address).await
+}
+
+fn keep_alive(tcp: &TcpStream, wanted: TcpKeepalive) {
+    let TcpKeepalive { idle, interval, probes } = wanted;
+    let mut keepalive = socket2::TcpKeepalive::new();
+    if let Some(idle) = idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }

@@ -6,11 +6,18 @@
 
 mod cluster;
 mod connect;
+mod outcome;
 
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
-pub use connect::{ConnectError, connect};
+pub(crate) use connect::establish;
+pub use connect::{ConnectError, Via, connect, connect_via};
+pub use outcome::Outcome;
 
-use crate::{config::Endpoint, http::h1::up, http2};
+use crate::{
+    config::{Endpoint, Health},
+    http::h1::up,
+    http2,
+};
 use std::{
     cell::{Cell, RefCell},
     net::SocketAddr,
@@ -45,9 +52,16 @@ struct HostState {
     idle: RefCell<Vec<Idle>>,
     http2: http2::Pool,
     gone: Cell<bool>,
-    credit: Cell<i64>,
+    /// Since when it has been healthy; `None` while it is not.
+    healthy_since: Cell<Option<Instant>>,
     failed: Cell<Option<Instant>>,
     dials: Cell<u32>,
+    /// What outlier detection counts here.
+    tallies: outcome::Tallies,
+    /// Counts up when connections made before shall serve no more requests.
+    epoch: Cell<u32>,
+    /// Connections of HTTP/1, busy or idle.
+    connections: Cell<u32>,
     /// Since when no dial that is under way has come to anything.
     dialing: Cell<Option<Instant>>,
 }
@@ -61,17 +75,30 @@ struct Idle {
 impl Host {
     /// A host without connections.
     pub fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: Rc::default() }
+        Self { endpoint, state: Rc::default() }.note_health()
     }
 
     /// The same host after a change of the endpoint that does not concern its connections.
     pub fn renewed(&self, endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: self.state.clone() }
+        Self { endpoint, state: self.state.clone() }.note_health()
     }
 
-    /// What the smooth weighted round robin owes it.
-    pub(crate) fn credit(&self) -> &Cell<i64> {
-        &self.state.credit
+    /// How long it has been healthy; nothing while it is not.
+    pub fn healthy_for(&self, now: Instant) -> Duration {
+        self.state.healthy_since.get().map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// As if it had been healthy for so much longer.
+    #[cfg(test)]
+    pub(crate) fn age(&self, more: Duration) {
+        self.state.healthy_since.set(self.state.healthy_since.get().and_then(|since| since.checked_sub(more)));
+    }
+
+    fn note_health(self) -> Self {
+        let healthy = self.endpoint.health == Health::Healthy;
+        let since = self.state.healthy_since.get().filter(|_| healthy);
+        self.state.healthy_since.set(since.or_else(|| healthy.then(Instant::now)));
+        self
     }
 
     /// The endpoint as configured.
@@ -151,7 +178,9 @@ impl Host {
 
     /// Takes a connection back that completed its request.
     pub fn give_back(&self, mut lease: Lease, max_requests: u32) {
-        let worn_out = max_requests > 0 && lease.connection.served() >= max_requests;
+        let worn_out = max_requests > 0 && lease.connection.served() >= max_requests
+            || lease.epoch != self.state.epoch.get()
+            || lease.until.is_some_and(|until| until <= Instant::now());
         if self.state.gone.get() || worn_out || !lease.connection.is_reusable() {
             return;
         }
@@ -166,7 +195,9 @@ impl Host {
     pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) {
         self.state.http2.sweep(now.into(), timeout);
         self.state.idle.borrow_mut().retain_mut(|idle| {
-            (timeout.is_zero() || now.duration_since(idle.since) < timeout) && idle.lease.connection.is_fresh(cx)
+            (timeout.is_zero() || now.duration_since(idle.since) < timeout)
+                && idle.lease.until.is_none_or(|until| now < until)
+                && idle.lease.connection.is_fresh(cx)
         });
     }
 
@@ -178,6 +209,25 @@ impl Host {
     /// Idle connections.
     pub fn idle(&self) -> usize {
         self.state.idle.borrow().len()
+    }
+
+    /// A fresh connection to it, which serves requests until then.
+    pub fn lease(&self, connection: up::Connection, ticket: Ticket, until: Option<Instant>) -> Lease {
+        self.state.connections.set(self.state.connections.get() + 1);
+        let counted = Counted(self.state.clone());
+        Lease { connection, until, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
+    }
+
+    /// Whether no connection to it exists or is under way.
+    pub(crate) fn is_unconnected(&self) -> bool {
+        self.state.connections.get() == 0 && self.state.dials.get() == 0 && self.state.http2.is_empty()
+    }
+
+    /// Closes idle connections, and the busy ones when they become idle: it is not well, and another connection may do better.
+    pub(crate) fn drain(&self) {
+        self.state.epoch.set(self.state.epoch.get().wrapping_add(1));
+        self.state.idle.borrow_mut().clear();
+        self.state.http2.drain();
     }
 
     /// Marks it as no longer configured and closes what is idle.
@@ -216,13 +266,19 @@ impl Drop for Dial {
 pub struct Lease {
     /// The connection.
     pub connection: up::Connection,
+    until: Option<Instant>,
+    epoch: u32,
+    _counted: Counted,
     _ticket: Ticket,
 }
 
-impl Lease {
-    /// A fresh connection.
-    pub fn new(connection: up::Connection, ticket: Ticket) -> Self {
-        Self { connection, _ticket: ticket }
+/// Counts one connection of HTTP/1.
+#[derive(Debug)]
+struct Counted(Rc<HostState>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
     }
 }
 

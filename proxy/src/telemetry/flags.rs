@@ -60,6 +60,8 @@ flags! {
     OVERLOAD_MANAGER = 20, "OM";
     /// The downstream reset the stream.
     DOWNSTREAM_REMOTE_RESET = 21, "DR";
+    /// The control plane wanted some requests refused.
+    DROP_OVERLOAD = 22, "DO";
 }
 
 impl ResponseFlags {

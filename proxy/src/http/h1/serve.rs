@@ -81,9 +81,10 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
     let waker = worker.register().await;
     let ends = connection_end(&worker, &manager);
     let mut served = 0u32;
+    let mut gone = false;
     loop {
         let mut heads = None;
-        let waited = wait(&worker, &mut side, &manager, &mut timer, &mut heads, ends).await;
+        let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
         let Some(mut heads) = heads else { break };
         let newest = worker.root();
         if !Rc::ptr_eq(&newest, &root) {
@@ -91,6 +92,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             // Where this connection belongs may have changed, or whether it is still allowed.
             match http_manager(&place, &root) {
                 Some(new) => manager = new,
+                // Its listener is gone: what it asks is answered as before, and then it ends.
+                None if place.listener(root.config()).is_none() => gone = true,
                 None => break,
             }
         }
@@ -110,7 +113,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             Waited::Request => {
                 served = served.saturating_add(1);
                 let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
-                side.begin(&manager, many || ends.is_some_and(|ends| ends <= call.tally.start));
+                side.begin(&manager, gone || many || ends.is_some_and(|ends| ends <= call.tally.start));
                 Box::pin(pipeline::run(&mut call, &mut side)).await;
             }
             Waited::Refused(error) => {
@@ -140,13 +143,14 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
     match &place.find(root.config())?.network {
         Network::Http(manager) => Some(manager.clone()),
-        Network::Tcp(_) => None,
+        _ => None,
     }
 }
 
 /// Waits for a request's head. While nothing has come the connection holds no memory but its own.
 async fn wait(
     worker: &Worker,
+    place: &Place,
     side: &mut Connection,
     manager: &HttpManager,
     timer: &mut Timer,
@@ -174,7 +178,7 @@ async fn wait(
                     }
                     side.rest();
                     let since = *since.get_or_insert(now);
-                    let drained = worker.draining_since().map(|drain| drain.max(since) + DRAIN_IDLE);
+                    let drained = worker.ends_since(place).map(|drain| drain.max(since) + DRAIN_IDLE);
                     let old = ends.map(|ends| ends + manager.drain_timeout);
                     earlier(some(manager.idle_timeout, since), earlier(drained, old))
                 };

@@ -61,7 +61,8 @@ fn resources(context: &mut Context, addresses: &[SocketAddr], listeners: Vec<Val
     let mut found = Vec::new();
     for value in clusters {
         let template = cluster::template(context, leno_xds::json::from_value(value).unwrap()).unwrap();
-        let built = template.build(Vec::new(), &crate::telemetry::WorkloadLabels::unknown());
+        let built = template
+            .build(crate::xds::convert::cluster::Assignment::default(), &crate::telemetry::WorkloadLabels::unknown());
         found.push(built);
     }
     let listeners = listeners

@@ -241,13 +241,7 @@ fn request_when_route_redirects_answers_or_rewrites_then_so() {
         host: Some(HostRewrite::Literal("other".into())),
         ..Forward::default()
     };
-    let edited = Arc::new(Route {
-        name: "edited".into(),
-        matches: at("/old/"),
-        action: forward(rewrite),
-        headers,
-        origin: None,
-    });
+    let edited = Arc::new(Route { headers, ..Route::new("edited", at("/old/"), forward(rewrite)) });
     let routes = vec![
         route(at("/go"), Action::Redirect(Box::new(redirect))),
         route(at("/fixed"), Action::Direct(DirectResponse { code: 418, body: (*b"short").into() })),

@@ -1,13 +1,18 @@
 //! The whole way on loopback: real sockets, a worker's thread, back ends in the test's own threads.
 
 mod configured;
+mod filters;
 mod framing;
 mod http;
 mod lifecycle;
+mod listeners;
 mod manager;
 mod redirected;
+mod routed;
+mod routing;
 mod tcp;
 mod tls;
+mod upstreams;
 
 use super::*;
 use crate::{
@@ -252,15 +257,11 @@ pub(super) fn get(path: &str) -> String {
 pub(super) fn root(address: SocketAddr, network: Network, clusters: Vec<Cluster>) -> Arc<Root> {
     let listener = Listener {
         name: "test".into(),
-        direction: Direction::Outbound,
         addresses: vec![address],
-        bind: true,
-        use_original_dst: false,
-        inspect: Inspect::default(),
         detect_timeout: Duration::ZERO,
         continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: Some(FilterChain { name: "default".into(), matches: ChainMatch::default(), tls: None, network }),
+        chains: FilterChains::new(Vec::new(), Some(FilterChain::new("default", network))).unwrap(),
+        ..Listener::default()
     };
     Arc::new(Root {
         listeners: Listeners::new(vec![Arc::new(listener)]),
@@ -285,11 +286,11 @@ pub(super) fn forward(forward: Forward) -> Action {
 }
 
 pub(super) fn route(matches: RouteMatch, action: Action) -> Arc<Route> {
-    Arc::new(Route { name: "r".into(), matches, action, headers: HeaderOps::default(), origin: None })
+    Arc::new(Route::new("r", matches, action))
 }
 
 pub(super) fn manager(routes: Vec<Arc<Route>>) -> HttpManager {
-    let host = VirtualHost { name: "h".into(), domains: vec!["*".into()], routes, headers: HeaderOps::default() };
+    let host = VirtualHost { name: "h".into(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
     let routes = RouteTable::new("t", vec![host], HeaderOps::default()).unwrap();
     HttpManager { routes: Arc::new(routes), ..HttpManager::default() }
 }

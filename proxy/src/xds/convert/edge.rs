@@ -1,10 +1,9 @@
 //! Who the client is and what is told about it: those fields of a connection manager.
 
-use super::common::{header_name, header_ops, maybe_duration, optional, unknown_type};
-use super::{Converted, Refused, Within as _, refuse};
+use super::common::{header_name, maybe_duration, optional, unknown_type};
+use super::{Context, Converted, Refused, Within as _, filter, refuse};
 use crate::config::{CertDetails, ClientCert, Detection, Edge, HeaderOp};
 use ipnet::IpNet;
-use leno_xds::envoy::config::common::mutation_rules::v3::{self as rules, header_mutation};
 use leno_xds::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use leno_xds::envoy::config::core::v3::{CidrRange, SchemeHeaderTransformation, TypedExtensionConfig};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension;
@@ -45,7 +44,7 @@ pub struct Fields {
 }
 
 /// Reads them; `None` when nothing differs from the default.
-pub fn edge(fields: Fields) -> Converted<Option<Box<Edge>>> {
+pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>>> {
     let Fields {
         use_remote_address,
         xff_num_trusted_hops,
@@ -86,10 +85,12 @@ pub fn edge(fields: Fields) -> Converted<Option<Box<Edge>>> {
         user_agent: None,
         preserve_request_id: preserve_external_request_id,
         request_id_in_response: always_set_request_id_in_response,
-        early: each(early_header_mutation_extensions, "early_header_mutation_extensions", early)?
-            .into_iter()
-            .flatten()
-            .collect(),
+        early: each(early_header_mutation_extensions, "early_header_mutation_extensions", |value| {
+            early(context, value)
+        })?
+        .into_iter()
+        .flatten()
+        .collect(),
     };
     Ok(is_special(&edge).then(|| Box::new(edge)))
 }
@@ -107,7 +108,7 @@ fn is_special(edge: &Edge) -> bool {
         || !edge.early.is_empty()
 }
 
-fn each<T, U>(values: Vec<T>, field: &str, convert: impl Fn(T) -> Converted<U>) -> Converted<Vec<U>> {
+fn each<T, U>(values: Vec<T>, field: &str, mut convert: impl FnMut(T) -> Converted<U>) -> Converted<Vec<U>> {
     if values.len() > MOST {
         return Err(Refused::new(field, format!("has more than {MOST} entries")));
     }
@@ -153,25 +154,13 @@ fn detection(value: TypedExtensionConfig) -> Converted<Detection> {
     Err(unknown_type(&any).within("typed_config"))
 }
 
-fn early(value: TypedExtensionConfig) -> Converted<Vec<HeaderOp>> {
+fn early(context: &mut Context, value: TypedExtensionConfig) -> Converted<Vec<HeaderOp>> {
     let TypedExtensionConfig { name: _, typed_config } = value;
     let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
     let Some(HeaderMutation { mutations }) = optional(&any).within("typed_config")? else {
         return Err(unknown_type(&any).within("typed_config"));
     };
-    Ok(each(mutations, "typed_config.mutations", mutation)?.into_iter().flatten().collect())
-}
-
-fn mutation(value: rules::HeaderMutation) -> Converted<Vec<HeaderOp>> {
-    let rules::HeaderMutation { action } = value;
-    match action {
-        Some(header_mutation::Action::Remove(name)) => Ok(vec![HeaderOp::Remove(header_name(&name).within("remove")?)]),
-        Some(header_mutation::Action::Append(option)) => header_ops(vec![option], Vec::new(), "append"),
-        Some(header_mutation::Action::RemoveOnMatch(_)) => {
-            Err(Refused::new("remove_on_match", "is not supported by this proxy"))
-        }
-        None => Err(Refused::new("action", "is missing")),
-    }
+    filter::header_mutations(context, mutations, "typed_config.mutations")
 }
 
 fn internal(value: Option<InternalAddressConfig>) -> Converted<Vec<IpNet>> {

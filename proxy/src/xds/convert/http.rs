@@ -1,32 +1,29 @@
 //! HTTP connection managers.
 
-use super::common::{access_log, from_ads, maybe_duration, optional, unknown_type};
+use super::common::{access_log, maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
 use super::local_reply::local_replies;
-use super::{Context, Converted, Refused, Within as _, refuse, route};
+use super::{Context, Converted, Refused, Within as _, filter, refuse, route};
 use crate::config::{
-    Codec, Direction, EscapedSlashes, Http2Options, HttpFilter, HttpManager, MAX_HEADERS, RouteTable, ServerHeader,
-    StripPort, Underscores,
+    Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort,
+    Underscores,
 };
+use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use leno_xds::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use leno_xds::envoy::config::core::v3::http1_protocol_options::header_key_format::{HeaderFormat, ProperCaseWords};
 use leno_xds::envoy::config::core::v3::{
     Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig,
 };
-use leno_xds::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
-use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3 as xds;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds,
     http_connection_manager::{
         CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode,
         UpgradeConfig,
     },
-    http_filter,
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_xds::envoy::r#type::v3::Percent;
-use prost::Name as _;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,23 +115,26 @@ pub fn manager(
         typed_header_validation_config,
         forward_proto_config
     );
-    let edge = edge(Fields {
-        use_remote_address: use_remote_address.unwrap_or(false),
-        xff_num_trusted_hops,
-        skip_xff_append,
-        append_x_forwarded_port,
-        original_ip_detection_extensions,
-        early_header_mutation_extensions,
-        internal_address_config,
-        forward_client_cert_details,
-        set_current_client_cert_details,
-        scheme_header_transformation,
-        via,
-        add_user_agent: add_user_agent.unwrap_or(false),
-        request_id_extension,
-        preserve_external_request_id,
-        always_set_request_id_in_response,
-    })?;
+    let edge = edge(
+        context,
+        Fields {
+            use_remote_address: use_remote_address.unwrap_or(false),
+            xff_num_trusted_hops,
+            skip_xff_append,
+            append_x_forwarded_port,
+            original_ip_detection_extensions,
+            early_header_mutation_extensions,
+            internal_address_config,
+            forward_client_cert_details,
+            set_current_client_cert_details,
+            scheme_header_transformation,
+            via,
+            add_user_agent: add_user_agent.unwrap_or(false),
+            request_id_extension,
+            preserve_external_request_id,
+            always_set_request_id_in_response,
+        },
+    )?;
     let defaults = HttpManager::default();
     let codec = match CodecType::try_from(codec_type) {
         Ok(CodecType::Auto) => Codec::Auto,
@@ -169,14 +169,16 @@ pub fn manager(
         (true, _) => StripPort::Matching,
         (false, _) => StripPort::Never,
     };
-    let local_replies = local_reply_config.map(local_replies).transpose().within("local_reply_config")?;
-    filters(http_filters)?;
+    let local_replies =
+        local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
+    let (filters, router) = filter::chain(context, http_filters)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
-            from_ads(config_source).within("rds.config_source")?;
             if route_config_name.is_empty() {
                 return Err(Refused::new("rds.route_config_name", "is empty"));
             }
+            let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
+            asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
             wanted.insert(route_config_name);
             table
@@ -201,7 +203,8 @@ pub fn manager(
         direction,
         codec,
         routes,
-        filters: vec![HttpFilter::Router],
+        filters,
+        router,
         access_log: access_log(context, logs).within("access_log")?,
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
@@ -239,51 +242,6 @@ pub fn manager(
         local_replies: local_replies.map(Box::new),
         http2: http2(http2_protocol_options).within("http2_protocol_options")?,
     })
-}
-
-fn filters(values: Vec<xds::HttpFilter>) -> Converted<()> {
-    let last = values.len().saturating_sub(1);
-    for (index, filter) in values.into_iter().enumerate() {
-        let xds::HttpFilter { name, is_optional, disabled, config_type } = filter;
-        if disabled {
-            continue;
-        }
-        let within = format!("http_filters[{index}]");
-        let any = match config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(Refused::new("config_discovery", "is not supported by this proxy").within(within));
-            }
-            None => return Err(Refused::new("typed_config", format!("of `{name}` is missing")).within(within)),
-        };
-        match optional::<Router>(&any).within(&within)? {
-            Some(value) if index == last => router(value).within(within)?,
-            Some(_) => return Err(Refused::new("", "the router must be the last filter").within(within)),
-            // Reported in status: the service answers for CORS, and no faults are injected yet.
-            None if any.type_url == Cors::type_url() || any.type_url == HttpFault::type_url() => {}
-            None if is_optional => {}
-            None => return Err(unknown_type(&any).within(within)),
-        }
-    }
-    Ok(())
-}
-
-fn router(value: Router) -> Converted<()> {
-    let Router {
-        dynamic_stats: _,
-        start_child_span: _,
-        upstream_log,
-        upstream_log_options: _,
-        // This proxy neither sends `x-envoy-*` headers nor obeys them.
-        suppress_envoy_headers: _,
-        strict_check_headers: _,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
-        upstream_http_filters,
-        reject_connect_request_early_data: _,
-    } = value;
-    refuse!(upstream_log, respect_expected_rq_timeout, upstream_http_filters);
-    Ok(())
 }
 
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {

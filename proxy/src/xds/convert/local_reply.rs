@@ -1,7 +1,7 @@
 //! How the answers that the proxy gives by itself are changed.
 
 use super::common::{header_ops, inline};
-use super::{Converted, Refused, Within as _, matcher, refuse};
+use super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 use crate::telemetry::{LogFormat, ResponseFlags};
 use leno_xds::envoy::config::accesslog::v3::{
@@ -18,17 +18,17 @@ const DEPTH: usize = 8;
 const BODY: &str = "%LOCAL_REPLY_BODY%";
 
 /// Reads the configuration.
-pub fn local_replies(value: LocalReplyConfig) -> Converted<LocalReplies> {
+pub fn local_replies(context: &mut Context, value: LocalReplyConfig) -> Converted<LocalReplies> {
     let LocalReplyConfig { mappers, body_format } = value;
     let mut replies = LocalReplies::default();
     for (index, mapper) in mappers.into_iter().enumerate() {
-        replies.mappers.push(self::mapper(mapper).within(format_args!("mappers[{index}]"))?);
+        replies.mappers.push(self::mapper(context, mapper).within(format_args!("mappers[{index}]"))?);
     }
     replies.body = body_format.map(format).transpose().within("body_format")?;
     Ok(replies)
 }
 
-fn mapper(value: ResponseMapper) -> Converted<Mapper> {
+fn mapper(context: &mut Context, value: ResponseMapper) -> Converted<Mapper> {
     let ResponseMapper { filter: wanted, status_code, body, body_format_override, headers_to_add } = value;
     let wanted = wanted.ok_or_else(|| Refused::new("filter", "is missing"))?;
     let status = status_code
@@ -41,7 +41,7 @@ fn mapper(value: ResponseMapper) -> Converted<Mapper> {
         status: status.transpose()?,
         body: body.map(Into::into),
         format: body_format_override.map(format).transpose().within("body_format_override")?,
-        headers: header_ops(headers_to_add, Vec::new(), "headers")?,
+        headers: header_ops(context, headers_to_add, Vec::new(), "headers")?,
     })
 }
 

@@ -1,0 +1,129 @@
+//! The endpoints of one priority that may be chosen: all alike, by locality, or by hash.
+
+use super::{Rng, edf::Schedule, source::Source, table::Table};
+use crate::{
+    config::{Balancing, LbPolicy, Locality},
+    pool::Host,
+};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+/// Endpoints, and how one of them is found.
+#[derive(Debug)]
+pub(super) enum Group {
+    Flat(Source),
+    ByLocality { localities: Vec<Source>, weights: Vec<f64>, schedule: RefCell<Schedule> },
+    Hashed(Table),
+}
+
+/// A locality of one priority.
+#[derive(Debug, Default)]
+struct Place {
+    weight: u32,
+    all: usize,
+    excluded: usize,
+    eligible: Vec<Rc<Host>>,
+}
+
+impl Group {
+    /// The `eligible` ones of the endpoints of a priority; with `by_locality`, a locality is chosen first, by its weight and
+    /// the part of it that is eligible.
+    pub(super) fn new(
+        all: &[Rc<Host>],
+        eligible: impl Fn(&Host) -> bool,
+        by_locality: bool,
+        policy: LbPolicy,
+        balancing: &Balancing,
+        overprovisioning: u32,
+        rng: &Rng,
+    ) -> Self {
+        let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+        if !by_locality {
+            let hosts: Vec<_> = all.iter().filter(|host| eligible(host)).cloned().collect();
+            if hashed {
+                let total: f64 = hosts.iter().map(|host| weight(host)).sum();
+                let weighted = hosts.into_iter().map(|host| (host.clone(), weight(&host) / total)).collect();
+                return Self::Hashed(Table::new(weighted, policy, balancing));
+            }
+            return Self::Flat(Source::new(hosts, policy, balancing, rng));
+        }
+        let mut places: BTreeMap<&Locality, Place> = BTreeMap::new();
+        for host in all {
+            let endpoint = host.endpoint();
+            let place = places.entry(&endpoint.locality).or_default();
+            place.weight = endpoint.locality.weight.unwrap_or(0);
+            place.all += 1;
+            place.excluded += usize::from(endpoint.excluded);
+            if eligible(host) {
+                place.eligible.push(host.clone());
+            }
+        }
+        if hashed {
+            return Self::Hashed(Table::new(normalised(places.into_values()), policy, balancing));
+        }
+        let (mut localities, mut weights) = (Vec::new(), Vec::new());
+        for place in places.into_values() {
+            let share = availability(&place, overprovisioning);
+            if share > 0.0 {
+                weights.push(share);
+                localities.push(Source::new(place.eligible, policy, balancing, rng));
+            }
+        }
+        let mut schedule = Schedule::new(weights.iter().copied());
+        for _ in 0..rng.below(weights.len().max(1) as u64) {
+            schedule.next(|index| weights[index]);
+        }
+        Self::ByLocality { localities, weights, schedule: RefCell::new(schedule) }
+    }
+
+    /// One endpoint. `hash` counts where endpoints are found by hash; a later `attempt` gives another one.
+    pub(super) fn pick(&self, policy: LbPolicy, rng: &Rng, hash: u64, attempt: u32) -> Option<&Rc<Host>> {
+        match self {
+            Self::Flat(source) => source.pick(policy, rng),
+            Self::ByLocality { localities, weights, schedule } => {
+                let index = match localities.len() {
+                    1 => 0,
+                    _ => schedule.borrow_mut().next(|index| weights[index])?,
+                };
+                localities.get(index)?.pick(policy, rng)
+            }
+            Self::Hashed(table) => table.pick(hash, attempt),
+        }
+    }
+
+    /// Every endpoint of it.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &Rc<Host>> + Clone {
+        let (flat, localities): (&[Rc<Host>], &[Source]) = match self {
+            Self::Flat(source) => (source.hosts(), &[]),
+            Self::ByLocality { localities, .. } => (&[], localities),
+            Self::Hashed(table) => (table.hosts(), &[]),
+        };
+        flat.iter().chain(localities.iter().flat_map(Source::hosts))
+    }
+}
+
+fn weight(host: &Host) -> f64 {
+    f64::from(host.endpoint().weight.max(1))
+}
+
+/// A locality's weight, less when fewer of it are eligible than overprovisioning makes up for.
+fn availability(place: &Place, overprovisioning: u32) -> f64 {
+    let known = place.all - place.excluded;
+    if known == 0 {
+        return 0.0;
+    }
+    let usable = f64::from(overprovisioning) / 100.0 * place.eligible.len() as f64 / known as f64;
+    f64::from(place.weight) * usable.min(1.0)
+}
+
+/// Endpoints with their part of everything: of their locality's part by their own weight.
+fn normalised(places: impl Iterator<Item = Place>) -> Vec<(Rc<Host>, f64)> {
+    let places: Vec<Place> = places.collect();
+    let total: f64 = places.iter().map(|place| f64::from(place.weight)).sum();
+    let mut weighted = Vec::new();
+    for place in places.into_iter().filter(|place| place.weight > 0) {
+        let own: f64 = place.eligible.iter().map(|host| weight(host)).sum();
+        let part = f64::from(place.weight) / total;
+        weighted.extend(place.eligible.into_iter().map(|host| (host.clone(), weight(&host) * part / own)));
+    }
+    weighted
+}

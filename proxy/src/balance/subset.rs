@@ -1,0 +1,131 @@
+//! Groups of endpoints by labels, and which one a request is served from.
+
+use super::{PickContext, Plan, Rng};
+use crate::{
+    config::{Balancing, Fallback, LabelValue, Labels, LbPolicy, Selector, Spread, Subsets},
+    pool::Host,
+};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
+
+/// Groups of a cluster at most; endpoints whose labels would make more are in none.
+pub const MAX_SUBSETS: usize = 8192;
+
+type Values = Vec<LabelValue>;
+
+/// Every group.
+#[derive(Debug)]
+pub(super) struct SubsetTable {
+    config: Subsets,
+    /// One for each selector: its groups by the values of its labels.
+    groups: Vec<HashMap<Values, Plan>>,
+    default: Option<Plan>,
+}
+
+impl SubsetTable {
+    pub(super) fn new(
+        hosts: &[Rc<Host>],
+        config: &Subsets,
+        policy: LbPolicy,
+        balancing: &Balancing,
+        spread: Spread,
+        rng: &Rng,
+    ) -> Self {
+        let inner = Balancing { by_locality: balancing.by_locality && config.by_locality, ..balancing.clone() };
+        let plan = |hosts: &[Rc<Host>]| Plan::new(hosts, policy, &inner, spread, rng);
+        let mut room = MAX_SUBSETS;
+        let groups = config
+            .selectors
+            .iter()
+            .map(|selector| {
+                let mut members: HashMap<Values, Vec<Rc<Host>>> = HashMap::new();
+                for host in hosts {
+                    for values in values_of(&host.endpoint().labels, selector, config.list_as_any) {
+                        if !members.contains_key(&values) {
+                            if room == 0 {
+                                continue;
+                            }
+                            room -= 1;
+                        }
+                        let group = members.entry(values).or_default();
+                        if !(selector.single && !group.is_empty()) {
+                            group.push(host.clone());
+                        }
+                    }
+                }
+                members.into_iter().map(|(values, hosts)| (values, plan(&hosts))).collect()
+            })
+            .collect();
+        let default = uses_default(config).then(|| {
+            let fits = |host: &&Rc<Host>| has(&host.endpoint().labels, &config.default, config.list_as_any);
+            plan(&hosts.iter().filter(fits).cloned().collect::<Vec<_>>())
+        });
+        Self { config: config.clone(), groups, default }
+    }
+
+    /// The endpoints from which the request is served; `all` are those of the cluster.
+    pub(super) fn find<'a>(&'a self, all: &'a Plan, context: &PickContext<'_>) -> Option<&'a Plan> {
+        let none = Labels::default();
+        let wanted = context.labels.unwrap_or(&none);
+        let mut fallback = &self.config.fallback;
+        if !wanted.is_empty() {
+            let keys = wanted.iter().map(|(name, _)| name);
+            if let Some(at) = self.selector(keys.clone()) {
+                let values: Values = wanted.iter().map(|(_, value)| value.clone()).collect();
+                if let Some(plan) = self.groups[at].get(&values).filter(|plan| !plan.is_empty()) {
+                    return Some(plan);
+                }
+                fallback = self.config.selectors[at].fallback.as_ref().unwrap_or(fallback);
+            }
+        }
+        // A selector may fall back to another with fewer labels, which may again: each time fewer.
+        for _ in 0..self.config.selectors.len() {
+            let Fallback::Keys(keys) = fallback else { break };
+            let Some(at) = self.selector(keys.iter()) else { break };
+            let values: Option<Values> = keys.iter().map(|key| wanted.get(key).cloned()).collect();
+            if let Some(plan) = values.and_then(|values| self.groups[at].get(&values)).filter(|plan| !plan.is_empty()) {
+                return Some(plan);
+            }
+            fallback = self.config.selectors[at].fallback.as_ref().unwrap_or(&self.config.fallback);
+        }
+        let found = match fallback {
+            Fallback::None | Fallback::Keys(_) => return None,
+            Fallback::Any => Some(all),
+            Fallback::Default => self.default.as_ref().filter(|plan| !plan.is_empty()),
+        };
+        found.or_else(|| self.config.panic_any.then_some(all))
+    }
+
+    fn selector<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>> + Clone) -> Option<usize> {
+        self.config.selectors.iter().position(|selector| selector.keys.iter().eq(keys.clone()))
+    }
+}
+
+fn uses_default(config: &Subsets) -> bool {
+    let of_selector = |selector: &Selector| selector.fallback == Some(Fallback::Default);
+    config.fallback == Fallback::Default || config.selectors.iter().any(of_selector)
+}
+
+/// The values by which an endpoint belongs to groups of a selector; none if it lacks one of the labels.
+fn values_of(labels: &Labels, selector: &Selector, list_as_any: bool) -> Vec<Values> {
+    let mut all: Vec<Values> = vec![Vec::new()];
+    for key in &selector.keys {
+        let choices: &[LabelValue] = match labels.get(key) {
+            None => return Vec::new(),
+            Some(LabelValue::List(values)) if list_as_any => values,
+            Some(value) => std::slice::from_ref(value),
+        };
+        all = all
+            .iter()
+            .flat_map(|values| choices.iter().map(move |value| values.iter().cloned().chain([value.clone()]).collect()))
+            .take(MAX_SUBSETS)
+            .collect();
+    }
+    all
+}
+
+fn has(labels: &Labels, wanted: &Labels, list_as_any: bool) -> bool {
+    wanted.iter().all(|(name, value)| match labels.get(name) {
+        Some(LabelValue::List(values)) if list_as_any => values.contains(value),
+        have => have == Some(value),
+    })
+}

@@ -1,0 +1,219 @@
+//! How a cluster chooses among its endpoints, as configured.
+
+use std::{sync::Arc, time::Duration};
+
+/// How an endpoint is chosen among the ones that may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LbPolicy {
+    /// One after the other, by weight.
+    RoundRobin,
+    /// The one with the fewest active requests among some chosen at random; by weight where weights differ.
+    LeastRequest {
+        /// How many are looked at; at least 2.
+        choices: u32,
+    },
+    /// The one with the fewest active requests of all.
+    LeastOfAll,
+    /// At random; weights do not count, as in Envoy.
+    Random,
+    /// By the request's hash, on a ring of hashes (ketama).
+    RingHash(RingHash),
+    /// By the request's hash, in a Maglev table (Eisenbud et al., NSDI 2016).
+    Maglev {
+        /// Places in the table; a prime of at most 5,000,011.
+        table_size: u32,
+    },
+}
+
+/// The ring of [`LbPolicy::RingHash`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingHash {
+    /// Places at least; default 1024.
+    pub min_size: u64,
+    /// Places at most; default and bound 8 Mi.
+    pub max_size: u64,
+    /// What places are hashed with.
+    pub function: HashFunction,
+}
+
+/// What the places of a ring are hashed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashFunction {
+    /// xxHash, 64 bits.
+    XxHash,
+    /// MurmurHash 2, 64 bits, with the seed of libstdc++.
+    Murmur2,
+}
+
+/// What belongs to choosing beside the policy. The defaults are Envoy's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Balancing {
+    /// How much active requests count in [`LbPolicy::LeastRequest`] where weights differ: a weight is divided by the number of
+    /// active requests (plus one) to this power. Default 1.
+    pub active_request_bias: f64,
+    /// New endpoints get their share little by little.
+    pub slow_start: Option<SlowStart>,
+    /// Percent of a priority's endpoints that must be usable; with fewer, all of them get traffic, usable or not. Default 50, 0 is
+    /// never.
+    pub panic_threshold: u8,
+    /// With too few usable endpoints, none is chosen.
+    pub fail_on_panic: bool,
+    /// Endpoints that were not health-checked yet do not count as unusable.
+    pub ignore_unchecked: bool,
+    /// Localities are chosen by their weight before an endpoint in it is.
+    pub by_locality: bool,
+    /// With a hash, an endpoint gets at most this percentage of the average load; 0 is no limit, else at least 100.
+    pub hash_balance_factor: u32,
+    /// Endpoints are hashed by their host name instead of their address.
+    pub hash_by_hostname: bool,
+    /// Groups of endpoints by their labels.
+    pub subsets: Option<Subsets>,
+}
+
+impl Default for Balancing {
+    fn default() -> Self {
+        Self {
+            active_request_bias: 1.0,
+            slow_start: None,
+            panic_threshold: 50,
+            fail_on_panic: false,
+            ignore_unchecked: false,
+            by_locality: false,
+            hash_balance_factor: 0,
+            hash_by_hostname: false,
+            subsets: None,
+        }
+    }
+}
+
+/// How the share of a new endpoint grows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStart {
+    /// How long an endpoint is new.
+    pub window: Duration,
+    /// The power by which the share grows over the window: `time^(1/aggression)`; default 1, a straight line.
+    pub aggression: f64,
+    /// The least share, of 1; default 0.1.
+    pub min_weight: f64,
+}
+
+/// How load is spread over priorities; comes with the endpoints.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    /// A priority takes all of its traffic as long as its usable share times this percentage is 100; default 140.
+    pub overprovisioning: u32,
+    /// What is usable is counted by weight, not by number.
+    pub weighted_health: bool,
+    /// The part of requests that is refused at once, from 0 to 1.
+    pub drop: f64,
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { overprovisioning: 140, weighted_health: false, drop: 0.0 }
+    }
+}
+
+/// A value of a label.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum LabelValue {
+    /// Null.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// A number, by its bits.
+    Number(u64),
+    /// Text.
+    Text(Arc<str>),
+    /// A list.
+    List(Vec<LabelValue>),
+    /// An object.
+    Object(Vec<(Arc<str>, LabelValue)>),
+}
+
+/// Labels: of an endpoint (what it has), or of a request (what its endpoint must have). Sorted by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Labels(Box<[(Arc<str>, LabelValue)]>);
+
+impl Labels {
+    /// These labels; the last of those with the same name counts.
+    pub fn new(labels: impl IntoIterator<Item = (Arc<str>, LabelValue)>) -> Self {
+        let sorted: std::collections::BTreeMap<_, _> = labels.into_iter().collect();
+        Self(sorted.into_iter().collect())
+    }
+
+    /// The labels, sorted by name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Arc<str>, &LabelValue)> + Clone {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
+    /// One label.
+    pub fn get(&self, name: &str) -> Option<&LabelValue> {
+        self.0.binary_search_by(|(have, _)| (**have).cmp(name)).ok().map(|at| &self.0[at].1)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// These with `more` on top.
+    pub fn with(&self, more: &Labels) -> Labels {
+        Self::new(self.0.iter().chain(more.0.iter()).cloned())
+    }
+}
+
+/// Groups of endpoints by labels, from which a request with the same labels is served.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Subsets {
+    /// Which labels make groups.
+    pub selectors: Vec<Selector>,
+    /// What happens to a request for which there is no group.
+    pub fallback: Fallback,
+    /// The labels of [`Fallback::Default`].
+    pub default: Labels,
+    /// A list is each of its elements.
+    pub list_as_any: bool,
+    /// When the fallback group is empty, any endpoint serves.
+    pub panic_any: bool,
+    /// Localities keep their weights within groups.
+    pub by_locality: bool,
+}
+
+/// Names of labels whose values make groups.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selector {
+    /// The names, sorted.
+    pub keys: Vec<Arc<str>>,
+    /// Each group has one endpoint, the first.
+    pub single: bool,
+    /// What happens to a request with these labels for which there is no group; `None` is that of [`Subsets`].
+    pub fallback: Option<Fallback>,
+}
+
+/// Where a request goes for which there is no group.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Fallback {
+    /// Nowhere.
+    #[default]
+    None,
+    /// To any endpoint.
+    Any,
+    /// To the endpoints with the default labels.
+    Default,
+    /// As if it had only asked for these labels.
+    Keys(Vec<Arc<str>>),
+}
+
+/// A place in which endpoints are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Locality {
+    /// The region.
+    pub region: Box<str>,
+    /// The zone in the region.
+    pub zone: Box<str>,
+    /// The place in the zone.
+    pub sub_zone: Box<str>,
+    /// Its share of a priority's traffic, relative to the others; `None` gets none where localities are weighed.
+    pub weight: Option<u32>,
+}

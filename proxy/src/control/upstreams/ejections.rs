@@ -1,0 +1,154 @@
+//! Outlier detection: who is taken out, and for how long. From reports and a clock that it is handed alone.
+
+use crate::balance::Rng;
+use crate::config::{Consecutive, OutlierDetection};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Default)]
+struct Host {
+    /// Since when it is out, and for how much longer than usual.
+    out: Option<(Instant, Duration)>,
+    /// How many times in succession it was taken out.
+    times: u32,
+    /// Successes and all since the last look: of answers, and of the way.
+    counts: [(u64, u64); 2],
+}
+
+/// The endpoints of one cluster.
+#[derive(Debug)]
+pub(super) struct Ejections {
+    settings: OutlierDetection,
+    hosts: HashMap<SocketAddr, Host>,
+    next: Instant,
+}
+
+impl Ejections {
+    /// Nobody known yet.
+    pub(super) fn new(settings: OutlierDetection, now: Instant) -> Self {
+        Self { next: now + settings.interval, settings, hosts: HashMap::new() }
+    }
+
+    /// These endpoints, and no others.
+    pub(super) fn set_hosts(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
+        let mut before = std::mem::take(&mut self.hosts);
+        self.hosts = addresses.map(|address| (address, before.remove(&address).unwrap_or_default())).collect();
+    }
+
+    /// Whether it is out.
+    pub(super) fn is_out(&self, address: SocketAddr) -> bool {
+        self.hosts.get(&address).is_some_and(|host| host.out.is_some())
+    }
+
+    /// When to look next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let idle =
+            !self.settings.counts_rates() && self.hosts.values().all(|host| host.times == 0 && host.out.is_none());
+        (!idle).then_some(self.next)
+    }
+
+    /// So many failures in a row that the threshold is reached; true when the endpoint is out now.
+    pub(super) fn consecutive(&mut self, address: SocketAddr, kind: Consecutive, now: Instant, rng: &Rng) -> bool {
+        let [server, gateway, local] = self.settings.enforcing;
+        let percent = match kind {
+            Consecutive::ServerErrors => server,
+            Consecutive::GatewayErrors => gateway,
+            Consecutive::LocalFailures => local,
+        };
+        self.eject(address, percent, now, rng)
+    }
+
+    fn eject(&mut self, address: SocketAddr, percent: u32, now: Instant, rng: &Rng) -> bool {
+        let out = self.hosts.values().filter(|host| host.out.is_some()).count();
+        let all = self.hosts.len();
+        let settings = &self.settings;
+        let Some(host) = self.hosts.get_mut(&address) else { return false };
+        let room = 100.0 * (out + 1) as f64 / all as f64 <= f64::from(settings.max_percent);
+        let room = room || settings.always_one && out == 0;
+        if host.out.is_some() || !room || rng.below(100) >= u64::from(percent) {
+            return false;
+        }
+        let jitter = u64::try_from(settings.jitter.as_millis()).unwrap_or(u64::MAX);
+        host.out = Some((now, Duration::from_millis(rng.below(jitter.saturating_add(1)))));
+        if settings.base_ejection * host.times < settings.max_ejection + settings.base_ejection {
+            host.times += 1;
+        }
+        true
+    }
+
+    /// A health check passed: true when that brings it back.
+    pub(super) fn check_passed(&mut self, address: SocketAddr) -> bool {
+        self.settings.check_brings_back && self.hosts.get_mut(&address).is_some_and(|host| host.out.take().is_some())
+    }
+
+    /// Requests that a worker counted.
+    pub(super) fn count(&mut self, address: SocketAddr, answers: (u32, u32), way: (u32, u32)) {
+        let Some(host) = self.hosts.get_mut(&address) else { return };
+        for ((good, all), (more, of)) in host.counts.iter_mut().zip([answers, way]) {
+            *good += u64::from(more);
+            *all += u64::from(of);
+        }
+    }
+
+    /// Looks at rates and brings back who was out long enough, if an interval has passed; true when something changed.
+    pub(super) fn tick(&mut self, now: Instant, rng: &Rng) -> bool {
+        if now < self.next {
+            return false;
+        }
+        self.next = now + self.settings.interval;
+        let mut changed = false;
+        for host in self.hosts.values_mut() {
+            match host.out {
+                Some((since, jitter)) => {
+                    let limit = (self.settings.base_ejection * host.times).min(self.settings.max_ejection) + jitter;
+                    if now.saturating_duration_since(since) >= limit {
+                        host.out = None;
+                        changed = true;
+                    }
+                }
+                None => host.times = host.times.saturating_sub(1),
+            }
+        }
+        for side in 0..2 {
+            // What happens on the way counts on its own only when it is kept apart.
+            if side == 0 || self.settings.split {
+                changed |= self.compare(side, now, rng);
+            }
+        }
+        for host in self.hosts.values_mut() {
+            host.counts = <_>::default();
+        }
+        changed
+    }
+
+    fn compare(&mut self, side: usize, now: Instant, rng: &Rng) -> bool {
+        let settings = self.settings.clone();
+        let rates = |volume: u32| -> Vec<(SocketAddr, f64)> {
+            let enough = |host: &&Host| host.counts[side].1 > 0 && host.counts[side].1 >= u64::from(volume);
+            let rate = |host: &Host| 100.0 * host.counts[side].0 as f64 / host.counts[side].1 as f64;
+            self.hosts.iter().filter(|(_, host)| enough(host)).map(|(at, host)| (*at, rate(host))).collect()
+        };
+        let mut out: Vec<(SocketAddr, u32)> = Vec::new();
+        let known = rates(settings.rate_volume);
+        if !known.is_empty() && known.len() >= settings.rate_hosts as usize {
+            let count = known.len() as f64;
+            let mean = known.iter().map(|(_, rate)| rate).sum::<f64>() / count;
+            let variance = known.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
+            let least = mean - f64::from(settings.rate_deviation) / 1000.0 * variance.sqrt();
+            let percent = settings.enforcing_rate[side];
+            out.extend(known.iter().filter(|(_, rate)| *rate < least).map(|(address, _)| (*address, percent)));
+        }
+        let known = rates(settings.percentage_volume);
+        if !known.is_empty() && known.len() >= settings.percentage_hosts as usize {
+            let percent = settings.enforcing_percentage[side];
+            let failing = known.iter().filter(|(_, rate)| 100.0 - rate >= f64::from(settings.percentage));
+            out.extend(failing.map(|(address, _)| (*address, percent)));
+        }
+        let mut changed = false;
+        for (address, percent) in out {
+            changed |= self.eject(address, percent, now, rng);
+        }
+        changed
+    }
+}

@@ -1,0 +1,306 @@
+//! Asks an endpoint whether it is well: by HTTP, by TCP, by gRPC's health protocol.
+
+use super::machine::{Machine, Outcome};
+use super::{Event, Shared};
+use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe};
+use crate::listen::Stream;
+use crate::pool::establish;
+use crate::tls::Alpn;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::task::AbortHandle;
+
+/// Bytes of an answer that are looked at.
+const MAX_ANSWER: usize = 64 * 1024;
+/// Who asks, as Envoy says it: back ends look at it.
+const USER_AGENT: &str = "Envoy/HC";
+
+/// Checks one endpoint for as long as the task lives.
+pub(super) async fn watch(
+    shared: Rc<Shared>,
+    cluster: Arc<Cluster>,
+    check: Arc<HealthCheck>,
+    endpoint: Arc<Endpoint>,
+    care: Arc<Care>,
+    task: u64,
+) {
+    let at_random = |most: Duration| {
+        let millis = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(if millis == 0 { 0 } else { shared.rng.below(millis) })
+    };
+    tokio::time::sleep(at_random(check.initial_jitter)).await;
+    let mut machine = Machine::default();
+    let mut kept = Kept::default();
+    loop {
+        let asked = {
+            let Ok(_slot) = shared.slots.acquire().await else { return };
+            let asked = ask(&shared, &cluster, &check, &endpoint, &mut kept);
+            tokio::time::timeout(check.timeout, asked).await
+        };
+        let outcome = match asked {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => {
+                tracing::debug!(cluster = %cluster.name, address = %endpoint.address, %error, "no answer to a check");
+                Outcome::Silent
+            }
+            Err(_) => Outcome::Silent,
+        };
+        if outcome == Outcome::Silent || !check.reuse_connection {
+            kept = Kept::default();
+        }
+        let (verdict, wait) = machine.step(outcome, &check, care.is_used());
+        if let Some(verdict) = verdict {
+            let checked = Event::Checked { cluster: cluster.id, task, address: endpoint.address, verdict };
+            if shared.events.send(checked).await.is_err() {
+                return;
+            }
+        }
+        let share = wait.mul_f64(f64::from(check.jitter_percent.min(100)) / 100.0);
+        tokio::time::sleep(wait + at_random(check.jitter) + at_random(share)).await;
+    }
+}
+
+/// A connection that serves further checks.
+#[derive(Default)]
+struct Kept {
+    http1: Option<http1::SendRequest<Full<Bytes>>>,
+    http2: Option<http2::SendRequest<Full<Bytes>>>,
+    driver: Option<AbortHandle>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(driver) = &self.driver {
+            driver.abort();
+        }
+    }
+}
+
+async fn ask(
+    shared: &Shared,
+    cluster: &Cluster,
+    check: &HealthCheck,
+    endpoint: &Endpoint,
+    kept: &mut Kept,
+) -> io::Result<Outcome> {
+    let own = endpoint.check.as_deref();
+    let ip = own.and_then(|own| own.address).unwrap_or(endpoint.address.ip());
+    let port = own.and_then(|own| own.port).or(check.port).unwrap_or(endpoint.address.port());
+    let target = Target { shared, cluster, check, endpoint, address: SocketAddr::new(ip, port) };
+    let name = |configured: &Option<Arc<str>>| {
+        let named = own.and_then(|own| own.hostname.clone()).or_else(|| configured.clone());
+        named.unwrap_or_else(|| cluster.name.clone())
+    };
+    match &check.probe {
+        Probe::Tcp { send, receive } => by_tcp(&target, send, receive).await,
+        Probe::Http(probe) => by_http(&target, probe, &name(&probe.host), kept).await,
+        Probe::Grpc { service, authority, headers } => {
+            let authority = name(authority);
+            by_grpc(&target, service, &authority, headers, kept).await
+        }
+    }
+}
+
+/// Whom to ask.
+struct Target<'a> {
+    shared: &'a Shared,
+    cluster: &'a Cluster,
+    check: &'a HealthCheck,
+    endpoint: &'a Endpoint,
+    address: SocketAddr,
+}
+
+impl Target<'_> {
+    async fn connect(&self, alpn: Alpn) -> io::Result<Stream> {
+        let tls = self.check.tls.as_ref().unwrap_or(&self.endpoint.tls);
+        let (tls, hostname) = (tls.as_deref(), self.endpoint.hostname.as_deref());
+        let limit = self.check.timeout;
+        let made = establish(self.cluster, self.address, tls, hostname, alpn, limit, &self.shared.tls, None).await;
+        made.map_err(io::Error::other)
+    }
+
+    async fn http1(&self, kept: &mut Kept) -> io::Result<http1::SendRequest<Full<Bytes>>> {
+        if let Some(sender) = kept.http1.take().filter(|sender| !sender.is_closed()) {
+            return Ok(sender);
+        }
+        let io = TokioIo::new(self.connect(Alpn::Http1).await?);
+        let (sender, connection) =
+            http1::Builder::new().max_buf_size(MAX_ANSWER).handshake(io).await.map_err(io::Error::other)?;
+        kept.driver = Some(tokio::task::spawn_local(async move { drop(connection.await) }).abort_handle());
+        Ok(sender)
+    }
+
+    async fn http2(&self, kept: &mut Kept) -> io::Result<http2::SendRequest<Full<Bytes>>> {
+        if let Some(sender) = kept.http2.clone().filter(|sender| !sender.is_closed()) {
+            return Ok(sender);
+        }
+        let io = TokioIo::new(self.connect(Alpn::H2).await?);
+        let mut builder = http2::Builder::new(Local);
+        builder.timer(TokioTimer::new());
+        let (sender, connection) = builder.handshake(io).await.map_err(io::Error::other)?;
+        kept.driver = Some(tokio::task::spawn_local(async move { drop(connection.await) }).abort_handle());
+        kept.http2 = Some(sender.clone());
+        Ok(sender)
+    }
+}
+
+/// Runs what hyper spawns on this thread.
+#[derive(Clone)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<Outcome> {
+    let mut request = Request::builder().method(&*probe.method).header("user-agent", USER_AGENT);
+    request = match probe.http2 {
+        true => request.uri(format!("http://{host}{}", probe.path)),
+        false => request.uri(&*probe.path).header("host", host),
+    };
+    for (name, value) in &probe.headers {
+        request = request.header(&**name, &**value);
+    }
+    let request = request.body(Full::default()).map_err(bad)?;
+    let response = if probe.http2 {
+        target.http2(kept).await?.send_request(request).await.map_err(bad)?
+    } else {
+        let mut sender = target.http1(kept).await?;
+        let response = sender.send_request(request).await.map_err(bad)?;
+        kept.http1 = Some(sender);
+        response
+    };
+    let status = response.status().as_u16();
+    let degraded = response.headers().contains_key("x-envoy-degraded");
+    let closes =
+        response.headers().get("connection").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    // The rest of the answer, so that the connection can serve another check.
+    if drain(response).await.is_err() || closes {
+        *kept = Kept::default();
+    }
+    let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
+    Ok(match (within(&probe.expected), degraded) {
+        (true, false) => Outcome::Good,
+        (true, true) => Outcome::Degraded,
+        (false, _) if within(&probe.retriable) => Outcome::Silent,
+        (false, _) => Outcome::Bad,
+    })
+}
+
+async fn drain(response: Response<Incoming>) -> Result<(), ()> {
+    Limited::new(response.into_body(), MAX_ANSWER).collect().await.map(drop).map_err(drop)
+}
+
+async fn by_grpc(
+    target: &Target<'_>,
+    service: &str,
+    authority: &str,
+    headers: &[(Box<str>, Box<str>)],
+    kept: &mut Kept,
+) -> io::Result<Outcome> {
+    let mut request = Request::builder()
+        .method("POST")
+        .uri(format!("http://{authority}/grpc.health.v1.Health/Check"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", USER_AGENT);
+    for (name, value) in headers {
+        request = request.header(&**name, &**value);
+    }
+    let request = request.body(Full::new(question(service))).map_err(bad)?;
+    let response = target.http2(kept).await?.send_request(request).await.map_err(bad)?;
+    let status = |headers: &hyper::HeaderMap| headers.get("grpc-status").map(|value| value.as_bytes() == b"0");
+    if response.status() != 200 {
+        return Ok(Outcome::Bad);
+    }
+    let early = status(response.headers());
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(io::Error::other)?;
+    let ended_well = early.or_else(|| body.trailers().and_then(status));
+    let serving = answer(&body.to_bytes());
+    Ok(if ended_well == Some(true) && serving { Outcome::Good } else { Outcome::Bad })
+}
+
+/// A `HealthCheckRequest` as gRPC frames it.
+fn question(service: &str) -> Bytes {
+    use prost::encoding;
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        encoding::string::encode(1, &service.to_owned(), &mut message);
+    }
+    let mut framed = vec![0];
+    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&message);
+    framed.into()
+}
+
+/// Whether a framed `HealthCheckResponse` says SERVING.
+fn answer(framed: &[u8]) -> bool {
+    // Not compressed, one field: the status, 1.
+    matches!(framed, [0, 0, 0, 0, 2, 0x08, 1])
+}
+
+async fn by_tcp(target: &Target<'_>, send: &[u8], receive: &[Box<[u8]>]) -> io::Result<Outcome> {
+    let mut stream = target.connect(Alpn::Tcp).await?;
+    if !send.is_empty() {
+        stream.write_all(send).await?;
+        stream.flush().await?;
+    }
+    let mut got = Vec::new();
+    while !contains_in_order(&got, receive) {
+        if got.len() >= MAX_ANSWER || stream.read_buf(&mut got).await? == 0 {
+            return Ok(Outcome::Silent);
+        }
+    }
+    Ok(Outcome::Good)
+}
+
+/// Whether the parts come one after the other in what was received, with anything between.
+fn contains_in_order(received: &[u8], parts: &[Box<[u8]>]) -> bool {
+    let mut rest = received;
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        match rest.windows(part.len()).position(|window| window == &**part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_when_received_in_order_then_they_match() {
+        let parts: Vec<Box<[u8]>> = vec![Box::from(&b"ab"[..]), Box::from(&b"cd"[..])];
+        assert!(contains_in_order(b"xxabyycdzz", &parts));
+        assert!(!contains_in_order(b"cdab", &parts));
+        assert!(contains_in_order(b"", &[]));
+    }
+
+    #[test]
+    fn question_when_a_service_is_asked_about_then_it_is_framed_as_grpc_does() {
+        assert_eq!(&question("a")[..], [0, 0, 0, 0, 3, 0x0a, 1, b'a']);
+        assert_eq!(&question("")[..], [0; 5]);
+        assert!(answer(&[0, 0, 0, 0, 2, 8, 1]) && !answer(&[0, 0, 0, 0, 2, 8, 2]));
+    }
+}

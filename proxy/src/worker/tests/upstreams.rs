@@ -1,0 +1,123 @@
+//! Circuit breakers, outlier detection and the life of connections to endpoints.
+
+use super::*;
+use std::sync::mpsc;
+
+fn answering(status: u16) -> Backend {
+    Backend::http(move |_| format!("HTTP/1.1 {status} X\r\ncontent-length: 1\r\n\r\nx"))
+}
+
+/// A back end that answers when it is told to.
+fn slow() -> (Backend, mpsc::Sender<()>) {
+    let (sender, receiver) = mpsc::channel::<()>();
+    let receiver = std::sync::Mutex::new(receiver);
+    let backend = Backend::http(move |_| {
+        let _ = receiver.lock().unwrap().recv_timeout(LIMIT);
+        ok("x")
+    });
+    (backend, sender)
+}
+
+fn start(cluster: Cluster) -> Proxy {
+    Proxy::start(1, http(forward(Forward::default())), vec![cluster])
+}
+
+#[test]
+fn breaker_when_too_many_wait_then_they_are_told_to_stay_away() {
+    let (backend, go) = slow();
+    let limits = Limits { connections: 1, pending: 1, ..Limits::default() };
+    let proxy = start(Cluster { limits, ..cluster(&[backend.address]) });
+    let mut first = proxy.client();
+    first.send(get("/").as_bytes());
+    eventually("the first to be sent", || backend.connections.load(Ordering::SeqCst) == 1);
+    let mut second = proxy.client();
+    second.send(get("/").as_bytes());
+    // Whichever of these comes first waits in line; every other is refused.
+    let refused = loop {
+        let mut client = proxy.client();
+        client.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        client.send(get("/").as_bytes());
+        if let Some(answer) = client.message(false) {
+            break answer;
+        }
+    };
+    assert_eq!((refused.status(), refused.header("x-envoy-overloaded")), (503, Some("true")));
+    proxy.told("UO");
+    for _ in 0..8 {
+        go.send(()).unwrap();
+    }
+    assert_eq!(first.message(false).unwrap().status(), 200);
+}
+
+#[test]
+fn breaker_when_one_priority_is_full_then_the_other_is_not() {
+    let limits = Limits { requests: 1, ..Limits::default() };
+    let config = Cluster { limits, ..Cluster::new(FIRST, "c", ClusterKind::Static) };
+    let state = crate::pool::ClusterState::new(Arc::new(config), None, 1, &crate::balance::Rng::new(1));
+    let _one = state.begin_request(Priority::Default).unwrap();
+    assert!(state.begin_request(Priority::Default).is_err());
+    assert!(state.begin_request(Priority::High).is_ok());
+}
+
+#[test]
+fn endpoint_when_it_fails_in_a_row_then_the_place_that_decides_is_told_and_others_serve() {
+    let (bad, good) = (answering(500), answering(200));
+    let (sender, mut reports) = tokio::sync::mpsc::channel(8);
+    let settings = OutlierDetection { consecutive_5xx: 3, ..OutlierDetection::default() };
+    let with = |health| {
+        let mut config = cluster(&[bad.address, good.address]);
+        let failing = Endpoint { health, ..Endpoint::new(bad.address) };
+        config.endpoints[0] = Arc::new(failing);
+        config.balancing = Arc::new(Balancing { panic_threshold: 0, ..Balancing::default() });
+        config.care = Some(Arc::new(Care::new(Some(settings.clone()), sender.clone())));
+        config
+    };
+    let network = || http(forward(Forward::default()));
+    let proxy = Proxy::start(1, network(), vec![with(Health::Healthy)]);
+    let mut client = proxy.client();
+    let mut failures = 0;
+    while failures < 3 {
+        failures += u32::from(client.ask(&get("/")).status() == 500);
+    }
+    let report = proxy.wait(reports.recv()).unwrap();
+    let expected = Report::Consecutive { cluster: FIRST, address: bad.address, kind: Consecutive::ServerErrors };
+    assert_eq!(report, expected);
+    proxy.publish(network(), vec![with(Health::Unhealthy)]);
+    assert!((0..10).all(|_| client.ask(&get("/")).status() == 200));
+}
+
+#[test]
+fn requests_when_the_control_plane_drops_some_then_they_are_refused() {
+    let backend = answering(200);
+    let mut config = cluster(&[backend.address]);
+    config.spread.drop = 1.0;
+    let proxy = start(config);
+    let answer = proxy.get("/");
+    assert_eq!((answer.status(), answer.body.as_str()), (503, "drop overload"));
+    proxy.told("DO");
+}
+
+#[test]
+fn connection_when_it_is_old_then_it_serves_no_more_requests() {
+    let backend = answering(200);
+    let mut config = cluster(&[backend.address]);
+    config.max_connection_duration = Some((Duration::from_nanos(1), 0.0));
+    let proxy = start(config);
+    let mut client = proxy.client();
+    for _ in 0..3 {
+        assert_eq!(client.ask(&get("/")).status(), 200);
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn destination_when_a_header_names_it_then_that_is_connected() {
+    let backend = answering(200);
+    let original = OriginalDst { header: Some("x-envoy-original-dst-host".into()), port: None };
+    let config = Cluster { original, ..Cluster::new(FIRST, "c", ClusterKind::OriginalDst) };
+    let proxy = start(config);
+    let answer = proxy
+        .client()
+        .ask(&format!("GET / HTTP/1.1\r\nhost: t\r\nx-envoy-original-dst-host: {}\r\n\r\n", backend.address));
+    assert_eq!((answer.status(), backend.connections.load(Ordering::SeqCst)), (200, 1));
+}

@@ -1,0 +1,191 @@
+//! Active health checks.
+
+use super::super::common::{duration, maybe_duration, port};
+use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::Template;
+use crate::config::{HealthCheck, HttpProbe, Probe};
+use leno_xds::envoy::config::core::v3 as core;
+use leno_xds::envoy::config::core::v3::health_check::{
+    GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck, payload,
+};
+use leno_xds::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RequestMethod};
+use leno_xds::envoy::r#type::v3::{CodecClientType, Int64Range};
+use std::time::Duration;
+
+/// Least interval: what is set lower is taken for this, as Envoy does.
+const LEAST_INTERVAL: Duration = Duration::from_millis(1);
+const NO_TRAFFIC: Duration = Duration::from_secs(60);
+
+impl Template {
+    pub(super) fn health_check(&self, value: core::HealthCheck) -> Converted<HealthCheck> {
+        let core::HealthCheck {
+            name: _,
+            timeout,
+            interval,
+            initial_jitter,
+            interval_jitter,
+            interval_jitter_percent,
+            unhealthy_threshold,
+            healthy_threshold,
+            alt_port,
+            reuse_connection,
+            no_traffic_interval,
+            no_traffic_healthy_interval,
+            unhealthy_interval,
+            unhealthy_edge_interval,
+            healthy_edge_interval,
+            // What is written about checks changes no traffic.
+            event_log_path: _,
+            event_logger: _,
+            event_service: _,
+            always_log_health_check_failures: _,
+            always_log_health_check_success: _,
+            tls_options,
+            transport_socket_match_criteria,
+            health_checker,
+        } = value;
+        refuse!(tls_options);
+        let needed = |value: Option<prost_types::Duration>, field: &str| {
+            let value = duration(value.ok_or_else(|| Refused::new(field, "is missing"))?, field)?;
+            if value.is_zero() { Err(Refused::new(field, "is more than 0")) } else { Ok(value) }
+        };
+        let interval = needed(interval, "interval")?.max(LEAST_INTERVAL);
+        let or = |value, usual: Duration, field: &str| -> Converted<Duration> {
+            Ok(maybe_duration(value, field)?.unwrap_or(usual).max(LEAST_INTERVAL))
+        };
+        let zero_or =
+            |value, field: &str| -> Converted<Duration> { Ok(maybe_duration(value, field)?.unwrap_or_default()) };
+        let no_traffic = or(no_traffic_interval, NO_TRAFFIC, "no_traffic_interval")?;
+        let unhealthy = or(unhealthy_interval, interval, "unhealthy_interval")?;
+        let probe = match health_checker {
+            Some(HealthChecker::HttpHealthCheck(value)) => http(value).within("http_health_check")?,
+            Some(HealthChecker::TcpHealthCheck(value)) => tcp(value).within("tcp_health_check")?,
+            Some(HealthChecker::GrpcHealthCheck(value)) => {
+                let GrpcHealthCheck { service_name, authority, initial_metadata } = value;
+                let headers = headers(initial_metadata).within("grpc_health_check.initial_metadata")?;
+                let authority = (!authority.is_empty()).then(|| authority.into());
+                Probe::Grpc { service: service_name.into(), authority, headers }
+            }
+            Some(HealthChecker::CustomHealthCheck(_)) => {
+                return Err(Refused::new("custom_health_check", "is not supported by this proxy"));
+            }
+            None => return Err(Refused::new("health_checker", "is missing")),
+        };
+        Ok(HealthCheck {
+            timeout: needed(timeout, "timeout")?,
+            interval,
+            initial_jitter: zero_or(initial_jitter, "initial_jitter")?,
+            jitter: zero_or(interval_jitter, "interval_jitter")?,
+            jitter_percent: interval_jitter_percent,
+            unhealthy_threshold: unhealthy_threshold
+                .ok_or_else(|| Refused::new("unhealthy_threshold", "is missing"))?,
+            healthy_threshold: healthy_threshold.ok_or_else(|| Refused::new("healthy_threshold", "is missing"))?,
+            no_traffic_interval: no_traffic,
+            no_traffic_healthy_interval: or(no_traffic_healthy_interval, no_traffic, "no_traffic_healthy_interval")?,
+            unhealthy_interval: unhealthy,
+            unhealthy_edge_interval: or(unhealthy_edge_interval, unhealthy, "unhealthy_edge_interval")?,
+            healthy_edge_interval: or(healthy_edge_interval, interval, "healthy_edge_interval")?,
+            reuse_connection: reuse_connection.unwrap_or(true),
+            port: alt_port.map(port).transpose().within("alt_port")?.filter(|port| *port > 0),
+            tls: transport_socket_match_criteria.map(|labels| self.tls_for(&labels)),
+            probe,
+        })
+    }
+}
+
+fn http(value: HttpHealthCheck) -> Converted<Probe> {
+    let HttpHealthCheck {
+        host,
+        path,
+        send,
+        receive,
+        response_buffer_size: _,
+        request_headers_to_add,
+        request_headers_to_remove,
+        expected_statuses,
+        retriable_statuses,
+        codec_client_type,
+        use_alpn_protocol,
+        service_name_matcher,
+        method,
+    } = value;
+    refuse!(send, receive, request_headers_to_remove, use_alpn_protocol, service_name_matcher);
+    if path.is_empty() || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
+        return Err(Refused::new("path", "is no path"));
+    }
+    let method = match RequestMethod::try_from(method) {
+        Ok(RequestMethod::MethodUnspecified) => "GET",
+        Ok(RequestMethod::Connect) | Err(_) => return Err(Refused::new("method", "is no method of a check")),
+        Ok(method) => method.as_str_name(),
+    };
+    let http2 = match CodecClientType::try_from(codec_client_type) {
+        Ok(CodecClientType::Http1) => false,
+        Ok(CodecClientType::Http2) => true,
+        Ok(CodecClientType::Http3) | Err(_) => {
+            return Err(Refused::new("codec_client_type", "other than HTTP1 and HTTP2 is not supported"));
+        }
+    };
+    let expected = ranges(expected_statuses, "expected_statuses")?;
+    Ok(Probe::Http(HttpProbe {
+        host: (!host.is_empty()).then(|| host.into()),
+        path: path.into(),
+        method: method.into(),
+        headers: headers(request_headers_to_add).within("request_headers_to_add")?,
+        expected: if expected.is_empty() { vec![(200, 201)] } else { expected },
+        retriable: ranges(retriable_statuses, "retriable_statuses")?,
+        http2,
+    }))
+}
+
+fn ranges(values: Vec<Int64Range>, field: &str) -> Converted<Vec<(u16, u16)>> {
+    let range = |(index, Int64Range { start, end }): (usize, Int64Range)| {
+        let status = |value: i64| u16::try_from(value).ok().filter(|value| (100..=600).contains(value));
+        match (status(start), status(end)) {
+            (Some(start), Some(end)) if start < end => Ok((start, end)),
+            _ => Err(Refused::new(format!("{field}[{index}]"), "is no range of statuses from 100 to below 600")),
+        }
+    };
+    values.into_iter().enumerate().map(range).collect()
+}
+
+fn headers(values: Vec<HeaderValueOption>) -> Converted<Vec<(Box<str>, Box<str>)>> {
+    let mut headers = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        // Nothing stands there before: every way to add is the same.
+        let HeaderValueOption { header, append: _, append_action: _, keep_empty_value } = value;
+        let Some(HeaderValue { key, value, raw_value }) = header else { continue };
+        refuse_set(&raw_value, "header.raw_value")?;
+        let good = http::HeaderName::from_bytes(key.as_bytes()).is_ok() && http::HeaderValue::from_str(&value).is_ok();
+        if !good || value.contains('%') {
+            return Err(Refused::new(format!("[{index}].header"), "is no plain header"));
+        }
+        if !value.is_empty() || keep_empty_value {
+            headers.push((key.to_ascii_lowercase().into(), value.into()));
+        }
+    }
+    Ok(headers)
+}
+
+fn tcp(value: TcpHealthCheck) -> Converted<Probe> {
+    let TcpHealthCheck { send, receive, proxy_protocol_config } = value;
+    refuse!(proxy_protocol_config);
+    let send = send.map(bytes).transpose().within("send")?.unwrap_or_default();
+    let receive = receive.into_iter().map(bytes).collect::<Converted<_>>().within("receive")?;
+    Ok(Probe::Tcp { send, receive })
+}
+
+fn bytes(value: Payload) -> Converted<Box<[u8]>> {
+    let wrong = || Refused::new("text", "is not written in hexadecimal");
+    match value.payload {
+        None => Ok(Box::default()),
+        Some(payload::Payload::Binary(bytes)) => Ok(bytes.into()),
+        Some(payload::Payload::Text(text)) => {
+            let digit = |byte: u8| char::from(byte).to_digit(16).ok_or_else(wrong);
+            let byte = |pair: &[u8]| match pair {
+                [high, low] => Ok((digit(*high)? * 16 + digit(*low)?) as u8),
+                _ => Err(wrong()),
+            };
+            text.as_bytes().chunks(2).map(byte).collect()
+        }
+    }
+}

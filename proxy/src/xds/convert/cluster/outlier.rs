@@ -1,0 +1,85 @@
+//! Outlier detection.
+
+use super::super::common::maybe_duration;
+use super::super::{Converted, Refused, refuse};
+use crate::config::OutlierDetection;
+use leno_xds::envoy::config::cluster::v3 as xds;
+use std::time::Duration;
+
+/// Least time between two looks: what is set lower is taken for this.
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+
+pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetection> {
+    let xds::OutlierDetection {
+        consecutive_5xx,
+        interval,
+        base_ejection_time,
+        max_ejection_percent,
+        enforcing_consecutive_5xx,
+        enforcing_success_rate,
+        success_rate_minimum_hosts,
+        success_rate_request_volume,
+        success_rate_stdev_factor,
+        consecutive_gateway_failure,
+        enforcing_consecutive_gateway_failure,
+        split_external_local_origin_errors,
+        consecutive_local_origin_failure,
+        enforcing_consecutive_local_origin_failure,
+        enforcing_local_origin_success_rate,
+        failure_percentage_threshold,
+        enforcing_failure_percentage,
+        enforcing_failure_percentage_local_origin,
+        failure_percentage_minimum_hosts,
+        failure_percentage_request_volume,
+        max_ejection_time,
+        max_ejection_time_jitter,
+        successful_active_health_check_uneject_host,
+        monitors,
+        always_eject_one_host,
+        detect_degraded_hosts,
+    } = value;
+    refuse!(monitors);
+    if detect_degraded_hosts == Some(true) {
+        return Err(Refused::new("detect_degraded_hosts", "is not supported by this proxy; leave it out"));
+    }
+    let usual = OutlierDetection::default();
+    let percent = |value: Option<u32>, usual: u32, field: &str| match value.unwrap_or(usual) {
+        value @ 0..=100 => Ok(value),
+        value => Err(Refused::new(field, format!("{value} is no percentage"))),
+    };
+    let [server, gateway, local] = usual.enforcing;
+    let base_ejection = maybe_duration(base_ejection_time, "base_ejection_time")?.unwrap_or(usual.base_ejection);
+    let max_ejection = maybe_duration(max_ejection_time, "max_ejection_time")?.unwrap_or(usual.max_ejection);
+    Ok(OutlierDetection {
+        consecutive_5xx: consecutive_5xx.unwrap_or(usual.consecutive_5xx),
+        consecutive_gateway: consecutive_gateway_failure.unwrap_or(usual.consecutive_gateway),
+        consecutive_local: consecutive_local_origin_failure.unwrap_or(usual.consecutive_local),
+        split: split_external_local_origin_errors,
+        interval: maybe_duration(interval, "interval")?.unwrap_or(usual.interval).max(LEAST_INTERVAL),
+        base_ejection,
+        max_ejection: max_ejection.max(base_ejection),
+        jitter: maybe_duration(max_ejection_time_jitter, "max_ejection_time_jitter")?.unwrap_or_default(),
+        max_percent: percent(max_ejection_percent, usual.max_percent, "max_ejection_percent")?,
+        always_one: always_eject_one_host.unwrap_or(false),
+        check_brings_back: successful_active_health_check_uneject_host.unwrap_or(true),
+        enforcing: [
+            percent(enforcing_consecutive_5xx, server, "enforcing_consecutive_5xx")?,
+            percent(enforcing_consecutive_gateway_failure, gateway, "enforcing_consecutive_gateway_failure")?,
+            percent(enforcing_consecutive_local_origin_failure, local, "enforcing_consecutive_local_origin_failure")?,
+        ],
+        enforcing_rate: [
+            percent(enforcing_success_rate, 100, "enforcing_success_rate")?,
+            percent(enforcing_local_origin_success_rate, 100, "enforcing_local_origin_success_rate")?,
+        ],
+        enforcing_percentage: [
+            percent(enforcing_failure_percentage, 0, "enforcing_failure_percentage")?,
+            percent(enforcing_failure_percentage_local_origin, 0, "enforcing_failure_percentage_local_origin")?,
+        ],
+        rate_hosts: success_rate_minimum_hosts.unwrap_or(usual.rate_hosts),
+        rate_volume: success_rate_request_volume.unwrap_or(usual.rate_volume),
+        rate_deviation: success_rate_stdev_factor.unwrap_or(usual.rate_deviation),
+        percentage: percent(failure_percentage_threshold, usual.percentage, "failure_percentage_threshold")?,
+        percentage_hosts: failure_percentage_minimum_hosts.unwrap_or(usual.percentage_hosts),
+        percentage_volume: failure_percentage_request_volume.unwrap_or(usual.percentage_volume),
+    })
+}

@@ -1,0 +1,169 @@
+//! Conversions of clusters, written as JSON.
+
+use super::*;
+use crate::config::{DnsFamily, Fallback, HashFunction, Health, LbPolicy, Limits, Probe, RingHash, SlowStart, Spread};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+fn convert(value: Value, endpoints: Value) -> Result<Arc<Cluster>, Refused> {
+    let mut context = Context::new("cluster.local");
+    let template = template(&mut context, leno_xds::json::from_value(&value).unwrap())?;
+    let endpoints = template.endpoints(&mut context, leno_xds::json::from_value(&endpoints).unwrap())?;
+    Ok(template.build(endpoints, &WorkloadLabels::unknown()))
+}
+
+fn eds(more: Value) -> Value {
+    let mut value = json!({"name": "a", "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}});
+    value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    value
+}
+
+fn with(more: Value) -> Result<Arc<Cluster>, Refused> {
+    convert(eds(more), json!({}))
+}
+
+fn extension(name: &str, config: Value) -> Value {
+    let mut typed = json!({"@type": format!("type.googleapis.com/envoy.extensions.load_balancing_policies.{name}")});
+    typed.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+    json!({"policies": [{"typed_extension_config": {"name": "x", "typed_config": typed}}]})
+}
+
+#[test]
+fn cluster_when_policies_are_named_or_extensions_then_both_mean_the_same() {
+    let ring = LbPolicy::RingHash(RingHash { min_size: 10, max_size: 20, function: HashFunction::Murmur2 });
+    let named = json!({"minimum_ring_size": 10, "maximum_ring_size": 20, "hash_function": "MURMUR_HASH_2"});
+    let typed = extension("ring_hash.v3.RingHash", named.clone());
+    assert_eq!(with(json!({"lb_policy": "RING_HASH", "ring_hash_lb_config": named})).unwrap().policy, ring);
+    let cluster = with(json!({"load_balancing_policy": typed})).unwrap();
+    assert_eq!((cluster.policy, cluster.balancing.panic_threshold), (ring, 50));
+    let maglev = LbPolicy::Maglev { table_size: 65537 };
+    assert_eq!(with(json!({"lb_policy": "MAGLEV"})).unwrap().policy, maglev);
+    let inner = extension("maglev.v3.Maglev", json!({}));
+    let locality = extension("wrr_locality.v3.WrrLocality", json!({"endpoint_picking_policy": inner}));
+    let cluster = with(json!({"load_balancing_policy": locality})).unwrap();
+    assert_eq!((cluster.policy, cluster.balancing.by_locality), (maglev, true));
+    let all = extension("least_request.v3.LeastRequest", json!({"selection_method": "FULL_SCAN"}));
+    assert_eq!(with(json!({"load_balancing_policy": all})).unwrap().policy, LbPolicy::LeastOfAll);
+    let slow = json!({"slow_start_window": "60s", "min_weight_percent": {"value": 20}});
+    let cluster =
+        with(json!({"lb_policy": "ROUND_ROBIN", "round_robin_lb_config": {"slow_start_config": slow}})).unwrap();
+    let expected = SlowStart { window: Duration::from_secs(60), aggression: 1.0, min_weight: 0.2 };
+    assert_eq!(cluster.balancing.slow_start, Some(expected));
+}
+
+#[test]
+fn cluster_when_a_policy_cannot_be_put_in_force_then_it_is_refused_by_its_path() {
+    for (value, path) in [
+        (json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": 10}}), "maglev_lb_config.table_size"),
+        (json!({"lb_policy": "RANDOM", "maglev_lb_config": {}}), "lb_config"),
+        (json!({"lb_policy": "CLUSTER_PROVIDED"}), "lb_policy"),
+        (json!({"load_balancing_policy": {}}), "load_balancing_policy.policies"),
+        (
+            json!({"common_lb_config": {"close_connections_on_host_set_change": true}}),
+            "common_lb_config.close_connections_on_host_set_change",
+        ),
+        (
+            json!({"common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 50}}}),
+            "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
+        ),
+        (
+            json!({"preconnect_policy": {"per_upstream_preconnect_ratio": 2}}),
+            "preconnect_policy.per_upstream_preconnect_ratio",
+        ),
+        (json!({"outlier_detection": {"max_ejection_percent": 101}}), "outlier_detection.max_ejection_percent"),
+    ] {
+        assert_eq!(with(value).unwrap_err().field, path);
+    }
+}
+
+#[test]
+fn cluster_when_breakers_are_set_for_priorities_then_each_has_its_own_and_the_rest_are_envoys() {
+    let cluster = with(json!({"circuit_breakers": {"thresholds": [
+        {"priority": "HIGH", "max_requests": 7},
+        {"max_connections": 3, "retry_budget": {}}
+    ]}}))
+    .unwrap();
+    assert_eq!(cluster.high_limits, Limits { requests: 7, ..Limits::default() });
+    assert_eq!((cluster.limits.connections, cluster.limits.requests), (3, 1024));
+    assert_eq!(cluster.limits.retry_budget.unwrap().percent, 20.0);
+}
+
+#[test]
+fn endpoints_when_they_say_more_than_addresses_then_it_is_kept() {
+    let endpoint = json!({
+        "endpoint": {
+            "address": {"socket_address": {"address": "198.18.0.1", "port_value": 80}},
+            "hostname": "one.test",
+            "health_check_config": {"port_value": 81, "hostname": "check.test"}
+        },
+        "health_status": "DEGRADED",
+        "metadata": {"filter_metadata": {"envoy.lb": {"stage": "prod", "number": 1}}}
+    });
+    let assignment = json!({"cluster_name": "a", "endpoints": [{
+        "locality": {"region": "r", "zone": "z"}, "load_balancing_weight": 7, "priority": 2, "lb_endpoints": [endpoint]
+    }], "policy": {
+        "overprovisioning_factor": 200,
+        "drop_overloads": [{"category": "x", "drop_percentage": {"numerator": 25}}]
+    }});
+    let subsets = json!({"fallback_policy": "ANY_ENDPOINT", "subset_selectors": [{"keys": ["stage", "number"]}]});
+    let cluster = convert(eds(json!({"lb_subset_config": subsets})), assignment).unwrap();
+    assert_eq!(cluster.spread, Spread { overprovisioning: 200, weighted_health: false, drop: 0.25 });
+    let [endpoint] = &cluster.endpoints[..] else { panic!("one endpoint") };
+    assert_eq!((endpoint.health, endpoint.priority, endpoint.locality.weight), (Health::Degraded, 2, Some(7)));
+    assert_eq!((&*endpoint.locality.zone, endpoint.hostname.as_deref()), ("z", Some("one.test")));
+    let check = endpoint.check.as_ref().unwrap();
+    assert_eq!((check.port, check.hostname.as_deref()), (Some(81), Some("check.test")));
+    assert!(endpoint.labels.get("stage").is_some() && endpoint.labels.get("number").is_some());
+    let subsets = cluster.balancing.subsets.as_ref().unwrap();
+    assert_eq!((&subsets.fallback, &*subsets.selectors[0].keys[0]), (&Fallback::Any, "number"));
+}
+
+#[test]
+fn cluster_when_endpoints_are_names_then_they_are_kept_to_be_looked_up() {
+    let name = |name: &str| json!({"endpoint": {"address": {"socket_address": {"address": name, "port_value": 8080}}}});
+    let assignment =
+        json!({"cluster_name": "a", "endpoints": [{"lb_endpoints": [name("one.test"), name("two.test")]}]});
+    let cluster = json!({
+        "name": "a", "type": "STRICT_DNS", "dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "3s",
+        "dns_failure_refresh_rate": {"base_interval": "1s"}, "load_assignment": assignment
+    });
+    let converted = convert(cluster.clone(), json!({})).unwrap();
+    let dns = converted.dns.as_ref().unwrap();
+    assert_eq!((dns.family, dns.refresh, dns.logical), (DnsFamily::V4Only, Duration::from_secs(3), false));
+    assert_eq!(dns.failure_refresh, Some((Duration::from_secs(1), Duration::from_secs(10))));
+    let names: Vec<&str> = dns.names.iter().map(|name| &*name.name).collect();
+    assert_eq!(names, ["one.test", "two.test"]);
+    let endpoint = Dns::endpoint(&dns.names[0], [192, 0, 2, 1].into());
+    assert_eq!((endpoint.address, endpoint.hostname.as_deref()), (([192, 0, 2, 1], 8080).into(), Some("one.test")));
+    assert!(converted.endpoints.is_empty());
+    let mut logical = cluster;
+    logical["type"] = json!("LOGICAL_DNS");
+    assert_eq!(convert(logical, json!({})).unwrap_err().field, "load_assignment");
+}
+
+#[test]
+fn cluster_when_it_checks_health_then_what_is_asked_is_kept() {
+    let check = |more: Value| {
+        let mut value = json!({"timeout": "1s", "interval": "2s", "unhealthy_threshold": 3, "healthy_threshold": 2});
+        value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        with(json!({"health_checks": [value]}))
+    };
+    let cluster = check(json!({"http_health_check": {
+        "path": "/healthz", "expected_statuses": [{"start": 200, "end": 300}], "codec_client_type": "HTTP2",
+        "request_headers_to_add": [{"header": {"key": "X-Check", "value": "1"}}]
+    }}))
+    .unwrap();
+    let check_of = &cluster.checks[0];
+    assert_eq!(
+        (check_of.unhealthy_interval, check_of.no_traffic_interval),
+        (Duration::from_secs(2), Duration::from_secs(60))
+    );
+    let Probe::Http(http) = &check_of.probe else { panic!("HTTP") };
+    assert_eq!((http.expected.as_slice(), http.http2, http.headers.len()), ([(200, 300)].as_slice(), true, 1));
+    let cluster =
+        check(json!({"tcp_health_check": {"send": {"text": "0aff"}, "receive": [{"binary": "b2s="}]}})).unwrap();
+    let Probe::Tcp { send, receive } = &cluster.checks[0].probe else { panic!("TCP") };
+    assert_eq!((&send[..], &receive[0][..]), (&[0x0a, 0xff][..], &b"ok"[..]));
+    let refused = check(json!({"http_health_check": {"path": "/", "expected_statuses": [{"start": 300, "end": 200}]}}));
+    assert_eq!(refused.unwrap_err().field, "health_checks[0].http_health_check.expected_statuses[0]");
+}

@@ -1,0 +1,166 @@
+//! Connections to endpoints: source addresses, keep-alive, the options of HTTP.
+
+use super::super::common::{maybe_duration, socket};
+use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
+use crate::config::{Cluster, Http2Keepalive, SourceBind, TcpKeepalive, UpstreamProtocol};
+use leno_xds::envoy::config::core::v3::{
+    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
+    TcpKeepalive as XdsKeepalive,
+};
+use leno_xds::envoy::extensions::upstreams::http::v3::{
+    HttpProtocolOptions,
+    http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
+    },
+};
+use std::net::IpAddr;
+use std::time::Duration;
+
+pub(super) fn bind(value: BindConfig) -> Converted<SourceBind> {
+    let BindConfig {
+        source_address,
+        freebind: _,
+        socket_options,
+        extra_source_addresses,
+        additional_source_addresses,
+        local_address_selector,
+        validate_network_namespaces: _,
+    } = value;
+    refuse!(socket_options, additional_source_addresses, local_address_selector);
+    let mut bind = SourceBind { v4: None, v6: None };
+    let extra = extra_source_addresses.into_iter().map(|extra| {
+        let ExtraSourceAddress { address, socket_options } = extra;
+        refuse_set(&socket_options, "extra_source_addresses.socket_options")?;
+        Ok(address)
+    });
+    for value in std::iter::once(Ok(source_address)).chain(extra) {
+        let Some(value) = value? else { continue };
+        let address = socket(value).within("source_address")?;
+        if address.port() != 0 {
+            return Err(Refused::new("source_address.port_value", "other than 0 is not supported"));
+        }
+        match address.ip() {
+            IpAddr::V4(ip) => bind.v4 = Some(ip),
+            IpAddr::V6(ip) => bind.v6 = Some(ip),
+        }
+    }
+    Ok(bind)
+}
+
+/// TCP keep-alive; what is 0 is left to the kernel.
+pub(super) fn keepalive(value: XdsKeepalive) -> TcpKeepalive {
+    let XdsKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = value;
+    let seconds = |value: Option<u32>| value.filter(|value| *value > 0).map(|value| Duration::from_secs(value.into()));
+    TcpKeepalive {
+        idle: seconds(keepalive_time),
+        interval: seconds(keepalive_interval),
+        probes: keepalive_probes.filter(|probes| *probes > 0),
+    }
+}
+
+/// Options that every version of HTTP has.
+pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Converted<()> {
+    let CommonOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action: _,
+        max_requests_per_connection,
+    } = value;
+    refuse!(max_stream_duration);
+    // The limits of answers are fixed: at most 128 headers and 60 KiB, which are Envoy's defaults but for the number (100).
+    let _ = (max_headers_count, max_response_headers_kb);
+    if let Some(limit) = maybe_duration(idle_timeout, "idle_timeout")? {
+        cluster.idle_timeout = limit;
+    }
+    let age = maybe_duration(max_connection_duration, "max_connection_duration")?.filter(|age| !age.is_zero());
+    let jitter = max_connection_duration_jitter.map_or(0.0, |percent| percent.value.clamp(0.0, 100.0));
+    cluster.max_connection_duration = age.map(|age| (age, jitter));
+    if let Some(limit) = max_requests_per_connection {
+        cluster.max_requests_per_connection = limit;
+    }
+    Ok(())
+}
+
+/// Options of HTTP/2.
+pub(super) fn http2_options(cluster: &mut Cluster, value: Option<Http2ProtocolOptions>) -> Converted<()> {
+    let keepalive = value.as_ref().and_then(|options| options.connection_keepalive.clone());
+    cluster.http2 = http::http2(value)?;
+    cluster.http2_keepalive = match keepalive {
+        None => None,
+        Some(value) => {
+            let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
+            let time = |value, field: &str| maybe_duration(value, field).within("connection_keepalive");
+            let timeout = time(timeout, "timeout")?;
+            Some(Http2Keepalive {
+                interval: time(interval, "interval")?.unwrap_or_default(),
+                timeout: timeout.ok_or_else(|| Refused::new("connection_keepalive.timeout", "is missing"))?,
+                // Envoy's default.
+                jitter: interval_jitter.map_or(15, |percent| percent.value.clamp(0.0, 100.0) as u32),
+                idle: time(connection_idle_interval, "connection_idle_interval")?.unwrap_or_default(),
+            })
+        }
+    };
+    Ok(())
+}
+
+/// The typed options of HTTP.
+pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) -> Converted<()> {
+    let HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = value;
+    refuse!(
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy
+    );
+    if let Some(common) = common_http_protocol_options {
+        common_options(cluster, common).within("common_http_protocol_options")?;
+    }
+    cluster.protocol = match upstream_protocol_options {
+        None => return Err(Refused::new("upstream_protocol_options", "is missing")),
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config })) => {
+            match protocol_config {
+                None => UpstreamProtocol::Http1,
+                Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                    http::http1(Some(options)).within("explicit_http_config.http_protocol_options")?;
+                    UpstreamProtocol::Http1
+                }
+                Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
+                    http2_options(cluster, Some(options)).within("explicit_http_config.http2_protocol_options")?;
+                    UpstreamProtocol::Http2
+                }
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    return Err(Refused::new("explicit_http_config.http3_protocol_options", "is not supported"));
+                }
+            }
+        }
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+            let UseDownstreamHttpConfig { http_protocol_options, http2_protocol_options, http3_protocol_options: _ } =
+                config;
+            http::http1(http_protocol_options).within("use_downstream_protocol_config.http_protocol_options")?;
+            let within = "use_downstream_protocol_config.http2_protocol_options";
+            http2_options(cluster, http2_protocol_options).within(within)?;
+            UpstreamProtocol::Follow
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
+            return Err(Refused::new("auto_config", "is not supported by this proxy; say which version it is"));
+        }
+    };
+    Ok(())
+}
