@@ -6,7 +6,7 @@ use super::{
     headers::{Headers, Known},
 };
 use crate::{
-    config::{Direction, HttpManager, Route},
+    config::{CertDetails, Direction, HttpManager, Route},
     listen::Proxied,
     pool::{ClusterState, Host},
     telemetry::{
@@ -43,6 +43,8 @@ pub struct ConnInfo {
     pub server_name: Option<Box<str>>,
     /// The workload that the last request's header named, by that header.
     source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
+    /// What `x-forwarded-client-cert` tells about the client, by what it is to tell.
+    pub(super) client_cert: RefCell<Option<(CertDetails, Rc<str>)>>,
 }
 
 impl ConnInfo {
@@ -57,6 +59,7 @@ impl ConnInfo {
             tls: None,
             server_name: None,
             source: RefCell::default(),
+            client_cert: RefCell::default(),
         }
     }
 

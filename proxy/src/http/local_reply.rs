@@ -69,7 +69,7 @@ fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8>
             BodyPart::Body { json: false } => out.extend_from_slice(body.as_bytes()),
             BodyPart::Body { json: true } => {
                 let quoted = serde_json::Value::from(body).to_string();
-                out.extend_from_slice(quoted[1..quoted.len() - 1].as_bytes());
+                out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
             }
             BodyPart::Format(format) => format.write(&entry, &mut out),
         }

@@ -129,6 +129,11 @@ pub fn undetected(status: u16) -> Reply {
     reply(status, "", ResponseFlags::none(), "original_ip_detection_failed")
 }
 
+/// A reply to a request that took too long; before it was complete that is the client's doing.
+pub fn late(reply: Reply, complete: bool) -> Reply {
+    if complete { reply } else { Reply { code: 408, close: true, ..reply } }
+}
+
 /// Answers with a reply. The response is complete; it still has to be flushed.
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
     let close = close || reply.close && !call.manager.stream_error_on_invalid;

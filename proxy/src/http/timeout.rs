@@ -11,7 +11,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
     let request = &mut *call.request;
     let grpc = request.is_grpc();
     let mut route = forward.timeout.unwrap_or_default();
-    let mut stream = forward.max_duration.unwrap_or_default();
+    let mut stream = forward.max_duration.or(call.manager.max_stream_duration).unwrap_or_default();
     match forward.grpc_timeout {
         GrpcTimeout::Timeout { max, offset } if grpc => {
             let mut own = grpc_timeout(request).unwrap_or_default();
@@ -68,6 +68,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
         stream: limited(stream).map(|limit| call.tally.start + limit),
         deadline: None,
+        request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
         priority: forward.priority,
         on_timeout,
         tell: !kept && !call.manager.router.suppress_envoy_headers,

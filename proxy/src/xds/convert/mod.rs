@@ -15,6 +15,8 @@ pub mod common;
 mod edge;
 pub mod filter;
 pub mod http;
+#[cfg(test)]
+mod http_tests;
 pub mod limits;
 pub mod listener;
 pub mod listener_filters;
