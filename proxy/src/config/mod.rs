@@ -32,6 +32,7 @@ pub use cluster::{
 };
 pub use health::{
     Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
+    Statuses,
 };
 pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};

@@ -14,7 +14,7 @@ use crate::{
     config::{Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, ConnectError, Host, Lease, connect},
+    pool::{Admission, ConnectError, Host, Lease, connect_named},
     telemetry::ResponseFlags,
     tls::Alpn,
     worker::{Timer, earlier},
@@ -172,20 +172,39 @@ fn speaks_http2(call: &Call<'_>, cluster: &Cluster) -> bool {
     wanted && call.request.upgrade().is_none()
 }
 
+/// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
+/// address.
+fn server_name(call: &Call<'_>, cluster: &Cluster) -> Option<Rc<str>> {
+    let header = cluster.config().server_name.as_deref()?;
+    let value = match header {
+        ":authority" | "host" => call.request.authority(),
+        name => call.request.headers.get(name)?,
+    };
+    let name = std::str::from_utf8(crate::route::without_port(value)).ok()?;
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    (!name.is_empty() && address.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
+}
+
 /// A pooled or a new connection.
 async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
     let http2 = speaks_http2(call, cluster);
+    let name = server_name(call, cluster);
     if http2 {
-        if let Some(stream) = host.http2().take(cluster.config().max_requests_per_connection) {
+        let most = cluster.config().max_requests_per_connection;
+        let taken = match &name {
+            None => host.http2().take(most),
+            Some(name) => host.http2_named(name).take(most),
+        };
+        if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     let opened = match http2 {
-        true => Box::pin(open_http2(call, cluster, host, priority)).await.map(Up::Http2),
-        false => Box::pin(open(call, cluster, host, priority)).await.map(Up::Http1),
+        true => Box::pin(open_http2(call, cluster, host, priority, name)).await.map(Up::Http2),
+        false => Box::pin(open(call, cluster, host, priority, name)).await.map(Up::Http1),
     };
     match opened {
         Ok(up) => Ok(up),
@@ -202,7 +221,13 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priori
     }
 }
 
-async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Lease, ConnectError> {
+async fn open(
+    call: &Call<'_>,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    name: Option<Rc<str>>,
+) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
@@ -212,12 +237,12 @@ async fn open(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Pri
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
         match admission {
             Admission::Connect(ticket) => {
-                let stream = connect(config, host, Alpn::Http1, &call.worker.tls).await?;
+                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &call.worker.tls).await?;
                 let until = cluster.serves_until(&call.worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until));
+                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until, name));
             }
             Admission::UseIdle => {
-                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
                     return Ok(lease);
                 }
             }
@@ -231,6 +256,7 @@ async fn open_http2(
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
+    name: Option<Rc<str>>,
 ) -> Result<http2::Up, ConnectError> {
     let config = cluster.config();
     let address = host.address();
@@ -245,7 +271,7 @@ async fn open_http2(
                 Admission::UseIdle => _ = host.drop_idle(),
             }
         };
-        let stream = connect(config, host, Alpn::H2, &call.worker.tls).await?;
+        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &call.worker.tls).await?;
         let (tls, local) = (stream.is_tls(), stream.local_address());
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
@@ -257,7 +283,10 @@ async fn open_http2(
         });
         Ok(connection)
     };
-    host.http2().acquire(config.max_requests_per_connection, dial).await
+    match &name {
+        None => host.http2().acquire(config.max_requests_per_connection, dial).await,
+        Some(name) => host.http2_named(name).acquire(config.max_requests_per_connection, dial).await,
+    }
 }
 
 /// Passes the response's body on, and what is left of the request's.

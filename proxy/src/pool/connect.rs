@@ -31,13 +31,28 @@ pub enum ConnectError {
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
 pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+    connect_named(cluster, host, None, alpn, tls).await
+}
+
+/// As [`connect`]; `server_name` goes before the one that is configured.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_named(
+    cluster: &Cluster,
+    host: &Host,
+    server_name: Option<&str>,
+    alpn: Alpn,
+    tls: &Connector,
+) -> Result<Stream, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
     if let Some(care) = &cluster.care {
         care.note_used();
     }
-    let (wanted, name) = (endpoint.tls.as_deref(), endpoint.hostname.as_deref());
-    let result = establish(cluster, endpoint.address, wanted, name, alpn, cluster.connect_timeout, tls).await;
+    let names = Names { host: endpoint.hostname.as_deref(), server: server_name };
+    let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
+    let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls).await;
     match &result {
         Ok(_) => host.note_success(),
         Err(_) => host.note_failure(),
@@ -45,7 +60,16 @@ pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector
     result
 }
 
-/// Connects to an address as a cluster does: TCP, then TLS if it is `wanted`, with the endpoint's own `name`.
+/// Names that count for TLS.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Names<'a> {
+    /// The endpoint's own.
+    pub(crate) host: Option<&'a str>,
+    /// What a request wants to be sent as server name.
+    pub(crate) server: Option<&'a str>,
+}
+
+/// Connects to an address as a cluster does: TCP, then TLS if it is `wanted`.
 ///
 /// # Errors
 /// When TCP or TLS fails or both together take longer than `limit`.
@@ -53,7 +77,7 @@ pub(crate) async fn establish(
     cluster: &Cluster,
     address: SocketAddr,
     wanted: Option<&ClientTls>,
-    name: Option<&str>,
+    names: Names<'_>,
     alpn: Alpn,
     limit: Duration,
     tls: &Connector,
@@ -70,7 +94,9 @@ pub(crate) async fn establish(
             ClientTls::Mesh(mesh) => {
                 tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
             }
-            ClientTls::Own(context) => context.connect(io, name, None, limit).await.map(|secured| secured.stream),
+            ClientTls::Own(context) => {
+                context.connect(io, names.host, names.server, limit).await.map(|secured| secured.stream)
+            }
         };
         stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
     };

@@ -5,8 +5,9 @@
 //! no difference to traffic (bound to `_`: names of statistics, settings of Envoy's own machinery); or it is refused
 //! when it is set, because the control plane would otherwise believe that it is in force. A few fields are bound to `_`
 //! although they would change traffic: those of Istio's API that the control plane itself reports in the object's status
-//! as not in force yet, with what becomes of traffic meanwhile (mirrors, faults, CORS). Refusing them would take the whole resource out of force instead. What the generated types do
-//! not know at all is noticed by the length of what they decode to, and named by walking the bytes.
+//! as not in force yet, with what becomes of traffic meanwhile (mirrors, faults, CORS). Refusing them would take the whole
+//! resource out of force instead. What the generated types do not know at all is noticed by the length of what they decode
+//! to, and named by walking the bytes.
 
 // Deprecated fields are named like all others: a control plane may still set them.
 #![allow(deprecated)]
