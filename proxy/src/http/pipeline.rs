@@ -271,8 +271,12 @@ async fn proxy<D: Downstream>(
                 return Err(stop);
             }
             Err(Failed::Attempt(failure, reply)) => {
-                let timeout = matches!(failure, Failure::PerTryTimeout);
-                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                match failure {
+                    Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                    // The endpoint had closed it while it was idle: that is no failure.
+                    Failure::Reset { reused: true, answered: false, .. } => {}
+                    _ => cluster.note(&host, Outcome::Failed),
+                }
                 (failure, reply, failure.is_unsent())
             }
         };
