@@ -55,7 +55,8 @@ check: build ## Format, lints, rules between the rooms, generated files
 
 .PHONY: unit
 unit: build ## Unit, golden and component tests
-	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) $(call CARGO,test)
+	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) LENO_H2SPEC=$$($(BIN)/leno-cluster h2spec) \
+		LENO_XDS_SERVER=$$($(BIN)/leno-cluster xds-server) $(call CARGO,test)
 
 .PHONY: judge
 judge: build ## A stock Envoy takes every golden case from our control plane

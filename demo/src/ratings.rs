@@ -1,4 +1,4 @@
-//! Stars, over gRPC.
+//! Stars, over gRPC, and whether it is well, for gRPC probes.
 
 use crate::{Failure, Listen, server};
 use std::{pin::Pin, time::Duration};
@@ -64,6 +64,13 @@ impl<S: Stream> EnumerateWith for S {}
 
 pub(crate) async fn serve(args: Args) -> Result<(), Failure> {
     let ratings = ratings_server::RatingsServer::new(Ratings { version: args.listen.version });
-    Server::builder().add_service(ratings).serve_with_shutdown(args.listen.listen, server::terminated()).await?;
+    // What a kubelet's gRPC probe asks (grpc.health.v1).
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<ratings_server::RatingsServer<Ratings>>().await;
+    Server::builder()
+        .add_service(health)
+        .add_service(ratings)
+        .serve_with_shutdown(args.listen.listen, server::terminated())
+        .await?;
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod bed;
 pub mod cluster;
 pub mod demo;
 pub mod figures;
+pub mod gate;
 pub mod install;
 pub mod judge;
 pub mod lab;

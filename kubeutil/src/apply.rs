@@ -212,10 +212,14 @@ pub fn differs(desired: &Desired, observed: &DynamicObject) -> bool {
     if observed.annotations().get(HASH_ANNOTATION).map(String::as_str) != Some(hash_of(&desired.body).as_str()) {
         return true;
     }
-    match serde_json::to_value(observed) {
-        Ok(observed) => !covers(&observed, &desired.body),
-        Err(_) => true,
+    let Ok(mut observed) = serde_json::to_value(observed) else { return true };
+    // The elements of a list come without their type, which is known from where they were asked for.
+    for part in ["apiVersion", "kind"] {
+        if observed.get(part).is_none() {
+            observed[part] = desired.body[part].clone();
+        }
     }
+    !covers(&observed, &desired.body)
 }
 
 /// Whether everything in `wanted` is in `observed`, which may hold more.
@@ -312,6 +316,12 @@ mod tests {
     fn object_when_only_defaults_were_added_then_does_not_differ() {
         let desired = desired(json!({ "replicas": 2, "paused": null, "template": { "spec": { "nodeSelector": {} } } }));
         assert!(!differs(&desired, &stored(&desired)));
+    }
+
+    #[test]
+    fn object_when_it_came_in_a_list_without_its_type_then_does_not_differ() {
+        let desired = desired(json!({ "replicas": 2 }));
+        assert!(!differs(&desired, &DynamicObject { types: None, ..stored(&desired) }));
     }
 
     #[test]

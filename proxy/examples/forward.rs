@@ -26,26 +26,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..Cluster::new(id, "outbound|80||upstream", ClusterKind::Eds)
     };
     let route = |prefix: &str| {
-        Arc::new(Route {
-            name: prefix.into(),
-            matches: RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::default() },
-            action: Action::Forward(Box::new(Forward {
-                targets: vec![WeightedCluster::all(id)],
-                retry: Some(Arc::new(RetryPolicy {
-                    on: RetryOn { connect_failure: true, refused_stream: true, ..RetryOn::default() },
-                    ..RetryPolicy::default()
-                })),
-                ..Forward::default()
+        let matches = RouteMatch { path: PathMatch::Prefix(prefix.into()), ..RouteMatch::default() };
+        let forward = Action::Forward(Box::new(Forward {
+            targets: vec![WeightedCluster::all(id)],
+            retry: Some(Arc::new(RetryPolicy {
+                on: RetryOn { connect_failure: true, refused_stream: true, ..RetryOn::default() },
+                ..RetryPolicy::default()
             })),
-            headers: HeaderOps::default(),
-            origin: None,
-        })
+            ..Forward::default()
+        }));
+        Arc::new(Route::new(prefix, matches, forward))
     };
     let host = VirtualHost {
         name: "all".into(),
         domains: vec!["*".into()],
         routes: vec![route("/never"), route("/")],
-        headers: HeaderOps::default(),
+        ..VirtualHost::default()
     };
     let manager = HttpManager {
         routes: Arc::new(RouteTable::new("routes", vec![host], HeaderOps::default())?),

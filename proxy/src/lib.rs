@@ -11,6 +11,7 @@ pub mod http2;
 pub mod identity;
 pub mod listen;
 pub mod pool;
+pub mod rbac;
 pub mod route;
 pub mod slots;
 pub mod tcp;

@@ -7,6 +7,7 @@ use leno_proxy::xds::{Kind, State};
 use leno_xds::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
 };
+use leno_xds::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
 use prost_types::Any;
 use serde_json::Value;
@@ -20,6 +21,7 @@ fn packed(kind: Kind, value: &Value) -> Any {
     match kind {
         Kind::Cluster => leno_xds::any(&leno_xds::json::from_value::<Cluster>(value).unwrap()),
         Kind::Endpoints => leno_xds::any(&leno_xds::json::from_value::<ClusterLoadAssignment>(value).unwrap()),
+        Kind::Secret => leno_xds::any(&leno_xds::json::from_value::<Secret>(value).unwrap()),
         Kind::Listener => leno_xds::any(&leno_xds::json::from_value::<Listener>(value).unwrap()),
         Kind::Routes => leno_xds::any(&leno_xds::json::from_value::<RouteConfiguration>(value).unwrap()),
     }
@@ -29,6 +31,7 @@ fn section(kind: Kind) -> &'static str {
     match kind {
         Kind::Cluster => "clusters",
         Kind::Endpoints => "endpoints",
+        Kind::Secret => "secrets",
         Kind::Listener => "listeners",
         Kind::Routes => "routes",
     }

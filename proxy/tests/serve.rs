@@ -2,48 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
-use std::io::{Read as _, Write as _};
+#[path = "support/process.rs"]
+mod process;
+
+use process::{LIMIT, Proxy, again, free, get, run, socket_address, upstream, wait};
+use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// A server that answers every request with its own port, one connection a thread.
-fn upstream() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                let mut seen = Vec::new();
-                let mut bytes = [0; 4096];
-                while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                    seen.extend_from_slice(&bytes[..count]);
-                    if seen.ends_with(b"\r\n\r\n") {
-                        seen.clear();
-                        let body = address.port().to_string();
-                        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                        if stream.write_all(head.as_bytes()).is_err() {
-                            return;
-                        }
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// An address on which nobody listened a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn socket_address(address: SocketAddr) -> String {
-    format!("{{socket_address: {{address: {}, port_value: {}}}}}", address.ip(), address.port())
-}
 
 fn listener(name: &str, address: SocketAddr, cluster: &str) -> String {
     format!(
@@ -92,82 +56,6 @@ fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
     )
 }
 
-struct Proxy {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn command(folder: &tempfile::TempDir, text: &str) -> Command {
-    let config = folder.path().join("bootstrap.yaml");
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
-    command.args(["serve", "--concurrency", "2", "--config"]).arg(config);
-    command.arg("--admin-address-path").arg(folder.path().join("admin"));
-    command
-}
-
-impl Proxy {
-    fn start(text: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let child = command(&folder, text).spawn().unwrap();
-        Self { child, folder }
-    }
-
-    fn admin(&self, path: &str) -> String {
-        let address = wait("the admin server's address", || {
-            std::fs::read_to_string(self.folder.path().join("admin")).ok()?.parse::<SocketAddr>().ok()
-        });
-        get(address, path).expect("an answer of the admin server")
-    }
-
-    fn signal(&self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    }
-}
-
-fn run(text: &str, more: &[&str]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
-    command(&folder, text).args(more).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
-}
-
-fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "waited for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// The whole answer, when there is one.
-fn get(address: SocketAddr, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    (!answer.is_empty()).then_some(answer)
-}
-
-/// One answer on a connection that stays open.
-fn again(stream: &mut TcpStream) -> String {
-    stream.set_read_timeout(Some(LIMIT)).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
-    let mut bytes = vec![0; 4096];
-    let count = stream.read(&mut bytes).unwrap();
-    String::from_utf8(bytes[..count].to_vec()).unwrap()
-}
-
 #[test]
 fn serve_when_several_listeners_are_static_passes_each_to_its_cluster_and_drains_at_sigterm() {
     let (a, b) = (upstream(), upstream());
@@ -188,6 +76,59 @@ fn serve_when_several_listeners_are_static_passes_each_to_its_cluster_and_drains
     wait("the socket to close", || TcpStream::connect(first).err());
     let status = wait("the process to end", || proxy.child.try_wait().unwrap());
     assert!(status.success(), "{status}");
+}
+
+/// A file with these resources, put in its place as a whole.
+fn write_resources(folder: &std::path::Path, name: &str, resources: &[String]) {
+    let list = if resources.is_empty() { " []".to_owned() } else { resources.concat() };
+    std::fs::write(folder.join("new"), format!("resources:{list}\n")).unwrap();
+    std::fs::rename(folder.join("new"), folder.join(name)).unwrap();
+}
+
+/// A resource of that type, made of an entry of a list in a bootstrap.
+fn typed(type_name: &str, entry: &str) -> String {
+    entry.replacen("  - name:", &format!("  - \"@type\": type.googleapis.com/{type_name}\n    name:"), 1)
+}
+
+#[test]
+fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (upstream(), upstream());
+    let (first, second) = (free(), free());
+    let lds = |entries: &[String]| {
+        let typed: Vec<_> = entries.iter().map(|entry| typed("envoy.config.listener.v3.Listener", entry)).collect();
+        write_resources(folder.path(), "lds.yaml", &typed);
+    };
+    let clusters = [cluster("a", a), cluster("b", b)].map(|entry| typed("envoy.config.cluster.v3.Cluster", &entry));
+    write_resources(folder.path(), "cds.yaml", &clusters);
+    lds(&[listener("first", first, "a")]);
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let proxy = Proxy::start(&format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
+         lds_config: {{path_config_source: {{path: {}}}}}\n  cds_config: {{path: {}}}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        path("lds.yaml"),
+        path("cds.yaml"),
+    ));
+    let port = |address: SocketAddr| address.port().to_string();
+    assert!(wait("the listener", || get(first, "/")).ends_with(&port(a)));
+    let mut kept = TcpStream::connect(first).unwrap();
+    assert!(again(&mut kept).ends_with(&port(a)));
+
+    lds(&[listener("first", first, "a"), listener("second", second, "b")]);
+    assert!(wait("the second listener", || get(second, "/")).ends_with(&port(b)));
+
+    lds(&[listener("first", first, "b"), listener("second", second, "b")]);
+    wait("the first listener to lead elsewhere", || get(first, "/").filter(|answer| answer.ends_with(&port(b))));
+    assert!(again(&mut kept).ends_with(&port(b)), "a connection that stays is served by what is in force");
+
+    lds(&[listener("first", first, "nonsense_%&").replace("prefix: /}", "prefix: /, grpc: {}, nonsense: {}}")]);
+    lds(&[listener("second", second, "b")]);
+    wait("the first listener to go", || TcpStream::connect(first).err());
+    kept.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0, "what is idle and belongs nowhere any more ends in order");
+    assert!(get(second, "/").unwrap().ends_with(&port(b)));
+    assert!(proxy.admin("/listeners").contains("second"));
 }
 
 #[test]

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
 use leno_proxy::config::{Action, Root};
-use leno_proxy::xds::{Client, Connect, Connection, Kind, LocalFuture, Publish, SharedState, State, node};
+use leno_proxy::xds::source::{Protocol, SourceId};
+use leno_proxy::xds::{
+    Changes, Client, Connect, Connection, Kind, LocalFuture, Publish, Role, SharedState, State, node,
+};
 use leno_xds::envoy::config::cluster::v3::{
     Cluster,
     cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
@@ -28,6 +31,7 @@ use leno_xds::envoy::service::discovery::v3::{
     aggregated_discovery_service_server::{AggregatedDiscoveryService, AggregatedDiscoveryServiceServer},
 };
 use prost::{Message, Name};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -83,7 +87,58 @@ impl ServerStream {
     }
 }
 
-struct Ads(mpsc::Sender<ServerStream>);
+/// One stream of state of the world, as the server sees it.
+struct WholeStream {
+    requests: Streaming<DiscoveryRequest>,
+    responses: mpsc::Sender<Result<DiscoveryResponse, Status>>,
+    nonce: u32,
+    /// Requests of other kinds than the one that was waited for.
+    later: VecDeque<DiscoveryRequest>,
+}
+
+impl WholeStream {
+    /// The next request of that kind; others are kept for later.
+    async fn request_of(&mut self, kind: Kind) -> DiscoveryRequest {
+        if let Some(index) = self.later.iter().position(|request| request.type_url == kind.type_url()) {
+            return self.later.remove(index).unwrap();
+        }
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.requests.message()).await;
+            let request = next.expect("a request in time").expect("an open stream").expect("a request");
+            if request.type_url == kind.type_url() {
+                return request;
+            }
+            self.later.push_back(request);
+        }
+    }
+
+    async fn send(&mut self, kind: Kind, version: &str, resources: Vec<prost_types::Any>) -> String {
+        self.nonce += 1;
+        let response = DiscoveryResponse {
+            type_url: kind.type_url().to_owned(),
+            version_info: version.to_owned(),
+            resources,
+            nonce: format!("n{}", self.nonce),
+            ..Default::default()
+        };
+        self.responses.send(Ok(response)).await.unwrap();
+        format!("n{}", self.nonce)
+    }
+
+    /// Sends, and waits for the acknowledgement.
+    async fn accepted(&mut self, kind: Kind, version: &str, resources: Vec<prost_types::Any>) -> DiscoveryRequest {
+        let nonce = self.send(kind, version, resources).await;
+        loop {
+            let answer = self.request_of(kind).await;
+            assert_eq!(answer.error_detail, None);
+            if answer.response_nonce == nonce && answer.version_info == version {
+                return answer;
+            }
+        }
+    }
+}
+
+struct Ads(mpsc::Sender<ServerStream>, mpsc::Sender<WholeStream>);
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -94,9 +149,12 @@ impl AggregatedDiscoveryService for Ads {
 
     async fn stream_aggregated_resources(
         &self,
-        _: tonic::Request<Streaming<DiscoveryRequest>>,
+        request: tonic::Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("delta only"))
+        let (responses, receiver) = mpsc::channel(16);
+        let stream = WholeStream { requests: request.into_inner(), responses, nonce: 0, later: VecDeque::new() };
+        self.1.send(stream).await.map_err(|_| Status::unavailable("the test has ended"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
     async fn delta_aggregated_resources(
@@ -161,6 +219,7 @@ impl Workers {
 
 struct Fixture {
     streams: mpsc::Receiver<ServerStream>,
+    whole: mpsc::Receiver<WholeStream>,
     workers: Workers,
     gate: watch::Sender<bool>,
     state: SharedState,
@@ -172,20 +231,34 @@ impl Fixture {
     async fn stream(&mut self) -> ServerStream {
         tokio::time::timeout(LIMIT, self.streams.recv()).await.expect("a stream in time").expect("a stream")
     }
+
+    async fn whole(&mut self) -> WholeStream {
+        tokio::time::timeout(LIMIT, self.whole.recv()).await.expect("a stream in time").expect("a stream")
+    }
 }
 
-/// Runs the test with a client that is connected to a server of its own.
+/// Runs the test with a client of the mesh that is connected to a server of its own.
 fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
+    run_as(Role::mesh(), test);
+}
+
+/// As [`run`], with a client that speaks state of the world.
+fn run_whole<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
+    run_as(Role { protocol: Protocol::StateOfTheWorld, open_limit: None, ..Role::mesh() }, test);
+}
+
+fn run_as<F: Future<Output = ()>>(role: Role, test: impl FnOnce(Fixture) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, streams) = mpsc::channel(4);
+        let (whole_sender, whole) = mpsc::channel(4);
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         tokio::spawn(
             Server::builder()
-                .add_service(AggregatedDiscoveryServiceServer::new(Ads(sender)))
+                .add_service(AggregatedDiscoveryServiceServer::new(Ads(sender, whole_sender)))
                 .serve_with_incoming(incoming),
         );
         let (gate, receiver) = watch::channel(true);
@@ -194,8 +267,8 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
         let (client, connection) =
             Client::new(Dial(address), workers.clone(), state.clone(), node("pod-1", "default", "0.0.0"));
         let stop = CancellationToken::new();
-        tokio::task::spawn_local(client.run(stop.clone()));
-        test(Fixture { streams, workers, gate, state, connection, stop: stop.clone() }).await;
+        tokio::task::spawn_local(client.with_role(role, Changes::default()).run(stop.clone()));
+        test(Fixture { streams, whole, workers, gate, state, connection, stop: stop.clone() }).await;
         stop.cancel();
     });
 }
@@ -360,7 +433,7 @@ fn client_when_a_resource_is_bad_refuses_it_by_name_and_takes_the_others() {
         let message = nack.unwrap().message;
         assert!(message.contains("cluster a:") && message.contains("transport_socket_matcher"), "{message}");
         assert!(!message.contains("cluster b"), "{message}");
-        let held = fixture.state.lock().unwrap().versions(Kind::Cluster);
+        let held = fixture.state.lock().unwrap().versions(Kind::Cluster, SourceId::ADS);
         assert_eq!(held["a"], "c1", "the last good form stays");
         assert_eq!(held["b"], "c1");
         assert_eq!(target(&fixture.workers.newest().unwrap()), Some(("a".to_owned(), 8001)));
@@ -471,5 +544,130 @@ fn client_when_clusters_and_listeners_are_removed_unsubscribes_what_they_used() 
         let empty = |root: &Root| root.listeners.all().is_empty() && root.clusters.iter().all(Option::is_none);
         fixture.workers.wait("nothing is left", empty).await;
         assert!(!fixture.stop.is_cancelled());
+    });
+}
+
+/// As [`configure`], for state of the world.
+async fn configure_whole(stream: &mut WholeStream) {
+    stream.accepted(Kind::Cluster, "c1", vec![leno_xds::any(&cluster("a"))]).await;
+    assert_eq!(stream.request_of(Kind::Endpoints).await.resource_names, ["a"]);
+    stream.accepted(Kind::Endpoints, "e1", vec![leno_xds::any(&endpoints("a", 8001))]).await;
+    stream.send(Kind::Listener, "l1", vec![leno_xds::any(&listener("l", 80, "r"))]).await;
+    assert_eq!(stream.request_of(Kind::Routes).await.resource_names, ["r"]);
+    stream.accepted(Kind::Routes, "r1", vec![leno_xds::any(&routes("r", "a"))]).await;
+}
+
+#[test]
+fn whole_client_when_all_resources_have_come_publishes_and_acknowledges_version_and_nonce() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        let first = stream.request_of(Kind::Cluster).await;
+        assert_eq!(first.node.unwrap().id, "leno~pod-1.default");
+        assert!(first.resource_names.is_empty() && first.version_info.is_empty());
+        configure_whole(&mut stream).await;
+        let root = fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
+        assert_eq!(target(&root), Some(("a".to_owned(), 8001)));
+        assert_eq!(root.version, 1, "nothing was published before everything had come");
+    });
+}
+
+#[test]
+fn whole_client_when_a_resource_is_not_sent_any_more_removes_it_and_asks_for_what_is_left() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        let both = vec![leno_xds::any(&cluster("a")), leno_xds::any(&cluster("b"))];
+        stream.accepted(Kind::Cluster, "c2", both).await;
+        let asked = stream.request_of(Kind::Endpoints).await;
+        assert_eq!(asked.resource_names, ["a", "b"]);
+        assert_eq!(asked.version_info, "e1", "what was taken last");
+        stream.accepted(Kind::Endpoints, "e2", vec![leno_xds::any(&endpoints("b", 8002))]).await;
+        stream.accepted(Kind::Routes, "r2", vec![leno_xds::any(&routes("r", "b"))]).await;
+        fixture.workers.wait("the route has moved", |root| target(root) == Some(("b".to_owned(), 8002))).await;
+        stream.accepted(Kind::Cluster, "c3", vec![leno_xds::any(&cluster("b"))]).await;
+        assert_eq!(stream.request_of(Kind::Endpoints).await.resource_names, ["b"]);
+        let gone = |root: &Root| root.clusters.iter().flatten().all(|cluster| &*cluster.name == "b");
+        fixture.workers.wait("the cluster is gone", gone).await;
+        assert_eq!(
+            target(&fixture.workers.newest().unwrap()),
+            Some(("b".to_owned(), 8002)),
+            "endpoints of others stay"
+        );
+    });
+}
+
+#[test]
+fn whole_client_when_a_resource_is_bad_refuses_it_by_name_and_keeps_the_version_before() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        let mut bad = cluster("a");
+        bad.transport_socket_matcher = Some(Default::default());
+        let nonce = stream.send(Kind::Cluster, "c2", vec![leno_xds::any(&bad), leno_xds::any(&cluster("b"))]).await;
+        let nack = stream.request_of(Kind::Cluster).await;
+        assert_eq!((nack.response_nonce, nack.version_info), (nonce, "c1".to_owned()));
+        let message = nack.error_detail.expect("a refusal").message;
+        assert!(message.contains("cluster a:") && message.contains("transport_socket_matcher"), "{message}");
+        assert_eq!(
+            target(&fixture.workers.newest().unwrap()),
+            Some(("a".to_owned(), 8001)),
+            "the last good form stays"
+        );
+    });
+}
+
+#[test]
+fn whole_client_when_the_stream_breaks_tells_the_versions_it_holds_and_serves_on() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
+        drop(stream);
+        let mut stream = fixture.whole().await;
+        for (kind, version) in
+            [(Kind::Cluster, "c1"), (Kind::Endpoints, "e1"), (Kind::Listener, "l1"), (Kind::Routes, "r1")]
+        {
+            let request = stream.request_of(kind).await;
+            assert_eq!((request.version_info.as_str(), request.response_nonce.as_str()), (version, ""));
+        }
+        stream.accepted(Kind::Endpoints, "e2", vec![leno_xds::any(&endpoints("a", 8009))]).await;
+        fixture.workers.wait("the endpoint has moved", |root| target(root) == Some(("a".to_owned(), 8009))).await;
+    });
+}
+
+#[test]
+fn listener_when_its_secret_has_not_come_waits_for_it_and_asks_for_it_by_name() {
+    let ads = serde_json::json!({"ads": {}});
+    let mut secure = listener("l", 80, "r");
+    secure.filter_chains[0].transport_socket = leno_xds::json::from_value(&serde_json::json!({
+        "name": "tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"tls_certificate_sds_secret_configs": [{"name": "web", "sds_config": ads}]},
+        },
+    }))
+    .ok();
+    let key = rcgen::generate_simple_self_signed(["web.test".to_owned()]).unwrap();
+    let secret: leno_xds::envoy::extensions::transport_sockets::tls::v3::Secret =
+        leno_xds::json::from_value(&serde_json::json!({
+            "name": "web",
+            "tls_certificate": {
+                "certificate_chain": {"inline_string": key.cert.pem()},
+                "private_key": {"inline_string": key.signing_key.serialize_pem()},
+            },
+        }))
+        .unwrap();
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        stream.send(Kind::Listener, vec![resource("l", "l2", &secure)], &[]).await;
+        assert_eq!(stream.request_of(Kind::Secret).await.resource_names_subscribe, ["web"]);
+        let secured = |root: &Root| root.listeners.all()[0].chains[0].tls.is_some();
+        assert!(!secured(&fixture.workers.newest().unwrap()), "the old form serves");
+        stream.send(Kind::Secret, vec![resource("web", "s1", &secret)], &[]).await;
+        fixture.workers.wait("the listener ends TLS", secured).await;
+        let state = fixture.state.lock().unwrap();
+        let held = format!("{:?}", state.raws(Kind::Secret).collect::<Vec<_>>());
+        assert!(!held.contains("PRIVATE KEY"), "keys are not kept where they are shown");
     });
 }

@@ -4,6 +4,7 @@
 //! `github.com/envoyproxy/go-control-plane/envoy`. The descriptors also give every message a JSON form ([`json`]):
 //! golden files, config dumps and bootstrap files are written in it.
 
+pub mod client;
 pub mod json;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::panic, rustdoc::all)]

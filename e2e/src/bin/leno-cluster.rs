@@ -40,10 +40,14 @@ enum Task {
     Down(Which),
     /// List the clusters and whether they run.
     Status,
-    /// Build the cluster's programs and the load generator, fetch Envoy, and say where they are.
+    /// Build the cluster's programs, the load generator and the suites, fetch Envoy, and say where they are.
     Binaries,
     /// Fetch a stock Envoy where it is not there, and print its path.
     Envoy,
+    /// Build the HTTP/2 conformance suite where it is not there, and print its path.
+    H2spec,
+    /// Build the management server made of go-control-plane where it is not there, and print its path.
+    XdsServer,
     /// Bring an image archive into a cluster.
     LoadImage {
         #[command(flatten)]
@@ -146,11 +150,23 @@ fn run(task: Task) -> Result<(), Error> {
             println!("pause      {}", images::pause(&layout)?.display());
             println!("envoy      {}", binaries::envoy(&layout)?.display());
             println!("fortio     {}", binaries::fortio(&layout)?.display());
+            println!("h2spec     {}", binaries::h2spec(&layout)?.display());
+            println!("xds-server {}", binaries::xds_server(&layout)?.display());
             Ok(())
         }
         Task::Envoy => {
             let layout = Layout::from_environment("demo".parse()?)?;
             println!("{}", binaries::envoy(&layout)?.display());
+            Ok(())
+        }
+        Task::H2spec => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::h2spec(&layout)?.display());
+            Ok(())
+        }
+        Task::XdsServer => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::xds_server(&layout)?.display());
             Ok(())
         }
         Task::Forward { which, service, listen } => {

@@ -19,6 +19,8 @@ struct Module {
     name: &'static str,
     manifest: &'static str,
     sums: &'static str,
+    /// Programs of our own: names and contents of their files.
+    sources: &'static [(&'static str, &'static str)],
     /// Program names as built and as wanted, where they differ.
     renames: &'static [(&'static str, &'static str)],
     /// Variables to set at link time: (variable, module whose version it takes).
@@ -29,6 +31,7 @@ const KUBERNETES: Module = Module {
     name: "kubernetes",
     manifest: include_str!("../../cluster/kubernetes/go.mod"),
     sums: include_str!("../../cluster/kubernetes/go.sum"),
+    sources: &[],
     renames: &[],
     // Without a version Helm and others cannot tell what the server can do.
     versions: &[("k8s.io/component-base/version.gitVersion", "k8s.io/kubernetes")],
@@ -38,6 +41,7 @@ const NODE: Module = Module {
     name: "node",
     manifest: include_str!("../../cluster/node/go.mod"),
     sums: include_str!("../../cluster/node/go.sum"),
+    sources: &[],
     renames: &[("server", "etcd")],
     versions: &[
         ("github.com/containerd/containerd/v2/version.Version", "github.com/containerd/containerd/v2"),
@@ -49,6 +53,25 @@ const LOAD: Module = Module {
     name: "load",
     manifest: include_str!("../../cluster/load/go.mod"),
     sums: include_str!("../../cluster/load/go.sum"),
+    sources: &[],
+    renames: &[],
+    versions: &[],
+};
+
+const SUITES: Module = Module {
+    name: "suites",
+    manifest: include_str!("../../suites/go.mod"),
+    sums: include_str!("../../suites/go.sum"),
+    sources: &[],
+    renames: &[],
+    versions: &[],
+};
+
+const XDS_SERVER: Module = Module {
+    name: "xds-server",
+    manifest: include_str!("../../xds-server/go.mod"),
+    sums: include_str!("../../xds-server/go.sum"),
+    sources: &[("main.go", include_str!("../../xds-server/main.go"))],
     renames: &[],
     versions: &[],
 };
@@ -136,7 +159,9 @@ fn fill_folder(target: &Path, fill: impl FnOnce(&Path) -> Result<(), Error>) -> 
 
 fn build(layout: &Layout, module: &Module) -> Result<PathBuf, Error> {
     let flags = linker_flags(module);
-    let key = fingerprint(&[module.manifest.as_bytes(), module.sums.as_bytes(), flags.as_bytes()]);
+    let mut parts = vec![module.manifest.as_bytes(), module.sums.as_bytes(), flags.as_bytes()];
+    parts.extend(module.sources.iter().map(|(_, content)| content.as_bytes()));
+    let key = fingerprint(&parts);
     let folder = binaries_folder(layout)?;
     let target = folder.join(&key);
     if target.is_dir() {
@@ -161,7 +186,8 @@ fn build(layout: &Layout, module: &Module) -> Result<PathBuf, Error> {
     fill_folder(&target, |partial| {
         let source = partial.join("source");
         std::fs::create_dir_all(&source).map_err(Error::io("create", &source))?;
-        for (file, content) in [("go.mod", module.manifest), ("go.sum", module.sums)] {
+        let files = [("go.mod", module.manifest), ("go.sum", module.sums)];
+        for (file, content) in files.iter().chain(module.sources) {
             std::fs::write(source.join(file), content).map_err(Error::io("write", source.join(file)))?;
         }
         let mut go = Command::new("go");
@@ -201,6 +227,22 @@ pub fn programs(layout: &Layout) -> Result<Programs, Error> {
 /// As [`programs`].
 pub fn fortio(layout: &Layout) -> Result<PathBuf, Error> {
     Ok(build(layout, &LOAD)?.join("fortio"))
+}
+
+/// The path of the HTTP/2 conformance suite `h2spec`; builds it where it is not there.
+///
+/// # Errors
+/// As [`programs`].
+pub fn h2spec(layout: &Layout) -> Result<PathBuf, Error> {
+    Ok(build(layout, &SUITES)?.join("h2spec"))
+}
+
+/// The path of the management server made of go-control-plane; builds it where it is not there.
+///
+/// # Errors
+/// As [`programs`].
+pub fn xds_server(layout: &Layout) -> Result<PathBuf, Error> {
+    Ok(build(layout, &XDS_SERVER)?.join("xds-server"))
 }
 
 /// The path of a stock Envoy; fetches it where it is not there.
@@ -292,6 +334,8 @@ mod tests {
         }
         assert!(kubernetes.iter().any(|name| name == "kubectl"));
         assert_eq!(built(&LOAD), ["fortio"]);
+        assert_eq!(built(&SUITES), ["h2spec"]);
+        assert_eq!(built(&XDS_SERVER), ["xds-server"]);
     }
 
     #[test]

@@ -134,6 +134,37 @@ fn restarts(pod: &Value) -> (i64, i64) {
     (sum("containerStatuses", false), sum("initContainerStatuses", true))
 }
 
+/// Every kind of probe that Kubernetes has.
+const PROBES: [&str; 4] = ["http", "tcp", "grpc", "exec"];
+
+/// A probe of that kind which passes, or fails, when the app of [`probed`] is well.
+fn probe(kind: &str, passes: bool) -> Value {
+    match kind {
+        "http" => json!({"httpGet": {"path": if passes { "/" } else { "/status/500" }, "port": "http"}}),
+        "tcp" => json!({"tcpSocket": {"port": if passes { 8080 } else { 8099 }}}),
+        "grpc" => json!({"grpc": {"port": 8080, "service": if passes { "shop.v1.Ratings" } else { "shop.v1.Nobody" }}}),
+        _ => {
+            let port = if passes { 8080 } else { 8099 };
+            json!({"exec": {"command": ["/leno-demo", "ask", format!("http://127.0.0.1:{port}/")]}, "timeoutSeconds": 3})
+        }
+    }
+}
+
+/// An app for a probe of that kind: an echo server, or for gRPC one that serves the health protocol.
+fn probed(name: &str, kind: &str, probes: &Value) -> App {
+    let mut container = json!({"ports": [{"name": "http", "containerPort": 8080}]});
+    for (name, probe) in probes.as_object().into_iter().flatten() {
+        container[name] = probe.clone();
+    }
+    let app = App::echo(LAB, name).container(container);
+    if kind == "grpc" {
+        let service = json!({"ports": [{"name": "grpc", "port": 80, "targetPort": 8080}]});
+        app.args(&["ratings", "--listen=0.0.0.0:8080"]).service(service)
+    } else {
+        app
+    }
+}
+
 pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
     let strict = |probe: Value| {
         let mut probe = probe;
@@ -141,19 +172,14 @@ pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
         probe["failureThreshold"] = 1.into();
         probe
     };
-    let apps =
-        [("http", json!({"httpGet": {"path": "/", "port": "http"}})), ("tcp", json!({"tcpSocket": {"port": 8080}}))]
-            .map(|(kind, probe)| {
-                App::echo(LAB, &format!("probed-{kind}")).container(json!({
-                    "ports": [{"name": "http", "containerPort": 8080}],
-                    "livenessProbe": strict(probe.clone()),
-                    "readinessProbe": strict(probe),
-                }))
-            });
+    let apps = PROBES.map(|kind| {
+        let probe = strict(probe(kind, true));
+        probed(&format!("probed-{kind}"), kind, &json!({"livenessProbe": probe, "readinessProbe": probe}))
+    });
     apps.iter().try_for_each(|app| app.apply(bed))?;
     apps.iter().try_for_each(|app| app.wait(bed))?;
     let result = (|| {
-        for kind in ["http", "tcp"] {
+        for kind in PROBES {
             let name = bed.pod(LAB, &format!("app=probed-{kind}"))?["metadata"]["name"]
                 .as_str()
                 .context("no name")?
@@ -170,8 +196,11 @@ pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
                 let pod = bed.get(&["pod", &name, "-n", LAB])?;
                 ensure(restarts(&pod).0 == 0, || format!("the app restarted: {}", pod["status"]["containerStatuses"]))
             })?;
-            let answer = bed.ask(LAB, CLIENT, &[&format!("http://probed-{kind}/")])?;
-            ensure(answer["status"] == 200, || format!("after the kill: {answer}"))?;
+            // The gRPC app has no page and says so; only a proxy without an app answers 503.
+            let answer = bed.ask(LAB, CLIENT, &[&format!("http://probed-{kind}/"), "--http2"])?;
+            ensure(answer["status"].as_u64().is_some_and(|status| status < 500), || {
+                format!("after the kill: {answer}")
+            })?;
         }
         Ok(())
     })();
@@ -181,25 +210,31 @@ pub(super) fn probes_survive_a_killed_proxy(bed: &Bed) -> Result<()> {
 
 pub(super) fn failing_probe_still_fails(bed: &Bed) -> Result<()> {
     // A probe that always passed would be worthless: one that must fail does.
-    let app = App::echo(LAB, "unwell").container(json!({
-        "ports": [{"name": "http", "containerPort": 8080}],
-        "readinessProbe": {"httpGet": {"path": "/status/500", "port": "http"}, "periodSeconds": 1},
-    }));
-    app.apply(bed)?;
-    let result = bed
-        .wait("the app to run", Duration::from_secs(30), || {
-            let pod = bed.pod(LAB, "app=unwell")?;
-            Ok(pod["status"]["containerStatuses"][0]["state"]["running"].is_object().then_some(()))
+    let apps = PROBES.map(|kind| {
+        let mut probe = probe(kind, false);
+        probe["periodSeconds"] = 1.into();
+        probed(&format!("unwell-{kind}"), kind, &json!({"readinessProbe": probe}))
+    });
+    apps.iter().try_for_each(|app| app.apply(bed))?;
+    let ready = |kind: &str| -> Result<Value> {
+        let pod = bed.pod(LAB, &format!("app=unwell-{kind}"))?;
+        Ok(pod["status"]["containerStatuses"][0].clone())
+    };
+    let result = PROBES
+        .iter()
+        .try_for_each(|kind| {
+            bed.wait(&format!("unwell-{kind} to run"), Duration::from_secs(30), || {
+                Ok(ready(kind)?["state"]["running"].is_object().then_some(()))
+            })
         })
         .and_then(|()| {
             bed.stays("unready", Duration::from_secs(3), || {
-                let pod = bed.pod(LAB, "app=unwell")?;
-                ensure(pod["status"]["containerStatuses"][0]["ready"] == false, || {
-                    "it is ready though its probe answers 500".into()
+                PROBES.iter().try_for_each(|kind| {
+                    ensure(ready(kind)?["ready"] == false, || format!("ready though its {kind} probe must fail"))
                 })
             })
         });
-    app.remove(bed)?;
+    apps.iter().try_for_each(|app| app.remove(bed))?;
     result
 }
 

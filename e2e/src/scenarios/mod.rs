@@ -5,6 +5,7 @@
 pub(crate) mod canary;
 mod external;
 mod injection;
+mod interrupted;
 mod lifecycle;
 mod meshinstalls;
 mod objects;
@@ -50,8 +51,8 @@ const ALL: &[Scenario] = &[
     ("injection_when_asked_or_declined_then_obeys", injection::who_is_injected),
     ("injected_pod_then_has_the_shape_of_the_contract", injection::shape_of_the_pod),
     ("job_when_injected_then_completes", injection::job_completes),
-    ("probe_when_proxy_is_killed_then_app_does_not_restart", injection::probes_survive_a_killed_proxy),
-    ("probe_when_app_is_unwell_then_fails", injection::failing_probe_still_fails),
+    ("probe_of_any_kind_when_proxy_is_killed_then_app_does_not_restart", injection::probes_survive_a_killed_proxy),
+    ("probe_of_any_kind_when_app_is_unwell_then_fails", injection::failing_probe_still_fails),
     ("sidecar_image_when_patched_then_app_keeps_running", injection::image_patch_keeps_the_app),
     ("schema_when_tables_are_applied_then_accepts_and_refuses", objects::tables_of_the_schema),
     ("traffic_kinds_when_read_in_every_version_then_are_as_written", objects::every_version_is_served),
@@ -74,7 +75,7 @@ const ALL: &[Scenario] = &[
     ("control_plane_when_restarted_then_no_traffic_moves", resilience::control_plane_restart_moves_no_traffic),
     ("control_plane_replica_when_killed_then_no_request_fails", resilience::one_replica_killed),
     ("control_plane_when_gone_for_a_minute_then_no_request_fails", resilience::control_plane_gone_for_a_minute),
-    ("operator_when_killed_at_every_step_of_an_install_then_ready", resilience::operator_killed_at_every_step),
+    ("operator_when_killed_at_every_step_of_an_install_then_ready", interrupted::operator_killed_at_every_step),
     ("mesh_when_at_rest_then_nothing_is_written", lifecycle::nothing_is_written_at_rest),
     ("demo_on_a_cluster_of_the_user_then_runs_and_leaves_nothing", external::demo_on_a_users_cluster),
 ];

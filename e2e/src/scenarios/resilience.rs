@@ -1,17 +1,17 @@
 //! When parts of the mesh are gone: traffic goes on, and whatever waits starts when they are back.
 
 use crate::{
-    bed::{Bed, Load, condition_of, ensure},
+    bed::{Bed, Load, ensure},
     install::SYSTEM,
     lab::{App, LAB},
 };
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 const CLIENT: &str = "deploy/client";
-const MESH: [&str; 2] = ["meshinstall", "default"];
-const OPERATOR: &str = "deployment/leno-operator";
+pub(super) const MESH: [&str; 2] = ["meshinstall", "default"];
+pub(super) const OPERATOR: &str = "deployment/leno-operator";
 const CONTROL_PLANE: &str = "deployment/leno-control-plane-default";
 const SELECTOR: &str = "app.kubernetes.io/name=leno-control-plane,app.kubernetes.io/instance=default";
 const GONE: Duration = Duration::from_secs(60);
@@ -24,8 +24,14 @@ fn no_failure(what: &str, load: Load) -> Result<f64> {
     Ok(counted.requests as f64)
 }
 
-fn scale(bed: &Bed, what: &str, replicas: u32) -> Result<()> {
+pub(super) fn scale(bed: &Bed, what: &str, replicas: u32) -> Result<()> {
     bed.kubectl(&["-n", SYSTEM, "scale", what, &format!("--replicas={replicas}")]).map(drop)
+}
+
+pub(super) fn operator_is_gone(bed: &Bed) -> Result<()> {
+    bed.wait("the operator to be gone", Duration::from_secs(40), || {
+        Ok(bed.pods(SYSTEM, "app.kubernetes.io/name=leno-operator")?.is_empty().then_some(()))
+    })
 }
 
 /// The mesh as it was, whatever happened.
@@ -56,9 +62,7 @@ fn gone_for_a_minute(bed: &Bed) -> Result<()> {
     let warm = bed.client(LAB, CLIENT, &[url, "--requests", "50"])?;
     ensure(warm.failed == 0, || format!("before: {:?}", warm.errors))?;
     scale(bed, OPERATOR, 0)?;
-    bed.wait("the operator to be gone", Duration::from_secs(40), || {
-        Ok(bed.pods(SYSTEM, "app.kubernetes.io/name=leno-operator")?.is_empty().then_some(()))
-    })?;
+    operator_is_gone(bed)?;
     let load = bed.load(LAB, CLIENT, &[url, "--seconds", "75", "--rate", "100", "--concurrency", "8"])?;
     let fresh = bed.load(LAB, CLIENT, &[url, "--seconds", "75", "--rate", "20", "--no-keep-alive"])?;
     scale(bed, CONTROL_PLANE, 0)?;
@@ -140,59 +144,5 @@ pub(super) fn one_replica_killed(bed: &Bed) -> Result<()> {
     bed.kubectl(&["-n", LAB, "delete", "virtualservice", "after-the-kill"])?;
     in_force?;
     no_failure("while a replica was killed", load)?;
-    bed.wait_condition(&MESH, "Ready", Duration::from_secs(60)).map(drop)
-}
-
-/// What an install makes, in words of kubectl; the operator is killed as soon as each of them is there.
-const STEPS: [&str; 5] = [
-    "namespace/interrupted",
-    "secret/leno-ca -n interrupted",
-    "deployment/leno-control-plane-interrupted -n interrupted",
-    "mutatingwebhookconfiguration/leno-injector-interrupted",
-    "configmap/leno-root -n interrupted-apps",
-];
-
-pub(super) fn operator_killed_at_every_step(bed: &Bed) -> Result<()> {
-    bed.apply(&crate::lab::namespace("interrupted-apps", json!({"e2e": "interrupted"})))?;
-    let install = json!({
-        "apiVersion": "mesh.leno.dev/v1alpha1", "kind": "MeshInstall", "metadata": {"name": "interrupted"},
-        "spec": {"version": bed.release.version, "namespace": "interrupted", "controlPlane": {"replicas": 1},
-            "mesh": {"namespaces": {"matchLabels": {"e2e": "interrupted"}}}},
-    });
-    let kill = || {
-        bed.kubectl(&[
-            "-n",
-            SYSTEM,
-            "delete",
-            "pods",
-            "-l",
-            "app.kubernetes.io/name=leno-operator",
-            "--force",
-            "--grace-period=0",
-        ])
-    };
-    let result = (|| {
-        bed.apply(&install.to_string())?;
-        let mut kills = 0;
-        for step in STEPS {
-            let words: Vec<&str> =
-                ["get"].into_iter().chain(step.split(' ')).chain(["--ignore-not-found", "-o", "name"]).collect();
-            let already = !bed.kubectl(&words)?.is_empty();
-            bed.wait(step, Duration::from_secs(45), || Ok((!bed.kubectl(&words)?.is_empty()).then_some(())))?;
-            // Steps that one run made together are one kill.
-            if !already || kills == 0 {
-                kill()?;
-                kills += 1;
-            }
-        }
-        bed.figures.add("operator_killed_during_install", f64::from(kills), "times");
-        bed.wait_condition(&["meshinstall", "interrupted"], "Ready", Duration::from_secs(90)).map(drop)
-    })();
-    let describe = |value: &Value| condition_of(value, "Ready").cloned().unwrap_or_default().to_string();
-    let end = bed.get(&["meshinstall", "interrupted"]).map(|value| describe(&value)).unwrap_or_default();
-    bed.wait_rollout(SYSTEM, OPERATOR, Duration::from_secs(60))?;
-    bed.kubectl(&["delete", "meshinstall", "interrupted", "--timeout=60s"])?;
-    bed.kubectl(&["delete", "namespace", "interrupted-apps", "--wait=false"])?;
-    result.context(end)?;
     bed.wait_condition(&MESH, "Ready", Duration::from_secs(60)).map(drop)
 }

@@ -21,6 +21,7 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
     match kind {
         Kind::Cluster => ("ClustersConfigDump", "dynamic_active_clusters", "cluster"),
         Kind::Endpoints => ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"),
+        Kind::Secret => ("SecretsConfigDump", "dynamic_active_secrets", "secret"),
         Kind::Listener => ("ListenersConfigDump", "dynamic_listeners", "listener"),
         Kind::Routes => ("RoutesConfigDump", "dynamic_route_configs", "route_config"),
     }

@@ -46,6 +46,12 @@ impl Listeners {
         listeners
     }
 
+    /// Whether a listener of these is not among those. Both are in the order of their names.
+    pub fn any_gone_in(&self, newer: &Self) -> bool {
+        let mut left = newer.all.iter();
+        !self.all.iter().all(|old| left.any(|new| new.name == old.name))
+    }
+
     /// Every listener in the order given.
     pub fn all(&self) -> &[Arc<Listener>] {
         &self.all

@@ -1,6 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{Direction, RouteTable};
+use super::{Direction, Edge, FilterEntry, LocalReplies, RouteTable};
 use crate::telemetry::LogFormat;
 use std::{sync::Arc, time::Duration};
 
@@ -15,30 +15,69 @@ pub struct HttpManager {
     pub codec: Codec,
     /// Where requests go.
     pub routes: Arc<RouteTable>,
-    /// What a request passes through, in order.
-    pub filters: Vec<HttpFilter>,
+    /// What a request passes through before its route acts, in order.
+    pub filters: Vec<FilterEntry>,
+    /// How requests are sent on.
+    pub router: RouterOptions,
     /// The line to write for each request, if any.
     pub access_log: Option<Arc<LogFormat>>,
-    /// From the first byte of a request to the end of its head; default 10 s.
+    /// From the first byte of a request to the end of its head; default 10 s. Later is answered with 408.
     pub request_head_timeout: Duration,
     /// A connection without a request for so long is closed; default one hour.
     pub idle_timeout: Duration,
     /// A request on which nothing moved for so long is ended; default five minutes, zero is never.
     pub stream_idle_timeout: Duration,
+    /// From a request's head to the end of its body; later is answered with 408. `None` (the default) is no limit.
+    pub request_timeout: Option<Duration>,
+    /// From a request's head to the end of its response. `None` (the default) is no limit.
+    pub max_stream_duration: Option<Duration>,
+    /// A connection takes no more requests after so long. `None` (the default) is no limit.
+    pub max_connection_duration: Option<Duration>,
+    /// So many per cent are added to `max_connection_duration` at most, by chance, so that connections do not end together.
+    pub connection_duration_jitter: f64,
+    /// How long an idle connection of HTTP/1 that takes no more requests stays open for one that is on its way; default 5 s.
+    pub drain_timeout: Duration,
+    /// How long the client may take to read the last response of a connection; default 1 s, zero closes at once.
+    pub delayed_close_timeout: Duration,
+    /// Requests of a connection at most. `None` (the default) is no limit.
+    pub max_requests_per_connection: Option<u32>,
     /// Bytes of a request's head; default 60 KiB, more answers 431.
     pub max_head_bytes: usize,
-    /// Headers of a request; default 100, more answers 431.
+    /// Headers of a request; default 100, more answers 431. At most [`MAX_HEADERS`].
     pub max_headers: usize,
     /// Resolve `.` and `..` and unescape unreserved characters before matching; default true.
     pub normalize_path: bool,
     /// Make `//` one `/` before matching; default false.
     pub merge_slashes: bool,
+    /// What is done about `%2F` and `%5C` in a path; default nothing.
+    pub escaped_slashes: EscapedSlashes,
+    /// What is done about names of headers with underscores; default nothing.
+    pub underscores: Underscores,
     /// Give a request without `x-request-id` one; default true.
     pub generate_request_id: bool,
-    /// Protocols to which an HTTP/1.1 connection may be upgraded, lower case, e.g. `websocket`.
+    /// Protocols to which a connection may be upgraded, lower case, e.g. `websocket`; `connect` is CONNECT itself. A request
+    /// that wants another one is answered with 403.
     pub upgrades: Vec<Arc<str>>,
-    /// Take `host` without its port when a virtual host is looked up; default false.
-    pub strip_host_port: bool,
+    /// Which ports are taken away from a request's host; default none.
+    pub strip_port: StripPort,
+    /// Take a dot at the end of a request's host away; default false.
+    pub strip_trailing_dot: bool,
+    /// Who the client is, and what others are told about it; `None` is [`Edge::default`], which costs nothing.
+    pub edge: Option<Box<Edge>>,
+    /// What becomes of the `server` header of responses; default [`ServerHeader::PassThrough`].
+    pub server_header: ServerHeader,
+    /// Serve HTTP/1.0; default true. Otherwise it is answered with 426.
+    pub accept_http_10: bool,
+    /// The host of an HTTP/1.0 request that names none.
+    pub default_host_for_http_10: Option<Arc<str>>,
+    /// `Expect: 100-continue` is the endpoint's affair; default false: answered here.
+    pub proxy_100_continue: bool,
+    /// Names of headers are written to clients of HTTP/1 in the form `Content-Type`; default false: as they came.
+    pub proper_case: bool,
+    /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
+    pub stream_error_on_invalid: bool,
+    /// How answers of the proxy itself are changed.
+    pub local_replies: Option<Box<LocalReplies>>,
     /// Limits for HTTP/2 connections.
     pub http2: Http2Options,
 }
@@ -50,21 +89,89 @@ impl Default for HttpManager {
             direction: Direction::Outbound,
             codec: Codec::Auto,
             routes: Arc::default(),
-            filters: vec![HttpFilter::Router],
+            filters: Vec::new(),
+            router: RouterOptions::default(),
             access_log: None,
             request_head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             stream_idle_timeout: Duration::from_secs(300),
+            request_timeout: None,
+            max_stream_duration: None,
+            max_connection_duration: None,
+            connection_duration_jitter: 0.0,
+            drain_timeout: Duration::from_secs(5),
+            delayed_close_timeout: Duration::from_secs(1),
+            max_requests_per_connection: None,
             max_head_bytes: 60 * 1024,
             max_headers: 100,
             normalize_path: true,
             merge_slashes: false,
+            escaped_slashes: EscapedSlashes::Keep,
+            underscores: Underscores::Allow,
             generate_request_id: true,
             upgrades: vec![Arc::from("websocket")],
-            strip_host_port: false,
+            strip_port: StripPort::Never,
+            strip_trailing_dot: false,
+            edge: None,
+            server_header: ServerHeader::PassThrough,
+            accept_http_10: true,
+            default_host_for_http_10: None,
+            proxy_100_continue: false,
+            proper_case: false,
+            stream_error_on_invalid: false,
+            local_replies: None,
             http2: Http2Options::default(),
         }
     }
+}
+
+/// The most headers that [`HttpManager::max_headers`] may allow.
+pub const MAX_HEADERS: usize = 1024;
+
+/// What is done about escaped slashes and backslashes (`%2F`, `%5C`) in a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EscapedSlashes {
+    /// They stay.
+    Keep,
+    /// The request is refused with 400.
+    Reject,
+    /// They become slashes, and the client is sent there with 307.
+    Redirect,
+    /// They become slashes.
+    Unescape,
+}
+
+/// What is done about names of headers with underscores, which some servers take for hyphens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Underscores {
+    /// They pass.
+    Allow,
+    /// The request is refused with 400.
+    Reject,
+    /// The header is left out.
+    Drop,
+}
+
+/// Which ports are taken away from a request's host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StripPort {
+    /// None.
+    Never,
+    /// The one to which the client connected.
+    Matching,
+    /// Each.
+    Any,
+}
+
+/// What becomes of the `server` header of responses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerHeader {
+    /// It stays as the endpoint wrote it.
+    PassThrough,
+    /// It becomes this.
+    Overwrite(Arc<str>),
+    /// It becomes this where the endpoint wrote none.
+    IfAbsent(Arc<str>),
 }
 
 /// The protocol of downstream connections.
@@ -78,11 +185,13 @@ pub enum Codec {
     Http2,
 }
 
-/// One stage of the pipeline. An enum, so that the pipeline is read in one place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HttpFilter {
-    /// Sends the request to its route's target; the last one.
-    Router,
+/// How requests are sent on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RouterOptions {
+    /// Add none of Envoy's own headers (`x-envoy-*`) to requests and responses.
+    pub suppress_envoy_headers: bool,
+    /// Take the limit in `x-envoy-expected-rq-timeout-ms`, which the proxy before us has set, for the route's.
+    pub respect_expected_timeout: bool,
 }
 
 /// Explicit limits of an HTTP/2 connection.

@@ -48,6 +48,11 @@ impl RegexMatch {
         self.regex.replace_all(text, substitution.as_bytes()).into_owned()
     }
 
+    /// What the groups of the pattern found.
+    pub fn captures<'t>(&self, text: &'t [u8]) -> Option<regex::bytes::Captures<'t>> {
+        self.regex.captures(text)
+    }
+
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.source

@@ -7,17 +7,30 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod action;
 mod balancing;
 mod chain;
 mod cluster;
+mod edge;
+mod filter;
+mod hash;
+mod headers;
 mod health;
 mod http;
+mod local_reply;
 mod matcher;
+mod ratelimit;
+mod retry;
 mod route;
+mod template;
 #[cfg(test)]
 mod tests;
 mod tls;
 
+pub use action::{
+    Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
+    RegexRewrite, TargetChoice, WeightedCluster,
+};
 pub use balancing::{
     Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
     Subsets,
@@ -30,16 +43,28 @@ pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
     TcpKeepalive, UpstreamProtocol,
 };
+pub use edge::{ClientCert, Detection, Edge};
+pub use filter::{
+    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,
+    HealthFilter, HttpFilter, Rbac, Share,
+};
+pub use hash::{HashPolicy, HashSource};
+pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{
     Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
     Statuses,
 };
-pub use http::{Codec, Http2Options, HttpFilter, HttpManager};
-pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
-pub use route::{
-    Action, DirectResponse, Forward, HeaderOp, HeaderOps, HostRewrite, PathMatch, PathRewrite, Redirect, RetryOn,
-    RetryPolicy, Route, RouteMatch, RouteTable, TableError, VirtualHost, WeightedCluster,
+pub use http::{
+    Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,
 };
+pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
+pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
+pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
+pub use route::{
+    CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,
+};
+pub use template::{TemplateError, UriTemplate};
 pub use tls::{ClientTls, MeshTls, ServerTls};
 
 use crate::telemetry::WorkloadLabels;

@@ -1,10 +1,11 @@
 //! Route tables: virtual hosts by domain, routes in order, and what a route does.
 
 use super::{
-    ClusterId,
-    matcher::{HeaderMatch, QueryMatch, RegexError, RegexMatch, re2_substitution},
+    Action, FilterSettings, HeaderOps, UriTemplate,
+    matcher::{HeaderMatch, QueryMatch, RegexMatch, StringMatch},
+    ratelimit::RateLimitPolicy,
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 /// Virtual hosts and the indices to find one by the request's authority.
 #[derive(Debug, Default)]
@@ -13,6 +14,10 @@ pub struct RouteTable {
     pub name: Arc<str>,
     /// Header changes for every request and response of the table, applied after those of route and virtual host.
     pub headers: HeaderOps,
+    /// How the table is searched and applied beside its virtual hosts.
+    pub options: TableOptions,
+    /// Settings of filters for the whole table; those of virtual hosts and routes come first.
+    pub filters: FilterSettings,
     hosts: Vec<VirtualHost>,
     exact: HashMap<Box<str>, usize>,
     /// `*.example.com` as `.example.com`, longest first.
@@ -20,6 +25,19 @@ pub struct RouteTable {
     /// `example.*` as `example.`, longest first.
     prefixes: Vec<(Box<str>, usize)>,
     any: Option<usize>,
+}
+
+/// How a route table is searched and applied.
+#[derive(Debug, Default)]
+pub struct TableOptions {
+    /// The port in a request's authority does not matter when a virtual host is looked up.
+    pub ignore_port: bool,
+    /// Virtual hosts are looked up by this header instead of the authority; lower case.
+    pub host_header: Option<Box<str>>,
+    /// Paths are compared without what follows their first `;`.
+    pub ignore_path_parameters: bool,
+    /// Header changes go from the table's to the route's, so that the most specific one is made last.
+    pub most_specific_headers_win: bool,
 }
 
 /// Why a route table is refused.
@@ -154,6 +172,30 @@ pub struct VirtualHost {
     pub routes: Vec<Arc<Route>>,
     /// Header changes for every request and response, applied after those of the route.
     pub headers: HeaderOps,
+    /// Settings of filters; those of the routes come first.
+    pub filters: FilterSettings,
+    /// Who is sent to `https` when not there already.
+    pub require_tls: RequireTls,
+    /// Tell endpoints the number of the attempt (`x-envoy-attempt-count`).
+    pub attempt_count_in_request: bool,
+    /// Tell clients the number of attempts.
+    pub attempt_count_in_response: bool,
+    /// Tell endpoints that the attempt before ran into its limit (`x-envoy-is-timeout-retry`).
+    pub timeout_retry_in_request: bool,
+    /// What requests count against limits of rates, unless the route says it.
+    pub rate_limits: Vec<RateLimitPolicy>,
+}
+
+/// Who is sent to `https` when not there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RequireTls {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Requests that come from outside (without `x-envoy-internal: true`).
+    External,
+    /// Everybody.
+    All,
 }
 
 /// One route.
@@ -167,8 +209,24 @@ pub struct Route {
     pub action: Action,
     /// Header changes, applied first.
     pub headers: HeaderOps,
+    /// Settings of filters, the first that are looked at but for those of a weighted target.
+    pub filters: FilterSettings,
     /// The configuration object (VirtualService) it came from.
     pub origin: Option<Arc<str>>,
+}
+
+impl Route {
+    /// A route without header changes and settings of filters.
+    pub fn new(name: &str, matches: RouteMatch, action: Action) -> Self {
+        Self {
+            name: name.into(),
+            matches,
+            action,
+            headers: HeaderOps::default(),
+            filters: FilterSettings::default(),
+            origin: None,
+        }
+    }
 }
 
 /// When a route applies: all conditions hold.
@@ -182,13 +240,42 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Conditions on query parameters.
     pub query: Vec<QueryMatch>,
+    /// Conditions on cookies.
+    pub cookies: Vec<CookieMatch>,
+    /// Only gRPC calls.
+    pub grpc: bool,
+    /// Whether the client showed a certificate.
+    pub certificate_presented: Option<bool>,
+    /// Whether the client showed a certificate that was verified.
+    pub certificate_validated: Option<bool>,
     /// The share of requests in millionths to which the route applies; `None` is all.
     pub fraction: Option<u32>,
 }
 
+/// A condition on a cookie.
+#[derive(Debug)]
+pub struct CookieMatch {
+    /// The cookie's name.
+    pub name: Box<str>,
+    /// What its value must be.
+    pub test: StringMatch,
+    /// The condition holds when the test does not; also where there is no such cookie.
+    pub invert: bool,
+}
+
 impl Default for RouteMatch {
     fn default() -> Self {
-        Self { path: PathMatch::Any, case_sensitive: true, headers: Vec::new(), query: Vec::new(), fraction: None }
+        Self {
+            path: PathMatch::Any,
+            case_sensitive: true,
+            headers: Vec::new(),
+            query: Vec::new(),
+            cookies: Vec::new(),
+            grpc: false,
+            certificate_presented: None,
+            certificate_validated: None,
+            fraction: None,
+        }
     }
 }
 
@@ -205,209 +292,8 @@ pub enum PathMatch {
     SeparatedPrefix(Box<str>),
     /// The whole of it matches.
     Regex(RegexMatch),
-}
-
-/// What a route does.
-#[derive(Debug)]
-pub enum Action {
-    /// Sends the request on.
-    Forward(Box<Forward>),
-    /// Answers with a redirect.
-    Redirect(Box<Redirect>),
-    /// Answers by itself.
-    Direct(DirectResponse),
-}
-
-/// Sends a request to a cluster.
-#[derive(Debug, Default)]
-pub struct Forward {
-    /// The targets; one is chosen by weight. At least one.
-    pub targets: Vec<WeightedCluster>,
-    /// A change of the path.
-    pub path: Option<PathRewrite>,
-    /// A change of the authority.
-    pub host: Option<HostRewrite>,
-    /// From the request's end to the response's end; `None` and zero are no limit.
-    pub timeout: Option<Duration>,
-    /// Replaces the connection manager's stream idle timeout; zero is no limit.
-    pub idle_timeout: Option<Duration>,
-    /// When a request is tried again; `None` is never.
-    pub retry: Option<Arc<RetryPolicy>>,
-}
-
-/// One weighted target of a route.
-#[derive(Debug)]
-pub struct WeightedCluster {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// Its share of the sum of all weights.
-    pub weight: u32,
-    /// Header changes for this target, applied before the route's.
-    pub headers: HeaderOps,
-    /// Replaces the route's change of the authority.
-    pub host: Option<HostRewrite>,
-}
-
-impl WeightedCluster {
-    /// A target that takes everything, with no changes.
-    pub fn all(cluster: ClusterId) -> Self {
-        Self { cluster, weight: 1, headers: HeaderOps::default(), host: None }
-    }
-}
-
-/// A change of the path.
-#[derive(Debug)]
-pub enum PathRewrite {
-    /// What was matched (the prefix, or the whole path where that or an expression was asked for) becomes this.
-    Prefix(Box<str>),
-    /// Every match becomes the substitution.
-    Regex {
-        /// What is looked for.
-        regex: RegexMatch,
-        /// In the syntax of the regex crate.
-        substitution: Box<str>,
-    },
-}
-
-impl PathRewrite {
-    /// A rewrite by regular expression with RE2's substitution (`\1`).
-    ///
-    /// # Errors
-    /// When the pattern does not compile.
-    pub fn regex(pattern: &str, substitution: &str) -> Result<Self, RegexError> {
-        Ok(Self::Regex {
-            regex: RegexMatch::searching(pattern)?,
-            substitution: re2_substitution(substitution).into_boxed_str(),
-        })
-    }
-}
-
-/// A change of the authority.
-#[derive(Debug)]
-pub enum HostRewrite {
-    /// To this.
-    Literal(Box<str>),
-    /// To the value of this header, if it is there.
-    Header(Box<str>),
-}
-
-/// An answer that sends the client elsewhere.
-#[derive(Debug, Default)]
-pub struct Redirect {
-    /// 301, 302, 303, 307 or 308.
-    pub code: u16,
-    /// Replaces the scheme.
-    pub scheme: Option<Box<str>>,
-    /// Replaces the host (without port).
-    pub host: Option<Box<str>>,
-    /// Replaces the port.
-    pub port: Option<u16>,
-    /// Replaces the whole path (a query of its own in it is kept).
-    pub path: Option<Box<str>>,
-    /// Changes the path otherwise.
-    pub rewrite: Option<PathRewrite>,
-    /// Leaves out the query.
-    pub strip_query: bool,
-}
-
-/// An answer given by the proxy.
-#[derive(Debug)]
-pub struct DirectResponse {
-    /// The status.
-    pub code: u16,
-    /// The body, at most 4 KiB as Envoy has it by default (the control side checks).
-    pub body: Box<[u8]>,
-}
-
-/// When and how often a request is tried again. The first attempt is not counted.
-#[derive(Debug, Clone)]
-pub struct RetryPolicy {
-    /// How often at most.
-    pub attempts: u32,
-    /// On what.
-    pub on: RetryOn,
-    /// Statuses of `retriable-status-codes`.
-    pub statuses: Vec<u16>,
-    /// Conditions of `retriable-headers` on a response's headers; one that holds is enough.
-    pub headers: Vec<HeaderMatch>,
-    /// A limit for each attempt, from its start to the response head; `None` is none.
-    pub per_try_timeout: Option<Duration>,
-    /// Prefer endpoints that were not tried yet (`previous_hosts`).
-    pub avoid_tried: bool,
-    /// Waits before retries: the base, doubled each time, jittered; at most `max_backoff`. Default 25 ms, 250 ms.
-    pub base_backoff: Duration,
-    /// The longest wait.
-    pub max_backoff: Duration,
-}
-
-impl Default for RetryPolicy {
-    fn default() -> Self {
-        Self {
-            attempts: 2,
-            on: RetryOn::default(),
-            statuses: Vec::new(),
-            headers: Vec::new(),
-            per_try_timeout: None,
-            avoid_tried: true,
-            base_backoff: Duration::from_millis(25),
-            max_backoff: Duration::from_millis(250),
-        }
-    }
-}
-
-/// The conditions of a retry. Connection failures, refused streams, and reused connections that were closed before
-/// anything was answered to nothing sent, are always safe; the others are opted into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct RetryOn {
-    /// Could not connect.
-    pub connect_failure: bool,
-    /// The endpoint refused the stream (HTTP/2).
-    pub refused_stream: bool,
-    /// The connection broke before any of the request was sent.
-    pub reset_before_request: bool,
-    /// The connection broke before a response.
-    pub reset: bool,
-    /// Any 5xx, or no response at all.
-    pub server_error: bool,
-    /// 502, 503, 504.
-    pub gateway_error: bool,
-    /// 409.
-    pub retriable_4xx: bool,
-    /// One of the policy's statuses.
-    pub statuses: bool,
-    /// A response with one of the policy's headers.
-    pub headers: bool,
-    /// gRPC status codes in a response's head, as a bit set by code.
-    pub grpc_statuses: u32,
-}
-
-/// Changes of headers, in order.
-#[derive(Debug, Default)]
-pub struct HeaderOps {
-    /// On the request.
-    pub request: Vec<HeaderOp>,
-    /// On the response.
-    pub response: Vec<HeaderOp>,
-}
-
-impl HeaderOps {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.request.is_empty() && self.response.is_empty()
-    }
-}
-
-/// One change of a header. Names are lower case; names and values were checked to be valid.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeaderOp {
-    /// Replaces all values, or adds the header.
-    Set(Box<str>, Box<str>),
-    /// Adds a value beside those there.
-    Append(Box<str>, Box<str>),
-    /// Adds the header if it is not there.
-    AddIfAbsent(Box<str>, Box<str>),
-    /// Replaces all values if it is there.
-    SetIfPresent(Box<str>, Box<str>),
-    /// Removes it.
-    Remove(Box<str>),
+    /// It fits a template such as `/v1/{name}/*`.
+    Template(UriTemplate),
+    /// Any target of the method CONNECT.
+    Connect,
 }

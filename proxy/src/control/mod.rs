@@ -9,6 +9,7 @@ pub mod plane;
 pub mod podinfo;
 pub mod serving;
 pub mod sockets;
+mod sources;
 pub mod standalone;
 pub mod upstreams;
 

@@ -170,6 +170,7 @@ async fn publish(
 }
 
 /// The discovery client's end.
+#[derive(Clone)]
 pub struct Publisher {
     roots: watch::Sender<Option<Arc<Root>>>,
     taken: watch::Receiver<Taken>,

@@ -4,16 +4,15 @@ use super::RunError;
 use super::engine::Engine;
 use super::plane::Listening;
 use super::sockets::LiveSockets;
+use super::sources::Feed;
 use crate::admin;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
-use crate::xds::{Connection, Kind, Publish as _, State};
-use leno_xds::envoy::service::discovery::v3::DeltaDiscoveryResponse;
+use crate::xds::{Changes, State};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::watch;
+use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long open connections may take to end at most when the process is told to leave.
@@ -26,7 +25,7 @@ pub struct Settings {
     pub bootstrap: Bootstrap,
     /// Worker threads; at least 1.
     pub workers: usize,
-    /// How long connections of a listener that goes may take to end.
+    /// How long connections may take to end when the process leaves; never more than 20 seconds.
     pub drain_limit: Duration,
     /// Where to write the address of the admin server, if anywhere.
     pub admin_address_path: Option<PathBuf>,
@@ -52,7 +51,16 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let engine = Engine::new(settings.workers, state, CredentialStore::new(), Listening::AsConfigured(sockets));
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
-    let (_connection, connection) = watch::channel(Connection::default());
+    let local = LocalSet::new();
+    let _inside = local.enter();
+    let feed = Feed {
+        state: engine.state.clone(),
+        publisher: engine.plane.publisher(),
+        node: settings.bootstrap.node.clone(),
+        changes: Changes::default(),
+        stop: stop.clone(),
+    };
+    let connection = feed.begin_ads(&settings.bootstrap.dynamic);
     if let Some(address) = settings.bootstrap.admin {
         let listener = TcpListener::bind(address).map_err(|source| RunError::Admin { address, source })?;
         listener.set_nonblocking(true)?;
@@ -63,13 +71,15 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         }
         admin::serve_at(listener, &engine.view(connection), &stop)?;
     }
+    local.spawn_local(feed.run());
+    local.run_until(life(&engine, settings.drain_limit, &shutdown)).await
+}
+
+/// From the first configuration in force to the end of the last connection.
+async fn life(engine: &Engine, drain_limit: Duration, shutdown: &CancellationToken) -> Result<(), RunError> {
     let begun = Instant::now();
-    let served = async {
-        publish(&engine).await;
-        engine.plane.served().await
-    };
     tokio::select! {
-        result = served => result?,
+        result = engine.plane.served() => result?,
         () = shutdown.cancelled() => return Ok(()),
     }
     engine.health.set_ready(true);
@@ -78,45 +88,22 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     engine.health.set_ready(false);
     tracing::info!(connections = engine.plane.connections(), "leaving");
     engine.plane.stop_accepting().await;
-    engine.plane.drain(settings.drain_limit.min(LEAVING_LIMIT)).await;
+    engine.plane.drain(drain_limit.min(LEAVING_LIMIT)).await;
     Ok(())
-}
-
-/// Publishes the first root when nothing in it waits any more.
-async fn publish(engine: &Engine) {
-    loop {
-        let (root, deadline) = {
-            let mut state = engine.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.settle(Instant::now());
-            (state.root(), state.deadline())
-        };
-        if let Some(root) = root {
-            engine.plane.publisher().publish(root).await;
-            return;
-        }
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-            None => return std::future::pending().await,
-        }
-    }
 }
 
 /// Gives the resources of the bootstrap to the state; all must be taken.
 fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
-    let mut state = state.with_runtime(std::mem::take(&mut bootstrap.runtime));
+    let now = Instant::now();
+    let dynamic = &mut bootstrap.dynamic;
+    let expected = dynamic.expected.iter().map(|(kind, limit)| (*kind, limit.map(|limit| now + limit)));
+    let mut state = state
+        .with_runtime(std::mem::take(&mut bootstrap.runtime))
+        .expecting(expected)
+        .with_sources(std::mem::take(&mut dynamic.sources));
     for (kind, resources) in std::mem::take(&mut bootstrap.resources) {
-        let response = DeltaDiscoveryResponse { resources, ..Default::default() };
-        if let Some(refused) = state.apply(kind, response, Instant::now(), SystemTime::now()).refused {
-            return Err(RunError::Refused(refused));
-        }
+        state.load(kind, resources, now, SystemTime::now()).map_err(RunError::Refused)?;
     }
-    for kind in [Kind::Endpoints, Kind::Routes] {
-        if let Some(name) = state.wanted(kind).first() {
-            return Err(RunError::Refused(format!(
-                "{} `{name}`: nobody sends it; write it into the resource that names it",
-                kind.noun()
-            )));
-        }
-    }
+    state.prepare_servers().map_err(RunError::Refused)?;
     Ok(state)
 }

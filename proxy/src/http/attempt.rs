@@ -4,6 +4,7 @@
 use super::{
     body::{Downstream, SideError, Upstream},
     call::Call,
+    head::RequestHead,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
     reply::{self, Reply},
@@ -17,7 +18,7 @@ use crate::{
     pool::{Admission, ConnectError, Host, Lease, connect_named},
     telemetry::ResponseFlags,
     tls::Alpn,
-    worker::{Timer, earlier},
+    worker::{Timer, Worker, earlier},
 };
 use std::{
     future::poll_fn,
@@ -33,10 +34,20 @@ pub(super) struct Limits {
     pub(super) route: Option<Duration>,
     /// From the start of an attempt to the response's head.
     pub(super) per_try: Option<Duration>,
+    /// Without anything moving in an attempt.
+    pub(super) per_try_idle: Option<Duration>,
     /// Without anything moving; zero is none.
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
     pub(super) deadline: Option<Instant>,
+    /// When the stream has lasted too long, whatever it does.
+    pub(super) stream: Option<Instant>,
+    /// The status of the answer when `route` or the last attempt's limit passes.
+    pub(super) on_timeout: u16,
+    /// The endpoint is told the limit in `x-envoy-expected-rq-timeout-ms`.
+    pub(super) tell: bool,
+    /// The endpoint is told the limit in `grpc-timeout`.
+    pub(super) tell_grpc: bool,
     /// Whose circuit breakers count.
     pub(super) priority: Priority,
 }
@@ -44,6 +55,11 @@ pub(super) struct Limits {
 impl Limits {
     fn idle_deadline(&self, last: Instant) -> Option<Instant> {
         (!self.idle.is_zero()).then(|| last + self.idle)
+    }
+
+    /// The answer when a limit of the route's passes.
+    pub(super) fn timeout(&self, reply: Reply) -> Reply {
+        Reply { code: self.on_timeout, ..reply }
     }
 }
 
@@ -65,6 +81,8 @@ enum Wake {
     Idle,
     Route,
     PerTry,
+    PerTryIdle,
+    Stream,
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call.
@@ -107,6 +125,11 @@ pub(super) async fn begin<D: Downstream>(
                 Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
                 Poll::Pending => {}
             }
+            if up.take_continue() {
+                down.send_continue();
+                // What the client does not take yet goes with what comes later.
+                let _ = down.poll_flush(cx);
+            }
             if body.done && down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Wake::Gone);
             }
@@ -117,15 +140,22 @@ pub(super) async fn begin<D: Downstream>(
                 limits.deadline = limits.route.map(|limit| last + limit);
             }
             let idle = limits.idle_deadline(last);
-            if timer.poll(cx, earlier(idle, earlier(limits.deadline, per_try))).is_pending() {
+            let try_idle = limits.per_try_idle.map(|limit| last + limit);
+            let attempt = earlier(per_try, try_idle);
+            let whole = earlier(limits.deadline, limits.stream);
+            if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
             Poll::Ready(if over(limits.deadline) {
                 Wake::Route
+            } else if over(limits.stream) {
+                Wake::Stream
             } else if over(per_try) {
                 Wake::PerTry
+            } else if over(try_idle) {
+                Wake::PerTryIdle
             } else {
                 Wake::Idle
             })
@@ -145,14 +175,20 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
         Wake::Idle => Err(Failed::Stop(reply::STREAM_IDLE.into())),
-        Wake::Route => Err(Failed::Stop(reply::TIMEOUT.into())),
-        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, reply::PER_TRY_TIMEOUT)),
+        Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
+        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
+        Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
+        Wake::Stream => {
+            call.tally.filters().reply.grpc = Some(4);
+            let code = if body.done { 504 } else { 408 };
+            Err(Failed::Stop(Reply { code, ..reply::MAX_DURATION }.into()))
+        }
     }
 }
 
 fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
-    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
     match error {
         SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_RESET),
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
@@ -162,23 +198,23 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     }
 }
 
-/// Whether the request goes out by HTTP/2. A wish to upgrade can only be passed on by HTTP/1.
-fn speaks_http2(call: &Call<'_>, cluster: &Cluster) -> bool {
+/// Whether a request goes out by HTTP/2; `http2` tells whether it came so. A wish to upgrade can only be passed on by HTTP/1.
+pub(super) fn speaks_http2(http2: bool, request: &RequestHead, cluster: &Cluster) -> bool {
     let wanted = match cluster.config().protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Follow => call.is_http2(),
+        UpstreamProtocol::Follow => http2,
     };
-    wanted && call.request.upgrade().is_none()
+    wanted && request.upgrade().is_none()
 }
 
 /// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
 /// address.
-fn server_name(call: &Call<'_>, cluster: &Cluster) -> Option<Rc<str>> {
+pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
     let header = cluster.config().server_name.as_deref()?;
     let value = match header {
-        ":authority" | "host" => call.request.authority(),
-        name => call.request.headers.get(name)?,
+        ":authority" | "host" => request.authority(),
+        name => request.headers.get(name)?,
     };
     let name = std::str::from_utf8(crate::route::without_port(value)).ok()?;
     let address = name.trim_start_matches('[').trim_end_matches(']');
@@ -186,9 +222,14 @@ fn server_name(call: &Call<'_>, cluster: &Cluster) -> Option<Rc<str>> {
 }
 
 /// A pooled or a new connection.
-async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
-    let http2 = speaks_http2(call, cluster);
-    let name = server_name(call, cluster);
+pub(super) async fn connection(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    http2: bool,
+    priority: Priority,
+    name: Option<Rc<str>>,
+) -> Result<Up, ConnectError> {
     if http2 {
         let most = cluster.config().max_requests_per_connection;
         let taken = match &name {
@@ -202,11 +243,16 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priori
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
-    let opened = match http2 {
-        true => Box::pin(open_http2(call, cluster, host, priority, name)).await.map(Up::Http2),
-        false => Box::pin(open(call, cluster, host, priority, name)).await.map(Up::Http1),
-    };
-    match opened {
+    match http2 {
+        true => Box::pin(open_http2(worker, cluster, host, priority, name)).await.map(Up::Http2),
+        false => Box::pin(open(worker, cluster, host, priority, name)).await.map(Up::Http1),
+    }
+}
+
+async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
+    let http2 = speaks_http2(call.is_http2(), call.request, cluster);
+    let name = server_name(call.request, cluster);
+    match connection(call.worker, cluster, host, http2, priority, name).await {
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
@@ -214,7 +260,7 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priori
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
-            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string());
+            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }
@@ -222,7 +268,7 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priori
 }
 
 async fn open(
-    call: &Call<'_>,
+    worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
@@ -237,8 +283,8 @@ async fn open(
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
         match admission {
             Admission::Connect(ticket) => {
-                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &call.worker.tls).await?;
-                let until = cluster.serves_until(&call.worker.rng);
+                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                let until = cluster.serves_until(&worker.rng);
                 return Ok(host.lease(h1::up::Connection::new(stream), ticket, until, name));
             }
             Admission::UseIdle => {
@@ -252,7 +298,7 @@ async fn open(
 
 /// A stream on an HTTP/2 connection that is made now, or by another request just now.
 async fn open_http2(
-    call: &Call<'_>,
+    worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
@@ -271,12 +317,12 @@ async fn open_http2(
                 Admission::UseIdle => _ = host.drop_idle(),
             }
         };
-        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &call.worker.tls).await?;
+        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
         let (tls, local) = (stream.is_tls(), stream.local_address());
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
-        connection.serve_until(cluster.serves_until(&call.worker.rng).map(Into::into));
+        connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
             drive.await;
             drop(ticket);
@@ -345,13 +391,20 @@ pub(super) async fn finish<D: Downstream>(
                 _ => *last.insert(Instant::now()),
             };
             let idle = limits.idle_deadline(since);
+            let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
             let deadline = limits.deadline.filter(|_| !tunnel);
-            if timer.poll(cx, earlier(idle, deadline)).is_pending() {
+            let whole = earlier(deadline, limits.stream);
+            if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
                 return Poll::Pending;
             }
-            let route = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            Poll::Ready(Err(if route {
+            let now = Instant::now();
+            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            Poll::Ready(Err(if over(deadline) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
+            } else if over(limits.stream) {
+                Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
+            } else if over(try_idle) {
+                Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
             } else {
                 Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             }))

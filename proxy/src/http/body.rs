@@ -57,6 +57,8 @@ pub trait Downstream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
+    /// Passes the endpoint's `100 Continue` on to a client that waits for it.
+    fn send_continue(&mut self);
     /// Begins the response. Hop-by-hop headers were removed; the side adds its own framing. `close` asks that the
     /// connection ends after the response (HTTP/1) or takes no more streams (HTTP/2).
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool);
@@ -88,6 +90,8 @@ pub trait Upstream {
     fn queued(&self) -> usize;
     /// Sends what waits; ready when nothing does.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
+    /// Whether the endpoint has said `100 Continue` since this was last asked.
+    fn take_continue(&mut self) -> bool;
     /// The response's head, interim ones (1xx but 101) left out.
     fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>>;
     /// The next piece of the response's body.

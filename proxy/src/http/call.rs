@@ -1,8 +1,9 @@
 //! One request on its way: what it belongs to, and what is told about it at its end.
 
 use super::{
+    filter,
     head::{RequestHead, ResponseHead, Version},
-    headers::Known,
+    headers::{Headers, Known},
 };
 use crate::{
     config::{Direction, HttpManager, Route},
@@ -101,6 +102,8 @@ pub struct Tally<'a> {
     pub grpc_status: Option<u16>,
     /// The client's workload.
     pub source: Option<Arc<WorkloadLabels>>,
+    /// The client's address, where it is not the connection's other end.
+    pub client: Option<SocketAddr>,
     /// The route.
     pub route: Option<&'a Arc<Route>>,
     /// The cluster.
@@ -112,12 +115,21 @@ pub struct Tally<'a> {
     /// From the sending of the request to the response's head.
     pub upstream_time: Option<Duration>,
     /// Why the endpoint could not be reached.
-    pub transport_failure: Option<String>,
+    pub transport_failure: Option<Box<str>>,
     /// Attempts were made, and no endpoint can have got anything of the request.
     pub unsent: bool,
+    /// Attempts that were made.
+    pub attempts: u16,
+    /// What filters left for the rest of the way.
+    pub filters: Option<Box<filter::State<'a>>>,
 }
 
-impl Tally<'_> {
+impl<'a> Tally<'a> {
+    /// Where filters leave what the rest of the way needs to know.
+    pub(super) fn filters(&mut self) -> &mut filter::State<'a> {
+        self.filters.get_or_insert_default()
+    }
+
     /// Begins now.
     pub fn start(logs: bool) -> Self {
         Self {
@@ -130,6 +142,7 @@ impl Tally<'_> {
             response_bytes: 0,
             grpc_status: None,
             source: None,
+            client: None,
             route: None,
             cluster: None,
             host: None,
@@ -137,6 +150,8 @@ impl Tally<'_> {
             upstream_time: None,
             transport_failure: None,
             unsent: false,
+            attempts: 0,
+            filters: None,
         }
     }
 }
@@ -179,31 +194,45 @@ impl Call<'_> {
             request_bytes: tally.request_bytes,
             response_bytes: tally.response_bytes,
         });
-        if let (Some(format), Some(wall)) = (&self.manager.access_log, tally.wall) {
-            let text = |bytes| std::str::from_utf8(bytes).ok();
-            let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
-            entry.method = text(self.request.method());
-            entry.path = text(self.request.path());
-            entry.authority = text(self.request.authority());
-            entry.scheme = Some(if self.request.secure { "https" } else { "http" });
-            entry.protocol = Some(self.request.version.as_str());
-            entry.code = tally.code;
-            entry.flags = tally.flags;
-            entry.code_details = Some(tally.details);
-            entry.transport_failure = tally.transport_failure.as_deref();
-            entry.bytes_received = tally.request_bytes;
-            entry.bytes_sent = tally.response_bytes;
-            entry.upstream_service_time = tally.upstream_time;
-            entry.upstream_host = tally.host.as_ref().map(|host| host.address());
-            entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
-            entry.upstream_local = tally.upstream_local;
-            entry.downstream_local = Some(self.conn.local);
-            entry.downstream_remote = Some(self.conn.remote);
-            entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
-            entry.server_name = self.conn.server_name.as_deref();
-            entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
-            self.worker.shard.log(format, &entry);
+        if let (Some(format), Some(_)) = (&self.manager.access_log, tally.wall) {
+            self.worker.shard.log(format, &LogEntry { duration, ..self.entry() });
         }
+    }
+
+    /// What formats can speak of, as far as it is known now.
+    pub(super) fn entry(&self) -> LogEntry<'_, &Headers, &Headers> {
+        let tally = &self.tally;
+        let duration = tally.start.elapsed();
+        let wall = tally.wall.unwrap_or_else(|| SystemTime::now() - duration);
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
+        entry.method = text(self.request.method());
+        entry.path = text(self.request.path());
+        entry.authority = text(self.request.authority());
+        entry.scheme = Some(if self.request.secure { "https" } else { "http" });
+        entry.protocol = Some(self.request.version.as_str());
+        entry.code = tally.code;
+        entry.flags = tally.flags;
+        let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
+        entry.code_details = Some(own.unwrap_or(tally.details));
+        entry.transport_failure = tally.transport_failure.as_deref();
+        entry.bytes_received = tally.request_bytes;
+        entry.bytes_sent = tally.response_bytes;
+        entry.upstream_service_time = tally.upstream_time;
+        entry.upstream_host = tally.host.as_ref().map(|host| host.address());
+        entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        entry.upstream_local = tally.upstream_local;
+        entry.downstream_local = Some(self.conn.local);
+        entry.downstream_remote = Some(self.client());
+        entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
+        entry.server_name = self.conn.server_name.as_deref();
+        entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
+        entry
+    }
+
+    /// The client's address, as far as it is known.
+    pub fn client(&self) -> SocketAddr {
+        self.tally.client.unwrap_or(self.conn.remote)
     }
 
     /// Takes note of what a response's head says.

@@ -52,7 +52,7 @@ pub struct RequestHead {
     pub body: BodyLength,
     method: Span,
     path: Span,
-    authority: Span,
+    authority: Option<Span>,
     /// The protocol to which the client wants to upgrade, as it wrote it.
     upgrade: Option<Span>,
     /// The client waits for `100 Continue`.
@@ -93,7 +93,17 @@ impl RequestHead {
 
     /// The host with its port if it has one.
     pub fn authority(&self) -> &[u8] {
-        self.headers.text(self.authority)
+        self.authority.map_or(&b""[..], |span| self.headers.text(span))
+    }
+
+    /// Whether there is a host at all; it may be empty.
+    pub fn has_authority(&self) -> bool {
+        self.authority.is_some()
+    }
+
+    /// Whether the client asks for a tunnel to the authority.
+    pub fn is_connect(&self) -> bool {
+        self.method() == b"CONNECT"
     }
 
     /// The protocol to which the client wants to upgrade.
@@ -113,7 +123,7 @@ impl RequestHead {
 
     /// Sets the authority.
     pub fn set_authority(&mut self, authority: &[u8]) {
-        self.authority = self.headers.keep(authority);
+        self.authority = Some(self.headers.keep(authority));
     }
 
     /// Sets or takes back the wish to upgrade.

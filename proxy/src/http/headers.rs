@@ -37,6 +37,12 @@ pub enum Known {
     Server,
     GrpcStatus,
     NotSent,
+    ForwardedPort,
+    ForwardedClientCert,
+    Referer,
+    Date,
+    /// Any name that begins with `x-envoy-`.
+    Envoy,
 }
 
 impl Known {
@@ -44,22 +50,28 @@ impl Known {
     pub fn of(name: &[u8]) -> Self {
         let table: &[(&str, Self)] = match name.len() {
             2 => &[("te", Self::Te)],
-            4 => &[("host", Self::Host)],
+            4 => &[("host", Self::Host), ("date", Self::Date)],
             6 => &[("expect", Self::Expect), ("server", Self::Server)],
-            7 => &[("upgrade", Self::Upgrade), ("trailer", Self::Trailer)],
+            7 => &[("upgrade", Self::Upgrade), ("trailer", Self::Trailer), ("referer", Self::Referer)],
             10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive)],
             11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
             12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
             14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
             15 => &[("x-forwarded-for", Self::ForwardedFor), (NOT_SENT, Self::NotSent)],
-            16 => &[("proxy-connection", Self::ProxyConnection)],
+            16 => &[("proxy-connection", Self::ProxyConnection), ("x-forwarded-port", Self::ForwardedPort)],
             17 => &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)],
+            23 => &[("x-forwarded-client-cert", Self::ForwardedClientCert)],
             _ => &[],
         };
-        table
-            .iter()
-            .find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes()))
-            .map_or(Self::Other, |&(_, known)| known)
+        match table.iter().find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes())) {
+            Some(&(_, known)) => known,
+            None if name.len() > 8 && name[1] == b'-' && name[..8].eq_ignore_ascii_case(b"x-envoy-") => Self::Envoy,
+            None => Self::Other,
+        }
+    }
+
+    const fn bit(self) -> u32 {
+        1 << self as u8
     }
 
     /// Whether it concerns one connection only and is never passed on.
@@ -74,6 +86,13 @@ impl Known {
                 | Self::Http2Settings
         )
     }
+
+    const HOP_BY_HOP: u32 = Self::Connection.bit()
+        | Self::KeepAlive.bit()
+        | Self::ProxyConnection.bit()
+        | Self::TransferEncoding.bit()
+        | Self::Upgrade.bit()
+        | Self::Http2Settings.bit();
 }
 
 /// Between sidecars: the answer is the proxy's own, and no byte of the request reached the app, so a repeat is harmless
@@ -93,6 +112,8 @@ struct Entry {
 pub struct Headers {
     store: Vec<u8>,
     entries: Vec<Entry>,
+    /// The recognised headers that may be there, a bit each: what has no bit is not there, and nobody looks for it.
+    seen: u32,
 }
 
 /// Memory that is kept for the next message.
@@ -105,6 +126,7 @@ impl Headers {
         self.store.shrink_to(KEEP);
         self.entries.clear();
         self.entries.shrink_to(KEEP / 64);
+        self.seen = 0;
     }
 
     /// Gives its memory back.
@@ -133,6 +155,7 @@ impl Headers {
 
     pub(super) fn push_spans(&mut self, name: Span, value: Span) -> Known {
         let known = Known::of(self.text(name));
+        self.seen |= known.bit();
         self.entries.push(Entry { name, value, known });
         known
     }
@@ -177,8 +200,16 @@ impl Headers {
             .map(|entry| self.text(entry.value))
     }
 
+    /// False when a recognised header is not there; true when it is, or was.
+    pub fn may_have(&self, known: Known) -> bool {
+        self.seen & known.bit() != 0
+    }
+
     /// The first value of a recognised header.
     pub fn known(&self, known: Known) -> Option<&[u8]> {
+        if !self.may_have(known) {
+            return None;
+        }
         self.entries.iter().find(|entry| entry.known == known).map(|entry| self.text(entry.value))
     }
 
@@ -200,7 +231,33 @@ impl Headers {
 
     /// Removes a recognised header with all its values.
     pub fn remove_known(&mut self, known: Known) {
-        self.entries.retain(|entry| entry.known != known);
+        if self.may_have(known) {
+            self.entries.retain(|entry| entry.known != known);
+            self.seen &= !known.bit();
+        }
+    }
+
+    /// Removes headers of which `unwanted` says so, by name and value.
+    pub fn remove_if(&mut self, mut unwanted: impl FnMut(&[u8], &[u8], Known) -> bool) {
+        let store = &self.store;
+        let text = |span: Span| &store[span.start as usize..(span.start + span.len) as usize];
+        self.entries.retain(|entry| !unwanted(text(entry.name), text(entry.value), entry.known));
+    }
+
+    /// Adds to the last value of a header with a separator between, or adds the header.
+    pub fn append_to(&mut self, name: &str, separator: &[u8], value: &[u8]) {
+        let named = |entry: &&mut Entry| {
+            let at = entry.name.start as usize;
+            entry.name.len as usize == name.len()
+                && self.store[at..at + name.len()].eq_ignore_ascii_case(name.as_bytes())
+        };
+        let Some(entry) = self.entries.iter_mut().rfind(named) else { return self.push(name.as_bytes(), value) };
+        let (from, len) = (entry.value.start as usize, entry.value.len as usize);
+        let start = self.store.len();
+        self.store.extend_from_within(from..from + len);
+        self.store.extend_from_slice(separator);
+        self.store.extend_from_slice(value);
+        entry.value = Span { start: start as u32, len: (self.store.len() - start) as u32 };
     }
 
     /// Replaces all values of a header with one, or adds it.
@@ -212,11 +269,12 @@ impl Headers {
     /// Removes what concerns one connection only: the fixed names and those that `connection` lists. `te` stays when it says
     /// `trailers`, which gRPC needs.
     pub fn remove_hop_by_hop(&mut self) {
+        if self.seen & (Known::HOP_BY_HOP | Known::Te.bit()) == 0 {
+            return;
+        }
         let mut listed = [Span::default(); 32];
         let mut count = 0;
-        let mut any = false;
         for entry in &self.entries {
-            any |= entry.known.is_hop_by_hop() || entry.known == Known::Te;
             if entry.known == Known::Connection {
                 for token in self.text(entry.value).split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                     let framing = Known::of(token);
@@ -230,9 +288,7 @@ impl Headers {
                 }
             }
         }
-        if !any {
-            return;
-        }
+        self.seen &= !Known::HOP_BY_HOP;
         let store = &self.store;
         let text = |span: Span| &store[span.start as usize..(span.start + span.len) as usize];
         self.entries.retain(|entry| {
@@ -242,25 +298,23 @@ impl Headers {
         });
     }
 
-    /// Applies changes in order.
-    pub fn apply(&mut self, ops: &[HeaderOp]) {
-        for op in ops {
-            match op {
-                HeaderOp::Set(name, value) => self.set(name, value.as_bytes()),
-                HeaderOp::Append(name, value) => self.push(name.as_bytes(), value.as_bytes()),
-                HeaderOp::AddIfAbsent(name, value) => {
-                    if self.get(name).is_none() {
-                        self.push(name.as_bytes(), value.as_bytes());
-                    }
+    /// Makes a change; `value` is the value that it has for this message.
+    pub fn change(&mut self, op: &HeaderOp, value: &[u8]) {
+        match op {
+            HeaderOp::Set(name, _) => self.set(name, value),
+            HeaderOp::Append(name, _) => self.push(name.as_bytes(), value),
+            HeaderOp::AddIfAbsent(name, _) => {
+                if self.get(name).is_none() {
+                    self.push(name.as_bytes(), value);
                 }
-                HeaderOp::SetIfPresent(name, value) => {
-                    if self.remove(name) {
-                        self.push(name.as_bytes(), value.as_bytes());
-                    }
+            }
+            HeaderOp::SetIfPresent(name, _) => {
+                if self.remove(name) {
+                    self.push(name.as_bytes(), value);
                 }
-                HeaderOp::Remove(name) => {
-                    self.remove(name);
-                }
+            }
+            HeaderOp::Remove(name) => {
+                self.remove(name);
             }
         }
     }
@@ -309,16 +363,18 @@ mod tests {
     #[test]
     fn headers_when_changed_then_each_operation_does_what_it_says() {
         let mut all = headers(&[("A", "1"), ("a", "2"), ("B", "3")]);
-        all.apply(&[
-            HeaderOp::Set("a".into(), "x".into()),
-            HeaderOp::Append("b".into(), "4".into()),
-            HeaderOp::AddIfAbsent("b".into(), "5".into()),
-            HeaderOp::AddIfAbsent("c".into(), "6".into()),
-            HeaderOp::SetIfPresent("d".into(), "7".into()),
-            HeaderOp::SetIfPresent("c".into(), "8".into()),
-        ]);
+        for (op, value) in [
+            (HeaderOp::Set("a".into(), "".into()), "x"),
+            (HeaderOp::Append("b".into(), "".into()), "4"),
+            (HeaderOp::AddIfAbsent("b".into(), "".into()), "5"),
+            (HeaderOp::AddIfAbsent("c".into(), "".into()), "6"),
+            (HeaderOp::SetIfPresent("d".into(), "".into()), "7"),
+            (HeaderOp::SetIfPresent("c".into(), "".into()), "8"),
+        ] {
+            all.change(&op, value.as_bytes());
+        }
         assert_eq!(text(&all), ["B: 3", "a: x", "b: 4", "c: 8"]);
-        all.apply(&[HeaderOp::Remove("B".into())]);
+        all.change(&HeaderOp::Remove("B".into()), b"");
         assert_eq!(text(&all), ["a: x", "c: 8"]);
     }
 }

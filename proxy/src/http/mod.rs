@@ -3,21 +3,31 @@
 //! [`h1`] reads and writes HTTP/1 connections, [`pipeline`] is the way of a request, [`body`] is what the two have in common
 //! with HTTP/2. Framing is the most attacked code of a proxy: everything ambiguous is refused ([`parse`], [`chunked`]).
 
+mod admit;
 mod attempt;
 pub mod body;
 pub mod buffer;
 pub mod call;
 pub mod chunked;
+mod client;
+mod edit;
+pub mod filter;
 pub mod h1;
+pub mod hash;
 pub mod head;
 pub mod headers;
+mod local_reply;
+mod mirror;
 pub mod parse;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
+mod redirect;
 pub mod reply;
 pub mod retry;
+mod timeout;
 pub mod upstream;
+mod xfcc;
 
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};

@@ -10,7 +10,7 @@ use super::{
 };
 use std::mem::MaybeUninit;
 
-/// Room for headers while a head is read; the bound above every configured one.
+/// Room for headers on the stack while a head is read; where more are allowed, it is on the heap.
 const MAX_SLOTS: usize = 128;
 
 /// Why a head is refused.
@@ -48,7 +48,7 @@ impl HeadError {
         match self {
             Self::Malformed(_) | Self::Framing(_) => 400,
             Self::Coding => 501,
-            Self::Version => 505,
+            Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
             Self::Expectation => 417,
             Self::Connect => 405,
@@ -61,7 +61,7 @@ impl HeadError {
 pub struct HeadLimits {
     /// Bytes.
     pub bytes: usize,
-    /// Headers; at most 128.
+    /// Headers.
     pub headers: usize,
 }
 
@@ -75,8 +75,15 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skipped..];
     let mut slots = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_SLOTS];
+    let mut more = Vec::new();
+    let slots = match limits.headers {
+        0..=MAX_SLOTS => &mut slots[..limits.headers],
+        many => {
+            more.resize_with(many, MaybeUninit::uninit);
+            &mut more[..]
+        }
+    };
     let mut parsed = httparse::Request::new(&mut []);
-    let slots = &mut slots[..limits.headers.min(MAX_SLOTS)];
     let count = match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, bytes, slots) {
         Ok(httparse::Status::Complete(count)) => count,
         Ok(httparse::Status::Partial) if bytes.len() >= limits.bytes => return Err(HeadError::TooLong),
@@ -124,7 +131,7 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
             _ => {}
         }
     }
-    if hosts > 1 || hosts == 0 && head.version == Version::Http11 {
+    if hosts > 1 {
         return Err(HeadError::Malformed("there must be exactly one host"));
     }
     check_target(method, target, head)?;
@@ -151,6 +158,9 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
 fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<(), HeadError> {
     if method == b"CONNECT" {
         return Err(HeadError::Connect);
+    }
+    if !target.is_ascii() {
+        return Err(HeadError::Malformed("the target has a character that no URL has"));
     }
     match target.first() {
         Some(b'/') => Ok(()),

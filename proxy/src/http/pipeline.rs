@@ -6,22 +6,26 @@
 //! [`Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
+    admit::admit,
     attempt::{self, Failed, Limits},
-    body::{Downstream, Upstream},
+    body::{Downstream, SideError, Upstream},
     call::Call,
+    edit, filter, hash,
     head::BodyLength,
     headers::Known,
-    path,
-    pump::RequestPump,
+    mirror,
+    pump::{MAX_REPLAY, RequestPump},
+    redirect,
     reply::{self, Reply},
     retry::{self, Failure},
+    timeout,
     upstream::Up,
 };
 use crate::{
-    balance,
-    config::{Action, Direction, Forward, HeaderOp, HostRewrite, HttpFilter, Priority, Redirect, WeightedCluster},
+    balance::{self, PickContext},
+    config::{Action, Forward, LbPolicy, TargetChoice, WeightedCluster},
     pool::{ClusterState, Host, Outcome, Ticket},
-    route::{self, Selected},
+    route::{self, Asker, Certificate, Choice, Selected},
     telemetry::ResponseFlags,
     worker::Timer,
 };
@@ -30,7 +34,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     task::Poll,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Attempts at most on pooled connections that turn out to be closed, without any policy.
@@ -102,132 +106,227 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     }
 }
 
-async fn respond<D: Downstream>(call: &mut Call<'_>, down: &mut D) -> Result<(), Stop> {
+async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
     admit(call)?;
-    let manager = call.manager;
-    // The router is the one filter so far; another one is decided about here.
-    for HttpFilter::Router in &manager.filters {}
-    let selected = route::select(&manager.routes, call.request, manager.strip_host_port, &call.worker.rng)
-        .ok_or(reply::NO_ROUTE)?;
-    call.tally.route = Some(selected.route);
-    match &selected.route.action {
-        Action::Forward(forward) => proxy(call, down, selected, forward).await,
-        Action::Redirect(redirect) => {
-            let location = redirect_to(call, selected, redirect);
-            reply::begin(call, redirect.code);
-            call.tally.details = "direct_response";
-            call.response.headers.push(b"location", &location);
-            edit_response(call, selected, None);
-            let close = call.worker.is_draining();
-            reply::finish(call, down, b"", close);
-            Ok(())
-        }
-        Action::Direct(direct) => {
-            reply::begin(call, direct.code);
-            call.tally.details = "direct_response";
-            if !direct.body.is_empty() {
-                call.response.headers.push(b"content-type", b"text/plain");
+    let mut body = RequestPump::new(None);
+    for redirects in 0.. {
+        let selected = choose(call)?;
+        filter::on_request(call, down, selected).await?;
+        wait_for_body(call, down, &mut body).await?;
+        let selected = selected.ok_or(reply::NO_ROUTE)?;
+        let forward = match &selected.route.action {
+            Action::Forward(forward) => forward,
+            Action::Redirect(redirect) => {
+                let location = redirect::location(call, selected, redirect);
+                return answer(call, down, selected, redirect.code, Some(location), b"");
             }
-            edit_response(call, selected, None);
-            let close = call.worker.is_draining();
-            reply::finish(call, down, &direct.body, close);
-            Ok(())
+            Action::Direct(direct) => return answer(call, down, selected, direct.code, None, &direct.body),
+        };
+        match proxy(call, down, selected, forward, &mut body, redirects).await? {
+            Way::Done => break,
+            Way::Redirected => filter::again(call),
         }
-    }
-}
-
-/// Brings the request into the form in which everything after sees it.
-fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
-    let manager = call.manager;
-    let request = &mut *call.request;
-    if manager.direction == Direction::Inbound {
-        call.tally.source = Some(call.conn.source(request.headers.known(Known::Peer)));
-    }
-    if manager.normalize_path && request.path() != b"*" {
-        match path::normalise(request.path(), manager.merge_slashes) {
-            Ok(None) => {}
-            Ok(Some(path)) => request.set_path(&path),
-            Err(_) => return Err(reply::BAD_PATH.into()),
-        }
-    }
-    let offered = |wanted: &[u8]| manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
-    if request.upgrade().is_some_and(|wanted| !offered(wanted)) {
-        request.set_upgrade(None);
-    }
-    request.headers.remove_hop_by_hop();
-    if manager.generate_request_id && request.headers.known(Known::RequestId).is_none() {
-        request.headers.push(b"x-request-id", &request_id(&call.worker.rng));
-    }
-    if request.headers.known(Known::ForwardedProto).is_none() {
-        let scheme: &[u8] = if request.secure { b"https" } else { b"http" };
-        request.headers.push(b"x-forwarded-proto", scheme);
     }
     Ok(())
 }
 
-/// A random UUID (RFC 9562, version 4) as text.
-fn request_id(rng: &balance::Rng) -> [u8; 36] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut bits = (u128::from(rng.next()) << 64) | u128::from(rng.next());
-    bits = bits & !(0xf << 76) | (0x4 << 76);
-    bits = bits & !(0x3 << 62) | (0x2 << 62);
-    let mut text = [b'-'; 36];
-    let mut shift = 128;
-    for (at, place) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift -= 4;
-            *place = HEX[(bits >> shift) as usize & 0xf];
+/// How an attempt to proxy ended.
+enum Way {
+    /// The client has its answer.
+    Done,
+    /// The endpoint's redirect became the request.
+    Redirected,
+}
+
+/// Finds the route and its target; `None` when there is none. A virtual host that wants TLS answers here.
+fn choose<'a>(call: &mut Call<'a>) -> Result<Option<Selected<'a>>, Stop> {
+    let manager = call.manager;
+    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
+    match route::select(&manager.routes, call.request, asker) {
+        Choice::None => Ok(None),
+        Choice::NeedsTls => {
+            let location = [b"https://", call.request.authority(), call.request.path()].concat();
+            call.tally.filters().redirect = Some(location);
+            Err(reply::NEEDS_TLS.into())
+        }
+        Choice::Route(mut selected) => {
+            call.tally.route = Some(selected.route);
+            if let Action::Forward(forward) = &selected.route.action {
+                selected.target = target(call, forward);
+            }
+            Ok(Some(selected))
         }
     }
-    text
+}
+
+/// Chooses among a route's targets.
+fn target<'a>(call: &mut Call<'a>, forward: &'a Forward) -> Option<&'a WeightedCluster> {
+    let targets = match forward.targets.as_slice() {
+        [] => return None,
+        [only] => return Some(only),
+        targets => targets,
+    };
+    let wanted = match &forward.choice {
+        TargetChoice::Random => None,
+        TargetChoice::Header(name) => call
+            .request
+            .headers
+            .get(name)
+            .and_then(|value| std::str::from_utf8(value).ok())
+            .and_then(|text| text.parse::<u64>().ok()),
+        TargetChoice::Hash => hash::of(call, &forward.hash, &mut Vec::new()),
+    };
+    let weights = targets.iter().map(|target| target.weight);
+    match wanted {
+        None => balance::weighted(weights, &call.worker.rng).map(|index| &targets[index]),
+        Some(number) => {
+            let mut at = number % weights.map(u64::from).sum::<u64>().max(1);
+            targets.iter().find(|target| match at.checked_sub(u64::from(target.weight)) {
+                None => true,
+                Some(rest) => {
+                    at = rest;
+                    false
+                }
+            })
+        }
+    }
+}
+
+/// Waits for the whole request where a filter wants that.
+async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
+    let Some(limit) = call.tally.filters.as_mut().and_then(|state| state.buffer.take()) else { return Ok(()) };
+    if call.request.upgrade().is_some() {
+        return Ok(());
+    }
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let idle = Some(call.manager.stream_idle_timeout).filter(|limit| !limit.is_zero());
+    let (mut read, mut until) = (body.bytes, None);
+    let whole = {
+        let timer: &mut Timer = call.timer;
+        poll_fn(|cx| match body.poll_all(cx, down, limit) {
+            Poll::Ready(whole) => Poll::Ready(Some(whole)),
+            Poll::Pending => {
+                if until.is_none() || body.bytes != read {
+                    read = body.bytes;
+                    until = idle.map(|idle| Instant::now() + idle);
+                }
+                timer.poll(cx, until).map(|()| None)
+            }
+        })
+        .await
+    };
+    match whole {
+        Some(Ok(true)) => {
+            if call.request.body == BodyLength::Unknown {
+                call.request.body = BodyLength::Exact(body.bytes);
+            }
+            Ok(())
+        }
+        Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
+        Some(Err(SideError::Broken(_) | SideError::Ended)) => Err(Stop::Gone),
+        Some(Err(_)) => Err(reply::BAD_BODY.into()),
+        None => Err(reply::STREAM_IDLE.into()),
+    }
+}
+
+/// Answers as a route says.
+fn answer<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    selected: Selected<'a>,
+    code: u16,
+    location: Option<Vec<u8>>,
+    body: &[u8],
+) -> Result<(), Stop> {
+    reply::begin(call, code);
+    call.tally.details = "direct_response";
+    if !body.is_empty() {
+        call.response.headers.push(b"content-type", b"text/plain");
+    }
+    if let Some(location) = location {
+        call.response.headers.push(b"location", &location);
+    }
+    edit::for_client(call, selected);
+    let close = call.worker.is_draining();
+    reply::finish(call, down, body, close);
+    Ok(())
 }
 
 /// Sends the request to an endpoint and its response back, with retries as the policy has them.
-async fn proxy<D: Downstream>(
-    call: &mut Call<'_>,
+async fn proxy<'a, D: Downstream>(
+    call: &mut Call<'a>,
     down: &mut D,
-    selected: Selected<'_>,
-    forward: &Forward,
-) -> Result<(), Stop> {
-    let target = match forward.targets.as_slice() {
-        [only] => only,
-        targets => {
-            let weights = targets.iter().map(|target| target.weight);
-            balance::weighted(weights, &call.worker.rng).map(|index| &targets[index]).ok_or(reply::NO_CLUSTER)?
-        }
-    };
+    selected: Selected<'a>,
+    forward: &'a Forward,
+    body: &mut RequestPump,
+    redirects: u32,
+) -> Result<Way, Stop> {
     let root = call.root;
-    let cluster = root.cluster(target.cluster).ok_or(reply::NO_CLUSTER)?;
+    let header = selected.target.map_or(forward.cluster_header.as_ref(), |target| target.cluster_header.as_ref());
+    let id = match header {
+        Some(name) => call.request.headers.get(name).and_then(|value| root.named(value)),
+        None => selected.target.map(|target| target.cluster),
+    };
+    let cluster = id.and_then(|id| root.cluster(id)).ok_or(match forward.no_cluster_code {
+        0 => reply::NO_CLUSTER,
+        code => Reply { code, ..reply::NO_CLUSTER },
+    })?;
     call.tally.cluster = Some(cluster.clone());
-    edit_request(call, selected, forward, target);
+    let mut cookies = Vec::new();
+    // Nobody is given a cookie for a cluster that does not look at it.
+    let hashes = matches!(cluster.config().policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+    let hash = if hashes { hash::of(call, &forward.hash, &mut cookies) } else { None };
+    if !cookies.is_empty() {
+        call.tally.filters().cookies = cookies;
+    }
+    let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
+    let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
+    // A wish to upgrade that the route does not want is refused, as one that the connection manager does not offer.
+    if let Some(wanted) = call.request.upgrade()
+        && forward.upgrades.iter().any(|(name, on)| !on && wanted.eq_ignore_ascii_case(name.as_bytes()))
+    {
+        return Err(reply::UPGRADE_REFUSED.into());
+    }
+    // Most requests carry none of the headers by which Envoy's router is told what to do.
+    let asked = call.request.headers.may_have(Known::Envoy);
+    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
+    let policy = policy.as_deref();
+    let mut limits = timeout::limits(call, forward, policy, asked);
+    edit::for_endpoint(call, selected, forward);
     if cluster.drops(&call.worker.rng) {
         return Err(reply::DROP_OVERLOAD.into());
     }
-    let _counted = cluster.begin_request(Priority::Default).map_err(|_| reply::OVERFLOW)?;
+    let _counted = cluster.begin_request(limits.priority).map_err(|_| reply::OVERFLOW)?;
 
-    let policy = forward.retry.as_deref();
     let safe = call.request.is_safe();
-    let mut limits = Limits {
-        route: forward.timeout.filter(|limit| !limit.is_zero()),
-        per_try: policy.and_then(|policy| policy.per_try_timeout).filter(|limit| !limit.is_zero()),
-        idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
-        deadline: None,
-        priority: Priority::Default,
-    };
-    let mut body = RequestPump::new(policy.is_some_and(retry::keeps_body));
+    if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
+        body.keep_for_replay(
+            forward.replay_limit.map_or(MAX_REPLAY, |most| usize::try_from(most).unwrap_or(MAX_REPLAY)),
+        );
+    }
+    if !forward.mirrors.is_empty()
+        && redirects == 0
+        && let Some(feeds) = mirror::begin(call, forward)
+    {
+        body.feed(feeds);
+    }
     let mut tried: Vec<SocketAddr> = Vec::new();
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
+    let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
-    let context = balance::PickContext::to(destination(call, cluster));
     loop {
         let host = cluster
             .pick(&call.worker.rng, &context, |host| tried.contains(&host.address()))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
+        call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
+        edit::for_attempt(call, selected, forward, &host, retries == 0);
+        tell_attempt(call, selected, retries, timed_out, &limits);
         let active = host.enter();
-        let (failure, or_else, unsent) = match attempt::begin(call, down, cluster, &host, &mut body, &mut limits).await
+        let (failure, or_else, unsent, pause) = match attempt::begin(call, down, cluster, &host, body, &mut limits)
+            .await
         {
             Ok(up) => {
                 let headers = &call.response.headers;
@@ -236,6 +335,7 @@ async fn proxy<D: Downstream>(
                     status: call.response.status,
                     grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
                     header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
+                    rate_limited: headers.get("x-envoy-ratelimited").is_some(),
                 };
                 if not_sent {
                     host.note_failure();
@@ -251,21 +351,32 @@ async fn proxy<D: Downstream>(
                     {
                         call.tally.flags |= ResponseFlags::RETRY_LIMIT;
                     }
-                    return relay(call, down, selected, target, up, body, limits).await;
+                    if let Some(follow) = &forward.internal_redirect
+                        && body.done
+                        && !body.unrepeatable
+                        && redirect::follow(call, follow, redirects)
+                    {
+                        body.forget_if(call.request.body == BodyLength::Empty);
+                        return Ok(Way::Redirected);
+                    }
+                    return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
                 }
                 // Before this response is given up for another.
                 drop(retry_ticket.take());
                 if !not_sent {
                     let Ok(ticket) = cluster.begin_retry(limits.priority) else {
                         call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
-                        return relay(call, down, selected, target, up, body, limits).await;
+                        return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
                     };
                     retry_ticket = Some(ticket);
                 }
-                (failure, reply::REMOTE_RESET, not_sent)
+                let random = call.worker.rng.next();
+                let pause = policy
+                    .and_then(|policy| retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random));
+                (failure, reply::REMOTE_RESET, not_sent, pause)
             }
             Err(Failed::Stop(stop)) => {
-                if matches!(&stop, Stop::Reply(reply) if *reply == reply::TIMEOUT) {
+                if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
                     cluster.note(&host, Outcome::Timeout);
                 }
                 return Err(stop);
@@ -277,9 +388,10 @@ async fn proxy<D: Downstream>(
                     Failure::Reset { reused: true, answered: false, .. } => {}
                     _ => cluster.note(&host, Outcome::Failed),
                 }
-                (failure, reply, failure.is_unsent())
+                (failure, reply, failure.is_unsent(), None)
             }
         };
+        timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
         let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
         // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
@@ -308,8 +420,21 @@ async fn proxy<D: Downstream>(
         if policy.avoid_tried {
             tried.push(host.address());
         }
-        wait(call, retry::backoff(policy, retries, call.worker.rng.next()), limits.deadline).await?;
+        let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
+        wait(call, pause, &limits).await?;
     }
+}
+
+/// Tells the endpoint which attempt this is and how long it may take, as far as the virtual host wants it.
+fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed_out: bool, limits: &Limits) {
+    if selected.host.attempt_count_in_request {
+        let mut text = [0; 20];
+        call.request.headers.set("x-envoy-attempt-count", decimal(u128::from(retries) + 1, &mut text));
+    }
+    if selected.host.timeout_retry_in_request && timed_out {
+        call.request.headers.set("x-envoy-is-timeout-retry", b"true");
+    }
+    timeout::tell(call, limits);
 }
 
 /// Where the client wanted to connect, or what a header names instead in clusters that allow it.
@@ -328,7 +453,7 @@ fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Fai
 }
 
 /// Writes a number; what has more than 20 digits is cut.
-fn decimal(mut number: u128, text: &mut [u8; 20]) -> &[u8] {
+pub(super) fn decimal(mut number: u128, text: &mut [u8; 20]) -> &[u8] {
     let mut at = text.len();
     loop {
         at -= 1;
@@ -341,10 +466,10 @@ fn decimal(mut number: u128, text: &mut [u8; 20]) -> &[u8] {
 }
 
 /// Waits before a retry, but not beyond the route's limit.
-async fn wait(call: &mut Call<'_>, pause: Duration, deadline: Option<Instant>) -> Result<(), Stop> {
+async fn wait(call: &mut Call<'_>, pause: Duration, limits: &Limits) -> Result<(), Stop> {
     let until = Instant::now() + pause;
-    if deadline.is_some_and(|deadline| deadline <= until) {
-        return Err(reply::TIMEOUT.into());
+    if limits.deadline.is_some_and(|deadline| deadline <= until) {
+        return Err(limits.timeout(reply::TIMEOUT).into());
     }
     let timer: &mut Timer = call.timer;
     poll_fn(|cx| timer.poll(cx, Some(until))).await;
@@ -352,24 +477,29 @@ async fn wait(call: &mut Call<'_>, pause: Duration, deadline: Option<Instant>) -
 }
 
 /// Passes the response on and keeps the connection for the next request.
-async fn relay<D: Downstream>(
-    call: &mut Call<'_>,
+async fn relay<'a, D: Downstream>(
+    call: &mut Call<'a>,
     down: &mut D,
-    selected: Selected<'_>,
-    target: &WeightedCluster,
+    selected: Selected<'a>,
     mut up: Up,
-    mut body: RequestPump,
+    body: &mut RequestPump,
     limits: Limits,
 ) -> Result<(), Stop> {
     call.note_response();
     call.response.headers.remove_hop_by_hop();
     // Only a proxy says so, and only to a proxy.
     call.response.headers.remove_known(Known::NotSent);
-    if let Some(time) = call.tally.upstream_time {
-        let mut text = [0; 20];
+    let mut text = [0; 20];
+    if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers) {
         call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
     }
-    edit_response(call, selected, Some(target));
+    if selected.host.attempt_count_in_response {
+        let count = decimal(u128::from(call.tally.attempts), &mut text);
+        call.response.headers.set("x-envoy-attempt-count", count);
+    }
+    edit::for_client(call, selected);
+    filter::on_response(call);
+    reply::dress(call);
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
@@ -379,11 +509,11 @@ async fn relay<D: Downstream>(
     let mut before = 0;
     if tunnel {
         before = body.bytes;
-        body = RequestPump::new(false);
+        *body = RequestPump::new(None);
         down.tunnel();
         up.tunnel();
     }
-    let result = attempt::finish(call, down, &mut up, &mut body, &limits, tunnel).await;
+    let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
     call.tally.request_bytes = before + body.bytes;
     result?;
     if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
@@ -391,72 +521,6 @@ async fn relay<D: Downstream>(
         cluster.connection_is_idle();
     }
     Ok(())
-}
-
-fn edit_request(call: &mut Call<'_>, selected: Selected<'_>, forward: &Forward, target: &WeightedCluster) {
-    let request = &mut *call.request;
-    let table = &call.manager.routes.headers;
-    for ops in [&target.headers, &selected.route.headers, &selected.host.headers, table] {
-        for op in &ops.request {
-            match op {
-                // The authority is not among the headers.
-                HeaderOp::Set(name, value) | HeaderOp::SetIfPresent(name, value)
-                    if matches!(name.as_ref(), "host" | ":authority") =>
-                {
-                    request.set_authority(value.as_bytes());
-                }
-                op => request.headers.apply(std::slice::from_ref(op)),
-            }
-        }
-    }
-    if let Some(rewrite) = &forward.path
-        && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, request.path())
-    {
-        // As Envoy does: the endpoint and the log learn what was asked for.
-        let original = request.path().to_vec();
-        request.headers.set("x-envoy-original-path", &original);
-        request.set_path(&path);
-    }
-    match target.host.as_ref().or(forward.host.as_ref()) {
-        Some(HostRewrite::Literal(host)) => request.set_authority(host.as_bytes()),
-        Some(HostRewrite::Header(name)) => {
-            if let Some(host) = request.headers.get(name).map(<[u8]>::to_vec) {
-                request.set_authority(&host);
-            }
-        }
-        None => {}
-    }
-}
-
-fn edit_response(call: &mut Call<'_>, selected: Selected<'_>, target: Option<&WeightedCluster>) {
-    if let Some(target) = target {
-        call.response.headers.apply(&target.headers.response);
-    }
-    call.response.headers.apply(&selected.route.headers.response);
-    call.response.headers.apply(&selected.host.headers.response);
-    call.response.headers.apply(&call.manager.routes.headers.response);
-}
-
-fn redirect_to(call: &Call<'_>, selected: Selected<'_>, redirect: &Redirect) -> Vec<u8> {
-    let target = call.request.path();
-    let mut path = match (&redirect.path, &redirect.rewrite) {
-        (Some(path), _) => {
-            let mut path = path.as_bytes().to_vec();
-            if !path.contains(&b'?') && !call.request.query().is_empty() {
-                path.push(b'?');
-                path.extend_from_slice(call.request.query());
-            }
-            path
-        }
-        (None, Some(rewrite)) => {
-            route::rewritten_path(rewrite, &selected.route.matches, target).unwrap_or_else(|| target.to_vec())
-        }
-        (None, None) => target.to_vec(),
-    };
-    if redirect.strip_query {
-        path.truncate(path.iter().position(|&b| b == b'?').unwrap_or(path.len()));
-    }
-    reply::location(redirect, &path, call.request)
 }
 
 /// Names a cluster's state, for the signature of the attempt.

@@ -1,6 +1,9 @@
 //! Moves bodies from one side to the other, as far as they go without waiting.
 
-use super::body::{Downstream, HIGH_WATER, Piece, SideError, Upstream};
+use super::{
+    body::{Downstream, HIGH_WATER, Piece, SideError, Upstream},
+    mirror::Feeds,
+};
 use std::task::{Context, Poll, ready};
 
 /// Which side failed, as the mover saw it.
@@ -25,15 +28,74 @@ pub struct RequestPump {
     pub replay: Option<Vec<u8>>,
     /// More than `replay` holds was sent: another attempt cannot be whole.
     pub unrepeatable: bool,
+    /// Bytes that `replay` may hold.
+    limit: usize,
+    /// Copies of the request that go elsewhere.
+    pub feeds: Option<Box<Feeds>>,
 }
 
-/// Bytes of a request's body that are kept for another attempt.
-pub const MAX_REPLAY: usize = 64 * 1024;
+/// Bytes of a request's body that are kept for another attempt, unless the route says otherwise; Envoy's default.
+pub const MAX_REPLAY: usize = 1024 * 1024;
 
 impl RequestPump {
-    /// At the beginning of a body; `keep` keeps what is sent for another attempt.
-    pub fn new(keep: bool) -> Self {
-        Self { replay: keep.then(Vec::new), ..Self::default() }
+    /// At the beginning of a body; `keep` bytes at most are kept for another attempt.
+    pub fn new(keep: Option<usize>) -> Self {
+        Self { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), ..Self::default() }
+    }
+
+    /// Keeps what will be sent, up to so many bytes, if nothing was sent yet.
+    pub fn keep_for_replay(&mut self, limit: usize) {
+        if self.replay.is_none() && !self.unrepeatable && self.bytes == 0 {
+            self.replay = Some(Vec::new());
+        }
+        self.limit = self.limit.max(limit);
+    }
+
+    /// Reads the whole body before anything is sent; false when it has more than `limit` bytes. Trailers are forgotten.
+    ///
+    /// # Errors
+    /// When the client's side fails.
+    pub fn poll_all<D: Downstream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut D,
+        limit: usize,
+    ) -> Poll<Result<bool, SideError>> {
+        self.keep_for_replay(limit);
+        while !self.ended {
+            match ready!(down.poll_body(cx))? {
+                Piece::Data(data) => {
+                    let count = data.len();
+                    let replay = self.replay.get_or_insert_default();
+                    if replay.len() + count > limit {
+                        return Poll::Ready(Ok(false));
+                    }
+                    replay.extend_from_slice(data);
+                    down.consume(count);
+                    self.bytes += count as u64;
+                }
+                Piece::Trailers(_) | Piece::End => self.ended = true,
+            }
+        }
+        Poll::Ready(Ok(true))
+    }
+
+    /// Leaves out the body in further attempts.
+    pub fn forget_if(&mut self, bodiless: bool) {
+        if bodiless && let Some(replay) = &mut self.replay {
+            replay.clear();
+        }
+    }
+
+    /// Gives the request's copies what was read before they began, and keeps them.
+    pub fn feed(&mut self, feeds: Box<Feeds>) {
+        if let Some(replay) = self.replay.as_ref().filter(|replay| !replay.is_empty()) {
+            feeds.data(replay);
+        }
+        if self.ended {
+            feeds.end(None);
+        }
+        self.feeds = Some(feeds);
     }
 
     /// Begins another attempt: what was sent before is sent again. False when that is not possible.
@@ -70,6 +132,9 @@ impl RequestPump {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let count = data.len();
                     up.send_data(data);
+                    if let Some(feeds) = &self.feeds {
+                        feeds.data(data);
+                    }
                     self.keep(count, |replay| replay.extend_from_slice(data));
                     down.consume(count);
                     self.bytes += count as u64;
@@ -77,11 +142,17 @@ impl RequestPump {
                 }
                 Poll::Ready(Ok(Piece::Trailers(trailers))) => {
                     up.send_end(Some(trailers));
+                    if let Some(feeds) = &self.feeds {
+                        feeds.end(Some(trailers));
+                    }
                     self.ended = true;
                     self.unrepeatable = true;
                 }
                 Poll::Ready(Ok(Piece::End)) => {
                     up.send_end(None);
+                    if let Some(feeds) = &self.feeds {
+                        feeds.end(None);
+                    }
                     self.ended = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Source(error))),
@@ -100,7 +171,7 @@ impl RequestPump {
 
     fn keep(&mut self, count: usize, add: impl FnOnce(&mut Vec<u8>)) {
         match &mut self.replay {
-            Some(replay) if replay.len() + count <= MAX_REPLAY => add(replay),
+            Some(replay) if replay.len() + count <= self.limit => add(replay),
             _ => {
                 self.replay = None;
                 self.unrepeatable = true;

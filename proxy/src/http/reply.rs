@@ -3,10 +3,15 @@
 use super::{
     body::Downstream,
     call::Call,
+    filter,
     head::{BodyLength, RequestHead},
-    headers::NOT_SENT,
+    headers::{Known, NOT_SENT},
+    local_reply,
 };
-use crate::{config::Direction, telemetry::ResponseFlags};
+use crate::{
+    config::{Direction, ServerHeader},
+    telemetry::ResponseFlags,
+};
 
 /// An answer of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +24,23 @@ pub struct Reply {
     pub flags: ResponseFlags,
     /// What decided, as Envoy names it.
     pub details: &'static str,
+    /// What the client sent is not to be trusted any further: its connection ends.
+    pub close: bool,
 }
 
 const fn reply(code: u16, body: &'static str, flags: ResponseFlags, details: &'static str) -> Reply {
-    Reply { code, body, flags, details }
+    Reply { code, body, flags, details, close: false }
+}
+
+/// An answer to a request that breaks a rule.
+const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &'static str) -> Reply {
+    Reply { code, body, flags, details, close: true }
 }
 
 /// No virtual host or route matches.
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
+/// The virtual host wants TLS.
+pub const NEEDS_TLS: Reply = reply(301, "", ResponseFlags::none(), "direct_response");
 /// The route's cluster does not exist.
 pub const NO_CLUSTER: Reply = reply(503, "", ResponseFlags::NO_CLUSTER, "cluster_not_found");
 /// No endpoint may be chosen.
@@ -81,53 +95,147 @@ pub const TIMEOUT: Reply = reply(504, "upstream request timeout", ResponseFlags:
 /// The timeout of the last attempt passed.
 pub const PER_TRY_TIMEOUT: Reply =
     reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_timeout");
+/// Nothing moved in the last attempt for too long.
+pub const PER_TRY_IDLE_TIMEOUT: Reply =
+    reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout");
+/// The request lasted longer than its route allows.
+pub const MAX_DURATION: Reply =
+    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// Nothing moved for too long.
 pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
+/// The client did not send its whole request in time.
+pub const REQUEST_TIMEOUT: Reply = refusal(408, "request timeout", ResponseFlags::none(), "request_overall_timeout");
+/// The client did not send its request's head in time.
+pub const HEAD_TIMEOUT: Reply = refusal(408, "request header timeout", ResponseFlags::none(), "request_header_timeout");
 /// The client's body is malformed.
-pub const BAD_BODY: Reply = reply(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
+pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
 /// The path is refused.
-pub const BAD_PATH: Reply = reply(400, "", ResponseFlags::none(), "path_normalization_failed");
+pub const BAD_PATH: Reply = refusal(400, "", ResponseFlags::none(), "path_normalization_failed");
+/// The client is to ask for the path in another form.
+pub const ELSEWHERE: Reply = reply(307, "", ResponseFlags::none(), "path_normalization_failed");
+/// There is no host.
+pub const MISSING_HOST: Reply = refusal(400, "", ResponseFlags::none(), "missing_host_header");
+/// HTTP/1.0 is not served.
+pub const LOW_VERSION: Reply =
+    refusal(426, "Upgrade Required", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "low_version");
+/// A header's name has an underscore.
+pub const UNDERSCORE: Reply =
+    refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "unexpected_underscore");
+/// The upgrade is not offered.
+pub const UPGRADE_REFUSED: Reply = refusal(403, "", ResponseFlags::none(), "upgrade_failed");
+
+/// The client's address is not to be found, which is refused with this status.
+pub fn undetected(status: u16) -> Reply {
+    reply(status, "", ResponseFlags::none(), "original_ip_detection_failed")
+}
 
 /// Answers with a reply. The response is complete; it still has to be flushed.
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
+    let close = close || reply.close && !call.manager.stream_error_on_invalid;
     call.tally.flags |= reply.flags;
+    let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
+    if let Some(config) = call.manager.local_replies.as_deref() {
+        return local_reply::send(call, down, config, reply, close);
+    }
+    let body = own.body.unwrap_or(reply.body);
     if call.request.is_grpc() {
-        // A gRPC client reads the status of gRPC, not that of HTTP.
-        let status = match reply.code {
-            400 => 13,
-            401 => 16,
-            403 => 7,
-            404 => 12,
-            429 | 502 | 503 | 504 => 14,
-            _ => 2,
-        };
         begin(call, 200);
-        call.response.headers.push(b"content-type", b"application/grpc");
-        call.response.headers.push(b"grpc-status", status.to_string().as_bytes());
-        if !reply.body.is_empty() {
-            call.response.headers.push(b"grpc-message", reply.body.replace('%', "%25").as_bytes());
-        }
-        call.tally.grpc_status = Some(status);
+        grpc(call, own.grpc.unwrap_or_else(|| grpc_status(reply.code)), body);
+        overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
         begin(call, reply.code);
-        if !reply.body.is_empty() {
+        if reply == ELSEWHERE {
+            let path = call.request.path().to_vec();
+            call.response.headers.push(b"location", &path);
+        }
+        if !body.is_empty() {
             call.response.headers.push(b"content-type", b"text/plain");
         }
-        if reply == OVERFLOW {
-            call.response.headers.push(b"x-envoy-overloaded", b"true");
-        }
-        finish(call, down, reply.body.as_bytes(), close);
+        overloaded(call, reply);
+        finish(call, down, body.as_bytes(), close);
     }
 }
 
-/// Begins an answer of the proxy: status, date, server; and, for a peer of the mesh, that the app got nothing.
+/// Says that a circuit breaker refused it, so that a proxy before us does not repeat it at once.
+pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
+    if reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW) && !call.manager.router.suppress_envoy_headers {
+        call.response.headers.push(b"x-envoy-overloaded", b"true");
+    }
+}
+
+/// What a gRPC client is told instead of a status of HTTP.
+pub(super) fn grpc_status(code: u16) -> u16 {
+    match code {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// Writes the status of gRPC into the response's headers.
+pub(super) fn grpc(call: &mut Call<'_>, status: u16, message: &str) {
+    let headers = &mut call.response.headers;
+    headers.push(b"content-type", b"application/grpc");
+    headers.push(b"grpc-status", status.to_string().as_bytes());
+    if !message.is_empty() {
+        headers.push(b"grpc-message", percent_encoded(message).as_bytes());
+    }
+    call.tally.grpc_status = Some(status);
+}
+
+/// A message as gRPC writes it into a header: printable ASCII but `%` as it is, the rest as `%XX`.
+fn percent_encoded(message: &str) -> String {
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// Gives a response what every response has: date, server, via, the request's id.
+pub fn dress(call: &mut Call<'_>) {
+    let headers = &mut call.response.headers;
+    if headers.known(Known::Date).is_none() {
+        headers.push(b"date", call.worker.date().as_bytes());
+    }
+    match &call.manager.server_header {
+        ServerHeader::PassThrough => {}
+        ServerHeader::Overwrite(name) => {
+            headers.remove_known(Known::Server);
+            headers.push(b"server", name.as_bytes());
+        }
+        ServerHeader::IfAbsent(name) => {
+            if headers.known(Known::Server).is_none() {
+                headers.push(b"server", name.as_bytes());
+            }
+        }
+    }
+    let Some(edge) = call.manager.edge.as_deref() else { return };
+    if let Some(via) = &edge.via {
+        headers.append_to("via", b", ", via.as_bytes());
+    }
+    if edge.request_id_in_response
+        && let Some(id) = call.request.headers.known(Known::RequestId)
+    {
+        headers.set("x-request-id", id);
+    }
+}
+
+/// Begins an answer of the proxy: status; and, for a peer of the mesh, that the app got nothing.
 pub fn begin(call: &mut Call<'_>, code: u16) {
     call.response.clear();
     call.response.status = code;
-    call.response.headers.push(b"date", call.worker.date().as_bytes());
-    call.response.headers.push(b"server", b"leno");
+    if call.manager.server_header == ServerHeader::PassThrough {
+        call.response.headers.push(b"server", b"leno");
+    }
     if call.tally.unsent && call.manager.direction == Direction::Inbound && call.conn.peer.is_some() {
         call.response.headers.push(NOT_SENT.as_bytes(), b"1");
     }
@@ -136,6 +244,8 @@ pub fn begin(call: &mut Call<'_>, code: u16) {
 /// Sends the answer that was begun with this body.
 pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], close: bool) {
     call.response.body = if body.is_empty() { BodyLength::Empty } else { BodyLength::Exact(body.len() as u64) };
+    filter::on_response(call);
+    dress(call);
     call.note_response();
     down.send_head(call.request, call.response, close);
     if call.request.method() != b"HEAD" {
@@ -145,23 +255,30 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
     down.send_end(None);
 }
 
-/// The `location` of a redirect.
+/// The `location` of a redirect, by Envoy's rules for ports: a new one replaces the old; the default one of the old scheme
+/// goes when the scheme changes.
 pub fn location(redirect: &crate::config::Redirect, path: &[u8], request: &RequestHead) -> Vec<u8> {
-    let scheme = redirect.scheme.as_deref().unwrap_or(if request.secure { "https" } else { "http" });
-    let authority = request.authority();
-    let bare = crate::route::without_port(authority);
+    let own = if request.secure { "https" } else { "http" };
+    let scheme = redirect.scheme.as_deref().unwrap_or(own);
     let mut out = format!("{scheme}://").into_bytes();
     match &redirect.host {
         Some(host) => out.extend_from_slice(host.as_bytes()),
-        None => out.extend_from_slice(bare),
+        None => {
+            let authority = request.authority();
+            let bare = crate::route::without_port(authority);
+            let told = request.headers.known(Known::ForwardedProto).unwrap_or(own.as_bytes());
+            let default: &[u8] = match told {
+                b"https" => b":443",
+                b"http" => b":80",
+                _ => b"",
+            };
+            let port = &authority[bare.len()..];
+            let gone = redirect.port.is_some() || scheme.as_bytes() != told && !port.is_empty() && port == default;
+            out.extend_from_slice(if gone { bare } else { authority });
+        }
     }
-    let default = if scheme == "https" { 443 } else { 80 };
-    match redirect.port {
-        Some(port) if port == default => {}
-        Some(port) => out.extend_from_slice(format!(":{port}").as_bytes()),
-        // A new scheme has another port; a new host may have.
-        None if redirect.scheme.is_none() && redirect.host.is_none() => out.extend_from_slice(&authority[bare.len()..]),
-        None => {}
+    if let Some(port) = redirect.port {
+        out.extend_from_slice(format!(":{port}").as_bytes());
     }
     out.extend_from_slice(path);
     out

@@ -1,8 +1,11 @@
 //! Decides whether a request is tried again. Pure: what happened and the policy in, yes or no out.
 
-use super::headers::Headers;
-use crate::config::{RetryOn, RetryPolicy};
-use std::time::Duration;
+use super::{head::RequestHead, headers::Headers};
+use crate::config::{HeaderMatch, HeaderTest, RetryOn, RetryPolicy};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// What went wrong with an attempt, as far as a retry is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub enum Failure {
         grpc: Option<u16>,
         /// One of the policy's conditions on headers holds.
         header: bool,
+        /// It says that Envoy's rate limit refused the request.
+        rate_limited: bool,
     },
     /// The limit of one attempt passed.
     PerTryTimeout,
@@ -74,6 +79,7 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         retriable_4xx,
         statuses,
         headers,
+        rate_limited: on_rate_limited,
         grpc_statuses,
     } = policy.on;
     match failure {
@@ -81,7 +87,8 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         Failure::Refused => true,
         Failure::Reset { sent, .. } => reset || server_error || gateway_error || reset_before_request && !sent,
         Failure::PerTryTimeout => server_error || gateway_error || reset,
-        Failure::Response { status, grpc, header } => {
+        Failure::Response { rate_limited: true, .. } => on_rate_limited,
+        Failure::Response { status, grpc, header, rate_limited: false } => {
             headers && header
                 || server_error && (500..600).contains(&status)
                 || gateway_error && matches!(status, 502..=504)
@@ -104,10 +111,11 @@ pub fn keeps_body(policy: &RetryPolicy) -> bool {
         retriable_4xx,
         statuses,
         headers,
+        rate_limited,
         grpc_statuses,
     } = policy.on;
     let answered = server_error || gateway_error || retriable_4xx || statuses || headers || grpc_statuses != 0;
-    refused_stream || reset || answered
+    refused_stream || reset || answered || rate_limited
 }
 
 /// How long to wait before retry number `retry` (from 1): at random up to the base doubled each time, as Envoy does.
@@ -117,17 +125,90 @@ pub fn backoff(policy: &RetryPolicy, retry: u32, random: u64) -> Duration {
     Duration::from_micros(random % micros)
 }
 
+/// How long to wait before a retry that `headers` of an answer name, up to half as long again by chance.
+pub fn asked_backoff(policy: &RetryPolicy, headers: &Headers, now: SystemTime, random: u64) -> Option<Duration> {
+    let limits = policy.rate_limited_backoff.as_ref()?;
+    let wait = limits.headers.iter().find_map(|wanted| {
+        let number: u64 = std::str::from_utf8(headers.get(&wanted.name)?).ok()?.trim().parse().ok()?;
+        let wait = match wanted.unix_timestamp {
+            false => Duration::from_secs(number),
+            true => (UNIX_EPOCH + Duration::from_secs(number)).duration_since(now).ok()?,
+        };
+        (wait <= limits.max_interval).then_some(wait)
+    })?;
+    let half = u64::try_from(wait.as_micros() / 2).unwrap_or(u64::MAX).max(1);
+    Some(wait + Duration::from_micros(random % half))
+}
+
+/// The policy of a request: its route's, with what the request's own headers add, which are taken out of it. `asked` tells
+/// whether there may be such headers.
+pub fn effective<'p>(
+    policy: Option<&'p RetryPolicy>,
+    request: &mut RequestHead,
+    asked: bool,
+) -> Option<Cow<'p, RetryPolicy>> {
+    let mut policy = policy.map(Cow::Borrowed);
+    if asked {
+        policy = with_headers(policy, &request.headers);
+        for name in [
+            "x-envoy-retry-on",
+            "x-envoy-retry-grpc-on",
+            "x-envoy-max-retries",
+            "x-envoy-retriable-status-codes",
+            "x-envoy-retriable-header-names",
+            "x-envoy-hedge-on-per-try-timeout",
+        ] {
+            request.headers.remove(name);
+        }
+    }
+    policy.filter(|policy| {
+        let fits = |header| crate::route::header_matches(header, request);
+        policy.attempts > 0 && (policy.request_headers.is_empty() || policy.request_headers.iter().any(fits))
+    })
+}
+
+fn with_headers<'p>(mut policy: Option<Cow<'p, RetryPolicy>>, headers: &Headers) -> Option<Cow<'p, RetryPolicy>> {
+    fn list<'h>(headers: &'h Headers, name: &str) -> impl Iterator<Item = &'h str> + use<'h> {
+        let text = headers.get(name).and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        text.split(',').map(str::trim).filter(|part| !part.is_empty())
+    }
+    if headers.get("x-envoy-retry-on").is_some() || headers.get("x-envoy-retry-grpc-on").is_some() {
+        let own = policy.get_or_insert_with(|| {
+            Cow::Owned(RetryPolicy { attempts: 1, avoid_tried: false, ..RetryPolicy::default() })
+        });
+        let on = &mut own.to_mut().on;
+        list(headers, "x-envoy-retry-on").for_each(|condition| _ = on.add(condition));
+        list(headers, "x-envoy-retry-grpc-on").for_each(|condition| _ = on.add_grpc(condition));
+    }
+    let mut policy = policy.filter(|policy| !policy.on.is_empty())?;
+    if let Some(most) = list(headers, "x-envoy-max-retries").next().and_then(|text| text.parse().ok()) {
+        policy.to_mut().attempts = most;
+    }
+    for code in list(headers, "x-envoy-retriable-status-codes").filter_map(|text| text.parse().ok()) {
+        policy.to_mut().statuses.push(code);
+    }
+    for name in list(headers, "x-envoy-retriable-header-names") {
+        policy.to_mut().headers.push(HeaderMatch {
+            name: name.to_ascii_lowercase().into(),
+            test: HeaderTest::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        });
+    }
+    Some(policy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{HeaderMatch, HeaderTest};
+    use crate::config::{RateLimitedBackoff, ResetHeader};
 
     fn policy(on: RetryOn) -> RetryPolicy {
         RetryPolicy { on, statuses: vec![418], ..RetryPolicy::default() }
     }
 
     fn answered(status: u16, grpc: Option<u16>) -> Failure {
-        Failure::Response { status, grpc, header: false }
+        Failure::Response { status, grpc, header: false, rate_limited: false }
     }
 
     #[test]
@@ -145,7 +226,7 @@ mod tests {
         headers.push(b"X-B", b"1");
         assert!(has_retriable_header(&with(on(true)), &headers));
         assert!(!has_retriable_header(&with(on(false)), &headers), "the condition is not asked for");
-        let failure = Failure::Response { status: 200, grpc: None, header: true };
+        let failure = Failure::Response { status: 200, grpc: None, header: true, rate_limited: false };
         assert!(wanted(failure, Some(&with(on(true))), false));
         assert!(keeps_body(&with(on(true))));
     }
@@ -187,6 +268,60 @@ mod tests {
         assert!(wanted(answered(418, None), Some(&listed), false));
         assert!(wanted(answered(200, Some(14)), Some(&grpc), false));
         assert!(!wanted(answered(200, Some(13)), Some(&grpc), false));
+    }
+
+    #[test]
+    fn policy_when_the_request_asks_for_more_then_it_is_added() {
+        let mut request = RequestHead::default();
+        request.headers.push(b"x-envoy-retry-on", b"retriable-status-codes, nonsense");
+        request.headers.push(b"x-envoy-max-retries", b"7");
+        request.headers.push(b"x-envoy-retriable-status-codes", b"418,x,429");
+        let own = effective(None, &mut request.clone(), true).unwrap();
+        assert_eq!((own.attempts, own.statuses.as_slice()), (7, &[418, 429][..]));
+        assert!(own.on.statuses && !own.on.server_error);
+        let route = policy(RetryOn { reset: true, ..RetryOn::default() });
+        let both = effective(Some(&route), &mut request, true).unwrap();
+        assert!(both.on.statuses && both.on.reset);
+        assert!(request.headers.is_empty(), "what was said to us is not passed on");
+        assert!(effective(None, &mut request, true).is_none());
+    }
+
+    #[test]
+    fn policy_when_only_some_requests_are_repeated_then_others_are_not() {
+        let wanted = HeaderMatch {
+            name: "x-again".into(),
+            test: HeaderTest::Present(true),
+            invert: false,
+            missing_as_empty: false,
+        };
+        let route =
+            RetryPolicy { request_headers: vec![wanted], ..policy(RetryOn { reset: true, ..RetryOn::default() }) };
+        let mut request = RequestHead::default();
+        assert!(effective(Some(&route), &mut request, false).is_none());
+        request.headers.push(b"X-Again", b"");
+        assert!(effective(Some(&route), &mut request, false).is_some());
+    }
+
+    #[test]
+    fn answer_when_rate_limited_then_repeated_only_on_request_and_when_it_says() {
+        let limited = Failure::Response { status: 503, grpc: None, header: false, rate_limited: true };
+        let on = |rate_limited| policy(RetryOn { rate_limited, server_error: true, ..RetryOn::default() });
+        assert!(!wanted(limited, Some(&on(false)), true) && wanted(limited, Some(&on(true)), true));
+        let header = |name: &str, unix_timestamp| ResetHeader { name: name.into(), unix_timestamp };
+        let headers = vec![header("retry-after", false), header("x-reset", true)];
+        let rate_limited_backoff = Some(RateLimitedBackoff { headers, max_interval: Duration::from_secs(60) });
+        let policy = RetryPolicy { rate_limited_backoff, ..on(true) };
+        let now = UNIX_EPOCH + Duration::from_secs(1000);
+        let wait = |name: &str, value: &str| {
+            let mut headers = Headers::default();
+            headers.push(name.as_bytes(), value.as_bytes());
+            asked_backoff(&policy, &headers, now, 0)
+        };
+        assert_eq!(wait("retry-after", "5"), Some(Duration::from_secs(5)));
+        assert_eq!(wait("x-reset", "1007"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("x-reset", "999"), None);
+        assert_eq!(wait("retry-after", "61"), None);
+        assert_eq!(wait("other", "1"), None);
     }
 
     #[test]

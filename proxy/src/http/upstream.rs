@@ -74,6 +74,10 @@ impl Upstream for Up {
         each!(self, side => side.poll_flush(cx))
     }
 
+    fn take_continue(&mut self) -> bool {
+        each!(self, side => side.take_continue())
+    }
+
     fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         each!(self, side => side.poll_head(cx, head))
     }

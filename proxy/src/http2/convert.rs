@@ -34,18 +34,20 @@ pub(super) fn request(
     }
     head.set_path(path.as_bytes());
     let authority = match parts.uri.authority() {
-        Some(authority) => authority.as_str().as_bytes(),
+        Some(authority) => Some(authority.as_str().as_bytes()),
         None => {
             let mut hosts = parts.headers.get_all(http::header::HOST).iter();
-            let host = hosts.next().map_or(&b""[..], HeaderValue::as_bytes);
+            let host = hosts.next().map(HeaderValue::as_bytes);
             if hosts.next().is_some() {
                 return Err(HeadError::Malformed("there must be exactly one host"));
             }
             host
         }
     };
-    check_authority(authority)?;
-    head.set_authority(authority);
+    if let Some(authority) = authority {
+        check_authority(authority)?;
+        head.set_authority(authority);
+    }
     headers_into(&parts.headers, &mut head.headers);
     head.headers.remove_known(Known::Host);
     if head.headers.known(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {

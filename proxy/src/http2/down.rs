@@ -21,6 +21,7 @@ pub struct Down {
     sender: Sender,
     begun: bool,
     owes_continue: bool,
+    awaits_endpoint: bool,
     failed: Option<SideError>,
     last: Rc<Cell<bool>>,
 }
@@ -39,25 +40,43 @@ impl Down {
             sender: Sender::default(),
             begun: false,
             owes_continue,
+            awaits_endpoint: false,
             failed: None,
             last,
         }
     }
 }
 
+impl Down {
+    /// The endpoint itself says whether the client is to send its body.
+    pub(super) fn leave_continue(&mut self) {
+        self.awaits_endpoint = std::mem::take(&mut self.owes_continue);
+    }
+
+    fn tell_continue(&mut self) {
+        let mut interim = http::Response::new(());
+        *interim.status_mut() = http::StatusCode::CONTINUE;
+        // Fails only when the stream is gone, which the body tells.
+        let _ = self.respond.send_informational(interim);
+    }
+}
+
 impl Downstream for Down {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
         if std::mem::take(&mut self.owes_continue) && !self.begun {
-            let mut interim = http::Response::new(());
-            *interim.status_mut() = http::StatusCode::CONTINUE;
-            // Fails only when the stream is gone, which the body tells.
-            let _ = self.respond.send_informational(interim);
+            self.tell_continue();
         }
         self.receiver.poll(cx)
     }
 
     fn consume(&mut self, count: usize) {
         self.receiver.consume(count);
+    }
+
+    fn send_continue(&mut self) {
+        if std::mem::take(&mut self.awaits_endpoint) && !self.begun {
+            self.tell_continue();
+        }
     }
 
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {

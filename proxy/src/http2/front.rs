@@ -1,6 +1,7 @@
 //! The life of a client's HTTP/2 connection on a worker: every stream goes through the pipeline on the newest
 //! configuration, and draining ends the connection in order.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -19,19 +20,32 @@ use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
 use crate::listen::{Place, Stream};
 use crate::telemetry::ResponseFlags;
-use crate::worker::{Timer, Worker, WorkerRoot};
+use crate::worker::{Timer, Worker, WorkerRoot, jittered};
+
+/// What the streams of a connection share.
+struct Shared {
+    conn: ConnInfo,
+    place: Place,
+    /// What served the last of them.
+    manager: RefCell<Arc<HttpManager>>,
+}
 
 /// Serves a client's connection to its end. `first` was read from it already.
 pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
     let Some(manager) = http_manager(&place, &worker.root()) else { return };
-    let settings = Settings::from(&*manager);
-    drop(manager);
+    let mut settings = Settings::from(&*manager);
+    let jitter = manager.connection_duration_jitter;
+    settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
     let remote = conn.remote;
     let secure = conn.secure;
-    let shared = Rc::new((conn, place));
+    let shared = Rc::new(Shared { conn, place, manager: RefCell::new(manager) });
     let drain = async {
         let _registered = worker.register().await;
-        poll_fn(|_| if worker.is_draining() { Poll::Ready(()) } else { Poll::Pending }).await;
+        poll_fn(|_| match worker.ends_since(&shared.place) {
+            Some(_) => Poll::Ready(()),
+            None => Poll::Pending,
+        })
+        .await;
     };
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
     if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
@@ -47,16 +61,21 @@ fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
 }
 
 /// Runs one request.
-async fn request(
-    worker: Rc<Worker>,
-    shared: Rc<(ConnInfo, Place)>,
-    head: Result<RequestHead, HeadError>,
-    mut down: Down,
-) {
-    let (conn, place) = &*shared;
+async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHead, HeadError>, mut down: Down) {
+    let Shared { conn, place, manager: last } = &*shared;
     let root = worker.root();
-    // The configuration changed, and the connection belongs nowhere any more.
-    let Some(manager) = http_manager(place, &root) else { return down.abort() };
+    let manager = match http_manager(place, &root) {
+        Some(manager) => {
+            if !Arc::ptr_eq(&manager, &last.borrow()) {
+                last.replace(manager.clone());
+            }
+            manager
+        }
+        // Its listener is gone: what it asks until it has heard that it should end is answered as before.
+        None if place.listener(root.config()).is_none() => last.borrow().clone(),
+        // The configuration changed, and the connection belongs nowhere any more.
+        None => return down.abort(),
+    };
     let (mut request, refused) = match head {
         Ok(request) => (request, None),
         Err(error) => (RequestHead::default(), Some(error)),
@@ -73,6 +92,9 @@ async fn request(
         response: &mut response,
         tally: Tally::start(manager.access_log.is_some()),
     };
+    if manager.proxy_100_continue {
+        down.leave_continue();
+    }
     let Some(error) = refused else { return pipeline::run(&mut call, &mut down).await };
     tracing::debug!(client = %conn.remote, %error, "request refused");
     let reply = Reply {
@@ -80,6 +102,7 @@ async fn request(
         body: reason(error.status()),
         flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
         details: "http2.invalid_request",
+        close: false,
     };
     reply::send(&mut call, &mut down, reply, false);
     // A few bytes, which wait for nothing but the client's window.

@@ -34,8 +34,12 @@ pub struct Settings {
     pub max_headers: usize,
     /// From the beginning to the client's connection preface.
     pub preface_timeout: Duration,
-    /// A connection without streams for so long is closed.
+    /// A connection without streams for so long is closed; zero is never.
     pub idle_timeout: Duration,
+    /// A connection takes no more streams after so long.
+    pub max_duration: Option<Duration>,
+    /// Streams of the connection at most.
+    pub max_requests: Option<u32>,
 }
 
 impl From<&HttpManager> for Settings {
@@ -46,6 +50,8 @@ impl From<&HttpManager> for Settings {
             max_headers: manager.max_headers,
             preface_timeout: manager.request_head_timeout,
             idle_timeout: manager.idle_timeout,
+            max_duration: manager.max_connection_duration,
+            max_requests: manager.max_requests_per_connection,
         }
     }
 }
@@ -80,17 +86,25 @@ where
     let mut leaving = false;
     let mut idle = pin!(tokio::time::sleep(settings.idle_timeout));
     let mut resting = true;
+    let mut age = settings.max_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
+    let mut taken = 0u32;
 
     let result = poll_fn(|cx| {
         loop {
             // Streams first: what they write leaves with the connection's turn below.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
-            if !leaving && (last.get() || drain.as_mut().poll(cx).is_ready()) {
+            let old = age.as_mut().is_some_and(|age| age.as_mut().poll(cx).is_ready());
+            if old {
+                age = None;
+            }
+            let many = settings.max_requests.is_some_and(|most| taken >= most);
+            if !leaving && (old || many || last.get() || drain.as_mut().poll(cx).is_ready()) {
                 leaving = true;
                 connection.graceful_shutdown();
             }
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    taken = taken.saturating_add(1);
                     let (parts, body) = request.into_parts();
                     let head = convert::request(&parts, body.is_end_stream(), tls, settings.max_headers);
                     let owes_continue = head.as_ref().is_ok_and(|head| head.expects_continue);
@@ -115,7 +129,7 @@ where
                 resting = true;
                 idle.as_mut().reset(Instant::now() + settings.idle_timeout);
             }
-            if !leaving && idle.as_mut().poll(cx).is_ready() {
+            if !leaving && !settings.idle_timeout.is_zero() && idle.as_mut().poll(cx).is_ready() {
                 leaving = true;
                 connection.graceful_shutdown();
                 cx.waker().wake_by_ref();

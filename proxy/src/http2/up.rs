@@ -20,7 +20,7 @@ use super::transfer::{Receiver, Sender};
 use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
-use crate::http::headers::Headers;
+use crate::http::headers::{Headers, Known};
 
 /// What the connection's task and its users share.
 struct State {
@@ -216,6 +216,8 @@ impl Connection {
             sent: false,
             reused,
             answered: false,
+            expects: false,
+            continued: false,
         }
     }
 }
@@ -230,6 +232,9 @@ pub struct Up {
     sent: bool,
     reused: bool,
     answered: bool,
+    /// The request waits for `100 Continue`.
+    expects: bool,
+    continued: bool,
 }
 
 impl Up {
@@ -253,6 +258,7 @@ impl Up {
         let mut send = self.handle.send.borrow().clone();
         let (response, stream) = send.send_request(request, ended).map_err(side_error)?;
         self.response = Some(response);
+        self.expects = head.expects_continue && head.headers.known(Known::Expect).is_some();
         self.sender.start(stream, ended);
         self.sent = true;
         Ok(())
@@ -301,11 +307,23 @@ impl Upstream for Up {
         }
     }
 
+    fn take_continue(&mut self) -> bool {
+        std::mem::take(&mut self.continued)
+    }
+
     fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
         let Some(pending) = &mut self.response else { return Poll::Ready(Err(SideError::Ended)) };
+        while self.expects
+            && let Poll::Ready(interim) = pending.poll_informational(cx)
+        {
+            match interim {
+                Some(Ok(interim)) => self.continued |= interim.status() == http::StatusCode::CONTINUE,
+                _ => self.expects = false,
+            }
+        }
         let answer = ready!(Pin::new(pending).poll(cx)).map_err(side_error)?;
         self.response = None;
         self.answered = true;

@@ -5,8 +5,11 @@ mod tests;
 
 use crate::{
     balance::Rng,
-    config::{HeaderMatch, PathMatch, PathRewrite, Route, RouteMatch, RouteTable, VirtualHost},
-    http::RequestHead,
+    config::{
+        CookieMatch, HeaderMatch, PathMatch, PathRewrite, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
+        WeightedCluster,
+    },
+    http::{Call, Known, RequestHead},
 };
 use std::{borrow::Cow, sync::Arc};
 
@@ -17,15 +20,76 @@ pub struct Selected<'t> {
     pub host: &'t VirtualHost,
     /// The route.
     pub route: &'t Arc<Route>,
+    /// The target among the route's, once it is chosen.
+    pub target: Option<&'t WeightedCluster>,
+}
+
+/// What a table says to a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Choice<'t> {
+    /// A route.
+    Route(Selected<'t>),
+    /// It must come by TLS: a redirect to itself.
+    NeedsTls,
+    /// Nothing.
+    None,
+}
+
+/// What is known of a client's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Certificate {
+    /// There is one.
+    pub presented: bool,
+    /// It was verified.
+    pub validated: bool,
+}
+
+impl Certificate {
+    /// That of a request's connection.
+    pub fn of(call: &Call<'_>) -> Self {
+        let conn = call.conn;
+        let verified = conn.tls.as_ref().is_some_and(|tls| tls.verified && tls.peer().is_some());
+        Self {
+            presented: conn.peer.is_some() || conn.tls.as_ref().is_some_and(|tls| tls.peer().is_some()),
+            validated: conn.peer.is_some() || verified,
+        }
+    }
+}
+
+/// What a table is searched with beside the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'w> {
+    /// The client's certificate.
+    pub certificate: Certificate,
+    /// Chance, for shares.
+    pub rng: &'w Rng,
 }
 
 /// Finds the virtual host by authority and in it the first route that matches.
-pub fn select<'t>(table: &'t RouteTable, request: &RequestHead, strip_port: bool, rng: &Rng) -> Option<Selected<'t>> {
-    let authority = request.authority();
-    let authority = if strip_port { without_port(authority) } else { authority };
-    let host = table.host(authority)?;
-    let route = host.routes.iter().find(|route| matches(&route.matches, request, rng))?;
-    Some(Selected { host, route })
+pub fn select<'t>(table: &'t RouteTable, request: &RequestHead, asker: Asker<'_>) -> Choice<'t> {
+    let named = match &table.options.host_header {
+        None => request.authority(),
+        Some(name) => request.headers.get(name).unwrap_or_default(),
+    };
+    let named = if table.options.ignore_port { without_port(named) } else { named };
+    let Some(host) = table.host(named) else { return Choice::None };
+    if host.require_tls != RequireTls::Nobody && needs_tls(host.require_tls, request) {
+        return Choice::NeedsTls;
+    }
+    let mut path = request.path_only();
+    if table.options.ignore_path_parameters {
+        path = &path[..path.iter().position(|&b| b == b';').unwrap_or(path.len())];
+    }
+    match host.routes.iter().find(|route| matches(&route.matches, path, request, asker)) {
+        Some(route) => Choice::Route(Selected { host, route, target: None }),
+        None => Choice::None,
+    }
+}
+
+fn needs_tls(who: RequireTls, request: &RequestHead) -> bool {
+    let scheme =
+        request.headers.known(Known::ForwardedProto).unwrap_or(if request.secure { b"https" } else { b"http" });
+    scheme != b"https" && (who == RequireTls::All || request.headers.get("x-envoy-internal") != Some(b"true"))
 }
 
 /// The host of an authority, without its port.
@@ -36,11 +100,20 @@ pub fn without_port(authority: &[u8]) -> &[u8] {
     }
 }
 
-fn matches(want: &RouteMatch, request: &RequestHead, rng: &Rng) -> bool {
-    path_matches(want, request.path_only())
+fn matches(want: &RouteMatch, path: &[u8], request: &RequestHead, asker: Asker<'_>) -> bool {
+    let path_fits = match want.path {
+        PathMatch::Connect => request.method() == b"CONNECT",
+        _ => path_matches(want, path),
+    };
+    let asked = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
+    path_fits
         && want.headers.iter().all(|header| header_matches(header, request))
         && want.query.iter().all(|query| query.matches(request.query()))
-        && want.fraction.is_none_or(|millionths| rng.below(1_000_000) < u64::from(millionths))
+        && want.cookies.iter().all(|cookie| cookie_matches(cookie, request))
+        && (!want.grpc || request.is_grpc())
+        && asked(want.certificate_presented, asker.certificate.presented)
+        && asked(want.certificate_validated, asker.certificate.validated)
+        && want.fraction.is_none_or(|millionths| asker.rng.below(1_000_000) < u64::from(millionths))
 }
 
 /// Whether the condition on the path holds.
@@ -56,17 +129,21 @@ pub fn path_matches(want: &RouteMatch, path: &[u8]) -> bool {
                 && matches!(path.get(prefix.len()), None | Some(b'/'))
         }
         PathMatch::Regex(regex) => regex.is_match(path),
+        PathMatch::Template(template) => template.matches(path),
+        PathMatch::Connect => false,
     }
 }
 
-fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
-    let value = match want.name.as_ref() {
+/// A header's value as conditions see it: that of a pseudo header, or all values joined by `,`.
+pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
+    match name {
         ":method" => Some(Cow::Borrowed(request.method())),
         ":path" => Some(Cow::Borrowed(request.path())),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority())),
         ":scheme" => Some(Cow::Borrowed(if request.secure { &b"https"[..] } else { b"http" })),
         name => {
-            let mut values = request.headers.values(name);
+            let named = request.headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(name.as_bytes()));
+            let mut values = named.map(|(_, value, _)| value);
             let first = values.next().map(Cow::Borrowed);
             values.fold(first, |sum, value| {
                 sum.map(|sum| {
@@ -77,8 +154,28 @@ fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
                 })
             })
         }
-    };
-    want.matches(value.as_deref())
+    }
+}
+
+/// Whether a condition on a header of the request holds.
+pub fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
+    want.matches(header_value(&want.name, request).as_deref())
+}
+
+fn cookie_matches(want: &CookieMatch, request: &RequestHead) -> bool {
+    cookie(request, &want.name).is_some_and(|value| want.test.matches(value)) != want.invert
+}
+
+/// The value of a cookie, without the quotes around it.
+pub fn cookie<'r>(request: &'r RequestHead, name: &str) -> Option<&'r [u8]> {
+    let lines = request.headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(b"cookie"));
+    let mut pairs = lines.flat_map(|(_, line, _)| line.split(|&b| b == b';')).map(<[u8]>::trim_ascii);
+    pairs.find_map(|pair| {
+        let at = pair.iter().position(|&b| b == b'=')?;
+        let value = pair[at + 1..].trim_ascii();
+        let value = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+        (pair[..at].trim_ascii() == name.as_bytes()).then_some(value)
+    })
 }
 
 /// The path after a rewrite; the query stays. `None` when nothing changes.
@@ -91,11 +188,15 @@ pub fn rewritten_path(rewrite: &PathRewrite, want: &RouteMatch, target: &[u8]) -
                 PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => prefix.len().min(path.len()),
                 // Every path begins with the `/` that was asked for.
                 PathMatch::Any => usize::from(path.first() == Some(&b'/')),
-                PathMatch::Exact(_) | PathMatch::Regex(_) => path.len(),
+                PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Template(_) | PathMatch::Connect => path.len(),
             };
             [new.as_bytes(), &path[matched..]].concat()
         }
-        PathRewrite::Regex { regex, substitution } => regex.replace_all(path, substitution),
+        PathRewrite::Regex(rewrite) => rewrite.apply(path),
+        PathRewrite::Template(new) => match &want.path {
+            PathMatch::Template(pattern) => new.fill(pattern, path)?,
+            _ => return None,
+        },
     };
     if new.first() != Some(&b'/') {
         new.insert(0, b'/');

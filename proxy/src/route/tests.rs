@@ -15,13 +15,8 @@ fn request(method: &str, authority: &str, path: &str, headers: &[(&str, &str)]) 
 }
 
 fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
-    Arc::new(Route {
-        name: name.into(),
-        matches,
-        action: Action::Direct(DirectResponse { code: 200, body: Box::default() }),
-        headers: HeaderOps::default(),
-        origin: None,
-    })
+    let action = Action::Direct(DirectResponse { code: 200, body: Box::default() });
+    Arc::new(Route::new(name, matches, action))
 }
 
 fn table(routes: Vec<Arc<Route>>) -> RouteTable {
@@ -34,7 +29,11 @@ fn path(path: PathMatch) -> RouteMatch {
 }
 
 fn found(table: &RouteTable, request: &RequestHead) -> Option<String> {
-    select(table, request, false, &Rng::new(1)).map(|selected| selected.route.name.to_string())
+    match select(table, request, Asker { certificate: Certificate::default(), rng: &Rng::new(1) }) {
+        Choice::Route(selected) => Some(selected.route.name.to_string()),
+        Choice::NeedsTls => Some("needs TLS".to_owned()),
+        Choice::None => None,
+    }
 }
 
 #[test]

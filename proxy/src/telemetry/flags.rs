@@ -80,6 +80,16 @@ impl ResponseFlags {
         self.0 & other.0 == other.0
     }
 
+    /// True when a flag of `other` is set.
+    pub const fn intersects(self, other: ResponseFlags) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The flag of a short name, e.g. `UH`.
+    pub fn named(short: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(_, name)| *name == short).map(|&(flag, _)| flag)
+    }
+
     /// Adds the flags of `other`.
     pub const fn insert(&mut self, other: ResponseFlags) {
         self.0 |= other.0;

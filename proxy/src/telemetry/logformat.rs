@@ -185,9 +185,17 @@ enum Operator {
     DownstreamLocalAddress,
     DownstreamRemoteAddress,
     DownstreamRemoteIp,
+    DownstreamRemotePort,
+    DownstreamLocalIp,
+    DownstreamLocalPort,
     DownstreamPeerUriSan,
     RequestedServerName,
     RouteName,
+    UpstreamRemoteIp,
+    UpstreamRemotePort,
+    UpstreamLocalIp,
+    UpstreamLocalPort,
+    Hostname,
 }
 
 /// A compiled format.
@@ -230,6 +238,41 @@ impl LogFormat {
         Ok(Self(operators))
     }
 
+    /// Appends the value of a header: what is not known is empty, and nothing is escaped. Bytes that no header may have are left
+    /// out.
+    pub fn write_header<Q: HeaderLookup, S: HeaderLookup>(&self, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) {
+        let from = out.len();
+        for operator in &self.0 {
+            let known = match operator {
+                Operator::Literal(text) => {
+                    out.extend_from_slice(text.as_bytes());
+                    true
+                }
+                Operator::Header(fields, limit) => fields.iter().any(|field| {
+                    let mut raw = |value: &[u8]| out.extend_from_slice(&value[..value.len().min(*limit)]);
+                    plain_field(field, entry).map(|value| raw(&value)).is_some()
+                }),
+                _ => false,
+            };
+            if known || matches!(operator, Operator::Literal(_) | Operator::Header(..)) {
+                continue;
+            }
+            let at = out.len();
+            Self(vec![operator.clone()]).write(entry, out);
+            if out[at..] == *b"-" {
+                out.truncate(at);
+            }
+        }
+        let mut end = from;
+        for at in from..out.len() {
+            if out[at] == b'\t' || out[at] >= b' ' && out[at] != 0x7f {
+                out[end] = out[at];
+                end += 1;
+            }
+        }
+        out.truncate(end);
+    }
+
     /// Appends one line (the format brings its own line end).
     pub fn write<Q: HeaderLookup, S: HeaderLookup>(&self, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) {
         for operator in &self.0 {
@@ -259,6 +302,14 @@ impl LogFormat {
                 Operator::DownstreamRemoteIp => {
                     display::<IpAddr>(entry.downstream_remote.map(|address| address.ip()), out);
                 }
+                Operator::DownstreamRemotePort => display(entry.downstream_remote.map(|address| address.port()), out),
+                Operator::DownstreamLocalIp => display(entry.downstream_local.map(|address| address.ip()), out),
+                Operator::DownstreamLocalPort => display(entry.downstream_local.map(|address| address.port()), out),
+                Operator::UpstreamRemoteIp => display(entry.upstream_host.map(|address| address.ip()), out),
+                Operator::UpstreamRemotePort => display(entry.upstream_host.map(|address| address.port()), out),
+                Operator::UpstreamLocalIp => display(entry.upstream_local.map(|address| address.ip()), out),
+                Operator::UpstreamLocalPort => display(entry.upstream_local.map(|address| address.port()), out),
+                Operator::Hostname => text(Some(hostname()), out),
                 Operator::DownstreamPeerUriSan => text(entry.downstream_peer, out),
                 Operator::RequestedServerName => text(entry.server_name, out),
                 Operator::RouteName => text(entry.route_name, out),
@@ -285,7 +336,16 @@ fn operator(text: &str) -> Result<Operator, FormatError> {
         "DOWNSTREAM_LOCAL_ADDRESS" => Operator::DownstreamLocalAddress,
         "DOWNSTREAM_REMOTE_ADDRESS" => Operator::DownstreamRemoteAddress,
         "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::DownstreamRemoteIp,
+        "DOWNSTREAM_REMOTE_PORT" => Operator::DownstreamRemotePort,
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Operator::DownstreamLocalIp,
+        "DOWNSTREAM_LOCAL_PORT" => Operator::DownstreamLocalPort,
         "DOWNSTREAM_PEER_URI_SAN" => Operator::DownstreamPeerUriSan,
+        "UPSTREAM_REMOTE_ADDRESS" => Operator::UpstreamHost,
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => Operator::UpstreamRemoteIp,
+        "UPSTREAM_REMOTE_PORT" => Operator::UpstreamRemotePort,
+        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => Operator::UpstreamLocalIp,
+        "UPSTREAM_LOCAL_PORT" => Operator::UpstreamLocalPort,
+        "HOSTNAME" => Operator::Hostname,
         "REQUESTED_SERVER_NAME" => Operator::RequestedServerName,
         "ROUTE_NAME" => Operator::RouteName,
         _ => return header_operator(text),
@@ -324,6 +384,26 @@ fn header_operator(text: &str) -> Result<Operator, FormatError> {
         return Err(malformed());
     }
     Ok(Operator::Header(fields, limit))
+}
+
+fn plain_field<'e, Q: HeaderLookup, S: HeaderLookup>(
+    field: &Field,
+    entry: &'e LogEntry<'_, Q, S>,
+) -> Option<std::borrow::Cow<'e, [u8]>> {
+    use std::borrow::Cow::{Borrowed, Owned};
+    match field {
+        Field::Method => entry.method.map(|text| Borrowed(text.as_bytes())),
+        Field::Path => entry.path.map(|text| Borrowed(text.as_bytes())),
+        Field::Authority => entry.authority.map(|text| Borrowed(text.as_bytes())),
+        Field::Scheme => entry.scheme.map(|text| Borrowed(text.as_bytes())),
+        Field::RequestHeader(name) => entry.request.header(name).map(Borrowed),
+        Field::ResponseHeader(name) => entry.response.header(name).map(Borrowed),
+        Field::UpstreamServiceTime => entry
+            .response
+            .header("x-envoy-upstream-service-time")
+            .map(Borrowed)
+            .or_else(|| entry.upstream_service_time.map(|time| Owned(time.as_millis().to_string().into_bytes()))),
+    }
 }
 
 fn write_field<Q: HeaderLookup, S: HeaderLookup>(
@@ -398,6 +478,12 @@ fn escape(bytes: &[u8], out: &mut Vec<u8>) {
             _ => out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
         }
     }
+}
+
+/// This machine's name, asked for once.
+fn hostname() -> &'static str {
+    static NAME: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    NAME.get_or_init(|| nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default())
 }
 
 fn start_time(start: SystemTime, out: &mut Vec<u8>) {

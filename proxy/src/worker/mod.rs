@@ -12,11 +12,12 @@ mod timer;
 
 pub use group::{ListenSocket, Settings, SpawnError, Workers, spawn};
 pub use root::WorkerRoot;
-pub use timer::{Timer, earlier};
+pub use timer::{Timer, earlier, jittered};
 
 use crate::{
     balance::Rng,
     config::Root,
+    listen::Place,
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
     tls::{Connector, CredentialStore},
 };
@@ -58,6 +59,8 @@ pub struct Worker {
     workers: u32,
     root: RefCell<Rc<WorkerRoot>>,
     draining: Cell<Option<Instant>>,
+    /// When a listener last went; while none has, no connection has to look for its own.
+    listeners_gone: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
     date: RefCell<(i64, Rc<str>)>,
@@ -85,6 +88,7 @@ impl Worker {
             workers,
             root: RefCell::new(root),
             draining: Cell::new(None),
+            listeners_gone: Cell::new(None),
             wakers: RefCell::default(),
             next_waker: Cell::new(0),
             date: RefCell::new((0, Rc::from(""))),
@@ -99,8 +103,21 @@ impl Worker {
     /// Takes up a new configuration.
     pub fn take_up(&self, root: Arc<Root>) {
         let before = self.root();
+        let gone = before.config().listeners.any_gone_in(&root.listeners);
         let new = WorkerRoot::new(root, Some(&before), self.workers, &self.rng);
         *self.root.borrow_mut() = Rc::new(new);
+        if gone {
+            self.listeners_gone.set(Some(Instant::now()));
+            for waker in self.wakers.borrow().values() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Since when a connection of that place should end when it can: all are to, or its listener is gone.
+    pub fn ends_since(&self, place: &Place) -> Option<Instant> {
+        let gone = self.listeners_gone.get().filter(|_| place.listener(self.root.borrow().config()).is_none());
+        self.draining_since().or(gone)
     }
 
     /// The workload's certificates.

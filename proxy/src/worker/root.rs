@@ -5,13 +5,15 @@ use crate::{
     config::{ClusterId, Root},
     pool::ClusterState,
 };
-use std::{rc::Rc, sync::Arc};
+use std::{cell::OnceCell, collections::HashMap, rc::Rc, sync::Arc};
 
 /// A root with this worker's state of its clusters. A request keeps the one on which it began.
 #[derive(Debug)]
 pub struct WorkerRoot {
     root: Arc<Root>,
     clusters: Vec<Option<Rc<ClusterState>>>,
+    /// Made when a name is first asked for.
+    names: OnceCell<HashMap<Arc<str>, ClusterId>>,
 }
 
 impl WorkerRoot {
@@ -36,7 +38,7 @@ impl WorkerRoot {
                 state.retire();
             }
         }
-        Self { root, clusters }
+        Self { root, clusters, names: OnceCell::new() }
     }
 
     /// The shared tree.
@@ -47,6 +49,12 @@ impl WorkerRoot {
     /// The state of a cluster, if it exists.
     pub fn cluster(&self, id: ClusterId) -> Option<&Rc<ClusterState>> {
         self.clusters.get(id.0 as usize).and_then(Option::as_ref)
+    }
+
+    /// The cluster that a request names.
+    pub fn named(&self, name: &[u8]) -> Option<ClusterId> {
+        let all = || self.clusters().map(|cluster| (cluster.config().name.clone(), cluster.config().id)).collect();
+        self.names.get_or_init(all).get(std::str::from_utf8(name).ok()?).copied()
     }
 
     /// Every cluster's state.

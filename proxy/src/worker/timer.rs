@@ -4,11 +4,12 @@
 //! was ever asked for and, when it fires too early, is armed again: a busy keep-alive connection touches the wheel every
 //! few seconds, not several times a request.
 
+use crate::balance::Rng;
 use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::time::Sleep;
 
@@ -51,10 +52,19 @@ pub fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
+/// A limit and up to so many per cent more, by chance.
+pub fn jittered(limit: Duration, percent: f64, rng: &Rng) -> Duration {
+    if percent <= 0.0 {
+        return limit;
+    }
+    let share = (rng.next() % 10_000) as f64 / 10_000.0;
+    limit.saturating_add(limit.mul_f64(percent.min(100.0) / 100.0 * share))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{future::poll_fn, time::Duration};
+    use std::future::poll_fn;
 
     #[tokio::test]
     async fn timer_when_deadline_moves_out_then_it_fires_at_the_last_one() {

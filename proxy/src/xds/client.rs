@@ -1,41 +1,38 @@
-//! One stream to the control plane: asks, takes in, publishes, acknowledges; and again after it breaks.
+//! One stream to a server of resources: asks, takes in, publishes, acknowledges; and again after it breaks.
 //!
-//! A response is acknowledged when every worker has taken the root that holds it, so that the control plane's count of
-//! acknowledgements is the number of proxies on which a change is in force. While there is no control plane, what was
-//! received last goes on serving.
+//! A response is acknowledged when every worker has taken the root that holds it, so that the server's count of
+//! acknowledgements is the number of proxies on which a change is in force. While there is no server, what was received
+//! last goes on serving.
+//!
+//! There may be several clients, each for its own source: they share the state, and tell each other when it has changed.
 
 use super::backoff::Backoff;
+use super::source::{Grpc, Protocol, SourceId};
 use super::state::{Kind, State};
+use super::wire::{self, Event, Plan, Request, Requests, Response};
 use crate::config::Root;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
-use leno_xds::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
-};
-use leno_xds::google::rpc::Status;
 use prost_types::{Struct, Value, value::Kind as ValueKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::transport::Channel;
 
-/// Largest response that is accepted, in bytes.
-pub const MAX_RESPONSE_BYTES: usize = 64 << 20;
-/// Requests that may wait to be sent.
-const MAX_QUEUED_REQUESTS: usize = 64;
 /// Responses that may wait for their acknowledgement; beyond it the stream is begun anew.
 const MAX_UNACKNOWLEDGED: usize = 4096;
-/// How long the control plane may take to accept the stream.
+/// How long the control plane of the mesh may take to accept the stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// A stream that lived this long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// Shortest and longest wait between attempts to reach the control plane of the mesh.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// A future that need not move between threads.
 pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -66,16 +63,102 @@ pub struct Connection {
 /// Shared view of what was received: the client writes, the admin server reads.
 pub type SharedState = Arc<Mutex<State>>;
 
+/// Says that what was received has changed; every client looks again at what is now to be asked for.
+#[derive(Clone)]
+pub struct Changes(watch::Sender<u64>);
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(watch::channel(0).0)
+    }
+}
+
+impl Changes {
+    /// Something has changed.
+    pub fn tell(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+
+    /// Resolves with each change from now on.
+    pub fn listen(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+/// What a client asks for, and how.
+#[derive(Debug, Clone)]
+pub struct Role {
+    /// Which source it is.
+    pub source: SourceId,
+    /// The form of the protocol.
+    pub protocol: Protocol,
+    /// The kind for which its stream is; none is the aggregated stream.
+    pub only: Option<Kind>,
+    /// The kinds of which everything is wanted.
+    pub all_of: Vec<Kind>,
+    /// Headers of the stream.
+    pub metadata: Vec<(String, String)>,
+    /// Whether every request says who we are.
+    pub node_always: bool,
+    /// How long the server may take to accept the stream; none is without limit, since some answer only with the first
+    /// resource.
+    pub open_limit: Option<Duration>,
+    /// Shortest and longest wait between attempts.
+    pub backoff: (Duration, Duration),
+}
+
+impl Role {
+    /// The control plane of the mesh: everything on one stream, as changes.
+    pub fn mesh() -> Self {
+        Self {
+            source: SourceId::ADS,
+            protocol: Protocol::Delta,
+            only: None,
+            all_of: vec![Kind::Cluster, Kind::Listener],
+            metadata: Vec::new(),
+            node_always: false,
+            open_limit: Some(OPEN_LIMIT),
+            backoff: BACKOFF,
+        }
+    }
+
+    /// A server that a bootstrap names: for all kinds, or for one. Of the kinds in `all_of` everything is wanted.
+    pub fn server(grpc: &Grpc, source: SourceId, only: Option<Kind>, all_of: Vec<Kind>) -> Self {
+        Self {
+            source,
+            protocol: grpc.protocol,
+            only,
+            all_of,
+            metadata: grpc.metadata.clone(),
+            node_always: grpc.node_always,
+            open_limit: None,
+            backoff: grpc.backoff,
+        }
+    }
+
+    /// The kinds that it asks for, in order.
+    fn kinds(&self) -> Vec<Kind> {
+        match self.only {
+            Some(kind) => vec![kind],
+            None => Kind::ALL.into_iter().filter(|kind| kind.by_name() || self.all_of.contains(kind)).collect(),
+        }
+    }
+}
+
 /// The client. Runs on one thread.
 pub struct Client<C, P> {
     connect: C,
     publish: P,
     state: SharedState,
     node: Node,
+    role: Role,
+    changes: Changes,
+    /// The versions that were taken last, for state of the world.
+    accepted: BTreeMap<Kind, String>,
     status: watch::Sender<Connection>,
 }
 
-/// Who we are, for the control plane's logs; it decides by our certificate alone.
+/// Who we are, for the logs of the control plane of the mesh; it decides by our certificate alone.
 pub fn node(pod: &str, namespace: &str, version: &str) -> Node {
     let text = |text: &str| Value { kind: Some(ValueKind::StringValue(text.to_owned())) };
     Node {
@@ -90,48 +173,44 @@ pub fn node(pod: &str, namespace: &str, version: &str) -> Node {
 
 /// A response that is not acknowledged yet.
 struct Unacknowledged {
-    type_url: &'static str,
+    kind: Kind,
     nonce: String,
+    version: String,
     refused: Option<String>,
     waits: BTreeSet<(Kind, String)>,
 }
 
-impl Unacknowledged {
-    fn request(self) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest {
-            type_url: self.type_url.to_owned(),
-            response_nonce: self.nonce,
-            // 3 is INVALID_ARGUMENT.
-            error_detail: self.refused.map(|message| Status { code: 3, message, details: Vec::new() }),
-            ..Default::default()
-        }
-    }
-}
-
 /// The state of one stream.
 struct Stream {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    requests: Requests,
+    /// Whether the server knows who we are.
+    introduced: bool,
     asked: BTreeMap<Kind, BTreeSet<String>>,
+    /// The newest nonce of each kind.
+    nonces: BTreeMap<Kind, String>,
     waiting: Vec<Unacknowledged>,
     published: FuturesUnordered<LocalFuture<Vec<Unacknowledged>>>,
 }
 
-impl Stream {
-    async fn send(&self, request: DeltaDiscoveryRequest) -> Result<(), String> {
-        self.requests.send(request).await.map_err(|_| "the control plane closed the stream".to_owned())
-    }
-}
-
 impl<C: Connect, P: Publish> Client<C, P> {
-    /// A client that has not connected. The receiver tells what it does.
+    /// A client of the mesh's control plane that has not connected. The receiver tells what it does.
     pub fn new(connect: C, publish: P, state: SharedState, node: Node) -> (Self, watch::Receiver<Connection>) {
         let (status, receiver) = watch::channel(Connection::default());
-        (Self { connect, publish, state, node, status }, receiver)
+        let (role, changes, accepted) = (Role::mesh(), Changes::default(), BTreeMap::new());
+        (Self { connect, publish, state, node, role, changes, accepted, status }, receiver)
     }
 
-    /// Runs until `shutdown`. Waits between attempts grow to five seconds, jittered.
+    /// With another role, beside others that share its changes.
+    pub fn with_role(mut self, role: Role, changes: Changes) -> Self {
+        self.role = role;
+        self.changes = changes;
+        self
+    }
+
+    /// Runs until `shutdown`. Waits between attempts grow, and are jittered.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let (first, longest) = self.role.backoff;
+        let mut backoff = Backoff::new(first, longest);
         loop {
             let begun = Instant::now();
             let ended = tokio::select! {
@@ -161,38 +240,37 @@ impl<C: Connect, P: Publish> Client<C, P> {
 
     /// One stream, to its end.
     async fn stream(&mut self) -> Result<std::convert::Infallible, String> {
+        let mut changes = self.changes.listen();
         let channel = self.connect.connect().await?;
-        let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-        let mut stream =
-            Stream { requests, asked: BTreeMap::new(), waiting: Vec::new(), published: FuturesUnordered::new() };
-        for (index, kind) in Kind::ALL.into_iter().enumerate() {
-            let wanted = self.state().wanted(kind);
+        let plan = Plan { protocol: self.role.protocol, only: self.role.only, metadata: &self.role.metadata };
+        let (requests, mut responses) = wire::begin(channel, &plan)?;
+        let mut stream = Stream {
+            requests,
+            introduced: false,
+            asked: BTreeMap::new(),
+            nonces: BTreeMap::new(),
+            waiting: Vec::new(),
+            published: FuturesUnordered::new(),
+        };
+        for kind in self.role.kinds() {
+            let wanted = self.state().wanted_from(kind, self.role.source);
             // Of these kinds nothing can be asked yet.
-            if wanted.is_empty() && matches!(kind, Kind::Endpoints | Kind::Routes) {
+            if wanted.is_empty() && kind.by_name() {
                 continue;
             }
-            let request = DeltaDiscoveryRequest {
-                node: (index == 0).then(|| self.node.clone()),
-                type_url: kind.type_url().to_owned(),
-                resource_names_subscribe: wanted.iter().cloned().collect(),
-                initial_resource_versions: self.state().versions(kind),
-                ..Default::default()
+            let request = Request {
+                subscribe: wanted.clone(),
+                versions: self.state().versions(kind, self.role.source),
+                ..self.request(kind, &wanted, &stream)
             };
             stream.asked.insert(kind, wanted);
-            stream.send(request).await?;
+            self.send(request, &mut stream).await?;
         }
-        let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_RESPONSE_BYTES);
-        let opening = client.delta_aggregated_resources(ReceiverStream::new(queue));
-        let mut responses = tokio::time::timeout(OPEN_LIMIT, opening)
-            .await
-            .map_err(|_| format!("the control plane did not open the stream within {OPEN_LIMIT:?}"))?
-            .map_err(|status| describe(&status))?
-            .into_inner();
-        tracing::info!("connected to the control plane");
-        self.status.send_modify(|status| {
-            status.connected = true;
-            status.streams += 1;
-        });
+        if let Some(limit) = self.role.open_limit {
+            let late = |_| format!("the server did not open the stream within {limit:?}");
+            let event = tokio::time::timeout(limit, responses.next()).await.map_err(late)?;
+            self.event(event, &mut stream).await?;
+        }
         loop {
             let deadline = self.state().deadline();
             let wake = async {
@@ -202,44 +280,90 @@ impl<C: Connect, P: Publish> Client<C, P> {
                 }
             };
             tokio::select! {
-                response = responses.message() => match response {
-                    Ok(Some(response)) => self.take(response, &mut stream).await?,
-                    Ok(None) => return Err("the control plane ended the stream".to_owned()),
-                    Err(status) => return Err(describe(&status)),
-                },
+                event = responses.next() => self.event(event, &mut stream).await?,
                 Some(acknowledged) = stream.published.next(), if !stream.published.is_empty() => {
                     for response in acknowledged {
-                        stream.send(response.request()).await?;
+                        self.acknowledge(response, &mut stream).await?;
                     }
                 }
+                _ = changes.changed() => self.settle(&mut stream).await?,
                 () = wake => self.settle(&mut stream).await?,
             }
         }
     }
 
-    async fn take(&mut self, response: DeltaDiscoveryResponse, stream: &mut Stream) -> Result<(), String> {
-        let Some(kind) = Kind::of(&response.type_url) else {
-            return Err(format!("the control plane sent {}, which was not asked for", response.type_url));
+    async fn event(&mut self, event: Result<Event<Response>, Status>, stream: &mut Stream) -> Result<(), String> {
+        match event {
+            Ok(Event::Open) => {
+                tracing::info!("connected to the control plane");
+                self.status.send_modify(|status| {
+                    status.connected = true;
+                    status.streams += 1;
+                });
+                Ok(())
+            }
+            Ok(Event::Response(response)) => self.take(response, stream).await,
+            Ok(Event::End) => Err("the server ended the stream".to_owned()),
+            Err(status) => Err(describe(&status)),
+        }
+    }
+
+    /// What every request of a kind has.
+    fn request(&self, kind: Kind, wanted: &BTreeSet<String>, stream: &Stream) -> Request {
+        let mut request = Request { type_url: kind.type_url(), ..Request::default() };
+        if self.role.protocol == Protocol::StateOfTheWorld {
+            request.names.clone_from(wanted);
+            request.version = self.accepted.get(&kind).cloned().unwrap_or_default();
+            request.nonce = stream.nonces.get(&kind).cloned().unwrap_or_default();
+        }
+        request
+    }
+
+    async fn acknowledge(&mut self, response: Unacknowledged, stream: &mut Stream) -> Result<(), String> {
+        let Unacknowledged { kind, nonce, version, refused, waits: _ } = response;
+        let whole = self.role.protocol == Protocol::StateOfTheWorld;
+        if whole && stream.nonces.get(&kind) != Some(&nonce) {
+            // A newer response of this kind has come: to answer that one is to answer this one.
+            return Ok(());
+        }
+        if refused.is_none() {
+            self.accepted.insert(kind, version);
+        }
+        let wanted = stream.asked.get(&kind).cloned().unwrap_or_default();
+        let request = Request { nonce, refused, ..self.request(kind, &wanted, stream) };
+        self.send(request, stream).await
+    }
+
+    /// Sends a request, with who we are where the server does not know it yet or wants it always.
+    async fn send(&self, mut request: Request, stream: &mut Stream) -> Result<(), String> {
+        if self.role.node_always || !std::mem::replace(&mut stream.introduced, true) {
+            request.node = Some(self.node.clone());
+        }
+        stream.requests.send(request).await
+    }
+
+    async fn take(&mut self, response: Response, stream: &mut Stream) -> Result<(), String> {
+        let Response { type_url, nonce, version, update } = response;
+        let Some(kind) = Kind::of(&type_url).filter(|kind| self.role.kinds().contains(kind)) else {
+            return Err(format!("the server sent {type_url}, which was not asked for"));
         };
-        let nonce = response.nonce.clone();
         tracing::debug!(
             kind = kind.noun(),
-            sent = response.resources.len(),
-            removed = response.removed_resources.len(),
+            sent = update.resources.len(),
+            removed = update.removed.len(),
             %nonce,
             "received"
         );
-        let applied = self.state().apply(kind, response, Instant::now(), SystemTime::now());
-        stream.waiting.push(Unacknowledged {
-            type_url: kind.type_url(),
-            nonce,
-            refused: applied.refused,
-            waits: applied.waits,
-        });
+        stream.nonces.insert(kind, nonce.clone());
+        let applied = self.state().apply(kind, update, Instant::now(), SystemTime::now());
+        let (refused, waits) = (applied.refused, applied.waits);
+        stream.waiting.push(Unacknowledged { kind, nonce, version, refused, waits });
         if stream.waiting.len() > MAX_UNACKNOWLEDGED {
             return Err(format!("{MAX_UNACKNOWLEDGED} responses wait for what they need; beginning anew"));
         }
-        self.settle(stream).await
+        self.settle(stream).await?;
+        self.changes.tell();
+        Ok(())
     }
 
     /// Brings into force what can be, publishes it, and asks for what is now needed.
@@ -267,32 +391,28 @@ impl<C: Connect, P: Publish> Client<C, P> {
             None if !done.is_empty() => stream.published.push(Box::pin(std::future::ready(done))),
             None => {}
         }
-        for kind in [Kind::Endpoints, Kind::Routes] {
+        for kind in self.role.kinds().into_iter().filter(|kind| kind.by_name()) {
             self.ask(kind, stream).await?;
         }
         Ok(())
     }
 
-    /// Tells the control plane what is wanted now and was not before, and the other way round.
+    /// Tells the server what is wanted now and was not before, and the other way round.
     async fn ask(&mut self, kind: Kind, stream: &mut Stream) -> Result<(), String> {
-        let wanted = self.state().wanted(kind);
+        let wanted = self.state().wanted_from(kind, self.role.source);
         let asked = stream.asked.entry(kind).or_default();
         if *asked == wanted {
             return Ok(());
         }
         let gone: BTreeSet<String> = asked.difference(&wanted).cloned().collect();
-        let request = DeltaDiscoveryRequest {
-            type_url: kind.type_url().to_owned(),
-            resource_names_subscribe: wanted.difference(asked).cloned().collect(),
-            resource_names_unsubscribe: gone.iter().cloned().collect(),
-            ..Default::default()
-        };
-        *asked = wanted;
+        let subscribe = wanted.difference(asked).cloned().collect();
+        asked.clone_from(&wanted);
         self.state().forget(kind, &gone);
-        stream.send(request).await
+        let request = Request { subscribe, unsubscribe: gone, ..self.request(kind, &wanted, stream) };
+        self.send(request, stream).await
     }
 }
 
-fn describe(status: &tonic::Status) -> String {
+fn describe(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }

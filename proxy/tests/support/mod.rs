@@ -66,6 +66,10 @@ pub struct Plan {
     pub retry: Option<Arc<RetryPolicy>>,
     /// Bytes the kernel buffers each way of an accepted connection, when not its own choice.
     pub socket_buffers: Option<usize>,
+    /// What the client may ask for; `reviews` alone, when it is not said.
+    pub domain: Option<&'static str>,
+    /// The rest of the manager's settings.
+    pub manager: HttpManager,
 }
 
 impl Plan {
@@ -83,6 +87,8 @@ impl Plan {
             others: Vec::new(),
             retry: None,
             socket_buffers: None,
+            domain: None,
+            manager: HttpManager::default(),
         }
     }
 }
@@ -111,16 +117,11 @@ pub fn start(plan: Plan) -> Proxy {
         ..Cluster::new(id, "outbound|9080||reviews.shop.svc.cluster.local", ClusterKind::Eds)
     };
     let forward = Forward { targets: vec![WeightedCluster::all(id)], retry: plan.retry, ..Forward::default() };
-    let route = Route {
-        name: "default".into(),
-        matches: RouteMatch::default(),
-        action: Action::Forward(Box::new(forward)),
-        headers: plan.headers,
-        origin: None,
-    };
+    let action = Action::Forward(Box::new(forward));
+    let route = Route { headers: plan.headers, ..Route::new("default", RouteMatch::default(), action) };
     let host = VirtualHost {
         name: "reviews".into(),
-        domains: vec!["reviews".into()],
+        domains: vec![plan.domain.unwrap_or("reviews").into()],
         routes: vec![Arc::new(route)],
         ..VirtualHost::default()
     };
@@ -128,7 +129,7 @@ pub fn start(plan: Plan) -> Proxy {
         direction: plan.direction,
         routes: Arc::new(RouteTable::new("t", vec![host], HeaderOps::default()).unwrap()),
         access_log: Some(Arc::new(LogFormat::istio())),
-        ..HttpManager::default()
+        ..plan.manager
     };
     let chain = FilterChain {
         name: "http".into(),

@@ -154,6 +154,23 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
     }
 }
 
+/// As [`headers`], with names in the form `Content-Type`.
+pub(crate) fn proper_headers(out: &mut Vec<u8>, headers: &Headers) {
+    for (name, value, known) in headers.iter() {
+        if known != Known::ContentLength {
+            let mut begins = true;
+            out.extend(name.iter().map(|byte| {
+                let written = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+                begins = !byte.is_ascii_alphanumeric();
+                written
+            }));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
 /// Writes `content-length`.
 pub(crate) fn content_length(out: &mut Vec<u8>, count: u64) {
     let _ = write!(out, "content-length: {count}\r\n");

@@ -10,7 +10,7 @@ use super::{
     },
     body::{self, Reader, Writer},
 };
-use crate::listen::Stream;
+use crate::{config::HttpManager, listen::Stream};
 use std::{
     io::Write as _,
     pin::Pin,
@@ -26,8 +26,10 @@ pub struct Connection {
     output: Buffer,
     reader: Reader,
     writer: Writer,
-    /// The client still waits for `100 Continue`.
-    owes_continue: bool,
+    /// Whether the client still waits for `100 Continue`.
+    awaits: Awaits,
+    /// Names of headers are written in the form `Content-Type`.
+    proper_case: bool,
     /// The connection ends after this response.
     closing: bool,
     /// The response's end was queued.
@@ -35,6 +37,16 @@ pub struct Connection {
     /// Write side to be shut down once everything is sent (end of a tunnel's direction).
     shut: bool,
     tunnel: bool,
+}
+
+/// Whether a client waits for `100 Continue` before it sends its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    Nothing,
+    /// Ours, as soon as somebody wants the body.
+    Ours,
+    /// The endpoint's.
+    Endpoint,
 }
 
 /// What came of waiting for a request.
@@ -57,7 +69,8 @@ impl Connection {
             output: Buffer::default(),
             reader: Reader::Exact(0),
             writer: Writer::Plain,
-            owes_continue: false,
+            awaits: Awaits::Nothing,
+            proper_case: false,
             closing: false,
             ended: false,
             shut: false,
@@ -95,7 +108,10 @@ impl Connection {
                         self.input.consume(count);
                         head.secure = self.io.is_tls();
                         self.reader = Reader::new(head.body, false);
-                        self.owes_continue = head.expects_continue && head.body != BodyLength::Empty;
+                        self.awaits = match head.expects_continue && head.body != BodyLength::Empty {
+                            true => Awaits::Ours,
+                            false => Awaits::Nothing,
+                        };
                         self.closing = !head.keep_alive;
                         self.ended = false;
                         return Poll::Ready(Ok(Arrival::Request));
@@ -112,6 +128,15 @@ impl Connection {
             if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
                 return Poll::Ready(if self.input.is_empty() { Ok(Arrival::Closed) } else { Err(SideError::Ended) });
             }
+        }
+    }
+
+    /// What the configuration says about the request that was just read: `last` ends the connection after its response.
+    pub fn begin(&mut self, manager: &HttpManager, last: bool) {
+        self.closing |= last;
+        self.proper_case = manager.proper_case;
+        if manager.proxy_100_continue && self.awaits == Awaits::Ours {
+            self.awaits = Awaits::Endpoint;
         }
     }
 
@@ -152,8 +177,8 @@ impl Connection {
 
 impl Downstream for Connection {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        if self.owes_continue {
-            self.owes_continue = false;
+        if self.awaits == Awaits::Ours {
+            self.awaits = Awaits::Nothing;
             if self.input.is_empty() {
                 self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
             }
@@ -169,16 +194,23 @@ impl Downstream for Connection {
         self.reader.consume(&mut self.input, count);
     }
 
+    fn send_continue(&mut self) {
+        if self.awaits == Awaits::Endpoint {
+            self.awaits = Awaits::Nothing;
+            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+    }
+
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
         self.closing |= close;
         let to_head = request.method() == b"HEAD";
         let until_end = head.body == BodyLength::Unknown && request.version == Version::Http10;
         self.closing |= until_end;
         // A client that was not asked for its body may send it or not: only the end of the connection tells.
-        self.closing |= self.owes_continue;
-        self.owes_continue = false;
+        self.closing |= self.awaits != Awaits::Nothing;
+        self.awaits = Awaits::Nothing;
         let out = self.output.tail(512);
-        out.extend_from_slice(b"HTTP/1.1 ");
+        out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         let _ = write!(out, "{} {}\r\n", head.status, reason(head.status));
         let bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
         self.writer = match head.body {
@@ -186,7 +218,10 @@ impl Downstream for Connection {
             BodyLength::Unknown if !until_end => Writer::Chunked,
             _ => Writer::Plain,
         };
-        body::headers(out, &head.headers);
+        match self.proper_case {
+            false => body::headers(out, &head.headers),
+            true => body::proper_headers(out, &head.headers),
+        }
         match head.body {
             BodyLength::Tunnel => {
                 out.extend_from_slice(b"connection: upgrade\r\n");

@@ -16,7 +16,7 @@ use crate::{
     config::{HttpManager, Network},
     listen::{Place, Stream},
     telemetry::ResponseFlags,
-    worker::{Timer, Worker, WorkerRoot, earlier},
+    worker::{Timer, Worker, WorkerRoot, earlier, jittered},
 };
 use std::{
     cell::RefCell,
@@ -27,8 +27,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a client may take to read the last response before its connection is closed on it.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long the refusal of a head may take to be sent.
+const REFUSAL: Duration = Duration::from_secs(1);
 
 /// How long an idle connection is kept once draining began. Closed at once it could meet a request that is already on its way,
 /// and that the client may not repeat; so the next request is answered, with `connection: close`.
@@ -67,6 +67,8 @@ fn give_back(mut heads: Box<Heads>) {
 enum Waited {
     Request,
     Refused(HeadError),
+    /// The head did not come in time.
+    Late,
     Over,
 }
 
@@ -77,9 +79,12 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
     let mut root = worker.root();
     let Some(mut manager) = http_manager(&place, &root) else { return };
     let waker = worker.register().await;
+    let ends = connection_end(&worker, &manager);
+    let mut served = 0u32;
+    let mut gone = false;
     loop {
         let mut heads = None;
-        let waited = wait(&worker, &mut side, &manager, &mut timer, &mut heads).await;
+        let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
         let Some(mut heads) = heads else { break };
         let newest = worker.root();
         if !Rc::ptr_eq(&newest, &root) {
@@ -87,6 +92,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
             // Where this connection belongs may have changed, or whether it is still allowed.
             match http_manager(&place, &root) {
                 Some(new) => manager = new,
+                // Its listener is gone: what it asks is answered as before, and then it ends.
+                None if place.listener(root.config()).is_none() => gone = true,
                 None => break,
             }
         }
@@ -103,8 +110,17 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         };
         match waited {
             // Boxed: what a request needs is there while it runs, and an idle connection stays small.
-            Waited::Request => Box::pin(pipeline::run(&mut call, &mut side)).await,
-            Waited::Refused(error) => Box::pin(refuse(&mut call, &mut side, error)).await,
+            Waited::Request => {
+                served = served.saturating_add(1);
+                let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
+                side.begin(&manager, gone || many || ends.is_some_and(|ends| ends <= call.tally.start));
+                Box::pin(pipeline::run(&mut call, &mut side)).await;
+            }
+            Waited::Refused(error) => {
+                tracing::debug!(client = %conn.remote, %error, "request refused");
+                Box::pin(refuse(&mut call, &mut side, refusal(error))).await;
+            }
+            Waited::Late => Box::pin(refuse(&mut call, &mut side, reply::HEAD_TIMEOUT)).await,
             Waited::Over => break,
         }
         drop(call);
@@ -114,8 +130,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         }
     }
     drop(waker);
-    if side.must_linger() {
-        let until = Instant::now() + LINGER;
+    if side.must_linger() && !manager.delayed_close_timeout.is_zero() {
+        let until = Instant::now() + manager.delayed_close_timeout;
         poll_fn(|cx| match side.poll_linger(cx) {
             Poll::Ready(()) => Poll::Ready(()),
             Poll::Pending => timer.poll(cx, Some(until)),
@@ -134,10 +150,12 @@ fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
 /// Waits for a request's head. While nothing has come the connection holds no memory but its own.
 async fn wait(
     worker: &Worker,
+    place: &Place,
     side: &mut Connection,
     manager: &HttpManager,
     timer: &mut Timer,
     heads: &mut Option<Box<Heads>>,
+    ends: Option<Instant>,
 ) -> Waited {
     let limits = HeadLimits { bytes: manager.max_head_bytes, headers: manager.max_headers };
     let mut since: Option<Instant> = None;
@@ -150,17 +168,19 @@ async fn wait(
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
             Poll::Pending => {
                 let now = Instant::now();
-                let deadline = if side.has_input() {
+                if side.has_input() {
                     let first = *first_byte.get_or_insert(now);
-                    some(manager.request_head_timeout, first)
-                } else {
+                    return timer.poll(cx, some(manager.request_head_timeout, first)).map(|()| Waited::Late);
+                }
+                let deadline = {
                     if let Some(heads) = heads.take() {
                         give_back(heads);
                     }
                     side.rest();
                     let since = *since.get_or_insert(now);
-                    let drained = worker.draining_since().map(|drain| drain.max(since) + DRAIN_IDLE);
-                    earlier(some(manager.idle_timeout, since), drained)
+                    let drained = worker.ends_since(place).map(|drain| drain.max(since) + DRAIN_IDLE);
+                    let old = ends.map(|ends| ends + manager.drain_timeout);
+                    earlier(some(manager.idle_timeout, since), earlier(drained, old))
                 };
                 return timer.poll(cx, deadline).map(|()| Waited::Over);
             }
@@ -174,17 +194,32 @@ fn some(limit: Duration, since: Instant) -> Option<Instant> {
     (!limit.is_zero()).then(|| since + limit)
 }
 
-/// Tells the client why its request was not understood, and closes.
-async fn refuse(call: &mut Call<'_>, side: &mut Connection, error: HeadError) {
-    tracing::debug!(client = %call.conn.remote, %error, "request refused");
-    let reply = Reply {
-        code: error.status(),
-        body: super::super::head::reason(error.status()),
-        flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
-        details: "http1.codec_error",
+/// When a connection that begins now takes no more requests.
+fn connection_end(worker: &Worker, manager: &HttpManager) -> Option<Instant> {
+    let limit = manager.max_connection_duration?;
+    Some(Instant::now() + jittered(limit, manager.connection_duration_jitter, &worker.rng))
+}
+
+/// What a client is told whose request was not understood.
+fn refusal(error: HeadError) -> Reply {
+    let details = match error {
+        HeadError::Malformed(_) | HeadError::Expectation => "http1.codec_error",
+        HeadError::Framing(_) => "http1.content_length_and_chunked_not_allowed",
+        HeadError::Coding => "http1.invalid_transfer_encoding",
+        HeadError::Version => "low_version",
+        HeadError::TooLong => "http1.headers_too_large",
+        HeadError::TooMany => "http1.too_many_headers",
+        HeadError::Connect => "http1.connect",
     };
+    let (code, flags) = (error.status(), ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+    Reply { code, body: super::super::head::reason(code), flags, details, close: true }
+}
+
+/// Tells the client why its request is not served, and closes.
+async fn refuse(call: &mut Call<'_>, side: &mut Connection, reply: Reply) {
+    call.request.clear();
     reply::send(call, side, reply, true);
-    let until = Instant::now() + LINGER;
+    let until = Instant::now() + REFUSAL;
     let timer: &mut Timer = call.timer;
     poll_fn(|cx| match side.poll_flush(cx) {
         Poll::Ready(_) => Poll::Ready(()),

@@ -41,6 +41,7 @@ pub struct Connection {
     request_ended: bool,
     keep_alive: bool,
     interim: u8,
+    continued: bool,
     served: u32,
     tunnel: bool,
     shut: bool,
@@ -63,6 +64,7 @@ impl Connection {
             request_ended: false,
             keep_alive: true,
             interim: 0,
+            continued: false,
             served: 0,
             tunnel: false,
             shut: false,
@@ -119,6 +121,7 @@ impl Upstream for Connection {
         self.head_read = false;
         self.request_ended = false;
         self.interim = 0;
+        self.continued = false;
         self.to_head = head.method() == b"HEAD";
         self.upgrading = head.upgrade().is_some();
         // The reader of the last response is done; until the head is read there is no body.
@@ -192,6 +195,10 @@ impl Upstream for Connection {
         Poll::Ready(Ok(()))
     }
 
+    fn take_continue(&mut self) -> bool {
+        std::mem::take(&mut self.continued)
+    }
+
     fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         loop {
             if !self.input.is_empty() {
@@ -206,6 +213,7 @@ impl Upstream for Connection {
                     }
                     if (100..200).contains(&head.status) && head.status != 101 {
                         self.interim += 1;
+                        self.continued |= head.status == 100;
                         if self.interim > MAX_INTERIM {
                             return Poll::Ready(Err(SideError::Limit("interim responses")));
                         }

@@ -30,6 +30,8 @@ fn settings() -> Settings {
         max_headers: 100,
         preface_timeout: LIMIT,
         idle_timeout: Duration::from_secs(60),
+        max_duration: None,
+        max_requests: None,
     }
 }
 

@@ -44,8 +44,8 @@ fn request_when_ambiguous_or_malformed_then_refused_and_closed() {
         ("GET http:///x HTTP/1.1\r\nhost: t\r\n\r\n", 400),
         ("GET ftp://x/ HTTP/1.1\r\nhost: t\r\n\r\n", 400),
         ("CONNECT t:80 HTTP/1.1\r\nhost: t\r\n\r\n", 405),
-        ("GET / HTTP/2.0\r\nhost: t\r\n\r\n", 505),
-        ("GET / HTTP/1.2\r\nhost: t\r\n\r\n", 505),
+        ("GET / HTTP/2.0\r\nhost: t\r\n\r\n", 426),
+        ("GET / HTTP/1.2\r\nhost: t\r\n\r\n", 426),
         ("\x16\x03\x01garbage\r\n\r\n", 400),
     ];
     for (request, code) in cases {
@@ -98,6 +98,8 @@ fn request_when_target_is_absolute_then_its_authority_counts() {
     let answer = proxy.client().ask("GET http://real.example HTTP/1.1\r\nhost: real.example\r\n\r\n");
     assert!(answer.body.starts_with("GET / HTTP/1.1\r\n"), "{}", answer.body);
     let answer = proxy.client().ask("GET /%2e%2e/x HTTP/1.1\r\nhost: t\r\n\r\n");
+    assert!(answer.body.starts_with("GET /x HTTP/1.1\r\n"), "not above the root: {}", answer.body);
+    let answer = proxy.client().ask("GET /%00 HTTP/1.1\r\nhost: t\r\n\r\n");
     assert_eq!(answer.status(), 400);
 }
 
@@ -110,7 +112,9 @@ fn request_when_its_head_comes_slowly_then_it_is_cut_off() {
     let mut client = proxy.client();
     client.send(b"GET / HT");
     let start = Instant::now();
-    client.rest();
+    let answer = client.message(false).unwrap();
+    assert_eq!((answer.status(), answer.body.as_str()), (408, "request header timeout"));
+    assert_eq!(client.rest(), "");
     assert!(start.elapsed() < LIMIT, "closed long before the client gave up");
     assert_eq!(proxy.get("/").status(), 200);
 }

@@ -96,14 +96,14 @@ fn client_when_it_speaks_http10_then_it_gets_a_closed_or_kept_connection() {
         Backend::http(|_| "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned());
     let proxy = Proxy::simple(&[backend.address]);
     let mut client = proxy.client();
-    let answer = client.ask("GET / HTTP/1.0\r\n\r\n");
+    let answer = client.ask("GET / HTTP/1.0\r\nHost: t\r\n\r\n");
     assert_eq!((answer.body.as_str(), answer.header("connection")), ("hello", Some("close")));
     assert_eq!(answer.header("transfer-encoding"), None);
     let backend = Backend::http(|_| ok("x"));
     let proxy = Proxy::simple(&[backend.address]);
     let mut client = proxy.client();
     for _ in 0..2 {
-        let answer = client.ask("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+        let answer = client.ask("GET / HTTP/1.0\r\nHost: t\r\nConnection: keep-alive\r\n\r\n");
         assert_eq!((answer.body.as_str(), answer.header("connection")), ("x", Some("keep-alive")));
     }
 }
@@ -241,13 +241,7 @@ fn request_when_route_redirects_answers_or_rewrites_then_so() {
         host: Some(HostRewrite::Literal("other".into())),
         ..Forward::default()
     };
-    let edited = Arc::new(Route {
-        name: "edited".into(),
-        matches: at("/old/"),
-        action: forward(rewrite),
-        headers,
-        origin: None,
-    });
+    let edited = Arc::new(Route { headers, ..Route::new("edited", at("/old/"), forward(rewrite)) });
     let routes = vec![
         route(at("/go"), Action::Redirect(Box::new(redirect))),
         route(at("/fixed"), Action::Direct(DirectResponse { code: 418, body: (*b"short").into() })),

@@ -1,16 +1,23 @@
 //! The whole way on loopback: real sockets, a worker's thread, back ends in the test's own threads.
 
 mod configured;
+mod filters;
 mod framing;
 mod http;
 mod lifecycle;
+mod manager;
 mod redirected;
+mod routed;
+mod routing;
 mod tcp;
 mod tls;
 mod upstreams;
 
 use super::*;
-use crate::{config::*, telemetry::Telemetry};
+use crate::{
+    config::*,
+    telemetry::{LogFormat, ResponseFlags, Telemetry},
+};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -126,7 +133,7 @@ impl Side {
         Some(String::from_utf8_lossy(&self.buffer.drain(..count).collect::<Vec<_>>()).into_owned())
     }
 
-    fn until(&mut self, end: &[u8]) -> Option<String> {
+    pub(super) fn until(&mut self, end: &[u8]) -> Option<String> {
         loop {
             if let Some(at) = self.buffer.windows(end.len()).position(|part| part == end) {
                 return self.take(at + end.len());
@@ -282,11 +289,11 @@ pub(super) fn forward(forward: Forward) -> Action {
 }
 
 pub(super) fn route(matches: RouteMatch, action: Action) -> Arc<Route> {
-    Arc::new(Route { name: "r".into(), matches, action, headers: HeaderOps::default(), origin: None })
+    Arc::new(Route::new("r", matches, action))
 }
 
 pub(super) fn manager(routes: Vec<Arc<Route>>) -> HttpManager {
-    let host = VirtualHost { name: "h".into(), domains: vec!["*".into()], routes, headers: HeaderOps::default() };
+    let host = VirtualHost { name: "h".into(), domains: vec!["*".into()], routes, ..VirtualHost::default() };
     let routes = RouteTable::new("t", vec![host], HeaderOps::default()).unwrap();
     HttpManager { routes: Arc::new(routes), ..HttpManager::default() }
 }

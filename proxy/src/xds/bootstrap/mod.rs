@@ -7,19 +7,23 @@
 // Deprecated fields are named like all others.
 #![allow(deprecated)]
 
+mod dynamic;
 mod runtime;
 
+pub use dynamic::Dynamic;
 pub use runtime::Layers;
 
 use super::convert::common::address;
 use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::management::Server;
 use super::state::Kind;
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
-use leno_xds::envoy::config::core::v3::Node;
+use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use leno_xds::envoy::service::discovery::v3::Resource;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Largest bootstrap that is read, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -60,6 +64,8 @@ pub struct Bootstrap {
     pub node: Node,
     /// Resources in the file itself, in the order in which they are taken: secrets, clusters, listeners.
     pub resources: Vec<(Kind, Vec<Resource>)>,
+    /// Where other resources come from.
+    pub dynamic: Dynamic,
     /// Where the admin server listens, if there is one.
     pub admin: Option<SocketAddr>,
     /// Values by which runtime fractions may be changed.
@@ -129,7 +135,6 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     } = value;
     refuse!(
         node_context_params,
-        dynamic_resources,
         hds_config,
         flags_path,
         stats_sinks,
@@ -152,24 +157,39 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         application_log_config
     );
     cluster_manager.map(check_cluster_manager).transpose().within("cluster_manager")?;
+    let static_resources = static_resources.unwrap_or_default();
+    let clusters = static_resources.clusters.iter();
+    let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
+    let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
     Ok(Bootstrap {
-        node: node.unwrap_or_default(),
-        resources: resources(static_resources.unwrap_or_default()).within("static_resources")?,
+        node: introduce(node.unwrap_or_default()),
+        dynamic,
+        resources: resources(static_resources),
         admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
         runtime: Layers::new(layered_runtime).within("layered_runtime")?,
     })
 }
 
-fn resources(value: StaticResources) -> Converted<Vec<(Kind, Vec<Resource>)>> {
+/// Says what we are, where the bootstrap does not.
+fn introduce(mut node: Node) -> Node {
+    if node.user_agent_name.is_empty() {
+        "leno".clone_into(&mut node.user_agent_name);
+    }
+    node.user_agent_version_type
+        .get_or_insert_with(|| UserAgentVersionType::UserAgentVersion(leno_runtime::version().to_string()));
+    node
+}
+
+fn resources(value: StaticResources) -> Vec<(Kind, Vec<Resource>)> {
     let StaticResources { listeners, clusters, secrets } = value;
-    refuse!(secrets);
-    Ok(vec![
+    vec![
+        (Kind::Secret, secrets.iter().map(|value| resource(&value.name, value)).collect()),
         (Kind::Cluster, clusters.iter().map(|value| resource(&value.name, value)).collect()),
         (
             Kind::Listener,
             listeners.iter().enumerate().map(|(index, value)| resource(&listener_name(index, value), value)).collect(),
         ),
-    ])
+    ]
 }
 
 /// A static listener needs no name of its own.

@@ -1,13 +1,12 @@
 //! Conversions that several resources need: packed messages, durations, addresses, header changes, access logs.
 
 use super::{Context, Converted, Refused, Within as _, refuse};
-use crate::config::HeaderOp;
+use crate::config::{HeaderOp, HeaderText};
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    Address, ConfigSource, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress,
-    SubstitutionFormatString, address, config_source, data_source, header_value_option::HeaderAppendAction,
-    socket_address, substitution_format_string,
+    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SubstitutionFormatString,
+    address, data_source, header_value_option::HeaderAppendAction, socket_address, substitution_format_string,
 };
 use leno_xds::envoy::extensions::access_loggers::{
     file::v3::{FileAccessLog, file_access_log},
@@ -68,6 +67,18 @@ pub fn port(value: u32) -> Converted<u16> {
     u16::try_from(value).map_err(|_| Refused::new("port_value", format!("{value} is not a port")))
 }
 
+/// A range of addresses. Bits behind the prefix do not count; no length is the length 0: every address.
+pub fn cidr(value: CidrRange) -> Converted<ipnet::IpNet> {
+    let CidrRange { address_prefix, prefix_len } = value;
+    let ip: IpAddr = address_prefix
+        .parse()
+        .map_err(|_| Refused::new("address_prefix", format!("`{address_prefix}` is no IP address")))?;
+    let length = prefix_len.unwrap_or(0);
+    let net = u8::try_from(length).ok().and_then(|length| ipnet::IpNet::new(ip, length).ok());
+    let net = net.ok_or_else(|| Refused::new("prefix_len", format!("{length} is longer than the address")))?;
+    Ok(net.trunc())
+}
+
 /// An IP address with its port.
 pub fn socket(value: SocketAddress) -> Converted<SocketAddr> {
     let SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } =
@@ -95,20 +106,6 @@ pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
             Err(Refused::new("envoy_internal_address", "is not supported by this proxy"))
         }
         None => Err(Refused::new("", "is missing")),
-    }
-}
-
-/// Checks that a resource is asked for on the stream on which everything comes.
-pub fn from_ads(source: Option<ConfigSource>) -> Converted<()> {
-    let Some(ConfigSource { authorities, initial_fetch_timeout: _, resource_api_version: _, config_source_specifier }) =
-        source
-    else {
-        return Err(Refused::new("", "is missing; only `ads` is supported"));
-    };
-    refuse!(authorities);
-    match config_source_specifier {
-        Some(config_source::ConfigSourceSpecifier::Ads(_) | config_source::ConfigSourceSpecifier::Self_(_)) => Ok(()),
-        _ => Err(Refused::new("config_source_specifier", "is not `ads`")),
     }
 }
 
@@ -180,28 +177,37 @@ fn text_format(format: SubstitutionFormatString) -> Converted<String> {
 }
 
 /// Header changes in the order in which Envoy makes them: removals first.
-pub fn header_ops(add: Vec<HeaderValueOption>, remove: Vec<String>, field: &str) -> Converted<Vec<HeaderOp>> {
+pub fn header_ops(
+    context: &mut Context,
+    add: Vec<HeaderValueOption>,
+    remove: Vec<String>,
+    field: &str,
+) -> Converted<Vec<HeaderOp>> {
     let mut ops = Vec::with_capacity(add.len() + remove.len());
     for (index, name) in remove.into_iter().enumerate() {
         ops.push(HeaderOp::Remove(header_name(&name).within(format_args!("{field}_to_remove[{index}]"))?));
     }
     for (index, option) in add.into_iter().enumerate() {
-        if let Some(op) = header_op(option).within(format_args!("{field}_to_add[{index}]"))? {
-            ops.push(op);
-        }
+        ops.extend(header_op(context, option).within(format_args!("{field}_to_add[{index}]"))?);
     }
     Ok(ops)
 }
 
-fn header_op(option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
+/// One header change; `None` where an empty value means that there is none.
+pub fn header_op(context: &mut Context, option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
     let HeaderValueOption { header, append, append_action, keep_empty_value } = option;
     let Some(HeaderValue { key, value, raw_value }) = header else { return Err(Refused::new("header", "is missing")) };
-    refuse!(raw_value);
+    let value = match (value.is_empty(), raw_value.is_empty()) {
+        (true, false) => String::from_utf8(raw_value)
+            .map_err(|_| Refused::new("header.raw_value", "other than UTF-8 is not supported by this proxy"))?,
+        (_, true) => value,
+        (false, false) => return Err(Refused::new("header.raw_value", "cannot stand beside value")),
+    };
     let name = header_name(&key).within("header.key")?;
-    let value = literal(&value).within("header.value")?;
     if value.is_empty() && !keep_empty_value {
         return Ok(None);
     }
+    let value = header_text(context, &value, keep_empty_value).within("header.value")?;
     let action = match append {
         Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
         Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
@@ -227,17 +233,17 @@ pub fn header_name(name: &str) -> Converted<Box<str>> {
     }
 }
 
-/// A header value without Envoy's `%COMMAND%`s; `%%` is a percent sign.
-fn literal(text: &str) -> Converted<Box<str>> {
-    let plain = text.replace("%%", "\u{0}");
-    if plain.contains('%') {
-        return Err(Refused::new("", format!("`{text}` has a substitution, which is not supported by this proxy")));
+/// A header's value: a text, or Envoy's `%COMMAND%`s; `%%` is a percent sign.
+fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Converted<HeaderText> {
+    let plain = text.replace("%%", "");
+    if http::HeaderValue::from_str(&plain).is_err() {
+        return Err(Refused::new("", "has characters that no header may have"));
     }
-    let plain = plain.replace('\u{0}', "%");
-    match http::HeaderValue::from_str(&plain) {
-        Ok(_) => Ok(plain.into()),
-        Err(_) => Err(Refused::new("", "has characters that no header may have")),
+    if !plain.contains('%') {
+        return Ok(HeaderText::Literal(text.replace("%%", "%").into()));
     }
+    let format = context.log_format(text).map_err(|refused| Refused::new("", refused.reason))?;
+    Ok(HeaderText::Format { format, keep_empty })
 }
 
 /// The metadata of one filter.

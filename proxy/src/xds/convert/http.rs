@@ -1,19 +1,35 @@
 //! HTTP connection managers.
 
-use super::common::{access_log, from_ads, maybe_duration, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, refuse, route};
-use crate::config::{Codec, Direction, Http2Options, HttpFilter, HttpManager, RouteTable};
-use leno_xds::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions};
-use leno_xds::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
-use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3 as xds;
+use super::common::{access_log, maybe_duration, optional, unknown_type};
+use super::edge::{Fields, edge, header_value, limit};
+use super::local_reply::local_replies;
+use super::{Context, Converted, Refused, Within as _, filter, refuse, route};
+use crate::config::{
+    Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort,
+    Underscores,
+};
+use crate::xds::state::Kind;
+use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use leno_xds::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
+use leno_xds::envoy::config::core::v3::http1_protocol_options::header_key_format::{HeaderFormat, ProperCaseWords};
+use leno_xds::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig,
+};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds,
-    http_connection_manager::{CodecType, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode, UpgradeConfig},
-    http_filter,
+    http_connection_manager::{
+        CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode,
+        UpgradeConfig,
+    },
 };
-use prost::Name as _;
+use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use leno_xds::envoy::r#type::v3::Percent;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// The `server` header where the manager names none.
+const SERVER_NAME: &str = "leno";
 
 /// Finds a route table by its resource's name; `None` while it has not come.
 pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
@@ -38,18 +54,17 @@ pub fn manager(
         http_protocol_options,
         http2_protocol_options,
         http3_protocol_options: _,
-        // This proxy passes the server header on and never writes one.
-        server_name: _,
-        server_header_transformation: _,
+        server_name,
+        server_header_transformation,
         scheme_header_transformation,
         max_request_headers_kb,
         stream_idle_timeout,
         stream_flush_timeout: _,
         request_timeout,
         request_headers_timeout,
-        drain_timeout: _,
+        drain_timeout,
         drain_timeout_jitter: _,
-        delayed_close_timeout: _,
+        delayed_close_timeout,
         access_log: logs,
         access_log_flush_interval: _,
         flush_access_log_on_new_request,
@@ -58,16 +73,16 @@ pub fn manager(
         xff_num_trusted_hops,
         original_ip_detection_extensions,
         early_header_mutation_extensions,
-        internal_address_config: _,
-        skip_xff_append: _,
+        internal_address_config,
+        skip_xff_append,
         via,
         generate_request_id,
-        preserve_external_request_id: _,
+        preserve_external_request_id,
         always_set_request_id_in_response,
         forward_client_cert_details,
-        set_current_client_cert_details: _,
+        set_current_client_cert_details,
         forward_client_cert_matcher,
-        proxy_100_continue: _,
+        proxy_100_continue,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         upgrade_configs,
         normalize_path,
@@ -76,7 +91,7 @@ pub fn manager(
         request_id_extension,
         local_reply_config,
         strip_matching_host_port,
-        stream_error_on_invalid_http_message: _,
+        stream_error_on_invalid_http_message,
         path_normalization_options,
         strip_trailing_host_dot,
         proxy_status_config,
@@ -89,34 +104,38 @@ pub fn manager(
         route_specifier,
         strip_port_mode,
     } = value;
-    let use_remote_address = use_remote_address.unwrap_or(false);
-    let add_user_agent = add_user_agent.unwrap_or(false);
-    let request_timeout = maybe_duration(request_timeout, "request_timeout")?.unwrap_or_default();
+    let request_timeout = limit(request_timeout, "request_timeout")?;
     refuse!(
-        add_user_agent,
         tracing,
-        scheme_header_transformation,
         request_timeout,
         flush_access_log_on_new_request,
-        use_remote_address,
-        xff_num_trusted_hops,
-        original_ip_detection_extensions,
-        early_header_mutation_extensions,
-        via,
-        always_set_request_id_in_response,
-        forward_client_cert_details,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
-        request_id_extension,
-        local_reply_config,
-        strip_matching_host_port,
         path_normalization_options,
-        strip_trailing_host_dot,
         proxy_status_config,
         typed_header_validation_config,
-        append_x_forwarded_port,
         forward_proto_config
     );
+    let edge = edge(
+        context,
+        Fields {
+            use_remote_address: use_remote_address.unwrap_or(false),
+            xff_num_trusted_hops,
+            skip_xff_append,
+            append_x_forwarded_port,
+            original_ip_detection_extensions,
+            early_header_mutation_extensions,
+            internal_address_config,
+            forward_client_cert_details,
+            set_current_client_cert_details,
+            scheme_header_transformation,
+            via,
+            add_user_agent: add_user_agent.unwrap_or(false),
+            request_id_extension,
+            preserve_external_request_id,
+            always_set_request_id_in_response,
+        },
+    )?;
     let defaults = HttpManager::default();
     let codec = match CodecType::try_from(codec_type) {
         Ok(CodecType::Auto) => Codec::Auto,
@@ -124,20 +143,43 @@ pub fn manager(
         Ok(CodecType::Http2) => Codec::Http2,
         Ok(CodecType::Http3) | Err(_) => return Err(Refused::new("codec_type", "is not supported by this proxy")),
     };
-    let escaped = PathWithEscapedSlashesAction::try_from(path_with_escaped_slashes_action);
-    if !matches!(
-        escaped,
-        Ok(PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged)
-    ) {
-        return Err(Refused::new("path_with_escaped_slashes_action", "other than KEEP_UNCHANGED is not supported"));
-    }
-    filters(http_filters)?;
+    let escaped_slashes = match PathWithEscapedSlashesAction::try_from(path_with_escaped_slashes_action) {
+        Ok(
+            PathWithEscapedSlashesAction::ImplementationSpecificDefault | PathWithEscapedSlashesAction::KeepUnchanged,
+        ) => EscapedSlashes::Keep,
+        Ok(PathWithEscapedSlashesAction::RejectRequest) => EscapedSlashes::Reject,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndRedirect) => EscapedSlashes::Redirect,
+        Ok(PathWithEscapedSlashesAction::UnescapeAndForward) => EscapedSlashes::Unescape,
+        Err(_) => return Err(Refused::new("path_with_escaped_slashes_action", "is not known to this proxy")),
+    };
+    let server_name: Arc<str> = match server_name.is_empty() {
+        true => SERVER_NAME.into(),
+        false => header_value(server_name, "server_name")?.into(),
+    };
+    let server_header = match ServerHeaderTransformation::try_from(server_header_transformation) {
+        Ok(ServerHeaderTransformation::Overwrite) => ServerHeader::Overwrite(server_name),
+        Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::IfAbsent(server_name),
+        Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
+        Err(_) => return Err(Refused::new("server_header_transformation", "is not known to this proxy")),
+    };
+    let strip_port = match (strip_matching_host_port, strip_port_mode) {
+        (true, Some(StripPortMode::StripAnyHostPort(true))) => {
+            return Err(Refused::new("strip_matching_host_port", "and `strip_any_host_port` exclude each other"));
+        }
+        (_, Some(StripPortMode::StripAnyHostPort(true))) => StripPort::Any,
+        (true, _) => StripPort::Matching,
+        (false, _) => StripPort::Never,
+    };
+    let local_replies =
+        local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
+    let (filters, router) = filter::chain(context, http_filters)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
-            from_ads(config_source).within("rds.config_source")?;
             if route_config_name.is_empty() {
                 return Err(Refused::new("rds.route_config_name", "is empty"));
             }
+            let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
+            asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
             wanted.insert(route_config_name);
             table
@@ -148,78 +190,59 @@ pub fn manager(
         }
         None => return Err(Refused::new("route_specifier", "is missing")),
     };
-    let (idle_timeout, max_headers) =
-        common(common_http_protocol_options).within("common_http_protocol_options")?.unwrap_or((None, None));
-    http1(http_protocol_options).within("http_protocol_options")?;
+    let common = common(common_http_protocol_options).within("common_http_protocol_options")?;
+    let options = http_protocol_options.unwrap_or_default();
+    let (accept_http_10, default_host) = (options.accept_http_10, options.default_host_for_http_10.clone());
+    let stream_error = options.override_stream_error_on_invalid_http_message;
+    let proper_case = http1_names(Some(options)).within("http_protocol_options")?;
+    let default_host_for_http_10 = match default_host.is_empty() {
+        true => None,
+        false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
+    };
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
         direction,
         codec,
         routes,
-        filters: vec![HttpFilter::Router],
+        filters,
+        router,
         access_log: access_log(context, logs).within("access_log")?,
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
             .unwrap_or(defaults.request_head_timeout),
-        idle_timeout: idle_timeout.unwrap_or(defaults.idle_timeout),
+        idle_timeout: common.idle_timeout.unwrap_or(defaults.idle_timeout),
         stream_idle_timeout: maybe_duration(stream_idle_timeout, "stream_idle_timeout")?
             .unwrap_or(defaults.stream_idle_timeout),
+        request_timeout: None,
+        max_stream_duration: None,
+        max_connection_duration: common.max_connection_duration,
+        connection_duration_jitter: common.connection_duration_jitter,
+        drain_timeout: maybe_duration(drain_timeout, "drain_timeout")?.unwrap_or(defaults.drain_timeout),
+        delayed_close_timeout: maybe_duration(delayed_close_timeout, "delayed_close_timeout")?
+            .unwrap_or(defaults.delayed_close_timeout),
+        max_requests_per_connection: common.max_requests_per_connection,
         max_head_bytes: max_request_headers_kb
             .and_then(|kib| usize::try_from(kib).ok()?.checked_mul(1024))
             .unwrap_or(defaults.max_head_bytes),
-        max_headers: max_headers.and_then(|count| usize::try_from(count).ok()).unwrap_or(defaults.max_headers),
+        max_headers: common.max_headers.unwrap_or(defaults.max_headers),
         normalize_path: normalize_path.unwrap_or(false),
         merge_slashes,
         generate_request_id: generate_request_id.unwrap_or(true),
         upgrades: upgrades(upgrade_configs)?,
-        strip_host_port: matches!(strip_port_mode, Some(StripPortMode::StripAnyHostPort(true))),
+        escaped_slashes,
+        underscores: common.underscores,
+        strip_port,
+        strip_trailing_dot: strip_trailing_host_dot,
+        edge,
+        server_header,
+        accept_http_10,
+        default_host_for_http_10,
+        proxy_100_continue,
+        proper_case,
+        stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
+        local_replies: local_replies.map(Box::new),
         http2: http2(http2_protocol_options).within("http2_protocol_options")?,
     })
-}
-
-fn filters(values: Vec<xds::HttpFilter>) -> Converted<()> {
-    let last = values.len().saturating_sub(1);
-    for (index, filter) in values.into_iter().enumerate() {
-        let xds::HttpFilter { name, is_optional, disabled, config_type } = filter;
-        if disabled {
-            continue;
-        }
-        let within = format!("http_filters[{index}]");
-        let any = match config_type {
-            Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(Refused::new("config_discovery", "is not supported by this proxy").within(within));
-            }
-            None => return Err(Refused::new("typed_config", format!("of `{name}` is missing")).within(within)),
-        };
-        match optional::<Router>(&any).within(&within)? {
-            Some(value) if index == last => router(value).within(within)?,
-            Some(_) => return Err(Refused::new("", "the router must be the last filter").within(within)),
-            // Reported in status: the service answers for CORS, and no faults are injected yet.
-            None if any.type_url == Cors::type_url() || any.type_url == HttpFault::type_url() => {}
-            None if is_optional => {}
-            None => return Err(unknown_type(&any).within(within)),
-        }
-    }
-    Ok(())
-}
-
-fn router(value: Router) -> Converted<()> {
-    let Router {
-        dynamic_stats: _,
-        start_child_span: _,
-        upstream_log,
-        upstream_log_options: _,
-        // This proxy neither sends `x-envoy-*` headers nor obeys them.
-        suppress_envoy_headers: _,
-        strict_check_headers: _,
-        respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
-        upstream_http_filters,
-        reject_connect_request_early_data: _,
-    } = value;
-    refuse!(upstream_log, respect_expected_rq_timeout, upstream_http_filters);
-    Ok(())
 }
 
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {
@@ -239,49 +262,97 @@ fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {
     Ok(upgrades)
 }
 
-type CommonOptions = (Option<std::time::Duration>, Option<u32>);
+/// What the options of every HTTP version say.
+struct Common {
+    idle_timeout: Option<Duration>,
+    max_connection_duration: Option<Duration>,
+    connection_duration_jitter: f64,
+    max_headers: Option<usize>,
+    underscores: Underscores,
+    max_requests_per_connection: Option<u32>,
+}
 
-/// Idle time and number of headers.
-fn common(value: Option<HttpProtocolOptions>) -> Converted<Option<CommonOptions>> {
-    let Some(HttpProtocolOptions {
+fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
+    let HttpProtocolOptions {
         idle_timeout,
         max_connection_duration,
-        max_connection_duration_jitter: _,
+        max_connection_duration_jitter,
         max_headers_count,
+        // Of responses, which clients send none of.
         max_response_headers_kb: _,
         max_stream_duration,
         headers_with_underscores_action,
         max_requests_per_connection,
-    }) = value
-    else {
-        return Ok(None);
+    } = value.unwrap_or_default();
+    let max_stream_duration = limit(max_stream_duration, "max_stream_duration")?;
+    refuse!(max_stream_duration);
+    let underscores = match HeadersWithUnderscoresAction::try_from(headers_with_underscores_action) {
+        Ok(HeadersWithUnderscoresAction::Allow) => Underscores::Allow,
+        Ok(HeadersWithUnderscoresAction::RejectRequest) => Underscores::Reject,
+        Ok(HeadersWithUnderscoresAction::DropHeader) => Underscores::Drop,
+        Err(_) => return Err(Refused::new("headers_with_underscores_action", "is not known to this proxy")),
     };
-    refuse!(max_connection_duration, max_stream_duration, headers_with_underscores_action, max_requests_per_connection);
-    Ok(Some((maybe_duration(idle_timeout, "idle_timeout")?, max_headers_count)))
+    let max_headers = match max_headers_count.map(usize::try_from) {
+        None => None,
+        Some(Ok(count @ 1..=MAX_HEADERS)) => Some(count),
+        Some(_) => return Err(Refused::new("max_headers_count", format!("is not between 1 and {MAX_HEADERS}"))),
+    };
+    Ok(Common {
+        idle_timeout: maybe_duration(idle_timeout, "idle_timeout")?,
+        max_connection_duration: limit(max_connection_duration, "max_connection_duration")?,
+        connection_duration_jitter: max_connection_duration_jitter.map_or(0.0, |Percent { value }| value),
+        max_headers,
+        underscores,
+        max_requests_per_connection: max_requests_per_connection.filter(|most| *most > 0),
+    })
 }
 
-/// Settings of HTTP/1.1; shared with clusters.
+/// Settings of HTTP/1.1 towards endpoints.
 pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<()> {
+    match http1_names(value)? {
+        false => Ok(()),
+        true => Err(Refused::new("header_key_format.proper_case_words", "is not supported towards endpoints")),
+    }
+}
+
+/// Settings of HTTP/1.1. Whether names of headers are written in the form `Content-Type`.
+fn http1_names(value: Option<Http1ProtocolOptions>) -> Converted<bool> {
     let Some(Http1ProtocolOptions {
         // An absolute target is understood, and sent on in origin form, whatever this says.
         allow_absolute_url: _,
         accept_http_10: _,
-        default_host_for_http_10,
-        // Names pass in the case in which they came.
-        header_key_format: _,
+        default_host_for_http_10: _,
+        header_key_format,
+        // Trailers always pass.
         enable_trailers: _,
         allow_chunked_length,
         override_stream_error_on_invalid_http_message: _,
         send_fully_qualified_url,
         use_balsa_parser: _,
+        // Any method passes.
         allow_custom_methods: _,
         ignore_http_11_upgrade,
     }) = value
     else {
-        return Ok(());
+        return Ok(false);
     };
-    refuse!(default_host_for_http_10, allow_chunked_length, send_fully_qualified_url, ignore_http_11_upgrade);
-    Ok(())
+    refuse!(allow_chunked_length, send_fully_qualified_url, ignore_http_11_upgrade);
+    match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
+        None => Ok(false),
+        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => Ok(true),
+        Some(HeaderFormat::StatefulFormatter(TypedExtensionConfig { name: _, typed_config })) => {
+            let field = "header_key_format.stateful_formatter.typed_config";
+            let any = typed_config.ok_or_else(|| Refused::new(field, "is missing"))?;
+            // Names pass in the case in which they came, which is what this asks for.
+            match optional::<PreserveCaseFormatterConfig>(&any).within(field)? {
+                Some(PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers: _ }) => {
+                    refuse!(forward_reason_phrase);
+                    Ok(false)
+                }
+                None => Err(unknown_type(&any).within(field)),
+            }
+        }
+    }
 }
 
 /// Settings of HTTP/2; shared with clusters.

@@ -1,9 +1,9 @@
 //! Conditions on text, headers and query parameters.
 
 use super::{Converted, Refused, Within as _};
-use crate::config::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
+use crate::config::{CookieMatch, HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
 use leno_xds::envoy::config::route::v3::{
-    HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
+    CookieMatcher, HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
     query_parameter_matcher::QueryParameterMatchSpecifier,
 };
 use leno_xds::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
@@ -56,6 +56,22 @@ pub fn header(value: HeaderMatcher) -> Converted<HeaderMatch> {
         return Err(Refused::new("name", format!("`{name}` is no name of a header")));
     }
     Ok(HeaderMatch { name: name.into(), test, invert: invert_match, missing_as_empty: treat_missing_header_as_empty })
+}
+
+/// Conditions on headers.
+pub fn headers(values: Vec<HeaderMatcher>, field: &str) -> Converted<Vec<HeaderMatch>> {
+    values
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| header(value).within(format_args!("{field}[{index}]")))
+        .collect()
+}
+
+/// A condition on a cookie.
+pub fn cookie(value: CookieMatcher) -> Converted<CookieMatch> {
+    let CookieMatcher { name, string_match, invert_match } = value;
+    let Some(test) = string_match else { return Err(Refused::new("string_match", "is missing")) };
+    Ok(CookieMatch { name: name.into(), test: string(test).within("string_match")?, invert: invert_match })
 }
 
 /// A condition on a query parameter.

@@ -3,21 +3,23 @@
 //! Every message is taken apart with all of its fields named (never `..`), so that a field which a later version of the
 //! API adds does not compile until somebody has decided about it. There are three decisions: the field is used; it makes
 //! no difference to traffic (bound to `_`: names of statistics, settings of Envoy's own machinery); or it is refused
-//! when it is set, because the control plane would otherwise believe that it is in force. A few fields are bound to `_`
-//! although they would change traffic: those of Istio's API that the control plane itself reports in the object's status
-//! as not in force yet, with what becomes of traffic meanwhile (mirrors, faults, CORS). Refusing them would take the whole
-//! resource out of force instead. What the generated types do not know at all is noticed by the length of what they decode
-//! to, and named by walking the bytes.
+//! when it is set, because the control plane would otherwise believe that it is in force. What the generated types do
+//! not know at all is noticed by the length of what they decode to, and named by walking the bytes.
 
 // Deprecated fields are named like all others: a control plane may still set them.
 #![allow(deprecated)]
 
+mod action;
 pub mod cluster;
 pub mod common;
+mod edge;
+pub mod filter;
 pub mod http;
 pub mod listener;
+mod local_reply;
 pub mod matcher;
 mod own_tls;
+pub mod rbac;
 pub mod retry;
 pub mod route;
 pub mod secret;
@@ -31,6 +33,7 @@ use crate::config::ClusterId;
 use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
+use crate::xds::source::Sources;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -108,6 +111,8 @@ pub struct Context {
     pub(crate) tls_contexts: Contexts,
     /// Values by which runtime fractions are changed.
     pub runtime: Layers,
+    /// Where resources come from.
+    pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,
     formats: BTreeMap<String, Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,

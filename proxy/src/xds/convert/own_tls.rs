@@ -1,12 +1,12 @@
 //! TLS with certificates and trust of the configuration's own: inline, or by the name of any secret.
 
-use super::common::from_ads;
 use super::secret::{complete, key_pair, trust};
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{ClientTls, ServerTls};
 use crate::tls::facts::Hasher;
 use crate::tls::material::{KeyPair, TrustSettings};
 use crate::tls::{ClientContext, ClientSettings, ServerContext, ServerSettings, Slot, Source, TlsParams};
+use crate::xds::state::Kind;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
@@ -147,7 +147,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
         key_pairs.push(Source::Inline(Arc::new(pair)));
     }
     for (index, value) in tls_certificate_sds_secret_configs.into_iter().enumerate() {
-        let name = name(value).within(format_args!("tls_certificate_sds_secret_configs[{index}]"))?;
+        let name = name(context, value).within(format_args!("tls_certificate_sds_secret_configs[{index}]"))?;
         key_pairs.push(Source::Slot(context.secrets.key_pair(&name)));
     }
     let (mut own, mut secret) = (None, None);
@@ -159,7 +159,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
             own = Some(trust);
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(value)) => {
-            let name = name(value).within("validation_context_sds_secret_config")?;
+            let name = name(context, value).within("validation_context_sds_secret_config")?;
             secret = Some(context.secrets.trust(&name));
         }
         Some(ValidationContextType::CombinedValidationContext(value)) => {
@@ -174,7 +174,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
             let default = default_validation_context.unwrap_or_default();
             own = Some(trust(default, hash).within("default_validation_context").within(within)?);
             let sds = validation_context_sds_secret_config.unwrap_or_default();
-            let name = name(sds).within("validation_context_sds_secret_config").within(within)?;
+            let name = name(context, sds).within("validation_context_sds_secret_config").within(within)?;
             secret = Some(context.secrets.trust(&name));
         }
         Some(_) => return Err(Refused::new("validation_context_type", "is not supported by this proxy")),
@@ -183,14 +183,16 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
     Ok(Common { params, alpn, key_pairs, trust: own, trust_secret: secret })
 }
 
-/// The name of a secret that is static or comes on the stream on which everything comes.
-fn name(value: SdsSecretConfig) -> Converted<String> {
+/// The name of a secret that was there from the start, or comes from a source.
+fn name(context: &mut Context, value: SdsSecretConfig) -> Converted<String> {
     let SdsSecretConfig { name, sds_config } = value;
     if name.is_empty() {
         return Err(Refused::new("name", "is missing"));
     }
     if sds_config.is_some() {
-        from_ads(sds_config).within("sds_config")?;
+        context.sources.ask(Kind::Secret, &name, sds_config).within("sds_config")?;
+    } else if !context.secrets.has(&name) {
+        return Err(Refused::new("name", format!("`{name}` is no static secret, and no sds_config says where it is")));
     }
     Ok(name)
 }

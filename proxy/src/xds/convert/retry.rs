@@ -1,20 +1,16 @@
 //! Retry policies.
 
-use super::common::maybe_duration;
+use super::common::{maybe_duration, optional};
 use super::{Converted, Refused, Within as _, matcher, refuse};
-use crate::config::{RetryOn, RetryPolicy};
+use crate::config::{RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
     RetryPolicy as Policy,
-    retry_policy::{RetryBackOff, RetryHostPredicate},
+    retry_policy::{
+        RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType,
+    },
 };
+use leno_xds::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use std::time::Duration;
-
-/// gRPC status codes of Envoy's conditions.
-const CANCELLED: u32 = 1;
-const DEADLINE_EXCEEDED: u32 = 4;
-const RESOURCE_EXHAUSTED: u32 = 8;
-const INTERNAL: u32 = 13;
-const UNAVAILABLE: u32 = 14;
 
 /// When and how often a request is tried again.
 pub fn policy(value: Policy) -> Converted<RetryPolicy> {
@@ -34,17 +30,14 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = value;
-    refuse!(
-        per_try_idle_timeout,
-        retry_priority,
-        retry_options_predicates,
-        rate_limited_retry_back_off,
-        retriable_request_headers,
-        refresh_cluster_on_retry
-    );
+    refuse!(retry_priority, retry_options_predicates, refresh_cluster_on_retry);
     let mut avoid_tried = false;
-    for RetryHostPredicate { name, config_type: _ } in retry_host_predicate {
-        if name != "envoy.retry_host_predicates.previous_hosts" {
+    for RetryHostPredicate { name, config_type } in retry_host_predicate {
+        let known = match config_type {
+            Some(ConfigType::TypedConfig(any)) => optional::<PreviousHostsPredicate>(&any)?.is_some(),
+            None => name == "envoy.retry_host_predicates.previous_hosts",
+        };
+        if !known {
             return Err(Refused::new("retry_host_predicate", format!("`{name}` is not supported by this proxy")));
         }
         avoid_tried = true;
@@ -56,11 +49,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
                 .map_err(|_| Refused::new("retriable_status_codes", format!("{status} is not an HTTP status")))
         })
         .collect::<Converted<Vec<u16>>>()?;
-    let headers = retriable_headers
-        .into_iter()
-        .enumerate()
-        .map(|(index, value)| matcher::header(value).within(format_args!("retriable_headers[{index}]")))
-        .collect::<Converted<Vec<_>>>()?;
+    let headers = matcher::headers(retriable_headers, "retriable_headers")?;
     let (base_backoff, max_backoff) = match retry_back_off {
         None => (Duration::from_millis(25), Duration::from_millis(250)),
         Some(RetryBackOff { base_interval, max_interval }) => {
@@ -75,33 +64,45 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         statuses,
         headers,
         per_try_timeout: maybe_duration(per_try_timeout, "per_try_timeout")?.filter(|limit| !limit.is_zero()),
+        per_try_idle_timeout: maybe_duration(per_try_idle_timeout, "per_try_idle_timeout")?
+            .filter(|limit| !limit.is_zero()),
+        request_headers: matcher::headers(retriable_request_headers, "retriable_request_headers")?,
         avoid_tried,
         base_backoff,
         max_backoff,
+        rate_limited_backoff: rate_limited_retry_back_off
+            .map(rate_limited)
+            .transpose()
+            .within("rate_limited_retry_back_off")?,
     })
+}
+
+fn rate_limited(value: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff> {
+    let RateLimitedRetryBackOff { reset_headers, max_interval } = value;
+    let mut headers = Vec::with_capacity(reset_headers.len());
+    for (index, ResetHeader { name, format }) in reset_headers.into_iter().enumerate() {
+        let unix_timestamp = match format {
+            0 => false,
+            1 => true,
+            other => {
+                let field = format!("reset_headers[{index}].format");
+                return Err(Refused::new(field, format!("{other} is not known to this proxy")));
+            }
+        };
+        headers.push(crate::config::ResetHeader { name: name.to_ascii_lowercase().into(), unix_timestamp });
+    }
+    if headers.is_empty() {
+        return Err(Refused::new("reset_headers", "is empty"));
+    }
+    let max_interval = maybe_duration(max_interval, "max_interval")?.unwrap_or(Duration::from_secs(300));
+    Ok(RateLimitedBackoff { headers, max_interval })
 }
 
 fn conditions(text: &str) -> Converted<RetryOn> {
     let mut on = RetryOn::default();
     for condition in text.split(',').map(str::trim).filter(|condition| !condition.is_empty()) {
-        match condition {
-            "connect-failure" => on.connect_failure = true,
-            "refused-stream" => on.refused_stream = true,
-            "reset-before-request" => on.reset_before_request = true,
-            "reset" => on.reset = true,
-            "5xx" => on.server_error = true,
-            "gateway-error" => on.gateway_error = true,
-            "retriable-4xx" => on.retriable_4xx = true,
-            "retriable-status-codes" => on.statuses = true,
-            "retriable-headers" => on.headers = true,
-            "cancelled" => on.grpc_statuses |= 1 << CANCELLED,
-            "deadline-exceeded" => on.grpc_statuses |= 1 << DEADLINE_EXCEEDED,
-            "resource-exhausted" => on.grpc_statuses |= 1 << RESOURCE_EXHAUSTED,
-            "internal" => on.grpc_statuses |= 1 << INTERNAL,
-            "unavailable" => on.grpc_statuses |= 1 << UNAVAILABLE,
-            // Their triggers (Envoy's own rate limits; HTTP/3) do not occur.
-            "envoy-ratelimited" | "http3-post-connect-failure" => {}
-            other => return Err(Refused::new("", format!("`{other}` is not supported by this proxy"))),
+        if !on.add(condition) && !on.add_grpc(condition) {
+            return Err(Refused::new("", format!("`{condition}` is not supported by this proxy")));
         }
     }
     Ok(on)

@@ -88,7 +88,7 @@ fn secrets_when_named_then_they_are_waited_for_and_taken_by_any_name() {
     let mut context = Context::new("");
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
     let made = server(&mut context, json!({"common_tls_context": {
-        "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": ads}, {"name": "static"}],
+        "tls_certificate_sds_secret_configs": [{"name": "default", "sds_config": ads}, {"name": "static", "sds_config": ads}],
         "combined_validation_context": {
             "default_validation_context": {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": "a"}}]},
             "validation_context_sds_secret_config": {"name": "ROOTCA", "sds_config": ads}
@@ -182,9 +182,13 @@ fn context_with_something_unsupported_is_refused_by_its_path() {
         (json!({"common_tls_context": {}}), "common_tls_context.tls_certificates"),
         (
             within(
-                json!({"tls_certificate_sds_secret_configs": [{"name": "a", "sds_config": {"path_config_source": {"path": "/x"}}}]}),
+                json!({"tls_certificate_sds_secret_configs": [{"name": "a", "sds_config": {"api_config_source": {"api_type": "REST"}}}]}),
             ),
-            "common_tls_context.tls_certificate_sds_secret_configs[0].sds_config.config_source_specifier",
+            "common_tls_context.tls_certificate_sds_secret_configs[0].sds_config.api_config_source.api_type",
+        ),
+        (
+            within(json!({"tls_certificate_sds_secret_configs": [{"name": "nobody sends it"}]})),
+            "common_tls_context.tls_certificate_sds_secret_configs[0].name",
         ),
         (
             json!({"ocsp_staple_policy": "MUST_STAPLE", "common_tls_context": {"tls_certificates": [certificate()]}}),

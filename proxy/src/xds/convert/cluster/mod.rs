@@ -17,7 +17,7 @@ mod upstream;
 
 pub use endpoints::Assignment;
 
-use super::common::{filter_metadata, from_ads, maybe_duration, optional, port, text, unknown_type};
+use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, http, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, UpstreamProtocol};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
@@ -29,6 +29,7 @@ use leno_xds::envoy::config::cluster::v3::cluster::{
 use leno_xds::envoy::config::core::v3::Metadata;
 use leno_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use prost_types::{ListValue, Struct, Value, value::Kind};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +58,12 @@ struct SocketMatch {
 }
 
 impl Template {
+    /// The secrets without which its endpoints cannot be talked to.
+    pub fn secrets(&self) -> BTreeSet<String> {
+        let all = self.matches.iter().filter_map(|candidate| candidate.tls.as_ref()).chain(&self.cluster.default_tls);
+        all.flat_map(|tls| tls.secrets()).collect()
+    }
+
     /// The cluster with these endpoints. `own` is the workload that inbound traffic is for.
     pub fn build(&self, assignment: Assignment, own: &Arc<WorkloadLabels>) -> Arc<Cluster> {
         let shape = &self.cluster;
@@ -157,8 +164,10 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     let (kind, logical) = kind(cluster_discovery_type)?;
     let endpoints = match (kind, eds_cluster_config) {
         (ClusterKind::Eds, Some(EdsClusterConfig { eds_config, service_name })) => {
-            from_ads(eds_config).within("eds_cluster_config.eds_config")?;
-            Some(if service_name.is_empty() { name.clone() } else { service_name })
+            let resource = if service_name.is_empty() { name.clone() } else { service_name };
+            let asked = context.sources.ask(crate::xds::Kind::Endpoints, &resource, eds_config);
+            asked.within("eds_cluster_config.eds_config")?;
+            Some(resource)
         }
         (ClusterKind::Eds, None) => return Err(Refused::new("eds_cluster_config", "is missing")),
         (_, Some(_)) => return Err(Refused::new("eds_cluster_config", "belongs to type EDS only")),

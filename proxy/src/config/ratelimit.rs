@@ -1,0 +1,204 @@
+//! Limits of rates that this process enforces by itself.
+
+use super::{
+    HeaderOp,
+    matcher::{HeaderMatch, QueryMatch},
+};
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// A limit of rates.
+#[derive(Debug)]
+pub struct LocalRateLimit {
+    /// The status of an answer to what is refused; default 429.
+    pub status: u16,
+    /// What is taken from when no descriptor fits, and beside a descriptor's own unless `default_too` says otherwise. `None`:
+    /// nothing is limited that fits no descriptor.
+    pub bucket: Option<TokenBucket>,
+    /// The share of requests that are counted, in millionths.
+    pub enabled: u32,
+    /// The share of requests that are refused when they are too many, in millionths.
+    pub enforced: u32,
+    /// On requests that would have been refused but were not.
+    pub request_headers: Vec<HeaderOp>,
+    /// On answers to what is refused.
+    pub response_headers: Vec<HeaderOp>,
+    /// Buckets for requests that count as one of these.
+    pub descriptors: Vec<LimitedDescriptor>,
+    /// The number of the policies that count here.
+    pub stage: u32,
+    /// Own policies, which replace those of routes; empty is none.
+    pub policies: Vec<RateLimitPolicy>,
+    /// Which policies of the virtual host count beside those of the route.
+    pub host_policies: HostPolicies,
+    /// The default bucket is taken from although a descriptor fits.
+    pub default_too: bool,
+    /// Say how much is left in `x-ratelimit-limit`, `x-ratelimit-remaining`, `x-ratelimit-reset`.
+    pub headers: bool,
+    /// A gRPC client is told `RESOURCE_EXHAUSTED` and not `UNAVAILABLE`.
+    pub resource_exhausted: bool,
+}
+
+/// Which policies of the virtual host count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostPolicies {
+    /// When the route has none.
+    #[default]
+    Override,
+    /// Always.
+    Include,
+    /// Never.
+    Ignore,
+}
+
+/// A bucket for requests that count as this.
+#[derive(Debug)]
+pub struct LimitedDescriptor {
+    /// Keys and values in order; a `None` value is any.
+    pub entries: Vec<(Box<str>, Option<Box<str>>)>,
+    /// What is taken from; one for all values where a value is any.
+    pub bucket: TokenBucket,
+}
+
+/// What a request counts as.
+#[derive(Debug)]
+pub struct RateLimitPolicy {
+    /// For limits with this number.
+    pub stage: u32,
+    /// The entries of the descriptor; when one of them does not come about, there is none.
+    pub actions: Vec<RateLimitAction>,
+}
+
+/// One entry of a descriptor.
+#[derive(Debug)]
+pub enum RateLimitAction {
+    /// The target cluster's name.
+    DestinationCluster,
+    /// A header's value.
+    Header {
+        /// Its lower-case name.
+        name: Box<str>,
+        /// The entry's key.
+        key: Box<str>,
+        /// Without it the descriptor has no such entry, and is none otherwise.
+        skip_if_absent: bool,
+    },
+    /// The value of a parameter of the query.
+    Query {
+        /// Its name.
+        name: Box<str>,
+        /// The entry's key.
+        key: Box<str>,
+        /// Without it the descriptor has no such entry, and is none otherwise.
+        skip_if_absent: bool,
+    },
+    /// The client's IP address.
+    RemoteAddress,
+    /// The client's network.
+    MaskedRemoteAddress {
+        /// Bits of an IPv4 address that are kept.
+        v4: u8,
+        /// Bits of an IPv6 address that are kept.
+        v6: u8,
+    },
+    /// Always this.
+    GenericKey {
+        /// The entry's key.
+        key: Box<str>,
+        /// Its value.
+        value: Box<str>,
+    },
+    /// This, if conditions on headers hold.
+    HeaderMatch {
+        /// The entry's key.
+        key: Box<str>,
+        /// Its value.
+        value: Box<str>,
+        /// Whether they must hold or must not.
+        expect: bool,
+        /// The conditions, all of them.
+        headers: Vec<HeaderMatch>,
+    },
+    /// This, if conditions on the query hold.
+    QueryMatch {
+        /// The entry's key.
+        key: Box<str>,
+        /// Its value.
+        value: Box<str>,
+        /// Whether they must hold or must not.
+        expect: bool,
+        /// The conditions, all of them.
+        query: Vec<QueryMatch>,
+    },
+}
+
+/// Tokens that requests take and time gives back. Shared by all workers: what is limited is the process.
+#[derive(Debug)]
+pub struct TokenBucket {
+    /// The most that there are.
+    pub max: u32,
+    /// How many come at a time.
+    pub fill: u32,
+    /// How often.
+    pub interval: Duration,
+    state: Mutex<(Instant, f64)>,
+    left: AtomicU64,
+}
+
+impl TokenBucket {
+    /// A full bucket. An interval below 1 ms counts as that. Tokens come evenly over the interval, as in Envoy.
+    pub fn new(max: u32, fill: u32, interval: Duration) -> Self {
+        let interval = interval.max(Duration::from_millis(1));
+        let state = Mutex::new((Instant::now(), f64::from(max)));
+        Self { max, fill, interval, state, left: AtomicU64::new(u64::from(max)) }
+    }
+
+    /// Takes a token, if there is one.
+    pub fn take(&self, now: Instant) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, tokens) = &mut *state;
+        let gained = now.saturating_duration_since(*since).as_secs_f64() * self.rate();
+        *tokens = (*tokens + gained).min(f64::from(self.max));
+        *since = now.max(*since);
+        let taken = *tokens >= 1.0;
+        *tokens -= f64::from(u8::from(taken));
+        self.left.store(*tokens as u64, Ordering::Relaxed);
+        taken
+    }
+
+    /// Tokens that were left when one was last asked for.
+    pub fn left(&self) -> u64 {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Time until there is a token, seen from when one was last asked for.
+    pub fn wait(&self) -> Duration {
+        let tokens = self.state.lock().unwrap_or_else(PoisonError::into_inner).1;
+        Duration::try_from_secs_f64((1.0 - tokens).max(0.0) / self.rate()).unwrap_or(Duration::MAX)
+    }
+
+    /// Tokens a second.
+    fn rate(&self) -> f64 {
+        f64::from(self.fill.max(1)) / self.interval.as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_when_empty_then_only_time_fills_it() {
+        let bucket = TokenBucket::new(2, 1, Duration::from_secs(1));
+        let now = Instant::now();
+        assert!(bucket.take(now) && bucket.take(now) && !bucket.take(now));
+        assert!(bucket.take(now + Duration::from_millis(1100)) && !bucket.take(now + Duration::from_millis(1200)));
+        let later = now + Duration::from_secs(60);
+        assert!(bucket.take(later) && bucket.take(later) && !bucket.take(later), "never more than the most");
+    }
+}

@@ -1,0 +1,136 @@
+//! When and how often a request is tried again.
+
+use super::matcher::HeaderMatch;
+use std::time::Duration;
+
+/// When and how often a request is tried again. The first attempt is not counted.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    /// How often at most.
+    pub attempts: u32,
+    /// On what.
+    pub on: RetryOn,
+    /// Statuses of `retriable-status-codes`.
+    pub statuses: Vec<u16>,
+    /// Conditions of `retriable-headers` on a response's headers; one that holds is enough.
+    pub headers: Vec<HeaderMatch>,
+    /// A limit for each attempt, from its start to the response head; `None` is none.
+    pub per_try_timeout: Option<Duration>,
+    /// A limit for the time in which nothing of an attempt moves; `None` is none.
+    pub per_try_idle_timeout: Option<Duration>,
+    /// Only requests on which one of these holds are tried again; none is all requests.
+    pub request_headers: Vec<HeaderMatch>,
+    /// Prefer endpoints that were not tried yet (`previous_hosts`).
+    pub avoid_tried: bool,
+    /// Waits before retries: the base, doubled each time, jittered; at most `max_backoff`. Default 25 ms, 250 ms.
+    pub base_backoff: Duration,
+    /// The longest wait.
+    pub max_backoff: Duration,
+    /// Waits for which an answer asks; replaces the ones above where it does.
+    pub rate_limited_backoff: Option<RateLimitedBackoff>,
+}
+
+/// How long to wait before a retry, from the headers of the answer that said "too many".
+#[derive(Debug, Clone)]
+pub struct RateLimitedBackoff {
+    /// Where to look, in order.
+    pub headers: Vec<ResetHeader>,
+    /// Longer waits are not taken from headers; default 300 s.
+    pub max_interval: Duration,
+}
+
+/// A header that says when to come again.
+#[derive(Debug, Clone)]
+pub struct ResetHeader {
+    /// Its lower-case name.
+    pub name: Box<str>,
+    /// It holds seconds since 1970 and not seconds from now.
+    pub unix_timestamp: bool,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts: 2,
+            on: RetryOn::default(),
+            statuses: Vec::new(),
+            headers: Vec::new(),
+            per_try_timeout: None,
+            per_try_idle_timeout: None,
+            request_headers: Vec::new(),
+            avoid_tried: true,
+            base_backoff: Duration::from_millis(25),
+            max_backoff: Duration::from_millis(250),
+            rate_limited_backoff: None,
+        }
+    }
+}
+
+/// The conditions of a retry. Connection failures, refused streams, and reused connections that were closed before
+/// anything was answered to nothing sent, are always safe; the others are opted into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    /// Could not connect.
+    pub connect_failure: bool,
+    /// The endpoint refused the stream (HTTP/2).
+    pub refused_stream: bool,
+    /// The connection broke before any of the request was sent.
+    pub reset_before_request: bool,
+    /// The connection broke before a response.
+    pub reset: bool,
+    /// Any 5xx, or no response at all.
+    pub server_error: bool,
+    /// 502, 503, 504.
+    pub gateway_error: bool,
+    /// 409.
+    pub retriable_4xx: bool,
+    /// One of the policy's statuses.
+    pub statuses: bool,
+    /// A response with one of the policy's headers.
+    pub headers: bool,
+    /// An answer that says `x-envoy-ratelimited`; without it such an answer is never repeated.
+    pub rate_limited: bool,
+    /// gRPC status codes in a response's head, as a bit set by code.
+    pub grpc_statuses: u32,
+}
+
+impl RetryOn {
+    /// Whether there are no conditions.
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Adds one of Envoy's conditions on HTTP; false when it is not known.
+    pub fn add(&mut self, condition: &str) -> bool {
+        match condition {
+            "connect-failure" => self.connect_failure = true,
+            "refused-stream" => self.refused_stream = true,
+            "reset-before-request" => self.reset_before_request = true,
+            "reset" => self.reset = true,
+            "5xx" => self.server_error = true,
+            "gateway-error" => self.gateway_error = true,
+            "retriable-4xx" => self.retriable_4xx = true,
+            "retriable-status-codes" => self.statuses = true,
+            "retriable-headers" => self.headers = true,
+            "envoy-ratelimited" => self.rate_limited = true,
+            // HTTP/3 is not spoken to endpoints.
+            "http3-post-connect-failure" => {}
+            _ => return false,
+        }
+        true
+    }
+
+    /// Adds one of Envoy's conditions on gRPC; false when it is not known.
+    pub fn add_grpc(&mut self, condition: &str) -> bool {
+        let code = match condition {
+            "cancelled" => 1,
+            "deadline-exceeded" => 4,
+            "resource-exhausted" => 8,
+            "internal" => 13,
+            "unavailable" => 14,
+            _ => return false,
+        };
+        self.grpc_statuses |= 1 << code;
+        true
+    }
+}

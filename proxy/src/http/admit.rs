@@ -1,0 +1,234 @@
+//! Brings a request into the form in which everything after sees it: host and path in one form, what concerns one connection
+//! taken away, and who asks told. The order is Envoy's.
+
+use super::{
+    call::Call,
+    client,
+    head::{RequestHead, Version},
+    headers::{Headers, Known},
+    path::{self, Outcome},
+    pipeline::Stop,
+    reply::{self, Reply},
+};
+use crate::{
+    balance,
+    config::{Direction, HttpManager, StripPort, Underscores},
+};
+
+/// Does so, or says how the request is answered instead.
+pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
+    let manager = call.manager;
+    if manager.direction == Direction::Inbound {
+        call.tally.source = Some(call.conn.source(call.request.headers.known(Known::Peer)));
+    }
+    if call.request.version == Version::Http10 {
+        http_10(call.request, manager)?;
+    }
+    if !call.request.has_authority() {
+        return Err(reply::MISSING_HOST.into());
+    }
+    if manager.underscores != Underscores::Allow {
+        underscores(&mut call.request.headers, manager.underscores)?;
+    }
+    paths(call)?;
+    hosts(call.request, manager, call.conn.local.port());
+    upgrades(call.request, manager)?;
+    call.request.headers.remove_hop_by_hop();
+    if manager.proxy_100_continue && call.request.expects_continue {
+        call.request.headers.push(b"expect", b"100-continue");
+    }
+    if call.request.headers.may_have(Known::Referer) {
+        referer(&mut call.request.headers);
+    }
+    let edge = client::find(call)?;
+    if manager.generate_request_id {
+        let headers = &mut call.request.headers;
+        if edge || !headers.may_have(Known::RequestId) || headers.known(Known::RequestId).is_none() {
+            headers.remove_known(Known::RequestId);
+            headers.push(b"x-request-id", &request_id(&call.worker.rng));
+        }
+    }
+    Ok(())
+}
+
+fn http_10(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {
+    if !manager.accept_http_10 {
+        return Err(reply::LOW_VERSION);
+    }
+    if let (false, Some(host)) = (request.has_authority(), &manager.default_host_for_http_10) {
+        request.set_authority(host.as_bytes());
+    }
+    Ok(())
+}
+
+fn underscores(headers: &mut Headers, action: Underscores) -> Result<(), Reply> {
+    let has_one = |name: &[u8]| name.contains(&b'_');
+    if !headers.iter().any(|(name, _, _)| has_one(name)) {
+        return Ok(());
+    }
+    if action == Underscores::Reject {
+        return Err(reply::UNDERSCORE);
+    }
+    headers.remove_if(|name, _, _| has_one(name));
+    Ok(())
+}
+
+fn paths(call: &mut Call<'_>) -> Result<(), Stop> {
+    let manager = call.manager;
+    let rules = path::Rules {
+        normalize: manager.normalize_path,
+        merge_slashes: manager.merge_slashes,
+        escaped_slashes: manager.escaped_slashes,
+    };
+    // CONNECT and `OPTIONS *` have no path.
+    if !call.request.path().starts_with(b"/") {
+        return Ok(());
+    }
+    match path::clean(call.request.path(), rules) {
+        Ok(Outcome::Unchanged) => Ok(()),
+        Ok(Outcome::Changed(path)) => {
+            call.request.set_path(&path);
+            Ok(())
+        }
+        Ok(Outcome::Redirect(path)) => {
+            call.request.set_path(&path);
+            Err(reply::ELSEWHERE.into())
+        }
+        Err(_) => Err(reply::BAD_PATH.into()),
+    }
+}
+
+fn hosts(request: &mut RequestHead, manager: &HttpManager, local_port: u16) {
+    if manager.strip_port == StripPort::Never && !manager.strip_trailing_dot {
+        return;
+    }
+    let mut host = request.authority().to_vec();
+    if manager.strip_trailing_dot {
+        let end = port_start(&host).map_or(host.len(), |(start, _)| start);
+        if end > 0 && host[end - 1] == b'.' {
+            host.remove(end - 1);
+        }
+    }
+    if let Some((start, port)) = port_start(&host)
+        && (manager.strip_port == StripPort::Any
+            || manager.strip_port == StripPort::Matching && port == u32::from(local_port))
+        && !request.is_connect()
+    {
+        host.truncate(start);
+    }
+    if host != request.authority() {
+        request.set_authority(&host);
+    }
+}
+
+/// Where the colon before a host's port is, and the port.
+fn port_start(host: &[u8]) -> Option<(usize, u32)> {
+    let colon = host.iter().rposition(|&b| b == b':')?;
+    let digits = &host[colon + 1..];
+    // Inside of brackets is an address.
+    if digits.is_empty() || digits.len() > 9 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some((colon, digits.iter().fold(0, |port, &digit| port * 10 + u32::from(digit - b'0'))))
+}
+
+/// A wish to upgrade that is not offered is refused: what follows the head could be taken for the other protocol by one
+/// server and for a request by the next. A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
+fn upgrades(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {
+    let Some(wanted) = request.upgrade() else { return Ok(()) };
+    if wanted.eq_ignore_ascii_case(b"h2c") {
+        request.set_upgrade(None);
+        return Ok(());
+    }
+    match manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes())) {
+        true => Ok(()),
+        false => Err(reply::UPGRADE_REFUSED),
+    }
+}
+
+/// Takes a `referer` away that is no URL of HTTP, as Envoy does.
+fn referer(headers: &mut Headers) {
+    let url = |value: &[u8]| {
+        let rest = [&b"http://"[..], b"https://"].iter().find_map(|scheme| {
+            let matches = value.len() > scheme.len() && value[..scheme.len()].eq_ignore_ascii_case(scheme);
+            matches.then(|| &value[scheme.len()..])
+        });
+        rest.is_some_and(|rest| !matches!(rest[0], b'/' | b'?' | b'#' | b':'))
+    };
+    let mut values = headers.known_values(Known::Referer);
+    let good = values.next().is_none_or(url) && values.next().is_none();
+    drop(values);
+    if !good {
+        headers.remove_known(Known::Referer);
+    }
+}
+
+/// A random UUID (RFC 9562, version 4) as text.
+fn request_id(rng: &balance::Rng) -> [u8; 36] {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bits = (u128::from(rng.next()) << 64) | u128::from(rng.next());
+    bits = bits & !(0xf << 76) | (0x4 << 76);
+    bits = bits & !(0x3 << 62) | (0x2 << 62);
+    let mut text = [b'-'; 36];
+    let mut shift = 128;
+    for (at, place) in text.iter_mut().enumerate() {
+        if !matches!(at, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *place = HEX[(bits >> shift) as usize & 0xf];
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_when_ports_and_dots_are_stripped_then_as_envoy() {
+        let after = |host: &str, strip_port, strip_trailing_dot| {
+            let manager = HttpManager { strip_port, strip_trailing_dot, ..HttpManager::default() };
+            let mut request = RequestHead::default();
+            request.set_authority(host.as_bytes());
+            hosts(&mut request, &manager, 8080);
+            String::from_utf8_lossy(request.authority()).into_owned()
+        };
+        for (host, any, matching, dot, both) in [
+            ("a.example:80", "a.example", "a.example:80", "a.example:80", "a.example"),
+            ("a.example:8080", "a.example", "a.example", "a.example:8080", "a.example"),
+            ("a.example.", "a.example.", "a.example.", "a.example", "a.example"),
+            ("a.example.:80", "a.example.", "a.example.:80", "a.example:80", "a.example"),
+            ("[::1]:80", "[::1]", "[::1]:80", "[::1]:80", "[::1]"),
+            ("[::1]", "[::1]", "[::1]", "[::1]", "[::1]"),
+            ("a:b:c", "a:b:c", "a:b:c", "a:b:c", "a:b:c"),
+            ("h:", "h:", "h:", "h:", "h:"),
+            ("h:99999", "h", "h:99999", "h:99999", "h"),
+            ("", "", "", "", ""),
+            (".", ".", ".", "", ""),
+        ] {
+            assert_eq!(after(host, StripPort::Any, false), any, "any port of {host}");
+            assert_eq!(after(host, StripPort::Matching, false), matching, "the matching port of {host}");
+            assert_eq!(after(host, StripPort::Never, true), dot, "the dot of {host}");
+            assert_eq!(after(host, StripPort::Any, true), both, "port and dot of {host}");
+        }
+    }
+
+    #[test]
+    fn referer_when_it_is_no_url_or_there_are_two_then_it_goes() {
+        for (values, stays) in [
+            (&["http://a.example/x"][..], true),
+            (&["HTTPS://a"], true),
+            (&["/relative"], false),
+            (&["http://"], false),
+            (&["http:///x"], false),
+            (&["http://a", "http://b"], false),
+        ] {
+            let mut headers = Headers::default();
+            for value in values {
+                headers.push(b"Referer", value.as_bytes());
+            }
+            referer(&mut headers);
+            assert_eq!(headers.get("referer").is_some(), stays, "{values:?}");
+        }
+    }
+}

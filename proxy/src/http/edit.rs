@@ -1,0 +1,147 @@
+//! What a route changes about the heads of requests and responses.
+
+use super::call::Call;
+use crate::{
+    config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
+    pool::Host,
+    route::{self, Selected},
+    telemetry::LogFormat,
+};
+
+/// Applies changes to the request, in order.
+pub(super) fn request(call: &mut Call<'_>, ops: &[HeaderOp]) {
+    for op in ops {
+        match text(op) {
+            None => call.request.headers.change(op, b""),
+            Some(HeaderText::Literal(value)) => call.request.headers.change(op, value.as_bytes()),
+            Some(HeaderText::Format { format, keep_empty }) => {
+                let value = formatted(call, format);
+                if *keep_empty || !value.is_empty() {
+                    call.request.headers.change(op, &value);
+                }
+            }
+        }
+    }
+}
+
+/// Applies changes to the response, in order.
+pub(super) fn response(call: &mut Call<'_>, ops: &[HeaderOp]) {
+    for op in ops {
+        match text(op) {
+            None => call.response.headers.change(op, b""),
+            Some(HeaderText::Literal(value)) => call.response.headers.change(op, value.as_bytes()),
+            Some(HeaderText::Format { format, keep_empty }) => {
+                let value = formatted(call, format);
+                if *keep_empty || !value.is_empty() {
+                    call.response.headers.change(op, &value);
+                }
+            }
+        }
+    }
+}
+
+fn text(op: &HeaderOp) -> Option<&HeaderText> {
+    match op {
+        HeaderOp::Set(_, text)
+        | HeaderOp::Append(_, text)
+        | HeaderOp::AddIfAbsent(_, text)
+        | HeaderOp::SetIfPresent(_, text) => Some(text),
+        HeaderOp::Remove(_) => None,
+    }
+}
+
+fn formatted(call: &Call<'_>, format: &LogFormat) -> Vec<u8> {
+    let mut value = Vec::new();
+    format.write_header(&call.entry(), &mut value);
+    value
+}
+
+/// The levels at which changes are written, in the order in which they are made: what is made later wins.
+fn levels<'t>(call: &Call<'t>, selected: Selected<'t>) -> [Option<&'t HeaderOps>; 4] {
+    let table = &call.manager.routes;
+    let mut levels = [
+        selected.target.map(|target| &target.headers),
+        Some(&selected.route.headers),
+        Some(&selected.host.headers),
+        Some(&table.headers),
+    ];
+    if table.options.most_specific_headers_win {
+        levels.reverse();
+    }
+    levels
+}
+
+/// Makes the request what its route wants it to be for the endpoint.
+pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forward: &Forward) {
+    for ops in levels(call, selected).into_iter().flatten() {
+        request(call, &ops.request);
+    }
+    let target = selected.target.and_then(|target| target.host.as_ref());
+    match target.or(forward.host.as_ref()) {
+        Some(HostRewrite::Literal(host)) => set_host(call, host.as_bytes(), forward.append_forwarded_host),
+        Some(HostRewrite::Header(name)) => {
+            let host = call.request.headers.get(name).filter(|host| !host.is_empty()).map(<[u8]>::to_vec);
+            if let Some(host) = host {
+                set_host(call, &host, forward.append_forwarded_host);
+            }
+        }
+        Some(HostRewrite::Path(rewrite)) => {
+            let host = rewrite.apply(call.request.path_only());
+            // What would be a second request in the head of the first is no authority.
+            if host.iter().all(|byte| byte.is_ascii_graphic()) {
+                set_host(call, &host, forward.append_forwarded_host);
+            }
+        }
+        // Made when the endpoint is known.
+        Some(HostRewrite::Endpoint) | None => {}
+    }
+    if let Some(rewrite) = &forward.path
+        && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, call.request.path())
+    {
+        // As Envoy does: the endpoint and the log learn what was asked for.
+        if !call.manager.router.suppress_envoy_headers {
+            let original = call.request.path().to_vec();
+            call.request.headers.set("x-envoy-original-path", &original);
+        }
+        call.request.set_path(&path);
+    }
+}
+
+/// Names the endpoint itself where the route wants that.
+pub(super) fn for_attempt(call: &mut Call<'_>, selected: Selected<'_>, forward: &Forward, host: &Host, first: bool) {
+    let target = selected.target.and_then(|target| target.host.as_ref());
+    if let (Some(HostRewrite::Endpoint), Some(name)) = (target.or(forward.host.as_ref()), &host.endpoint().hostname) {
+        match first {
+            true => set_host(call, name.as_bytes(), forward.append_forwarded_host),
+            false => call.request.set_authority(name.as_bytes()),
+        }
+    }
+}
+
+/// Replaces the authority. The endpoint learns the one before, by Envoy's own header and on request by `x-forwarded-host`.
+pub(super) fn set_host(call: &mut Call<'_>, host: &[u8], remember: bool) {
+    if !call.manager.router.suppress_envoy_headers {
+        let old = call.request.authority().to_vec();
+        call.request.headers.set("x-envoy-original-host", &old);
+    }
+    if remember {
+        let old = call.request.authority().to_vec();
+        let mut chain = call.request.headers.get("x-forwarded-host").unwrap_or_default().to_vec();
+        let last = chain.split(|&b| b == b',').next_back().unwrap_or_default().trim_ascii();
+        if !old.is_empty() && last != old {
+            if !chain.is_empty() {
+                chain.push(b',');
+            }
+            chain.extend_from_slice(&old);
+            call.request.headers.set("x-forwarded-host", &chain);
+        }
+    }
+    call.request.set_authority(host);
+}
+
+/// Makes the response what the route wants it to be for the client.
+pub(super) fn for_client<'t>(call: &mut Call<'t>, selected: Selected<'t>) {
+    for ops in levels(call, selected).into_iter().flatten() {
+        response(call, &ops.response);
+    }
+}

@@ -1,0 +1,128 @@
+//! Faults on purpose: delays and ends.
+
+use super::super::{body::Downstream, call::Call, pipeline::Stop, reply::Reply};
+use crate::{
+    config::{Fault, FaultAbort, FaultDelay, FaultStatus, Share},
+    http::RequestHead,
+    route::{self, Selected},
+    telemetry::ResponseFlags,
+    worker::Timer,
+};
+use std::{
+    future::poll_fn,
+    sync::atomic::{AtomicU32, Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+/// Counts a request among those under a fault, until it is dropped.
+pub struct ActiveFault<'a>(&'a AtomicU32);
+
+impl Drop for ActiveFault<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Delays and ends the request as `used` says; `own` is the filter's entry, which counts.
+pub(super) async fn pass<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    own: &'a Fault,
+    used: &'a Fault,
+    selected: Option<Selected<'a>>,
+) -> Result<(), Stop> {
+    if used.max_active.is_some_and(|most| own.active.load(Ordering::Relaxed) >= most) || !concerns(call, used, selected)
+    {
+        return Ok(());
+    }
+    if let Some(pause) = used.delay.as_ref().and_then(|delay| pause(call, delay)) {
+        count(call, own);
+        call.tally.flags |= ResponseFlags::DELAY_INJECTED;
+        wait(call, down, pause).await?;
+    }
+    let Some(abort) = &used.abort else { return Ok(()) };
+    if !falls(call, abort.share, "x-envoy-fault-abort-request-percentage", abort.with == FaultStatus::Header) {
+        return Ok(());
+    }
+    let Some((code, grpc)) = status(abort, call.request) else { return Ok(()) };
+    count(call, own);
+    let state = call.tally.filters();
+    state.reply.grpc = grpc;
+    state.reply.body = Some(&*abort.body).filter(|body| !body.is_empty());
+    let (body, flags) = ("fault filter abort", ResponseFlags::FAULT_INJECTED);
+    Err(Reply { code, body, flags, details: "fault_filter_abort", close: false }.into())
+}
+
+fn count<'a>(call: &mut Call<'a>, own: &'a Fault) {
+    let state = call.tally.filters();
+    if state.fault.is_none() {
+        own.active.fetch_add(1, Ordering::Relaxed);
+        state.fault = Some(ActiveFault(&own.active));
+    }
+}
+
+fn concerns(call: &Call<'_>, fault: &Fault, selected: Option<Selected<'_>>) -> bool {
+    let target = selected.and_then(|selected| selected.target);
+    fault.cluster.is_none_or(|wanted| target.is_some_and(|target| target.cluster == wanted))
+        && (fault.nodes.is_empty()
+            || call
+                .request
+                .headers
+                .get("x-envoy-downstream-service-node")
+                .is_some_and(|node| fault.nodes.iter().any(|wanted| wanted.as_bytes() == node)))
+        && fault.headers.iter().all(|header| route::header_matches(header, call.request))
+}
+
+fn number(request: &RequestHead, name: &str) -> Option<u64> {
+    std::str::from_utf8(request.headers.get(name)?).ok()?.trim().parse().ok()
+}
+
+/// Chance; where the request says how much, it can only be less.
+fn falls(call: &Call<'_>, share: Share, name: &str, by_request: bool) -> bool {
+    let mut numerator = u64::from(share.numerator);
+    if by_request && let Some(wanted) = number(call.request, name) {
+        numerator = numerator.min(wanted);
+    }
+    call.worker.rng.below(u64::from(share.denominator.max(1))) < numerator
+}
+
+fn pause(call: &Call<'_>, delay: &FaultDelay) -> Option<Duration> {
+    if !falls(call, delay.share, "x-envoy-fault-delay-request-percentage", delay.fixed.is_none()) {
+        return None;
+    }
+    let pause = match delay.fixed {
+        Some(fixed) => fixed,
+        None => Duration::from_millis(number(call.request, "x-envoy-fault-delay-request")?),
+    };
+    Some(pause).filter(|pause| !pause.is_zero())
+}
+
+fn status(abort: &FaultAbort, request: &RequestHead) -> Option<(u16, Option<u16>)> {
+    match abort.with {
+        FaultStatus::Http(code) => Some((code, None)),
+        FaultStatus::Grpc(code) => Some((200, Some(code))),
+        FaultStatus::Header => {
+            let http = number(request, "x-envoy-fault-abort-request").filter(|code| (200..600).contains(code));
+            if let Some(code) = http {
+                return u16::try_from(code).ok().map(|code| (code, None));
+            }
+            let grpc = number(request, "x-envoy-fault-abort-grpc-request")?;
+            u16::try_from(grpc).ok().map(|code| (200, Some(code)))
+        }
+    }
+}
+
+/// Waits, unless the client goes away.
+async fn wait<D: Downstream>(call: &mut Call<'_>, down: &mut D, pause: Duration) -> Result<(), Stop> {
+    let until = Instant::now() + pause;
+    let timer: &mut Timer = call.timer;
+    let gone = poll_fn(|cx| {
+        if down.poll_gone(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        timer.poll(cx, Some(until)).map(|()| false)
+    })
+    .await;
+    if gone { Err(Stop::Gone) } else { Ok(()) }
+}

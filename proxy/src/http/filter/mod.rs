@@ -1,0 +1,237 @@
+//! HTTP filters: what a request passes through between its route's choice and its route's action, and its response on the way
+//! back.
+//!
+//! Everything is decided while the request goes through. What a filter wants of the response it leaves in the request's
+//! [`State`], and it is done to whatever response comes, in the opposite order.
+
+mod cors;
+mod fault;
+mod ratelimit;
+mod rbac;
+
+pub(super) use fault::ActiveFault;
+
+use super::{body::Downstream, call::Call, edit, pipeline::Stop, reply::Reply};
+use crate::{
+    config::{FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
+    route::{self, Selected},
+    telemetry::ResponseFlags,
+};
+use std::borrow::Cow;
+
+/// What filters (and a route's hash policy) have left for the rest of a request's way. Only made when there is something.
+#[derive(Default)]
+pub struct State<'a> {
+    steps: Vec<Step<'a>>,
+    pub(super) reply: Details<'a>,
+    /// Counts the request among those under a fault.
+    pub(super) fault: Option<ActiveFault<'a>>,
+    /// `set-cookie` values for the client.
+    pub(super) cookies: Vec<Vec<u8>>,
+    /// Bytes of the request's body that a filter waits for before anything is sent on.
+    pub(super) buffer: Option<u64>,
+    /// The `location` of an answer that sends the client elsewhere.
+    pub(super) redirect: Option<Vec<u8>>,
+}
+
+/// What a filter's own answer has that others have not.
+#[derive(Debug, Default, Clone)]
+pub struct Details<'a> {
+    /// The body, instead of the usual one.
+    pub(super) body: Option<&'a str>,
+    /// The status for gRPC.
+    pub(super) grpc: Option<u16>,
+    /// What decided.
+    pub(super) details: Option<Cow<'a, str>>,
+}
+
+/// What a filter does to the response.
+enum Step<'a> {
+    Cors(cors::Answer<'a>),
+    Headers(&'a [HeaderOp]),
+    /// Sets these.
+    Add(Vec<(&'static str, Vec<u8>)>),
+}
+
+/// Leads the request through the filters.
+pub(super) async fn on_request<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    selected: Option<Selected<'a>>,
+) -> Result<(), Stop> {
+    let mut stopped = Ok(());
+    for entry in &call.manager.filters {
+        let setting = settings(call, selected).find_map(|settings| settings.get(&entry.name));
+        if matches!(setting, Some(FilterSetting::Off)) || entry.disabled && setting.is_none() {
+            continue;
+        }
+        // A filter that answers by itself ends the way; those behind it still see the answer.
+        let passed = match stopped {
+            Ok(()) => pass(call, down, selected, entry, setting).await,
+            Err(_) => Ok(()),
+        };
+        if let HttpFilter::HeaderMutation(own) = &entry.filter {
+            mutate_response(call, selected, entry, own);
+        }
+        if stopped.is_ok() {
+            stopped = passed;
+        }
+    }
+    stopped
+}
+
+async fn pass<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    selected: Option<Selected<'a>>,
+    entry: &'a FilterEntry,
+    setting: Option<&'a FilterSetting>,
+) -> Result<(), Stop> {
+    match (&entry.filter, setting) {
+        (HttpFilter::Fault(own), setting) => {
+            let used = match setting {
+                Some(FilterSetting::Fault(of_route)) => of_route,
+                _ => own,
+            };
+            fault::pass(call, down, own, used, selected).await
+        }
+        (HttpFilter::Cors, _) => cors::pass(call, settings(call, selected), &entry.name),
+        (HttpFilter::Rbac(own), setting) => match setting {
+            Some(FilterSetting::Rbac(None)) => Ok(()),
+            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route),
+            _ => rbac::pass(call, own),
+        },
+        (HttpFilter::LocalRateLimit(own), setting) => {
+            let used = match setting {
+                Some(FilterSetting::LocalRateLimit(of_route)) => of_route,
+                _ => own,
+            };
+            ratelimit::pass(call, used, selected)
+        }
+        (HttpFilter::HeaderMutation(own), _) => {
+            for mutation in mutations(call, selected, entry, own) {
+                edit::request(call, &mutation.request);
+            }
+            Ok(())
+        }
+        (HttpFilter::Buffer(own), setting) => {
+            let limit = match setting {
+                Some(FilterSetting::Buffer(of_route)) => *of_route,
+                _ => *own,
+            };
+            let state = call.tally.filters();
+            state.buffer = Some(state.buffer.map_or(limit, |other| other.min(limit)));
+            Ok(())
+        }
+        (HttpFilter::HealthCheck(check), _) => {
+            if check.headers.iter().all(|header| route::header_matches(header, call.request)) {
+                let (code, flags) = match call.worker.is_draining() {
+                    true => (503, ResponseFlags::none()),
+                    false => (200, ResponseFlags::none()),
+                };
+                return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
+            }
+            Ok(())
+        }
+        (HttpFilter::GrpcStats, _) => Ok(()),
+    }
+}
+
+/// What is said about filters for this request, the most specific first.
+fn settings<'a>(call: &Call<'a>, selected: Option<Selected<'a>>) -> impl Iterator<Item = &'a FilterSettings> + use<'a> {
+    let table = &call.manager.routes.filters;
+    let levels = match selected {
+        Some(selected) => [
+            selected.target.map(|target| &target.filters),
+            Some(&selected.route.filters),
+            Some(&selected.host.filters),
+            Some(table),
+        ],
+        None => [None; 4],
+    };
+    levels.into_iter().flatten()
+}
+
+/// Every level's header changes in the order in which they are made.
+fn mutations<'a>(
+    call: &Call<'a>,
+    selected: Option<Selected<'a>>,
+    entry: &'a FilterEntry,
+    own: &'a HeaderMutation,
+) -> Vec<&'a HeaderMutation> {
+    let mut all: Vec<&HeaderMutation> = settings(call, selected)
+        .filter_map(|settings| match settings.get(&entry.name) {
+            Some(FilterSetting::HeaderMutation(mutation)) => Some(mutation.as_ref()),
+            _ => None,
+        })
+        .collect();
+    if own.most_specific_wins {
+        all.reverse();
+    }
+    all.insert(0, own);
+    all
+}
+
+fn mutate_response<'a>(
+    call: &mut Call<'a>,
+    selected: Option<Selected<'a>>,
+    entry: &'a FilterEntry,
+    own: &'a HeaderMutation,
+) {
+    // Taken from the end.
+    for mutation in mutations(call, selected, entry, own).into_iter().rev() {
+        if !mutation.response.is_empty() {
+            call.tally.filters().steps.push(Step::Headers(&mutation.response));
+        }
+    }
+}
+
+/// Forgets what was to be done to a response that the client does not see, since its redirect is followed here.
+pub(super) fn again(call: &mut Call<'_>) {
+    if let Some(state) = &mut call.tally.filters {
+        state.steps.clear();
+        state.cookies.clear();
+    }
+}
+
+/// Does to the response what the filters left to do.
+pub(super) fn on_response(call: &mut Call<'_>) {
+    let Some(state) = &mut call.tally.filters else { return };
+    let (steps, cookies) = (std::mem::take(&mut state.steps), std::mem::take(&mut state.cookies));
+    if let Some(location) = state.redirect.take() {
+        call.response.headers.set("location", &location);
+    }
+    for cookie in cookies {
+        call.response.headers.push(b"set-cookie", &cookie);
+    }
+    for step in steps.into_iter().rev() {
+        match step {
+            Step::Cors(answer) => answer.write(&mut call.response.headers),
+            Step::Headers(ops) => edit::response(call, ops),
+            Step::Add(headers) => {
+                for (name, value) in headers {
+                    call.response.headers.set(name, &value);
+                }
+            }
+        }
+    }
+}
+
+/// The answer of a filter that refuses.
+fn refusal(code: u16, body: &'static str, details: &'static str) -> Reply {
+    Reply { code, body, flags: ResponseFlags::none(), details, close: false }
+}
+
+/// Chance, by millionths.
+fn falls(call: &Call<'_>, millionths: u32) -> bool {
+    millionths >= 1_000_000 || call.worker.rng.below(1_000_000) < u64::from(millionths)
+}
+
+/// The request is larger than a filter may wait for.
+pub(super) const TOO_LARGE: Reply = Reply {
+    code: 413,
+    body: "Payload Too Large",
+    flags: ResponseFlags::none(),
+    details: "request_payload_too_large",
+    close: false,
+};

@@ -1,0 +1,84 @@
+//! Redirects: those that routes answer with, and those of endpoints that are followed here.
+
+use super::{call::Call, reply};
+use crate::{
+    config::{InternalRedirect, Redirect},
+    http::BodyLength,
+    route::{self, Asker, Certificate, Choice, Selected},
+};
+
+/// Where a route's redirect leads to.
+pub(super) fn location(call: &Call<'_>, selected: Selected<'_>, redirect: &Redirect) -> Vec<u8> {
+    let target = call.request.path();
+    let mut path = match (&redirect.path, &redirect.rewrite) {
+        (Some(path), _) => {
+            let mut path = path.as_bytes().to_vec();
+            if !path.contains(&b'?') && !call.request.query().is_empty() {
+                path.push(b'?');
+                path.extend_from_slice(call.request.query());
+            }
+            path
+        }
+        (None, Some(rewrite)) => {
+            route::rewritten_path(rewrite, &selected.route.matches, target).unwrap_or_else(|| target.to_vec())
+        }
+        (None, None) => target.to_vec(),
+    };
+    // A query that the redirect brings itself stays.
+    if redirect.strip_query && !redirect.path.as_ref().is_some_and(|path| path.contains('?')) {
+        path.truncate(path.iter().position(|&b| b == b'?').unwrap_or(path.len()));
+    }
+    reply::location(redirect, &path, call.request)
+}
+
+/// Turns the request into the one that the endpoint's answer redirects to; false where the answer is to go to the client.
+pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32) -> bool {
+    if before >= follow.max || !follow.codes.contains(&call.response.status) {
+        return false;
+    }
+    let Some(location) = call.response.headers.get("location").and_then(|value| std::str::from_utf8(value).ok()) else {
+        return false;
+    };
+    let Some((scheme, rest)) = location.split_once("://") else { return false };
+    let secure = match scheme.to_ascii_lowercase().as_str() {
+        "http" => false,
+        "https" => true,
+        _ => return false,
+    };
+    if secure != call.request.secure && !follow.cross_scheme {
+        return false;
+    }
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, target) = (rest[..end].as_bytes().to_vec(), rest[end..].split('#').next().unwrap_or_default());
+    let path = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    let graphic = |text: &[u8]| text.iter().all(u8::is_ascii_graphic);
+    if authority.is_empty() || !graphic(&authority) || !graphic(path.as_bytes()) {
+        return false;
+    }
+    let unchanged = call.request.clone();
+    let request = &mut *call.request;
+    for name in &follow.copied_headers {
+        request.headers.remove(name);
+        for value in call.response.headers.values(name) {
+            request.headers.push(name.as_bytes(), value);
+        }
+    }
+    let own = if request.secure { &b"https"[..] } else { b"http" };
+    let original = [own, b"://", request.authority(), request.path()].concat();
+    request.headers.set("x-envoy-original-url", &original);
+    request.secure = secure;
+    request.set_authority(&authority);
+    request.set_path(path.as_bytes());
+    if call.response.status == 303 && !matches!(request.method(), b"GET" | b"HEAD") {
+        request.set_method(b"GET");
+        request.headers.remove("content-length");
+        request.body = BodyLength::Empty;
+    }
+    // A redirect to what has no route is the client's to follow.
+    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
+    if matches!(route::select(&call.manager.routes, call.request, asker), Choice::None) {
+        *call.request = unchanged;
+        return false;
+    }
+    true
+}

@@ -1,0 +1,199 @@
+//! Role-based access control: who (principals) may do what (permissions), decided over what is known of a connection or a request.
+//!
+//! The engine knows neither HTTP nor sockets: whoever asks implements [`Facts`]. Everything is compiled when the configuration
+//! arrives; a decision allocates nothing.
+
+#[cfg(test)]
+mod tests;
+
+use crate::config::{HeaderMatch, StringMatch};
+use crate::tls::TlsInfo;
+use ipnet::IpNet;
+use std::{net::SocketAddr, sync::Arc};
+
+/// What is known of a connection or a request.
+pub trait Facts {
+    /// Where the client wanted to connect.
+    fn destination(&self) -> SocketAddr;
+
+    /// The other end of the connection itself.
+    fn direct_source(&self) -> SocketAddr;
+
+    /// The client as PROXY protocol told it; else the other end of the connection.
+    fn source(&self) -> SocketAddr {
+        self.direct_source()
+    }
+
+    /// The client as trusted forwarding headers tell it; else [`Self::source`].
+    fn remote(&self) -> SocketAddr {
+        self.source()
+    }
+
+    /// The ClientHello's server name.
+    fn server_name(&self) -> Option<&str>;
+
+    /// The connection's TLS, if it has any.
+    fn tls(&self) -> Option<&TlsInfo>;
+
+    /// Whether a condition on a header holds. A connection has no headers.
+    fn header(&self, wanted: &HeaderMatch) -> bool {
+        wanted.matches(None)
+    }
+
+    /// The path of a request without its query.
+    fn path(&self) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// What the policies together mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Allowed is what one of them matches.
+    Allow,
+    /// Denied is what one of them matches.
+    Deny,
+    /// Everything is allowed; which one matched is only told.
+    Log,
+}
+
+/// A set of policies.
+#[derive(Debug)]
+pub struct Rules {
+    /// What they mean.
+    pub action: Action,
+    /// In the order of their names, in which they are tried.
+    pub policies: Vec<Policy>,
+}
+
+/// One policy: matches when one permission and one principal do.
+#[derive(Debug)]
+pub struct Policy {
+    /// Its name, for logs and response headers.
+    pub name: Arc<str>,
+    /// What is done; one of them must match.
+    pub permissions: Vec<Permission>,
+    /// By whom; one of them must match.
+    pub principals: Vec<Principal>,
+}
+
+/// A condition on what is done.
+#[derive(Debug)]
+pub enum Permission {
+    /// All of them.
+    And(Vec<Permission>),
+    /// One of them.
+    Or(Vec<Permission>),
+    /// Anything.
+    Any,
+    /// A header of the request.
+    Header(HeaderMatch),
+    /// The path of the request without its query.
+    Path(StringMatch),
+    /// The address to which the client connected.
+    DestinationIp(IpNet),
+    /// The ports, inclusive, to one of which the client connected.
+    DestinationPorts(u16, u16),
+    /// The server name of the ClientHello (an empty one where there is none).
+    ServerName(StringMatch),
+    /// The opposite.
+    Not(Box<Permission>),
+}
+
+/// A condition on who does it.
+#[derive(Debug)]
+pub enum Principal {
+    /// All of them.
+    And(Vec<Principal>),
+    /// One of them.
+    Or(Vec<Principal>),
+    /// Anybody.
+    Any,
+    /// Somebody who showed a certificate; with this name, if there is one: a URI or DNS name in it, or its subject.
+    Authenticated(Option<StringMatch>),
+    /// The client's address, as PROXY protocol tells it.
+    SourceIp(IpNet),
+    /// The address of the other end of the connection.
+    DirectSourceIp(IpNet),
+    /// The client's address, as trusted forwarding headers tell it.
+    RemoteIp(IpNet),
+    /// A header of the request.
+    Header(HeaderMatch),
+    /// The path of the request without its query.
+    Path(StringMatch),
+    /// The opposite.
+    Not(Box<Principal>),
+}
+
+/// What rules say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict<'r> {
+    /// Whether it may go on.
+    pub allowed: bool,
+    /// The policy that matched.
+    pub policy: Option<&'r Arc<str>>,
+}
+
+impl Rules {
+    /// Decides.
+    pub fn decide(&self, facts: &impl Facts) -> Verdict<'_> {
+        let policy = self.policies.iter().find(|policy| policy.matches(facts)).map(|policy| &policy.name);
+        let allowed = match self.action {
+            Action::Allow => policy.is_some(),
+            Action::Deny => policy.is_none(),
+            Action::Log => true,
+        };
+        Verdict { allowed, policy }
+    }
+}
+
+impl Policy {
+    fn matches(&self, facts: &impl Facts) -> bool {
+        self.permissions.iter().any(|one| one.matches(facts)) && self.principals.iter().any(|one| one.matches(facts))
+    }
+}
+
+impl Permission {
+    fn matches(&self, facts: &impl Facts) -> bool {
+        match self {
+            Self::And(all) => all.iter().all(|one| one.matches(facts)),
+            Self::Or(all) => all.iter().any(|one| one.matches(facts)),
+            Self::Any => true,
+            Self::Header(header) => facts.header(header),
+            Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),
+            Self::DestinationIp(net) => contains(net, facts.destination()),
+            Self::DestinationPorts(from, to) => (*from..=*to).contains(&facts.destination().port()),
+            Self::ServerName(name) => name.matches(facts.server_name().unwrap_or_default().as_bytes()),
+            Self::Not(one) => !one.matches(facts),
+        }
+    }
+}
+
+impl Principal {
+    fn matches(&self, facts: &impl Facts) -> bool {
+        match self {
+            Self::And(all) => all.iter().all(|one| one.matches(facts)),
+            Self::Or(all) => all.iter().any(|one| one.matches(facts)),
+            Self::Any => true,
+            Self::Authenticated(name) => authenticated(name.as_ref(), facts.tls()),
+            Self::SourceIp(net) => contains(net, facts.source()),
+            Self::DirectSourceIp(net) => contains(net, facts.direct_source()),
+            Self::RemoteIp(net) => contains(net, facts.remote()),
+            Self::Header(header) => facts.header(header),
+            Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),
+            Self::Not(one) => !one.matches(facts),
+        }
+    }
+}
+
+/// A certificate that was taken although it satisfies no condition proves nothing.
+fn authenticated(name: Option<&StringMatch>, tls: Option<&TlsInfo>) -> bool {
+    let Some(peer) = tls.filter(|tls| tls.verified).and_then(TlsInfo::peer) else { return false };
+    let Some(name) = name else { return true };
+    let one = |text: &str| name.matches(text.as_bytes());
+    peer.uris.iter().any(|uri| one(uri)) || peer.dns.iter().any(|dns| one(dns)) || one(&peer.subject)
+}
+
+fn contains(net: &IpNet, address: SocketAddr) -> bool {
+    net.contains(&address.ip().to_canonical())
+}

@@ -1,0 +1,226 @@
+//! HTTP filters: the chain of a connection manager, and what routes say about its filters.
+
+mod cors;
+mod fault;
+mod mutation;
+mod ratelimit;
+#[cfg(test)]
+mod tests;
+
+pub use cors::legacy as legacy_cors;
+pub use mutation::list as header_mutations;
+pub use ratelimit::policies as rate_limits;
+
+use super::common::{optional, unknown_type};
+use super::{Context, Converted, Refused, Within as _, matcher, refuse};
+use crate::config::{FilterEntry, FilterSetting, FilterSettings, HealthFilter, HttpFilter, RouterOptions, Share};
+use leno_xds::envoy::config::core::v3::RuntimeFractionalPercent;
+use leno_xds::envoy::config::route::v3::FilterConfig;
+use leno_xds::envoy::extensions::filters::http::{
+    buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
+    cors::v3::{Cors, CorsPolicy},
+    fault::v3::HttpFault,
+    grpc_stats::v3::FilterConfig as GrpcStats,
+    header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+    health_check::v3::HealthCheck as Check,
+    local_ratelimit::v3::LocalRateLimit,
+    rbac::v3::{Rbac, RbacPerRoute},
+    router::v3::Router,
+};
+use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter as Entry, http_filter};
+use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
+use prost_types::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The filters before the router, and how the router works.
+pub fn chain(context: &mut Context, values: Vec<Entry>) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
+    let last = values.len().saturating_sub(1);
+    let (mut entries, mut options) = (Vec::new(), RouterOptions::default());
+    for (index, value) in values.into_iter().enumerate() {
+        let Entry { name, is_optional, disabled, config_type } = value;
+        let within = format!("http_filters[{index}]");
+        let any = match config_type {
+            Some(http_filter::ConfigType::TypedConfig(any)) => any,
+            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
+                return Err(Refused::new("config_discovery", "is not supported by this proxy").within(within));
+            }
+            None => return Err(Refused::new("typed_config", format!("of `{name}` is missing")).within(within)),
+        };
+        if let Some(value) = optional::<Router>(&any).within(&within)? {
+            if index != last {
+                return Err(Refused::new("", "the router must be the last filter").within(within));
+            }
+            options = router(value).within(within)?;
+            continue;
+        }
+        match filter(context, &any).within(format_args!("{within}.typed_config"))? {
+            Some(filter) => entries.push(FilterEntry { name: name.into(), disabled, filter }),
+            None if is_optional => {}
+            None => return Err(unknown_type(&any).within(within)),
+        }
+    }
+    Ok((entries, options))
+}
+
+/// A filter that is known here.
+fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
+    Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
+        HttpFilter::Fault(Arc::new(fault::fault(context, value)?))
+    } else if let Some(Cors {}) = optional(any)? {
+        HttpFilter::Cors
+    } else if let Some(value) = optional::<Rbac>(any)? {
+        HttpFilter::Rbac(Arc::new(rbac(value)?))
+    } else if let Some(value) = optional::<LocalRateLimit>(any)? {
+        HttpFilter::LocalRateLimit(Arc::new(ratelimit::local(context, value)?))
+    } else if let Some(HeaderMutation { mutations, most_specific_header_mutations_wins }) = optional(any)? {
+        let mutation = mutation::mutations(context, mutations.unwrap_or_default()).within("mutations")?;
+        HttpFilter::HeaderMutation(Arc::new(crate::config::HeaderMutation {
+            most_specific_wins: most_specific_header_mutations_wins,
+            ..mutation
+        }))
+    } else if let Some(Buffer { max_request_bytes }) = optional(any)? {
+        HttpFilter::Buffer(buffer_limit(max_request_bytes)?)
+    } else if let Some(value) = optional::<GrpcStats>(any)? {
+        // Names of statistics; calls are counted by status anyway.
+        let GrpcStats {
+            emit_filter_state,
+            enable_upstream_stats: _,
+            replace_dots_in_grpc_service_name: _,
+            per_method_stat_specifier: _,
+        } = value;
+        refuse!(emit_filter_state);
+        HttpFilter::GrpcStats
+    } else if let Some(value) = optional::<Check>(any)? {
+        HttpFilter::HealthCheck(Arc::new(health_check(value)?))
+    } else {
+        return Ok(None);
+    }))
+}
+
+fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
+    let Rbac {
+        rules,
+        rules_stat_prefix: _,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix: _,
+        track_per_rule_stats: _,
+    } = value;
+    refuse!(matcher, shadow_matcher);
+    Ok(crate::config::Rbac {
+        rules: rules.map(super::rbac::rules).transpose().within("rules")?,
+        shadow: shadow_rules.map(super::rbac::rules).transpose().within("shadow_rules")?,
+    })
+}
+
+fn buffer_limit(value: Option<u32>) -> Converted<u64> {
+    match value {
+        Some(limit) if limit > 0 => Ok(u64::from(limit)),
+        _ => Err(Refused::new("max_request_bytes", "is not above zero")),
+    }
+}
+
+fn health_check(value: Check) -> Converted<HealthFilter> {
+    let Check { pass_through_mode, cache_time, cluster_min_healthy_percentages, headers } = value;
+    refuse!(cache_time, cluster_min_healthy_percentages);
+    match pass_through_mode {
+        Some(false) => {}
+        Some(true) => return Err(Refused::new("pass_through_mode", "is not supported by this proxy")),
+        None => return Err(Refused::new("pass_through_mode", "is missing")),
+    }
+    Ok(HealthFilter { headers: matcher::headers(headers, "headers")? })
+}
+
+fn router(value: Router) -> Converted<RouterOptions> {
+    let Router {
+        dynamic_stats: _,
+        start_child_span: _,
+        upstream_log,
+        upstream_log_options: _,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats: _,
+        upstream_http_filters,
+        reject_connect_request_early_data: _,
+    } = value;
+    refuse!(upstream_log, strict_check_headers, upstream_http_filters);
+    Ok(RouterOptions { suppress_envoy_headers, respect_expected_timeout: respect_expected_rq_timeout })
+}
+
+/// What a route, virtual host, table or weighted target says about filters.
+pub fn settings(context: &mut Context, values: BTreeMap<String, Any>) -> Converted<FilterSettings> {
+    let mut settings = Vec::with_capacity(values.len());
+    for (name, any) in values {
+        let said = setting(context, &any).within(format_args!("typed_per_filter_config[{name}]"))?;
+        if let Some(said) = said {
+            settings.push((name.into_boxed_str(), said));
+        }
+    }
+    Ok(FilterSettings::new(settings))
+}
+
+fn setting(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
+    match optional::<FilterConfig>(any)? {
+        None => match one(context, any)? {
+            Some(setting) => Ok(Some(setting)),
+            None => Err(unknown_type(any)),
+        },
+        Some(FilterConfig { disabled: true, .. }) => Ok(Some(FilterSetting::Off)),
+        Some(FilterConfig { config: None, is_optional: _, disabled: false }) => Ok(Some(FilterSetting::On)),
+        Some(FilterConfig { config: Some(any), is_optional, disabled: false }) => {
+            match one(context, &any).within("config")? {
+                None if !is_optional => Err(unknown_type(&any).within("config")),
+                setting => Ok(setting),
+            }
+        }
+    }
+}
+
+/// A setting of a filter that is known here.
+fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
+    Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
+        FilterSetting::Fault(Arc::new(fault::fault(context, value)?))
+    } else if let Some(value) = optional::<CorsPolicy>(any)? {
+        FilterSetting::Cors(Arc::new(cors::policy(value)?))
+    } else if let Some(RbacPerRoute { rbac: value }) = optional(any)? {
+        FilterSetting::Rbac(value.map(rbac).transpose().within("rbac")?.map(Arc::new))
+    } else if let Some(value) = optional::<LocalRateLimit>(any)? {
+        FilterSetting::LocalRateLimit(Arc::new(ratelimit::local(context, value)?))
+    } else if let Some(HeaderMutationPerRoute { mutations }) = optional(any)? {
+        let mutation = mutation::mutations(context, mutations.unwrap_or_default()).within("mutations")?;
+        FilterSetting::HeaderMutation(Arc::new(mutation))
+    } else if let Some(BufferPerRoute { r#override }) = optional(any)? {
+        match r#override {
+            Some(buffer_per_route::Override::Disabled(true)) => FilterSetting::Off,
+            Some(buffer_per_route::Override::Buffer(Buffer { max_request_bytes })) => {
+                FilterSetting::Buffer(buffer_limit(max_request_bytes).within("buffer")?)
+            }
+            Some(buffer_per_route::Override::Disabled(false)) | None => {
+                return Err(Refused::new("override", "is missing"));
+            }
+        }
+    } else {
+        return Ok(None);
+    }))
+}
+
+/// A share as it is written; nothing is none.
+pub fn share(value: Option<FractionalPercent>) -> Converted<Share> {
+    let FractionalPercent { numerator, denominator } = value.unwrap_or_default();
+    let denominator = match DenominatorType::try_from(denominator) {
+        Ok(DenominatorType::Hundred) => 100,
+        Ok(DenominatorType::TenThousand) => 10_000,
+        Ok(DenominatorType::Million) => 1_000_000,
+        Err(_) => return Err(Refused::new("denominator", "is not known to this proxy")),
+    };
+    Ok(Share { numerator, denominator })
+}
+
+/// A share in millionths. There is no runtime to override it.
+pub fn fraction(value: RuntimeFractionalPercent) -> Converted<u32> {
+    let RuntimeFractionalPercent { default_value, runtime_key: _ } = value;
+    Ok(share(default_value).within("default_value")?.millionths())
+}

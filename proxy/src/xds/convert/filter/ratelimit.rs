@@ -1,0 +1,210 @@
+//! Limits of rates.
+
+use super::super::common::{duration, header_ops};
+use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
+use super::fraction;
+use crate::config::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+use leno_xds::envoy::config::route::v3 as route;
+use leno_xds::envoy::config::route::v3::rate_limit::{Action, action, action::ActionSpecifier};
+use leno_xds::envoy::extensions::common::ratelimit::v3::{LocalRateLimitDescriptor, rate_limit_descriptor::Entry};
+use leno_xds::envoy::extensions::filters::http::local_ratelimit::v3 as xds;
+use leno_xds::envoy::r#type::v3::{HttpStatus, TokenBucket as Bucket};
+use std::time::Duration;
+
+/// A limit of rates that this process enforces by itself.
+pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<LocalRateLimit> {
+    let xds::LocalRateLimit {
+        stat_prefix: _,
+        status,
+        token_bucket,
+        filter_enabled,
+        filter_enforced,
+        request_headers_to_add_when_not_enforced,
+        response_headers_to_add,
+        descriptors: values,
+        stage,
+        local_rate_limit_per_downstream_connection,
+        local_cluster_rate_limit,
+        enable_x_ratelimit_headers,
+        vh_rate_limits,
+        always_consume_default_token_bucket,
+        rate_limited_as_resource_exhausted,
+        rate_limits,
+        max_dynamic_descriptors: _,
+        enable_retry_after_header,
+    } = value;
+    refuse!(local_rate_limit_per_downstream_connection, local_cluster_rate_limit, enable_retry_after_header);
+    let status = match status {
+        Some(HttpStatus { code }) if code >= 400 => {
+            u16::try_from(code).map_err(|_| Refused::new("status", format!("{code} is no status")))?
+        }
+        _ => 429,
+    };
+    let mut descriptors = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        descriptors.push(descriptor(value).within(format_args!("descriptors[{index}]"))?);
+    }
+    let host_policies = match vh_rate_limits {
+        0 => HostPolicies::Override,
+        1 => HostPolicies::Include,
+        2 => HostPolicies::Ignore,
+        other => return Err(Refused::new("vh_rate_limits", format!("{other} is not known to this proxy"))),
+    };
+    let headers = match enable_x_ratelimit_headers {
+        0 => false,
+        1 => true,
+        other => return Err(Refused::new("enable_x_ratelimit_headers", format!("{other} is not known to this proxy"))),
+    };
+    Ok(LocalRateLimit {
+        status,
+        bucket: token_bucket.map(bucket).transpose().within("token_bucket")?,
+        enabled: filter_enabled.map_or(Ok(0), fraction).within("filter_enabled")?,
+        enforced: filter_enforced.map_or(Ok(0), fraction).within("filter_enforced")?,
+        request_headers: header_ops(
+            context,
+            request_headers_to_add_when_not_enforced,
+            Vec::new(),
+            "request_headers_to_add_when_not_enforced",
+        )?,
+        response_headers: header_ops(context, response_headers_to_add, Vec::new(), "response_headers")?,
+        descriptors,
+        stage,
+        policies: policies(rate_limits).within("rate_limits")?,
+        host_policies,
+        default_too: always_consume_default_token_bucket.unwrap_or(true),
+        headers,
+        resource_exhausted: rate_limited_as_resource_exhausted,
+    })
+}
+
+fn bucket(value: Bucket) -> Converted<TokenBucket> {
+    let Bucket { max_tokens, tokens_per_fill, fill_interval } = value;
+    let interval = fill_interval.ok_or_else(|| Refused::new("fill_interval", "is missing"))?;
+    let interval = duration(interval, "fill_interval")?;
+    if interval < Duration::from_millis(50) {
+        return Err(Refused::new("fill_interval", "is below 50 ms"));
+    }
+    if max_tokens == 0 || tokens_per_fill == Some(0) {
+        return Err(Refused::new("max_tokens", "and tokens_per_fill must be above zero"));
+    }
+    Ok(TokenBucket::new(max_tokens, tokens_per_fill.unwrap_or(1), interval))
+}
+
+fn descriptor(value: LocalRateLimitDescriptor) -> Converted<LimitedDescriptor> {
+    let LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
+    refuse!(shadow_mode);
+    let mut converted = Vec::with_capacity(entries.len());
+    for Entry { key, value } in entries {
+        // One bucket for every value that comes would be a table that clients fill.
+        if value.is_empty() {
+            return Err(Refused::new("entries", format!("`{key}` without a value is not supported by this proxy")));
+        }
+        converted.push((key.into(), Some(value.into())));
+    }
+    let bucket = bucket(token_bucket.unwrap_or_default()).within("token_bucket")?;
+    Ok(LimitedDescriptor { entries: converted, bucket })
+}
+
+/// What requests count as.
+pub fn policies(values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
+    values.into_iter().enumerate().map(|(index, value)| policy(value).within(format_args!("[{index}]"))).collect()
+}
+
+fn policy(value: route::RateLimit) -> Converted<RateLimitPolicy> {
+    let route::RateLimit {
+        stage,
+        disable_key: _,
+        actions,
+        limit,
+        hits_addend,
+        apply_on_stream_done,
+        x_ratelimit_option,
+    } = value;
+    refuse!(limit, hits_addend, apply_on_stream_done, x_ratelimit_option);
+    let mut converted = Vec::with_capacity(actions.len());
+    for (index, value) in actions.into_iter().enumerate() {
+        converted.push(action_of(value).within(format_args!("actions[{index}]"))?);
+    }
+    Ok(RateLimitPolicy { stage: stage.unwrap_or(0), actions: converted })
+}
+
+fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> {
+    let key = |key: String, default: &str| if key.is_empty() { default.into() } else { key.into_boxed_str() };
+    let unsupported = |field: &str| Err(Refused::new(field, "is not supported by this proxy"));
+    let plain = |value: String, default: String| -> Converted<Box<str>> {
+        if !default.is_empty() || value.contains('%') {
+            return Err(Refused::new("descriptor_value", "with substitutions is not supported by this proxy"));
+        }
+        Ok(value.into())
+    };
+    Ok(match action_specifier {
+        Some(ActionSpecifier::DestinationCluster(action::DestinationCluster {})) => RateLimitAction::DestinationCluster,
+        Some(ActionSpecifier::RequestHeaders(action::RequestHeaders {
+            header_name,
+            descriptor_key,
+            skip_if_absent,
+        })) => RateLimitAction::Header {
+            name: header_name.to_ascii_lowercase().into(),
+            key: descriptor_key.into(),
+            skip_if_absent,
+        },
+        Some(ActionSpecifier::QueryParameters(value)) => {
+            let action::QueryParameters { query_parameter_name, descriptor_key, skip_if_absent } = value;
+            RateLimitAction::Query { name: query_parameter_name.into(), key: descriptor_key.into(), skip_if_absent }
+        }
+        Some(ActionSpecifier::RemoteAddress(action::RemoteAddress {})) => RateLimitAction::RemoteAddress,
+        Some(ActionSpecifier::MaskedRemoteAddress(value)) => {
+            let action::MaskedRemoteAddress { v4_prefix_mask_len, v6_prefix_mask_len } = value;
+            let bits = |value: Option<u32>, most: u8| {
+                u8::try_from(value.unwrap_or(u32::from(most)))
+                    .ok()
+                    .filter(|bits| *bits <= most)
+                    .ok_or_else(|| Refused::new("masked_remote_address", format!("has more than {most} bits")))
+            };
+            RateLimitAction::MaskedRemoteAddress {
+                v4: bits(v4_prefix_mask_len, 32)?,
+                v6: bits(v6_prefix_mask_len, 128)?,
+            }
+        }
+        Some(ActionSpecifier::GenericKey(value)) => {
+            let action::GenericKey { descriptor_value, default_value, descriptor_key } = value;
+            let value = plain(descriptor_value, default_value).within("generic_key")?;
+            RateLimitAction::GenericKey { key: key(descriptor_key, "generic_key"), value }
+        }
+        Some(ActionSpecifier::HeaderValueMatch(value)) => {
+            let action::HeaderValueMatch { descriptor_value, default_value, descriptor_key, expect_match, headers } =
+                value;
+            RateLimitAction::HeaderMatch {
+                key: key(descriptor_key, "header_match"),
+                value: plain(descriptor_value, default_value).within("header_value_match")?,
+                expect: expect_match.unwrap_or(true),
+                headers: matcher::headers(headers, "header_value_match.headers")?,
+            }
+        }
+        Some(ActionSpecifier::QueryParameterValueMatch(value)) => {
+            let action::QueryParameterValueMatch {
+                descriptor_value,
+                default_value,
+                descriptor_key,
+                expect_match,
+                query_parameters,
+            } = value;
+            RateLimitAction::QueryMatch {
+                key: key(descriptor_key, "query_match"),
+                value: plain(descriptor_value, default_value).within("query_parameter_value_match")?,
+                expect: expect_match.unwrap_or(true),
+                query: query_parameters
+                    .into_iter()
+                    .map(matcher::query)
+                    .collect::<Converted<_>>()
+                    .within("query_parameter_value_match.query_parameters")?,
+            }
+        }
+        Some(ActionSpecifier::SourceCluster(_)) => return unsupported("source_cluster"),
+        Some(ActionSpecifier::DynamicMetadata(_)) => return unsupported("dynamic_metadata"),
+        Some(ActionSpecifier::Metadata(_)) => return unsupported("metadata"),
+        Some(ActionSpecifier::Extension(_)) => return unsupported("extension"),
+        Some(ActionSpecifier::RemoteAddressMatch(_)) => return unsupported("remote_address_match"),
+        None => return Err(Refused::new("action_specifier", "is missing")),
+    })
+}

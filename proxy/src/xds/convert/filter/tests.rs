@@ -1,0 +1,148 @@
+//! What is taken and what is refused of filters and their settings, written as JSON.
+
+use super::super::{Context, Refused, route};
+use super::chain;
+use crate::config::{Action, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HttpFilter, RouteTable, Share};
+use serde_json::{Value, json};
+
+const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
+
+fn typed(kind: &str, mut value: Value) -> Value {
+    value["@type"] = json!(format!("{HTTP}.{kind}"));
+    value
+}
+
+fn filters(values: Vec<Value>) -> Result<Vec<FilterEntry>, Refused> {
+    let router = json!({"name": "router", "typed_config": typed("router.v3.Router", json!({}))});
+    let all = values.iter().chain([&router]).map(|value| leno_xds::json::from_value(value).unwrap()).collect();
+    chain(&mut Context::new("cluster.local"), all).map(|(entries, _)| entries)
+}
+
+fn filter(kind: &str, value: Value) -> Result<HttpFilter, Refused> {
+    let entry = json!({"name": "f", "typed_config": typed(kind, value)});
+    filters(vec![entry]).map(|mut entries| entries.remove(0).filter)
+}
+
+fn table(settings: Value) -> Result<RouteTable, Refused> {
+    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "a"}, "typed_per_filter_config": settings});
+    let value = json!({"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [route]}]});
+    route::table(&mut Context::new("cluster.local"), leno_xds::json::from_value(&value).unwrap())
+}
+
+fn settings(table: &RouteTable) -> &FilterSettings {
+    &table.hosts()[0].routes[0].filters
+}
+
+#[test]
+fn fault_with_every_part_is_converted() {
+    let fault = filter(
+        "fault.v3.HTTPFault",
+        json!({
+            "delay": {"fixed_delay": "1.5s", "percentage": {"numerator": 5, "denominator": "TEN_THOUSAND"}},
+            "abort": {"grpc_status": 14, "percentage": {"numerator": 50}},
+            "headers": [{"name": "x", "present_match": true}], "downstream_nodes": ["n"], "max_active_faults": 3
+        }),
+    );
+    let Ok(HttpFilter::Fault(fault)) = fault else { panic!("a fault") };
+    let delay = fault.delay.as_ref().unwrap();
+    assert_eq!(delay.share, Share { numerator: 5, denominator: 10_000 });
+    assert_eq!(delay.fixed, Some(std::time::Duration::from_millis(1500)));
+    assert_eq!(fault.abort.as_ref().unwrap().with, FaultStatus::Grpc(14));
+    assert_eq!((fault.headers.len(), fault.nodes.len(), fault.max_active), (1, 1, Some(3)));
+}
+
+#[test]
+fn filter_with_what_is_not_supported_is_refused_by_its_path() {
+    let rules = |policy: Value| json!({"rules": {"policies": {"p": policy}}});
+    for (kind, value, field) in [
+        ("fault.v3.HTTPFault", json!({"response_rate_limit": {}}), "response_rate_limit"),
+        ("fault.v3.HTTPFault", json!({"abort": {"http_status": 99}}), "abort.http_status"),
+        ("rbac.v3.RBAC", rules(json!({"condition": {"id": "1"}})), "rules.policies[\"p\"].condition"),
+        (
+            "rbac.v3.RBAC",
+            rules(json!({"permissions": [{"metadata": {}}], "principals": [{"any": true}]})),
+            "rules.policies[\"p\"].permissions[0].metadata",
+        ),
+        ("rbac.v3.RBAC", json!({"matcher": {}}), "matcher"),
+        (
+            "local_ratelimit.v3.LocalRateLimit",
+            json!({"local_rate_limit_per_downstream_connection": true}),
+            "local_rate_limit_per_downstream_connection",
+        ),
+        (
+            "local_ratelimit.v3.LocalRateLimit",
+            json!({"token_bucket": {"max_tokens": 1, "fill_interval": "0.01s"}}),
+            "token_bucket.fill_interval",
+        ),
+        (
+            "header_mutation.v3.HeaderMutation",
+            json!({"mutations": {"request_mutations": [{"remove": "host"}]}}),
+            "mutations.request_mutations[0].remove",
+        ),
+        ("buffer.v3.Buffer", json!({}), "max_request_bytes"),
+        ("health_check.v3.HealthCheck", json!({"pass_through_mode": true}), "pass_through_mode"),
+    ] {
+        let refused = filter(kind, value).unwrap_err();
+        assert_eq!(refused.field, format!("http_filters[0].typed_config.{field}"), "{refused}");
+    }
+}
+
+#[test]
+fn filter_of_an_unknown_type_is_left_out_only_where_it_is_optional() {
+    let unknown = |optional: bool| {
+        let config = json!({"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}});
+        json!({"name": "u", "is_optional": optional, "typed_config": config})
+    };
+    assert!(filters(vec![unknown(true)]).unwrap().is_empty());
+    assert!(filters(vec![unknown(false)]).unwrap_err().reason.contains("google.protobuf.Empty"));
+}
+
+#[test]
+fn settings_are_converted_switched_off_or_refused() {
+    let config = |value: Value| {
+        let mut value = value;
+        value["@type"] = json!("type.googleapis.com/envoy.config.route.v3.FilterConfig");
+        value
+    };
+    let cors = typed("cors.v3.CorsPolicy", json!({"allow_origin_string_match": [{"exact": "*"}]}));
+    let all = table(json!({
+        "off": config(json!({"disabled": true})),
+        "on": config(json!({})),
+        "wrapped": config(json!({"config": cors})),
+        "plain": cors,
+        "gone": config(json!({"is_optional": true, "config": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}}))
+    }))
+    .unwrap();
+    let said = |name: &str| settings(&all).get(name);
+    assert!(matches!(said("off"), Some(FilterSetting::Off)) && matches!(said("on"), Some(FilterSetting::On)));
+    assert!(
+        matches!(said("wrapped"), Some(FilterSetting::Cors(_)))
+            && matches!(said("plain"), Some(FilterSetting::Cors(_)))
+    );
+    assert!(said("gone").is_none() && said("other").is_none());
+    let refused = table(json!({"u": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}})).unwrap_err();
+    assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[u]");
+}
+
+#[test]
+fn route_with_copies_hashes_and_limits_is_converted() {
+    let route = json!({"match": {"prefix": "/"}, "route": {
+        "cluster": "a",
+        "request_mirror_policies": [{"cluster": "b", "runtime_fraction": {"default_value": {"numerator": 25}}}],
+        "hash_policy": [
+            {"header": {"header_name": "X-User"}, "terminal": true},
+            {"connection_properties": {"source_ip": false}},
+            {"query_parameter": {"name": "q"}}
+        ],
+        "cors": {"allow_origin_string_match": [{"exact": "*"}]}
+    }});
+    let value = json!({"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [route],
+        "request_mirror_policies": [{"cluster": "c"}]}]});
+    let table = route::table(&mut Context::new("cluster.local"), leno_xds::json::from_value(&value).unwrap()).unwrap();
+    let Action::Forward(forward) = &table.hosts()[0].routes[0].action else { panic!("it forwards") };
+    let [mirror] = &forward.mirrors[..] else { panic!("the route's own, not the host's") };
+    assert_eq!((mirror.fraction, mirror.suffix), (250_000, true));
+    assert_eq!((forward.hash.len(), forward.hash[0].terminal), (2, true));
+    let cors = settings(&table).get("envoy.filters.http.cors");
+    assert!(matches!(cors, Some(FilterSetting::Cors(_))), "the older way counts too");
+}

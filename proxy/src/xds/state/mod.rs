@@ -1,0 +1,280 @@
+//! What the control plane has sent, and which of it is in force: a state machine without sockets or a clock of its own.
+//!
+//! The unit of failure is the resource. One that does not convert is refused by name and its last good form stays;
+//! everything else of the same response is taken. A new form takes force when what it needs is there ("warm"): a route
+//! table when the clusters that it names have their endpoints, a listener when its route tables have come as well. Until
+//! then the old form serves; a bounded wait ends it, so that a control plane that never sends the rest blocks nothing.
+
+mod kind;
+mod settle;
+mod take;
+
+pub use kind::{Kind, Update};
+
+use super::convert::cluster::Template;
+use super::convert::listener::Parts;
+use super::convert::{Context, Refused};
+use super::source::{SourceId, Sources};
+use crate::config::{Cluster, ClusterId, Listener, RouteTable};
+use crate::telemetry::WorkloadLabels;
+use prost_types::Any;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long a new form waits for what it needs.
+pub const WARMING_LIMIT: Duration = Duration::from_secs(5);
+
+/// A resource as it came.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    /// The version that the control plane gave it.
+    pub version: String,
+    /// The resource itself.
+    pub body: Any,
+    /// When it came.
+    pub since: SystemTime,
+}
+
+/// A resource whose newest form was refused.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// The version that was refused.
+    pub version: String,
+    /// Why.
+    pub reason: Refused,
+    /// When.
+    pub since: SystemTime,
+}
+
+/// Where listeners get their sockets.
+pub trait Bind: std::fmt::Debug + Send {
+    /// Binds that address for a listener that has come, unless it is bound already.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    fn bind(&self, address: SocketAddr) -> std::io::Result<()>;
+
+    /// Gives back what was bound for none of these addresses and is not in force.
+    fn keep(&self, wanted: &BTreeSet<SocketAddr>);
+}
+
+/// Which addresses listeners may have.
+#[derive(Debug)]
+enum Sockets {
+    /// Any; nobody binds them here.
+    Any,
+    /// Only these.
+    Only(BTreeSet<SocketAddr>),
+    /// Those that can be bound.
+    Live(Box<dyn Bind>),
+}
+
+/// What became of a response.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Why some of it was refused, for the control plane; empty when all was taken.
+    pub refused: Option<String>,
+    /// Resources that must be in force before the response is acknowledged.
+    pub waits: BTreeSet<(Kind, String)>,
+}
+
+#[derive(Debug)]
+struct ClusterEntry {
+    raw: Raw,
+    template: Template,
+    built: Option<Arc<Cluster>>,
+    /// The secrets that its TLS needs.
+    secrets: BTreeSet<String>,
+    id: ClusterId,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+struct RouteEntry {
+    raw: Raw,
+    current: Option<Arc<RouteTable>>,
+    pending: Option<(Arc<RouteTable>, BTreeSet<ClusterId>, Instant)>,
+}
+
+#[derive(Debug)]
+struct ListenerEntry {
+    raw: Raw,
+    parts: Parts,
+    current: Option<Arc<Listener>>,
+    deadline: Option<Instant>,
+    /// One of its route tables has changed.
+    stale: bool,
+}
+
+/// Everything that was received.
+#[derive(Debug)]
+pub struct State {
+    context: Context,
+    clusters: BTreeMap<String, ClusterEntry>,
+    endpoints: BTreeMap<String, Raw>,
+    secrets: BTreeMap<String, Raw>,
+    listeners: BTreeMap<String, ListenerEntry>,
+    routes: BTreeMap<String, RouteEntry>,
+    refusals: BTreeMap<(Kind, String), Refusal>,
+    /// Clusters that exist and have no endpoints yet.
+    warming: HashSet<ClusterId>,
+    /// Resources that were there from the start.
+    fixed: BTreeSet<(Kind, String)>,
+    /// Until when resources are good of which their server says so.
+    expiries: BTreeMap<(Kind, String), Instant>,
+    /// How many resources were to be asked for when that was last looked through.
+    swept: usize,
+    /// Kinds of which a first response is waited for before anything is in force, and until when.
+    expected: BTreeMap<Kind, Option<Instant>>,
+    own: Arc<WorkloadLabels>,
+    sockets: Sockets,
+    version: u64,
+    published: bool,
+    dirty: bool,
+    /// A listener came, changed or went since sockets were last looked at.
+    addresses_changed: bool,
+}
+
+impl State {
+    /// Nothing received yet. `trust_domain` is that of this proxy's own identity.
+    pub fn new(trust_domain: &str) -> Self {
+        Self {
+            context: Context::new(trust_domain),
+            clusters: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            warming: HashSet::new(),
+            fixed: BTreeSet::new(),
+            expiries: BTreeMap::new(),
+            swept: 0,
+            expected: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
+            own: WorkloadLabels::unknown(),
+            sockets: Sockets::Any,
+            version: 0,
+            published: false,
+            dirty: false,
+            addresses_changed: false,
+        }
+    }
+
+    /// Refuses listeners that want sockets elsewhere than at these addresses: nobody would serve them.
+    pub fn only_at(mut self, addresses: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.sockets = Sockets::Only(addresses.into_iter().collect());
+        self
+    }
+
+    /// With values that change runtime fractions.
+    pub fn with_runtime(mut self, runtime: super::bootstrap::Layers) -> Self {
+        self.context.runtime = runtime;
+        self
+    }
+
+    /// With other sources than the aggregated stream.
+    pub fn with_sources(mut self, sources: Sources) -> Self {
+        self.context.sources = sources;
+        self
+    }
+
+    /// Waits for a first response of these kinds, each for a time or without limit, before anything is in force. By
+    /// default that are clusters and listeners, without limit.
+    pub fn expecting(mut self, kinds: impl IntoIterator<Item = (Kind, Option<Instant>)>) -> Self {
+        self.expected = kinds.into_iter().collect();
+        self
+    }
+
+    /// Binds the addresses of listeners when they come, and refuses those of which one cannot be had.
+    pub fn binding(mut self, sockets: impl Bind + 'static) -> Self {
+        self.sockets = Sockets::Live(Box::new(sockets));
+        self
+    }
+
+    /// The resources to ask for by name; empty for kinds of which all are wanted.
+    pub fn wanted(&self, kind: Kind) -> BTreeSet<String> {
+        match kind {
+            Kind::Cluster | Kind::Listener => BTreeSet::new(),
+            Kind::Endpoints => self.clusters.values().filter_map(|entry| entry.template.endpoints.clone()).collect(),
+            Kind::Secret => {
+                let clusters = self.clusters.values().flat_map(|entry| &entry.secrets);
+                let listeners = self.listeners.values().flat_map(|entry| &entry.parts.secrets);
+                let fixed = |name: &&String| self.fixed.contains(&(Kind::Secret, (*name).clone()));
+                clusters.chain(listeners).filter(|name| !fixed(name)).cloned().collect()
+            }
+            Kind::Routes => self.listeners.values().flat_map(|entry| entry.parts.routes.iter().cloned()).collect(),
+        }
+    }
+
+    /// As [`Self::wanted`], those of one source.
+    pub fn wanted_from(&self, kind: Kind, source: SourceId) -> BTreeSet<String> {
+        let mut wanted = self.wanted(kind);
+        wanted.retain(|name| self.context.sources.of(kind, name) == source);
+        wanted
+    }
+
+    /// Where resources come from.
+    pub fn sources(&self) -> &Sources {
+        &self.context.sources
+    }
+
+    /// Drops what came by name and nothing uses any more.
+    pub fn forget(&mut self, kind: Kind, names: &BTreeSet<String>) {
+        for name in names {
+            self.refusals.remove(&(kind, name.clone()));
+            self.expiries.remove(&(kind, name.clone()));
+            self.context.sources.forget(kind, name);
+            match kind {
+                Kind::Endpoints => drop(self.endpoints.remove(name)),
+                Kind::Secret => {
+                    self.secrets.remove(name);
+                    self.context.secrets.remove(name);
+                }
+                Kind::Routes => drop(self.routes.remove(name)),
+                Kind::Cluster | Kind::Listener => {}
+            }
+        }
+    }
+
+    /// The versions held of what a source sends, for a new stream: what has not changed is then not sent again.
+    pub fn versions(&self, kind: Kind, source: SourceId) -> BTreeMap<String, String> {
+        self.raws(kind)
+            .filter(|(name, _)| !kind.by_name() || self.context.sources.of(kind, name) == source)
+            .filter(|(name, _)| !self.fixed.contains(&(kind, (*name).to_owned())))
+            .map(|(name, raw)| (name.to_owned(), raw.version.clone()))
+            .collect()
+    }
+
+    /// Every resource of a kind as it came, in the last form that was taken.
+    pub fn raws(&self, kind: Kind) -> Box<dyn Iterator<Item = (&str, &Raw)> + '_> {
+        match kind {
+            Kind::Cluster => Box::new(self.clusters.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
+            Kind::Endpoints => Box::new(self.endpoints.iter().map(|(name, raw)| (name.as_str(), raw))),
+            Kind::Secret => Box::new(self.secrets.iter().map(|(name, raw)| (name.as_str(), raw))),
+            Kind::Listener => Box::new(self.listeners.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
+            Kind::Routes => Box::new(self.routes.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
+        }
+    }
+
+    /// Resources whose newest form was refused.
+    pub fn refusals(&self) -> &BTreeMap<(Kind, String), Refusal> {
+        &self.refusals
+    }
+
+    /// The clusters in force, by name.
+    pub fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.clusters.values().filter_map(|entry| entry.built.as_ref())
+    }
+
+    /// The listeners in force, by name.
+    pub fn listeners(&self) -> impl Iterator<Item = &Arc<Listener>> {
+        self.listeners.values().filter_map(|entry| entry.current.as_ref())
+    }
+
+    /// How many roots there have been.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+}

@@ -1,0 +1,344 @@
+//! Taking responses in: what converts is kept, what does not is refused by name.
+
+use super::settle::clusters_of;
+use super::{Applied, Kind, Raw, Refusal, State, Update};
+use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
+use crate::config::{Cluster, Listener};
+use crate::xds::convert::cluster::{Assignment, template};
+use crate::xds::convert::common::unpack;
+use crate::xds::convert::listener::{Parts, listener};
+use crate::xds::convert::{Refused, route, secret as secrets};
+use leno_xds::envoy::config::core::v3::{DataSource, data_source};
+use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
+use leno_xds::envoy::service::discovery::v3::Resource;
+use prost_types::Any;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Refusals of one response that are told to the control plane; more are only counted.
+const MAX_REFUSALS_TOLD: usize = 16;
+
+impl State {
+    /// Takes resources in that are there from the start: no server can change or remove them.
+    ///
+    /// # Errors
+    /// When one is refused; it says which and why.
+    pub fn load(&mut self, kind: Kind, resources: Vec<Resource>, now: Instant, time: SystemTime) -> Result<(), String> {
+        let names: Vec<_> = resources.iter().map(|resource| (kind, resource.name.clone())).collect();
+        let mut seen = BTreeSet::new();
+        if let Some((_, twice)) = names.iter().find(|(_, name)| !seen.insert(name)) {
+            return Err(format!("{} {twice}: is there twice; give each its own name", kind.noun()));
+        }
+        match self.apply(kind, resources, now, time).refused {
+            Some(refused) => Err(refused),
+            None => {
+                self.fixed.extend(names);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes ready the TLS that is spoken with servers of resources, when what was there from the start has been loaded.
+    ///
+    /// # Errors
+    /// Names the cluster of the server, and what is wrong with it.
+    pub fn prepare_servers(&mut self) -> Result<(), String> {
+        for server in self.context.sources.servers() {
+            let prepared = server.prepare(&mut self.context);
+            prepared.map_err(|refused| format!("cluster {}: {refused}", server.cluster))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a response in. Call [`Self::settle`] afterwards.
+    pub fn apply(&mut self, kind: Kind, update: impl Into<Update>, now: Instant, time: SystemTime) -> Applied {
+        let Update { resources, mut removed, whole } = update.into();
+        let mut applied = Applied::default();
+        let mut refused = Vec::new();
+        if whole && !kind.by_name() {
+            let sent: BTreeSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
+            removed
+                .extend(self.raws(kind).map(|(name, _)| name).filter(|name| !sent.contains(name)).map(str::to_owned));
+        }
+        for resource in resources {
+            let Resource { name, resource_name: _, aliases: _, version, resource, ttl, cache_control: _, metadata: _ } =
+                resource;
+            if self.fixed.contains(&(kind, name.clone())) {
+                tracing::warn!(kind = kind.noun(), %name, "is written in the bootstrap; what a server sends is passed over");
+                continue;
+            }
+            self.lives(kind, &name, ttl, now);
+            let Some(body) = resource else {
+                // A sign of life for a resource that is known.
+                if self.raws(kind).all(|(known, _)| known != name) {
+                    refused.push((name, Refused::new("resource", "is missing")));
+                }
+                continue;
+            };
+            let raw = Raw { version, body, since: time };
+            let version = raw.version.clone();
+            let taken = match kind {
+                Kind::Cluster => self.take_cluster(&name, raw, now),
+                Kind::Endpoints => self.take_endpoints(&name, raw),
+                Kind::Secret => self.take_secret(&name, raw),
+                Kind::Listener => self.take_listener(&name, raw, now),
+                Kind::Routes => self.take_routes(&name, raw, now),
+            };
+            match taken {
+                Ok(()) => {
+                    self.refusals.remove(&(kind, name.clone()));
+                    if matches!(kind, Kind::Listener | Kind::Routes) {
+                        applied.waits.insert((kind, name));
+                    }
+                }
+                Err(reason) => {
+                    tracing::warn!(kind = kind.noun(), %name, %version, %reason, "refused a resource; its last good form stays");
+                    let refusal = Refusal { version, reason: reason.clone(), since: time };
+                    self.refusals.insert((kind, name.clone()), refusal);
+                    refused.push((name, reason));
+                }
+            }
+        }
+        for name in removed {
+            if !self.fixed.contains(&(kind, name.clone())) {
+                self.refusals.remove(&(kind, name.clone()));
+                self.remove(kind, &name);
+            }
+        }
+        self.expected.remove(&kind);
+        self.sweep_sources();
+        applied.refused = tell(kind, &refused);
+        applied
+    }
+
+    /// What refused resources asked for is forgotten when it is more than what is wanted.
+    fn sweep_sources(&mut self) {
+        if self.context.sources.len() < 2 * self.swept + 1024 {
+            return;
+        }
+        let wanted = Kind::BY_NAME.map(|kind| (kind, self.wanted(kind)));
+        let keep = |kind: Kind, name: &str| {
+            !kind.by_name() || wanted.iter().any(|(known, names)| *known == kind && names.contains(name))
+        };
+        self.context.sources.retain(keep);
+        self.swept = self.context.sources.len();
+    }
+
+    /// Notes until when a resource is good, if its server says so.
+    fn lives(&mut self, kind: Kind, name: &str, ttl: Option<prost_types::Duration>, now: Instant) {
+        let key = (kind, name.to_owned());
+        match ttl.and_then(|ttl| Duration::try_from(ttl).ok()) {
+            Some(ttl) => drop(self.expiries.insert(key, now + ttl)),
+            None => drop(self.expiries.remove(&key)),
+        }
+    }
+
+    fn take_cluster(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
+        let template = template(&mut self.context, unpack(&raw.body)?)?;
+        let id = self.context.cluster(name)?;
+        let old = self.clusters.get(name).and_then(|entry| entry.built.clone());
+        let secrets = template.secrets();
+        let deadline = now + WARMING_LIMIT;
+        let mut entry = ClusterEntry { raw, template, built: None, secrets, id, deadline };
+        // The old form serves until what the new one needs has come.
+        entry.built = self.build(&entry)?.or(old);
+        self.note(&entry);
+        self.clusters.insert(name.to_owned(), entry);
+        self.dirty = true;
+        Ok(())
+    }
+
+    /// The cluster, if everything that it needs is there.
+    fn build(&mut self, entry: &ClusterEntry) -> Result<Option<Arc<Cluster>>, Refused> {
+        if !entry.secrets.iter().all(|name| self.context.secrets.has(name)) {
+            return Ok(None);
+        }
+        let assignment = match &entry.template.endpoints {
+            None => Assignment::default(),
+            Some(resource) => match self.endpoints.get(resource) {
+                Some(raw) => entry.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(entry.template.build(assignment, &self.own)))
+    }
+
+    fn note(&mut self, entry: &ClusterEntry) {
+        if entry.built.is_some() {
+            self.warming.remove(&entry.id);
+        } else {
+            self.warming.insert(entry.id);
+        }
+    }
+
+    fn take_endpoints(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
+        let users: Vec<String> = match self.clusters.get(name) {
+            Some(entry) if entry.template.endpoints.as_deref() == Some(name) => vec![name.to_owned()],
+            _ => {
+                let uses = |entry: &ClusterEntry| entry.template.endpoints.as_deref() == Some(name);
+                self.clusters.iter().filter(|(_, entry)| uses(entry)).map(|(name, _)| name.clone()).collect()
+            }
+        };
+        let before = self.endpoints.insert(name.to_owned(), raw);
+        let built = self.rebuild(&users);
+        if built.is_err() {
+            // The last good form stays.
+            match before {
+                Some(before) => drop(self.endpoints.insert(name.to_owned(), before)),
+                None => drop(self.endpoints.remove(name)),
+            }
+        }
+        built
+    }
+
+    /// Builds clusters again: all of them, or none when one is refused.
+    fn rebuild(&mut self, names: &[String]) -> Result<(), Refused> {
+        let mut taken: Vec<_> = names.iter().filter_map(|name| self.clusters.remove_entry(name)).collect();
+        let built: Result<Vec<_>, Refused> = taken.iter().map(|(_, entry)| self.build(entry)).collect();
+        let result = built.map(|built| {
+            for ((_, entry), built) in taken.iter_mut().zip(built) {
+                if built.is_some() {
+                    entry.built = built;
+                    self.dirty = true;
+                }
+                self.note(entry);
+            }
+        });
+        self.clusters.extend(taken);
+        result
+    }
+
+    fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
+        let first = !self.context.secrets.has(name);
+        secrets::secret(&mut self.context, name, &raw.body)?;
+        self.secrets.insert(name.to_owned(), Raw { body: without_keys(raw.body), ..raw });
+        if first {
+            let uses = |entry: &ClusterEntry| entry.secrets.contains(name);
+            let users: Vec<_> =
+                self.clusters.iter().filter(|(_, entry)| uses(entry)).map(|(name, _)| name.clone()).collect();
+            if let Err(reason) = self.rebuild(&users) {
+                tracing::error!(secret = %name, %reason, "a cluster converted before and does not now");
+            }
+        }
+        Ok(())
+    }
+
+    fn take_routes(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
+        let table = route::table(&mut self.context, unpack(&raw.body)?)?;
+        let clusters = clusters_of(&table);
+        let pending = Some((Arc::new(table), clusters, now + WARMING_LIMIT));
+        match self.routes.get_mut(name) {
+            Some(entry) => {
+                entry.raw = raw;
+                entry.pending = pending;
+            }
+            None => {
+                self.routes.insert(name.to_owned(), RouteEntry { raw, current: None, pending });
+            }
+        }
+        Ok(())
+    }
+
+    fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
+        let parts = self.convert_listener(&raw)?;
+        self.addresses_changed = true;
+        if parts.listener.bind {
+            self.claim(name, &parts.listener)?;
+        }
+        let current = self.listeners.get(name).and_then(|entry| entry.current.clone());
+        let deadline = Some(now + WARMING_LIMIT);
+        self.listeners.insert(name.to_owned(), ListenerEntry { raw, parts, current, deadline, stale: false });
+        Ok(())
+    }
+
+    /// Makes sure that there are sockets for a listener.
+    fn claim(&self, name: &str, listener: &Listener) -> Result<(), Refused> {
+        for address in &listener.addresses {
+            match &self.sockets {
+                Sockets::Any => {}
+                Sockets::Only(sockets) if sockets.contains(address) => {}
+                Sockets::Only(sockets) => {
+                    let have: Vec<String> = sockets.iter().map(ToString::to_string).collect();
+                    let reason = format!(
+                        "{address} is none of the addresses on which this proxy listens ({}); set bind_to_port to false",
+                        have.join(", ")
+                    );
+                    return Err(Refused::new("address", reason));
+                }
+                Sockets::Live(sockets) => {
+                    let owns = |entry: &ListenerEntry| {
+                        entry.parts.listener.bind && entry.parts.listener.addresses.contains(address)
+                    };
+                    if let Some((other, _)) = self.listeners.iter().find(|(other, entry)| *other != name && owns(entry))
+                    {
+                        return Err(Refused::new("address", format!("{address} is that of the listener `{other}`")));
+                    }
+                    let cannot = |error| Refused::new("address", format!("cannot bind {address}: {error}"));
+                    sockets.bind(*address).map_err(cannot)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn convert_listener(&mut self, raw: &Raw) -> Result<Parts, Refused> {
+        let routes = &self.routes;
+        let tables = |name: &str| routes.get(name).and_then(|entry| entry.current.clone());
+        listener(&mut self.context, unpack(&raw.body)?, &tables)
+    }
+
+    pub(super) fn remove(&mut self, kind: Kind, name: &str) {
+        self.expiries.remove(&(kind, name.to_owned()));
+        match kind {
+            Kind::Cluster => {
+                if let Some(entry) = self.clusters.remove(name) {
+                    self.warming.remove(&entry.id);
+                    self.dirty = true;
+                }
+            }
+            Kind::Listener => {
+                self.dirty |= self.listeners.remove(name).is_some();
+                self.addresses_changed = true;
+            }
+            // What something here still uses stays until that goes (see `forget`): a removal may overtake it.
+            Kind::Endpoints | Kind::Secret | Kind::Routes => {}
+        }
+    }
+}
+
+/// One line for each refused resource: `<kind> <name>: <reason>`.
+fn tell(kind: Kind, refused: &[(String, Refused)]) -> Option<String> {
+    if refused.is_empty() {
+        return None;
+    }
+    let mut lines: Vec<String> = refused
+        .iter()
+        .take(MAX_REFUSALS_TOLD)
+        .map(|(name, reason)| format!("{} {name}: {reason}", kind.noun()))
+        .collect();
+    if refused.len() > MAX_REFUSALS_TOLD {
+        lines.push(format!("and {} more", refused.len() - MAX_REFUSALS_TOLD));
+    }
+    Some(lines.join("\n"))
+}
+
+/// A secret as it may be shown: keys are kept in one place only, and that is not here.
+fn without_keys(body: Any) -> Any {
+    let hidden = || DataSource {
+        specifier: Some(data_source::Specifier::InlineString("[redacted]".to_owned())),
+        ..Default::default()
+    };
+    let Ok(Some(mut secret)) = leno_xds::unpack::<Secret>(&body) else { return Any::default() };
+    match &mut secret.r#type {
+        Some(secret::Type::TlsCertificate(certificate)) => {
+            let TlsCertificate { private_key, password, pkcs12, .. } = certificate;
+            for source in [private_key, password, pkcs12].into_iter().flatten() {
+                *source = hidden();
+            }
+        }
+        Some(secret::Type::ValidationContext(_)) | None => {}
+        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) => secret.r#type = None,
+    }
+    leno_xds::any(&secret)
+}

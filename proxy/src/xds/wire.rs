@@ -1,0 +1,235 @@
+//! The two forms of discovery on the wire, made one: state of the world, and delta.
+
+use super::source::Protocol;
+use super::state::{Kind, Update};
+use leno_xds::envoy::config::core::v3::Node;
+use leno_xds::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use leno_xds::google::rpc::Status as RpcStatus;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codec::Streaming;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+use tonic::transport::Channel;
+use tonic::{Request as Call, Status};
+
+/// Largest response that is accepted, in bytes.
+pub const MAX_RESPONSE_BYTES: usize = 64 << 20;
+/// Requests that may wait to be sent.
+const MAX_QUEUED_REQUESTS: usize = 64;
+
+/// A request, in either form.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    pub type_url: &'static str,
+    pub node: Option<Node>,
+    /// Wanted from now on (delta).
+    pub subscribe: BTreeSet<String>,
+    /// Not wanted any more (delta).
+    pub unsubscribe: BTreeSet<String>,
+    /// Held already, at the start of a stream (delta).
+    pub versions: BTreeMap<String, String>,
+    /// Everything that is wanted (state of the world).
+    pub names: BTreeSet<String>,
+    /// The last version that was taken (state of the world).
+    pub version: String,
+    /// The response that is answered, if any.
+    pub nonce: String,
+    /// Why it was refused.
+    pub refused: Option<String>,
+}
+
+/// A response, in either form.
+#[derive(Debug)]
+pub(super) struct Response {
+    pub type_url: String,
+    pub nonce: String,
+    pub version: String,
+    pub update: Update,
+}
+
+/// The end of a stream into which requests go.
+pub(super) enum Requests {
+    Delta(mpsc::Sender<DeltaDiscoveryRequest>),
+    Whole(mpsc::Sender<DiscoveryRequest>),
+}
+
+type Opening<T> = Pin<Box<dyn Future<Output = Result<Streaming<T>, Status>>>>;
+
+/// A stream that the server has opened, or not yet.
+pub(super) enum Answers<T> {
+    Opening(Opening<T>),
+    Open(Streaming<T>),
+}
+
+/// The end of a stream out of which responses come.
+pub(super) enum Responses {
+    Delta(Answers<DeltaDiscoveryResponse>),
+    Whole(Answers<DiscoveryResponse>),
+}
+
+/// What a stream is to be like.
+pub(super) struct Plan<'a> {
+    pub protocol: Protocol,
+    /// The kind that has a stream of its own; none is all of them.
+    pub only: Option<Kind>,
+    /// Headers.
+    pub metadata: &'a [(String, String)],
+}
+
+/// Begins a stream. What is sent may wait until the server has answered.
+pub(super) fn begin(channel: Channel, plan: &Plan<'_>) -> Result<(Requests, Responses), String> {
+    let path = path(plan.protocol, plan.only);
+    Ok(match plan.protocol {
+        Protocol::Delta => {
+            let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
+            let call = call(queue, plan.metadata)?;
+            let opening = Box::pin(leno_xds::client::stream(channel, path, call, MAX_RESPONSE_BYTES));
+            (Requests::Delta(requests), Responses::Delta(Answers::Opening(opening)))
+        }
+        Protocol::StateOfTheWorld => {
+            let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
+            let call = call(queue, plan.metadata)?;
+            let opening = Box::pin(leno_xds::client::stream(channel, path, call, MAX_RESPONSE_BYTES));
+            (Requests::Whole(requests), Responses::Whole(Answers::Opening(opening)))
+        }
+    })
+}
+
+fn call<T>(queue: mpsc::Receiver<T>, metadata: &[(String, String)]) -> Result<Call<ReceiverStream<T>>, String> {
+    let mut call = Call::new(ReceiverStream::new(queue));
+    for (name, value) in metadata {
+        let name: AsciiMetadataKey = name.parse().map_err(|_| format!("`{name}` is no name of a header"))?;
+        let value: AsciiMetadataValue = value.parse().map_err(|_| format!("`{name}` cannot have that value"))?;
+        call.metadata_mut().append(name, value);
+    }
+    Ok(call)
+}
+
+impl Requests {
+    pub(super) async fn send(&self, request: Request) -> Result<(), String> {
+        let Request { type_url, node, subscribe, unsubscribe, versions, names, version, nonce, refused } = request;
+        // 3 is INVALID_ARGUMENT.
+        let error_detail = refused.map(|message| RpcStatus { code: 3, message, details: Vec::new() });
+        let closed = "the server closed the stream";
+        match self {
+            Self::Delta(requests) => {
+                let request = DeltaDiscoveryRequest {
+                    node,
+                    type_url: type_url.to_owned(),
+                    resource_names_subscribe: subscribe.into_iter().collect(),
+                    resource_names_unsubscribe: unsubscribe.into_iter().collect(),
+                    initial_resource_versions: versions,
+                    response_nonce: nonce,
+                    error_detail,
+                    ..Default::default()
+                };
+                requests.send(request).await.map_err(|_| closed.to_owned())
+            }
+            Self::Whole(requests) => {
+                let request = DiscoveryRequest {
+                    node,
+                    type_url: type_url.to_owned(),
+                    resource_names: names.into_iter().collect(),
+                    version_info: version,
+                    response_nonce: nonce,
+                    error_detail,
+                    ..Default::default()
+                };
+                requests.send(request).await.map_err(|_| closed.to_owned())
+            }
+        }
+    }
+}
+
+/// What comes out of a stream.
+pub(super) enum Event<R> {
+    /// The server has answered: the stream is open.
+    Open,
+    /// It says something.
+    Response(R),
+    /// It has ended the stream.
+    End,
+}
+
+impl<T> Answers<T> {
+    /// What comes next. May be given up and called again.
+    async fn next(&mut self) -> Result<Event<T>, Status> {
+        match self {
+            Self::Opening(opening) => {
+                let open = opening.await?;
+                *self = Self::Open(open);
+                Ok(Event::Open)
+            }
+            Self::Open(open) => Ok(open.message().await?.map_or(Event::End, Event::Response)),
+        }
+    }
+}
+
+impl<T> Event<T> {
+    fn map(self, make: impl FnOnce(T) -> Response) -> Event<Response> {
+        match self {
+            Self::Open => Event::Open,
+            Self::Response(response) => Event::Response(make(response)),
+            Self::End => Event::End,
+        }
+    }
+}
+
+impl Responses {
+    /// What comes next. May be given up and called again.
+    pub(super) async fn next(&mut self) -> Result<Event<Response>, Status> {
+        match self {
+            Self::Delta(answers) => Ok(answers.next().await?.map(|response| Response {
+                type_url: response.type_url.clone(),
+                nonce: response.nonce.clone(),
+                version: response.system_version_info.clone(),
+                update: response.into(),
+            })),
+            Self::Whole(answers) => Ok(answers.next().await?.map(|response| Response {
+                type_url: response.type_url.clone(),
+                nonce: response.nonce.clone(),
+                version: response.version_info.clone(),
+                update: response.into(),
+            })),
+        }
+    }
+}
+
+/// The service and method of a stream.
+fn path(protocol: Protocol, only: Option<Kind>) -> &'static str {
+    let (whole, delta) = match only {
+        None => (
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+        ),
+        Some(Kind::Cluster) => (
+            "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters",
+            "/envoy.service.cluster.v3.ClusterDiscoveryService/DeltaClusters",
+        ),
+        Some(Kind::Endpoints) => (
+            "/envoy.service.endpoint.v3.EndpointDiscoveryService/StreamEndpoints",
+            "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints",
+        ),
+        Some(Kind::Secret) => (
+            "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
+            "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
+        ),
+        Some(Kind::Listener) => (
+            "/envoy.service.listener.v3.ListenerDiscoveryService/StreamListeners",
+            "/envoy.service.listener.v3.ListenerDiscoveryService/DeltaListeners",
+        ),
+        Some(Kind::Routes) => (
+            "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
+            "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
+        ),
+    };
+    match protocol {
+        Protocol::StateOfTheWorld => whole,
+        Protocol::Delta => delta,
+    }
+}
