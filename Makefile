@@ -33,7 +33,7 @@ demo-down: ## Remove all that `make demo` made
 
 .PHONY: test
 test: ## Everything: format, lints, units, golden files, a real Envoy, scenarios on a local Kubernetes
-test: check unit judge scenarios
+test: check unit judge differential scenarios
 
 .PHONY: tools
 tools:
@@ -61,6 +61,21 @@ unit: build ## Unit, golden and component tests
 .PHONY: judge
 judge: build ## A stock Envoy takes every golden case from our control plane
 	@$(BIN)/leno-e2e judge --bin-dir $(BIN)
+
+.PHONY: differential
+differential: build ## Our proxy beside a stock Envoy, same configuration, same requests; ONLY=name, RANDOM_REQUESTS=10000, SEED=n
+	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) $(BIN)/leno-e2e differential --leno $(BIN)/leno-proxy $(if $(ONLY),--only $(ONLY)) $(if $(RANDOM_REQUESTS),--random $(RANDOM_REQUESTS)) $(if $(SEED),--seed $(SEED))
+
+.PHONY: bench
+bench: build ## Leno, Envoy, nginx and HAProxy on the same work; QUICK=1: five cases in two minutes; ONLY=name; WRITE_DOCS=1
+	@e2e/install-deps.sh --bench
+	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) $(BIN)/leno-e2e bench --leno $(BIN)/leno-proxy $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(WRITE_DOCS),--write-docs)
+
+.PHONY: flamegraph
+flamegraph: build ## Where the proxy's time goes: target/bench/flame.svg; TLS=1
+	@e2e/install-deps.sh --bench
+	@RUSTFLAGS="-C target-feature=+crt-static -C force-frame-pointers=yes" CARGO_TARGET_DIR=$(LENO_CACHE)/profiling CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only cargo build --release --locked -p leno-proxy
+	@$(BIN)/leno-e2e flamegraph --leno $(LENO_CACHE)/profiling/$(TRIPLE)/release/leno-proxy $(if $(TLS),--tls)
 
 .PHONY: scenarios
 scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name runs those whose name contains it

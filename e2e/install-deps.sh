@@ -11,7 +11,7 @@ set -eu
 # runc, CNI plug-ins, iptables and conntrack: the node. buildah: images without a container engine.
 # gcc and libc6-dev: the linker of Rust and the static pause program.
 packages="runc containernetworking-plugins iptables conntrack iproute2 nftables buildah gcc libc6-dev curl ca-certificates"
-bench="wrk nghttp2-client hey nginx-light haproxy prometheus"
+bench="wrk nghttp2-client hey nginx-light libnginx-mod-stream haproxy linux-perf prometheus"
 
 case "${1:-}" in
   "") ;;

@@ -39,7 +39,7 @@ impl Compile for Mesh {
         };
         let ir = resolve::with_outbound(snapshot, scope, outbound);
         let mut resources = translate::translate(&ir);
-        resources.by_type.entry(ENDPOINTS).or_default().extend(translate::all_endpoints(snapshot, &ir));
+        resources.by_type.entry(ENDPOINTS).or_default().extend(translate::all_endpoints(snapshot, scope, &ir));
         resources
     }
 

@@ -48,7 +48,7 @@ fn resources(snapshot: &Snapshot, scope: &Scope) -> Resources {
         (name, Arc::new(made))
     });
     let one_by_one: BTreeMap<_, _> = endpoints.collect();
-    assert_eq!(one_by_one, translate::all_endpoints(snapshot, &ir));
+    assert_eq!(one_by_one, translate::all_endpoints(snapshot, scope, &ir));
     resources.by_type.insert(ENDPOINTS, one_by_one);
     resources
 }

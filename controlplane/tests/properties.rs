@@ -84,6 +84,53 @@ fn headers() -> impl Strategy<Value = Value> {
     )
 }
 
+fn subnet() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec!["10.0.0.0/8", "198.19.0.10", "fd00::/8", "10.0.0.0/33", "", "x"])
+        .prop_map(|text| json!(text))
+}
+
+/// Conditions of every kind, any of which may be missing.
+fn http_match() -> impl Strategy<Value = Value> {
+    let part = prop_oneof![
+        (prop::sample::select(vec!["uri", "scheme", "method", "authority"]), text_match()),
+        (
+            prop::sample::select(vec!["headers", "withoutHeaders", "queryParams"]),
+            (text(), text_match()).prop_map(|(name, value)| json!({name.as_str().unwrap(): value}))
+        ),
+        (Just("port"), number()),
+        (Just("sourceLabels"), text().prop_map(|value| json!({"app": value}))),
+        (prop::sample::select(vec!["sourceNamespace", "statPrefix", "name"]), text()),
+        (Just("gateways"), text().prop_map(|gateway| json!([gateway]))),
+        (Just("ignoreUriCase"), any::<bool>().prop_map(|ignored| json!(ignored))),
+    ];
+    prop::collection::vec(part, 0..4).prop_map(|parts| json!(parts.into_iter().collect::<BTreeMap<_, _>>()))
+}
+
+fn connection_rule() -> impl Strategy<Value = Value> {
+    (prop::collection::vec((subnet(), number(), text()), 0..3), prop::collection::vec(destination(), 0..3)).prop_map(
+        |(matches, destinations)| {
+            let matches: Vec<Value> = matches
+                .into_iter()
+                .map(|(subnet, port, label)| {
+                    json!({"destinationSubnets": [subnet], "port": port, "sourceLabels": {"app": label}})
+                })
+                .collect();
+            let route: Vec<Value> =
+                destinations.into_iter().map(|to| json!({"destination": to, "weight": 1})).collect();
+            json!({"match": matches, "route": route})
+        },
+    )
+}
+
+fn tls_rule() -> impl Strategy<Value = Value> {
+    (prop::collection::vec(text(), 0..3), connection_rule()).prop_map(|(names, mut rule)| {
+        for entry in rule["match"].as_array_mut().unwrap() {
+            entry["sniHosts"] = json!(names);
+        }
+        rule
+    })
+}
+
 /// One rule out of many parts, any of which may be missing.
 fn http_rule() -> impl Strategy<Value = Value> {
     let part = prop_oneof![
@@ -107,6 +154,23 @@ fn http_rule() -> impl Strategy<Value = Value> {
         text().prop_map(|timeout| ("timeout", timeout)),
         (number(), text()).prop_map(|(attempts, on)| ("retries", json!({"attempts": attempts, "retryOn": on}))),
         destination().prop_map(|mirror| ("mirror", mirror)),
+        prop::collection::vec(http_match(), 0..3).prop_map(|matches| ("match", json!(matches))),
+        (text(), text()).prop_map(|(name, namespace)| ("delegate", json!({"name": name, "namespace": namespace}))),
+        Just(("delegate", json!({"name": "vs-1"}))),
+        (destination(), number())
+            .prop_map(|(to, share)| ("mirrors", json!([{"destination": to, "percentage": {"value": share}}]))),
+        (text_match(), text()).prop_map(|(origin, age)| (
+            "corsPolicy",
+            json!({"allowOrigins": [origin], "maxAge": age, "unmatchedPreflights": "IGNORE"})
+        )),
+        (number(), text()).prop_map(|(share, status)| (
+            "fault",
+            json!({"abort": {"grpcStatus": status, "percentage": {"value": share}}})
+        )),
+        (number(), text()).prop_map(|(attempts, backoff)| (
+            "retries",
+            json!({"attempts": attempts, "backoff": backoff, "retryRemoteLocalities": true})
+        )),
         headers().prop_map(|headers| ("headers", headers)),
         (text(), number()).prop_map(|(delay, percent)| (
             "fault",
@@ -122,39 +186,84 @@ fn virtual_service() -> impl Strategy<Value = Value> {
     (
         prop::collection::vec(text(), 0..3),
         prop::collection::vec(http_rule(), 0..3),
-        prop::collection::vec(destination(), 0..2),
+        prop::collection::vec(tls_rule(), 0..2),
+        prop::collection::vec(connection_rule(), 0..2),
         prop::collection::vec(text(), 0..2),
     )
-        .prop_map(|(hosts, http, tcp, export_to)| {
-            let tcp: Vec<Value> =
-                tcp.into_iter().map(|destination| json!({"route": [{"destination": destination}]})).collect();
-            json!({"hosts": hosts, "http": http, "tcp": tcp, "exportTo": export_to})
+        .prop_map(|(hosts, http, tls, tcp, export_to)| {
+            json!({"hosts": hosts, "http": http, "tls": tls, "tcp": tcp, "exportTo": export_to})
         })
 }
 
+/// A part of a traffic policy.
+fn policy_part() -> impl Strategy<Value = (&'static str, Value)> {
+    let places = || prop::sample::select(vec!["eu", "eu/a", "eu/*", "*", "a/b/c/d", "", "*/b"]).prop_map(str::to_owned);
+    prop_oneof![
+        prop::sample::select(vec!["RANDOM", "ROUND_ROBIN", "PASSTHROUGH", "LEAST_REQUEST"])
+            .prop_map(|simple| ("loadBalancer", json!({"simple": simple, "warmupDurationSecs": "10s"}))),
+        (text(), number()).prop_map(|(header, size)| (
+            "loadBalancer",
+            json!({"consistentHash": {"httpHeaderName": header, "maglev": {"tableSize": size}}})
+        )),
+        (places(), places(), number()).prop_map(|(from, to, share)| (
+            "loadBalancer",
+            json!({"localityLbSetting": {"distribute": [{"from": from, "to": {to: share}}]}})
+        )),
+        (places(), places(), text()).prop_map(|(from, to, label)| (
+            "loadBalancer",
+            json!({"localityLbSetting": {"failover": [{"from": from, "to": to}], "failoverPriority": [label]}})
+        )),
+        number().prop_map(|size| ("loadBalancer", json!({"zoneAwareLbSetting": {"minClusterSize": size}}))),
+        (number(), text()).prop_map(|(limit, time)| (
+            "connectionPool",
+            json!({"tcp": {"maxConnections": limit, "connectTimeout": time, "idleTimeout": time},
+                   "http": {"maxRetries": limit, "h2UpgradePolicy": "UPGRADE", "http2KeepAlive": {"interval": time}}})
+        )),
+        (number(), text()).prop_map(|(limit, time)| (
+            "outlierDetection",
+            json!({"consecutive5xxErrors": limit, "interval": time, "minHealthPercent": limit,
+                   "outlierDetectionHttpErrorCodes": [limit]})
+        )),
+        (prop::sample::select(vec!["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"]), text(), text())
+            .prop_map(|(mode, sni, name)| ("tls", json!({"mode": mode, "sni": sni, "subjectAltNames": [name]}))),
+        (text(), number()).prop_map(|(host, port)| ("tunnel", json!({"targetHost": host, "targetPort": port}))),
+        Just(("proxyProtocol", json!({"version": "V2"}))),
+        (number(), text())
+            .prop_map(|(percent, time)| ("retryBudget", json!({"percent": percent, "budgetInterval": time}))),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = Value> {
+    prop::collection::vec(policy_part(), 0..4).prop_map(|parts| json!(parts.into_iter().collect::<BTreeMap<_, _>>()))
+}
+
 fn destination_rule() -> impl Strategy<Value = Value> {
-    (text(), text(), prop::collection::vec(text(), 0..3), number(), text()).prop_map(
-        |(host, label, subsets, limit, timeout)| {
-            let subsets: Vec<Value> =
-                subsets.into_iter().map(|name| json!({"name": name, "labels": {"version": label}})).collect();
+    (text(), text(), prop::collection::vec((text(), policy()), 0..3), number(), policy()).prop_map(
+        |(host, label, subsets, limit, mut whole)| {
+            let subsets: Vec<Value> = subsets
+                .into_iter()
+                .map(|(name, policy)| json!({"name": name, "labels": {"version": label}, "trafficPolicy": policy}))
+                .collect();
+            whole["portLevelSettings"] = json!([{"port": {"number": limit}, "loadBalancer": {"simple": "RANDOM"}}]);
             json!({
                 "host": host,
                 "subsets": subsets,
-                "trafficPolicy": {
-                    "connectionPool": {"tcp": {"maxConnections": limit, "connectTimeout": timeout}},
-                    "portLevelSettings": [{"port": {"number": limit}, "loadBalancer": {"simple": "RANDOM"}}],
-                },
+                "trafficPolicy": whole,
             })
         },
     )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    // Each translates a whole case twice.
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn snapshot_when_objects_and_endpoints_are_shuffled_then_equal_bytes(seed in any::<u64>()) {
-        let text = case("canary");
+    fn snapshot_when_objects_and_endpoints_are_shuffled_then_equal_bytes(
+        seed in any::<u64>(),
+        name in prop::sample::select(vec!["canary", "delegates", "localities", "merged-policies", "policies", "tls-routes"]),
+    ) {
+        let text = case(name);
         let mut documents: Vec<&str> = text.split("\n---\n").collect();
         let mut random = seed;
         let mut next = |bound: usize| {
@@ -174,8 +283,13 @@ proptest! {
         }
         let (wanted, met) = (build(&stores(&text)), build(&shuffled));
         prop_assert_eq!(&wanted, &met);
+        prop_assert_eq!(resolve::findings(&wanted), resolve::findings(&met));
         prop_assert_eq!(everything(&wanted), everything(&met));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn pipeline_when_specs_are_odd_then_never_panics_and_services_stay(

@@ -56,6 +56,8 @@ pub enum Reason {
     HostNotFound,
     /// A subset that is named is in no DestinationRule of the host.
     SubsetNotFound,
+    /// A VirtualService whose rules are to be taken over does not exist, or is not for this namespace.
+    DelegateNotFound,
     /// A port that is named is not one of the service, or none is named and the service has several.
     PortNotFound,
     /// An older object claims the same host.
@@ -80,6 +82,7 @@ impl Reason {
             Self::NotExactlyOne => "NotExactlyOne",
             Self::HostNotFound => "HostNotFound",
             Self::SubsetNotFound => "SubsetNotFound",
+            Self::DelegateNotFound => "DelegateNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::Conflict => "Conflict",
             Self::NotPermitted => "NotPermitted",

@@ -96,6 +96,15 @@ impl HostPattern {
     ///
     /// As [`Host::parse`], and when a wildcard stands anywhere but first.
     pub fn resolve(text: &str, namespace: &str, domain: &str) -> Result<Self, HostError> {
+        if text.contains('*') { Self::parse(text) } else { Host::resolve(text, namespace, domain).map(Self::Exact) }
+    }
+
+    /// A pattern that is written in full.
+    ///
+    /// # Errors
+    ///
+    /// As [`HostPattern::resolve`].
+    pub fn parse(text: &str) -> Result<Self, HostError> {
         if text == "*" {
             return Ok(Self::Any);
         }
@@ -105,7 +114,18 @@ impl HostPattern {
             }
             Some(_) => Err(HostError::Wildcard(text.to_owned())),
             None if text.contains('*') => Err(HostError::Wildcard(text.to_owned())),
-            None => Host::resolve(text, namespace, domain).map(Self::Exact),
+            None => Host::parse(text).map(Self::Exact),
+        }
+    }
+
+    /// Whether every host that `other` means is one of those meant.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (_, Self::Any) => false,
+            (_, Self::Exact(host)) => self.matches(host),
+            (Self::Suffix(own), Self::Suffix(suffix)) => suffix.ends_with(own.as_str()),
+            (Self::Exact(_), Self::Suffix(_)) => false,
         }
     }
 

@@ -32,7 +32,7 @@ impl ExportTo {
 /// What holds for traffic to a service: an Istio DestinationRule, or what comes to the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DestinationPolicy {
-    /// The object that says so.
+    /// The object that says so; where several were put together, the first.
     pub origin: ObjectRef,
     /// Its generation.
     pub generation: i64,
@@ -44,6 +44,8 @@ pub struct DestinationPolicy {
     pub export_to: ExportTo,
     /// Only for clients of its own namespace whose pods carry these labels; `None` for all.
     pub clients: Option<Labels>,
+    /// Other objects that say a part of it, with their generations.
+    pub others: Vec<(ObjectRef, i64)>,
     /// For all traffic.
     pub policy: PortedPolicy,
     /// Groups of endpoints, in the order written.
@@ -61,19 +63,42 @@ pub struct Subset {
     pub policy: PortedPolicy,
 }
 
+impl DestinationPolicy {
+    /// All objects that say it, with their generations.
+    pub fn origins(&self) -> impl Iterator<Item = (&ObjectRef, i64)> {
+        let others = self.others.iter().map(|(origin, generation)| (origin, *generation));
+        std::iter::once((&self.origin, self.generation)).chain(others)
+    }
+}
+
 /// A policy with exceptions for single ports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PortedPolicy {
     /// For ports that are not listed.
     pub all: TrafficPolicy,
-    /// For these ports; they take nothing from `all`.
+    /// For these ports: balancing, connections, outliers and TLS, which take nothing from `all`.
     pub ports: BTreeMap<u16, TrafficPolicy>,
 }
 
 impl PortedPolicy {
-    /// What holds for a port.
-    pub fn of_port(&self, port: u16) -> &TrafficPolicy {
-        self.ports.get(&port).unwrap_or(&self.all)
+    /// What holds for a port of which `base` holds where nothing is said here.
+    #[must_use]
+    pub fn over(&self, base: &TrafficPolicy, port: u16) -> TrafficPolicy {
+        let all = base.overlaid(&self.all);
+        match self.ports.get(&port) {
+            None => all,
+            Some(own) => TrafficPolicy {
+                retry_budget: all.retry_budget,
+                tunnel: all.tunnel,
+                proxy_protocol: all.proxy_protocol,
+                ..own.clone()
+            },
+        }
+    }
+
+    /// All policies in it.
+    pub fn policies(&self) -> impl Iterator<Item = &TrafficPolicy> {
+        std::iter::once(&self.all).chain(self.ports.values())
     }
 }
 
@@ -90,19 +115,25 @@ pub struct TrafficPolicy {
     pub tls: Option<ClientTls>,
     /// The limit on retries.
     pub retry_budget: Option<RetryBudget>,
+    /// A tunnel for connections that are not HTTP.
+    pub tunnel: Option<Tunnel>,
+    /// Whether the client's address is announced, and how.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 impl TrafficPolicy {
     /// This policy with every part that `over` has replaced by it.
     #[must_use]
     pub fn overlaid(&self, over: &Self) -> Self {
-        let Self { balancing, connections, outliers, tls, retry_budget } = over.clone();
+        let Self { balancing, connections, outliers, tls, retry_budget, tunnel, proxy_protocol } = over.clone();
         Self {
             balancing: balancing.or_else(|| self.balancing.clone()),
             connections: connections.or_else(|| self.connections.clone()),
             outliers: outliers.or_else(|| self.outliers.clone()),
-            tls: tls.or(self.tls),
+            tls: tls.or_else(|| self.tls.clone()),
             retry_budget: retry_budget.or(self.retry_budget),
+            tunnel: tunnel.or_else(|| self.tunnel.clone()),
+            proxy_protocol: proxy_protocol.or(self.proxy_protocol),
         }
     }
 }
@@ -114,6 +145,42 @@ pub struct Balancing {
     pub algorithm: Algorithm,
     /// For how long a new endpoint gets less than its share.
     pub warmup: Option<Warmup>,
+    /// What the places of client and endpoints change; `None` is the mesh's default.
+    pub locality: Option<LocalityBalancing>,
+}
+
+/// What the places of client and endpoints change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalityBalancing {
+    /// Nothing.
+    Off,
+    /// The share of each place, in percent, by where the client is; the first that fits is used.
+    Shares(Vec<LocalityShares>),
+    /// Endpoints that are nearer are preferred as long as they are healthy.
+    Nearest(Nearest),
+}
+
+/// Shares for clients of one place. A place is `region/zone/subzone`, `*` instead of the last part is any.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalityShares {
+    /// Where the client is.
+    pub from: String,
+    /// Where how much goes to, in percent.
+    pub to: BTreeMap<String, u32>,
+}
+
+/// How it is told what is nearer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nearest {
+    /// Labels in order of importance: who shares more of the first ones with the client is nearer. With a value, that stands
+    /// for the client's. Without any, region, zone and subzone count.
+    pub labels: Vec<(String, Option<String>)>,
+    /// Regions (from, to) that are nearer than others to clients of a region.
+    pub regions: Vec<(String, String)>,
+    /// Also where endpoints that fail are not taken out, so that only those that are gone are made up for.
+    pub always: bool,
+    /// Zones share in the traffic as they share in the clients from this number of endpoints on; `None` never.
+    pub zone_aware: Option<u64>,
 }
 
 /// A load balancing algorithm.
@@ -237,15 +304,59 @@ pub struct OutlierDetection {
     pub max_ejection_percent: Option<u32>,
     /// The share that must be healthy, in percent.
     pub min_health_percent: Option<u32>,
+    /// Statuses besides 5xx that count as failures.
+    pub statuses: Vec<u16>,
 }
 
 /// TLS that a client speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ClientTls {
     /// None, not even to workloads of the mesh.
     Off,
     /// Mutual TLS with the workload's own certificate.
-    Mesh,
+    Mesh {
+        /// The server name to ask for; `None` is the mesh's own.
+        server_name: Option<String>,
+        /// Names that the server may have; empty is the identities of its workloads.
+        names: Vec<String>,
+    },
+    /// TLS as servers outside the mesh speak it, without a certificate of the client's.
+    Simple(SimpleTls),
+}
+
+/// TLS without a certificate of the client's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SimpleTls {
+    /// The server name to ask for; `None` is the request's host.
+    pub server_name: Option<String>,
+    /// Names that the server's certificate may have; empty is the server name.
+    pub names: Vec<String>,
+    /// The file with the authorities; `None` is the system's.
+    pub authorities: Option<String>,
+    /// The file with revoked certificates.
+    pub revoked: Option<String>,
+    /// Whether any certificate is taken.
+    pub unverified: bool,
+}
+
+/// A tunnel through an HTTP proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tunnel {
+    /// Whether it is asked for by POST instead of CONNECT.
+    pub by_post: bool,
+    /// The host at its end.
+    pub host: String,
+    /// The port at its end.
+    pub port: u16,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyProtocol {
+    /// In text.
+    V1,
+    /// In binary.
+    V2,
 }
 
 /// A limit on retries in relation to the requests under way.
@@ -255,4 +366,6 @@ pub struct RetryBudget {
     pub percent: f64,
     /// As many are always allowed.
     pub min_concurrency: u32,
+    /// The requests of this last interval count instead of those under way.
+    pub interval: Option<Duration>,
 }

@@ -11,8 +11,10 @@ pub enum Protocol {
     Http2,
     /// gRPC, which is HTTP/2.
     Grpc,
-    /// Anything else over TCP; TLS of the application's own as well.
+    /// Anything else over TCP.
     Tcp,
+    /// TLS of the application's own, which is passed on unopened.
+    Tls,
     /// Not known: found out from the first bytes of each connection.
     #[default]
     Auto,
@@ -46,7 +48,8 @@ impl Protocol {
             "http" | "grpc-web" | "kubernetes.io/ws" => Self::Http,
             "http2" | "h2c" | "kubernetes.io/h2c" => Self::Http2,
             "grpc" => Self::Grpc,
-            "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" | "kubernetes.io/wss" => Self::Tcp,
+            "tls" | "https" | "kubernetes.io/wss" => Self::Tls,
+            "tcp" | "mongo" | "mysql" | "redis" => Self::Tcp,
             _ => return None,
         })
     }
@@ -54,6 +57,11 @@ impl Protocol {
     /// Whether HTTP of any version is known to be spoken.
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
+    /// Whether it is known that no HTTP is spoken in the open.
+    pub fn is_opaque(self) -> bool {
+        matches!(self, Self::Tcp | Self::Tls)
     }
 
     /// Whether HTTP/2 is known to be spoken.
@@ -71,9 +79,11 @@ mod tests {
         assert_eq!(Protocol::of_port(Some("grpc"), "http-web", 80), Protocol::Grpc);
         assert_eq!(Protocol::of_port(None, "http-web", 80), Protocol::Http);
         assert_eq!(Protocol::of_port(None, "http", 80), Protocol::Http);
-        assert_eq!(Protocol::of_port(None, "https", 443), Protocol::Tcp);
+        assert_eq!(Protocol::of_port(None, "https", 443), Protocol::Tls);
         assert_eq!(Protocol::of_port(None, "grpc-web", 80), Protocol::Http);
         assert_eq!(Protocol::of_port(Some("kubernetes.io/h2c"), "", 80), Protocol::Http2);
+        assert_eq!(Protocol::of_port(Some("kubernetes.io/ws"), "tcp", 80), Protocol::Http);
+        assert_eq!(Protocol::of_port(Some("kubernetes.io/wss"), "http", 80), Protocol::Tls);
     }
 
     #[test]

@@ -3,16 +3,17 @@
 //! Hosts are full names here, durations are durations, and every regular expression compiles.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Host, HostPattern};
-use crate::object::ObjectRef;
+use crate::object::{ObjectKey, ObjectRef};
 use crate::policy::ExportTo;
 use crate::service::Labels;
 
-/// Routes for some hosts: an Istio VirtualService, or what comes to the same.
+/// Routes for some hosts: an Istio VirtualService, or what comes to the same. Without hosts, rules for others to take over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RouteRules {
     /// The object that says so.
@@ -27,8 +28,25 @@ pub struct RouteRules {
     pub export_to: ExportTo,
     /// Rules for HTTP; the first that matches is used.
     pub http: Vec<HttpRule>,
+    /// Rules for TLS that is passed on unopened; the first that matches is used.
+    pub tls: Vec<TlsRule>,
     /// Rules for TCP; the first that matches is used.
     pub tcp: Vec<TcpRule>,
+}
+
+impl RouteRules {
+    /// Whether there is any rule.
+    pub fn is_empty(&self) -> bool {
+        self.http.is_empty() && self.tls.is_empty() && self.tcp.is_empty()
+    }
+
+    /// Every condition on clients.
+    pub fn clients(&self) -> impl Iterator<Item = &ClientMatch> {
+        let http = self.http.iter().flat_map(|rule| rule.matches.iter().flatten()).map(|entry| &entry.client);
+        let tls = self.tls.iter().flat_map(|rule| &rule.matches).map(|entry| &entry.client);
+        let tcp = self.tcp.iter().flat_map(|rule| rule.matches.iter().flatten()).map(|entry| &entry.client);
+        http.chain(tls).chain(tcp)
+    }
 }
 
 /// One HTTP rule.
@@ -38,6 +56,8 @@ pub struct HttpRule {
     pub name: String,
     /// The path of the rule in its object, for findings: `spec.http[0]`.
     pub field: String,
+    /// The object and generation that it was taken over from, when that is another than the rules'.
+    pub taken_from: Option<(ObjectRef, i64)>,
     /// Any of these must match; `None` matches everything.
     pub matches: Option<Vec<HttpMatch>>,
     /// What happens then.
@@ -86,6 +106,8 @@ pub struct HttpMatch {
     pub query: BTreeMap<String, TextMatch>,
     /// Which clients it is for, and on which port.
     pub client: ClientMatch,
+    /// The name that the route's statistics begin with; may be empty.
+    pub stat_prefix: String,
 }
 
 /// Conditions on the client and the port that it addresses: known before any traffic flows.
@@ -108,6 +130,17 @@ pub enum HttpAction {
     Redirect(Redirect),
     /// It is answered as said here.
     Answer(Answer),
+    /// The rules of another object say so. Only until rules are put together: none is left in a snapshot.
+    Delegate(Box<Delegate>),
+}
+
+/// The taking over of another object's rules.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Delegate {
+    /// The object.
+    pub key: ObjectKey,
+    /// What holds for its rules as far as they say nothing; without destinations.
+    pub defaults: Forward,
 }
 
 /// Where and how a request is forwarded.
@@ -305,7 +338,49 @@ pub struct TcpRule {
     /// The path of the rule in its object.
     pub field: String,
     /// Any of these must match; `None` matches everything.
-    pub matches: Option<Vec<ClientMatch>>,
+    pub matches: Option<Vec<TcpMatch>>,
     /// The destinations with their weights; never empty, and at least one weight is not 0.
     pub destinations: Vec<(Destination, u32)>,
+}
+
+/// Conditions on a TCP connection; all must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpMatch {
+    /// Which clients it is for, and on which port.
+    pub client: ClientMatch,
+    /// The address that the client asked for lies in one of these; empty is any.
+    pub destinations: Vec<Subnet>,
+    /// The client's address lies in this.
+    pub source: Option<Subnet>,
+}
+
+/// One rule for TLS that is passed on unopened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsRule {
+    /// The path of the rule in its object.
+    pub field: String,
+    /// Any of these must match.
+    pub matches: Vec<TlsMatch>,
+    /// The destinations with their weights; never empty, and at least one weight is not 0.
+    pub destinations: Vec<(Destination, u32)>,
+}
+
+/// Conditions on a TLS connection; all must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsMatch {
+    /// Which clients it is for, and on which port.
+    pub client: ClientMatch,
+    /// The server name that the client asks for is one of these (`*.example.com` is all below); empty is any, none too.
+    pub server_names: Vec<String>,
+    /// The address that the client asked for lies in one of these; empty is any.
+    pub destinations: Vec<Subnet>,
+}
+
+/// Addresses that begin with the same bits. Bits after the prefix are 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Subnet {
+    /// The first address.
+    pub address: IpAddr,
+    /// How many bits they share.
+    pub length: u8,
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::Host;
 use crate::identity::Identity;
 use crate::object::ObjectKey;
+use crate::policy::Nearest;
 use crate::protocol::Protocol;
 
 /// Labels of a pod or a selector of them.
@@ -18,6 +19,15 @@ pub type Labels = BTreeMap<String, String>;
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
+
+/// The label of a region.
+pub const REGION: &str = "topology.kubernetes.io/region";
+/// The label of a zone.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+/// The label of a part of a zone.
+pub const SUBZONE: &str = "topology.istio.io/subzone";
+/// The label of a node.
+pub const NODE: &str = "kubernetes.io/hostname";
 
 /// A service of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +40,10 @@ pub struct Service {
     pub addressing: Addressing,
     /// Its TCP ports, by number.
     pub ports: BTreeMap<u16, ServicePort>,
+    /// Whether it asks for endpoints near the client, and how that is told.
+    pub nearest: Option<Nearest>,
+    /// Whether its endpoints take requests before they are ready, and until they are gone.
+    pub publish_not_ready: bool,
 }
 
 /// How clients address a service.
@@ -39,6 +53,8 @@ pub enum Addressing {
     Virtual(Vec<IpAddr>),
     /// By the addresses of its endpoints.
     Headless,
+    /// By its name alone, which stands for this one in DNS.
+    Alias(String),
 }
 
 /// A TCP port of a service.
@@ -94,13 +110,15 @@ pub struct InboundPort {
     pub key: ObjectKey,
 }
 
-/// Region and zone of a node, by the well-known labels; empty when not known.
+/// Region, zone and part of it of a node, by the well-known labels; empty when not known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Locality {
     /// The region.
     pub region: String,
     /// The zone.
     pub zone: String,
+    /// The part of the zone.
+    pub subzone: String,
 }
 
 /// Where one port of a service can be reached.
@@ -122,6 +140,18 @@ impl Endpoint {
         match &self.workload {
             Some(workload) => selects(labels, &workload.labels),
             None => labels.is_empty(),
+        }
+    }
+
+    /// The value of a label of its pod or of the place where it is; empty when there is none.
+    pub fn label(&self, name: &str) -> &str {
+        let Locality { region, zone, subzone } = &self.locality;
+        match name {
+            REGION => region,
+            ZONE => zone,
+            SUBZONE => subzone,
+            NODE => self.workload.as_deref().map_or("", |workload| &workload.node),
+            name => self.workload.as_deref().and_then(|workload| workload.labels.get(name)).map_or("", String::as_str),
         }
     }
 

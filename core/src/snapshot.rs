@@ -34,8 +34,22 @@ pub struct Snapshot {
     pub namespaces: BTreeSet<String>,
     /// Names of the pod labels that some rule asks of its clients: no others matter for what a client is sent.
     pub client_labels: BTreeSet<String>,
+    /// How much of where a client is matters for what it is sent.
+    pub client_place: Place,
     /// What was found while this was made.
     pub findings: Vec<Finding>,
+}
+
+/// How much of where a client is matters for what it is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// Nothing.
+    #[default]
+    Nowhere,
+    /// Its region and zone.
+    Locality,
+    /// Its node, too.
+    Node,
 }
 
 /// What is known of the workloads behind a service, ready or not: it changes far less often than endpoints do.
@@ -67,8 +81,9 @@ impl Snapshot {
             routes,
             policies,
             namespaces,
-            // Follows from routes and policies.
+            // They follow from routes, policies and services.
             client_labels: _,
+            client_place: _,
             findings,
         } = self;
         let headless = |host: &Host| {

@@ -372,7 +372,8 @@ fn listener(name: &str, port: u32, table: &str) -> Listener {
 
 /// The cluster to which the only route of the first listener leads, and the port of its first endpoint.
 fn target(root: &Root) -> Option<(String, u16)> {
-    let leno_proxy::config::Network::Http(manager) = &root.listeners.all().first()?.chains.first()?.network else {
+    let leno_proxy::config::Network::Http(manager) = &root.listeners.all().first()?.chains.all().first()?.network
+    else {
         return None;
     };
     let route = manager.routes.hosts().first()?.routes.first()?;
@@ -662,7 +663,7 @@ fn listener_when_its_secret_has_not_come_waits_for_it_and_asks_for_it_by_name() 
         configure(&mut stream).await;
         stream.send(Kind::Listener, vec![resource("l", "l2", &secure)], &[]).await;
         assert_eq!(stream.request_of(Kind::Secret).await.resource_names_subscribe, ["web"]);
-        let secured = |root: &Root| root.listeners.all()[0].chains[0].tls.is_some();
+        let secured = |root: &Root| root.listeners.all()[0].chains.all()[0].tls.is_some();
         assert!(!secured(&fixture.workers.newest().unwrap()), "the old form serves");
         stream.send(Kind::Secret, vec![resource("web", "s1", &secret)], &[]).await;
         fixture.workers.wait("the listener ends TLS", secured).await;

@@ -1,14 +1,17 @@
-//! Serving configuration to proxies: the aggregated discovery service, delta variant.
+//! Serving configuration to proxies: the aggregated discovery service.
 //!
 //! Three parts, so that most of it needs neither a socket nor a cluster to test. [`configuration`] is what the proxies of
 //! one scope should hold, with the versions that go over the wire. [`session`] is the protocol with one proxy as a pure
-//! state machine: requests and configurations in, responses out. [`server`] is the thin part that moves its messages over
+//! state machine: requests and configurations in, responses out; [`state_of_the_world`] puts the older variant of the
+//! protocol on top of it. [`server`] is the thin part that moves its messages over
 //! gRPC, one task a stream. Where configurations come from, and who is told what a proxy has acknowledged, is behind the
 //! trait [`Configs`].
 
 pub mod configuration;
 pub mod server;
 pub mod session;
+pub mod state_of_the_world;
+mod variant;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

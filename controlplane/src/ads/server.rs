@@ -4,6 +4,7 @@
 //! Bounds: a request is at most 8 MiB, four responses wait for the socket, and there are at most four more under way (one a
 //! kind). A stream ends when the certificate that it was opened with does, so that nobody stays connected on an old proof.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session::{Outcome, Session};
+use super::state_of_the_world::StateOfTheWorld;
+use super::variant::Variant;
 use super::{Configs, Kind, PodIdentity, Target};
 use crate::metrics::{Metrics, TypeLabel};
 use crate::tls::Peer;
@@ -33,7 +36,7 @@ pub const MAX_REQUEST: usize = 8 * 1024 * 1024;
 pub const UNKNOWN_POD: Duration = Duration::from_secs(10);
 const QUEUE: usize = 4;
 
-type Reply = Result<DeltaDiscoveryResponse, Status>;
+type Reply<V> = Result<<V as Variant>::Response, Status>;
 
 /// The service.
 pub struct Ads<C> {
@@ -58,31 +61,42 @@ impl<C: Configs> Ads<C> {
 #[tonic::async_trait]
 impl<C: Configs> AggregatedDiscoveryService for Ads<C> {
     type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = ReceiverStream<Reply>;
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
     async fn stream_aggregated_resources(
         &self,
-        _: Request<Streaming<DiscoveryRequest>>,
+        request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Err(Status::unimplemented("this control plane speaks the delta variant only: set api_type to DELTA_GRPC"))
+        self.serve::<StateOfTheWorld>(request)
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.serve::<Session>(request)
+    }
+}
+
+impl<C: Configs> Ads<C> {
+    /// Lets a stream run in a task of its own.
+    fn serve<V: Variant>(
+        &self,
+        request: Request<Streaming<V::Request>>,
+    ) -> Result<Response<ReceiverStream<Reply<V>>>, Status> {
         let connection = Peer::of(&request)?;
         let certificate = connection.certificate()?;
         let peer = certificate.pod()?;
         let life = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
         let (replies, outgoing) = mpsc::channel(QUEUE);
-        let stream = ProxyStream {
+        let stream = ProxyStream::<C, V> {
             number: self.streams.fetch_add(1, Ordering::Relaxed),
             target: self.configs.follow(&peer),
             peer,
             configs: self.configs.clone(),
             metrics: self.metrics.clone(),
             replies,
+            variant: PhantomData,
         };
         let expires = Instant::now() + life;
         tokio::spawn(stream.run(request.into_inner(), expires, self.shutdown.clone()));
@@ -90,19 +104,20 @@ impl<C: Configs> AggregatedDiscoveryService for Ads<C> {
     }
 }
 
-struct ProxyStream<C: Configs> {
+struct ProxyStream<C: Configs, V: Variant> {
     number: u64,
     peer: PodIdentity,
     target: watch::Receiver<Target>,
     configs: Arc<C>,
     metrics: Metrics,
-    replies: mpsc::Sender<Reply>,
+    replies: mpsc::Sender<Reply<V>>,
+    variant: PhantomData<fn() -> V>,
 }
 
-impl<C: Configs> ProxyStream<C> {
+impl<C: Configs, V: Variant> ProxyStream<C, V> {
     async fn run(
         mut self,
-        requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin + Send,
+        requests: impl Stream<Item = Result<V::Request, Status>> + Unpin + Send,
         expires: Instant,
         shutdown: CancellationToken,
     ) {
@@ -122,11 +137,11 @@ impl<C: Configs> ProxyStream<C> {
 
     async fn serve(
         &mut self,
-        mut requests: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Unpin + Send,
+        mut requests: impl Stream<Item = Result<V::Request, Status>> + Unpin + Send,
         expires: Instant,
         shutdown: CancellationToken,
     ) -> Result<(), Status> {
-        let mut session = Session::new(Instant::now());
+        let mut session = V::begin(Instant::now());
         let must_be_known = Instant::now() + UNKNOWN_POD;
         let mut known = false;
         self.target.mark_changed();
@@ -157,16 +172,15 @@ impl<C: Configs> ProxyStream<C> {
                 () = sleep_until(deadline.unwrap_or(expires)), if deadline.is_some() => {}
             }
             while let Some(response) = session.next(Instant::now()) {
-                if let Some(kind) = Kind::of(&response.type_url) {
+                let said = V::describe(&response);
+                if let Some(kind) = Kind::of(said.type_url) {
                     self.metrics.pushes.get_or_create(&TypeLabel::new(kind)).inc();
-                    self.metrics
-                        .pushed_resources
-                        .get_or_create(&TypeLabel::new(kind))
-                        .inc_by(response.resources.len() as u64);
+                    let resources = said.resources as u64;
+                    self.metrics.pushed_resources.get_or_create(&TypeLabel::new(kind)).inc_by(resources);
                 }
                 tracing::debug!(
-                    proxy = %self.peer.pod, kind = response.type_url, resources = response.resources.len(),
-                    removed = response.removed_resources.len(), nonce = response.nonce, "push"
+                    proxy = %self.peer.pod, kind = said.type_url, resources = said.resources, removed = said.removed,
+                    nonce = said.nonce, "push"
                 );
                 if self.replies.send(Ok(response)).await.is_err() {
                     return Ok(());
@@ -178,22 +192,18 @@ impl<C: Configs> ProxyStream<C> {
         }
     }
 
-    async fn request(&self, session: &mut Session, request: &DeltaDiscoveryRequest) -> Result<(), Status> {
-        let Some(kind) = Kind::of(&request.type_url) else {
+    async fn request(&self, session: &mut V, request: &V::Request) -> Result<(), Status> {
+        let (type_url, nonce) = V::about(request);
+        let Some(kind) = Kind::of(type_url) else {
             // An answer without resources lets a client go on that waits for one.
-            if request.response_nonce.is_empty() {
-                tracing::warn!(proxy = %self.peer.pod, type_url = request.type_url, "a type that is not served");
-                let empty = DeltaDiscoveryResponse {
-                    type_url: request.type_url.clone(),
-                    removed_resources: request.resource_names_subscribe.clone(),
-                    nonce: "none".to_owned(),
-                    ..DeltaDiscoveryResponse::default()
-                };
-                self.replies.send(Ok(empty)).await.map_err(|_| Status::cancelled("the proxy is gone"))?;
+            if nonce.is_empty() {
+                tracing::warn!(proxy = %self.peer.pod, type_url, "a type that is not served");
+                let nothing = V::nothing(request);
+                self.replies.send(Ok(nothing)).await.map_err(|_| Status::cancelled("the proxy is gone"))?;
             }
             return Ok(());
         };
-        match session.request(kind, request, Instant::now()) {
+        match session.take(kind, request, Instant::now()) {
             Outcome::Subscribed => {}
             Outcome::Acknowledged(kind) => {
                 self.metrics.acknowledged.get_or_create(&TypeLabel::new(kind)).inc();

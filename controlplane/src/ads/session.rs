@@ -19,12 +19,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leno_core::ObjectRef;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire};
 use tokio::time::Instant;
 
-use super::Progress;
 use super::configuration::{Configuration, Entry, Kind};
+
+mod progress;
+mod whole;
 
 /// Most bytes of resources in one response (one larger resource travels alone): half of what gRPC clients accept by default.
 pub const MAX_RESPONSE: usize = 2 * 1024 * 1024;
@@ -117,6 +118,8 @@ pub struct Session {
     has_target: bool,
     last_nonce: u64,
     last_activity: Instant,
+    /// A response for everything of a kind is never split.
+    whole: bool,
 }
 
 impl Session {
@@ -128,6 +131,7 @@ impl Session {
             has_target: false,
             last_nonce: 0,
             last_activity: now,
+            whole: false,
         }
     }
 
@@ -433,7 +437,7 @@ impl Session {
         let mut sent = BTreeMap::new();
         for (name, entry) in ready {
             size += entry.resource.body.value.len() + name.len() + 128;
-            if size > MAX_RESPONSE && !sent.is_empty() {
+            if size > MAX_RESPONSE && !sent.is_empty() && !(self.whole && kind.has_wildcard()) {
                 break;
             }
             state.dirty.remove(&name);
@@ -472,60 +476,4 @@ impl Session {
         state.in_flight = Some(InFlight { nonce, sent, removed });
         response
     }
-
-    /// How far the proxy is.
-    pub fn progress(&self, now: Instant) -> Progress {
-        let mut progress =
-            Progress { configuration: self.target.id, affected: self.target.affected().clone(), ..Progress::default() };
-        if !self.has_target {
-            return progress;
-        }
-        let patient = now < self.last_activity + GRACE;
-        let outstanding = &mut progress.outstanding;
-        for kind in Kind::ALL {
-            let state = &self.states[kind as usize];
-            if !state.subscribed {
-                if kind.has_wildcard() {
-                    outstanding.extend(origins(self.target.of(kind).values()));
-                }
-            } else {
-                for name in &state.dirty {
-                    self.outstanding(kind, name, outstanding);
-                }
-                let in_flight = state.in_flight.iter();
-                for name in in_flight.flat_map(|in_flight| in_flight.sent.keys().chain(&in_flight.removed)) {
-                    self.outstanding(kind, name, outstanding);
-                }
-                for (name, refused) in &state.refused {
-                    for object in &refused.entry.resource.origins {
-                        if self.target.get(kind, name).is_some() {
-                            progress.rejected.insert(object.clone(), refused.message.clone());
-                            outstanding.insert(object.clone());
-                        }
-                    }
-                }
-            }
-            if patient && matches!(kind, Kind::Endpoints | Kind::Route) {
-                outstanding.extend(origins(self.unasked(kind)));
-            }
-        }
-        progress
-    }
-
-    /// The objects behind a resource that is not in order, before and after.
-    fn outstanding(&self, kind: Kind, name: &str, outstanding: &mut BTreeSet<ObjectRef>) {
-        let state = &self.states[kind as usize];
-        let (wanted, held) = (self.target.get(kind, name), state.held.get(name));
-        if !state.wants(name) || wanted.map(|entry| entry.version.as_str()) == held.map(Held::version) {
-            return;
-        }
-        outstanding.extend(origins(wanted.into_iter()));
-        if let Some(Held::Sent(entry)) = held {
-            outstanding.extend(entry.resource.origins.iter().cloned());
-        }
-    }
-}
-
-fn origins<'a>(entries: impl Iterator<Item = &'a Arc<Entry>>) -> impl Iterator<Item = ObjectRef> {
-    entries.flat_map(|entry| entry.resource.origins.iter().cloned())
 }

@@ -50,6 +50,7 @@ pub(super) fn endpoints(
         let wanted = match &service.addressing {
             Addressing::Virtual(addresses) => addresses.first().map(IpAddr::is_ipv4),
             Addressing::Headless => None,
+            Addressing::Alias(_) => continue,
         };
         if !matches!(slice.address_type.as_str(), "IPv4" | "IPv6")
             || wanted.is_some_and(|ipv4| ipv4 != (slice.address_type == "IPv4"))
@@ -74,7 +75,9 @@ pub(super) fn endpoints(
             let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
             let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(ready);
             let leaving = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-            if !(if leaving { serving } else { ready }) {
+            // Whoever publishes what is not ready wants all of it, to the end.
+            let leaving = leaving && !service.publish_not_ready;
+            if !service.publish_not_ready && !(if leaving { serving } else { ready }) {
                 continue;
             }
             let workload = match pod {
@@ -87,8 +90,8 @@ pub(super) fn endpoints(
             };
             let node = endpoint.node_name.as_deref().unwrap_or_default();
             let zone = match locality(nodes, node) {
-                Locality { region, zone } if zone.is_empty() => {
-                    Locality { region, zone: endpoint.zone.clone().unwrap_or_default() }
+                Locality { region, zone, subzone } if zone.is_empty() => {
+                    Locality { region, zone: endpoint.zone.clone().unwrap_or_default(), subzone }
                 }
                 known => known,
             };

@@ -1,16 +1,20 @@
 //! Stores to snapshot: everything that was read becomes plain data of the mesh. Pure, but for what it remembers: forms of
 //! objects that were valid once, so that a later mistake in one of them does not take its traffic rules away.
 
+mod delegation;
 mod endpoints;
+mod merging;
 mod services;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use leno_core::policy::DestinationPolicy;
+use leno_core::policy::{DestinationPolicy, LocalityBalancing, Nearest, TrafficPolicy};
 use leno_core::route::RouteRules;
-use leno_core::{Condition, Finding, ObjectKey, Reason, Severity, Snapshot};
+use leno_core::service::{NODE, Service};
+use leno_core::snapshot::Place;
+use leno_core::{Condition, Finding, Host, ObjectKey, Reason, Severity, Snapshot};
 use leno_crds::convert::{self, Converted};
 use leno_crds::istio::destination_rule::DestinationRule;
 use leno_crds::istio::virtual_service::VirtualService;
@@ -81,8 +85,10 @@ impl Builder {
 
         let mut routes: Vec<_> = self.routes.values().filter_map(|entry| entry.in_force.clone()).collect();
         routes.sort_by(|a, b| (a.created, &a.origin).cmp(&(b.created, &b.origin)));
+        let routes = delegation::put_together(routes, &mut findings);
         let mut policies: Vec<_> = self.policies.values().filter_map(|entry| entry.in_force.clone()).collect();
         policies.sort_by(|a, b| (a.created, &a.origin).cmp(&(b.created, &b.origin)));
+        let policies = merging::put_together(policies, &mut findings);
 
         let (services, unsupported) = services::services(service_objects, domain);
         let workloads = workloads::workloads(pods, nodes, service_objects, &services, mesh);
@@ -90,8 +96,10 @@ impl Builder {
         let members = endpoints::members(service_objects, &services, &workloads, &found, domain);
         findings.sort();
         let client_labels = client_labels(&routes, &policies);
+        let client_place = client_place(&services, &policies);
         Arc::new(Snapshot {
             client_labels,
+            client_place,
             mesh: mesh.clone(),
             services,
             unsupported,
@@ -143,12 +151,40 @@ fn remember<S, T>(
 fn client_labels(routes: &[Arc<RouteRules>], policies: &[Arc<DestinationPolicy>]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for rules in routes {
-        let http = rules.http.iter().flat_map(|rule| rule.matches.iter().flatten()).map(|entry| &entry.client);
-        let tcp = rules.tcp.iter().flat_map(|rule| rule.matches.iter().flatten());
-        names.extend(http.chain(tcp).flat_map(|client| client.labels.keys().cloned()));
+        names.extend(rules.clients().flat_map(|client| client.labels.keys().cloned()));
     }
     for policy in policies {
         names.extend(policy.clients.iter().flat_map(|labels| labels.keys().cloned()));
+        let nearest = traffic_policies(policy).filter_map(|policy| policy.balancing.as_ref()?.locality.as_ref());
+        for locality in nearest {
+            if let LocalityBalancing::Nearest(nearest) = locality {
+                names.extend(nearest.labels.iter().map(|(name, _)| name.clone()));
+            }
+        }
     }
     names
+}
+
+/// How much of where a client is matters.
+fn client_place(services: &BTreeMap<Host, Arc<Service>>, policies: &[Arc<DestinationPolicy>]) -> Place {
+    let of_nearest = |nearest: &Nearest| {
+        let by_node = nearest.labels.iter().any(|(label, value)| label == NODE && value.is_none());
+        if by_node { Place::Node } else { Place::Locality }
+    };
+    let of_policy = |policy: &TrafficPolicy| match policy.balancing.as_ref().and_then(|set| set.locality.as_ref()) {
+        Some(LocalityBalancing::Off) => Place::Nowhere,
+        Some(LocalityBalancing::Shares(_)) => Place::Locality,
+        Some(LocalityBalancing::Nearest(nearest)) => of_nearest(nearest),
+        // By default what is near is preferred where endpoints that fail are taken out.
+        None if policy.outliers.is_some() => Place::Locality,
+        None => Place::Nowhere,
+    };
+    let asked = services.values().filter_map(|service| service.nearest.as_ref()).map(of_nearest);
+    let ruled = policies.iter().flat_map(|policy| traffic_policies(policy)).map(of_policy);
+    asked.chain(ruled).max().unwrap_or_default()
+}
+
+/// All that a destination policy says, for all of it, for ports and for subsets.
+fn traffic_policies(policy: &DestinationPolicy) -> impl Iterator<Item = &TrafficPolicy> {
+    policy.policy.policies().chain(policy.subsets.iter().flat_map(|subset| subset.policy.policies()))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use leno_core::service::{InboundPort, Labels, Locality, Service, Workload, selects};
+use leno_core::service::{InboundPort, Labels, Locality, REGION, SUBZONE, Service, Workload, ZONE, selects};
 use leno_core::{Host, Identity, MeshSettings, ObjectKey};
 
 use super::services::{port_number, tcp_ports};
@@ -175,5 +175,5 @@ fn target_port(spec: Option<&k8s::PodSpec>, port: &k8s::ServicePort) -> Option<u
 pub(super) fn locality(nodes: &BTreeMap<ObjectKey, Arc<k8s::Node>>, name: &str) -> Locality {
     let labels = nodes.get(&ObjectKey::new("", name)).and_then(|node| node.metadata.labels.as_ref());
     let label = |name: &str| labels.and_then(|labels| labels.get(name)).cloned().unwrap_or_default();
-    Locality { region: label("topology.kubernetes.io/region"), zone: label("topology.kubernetes.io/zone") }
+    Locality { region: label(REGION), zone: label(ZONE), subzone: label(SUBZONE) }
 }

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use leno_core::policy::DestinationPolicy;
-use leno_core::route::RouteRules;
+use leno_core::route::{RouteRules, TlsMatch};
 use leno_core::{Condition, Finding, HostPattern, ObjectRef, Reason, Severity, Snapshot};
 
 use super::index::Index;
@@ -23,20 +22,16 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
         }
     }
     for policy in &snapshot.policies {
-        all.extend(unknown_host(snapshot, policy.as_ref(), &policy.host, "spec.host"));
-        all.extend(foreign_host(snapshot, policy.as_ref(), &policy.host, "spec.host"));
+        for (origin, generation) in policy.origins() {
+            let object = Named { origin, generation };
+            all.extend(unknown_host(snapshot, &object, &policy.host, "spec.host"));
+            all.extend(foreign_host(snapshot, &object, &policy.host, "spec.host"));
+        }
     }
-    let for_sidecars = snapshot.routes.iter().filter(|rules| !rules.http.is_empty() || !rules.tcp.is_empty());
+    let for_sidecars = snapshot.routes.iter().filter(|rules| !rules.is_empty());
     let claims = for_sidecars.flat_map(|rules| {
         let hosts = rules.hosts.iter().enumerate();
-        hosts.map(move |(number, host)| {
-            (host, String::new(), rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]"))
-        })
-    });
-    all.extend(conflicts(claims));
-    let claims = snapshot.policies.iter().map(|policy| {
-        let clients = policy.clients.as_ref().map(|labels| format!("{labels:?}")).unwrap_or_default();
-        (&policy.host, clients, policy.as_ref() as &dyn Object, "spec.host".to_owned())
+        hosts.map(move |(number, host)| (host, rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]")))
     });
     all.extend(conflicts(claims));
     all.into_iter().collect()
@@ -67,9 +62,15 @@ trait Object {
     }
 }
 
-impl Object for RouteRules {
+/// An object of which nothing but the name matters.
+struct Named<'a> {
+    origin: &'a ObjectRef,
+    generation: i64,
+}
+
+impl Object for Named<'_> {
     fn origin(&self) -> &ObjectRef {
-        &self.origin
+        self.origin
     }
 
     fn generation(&self) -> i64 {
@@ -77,7 +78,7 @@ impl Object for RouteRules {
     }
 }
 
-impl Object for DestinationPolicy {
+impl Object for RouteRules {
     fn origin(&self) -> &ObjectRef {
         &self.origin
     }
@@ -89,7 +90,7 @@ impl Object for DestinationPolicy {
 
 /// What the rules name and is not there.
 fn references(index: &Index<'_>, rules: &Arc<RouteRules>) -> BTreeSet<Finding> {
-    let client = ClientScope { namespace: rules.origin.namespace.clone(), labels: Default::default() };
+    let client = ClientScope::of_namespace(&rules.origin.namespace);
     let mut ports: BTreeSet<u16> = BTreeSet::new();
     for service in index.snapshot.services.values() {
         if rules.hosts.iter().any(|pattern| pattern.matches(&service.host)) {
@@ -109,13 +110,21 @@ fn references(index: &Index<'_>, rules: &Arc<RouteRules>) -> BTreeSet<Finding> {
     for rule in &mut for_everyone.tcp {
         rule.matches = None;
     }
+    for rule in &mut for_everyone.tls {
+        rule.matches = vec![TlsMatch::default()];
+    }
     let tcp = std::mem::take(&mut for_everyone.tcp);
+    let tls = std::mem::take(&mut for_everyone.tls);
     for port in ports {
         resolver.http(&for_everyone, port);
+        // One at a time, since nothing is looked at after the first that takes everything.
         for rule in &tcp {
-            // One at a time, since only the first is used.
             for_everyone.tcp = vec![rule.clone()];
             resolver.tcp(&for_everyone, port);
+        }
+        for rule in &tls {
+            for_everyone.tls = vec![rule.clone()];
+            resolver.tls(&for_everyone, port);
         }
     }
     resolver.findings
@@ -153,12 +162,12 @@ fn foreign_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern,
     Some(object.finding(Condition::Accepted, Severity::Remark, Reason::NotPermitted, field, message))
 }
 
-/// Objects of one namespace that claim the same host (for the same clients): the first given wins.
-fn conflicts<'a>(claims: impl Iterator<Item = (&'a HostPattern, String, &'a dyn Object, String)>) -> Vec<Finding> {
-    let mut winners: BTreeMap<(String, String, String), &dyn Object> = BTreeMap::new();
+/// Objects of one namespace that claim the same host: the first given wins.
+fn conflicts<'a>(claims: impl Iterator<Item = (&'a HostPattern, &'a dyn Object, String)>) -> Vec<Finding> {
+    let mut winners: BTreeMap<(String, String), &dyn Object> = BTreeMap::new();
     let mut found = Vec::new();
-    for (pattern, clients, object, field) in claims {
-        let key = (object.origin().namespace.clone(), pattern.to_string(), clients);
+    for (pattern, object, field) in claims {
+        let key = (object.origin().namespace.clone(), pattern.to_string());
         match winners.get(&key) {
             None => {
                 winners.insert(key, object);

@@ -64,7 +64,7 @@ impl<'a> Index<'a> {
         self.routes
             .of(&service.host)
             .filter(|(_, rules)| rules.export_to.includes(&client.namespace))
-            .filter(|(_, rules)| !rules.http.is_empty() || !rules.tcp.is_empty())
+            .filter(|(_, rules)| !rules.is_empty())
             .filter_map(|(rank, rules)| {
                 let side = side(&rules.origin.namespace, client, service)?;
                 Some(((side, rank, rules.created, &rules.origin), rules))

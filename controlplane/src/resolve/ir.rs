@@ -1,11 +1,12 @@
 //! The intermediate form: what one proxy is to do, with everything looked up, and nothing of Envoy's messages yet.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use leno_core::policy::TrafficPolicy;
-use leno_core::route::{Answer, Cors, Fault, HeaderChanges, HttpMatch, Redirect, Retry, Rewrite};
+use leno_core::policy::{Nearest, TrafficPolicy};
+use leno_core::route::{Answer, Cors, Fault, HeaderChanges, HttpMatch, Redirect, Retry, Rewrite, Subnet};
 use leno_core::service::{Identities, Labels, Service};
 use leno_core::{Host, HostPattern, MeshSettings, ObjectRef, Protocol};
 use serde::Serialize;
@@ -54,8 +55,11 @@ pub struct OutboundPort {
     pub clusters: Vec<Cluster>,
     /// Routes for HTTP; the first that matches is used. Never empty.
     pub http: Vec<HttpRoute>,
-    /// Where other connections go.
-    pub tcp: TcpTarget,
+    /// Routes for connections that are not HTTP and ask for something certain; of those that ask for the same, the first
+    /// is used.
+    pub connections: Vec<ConnectionRoute>,
+    /// Where all others go; `None` closes them.
+    pub tcp: Option<TcpTarget>,
     /// Addresses of the endpoints, for headless services only.
     pub addresses: Vec<(IpAddr, u16)>,
     /// The rules that decided; `None` without any.
@@ -107,8 +111,12 @@ pub struct Cluster {
     pub name: ClusterName,
     /// What is spoken.
     pub protocol: Protocol,
+    /// Where its endpoints come from.
+    pub discovery: Discovery,
     /// Labels that endpoints must carry.
     pub labels: Labels,
+    /// What the places of client and endpoints change.
+    pub spread: Spread,
     /// How it is connected to.
     pub policy: TrafficPolicy,
     /// Whom a client may meet.
@@ -117,6 +125,40 @@ pub struct Cluster {
     pub plain: bool,
     /// The policy's object.
     pub origin: Option<ObjectRef>,
+    /// Further objects that say a part of the policy.
+    pub others: Vec<ObjectRef>,
+}
+
+/// Where the endpoints of a cluster come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Discovery {
+    /// The control plane says.
+    Endpoints,
+    /// There is one: the address that the client asked for.
+    OriginalDestination,
+    /// The addresses of this name in DNS.
+    Name(String),
+}
+
+/// What the places of client and endpoints change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Spread {
+    /// Places get shares of their own, instead of what their endpoints get among all.
+    pub weighted: bool,
+    /// How they are told apart.
+    pub by: SpreadBy,
+}
+
+/// How places are told apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum SpreadBy {
+    /// They are all the same.
+    #[default]
+    Nothing,
+    /// Each gets its share, and others get nothing.
+    Shares(BTreeMap<String, u32>),
+    /// The nearest get everything.
+    Nearest(Nearest),
 }
 
 /// One HTTP route.
@@ -136,6 +178,8 @@ pub struct HttpRoute {
     pub cors: Option<Cors>,
     /// The rules' object.
     pub origin: Option<ObjectRef>,
+    /// The object that it was taken over from, when that is another.
+    pub taken_from: Option<ObjectRef>,
 }
 
 /// What happens to a request.
@@ -173,6 +217,19 @@ pub struct Target {
     pub weight: u32,
     /// Changes to headers for this target.
     pub headers: HeaderChanges,
+}
+
+/// A route for connections that are not HTTP. All that is given must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConnectionRoute {
+    /// The server names that a client may ask for in TLS; empty is any.
+    pub server_names: Vec<String>,
+    /// Where the address lies that the client asked for; empty is anywhere.
+    pub destinations: Vec<Subnet>,
+    /// Where the client's address lies; `None` is anywhere.
+    pub source: Option<Subnet>,
+    /// Where they go.
+    pub target: TcpTarget,
 }
 
 /// Where connections go that are not HTTP.

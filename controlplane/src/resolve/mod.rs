@@ -1,5 +1,6 @@
 //! Snapshot and scope to the intermediate form: which rules hold for this proxy, and what they come to. Pure.
 
+mod clusters;
 mod findings;
 mod index;
 mod ir;
@@ -8,13 +9,13 @@ mod scope;
 
 use std::sync::Arc;
 
-use leno_core::policy::DestinationPolicy;
 use leno_core::{Finding, Snapshot};
 
+pub(crate) use clusters::lies_in;
 pub use findings::findings;
 pub use ir::{
-    Action, Cluster, ClusterName, Forward, HttpRoute, Ir, Outbound, OutboundHost, OutboundPort, OutboundService,
-    Target, TcpTarget,
+    Action, Cluster, ClusterName, ConnectionRoute, Discovery, Forward, HttpRoute, Ir, Outbound, OutboundHost,
+    OutboundPort, OutboundService, Spread, SpreadBy, Target, TcpTarget,
 };
 pub use scope::{ClientScope, Scope, WorkloadScope, scope_of};
 
@@ -35,14 +36,11 @@ pub fn with_outbound(snapshot: &Snapshot, scope: &Scope, outbound: Arc<Outbound>
     Ir { mesh: snapshot.mesh.clone(), workload: scope.workload.clone(), outbound }
 }
 
-/// The labels that the endpoints of a cluster carry, as the client sees it; `None` when the client has no such cluster.
-pub fn labels_of(snapshot: &Snapshot, client: &ClientScope, name: &ClusterName) -> Option<leno_core::service::Labels> {
+/// The cluster of a name as the client sees it; `None` when the client has no such cluster.
+pub fn cluster_of(snapshot: &Snapshot, client: &ClientScope, name: &ClusterName) -> Option<Cluster> {
     let service = snapshot.services.get(&name.host)?;
-    service.ports.get(&name.port)?;
-    if name.subset.is_empty() {
-        return Some(leno_core::service::Labels::new());
-    }
+    let port = service.ports.get(&name.port)?;
     let index = index::Index::new(snapshot);
-    let policy: Option<&Arc<DestinationPolicy>> = index.policy(service, client);
-    index::subsets(policy).iter().find(|subset| subset.name == name.subset).map(|subset| subset.labels.clone())
+    let policy = index.policy(service, client);
+    clusters::of_port(snapshot, client, service, port, policy).into_iter().find(|cluster| cluster.name == *name)
 }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use leno_core::policy::DestinationPolicy;
 use leno_core::route::{self, ClientMatch, HttpAction, RouteRules};
 use leno_core::service::{Addressing, Service, ServicePort, selects};
-use leno_core::{Condition, Finding, HostPattern, Severity};
+use leno_core::{Condition, Finding, HostPattern, ObjectRef, Protocol, Severity};
 
-use super::index::{Index, Missing, subsets};
+use super::clusters;
+use super::index::{Index, Missing};
 use super::ir::{
-    Action, Cluster, ClusterName, Forward, HttpRoute, Outbound, OutboundHost, OutboundPort, OutboundService, Target,
-    TcpTarget,
+    Action, ClusterName, ConnectionRoute, Forward, HttpRoute, Outbound, OutboundHost, OutboundPort, OutboundService,
+    Target, TcpTarget,
 };
 use super::scope::ClientScope;
 
@@ -82,11 +83,16 @@ impl<'a> Resolver<'a, '_> {
             // Rules that have nothing for this client and port leave the service as it is.
             http.push(direct(&own));
         }
-        let tcp = rules
-            .and_then(|rules| self.tcp(rules, port.number))
-            .unwrap_or_else(|| TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None });
+        let plain = TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None };
+        let (connections, tcp) = match rules {
+            Some(rules) if port.protocol == Protocol::Tls => self.tls(rules, port.number),
+            Some(rules) => self.tcp(rules, port.number),
+            None => (Vec::new(), None),
+        };
+        // Who routes by server name says where TLS goes; all else leaves the service as it is.
+        let tcp = if port.protocol == Protocol::Tls && !connections.is_empty() { tcp } else { tcp.or(Some(plain)) };
         let addresses = match &service.addressing {
-            Addressing::Virtual(_) => Vec::new(),
+            Addressing::Virtual(_) | Addressing::Alias(_) => Vec::new(),
             Addressing::Headless => self
                 .index
                 .snapshot
@@ -98,33 +104,13 @@ impl<'a> Resolver<'a, '_> {
         OutboundPort {
             number: port.number,
             protocol: port.protocol,
-            clusters: self.clusters(service, port, policy),
+            clusters: clusters::of_port(self.index.snapshot, self.client, service, port, policy),
             http,
+            connections,
             tcp,
             addresses,
             rules: rules.map(|rules| rules.origin.clone()),
         }
-    }
-
-    /// The service as a whole, then its subsets.
-    fn clusters(&self, service: &Service, port: &ServicePort, policy: Option<&Arc<DestinationPolicy>>) -> Vec<Cluster> {
-        let members = self.index.snapshot.members.get(&service.host).cloned().unwrap_or_default();
-        let whole = policy.map(|policy| policy.policy.of_port(port.number).clone()).unwrap_or_default();
-        let cluster = |subset: &str, labels, policy_| Cluster {
-            name: ClusterName { port: port.number, subset: subset.to_owned(), host: service.host.clone() },
-            protocol: port.protocol,
-            labels,
-            policy: policy_,
-            identities: members.identities.clone(),
-            plain: members.plain,
-            origin: policy.map(|policy| policy.origin.clone()),
-        };
-        let mut clusters = vec![cluster("", Default::default(), whole.clone())];
-        for subset in subsets(policy) {
-            let over = subset.policy.of_port(port.number);
-            clusters.push(cluster(&subset.name, subset.labels.clone(), whole.overlaid(over)));
-        }
-        clusters
     }
 
     /// The routes of the rules for requests to this port, as far as they are for this client.
@@ -139,9 +125,14 @@ impl<'a> Resolver<'a, '_> {
                 continue;
             }
             let action = match &rule.action {
-                HttpAction::Forward(forward) => Action::Forward(Box::new(self.forward(rules, forward, port))),
+                HttpAction::Forward(forward) => {
+                    let said_by = rule.taken_from.as_ref().map_or((&rules.origin, rules.generation), |(o, g)| (o, *g));
+                    Action::Forward(Box::new(self.forward(said_by, forward, port)))
+                }
                 HttpAction::Redirect(redirect) => Action::Redirect(redirect.clone()),
                 HttpAction::Answer(answer) => Action::Answer(answer.clone()),
+                // Taken over when the snapshot was built.
+                HttpAction::Delegate(_) => continue,
             };
             for matching in matches {
                 let name = match matching.map(|matching| matching.name.as_str()) {
@@ -161,19 +152,20 @@ impl<'a> Resolver<'a, '_> {
                     fault: rule.fault.clone(),
                     cors: rule.cors.clone(),
                     origin: Some(rules.origin.clone()),
+                    taken_from: rule.taken_from.as_ref().map(|(origin, _)| origin.clone()),
                 });
             }
         }
         routes
     }
 
-    fn forward(&mut self, rules: &RouteRules, forward: &route::Forward, port: u16) -> Forward {
+    fn forward(&mut self, said_by: (&ObjectRef, i64), forward: &route::Forward, port: u16) -> Forward {
         let route::Forward { destinations, rewrite, timeout, retry, mirrors } = forward;
         let targets = destinations
             .iter()
             .map(|entry| {
                 let route::WeightedDestination { destination, weight, headers } = entry;
-                let cluster = self.target(rules, destination, port);
+                let cluster = self.target(said_by, destination, port);
                 Target { cluster, weight: *weight, headers: headers.clone() }
             })
             .collect();
@@ -181,26 +173,68 @@ impl<'a> Resolver<'a, '_> {
             .iter()
             .filter_map(|mirror| {
                 let route::Mirror { destination, share } = mirror;
-                Some((self.target(rules, destination, port)?, *share))
+                Some((self.target(said_by, destination, port)?, *share))
             })
             .collect();
         Forward { targets, rewrite: rewrite.clone(), timeout: *timeout, retry: retry.clone(), mirrors }
     }
 
-    /// The first TCP rule that is for this client and port.
-    pub(super) fn tcp(&mut self, rules: &RouteRules, port: u16) -> Option<TcpTarget> {
+    /// The TCP rules that are for this client and port, up to the first that takes everything.
+    pub(super) fn tcp(&mut self, rules: &RouteRules, port: u16) -> (Vec<ConnectionRoute>, Option<TcpTarget>) {
+        let mut connections = Vec::new();
         for rule in &rules.tcp {
             let route::TcpRule { field: _, matches, destinations } = rule;
-            if matches.as_ref().is_some_and(|matches| !matches.iter().any(|entry| self.is_for(entry, port))) {
-                continue;
+            let Some(matches) = matches else {
+                return (connections, Some(self.connected(rules, destinations, port)));
+            };
+            for route::TcpMatch { client: _, destinations: subnets, source } in
+                matches.iter().filter(|entry| self.is_for(&entry.client, port)).collect::<Vec<_>>()
+            {
+                let target = self.connected(rules, destinations, port);
+                if subnets.is_empty() && source.is_none() {
+                    return (connections, Some(target));
+                }
+                connections.push(ConnectionRoute {
+                    server_names: Vec::new(),
+                    destinations: subnets.clone(),
+                    source: *source,
+                    target,
+                });
             }
-            let targets = destinations
-                .iter()
-                .map(|(destination, weight)| (self.target(rules, destination, port), *weight))
-                .collect();
-            return Some(TcpTarget { targets, origin: Some(rules.origin.clone()) });
         }
-        None
+        (connections, None)
+    }
+
+    /// The TLS rules that are for this client and port, up to the first that takes everything.
+    pub(super) fn tls(&mut self, rules: &RouteRules, port: u16) -> (Vec<ConnectionRoute>, Option<TcpTarget>) {
+        let mut connections = Vec::new();
+        for rule in &rules.tls {
+            let route::TlsRule { field: _, matches, destinations } = rule;
+            for route::TlsMatch { client: _, server_names, destinations: subnets } in
+                matches.iter().filter(|entry| self.is_for(&entry.client, port)).collect::<Vec<_>>()
+            {
+                let target = self.connected(rules, destinations, port);
+                if subnets.is_empty() && server_names.is_empty() {
+                    return (connections, Some(target));
+                }
+                connections.push(ConnectionRoute {
+                    server_names: server_names.clone(),
+                    destinations: subnets.clone(),
+                    source: None,
+                    target,
+                });
+            }
+        }
+        (connections, None)
+    }
+
+    fn connected(&mut self, rules: &RouteRules, destinations: &[(route::Destination, u32)], port: u16) -> TcpTarget {
+        let said_by = (&rules.origin, rules.generation);
+        let targets = destinations
+            .iter()
+            .map(|(destination, weight)| (self.target(said_by, destination, port), *weight))
+            .collect();
+        TcpTarget { targets, origin: Some(rules.origin.clone()) }
     }
 
     fn is_for(&self, wanted: &ClientMatch, addressed: u16) -> bool {
@@ -210,13 +244,18 @@ impl<'a> Resolver<'a, '_> {
             && namespace.as_ref().is_none_or(|namespace| *namespace == self.client.namespace)
     }
 
-    fn target(&mut self, rules: &RouteRules, destination: &route::Destination, port: u16) -> Option<ClusterName> {
+    fn target(
+        &mut self,
+        said_by: (&ObjectRef, i64),
+        destination: &route::Destination,
+        port: u16,
+    ) -> Option<ClusterName> {
         match self.index.target(destination, Some(port), self.client) {
             Ok(cluster) => Some(cluster),
             Err(Missing { reason, field, message }) => {
                 self.findings.insert(Finding {
-                    object: rules.origin.clone(),
-                    generation: rules.generation,
+                    object: said_by.0.clone(),
+                    generation: said_by.1,
                     condition: Condition::ResolvedRefs,
                     severity: Severity::Failing,
                     reason,
@@ -240,5 +279,6 @@ fn direct(cluster: &ClusterName) -> HttpRoute {
         fault: None,
         cors: None,
         origin: None,
+        taken_from: None,
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use leno_core::service::{InboundPort, Labels};
+use leno_core::service::{InboundPort, Labels, Locality, NODE, REGION, SUBZONE, ZONE};
+use leno_core::snapshot::Place;
 use leno_core::{Identity, ObjectKey, Snapshot};
 
 /// Everything that translation may depend on besides the snapshot: the only key of its caches. Pods of one workload on one
@@ -22,6 +23,28 @@ pub struct ClientScope {
     pub namespace: String,
     /// Those of its labels that some rule asks for.
     pub labels: Labels,
+    /// Where it is, as far as that matters to some rule.
+    pub locality: Locality,
+    /// The node that it runs on, if that matters to some rule.
+    pub node: String,
+}
+
+impl ClientScope {
+    /// A client of a namespace of which nothing else is known.
+    pub fn of_namespace(namespace: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), ..Self::default() }
+    }
+
+    /// The value of a label, or of the place where it is; empty when there is none.
+    pub fn label(&self, name: &str) -> &str {
+        match name {
+            REGION => &self.locality.region,
+            ZONE => &self.locality.zone,
+            SUBZONE => &self.locality.subzone,
+            NODE => &self.node,
+            name => self.labels.get(name).map_or("", String::as_str),
+        }
+    }
 }
 
 /// What inbound configuration and telemetry depend on.
@@ -46,8 +69,14 @@ pub fn scope_of(snapshot: &Snapshot, pod: &ObjectKey) -> Option<Scope> {
     let workload = snapshot.workloads.get(pod)?;
     let asked = |(name, _): &(&String, &String)| snapshot.client_labels.contains(*name);
     let labels = workload.labels.iter().filter(asked).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let place = snapshot.client_place;
     Some(Scope {
-        client: ClientScope { namespace: workload.pod.namespace.clone(), labels },
+        client: ClientScope {
+            namespace: workload.pod.namespace.clone(),
+            labels,
+            locality: if place >= Place::Locality { workload.locality.clone() } else { Locality::default() },
+            node: if place == Place::Node { workload.node.clone() } else { String::new() },
+        },
         workload: WorkloadScope {
             name: workload.name.clone(),
             app: workload.app.clone(),

@@ -1,5 +1,6 @@
 //! The filters of listeners: HTTP, TCP, what looks at the first bytes, and the access log.
 
+use leno_core::policy::{Algorithm, HashKey, TrafficPolicy, Tunnel};
 use leno_xds::any;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
@@ -25,14 +26,15 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 };
 use leno_xds::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use leno_xds::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::{
-    ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight,
+    ClusterSpecifier, TunnelingConfig, WeightedCluster, weighted_cluster::ClusterWeight,
 };
-use leno_xds::envoy::r#type::v3::Int32Range;
+use leno_xds::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
 
+use super::Clusters;
 use super::clusters::BLACK_HOLE;
 use super::routes::{CORS, FAULT};
-use super::values::ads;
-use crate::resolve::TcpTarget;
+use super::values::{ads, duration};
+use crate::resolve::{ClusterName, TcpTarget};
 
 /// Istio's default format.
 const LOG_FORMAT: &str = concat!(
@@ -104,19 +106,24 @@ pub(super) fn http(stat_prefix: &str, routes: Routes, needs: HttpNeeds) -> Filte
 
 /// Passes bytes on to one cluster.
 pub(super) fn tcp(stat_prefix: &str, cluster: &str) -> Filter {
-    tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(cluster.to_owned()))
+    tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(cluster.to_owned()), &TrafficPolicy::default())
 }
 
-/// Passes bytes on to one of several clusters.
-pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget) -> Filter {
-    let name = |cluster: &Option<crate::resolve::ClusterName>| match cluster {
+/// Passes bytes on to one of several clusters. What the policy of the first says of connections holds for all of them.
+pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget, clusters: &Clusters<'_>) -> Filter {
+    let name = |cluster: &Option<ClusterName>| match cluster {
         Some(cluster) => cluster.to_string(),
         None => BLACK_HOLE.to_owned(),
     };
     let used: Vec<_> = target.targets.iter().filter(|(_, weight)| *weight > 0).collect();
+    let policy = used
+        .iter()
+        .find_map(|(cluster, _)| clusters.get(cluster.as_ref()?))
+        .map(|cluster| cluster.policy.clone())
+        .unwrap_or_default();
     match used.as_slice() {
         [] => tcp(stat_prefix, BLACK_HOLE),
-        [(cluster, _)] => tcp(stat_prefix, &name(cluster)),
+        [(cluster, _)] => tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(name(cluster)), &policy),
         several => {
             let clusters = several.iter().map(|(cluster, weight)| ClusterWeight {
                 name: name(cluster),
@@ -124,15 +131,33 @@ pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget) -> Filter {
                 ..Default::default()
             });
             let weighted = WeightedCluster { clusters: clusters.collect() };
-            tcp_proxy(stat_prefix, ClusterSpecifier::WeightedClusters(weighted))
+            tcp_proxy(stat_prefix, ClusterSpecifier::WeightedClusters(weighted), &policy)
         }
     }
 }
 
-fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier) -> Filter {
+fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier, policy: &TrafficPolicy) -> Filter {
+    let limits = policy.connections.as_ref();
+    let by_address = policy
+        .balancing
+        .as_ref()
+        .is_some_and(|balancing| matches!(balancing.algorithm, Algorithm::Hash(HashKey::SourceAddress, _)));
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(cluster),
+        idle_timeout: limits.and_then(|limits| limits.tcp_idle_timeout).map(duration),
+        max_downstream_connection_duration: limits.and_then(|limits| limits.max_connection_duration).map(duration),
+        hash_policy: by_address
+            .then(|| HashPolicy {
+                policy_specifier: Some(hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {})),
+            })
+            .into_iter()
+            .collect(),
+        tunneling_config: policy.tunnel.as_ref().map(|Tunnel { by_post, host, port }| TunnelingConfig {
+            hostname: format!("{host}:{port}"),
+            use_post: *by_post,
+            ..Default::default()
+        }),
         access_log: vec![access_log()],
         ..Default::default()
     };

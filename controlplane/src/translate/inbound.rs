@@ -97,7 +97,7 @@ fn chains(ir: &Ir, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<
             let all = Takes::Mesh(&[ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP]);
             chains.push(make("mtls-http", all, speaks_http()));
         }
-        Protocol::Tcp => {
+        Protocol::Tcp | Protocol::Tls => {
             chains.push(make("mtls-tcp", Takes::Mesh(&[ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP]), passes()));
         }
         Protocol::Auto => {
@@ -110,7 +110,7 @@ fn chains(ir: &Ir, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
                 chains.push(make("plain-http", Takes::Plain, speaks_http()));
             }
-            Protocol::Tcp => chains.push(make("plain-tcp", Takes::Plain, passes())),
+            Protocol::Tcp | Protocol::Tls => chains.push(make("plain-tcp", Takes::Plain, passes())),
             Protocol::Auto => {
                 chains.push(make("plain-http", Takes::PlainHttp, speaks_http()));
                 chains.push(make("plain-tcp", Takes::Plain, passes()));

@@ -3,6 +3,7 @@
 //! What comes out is a set of named resources, sorted and with a version that is a hash of the content: equal input gives
 //! equal bytes. Endpoints are translated apart from all else ([`endpoints`]).
 
+mod cluster_options;
 mod clusters;
 mod endpoints;
 mod filters;
@@ -20,7 +21,7 @@ use leno_core::service::Addressing;
 use leno_core::{ObjectRef, Protocol, Snapshot};
 use leno_xds::any;
 
-use crate::resolve::{ClusterName, Ir, Scope, labels_of};
+use crate::resolve::{Cluster, ClusterName, Discovery, Ir, Outbound, OutboundService, Scope, cluster_of};
 
 pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, TypeUrl};
 
@@ -31,27 +32,42 @@ pub fn translate(ir: &Ir) -> Resources {
 
 /// The names of the clusters whose endpoints a proxy asks for.
 pub fn endpoint_names(ir: &Ir) -> impl Iterator<Item = ClusterName> {
-    let services = ir.outbound.services.iter().filter(|service| service.service.addressing != Addressing::Headless);
-    let clusters = services.flat_map(|service| &service.ports).flat_map(|port| &port.clusters);
-    clusters.map(|cluster| cluster.name.clone())
+    with_endpoints(&ir.outbound).map(|cluster| cluster.name.clone())
+}
+
+fn all_clusters(outbound: &Outbound) -> impl Iterator<Item = &Cluster> {
+    outbound.services.iter().flat_map(|service| &service.ports).flat_map(|port| &port.clusters)
+}
+
+/// The clusters whose endpoints the control plane sends.
+fn with_endpoints(outbound: &Outbound) -> impl Iterator<Item = &Cluster> {
+    all_clusters(outbound).filter(|cluster| cluster.discovery == Discovery::Endpoints)
+}
+
+/// Clusters by name: what is said about a cluster and holds for the connections and requests that lead to it.
+type Clusters<'a> = BTreeMap<&'a ClusterName, &'a Cluster>;
+
+fn by_name(outbound: &Outbound) -> Clusters<'_> {
+    all_clusters(outbound).map(|cluster| (&cluster.name, cluster)).collect()
 }
 
 /// The endpoints of one cluster as one client sees it; `None` when it has no such cluster. A change of endpoints needs
 /// nothing but this.
 pub fn endpoints(snapshot: &Snapshot, scope: &Scope, cluster_name: &str) -> Option<Resource> {
     let name = ClusterName::parse(cluster_name)?;
-    let labels = labels_of(snapshot, &scope.client, &name)?;
-    let assignment = endpoints::assignment(snapshot, &name, &labels);
+    let cluster = cluster_of(snapshot, &scope.client, &name)?;
+    if cluster.discovery != Discovery::Endpoints {
+        return None;
+    }
+    let assignment = endpoints::assignment(snapshot, &scope.client, &cluster);
     Some(Resource::new(any(&assignment), BTreeSet::new()))
 }
 
 /// The endpoints of all clusters of a proxy: the same as [`endpoints`] for each of [`endpoint_names`], in one go.
-pub fn all_endpoints(snapshot: &Snapshot, ir: &Ir) -> BTreeMap<String, Arc<Resource>> {
-    let services = ir.outbound.services.iter().filter(|service| service.service.addressing != Addressing::Headless);
-    let clusters = services.flat_map(|service| &service.ports).flat_map(|port| &port.clusters);
-    clusters
+pub fn all_endpoints(snapshot: &Snapshot, scope: &Scope, ir: &Ir) -> BTreeMap<String, Arc<Resource>> {
+    with_endpoints(&ir.outbound)
         .map(|cluster| {
-            let assignment = endpoints::assignment(snapshot, &cluster.name, &cluster.labels);
+            let assignment = endpoints::assignment(snapshot, &scope.client, cluster);
             (cluster.name.to_string(), resource(&assignment, BTreeSet::new()))
         })
         .collect()
@@ -64,7 +80,7 @@ fn resource<M: prost::Message + prost::Name>(message: &M, origins: BTreeSet<Obje
 }
 
 fn listeners(ir: &Ir) -> Named {
-    let mut listeners: Named = outbound::services(&ir.outbound)
+    let mut listeners: Named = outbound::services(&ir.outbound, &by_name(&ir.outbound))
         .into_iter()
         .map(|(name, (listener, origins))| (name, resource(&listener, origins)))
         .collect();
@@ -80,7 +96,8 @@ fn clusters(ir: &Ir) -> Named {
     for service in &ir.outbound.services {
         for cluster in service.ports.iter().flat_map(|port| &port.clusters) {
             let message = clusters::outbound(cluster, &service.service, &ir.mesh);
-            named.insert(message.name.clone(), resource(&message, cluster.origin.iter().cloned().collect()));
+            let origins = cluster.origin.iter().chain(&cluster.others).cloned().collect();
+            named.insert(message.name.clone(), resource(&message, origins));
         }
     }
     for (name, cluster) in inbound::clusters(ir) {
@@ -94,10 +111,12 @@ fn clusters(ir: &Ir) -> Named {
 }
 
 fn routes(ir: &Ir) -> Named {
-    let keys = routes::hash_keys(&ir.outbound);
+    let keys = by_name(&ir.outbound);
     let mut named = Named::new();
-    for service in &ir.outbound.services {
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Tcp) {
+    // What has no address of its own is reached by host alone.
+    let addressed = |service: &&OutboundService| !matches!(service.service.addressing, Addressing::Alias(_));
+    for service in ir.outbound.services.iter().filter(addressed) {
+        for port in service.ports.iter().filter(|port| !port.protocol.is_opaque()) {
             let (message, origins) = routes::of_service(ir, service, port, &keys);
             named.insert(message.name.clone(), resource(&message, origins));
         }

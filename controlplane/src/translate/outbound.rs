@@ -4,15 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use leno_core::route::Subnet;
 use leno_core::service::Addressing;
 use leno_core::{ObjectRef, OutboundMode, Protocol};
-use leno_xds::envoy::config::core::v3::TrafficDirection;
+use leno_xds::envoy::config::core::v3::{CidrRange, TrafficDirection};
 use leno_xds::envoy::config::listener::v3::{AdditionalAddress, FilterChain, FilterChainMatch, Listener};
 
+use super::Clusters;
 use super::clusters::{BLACK_HOLE, PASSTHROUGH};
-use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, tcp, tcp_to};
+use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, tcp, tcp_to, tls_inspector};
 use super::values::{ip_socket, metadata, object, socket, text};
-use crate::resolve::{Ir, Outbound, OutboundPort, OutboundService};
+use crate::resolve::{ConnectionRoute, Ir, Outbound, OutboundPort, OutboundService, TcpTarget};
 
 /// The port that outbound connections are captured to.
 pub(super) const OUTBOUND_PORT: u16 = 15001;
@@ -70,7 +72,10 @@ pub(super) fn own_metadata(ir: &Ir) -> leno_xds::envoy::config::core::v3::Metada
 }
 
 /// The listeners of all services, by name, with the rules that shaped them.
-pub(super) fn services(outbound: &Outbound) -> BTreeMap<String, (Listener, BTreeSet<ObjectRef>)> {
+pub(super) fn services(
+    outbound: &Outbound,
+    clusters: &Clusters<'_>,
+) -> BTreeMap<String, (Listener, BTreeSet<ObjectRef>)> {
     let mut listeners = BTreeMap::new();
     for service in &outbound.services {
         for port in &service.ports {
@@ -81,8 +86,10 @@ pub(super) fn services(outbound: &Outbound) -> BTreeMap<String, (Listener, BTree
                 if listeners.contains_key(&name) {
                     continue;
                 }
-                let listener = of_address(service, port, &name, &addresses, number);
-                let origins = port.tcp.origin.iter().filter(|_| !port.protocol.is_http()).cloned().collect();
+                let listener = of_address(service, port, &name, &addresses, number, clusters);
+                let targets = port.connections.iter().map(|route| &route.target).chain(&port.tcp);
+                let used = targets.filter(|_| !port.protocol.is_http());
+                let origins = used.filter_map(|target| target.origin.clone()).collect();
                 listeners.insert(name, (listener, origins));
             }
         }
@@ -94,6 +101,8 @@ pub(super) fn services(outbound: &Outbound) -> BTreeMap<String, (Listener, BTree
 fn addresses(service: &OutboundService, port: &OutboundPort) -> Vec<(Vec<IpAddr>, u16)> {
     match &service.service.addressing {
         Addressing::Virtual(addresses) => vec![(addresses.clone(), port.number)],
+        // Reached by host alone.
+        Addressing::Alias(_) => Vec::new(),
         Addressing::Headless => port.addresses.iter().map(|(address, number)| (vec![*address], *number)).collect(),
     }
 }
@@ -104,6 +113,7 @@ fn of_address(
     name: &str,
     addresses: &[IpAddr],
     number: u16,
+    clusters: &Clusters<'_>,
 ) -> Listener {
     let stat_prefix = format!("outbound_{name}");
     let needs = HttpNeeds {
@@ -127,14 +137,84 @@ fn of_address(
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
             listener.filter_chains = vec![chain("http", http(&stat_prefix, routes, needs))];
         }
-        Protocol::Tcp => listener.filter_chains = vec![chain("tcp", tcp_to(&stat_prefix, &port.tcp))],
+        Protocol::Tcp | Protocol::Tls => {
+            for (name, matching, target) in connections(port) {
+                let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
+                listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+            }
+            let rest = port.tcp.as_ref().map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
+            listener.filter_chains.extend(rest);
+            if port.connections.iter().any(|route| !route.server_names.is_empty()) {
+                listener.listener_filters = vec![tls_inspector()];
+            }
+        }
         Protocol::Auto => {
             listener.filter_chains = vec![detected(chain("http", http(&stat_prefix, routes, needs)))];
-            listener.default_filter_chain = Some(chain("tcp", tcp_to(&stat_prefix, &port.tcp)));
+            for (name, matching, target) in connections(port) {
+                // A chain for an address hides those for any: HTTP stays HTTP there, too.
+                let routes = Routes::Named(format!("{}:{}", service.service.host, port.number));
+                let http = chain(&format!("http-{name}"), http(&stat_prefix, routes, needs));
+                let both = FilterChainMatch {
+                    application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
+                    ..matching.clone()
+                };
+                listener.filter_chains.push(FilterChain { filter_chain_match: Some(both), ..http });
+                let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
+                listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+            }
+            listener.default_filter_chain =
+                port.tcp.as_ref().map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
             detect(&mut listener);
         }
     }
     listener
+}
+
+/// The chains for connections that ask for something certain: name, match and target. Envoy refuses two chains that a
+/// connection could take alike; of those that ask for the same, the first is left.
+fn connections(port: &OutboundPort) -> Vec<(String, FilterChainMatch, &TcpTarget)> {
+    let mut taken: BTreeSet<(Option<&str>, Option<Subnet>, Option<Subnet>)> = BTreeSet::new();
+    let mut chains = Vec::new();
+    for (number, route) in port.connections.iter().enumerate() {
+        let ConnectionRoute { server_names, destinations, source, target } = route;
+        let mut names: Vec<Option<&str>> = server_names.iter().map(|name| Some(name.as_str())).collect();
+        if names.is_empty() {
+            names.push(None);
+        }
+        let mut subnets: Vec<Option<Subnet>> = destinations.iter().copied().map(Some).collect();
+        if subnets.is_empty() {
+            subnets.push(None);
+        }
+        let asked = names.iter().flat_map(|name| subnets.iter().map(move |subnet| (*name, *subnet, *source)));
+        let asked: BTreeSet<_> = asked.collect();
+        let free: Vec<_> = asked.iter().filter(|one| taken.insert(**one)).copied().collect();
+        if free.len() == asked.len() {
+            chains.push((format!("route-{number}"), matching(server_names, destinations, *source), target));
+            continue;
+        }
+        for (part, (name, subnet, source)) in free.into_iter().enumerate() {
+            let names: Vec<String> = name.map(str::to_owned).into_iter().collect();
+            let subnets: Vec<Subnet> = subnet.into_iter().collect();
+            chains.push((format!("route-{number}-{part}"), matching(&names, &subnets, source), target));
+        }
+    }
+    chains
+}
+
+fn matching(server_names: &[String], destinations: &[Subnet], source: Option<Subnet>) -> FilterChainMatch {
+    let range = |subnet: &Subnet| CidrRange {
+        address_prefix: subnet.address.to_string(),
+        prefix_len: Some(u32::from(subnet.length)),
+    };
+    let mut server_names = server_names.to_vec();
+    server_names.sort();
+    server_names.dedup();
+    FilterChainMatch {
+        server_names,
+        prefix_ranges: destinations.iter().map(range).collect(),
+        source_prefix_ranges: source.iter().map(range).collect(),
+        ..Default::default()
+    }
 }
 
 /// The chain, for connections that were found to be HTTP.

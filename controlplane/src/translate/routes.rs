@@ -28,9 +28,11 @@ use leno_xds::envoy::extensions::filters::common::fault::v3::{FaultDelay, fault_
 use leno_xds::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use leno_xds::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort::ErrorType};
 use leno_xds::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_xds::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use leno_xds::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 
+use super::Clusters;
 use super::clusters::{BLACK_HOLE, PASSTHROUGH, hash_key};
 use super::values::{ZERO, config_path, duration, header, headers, metadata, object, regex, text, text_matcher};
 use crate::resolve::{Action, ClusterName, Forward, HttpRoute, Ir, Outbound, OutboundPort, OutboundService};
@@ -49,33 +51,25 @@ const NOT_SENT_HEADER: &str = "x-leno-not-sent";
 const SAFE_RETRIES: (&str, u32) = ("connect-failure,refused-stream,reset-before-request,retriable-headers", 2);
 /// How often another endpoint is drawn when the one drawn has failed the request already.
 const HOST_ATTEMPTS: i64 = 5;
+/// After how many tries of one priority the next is drawn.
+const PRIORITY_UPDATES: i32 = 2;
 /// The largest fixed answer, in bytes.
 const MAX_ANSWER: u32 = 1 << 20;
-
-/// By which key the requests to a cluster are hashed.
-pub(super) type HashKeys<'a> = BTreeMap<&'a ClusterName, &'a HashKey>;
-
-/// The keys of all clusters that hash.
-pub(super) fn hash_keys(outbound: &Outbound) -> HashKeys<'_> {
-    let ports = outbound.services.iter().flat_map(|service| &service.ports);
-    let clusters = ports.flat_map(|port| &port.clusters);
-    clusters.filter_map(|cluster| hash_key(cluster).map(|key| (&cluster.name, key))).collect()
-}
 
 /// The routes of one service port.
 pub(super) fn of_service(
     ir: &Ir,
     service: &OutboundService,
     port: &OutboundPort,
-    keys: &HashKeys<'_>,
+    clusters: &Clusters<'_>,
 ) -> (xds::RouteConfiguration, BTreeSet<ObjectRef>) {
     let name = format!("{}:{}", service.service.host, port.number);
-    let host = virtual_host(name.clone(), vec!["*".to_owned()], &port.http, port.number, keys);
+    let host = virtual_host(name.clone(), vec!["*".to_owned()], &port.http, port.number, clusters);
     (configuration(ir, name, vec![host]), origins(&port.http, port.rules.as_ref()))
 }
 
 /// The routes of one port by host, for connections to addresses that no service owns.
-pub(super) fn by_host(ir: &Ir, number: u16, keys: &HashKeys<'_>) -> (xds::RouteConfiguration, BTreeSet<ObjectRef>) {
+pub(super) fn by_host(ir: &Ir, number: u16, clusters: &Clusters<'_>) -> (xds::RouteConfiguration, BTreeSet<ObjectRef>) {
     let Outbound { namespace, services, hosts } = ir.outbound.as_ref();
     let mut taken: BTreeSet<String> = BTreeSet::new();
     let mut found = BTreeSet::new();
@@ -87,7 +81,7 @@ pub(super) fn by_host(ir: &Ir, number: u16, keys: &HashKeys<'_>) -> (xds::RouteC
     };
     for service in services {
         let Some(port) = service.ports.iter().find(|port| port.number == number) else { continue };
-        if port.protocol == leno_core::Protocol::Tcp {
+        if port.protocol.is_opaque() {
             continue;
         }
         let key = &service.service.key;
@@ -100,7 +94,7 @@ pub(super) fn by_host(ir: &Ir, number: u16, keys: &HashKeys<'_>) -> (xds::RouteC
             names.push(key.name.clone());
         }
         let name = format!("{}:{number}", service.service.host);
-        virtual_hosts.push(virtual_host(name, free(names), &port.http, number, keys));
+        virtual_hosts.push(virtual_host(name, free(names), &port.http, number, clusters));
         found.extend(origins(&port.http, port.rules.as_ref()));
     }
     for entry in hosts {
@@ -116,7 +110,7 @@ pub(super) fn by_host(ir: &Ir, number: u16, keys: &HashKeys<'_>) -> (xds::RouteC
         if names.is_empty() {
             continue;
         }
-        virtual_hosts.push(virtual_host(format!("{}:{number}", entry.host), names, routes, number, keys));
+        virtual_hosts.push(virtual_host(format!("{}:{number}", entry.host), names, routes, number, clusters));
         found.extend(origins(routes, Some(&entry.rules)));
     }
     virtual_hosts.push(everything_else(ir.mesh.outbound));
@@ -176,7 +170,8 @@ fn everything_else(mode: OutboundMode) -> xds::VirtualHost {
 }
 
 fn origins(routes: &[HttpRoute], rules: Option<&ObjectRef>) -> BTreeSet<ObjectRef> {
-    routes.iter().filter_map(|route| route.origin.as_ref()).chain(rules).cloned().collect()
+    let made_from = routes.iter().flat_map(|route| route.origin.iter().chain(&route.taken_from));
+    made_from.chain(rules).cloned().collect()
 }
 
 fn virtual_host(
@@ -184,9 +179,9 @@ fn virtual_host(
     domains: Vec<String>,
     routes: &[HttpRoute],
     port: u16,
-    keys: &HashKeys<'_>,
+    clusters: &Clusters<'_>,
 ) -> xds::VirtualHost {
-    let routes = routes.iter().map(|entry| route(entry, port, keys)).collect();
+    let routes = routes.iter().map(|entry| route(entry, port, clusters)).collect();
     xds::VirtualHost { name, domains, routes, ..Default::default() }
 }
 
@@ -194,12 +189,12 @@ fn any_path() -> xds::RouteMatch {
     xds::RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
 }
 
-fn route(entry: &HttpRoute, port: u16, keys: &HashKeys<'_>) -> xds::Route {
-    let HttpRoute { name, matching, action, headers: changes, fault, cors, origin } = entry;
+fn route(entry: &HttpRoute, port: u16, clusters: &Clusters<'_>) -> xds::Route {
+    let HttpRoute { name, matching, action, headers: changes, fault, cors, origin, taken_from: _ } = entry;
     let path = matching.as_ref().and_then(|matching| matching.path.as_ref());
     let mut changes = changes.clone();
     let action = match action {
-        Action::Forward(forward) => xds::route::Action::Route(forwarded(forward, path, &mut changes, keys)),
+        Action::Forward(forward) => xds::route::Action::Route(forwarded(forward, path, &mut changes, clusters)),
         Action::Redirect(redirect) => xds::route::Action::Redirect(redirected(redirect, port)),
         Action::Answer(answer) => xds::route::Action::DirectResponse(answered(answer)),
     };
@@ -214,6 +209,7 @@ fn route(entry: &HttpRoute, port: u16, keys: &HashKeys<'_>) -> xds::Route {
         r#match: Some(matching.as_ref().map_or_else(any_path, matched)),
         metadata: origin.as_ref().map(|origin| metadata([("istio", object([("config", text(config_path(origin)))]))])),
         action: Some(action),
+        stat_prefix: matching.as_ref().map(|matching| matching.stat_prefix.clone()).unwrap_or_default(),
         typed_per_filter_config,
         request_headers_to_add,
         request_headers_to_remove,
@@ -236,6 +232,7 @@ fn matched(matching: &HttpMatch) -> xds::RouteMatch {
         query,
         // Decided when the rules were resolved.
         client: _,
+        stat_prefix: _,
     } = matching;
     let path_specifier = match path {
         None | Some(TextMatch::Present) => PathSpecifier::Prefix("/".to_owned()),
@@ -282,7 +279,7 @@ fn forwarded(
     forward: &Forward,
     path: Option<&TextMatch>,
     changes: &mut HeaderChanges,
-    keys: &HashKeys<'_>,
+    clusters: &Clusters<'_>,
 ) -> xds::RouteAction {
     let Forward { targets, rewrite, timeout, retry, mirrors } = forward;
     let mut host_rewrite = changes.authority.take();
@@ -322,7 +319,7 @@ fn forwarded(
             ClusterSpecifier::Cluster(cluster(&only.cluster))
         }
         several => {
-            let clusters = several.iter().map(|target| {
+            let weights = several.iter().map(|target| {
                 let HeaderChanges { authority, request, response } = &target.headers;
                 let (request_headers_to_add, request_headers_to_remove) = headers(request);
                 let (response_headers_to_add, response_headers_to_remove) = headers(response);
@@ -340,12 +337,13 @@ fn forwarded(
                 }
             });
             ClusterSpecifier::WeightedClusters(xds::WeightedCluster {
-                clusters: clusters.collect(),
+                clusters: weights.collect(),
                 ..Default::default()
             })
         }
     };
-    let hashed = used.iter().filter_map(|target| target.cluster.as_ref()).find_map(|name| keys.get(name));
+    let hashed =
+        used.iter().filter_map(|target| target.cluster.as_ref()).find_map(|name| hash_key(clusters.get(name)?));
     xds::RouteAction {
         prefix_rewrite,
         regex_rewrite: regex_rewrite.map(|(pattern, replacement)| RegexMatchAndSubstitute {
@@ -406,7 +404,7 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
             ..Default::default()
         });
     };
-    let Retry { attempts, per_try_timeout, on, statuses, remote_localities: _, avoid_previous, backoff } = retry;
+    let Retry { attempts, per_try_timeout, on, statuses, remote_localities, avoid_previous, backoff } = retry;
     if *attempts == 0 {
         return None;
     }
@@ -426,11 +424,22 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
         host_selection_retry_max_attempts: HOST_ATTEMPTS,
         retriable_status_codes: statuses.iter().map(|status| u32::from(*status)).collect(),
         retriable_headers: vec![not_sent],
+        retry_priority: remote_localities.then(previous_priorities),
         retry_back_off: backoff
             .filter(|backoff| *backoff > Duration::ZERO)
             .map(|backoff| RetryBackOff { base_interval: Some(duration(backoff)), ..Default::default() }),
         ..Default::default()
     })
+}
+
+/// Lets retries go to other localities, once those of a priority have been tried.
+fn previous_priorities() -> xds::retry_policy::RetryPriority {
+    xds::retry_policy::RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".to_owned(),
+        config_type: Some(xds::retry_policy::retry_priority::ConfigType::TypedConfig(any(&PreviousPrioritiesConfig {
+            update_frequency: PRIORITY_UPDATES,
+        }))),
+    }
 }
 
 fn hash_policy_of(key: &HashKey) -> HashPolicy {

@@ -26,7 +26,9 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
     HttpConnectionManager, Rds, http_connection_manager::RouteSpecifier,
 };
 use leno_xds::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use leno_xds::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
 use leno_xds::google::rpc::Status as WireStatus;
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
@@ -150,6 +152,11 @@ impl Server {
         Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap()
     }
 
+    pub async fn whole_proxy(&self) -> WholeProxy {
+        let own = self.pod_certificate("shop", "reviews-1", "u-1");
+        WholeProxy::open(self.channel(Some(own)).await).await.unwrap()
+    }
+
     pub async fn proxy(&self) -> Proxy {
         Proxy::open(self.channel(Some(self.pod_certificate("shop", "reviews-1", "u-1"))).await).await.unwrap()
     }
@@ -249,6 +256,83 @@ impl Proxy {
                 Err(status) => return status,
             }
         }
+    }
+}
+
+/// A client of the state-of-the-world protocol.
+pub struct WholeProxy {
+    requests: mpsc::Sender<DiscoveryRequest>,
+    responses: Streaming<DiscoveryResponse>,
+    names: BTreeMap<String, Vec<String>>,
+}
+
+impl WholeProxy {
+    pub async fn open(channel: Channel) -> Result<Self, Status> {
+        let (requests, outgoing) = mpsc::channel(16);
+        let responses = AggregatedDiscoveryServiceClient::new(channel)
+            .stream_aggregated_resources(ReceiverStream::new(outgoing))
+            .await?
+            .into_inner();
+        Ok(WholeProxy { requests, responses, names: BTreeMap::new() })
+    }
+
+    async fn send(&self, type_url: &str, response: Option<&DiscoveryResponse>, error: Option<&str>) {
+        let request = DiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names: self.names.get(type_url).cloned().unwrap_or_default(),
+            version_info: response.map(|response| response.version_info.clone()).unwrap_or_default(),
+            response_nonce: response.map(|response| response.nonce.clone()).unwrap_or_default(),
+            error_detail: error.map(|message| WireStatus {
+                code: 13,
+                message: message.into(),
+                ..WireStatus::default()
+            }),
+            ..DiscoveryRequest::default()
+        };
+        self.requests.send(request).await.unwrap();
+    }
+
+    /// Asks for these from now on; for everything, when there are none and the kind allows it.
+    pub async fn ask(&mut self, kind: Kind, names: &[&str]) {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.names.insert(kind.type_url().to_owned(), names);
+        self.send(kind.type_url(), None, None).await;
+    }
+
+    pub async fn ack(&self, response: &DiscoveryResponse) {
+        self.send(&response.type_url, Some(response), None).await;
+    }
+
+    pub async fn nack(&self, response: &DiscoveryResponse, message: &str) {
+        self.send(&response.type_url, Some(response), Some(message)).await;
+    }
+
+    /// The contents of the next response, which must be of this kind, sorted.
+    pub async fn next(&mut self, kind: Kind) -> (DiscoveryResponse, Vec<String>) {
+        let response = tokio::time::timeout(WAIT, self.responses.message())
+            .await
+            .unwrap_or_else(|_| panic!("no response while waiting for {kind:?}"))
+            .unwrap()
+            .expect("the stream ended");
+        assert_eq!(response.type_url, kind.type_url());
+        let content = |any: &prost_types::Any| String::from_utf8_lossy(&any.value).into_owned();
+        let mut contents: Vec<String> = response.resources.iter().map(content).collect();
+        contents.sort();
+        (response, contents)
+    }
+
+    pub async fn next_and_ack(&mut self, kind: Kind) -> Vec<String> {
+        let (response, contents) = self.next(kind).await;
+        self.ack(&response).await;
+        contents
+    }
+
+    /// As [`Proxy::expect_nothing`].
+    pub async fn expect_nothing(&mut self) {
+        let type_url = "type.googleapis.com/leno.test.Marker";
+        self.send(type_url, None, None).await;
+        let response = tokio::time::timeout(WAIT, self.responses.message()).await.expect("no answer").unwrap().unwrap();
+        assert_eq!(response.type_url, type_url);
     }
 }
 

@@ -47,6 +47,7 @@ pub fn destination_rule(object: &istio::DestinationRule, domain: &str) -> Conver
         host: pattern,
         export_to: report.export_to(export_to),
         clients,
+        others: Vec::new(),
         policy,
         subsets: converted,
     };

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
-use leno_core::Reason;
 use leno_core::route::{
-    Abort, Answer, Cors, Fault, Forward, HeaderChange, HeaderChanges, HttpAction, HttpMatch, HttpRule, Mirror,
-    PathRewrite, Redirect, RedirectPath, RedirectPort, Retry, Rewrite, TextMatch, WeightedDestination,
+    Abort, Answer, Cors, Delegate, Fault, Forward, HeaderChange, HeaderChanges, HttpAction, HttpMatch, HttpRule,
+    Mirror, PathRewrite, Redirect, RedirectPath, RedirectPort, Retry, Rewrite, TextMatch, WeightedDestination,
 };
+use leno_core::{ObjectKey, Reason};
 
-use super::not_yet::Feature;
 use super::report::Report;
 use super::virtual_service::{applies_to_sidecars, client_match, destination};
 use crate::istio::virtual_service as istio;
@@ -104,9 +103,17 @@ pub(super) fn http_rule(
     } else if let Some(answer) = direct_response {
         HttpAction::Answer(fixed_answer(report, answer, &format!("{field}.directResponse")))
     } else if let Some(delegate) = delegate {
-        let istio::Delegate { name: _, namespace: _ } = delegate;
-        report.needs(Feature::Delegate, &format!("{field}.delegate"));
-        return None;
+        let istio::Delegate { name, namespace } = delegate;
+        let named = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let Some(name) = named(name) else {
+            let message = "name the VirtualService whose rules are to be taken over";
+            report.refuse(Reason::InvalidValue, &format!("{field}.delegate.name"), message);
+            return None;
+        };
+        let key = ObjectKey::new(named(namespace).unwrap_or_else(|| report.namespace().to_owned()), name);
+        let rewrite = rewrite.flatten();
+        let defaults = Forward { destinations: Vec::new(), rewrite, timeout, retry, mirrors };
+        HttpAction::Delegate(Box::new(Delegate { key, defaults }))
     } else {
         let destinations = destinations(report, route, &format!("{field}.route"))?;
         HttpAction::Forward(Box::new(Forward { destinations, rewrite: rewrite.flatten(), timeout, retry, mirrors }))
@@ -114,6 +121,7 @@ pub(super) fn http_rule(
     applies.then(|| HttpRule {
         name: name.clone().unwrap_or_default(),
         field: field.to_owned(),
+        taken_from: None,
         matches,
         action,
         headers: headers.unwrap_or_default(),
@@ -144,9 +152,6 @@ fn http_match<'a>(
         source_namespace,
         stat_prefix,
     } = entry;
-    if stat_prefix.as_ref().is_some_and(|prefix| !prefix.is_empty()) {
-        report.uses(Feature::StatPrefix, &format!("{field}.statPrefix"));
-    }
     let mut one = |text: &Option<istio::StringMatch>, name: &str| {
         // An empty match of a text that is always there asks nothing.
         text.as_ref()
@@ -184,6 +189,7 @@ fn http_match<'a>(
         without_headers,
         query,
         client,
+        stat_prefix: stat_prefix.clone().unwrap_or_default(),
     };
     (converted, gateways)
 }
@@ -377,9 +383,6 @@ fn retry(report: &mut Report<'_>, retries: &istio::HttpRetry, field: &str) -> Re
             report.refuse(Reason::InvalidValue, &format!("{field}.retryOn"), message);
         }
     }
-    if retry_remote_localities.is_some() {
-        report.uses(Feature::RetryLocality, &format!("{field}.retryRemoteLocalities"));
-    }
     Retry {
         attempts,
         per_try_timeout: report.duration(per_try_timeout.clone(), &format!("{field}.perTryTimeout")),
@@ -404,7 +407,6 @@ fn copies(
     }
     let mut copies = Vec::new();
     if let Some(to) = mirror {
-        report.uses(Feature::Mirror, &format!("{field}.mirror"));
         let share = match (percentage, percent) {
             (Some(istio::Percent { value }), _) => {
                 report.share(value.unwrap_or_default(), &format!("{field}.mirrorPercentage.value"))
@@ -418,7 +420,6 @@ fn copies(
     for (index, entry) in mirrors.iter().enumerate() {
         let field = format!("{field}.mirrors[{index}]");
         let istio::HttpMirrorPolicy { destination: to, percentage } = entry;
-        report.uses(Feature::Mirror, &field);
         let share = match percentage {
             Some(istio::Percent { value }) => {
                 report.share(value.unwrap_or_default(), &format!("{field}.percentage.value"))
@@ -432,7 +433,6 @@ fn copies(
 }
 
 fn injected(report: &mut Report<'_>, fault: &istio::HttpFaultInjection, field: &str) -> Fault {
-    report.uses(Feature::Fault, field);
     let istio::HttpFaultInjection { delay, abort } = fault;
     let delay = delay.as_ref().and_then(|delay| {
         let field = format!("{field}.delay");
@@ -497,7 +497,6 @@ fn grpc_status_code(name: &str) -> Option<u32> {
 }
 
 fn browsers(report: &mut Report<'_>, cors: &istio::CorsPolicy, field: &str) -> Cors {
-    report.uses(Feature::Cors, field);
     let istio::CorsPolicy {
         allow_origin,
         allow_origins,

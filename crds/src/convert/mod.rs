@@ -5,8 +5,11 @@
 //! decided where the whole mesh is known. An object with a mistake that changes where traffic goes has no value at all,
 //! rather than one of guesses.
 
+mod client_tls;
 mod destination_rule;
 mod http;
+mod l4;
+mod locality;
 mod not_yet;
 mod policy;
 mod report;

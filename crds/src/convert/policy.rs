@@ -2,11 +2,12 @@
 
 use leno_core::Reason;
 use leno_core::policy::{
-    Algorithm, Balancing, ClientTls, ConnectionLimits, HashKey, HashTable, Keepalive, OutlierDetection, PortedPolicy,
-    RetryBudget, TrafficPolicy, Warmup,
+    Algorithm, Balancing, ConnectionLimits, HashKey, HashTable, Keepalive, OutlierDetection, PortedPolicy,
+    ProxyProtocol, RetryBudget, TrafficPolicy, Tunnel, Warmup,
 };
 
-use super::not_yet::Feature;
+use super::client_tls::client_tls;
+use super::locality::{by_locality, by_zone};
 use super::report::Report;
 use crate::istio::destination_rule as istio;
 use crate::istio::virtual_service::PortSelector;
@@ -28,22 +29,22 @@ pub(super) fn ported_policy(
         proxy_protocol,
         retry_budget,
     } = policy;
-    if let Some(tunnel) = tunnel {
-        let istio::TunnelSettings { protocol: _, target_host: _, target_port: _ } = tunnel;
-        report.uses(Feature::Tunnel, &format!("{field}.tunnel"));
-    }
-    if let Some(proxy_protocol) = proxy_protocol {
-        let istio::ProxyProtocol { version: _ } = proxy_protocol;
-        report.uses(Feature::ProxyProtocol, &format!("{field}.proxyProtocol"));
-    }
     let mut all = one_policy(report, load_balancer, connection_pool, outlier_detection, tls, field);
     all.retry_budget = retry_budget.as_ref().map(|budget| {
         let istio::RetryBudget { percent, min_retry_concurrency, budget_interval } = budget;
-        report.uses(Feature::RetryBudget, &format!("{field}.retryBudget"));
-        report.duration(budget_interval.clone(), &format!("{field}.retryBudget.budgetInterval"));
+        let interval = report.duration(budget_interval.clone(), &format!("{field}.retryBudget.budgetInterval"));
         let percent = percent.unwrap_or(20.0);
         report.share(percent, &format!("{field}.retryBudget.percent"));
-        RetryBudget { percent, min_concurrency: min_retry_concurrency.unwrap_or(3) }
+        let interval = interval.filter(|interval| !interval.is_zero());
+        RetryBudget { percent, min_concurrency: min_retry_concurrency.unwrap_or(3), interval }
+    });
+    if tunnel.is_some() && proxy_protocol.is_some() {
+        report.refuse(Reason::NotExactlyOne, field, "only one of tunnel and proxyProtocol can be given");
+    }
+    all.tunnel = tunnel.as_ref().and_then(|tunnel| tunnelled(report, tunnel, &format!("{field}.tunnel")));
+    all.proxy_protocol = proxy_protocol.as_ref().map(|istio::ProxyProtocol { version }| match version {
+        None | Some(istio::ProxyProtocolVersion::V1) => ProxyProtocol::V1,
+        Some(istio::ProxyProtocolVersion::V2) => ProxyProtocol::V2,
     });
     let mut converted = PortedPolicy { all, ..PortedPolicy::default() };
     for (index, entry) in port_level_settings.iter().enumerate() {
@@ -61,6 +62,25 @@ pub(super) fn ported_policy(
     converted
 }
 
+fn tunnelled(report: &mut Report<'_>, tunnel: &istio::TunnelSettings, field: &str) -> Option<Tunnel> {
+    let istio::TunnelSettings { protocol, target_host, target_port } = tunnel;
+    let by_post = match protocol.as_deref().map(str::to_ascii_uppercase).as_deref() {
+        None | Some("" | "CONNECT") => false,
+        Some("POST") => true,
+        Some(other) => {
+            let message = format!("\"{other}\" opens no tunnel; use CONNECT or POST");
+            report.refuse(Reason::InvalidValue, &format!("{field}.protocol"), message);
+            false
+        }
+    };
+    let host = report.host(target_host, &format!("{field}.targetHost"));
+    let port = report.port(Some(*target_port), &format!("{field}.targetPort"));
+    if port.is_none() {
+        report.refuse(Reason::InvalidValue, &format!("{field}.targetPort"), "a tunnel needs a port at its end");
+    }
+    host.zip(port).map(|(_, port)| Tunnel { by_post, host: target_host.to_ascii_lowercase(), port })
+}
+
 fn one_policy(
     report: &mut Report<'_>,
     balancing: &Option<istio::LoadBalancerSettings>,
@@ -74,7 +94,10 @@ fn one_policy(
         connections: connections.as_ref().map(|pool| limits(report, pool, &format!("{field}.connectionPool"))),
         outliers: outliers.as_ref().map(|outliers| ejected(report, outliers, &format!("{field}.outlierDetection"))),
         tls: tls.as_ref().and_then(|tls| client_tls(report, tls, &format!("{field}.tls"))),
+        // For the service or subset as a whole only.
         retry_budget: None,
+        tunnel: None,
+        proxy_protocol: None,
     }
 }
 
@@ -90,21 +113,15 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
     if simple.is_some() && consistent_hash.is_some() {
         report.refuse(Reason::NotExactlyOne, field, "only one of simple and consistentHash can be given");
     }
-    if let Some(locality) = locality_lb_setting {
-        let istio::LocalityLoadBalancerSetting { distribute, failover, failover_priority, enabled } = locality;
-        let off = *enabled == Some(false);
-        let says_nothing = distribute.is_empty() && failover.is_empty() && failover_priority.is_empty();
-        if !off && (enabled.is_some() || !says_nothing) {
-            report.uses(Feature::LocalityBalancing, &format!("{field}.localityLbSetting"));
-        }
+    if locality_lb_setting.is_some() && zone_aware_lb_setting.is_some() {
+        let message = "only one of localityLbSetting and zoneAwareLbSetting can be given";
+        report.refuse(Reason::NotExactlyOne, field, message);
     }
-    if let Some(zones) = zone_aware_lb_setting {
-        let istio::ZoneAwareLoadBalancerSetting { enabled, failover: _, failover_priority: _, min_cluster_size: _ } =
-            zones;
-        if *enabled != Some(false) {
-            report.uses(Feature::LocalityBalancing, &format!("{field}.zoneAwareLbSetting"));
-        }
-    }
+    let locality = match (locality_lb_setting, zone_aware_lb_setting) {
+        (Some(setting), _) => by_locality(report, setting, &format!("{field}.localityLbSetting")),
+        (None, Some(setting)) => Some(by_zone(report, setting, &format!("{field}.zoneAwareLbSetting"))),
+        (None, None) => None,
+    };
     let mut slow_start = report
         .duration(warmup_duration_secs.clone(), &format!("{field}.warmupDurationSecs"))
         .map(|duration| Warmup { duration, minimum_percent: 10.0, aggression: 1.0 });
@@ -120,23 +137,21 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
             report.refuse(Reason::InvalidValue, &format!("{field}.warmup.aggression"), message);
         }
     }
-    if slow_start.is_some() {
-        report.uses(Feature::Warmup, &format!("{field}.warmup"));
-    }
     let algorithm = match (simple, consistent_hash) {
         (_, Some(hash)) => hashed(report, hash, &format!("{field}.consistentHash")),
         (Some(istio::SimpleLb::RoundRobin), None) => Algorithm::RoundRobin,
         (Some(istio::SimpleLb::Random), None) => Algorithm::Random,
-        (Some(istio::SimpleLb::Passthrough), None) => {
-            report.uses(Feature::PassthroughBalancing, &format!("{field}.simple"));
-            Algorithm::Passthrough
-        }
+        (Some(istio::SimpleLb::Passthrough), None) => Algorithm::Passthrough,
         (
             Some(istio::SimpleLb::Unspecified | istio::SimpleLb::LeastConn | istio::SimpleLb::LeastRequest) | None,
             None,
         ) => Algorithm::LeastRequest,
     };
-    Balancing { algorithm, warmup: slow_start }
+    if slow_start.is_some() && !matches!(algorithm, Algorithm::LeastRequest | Algorithm::RoundRobin) {
+        let message = "only LEAST_REQUEST and ROUND_ROBIN start slowly; with another algorithm this has no effect";
+        report.remark(Reason::NoEffect, &format!("{field}.warmup"), message);
+    }
+    Balancing { algorithm, warmup: slow_start, locality }
 }
 
 fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) -> Algorithm {
@@ -149,7 +164,6 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
         maglev,
         minimum_ring_size,
     } = hash;
-    report.uses(Feature::ConsistentHash, field);
     let mut keys = Vec::new();
     keys.extend(http_header_name.clone().map(HashKey::Header));
     if let Some(istio::HttpCookie { name, path, ttl, attributes }) = http_cookie {
@@ -217,12 +231,10 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
             max_connection_duration,
             idle_timeout,
         } = tcp;
-        limits.max_connections =
-            limit(report, *max_connections, Feature::ConnectionLimits, &format!("{field}.maxConnections"));
+        limits.max_connections = limit(report, *max_connections, &format!("{field}.maxConnections"));
         limits.connect_timeout = report.duration(connect_timeout.clone(), &format!("{field}.connectTimeout"));
         limits.keepalive = tcp_keepalive.as_ref().map(|keepalive| {
             let field = format!("{field}.tcpKeepalive");
-            report.uses(Feature::TcpKeepalive, &field);
             let istio::TcpKeepalive { probes, time, interval } = keepalive;
             let time = report.duration(time.clone(), &format!("{field}.time"));
             Keepalive {
@@ -231,16 +243,9 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
                 interval: report.duration(interval.clone(), &format!("{field}.interval")),
             }
         });
-        if max_connection_duration.is_some() {
-            let field = format!("{field}.maxConnectionDuration");
-            report.uses(Feature::MaxConnectionDuration, &field);
-            limits.max_connection_duration = report.duration(max_connection_duration.clone(), &field);
-        }
-        if idle_timeout.is_some() {
-            let field = format!("{field}.idleTimeout");
-            report.uses(Feature::TcpIdleTimeout, &field);
-            limits.tcp_idle_timeout = report.duration(idle_timeout.clone(), &field);
-        }
+        limits.max_connection_duration =
+            report.duration(max_connection_duration.clone(), &format!("{field}.maxConnectionDuration"));
+        limits.tcp_idle_timeout = report.duration(idle_timeout.clone(), &format!("{field}.idleTimeout"));
     }
     if let Some(http) = http {
         let field = format!("{field}.http");
@@ -255,53 +260,40 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
             max_concurrent_streams,
             http2_keep_alive,
         } = http;
-        let mut count = |number: Option<i32>, name: &str| {
-            limit(report, number, Feature::ConnectionLimits, &format!("{field}.{name}"))
-        };
+        let mut count = |number: Option<i32>, name: &str| limit(report, number, &format!("{field}.{name}"));
         limits.max_pending = count(*http1_max_pending_requests, "http1MaxPendingRequests");
         limits.max_requests = count(*http2_max_requests, "http2MaxRequests");
         limits.max_requests_per_connection = count(*max_requests_per_connection, "maxRequestsPerConnection");
         limits.max_retries = count(*max_retries, "maxRetries");
         limits.max_concurrent_streams = count(*max_concurrent_streams, "maxConcurrentStreams");
-        if idle_timeout.is_some() {
-            let field = format!("{field}.idleTimeout");
-            report.uses(Feature::HttpIdleTimeout, &field);
-            limits.http_idle_timeout = report.duration(idle_timeout.clone(), &field);
-        }
+        limits.http_idle_timeout = report.duration(idle_timeout.clone(), &format!("{field}.idleTimeout"));
         limits.upgrade_to_http2 = match h2_upgrade_policy {
             None | Some(istio::H2UpgradePolicy::Default) => None,
             Some(istio::H2UpgradePolicy::DoNotUpgrade) => Some(false),
-            Some(istio::H2UpgradePolicy::Upgrade) => {
-                report.uses(Feature::HttpUpgrade, &format!("{field}.h2UpgradePolicy"));
-                Some(true)
-            }
+            Some(istio::H2UpgradePolicy::Upgrade) => Some(true),
         };
         limits.use_client_protocol = use_client_protocol.unwrap_or_default();
-        if limits.use_client_protocol {
-            report.uses(Feature::ClientProtocol, &format!("{field}.useClientProtocol"));
-            if limits.upgrade_to_http2 == Some(true) {
-                let message = "useClientProtocol and h2UpgradePolicy: UPGRADE exclude each other";
-                report.refuse(Reason::NotExactlyOne, &field, message);
-            }
+        if limits.use_client_protocol && limits.upgrade_to_http2 == Some(true) {
+            let message = "useClientProtocol and h2UpgradePolicy: UPGRADE exclude each other";
+            report.refuse(Reason::NotExactlyOne, &field, message);
         }
         if let Some(istio::ConnectionKeepalive { interval, timeout }) = http2_keep_alive {
             let field = format!("{field}.http2KeepAlive");
-            report.uses(Feature::Http2Keepalive, &field);
             let interval = report.duration(interval.clone(), &format!("{field}.interval"));
             let timeout = report.duration(timeout.clone(), &format!("{field}.timeout"));
             limits.http2_keepalive = interval.zip(timeout);
+            if limits.http2_keepalive.is_none() {
+                let message = "probes need both interval and timeout; without, none are sent";
+                report.remark(Reason::NoEffect, &field, message);
+            }
         }
     }
     limits
 }
 
 /// A limit; 0 is none.
-fn limit(report: &mut Report<'_>, number: Option<i32>, feature: Feature, field: &str) -> Option<u32> {
-    let limit = report.count(number, field).filter(|limit| *limit != 0);
-    if limit.is_some() {
-        report.uses(feature, field);
-    }
-    limit
+fn limit(report: &mut Report<'_>, number: Option<i32>, field: &str) -> Option<u32> {
+    report.count(number, field).filter(|limit| *limit != 0)
 }
 
 fn ejected(report: &mut Report<'_>, outliers: &istio::OutlierDetection, field: &str) -> OutlierDetection {
@@ -317,12 +309,23 @@ fn ejected(report: &mut Report<'_>, outliers: &istio::OutlierDetection, field: &
         min_health_percent,
         outlier_detection_http_error_codes,
     } = outliers;
-    report.uses(Feature::OutlierDetection, field);
     // Istio reads the deprecated field as gateway errors when nothing newer is given.
     let deprecated = report.count(*consecutive_errors, &format!("{field}.consecutiveErrors"));
-    if !outlier_detection_http_error_codes.is_empty() {
-        let message = "statuses of one's own are not counted; 5xx and gateway errors are";
-        report.remark(Reason::NotYetInForce, &format!("{field}.outlierDetectionHttpErrorCodes"), message);
+    let mut statuses = Vec::new();
+    for (index, status) in outlier_detection_http_error_codes.iter().enumerate() {
+        match u16::try_from(*status) {
+            Ok(status @ 100..=599) => statuses.push(status),
+            _ => {
+                let field = format!("{field}.outlierDetectionHttpErrorCodes[{index}]");
+                report.refuse(Reason::InvalidValue, &field, "a status is a number from 100 to 599");
+            }
+        }
+    }
+    if consecutive_local_origin_failures.is_some_and(|count| count > 0)
+        && *split_external_local_origin_errors != Some(true)
+    {
+        let message = "local failures are counted apart only with splitExternalLocalOriginErrors: true";
+        report.remark(Reason::NoEffect, &format!("{field}.consecutiveLocalOriginFailures"), message);
     }
     let mut percent = |value: Option<i32>, name: &str| {
         let field = format!("{field}.{name}");
@@ -343,37 +346,6 @@ fn ejected(report: &mut Report<'_>, outliers: &istio::OutlierDetection, field: &
         base_ejection: report.duration(base_ejection_time.clone(), &format!("{field}.baseEjectionTime")),
         max_ejection_percent,
         min_health_percent,
-    }
-}
-
-fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings, field: &str) -> Option<ClientTls> {
-    let istio::ClientTlsSettings {
-        mode,
-        client_certificate,
-        private_key,
-        ca_certificates,
-        credential_name,
-        subject_alt_names,
-        sni,
-        insecure_skip_verify,
-        ca_crl,
-    } = tls;
-    let details = [client_certificate, private_key, ca_certificates, credential_name, sni, ca_crl];
-    let detailed = details.iter().any(|text| text.as_ref().is_some_and(|text| !text.is_empty()))
-        || !subject_alt_names.is_empty()
-        || *insecure_skip_verify == Some(true);
-    match mode {
-        None | Some(istio::ClientTlsMode::Disable) => Some(ClientTls::Off),
-        Some(istio::ClientTlsMode::IstioMutual) => {
-            if detailed {
-                let message = "with ISTIO_MUTUAL the mesh's own certificates and names are used; drop the other fields";
-                report.remark(Reason::NoEffect, field, message);
-            }
-            Some(ClientTls::Mesh)
-        }
-        Some(istio::ClientTlsMode::Simple | istio::ClientTlsMode::Mutual) => {
-            report.uses(Feature::TlsOrigination, field);
-            None
-        }
+        statuses,
     }
 }

@@ -1,7 +1,7 @@
 //! The demo and the tests that need a cluster, from the command line.
 
 use clap::{Parser, Subcommand};
-use leno_e2e::{bed::Release, cluster, demo, judge, scenarios};
+use leno_e2e::{bed::Release, bench, cluster, demo, differential, judge, scenarios};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Leno's demo and scenario tests; `make demo` and `make scenarios` call it.
@@ -35,6 +35,12 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Measure our proxy beside Envoy, nginx and HAProxy.
+    Bench(bench::Options),
+    /// Draw where our proxy's time goes.
+    Flamegraph(bench::Flame),
+    /// Compare our proxy with a stock Envoy: one configuration, the same requests.
+    Differential(differential::Options),
     /// Run the scenario tests.
     Scenarios {
         #[command(flatten)]
@@ -49,6 +55,9 @@ fn main() -> ExitCode {
         Task::Demo(release) => demo::run(release).map(|()| true),
         Task::DemoDown => demo::down().map(|()| true),
         Task::Judge { bin_dir, cases, requests, only } => judge::judge(&bin_dir, &cases, &requests, only.as_deref()),
+        Task::Bench(options) => bench::run(&options),
+        Task::Flamegraph(options) => bench::flamegraph(&options),
+        Task::Differential(options) => differential::run(&options),
         Task::Scenarios { release, options } => scenarios::run(release, &options),
     };
     match result {

@@ -81,7 +81,7 @@ impl Senders<'_> {
         let alpn: &[u8] = match request.protocol {
             Protocol::Http1 => b"leno-http/1.1",
             Protocol::Http2 => b"leno-h2",
-            Protocol::Tcp | Protocol::ServerFirst => b"leno",
+            Protocol::Tcp | Protocol::ServerFirst | Protocol::Tls => b"leno",
         };
         config.alpn_protocols = vec![alpn.to_vec()];
         let name = ServerName::try_from("judge.leno.test")?;
@@ -97,7 +97,12 @@ async fn exchange(
     let http2 = match request.protocol {
         Protocol::Http1 => false,
         Protocol::Http2 => true,
-        Protocol::Tcp | Protocol::ServerFirst => return line(stream, request.protocol).await,
+        Protocol::Tcp => return line(stream, b"ping\n").await,
+        Protocol::ServerFirst => return line(stream, b"").await,
+        Protocol::Tls => {
+            let hello = client_hello(request.host.as_deref().context("TLS needs a host, as server name")?)?;
+            return line(stream, &hello).await;
+        }
     };
     let (host, path) = (request.host.clone().unwrap_or(request.to.to_string()), request.path.as_deref().unwrap_or("/"));
     let mut head = Request::builder().method(request.method.as_deref().unwrap_or("GET"));
@@ -128,12 +133,24 @@ async fn exchange(
     Ok(Answer { status: parts.status.as_u16(), headers, seen })
 }
 
-async fn line(stream: impl AsyncRead + AsyncWrite + Unpin, protocol: Protocol) -> Result<Answer> {
+/// The first message of a TLS client that asks for a server name, and the end of a line, so that a server of lines
+/// answers.
+fn client_hello(server_name: &str) -> Result<Vec<u8>> {
+    // Nobody answers it, so there is nobody to trust.
+    let roots = rustls::RootCertStore::empty();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let name = ServerName::try_from(server_name.to_owned())?;
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name)?;
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello)?;
+    hello.push(b'\n');
+    Ok(hello)
+}
+
+async fn line(stream: impl AsyncRead + AsyncWrite + Unpin, first: &[u8]) -> Result<Answer> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    if protocol == Protocol::Tcp {
-        stream.write_all(b"ping\n").await?;
-    }
+    stream.write_all(first).await?;
     stream.read_line(&mut line).await?;
     ensure!(!line.is_empty(), "the connection ended without a byte");
     Ok(Answer {

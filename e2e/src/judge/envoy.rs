@@ -43,9 +43,11 @@ impl Envoy {
         pod: &str,
         address: &str,
         own: &Credentials,
+        state_of_the_world: bool,
     ) -> Result<Envoy> {
         let (namespace, name) = pod.split_once('/').context("a pod is namespace/name")?;
-        let bootstrap = bootstrap(&format!("leno~{name}.{namespace}"), address, &folder.join("sds.sock"), own);
+        let bootstrap =
+            bootstrap(&format!("leno~{name}.{namespace}"), address, &folder.join("sds.sock"), own, state_of_the_world);
         // Opened here and run by its descriptor: its user need not be able to reach the cache folder.
         let file = File::open(program).with_context(|| program.display().to_string())?;
         let descriptor = nix::unistd::dup(&file)?;
@@ -145,7 +147,7 @@ pub(super) fn judge(dump: &Value) -> Result<Taken> {
     Ok(taken)
 }
 
-fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials) -> Value {
+fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials, state_of_the_world: bool) -> Value {
     let ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "5s"});
     let text = |text: String| json!({"inline_string": text});
     let http2 = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -175,7 +177,7 @@ fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials)
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},
         "dynamic_resources": {
             "ads_config": {
-                "api_type": "DELTA_GRPC",
+                "api_type": if state_of_the_world { "GRPC" } else { "DELTA_GRPC" },
                 "transport_api_version": "V3",
                 "grpc_services": [{"envoy_grpc": {"cluster_name": "control-plane"}}],
             },

@@ -14,7 +14,7 @@ mod client;
 mod control_plane;
 mod envoy;
 mod peers;
-mod process;
+pub(crate) mod process;
 mod requests;
 mod secrets;
 mod space;
@@ -169,6 +169,7 @@ impl Judged<'_> {
             &pod.key,
             &format!("169.254.{}.2", self.number),
             credentials,
+            self.case.requests.state_of_the_world,
         )?;
         let taken = envoy.active().await?;
         let senders = Senders { case: self.case, own: &own, others: &others, credentials: self.credentials };

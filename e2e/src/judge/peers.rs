@@ -123,10 +123,11 @@ fn http(request: &Request<Incoming>, mut seen: Value) -> http::Result<Response<F
 }
 
 async fn lines(reader: impl AsyncRead + Unpin, mut writer: impl AsyncWrite + Unpin, seen: Value) -> Result<()> {
-    let mut lines = BufReader::new(reader).lines();
-    while let Some(line) = lines.next_line().await.context("reading a line")? {
+    // Not all of them are text: the first message of TLS has a line, too.
+    let mut lines = BufReader::new(reader).split(b'\n');
+    while let Some(line) = lines.next_segment().await.context("reading a line")? {
         let mut seen = seen.clone();
-        seen["line"] = line.into();
+        seen["line"] = String::from_utf8_lossy(&line).into();
         writer.write_all(format!("{seen}\n").as_bytes()).await?;
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// A running process with its output in a file.
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
     name: String,
     log: PathBuf,
@@ -17,9 +17,11 @@ pub(super) struct Process {
 
 impl Process {
     /// Starts it, with its output in `folder`.
-    pub(super) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
+    pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Result<Process> {
         let log = folder.join(format!("{name}.log"));
-        let file = File::create(&log)?;
+        File::create(&log)?;
+        // Appending: who opens its standard output by path writes beside what comes through the descriptor.
+        let file = File::options().append(true).open(&log)?;
         // Envoy opens its own standard output by path, as another user.
         file.set_permissions(std::fs::Permissions::from_mode(0o666))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -28,15 +30,25 @@ impl Process {
     }
 
     /// Fails with its last words when it has ended.
-    pub(super) fn alive(&mut self) -> Result<()> {
+    pub(crate) fn alive(&mut self) -> Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
             Some(status) => bail!("{} ended with {status}:\n{}", self.name, self.tail(40)),
         }
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// All that it wrote.
+    pub(crate) fn output(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The end of what it wrote, at most so many lines.
-    pub(super) fn tail(&self, lines: usize) -> String {
+    pub(crate) fn tail(&self, lines: usize) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();

@@ -9,6 +9,9 @@ use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 pub struct Requests {
     /// The pod, as `namespace/name`, whose proxy Envoy is; the first meshed pod of the case where it is left out.
     pub pod: Option<String>,
+    /// Whether Envoy asks for all of a kind at once (`GRPC`) instead of for what changed (`DELTA_GRPC`).
+    #[serde(default)]
+    pub state_of_the_world: bool,
     /// Pods (`namespace/name`) that show another pod's certificate.
     #[serde(default)]
     pub impostors: BTreeMap<String, String>,
@@ -30,6 +33,8 @@ pub enum Protocol {
     Tcp,
     /// Bytes; the server speaks first.
     ServerFirst,
+    /// The first message of TLS, with the authority as server name; nobody finishes the handshake.
+    Tls,
 }
 
 /// One request, or several equal ones.

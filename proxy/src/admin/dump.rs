@@ -80,6 +80,7 @@ pub(super) fn clusters(state: &State) -> String {
             let tls = match endpoint.tls.as_deref() {
                 Some(ClientTls::Mesh(mesh)) => mesh.expected.join("|"),
                 Some(ClientTls::Own(_)) => "tls".to_owned(),
+                Some(ClientTls::Proxied(_)) => "proxy-protocol".to_owned(),
                 None => "plain".to_owned(),
             };
             writeln!(

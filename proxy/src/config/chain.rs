@@ -1,7 +1,7 @@
 //! Listeners, how a connection finds one, and how it finds a filter chain in it.
 
-use super::{ClusterId, HttpManager, ServerTls};
-use crate::telemetry::LogFormat;
+use super::{FilterChains, Gate, Network, ServerTls};
+use ipnet::IpNet;
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
@@ -88,15 +88,111 @@ pub struct Listener {
     pub use_original_dst: bool,
     /// What is looked at before a chain is chosen.
     pub inspect: Inspect,
+    /// The PROXY protocol that connections begin with.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// How long detection waits for the client's first bytes; then the connection goes on with what is known. Zero waits
     /// for the first bytes without limit.
     pub detect_timeout: Duration,
     /// Whether a connection whose detection timed out goes on (else it is closed).
     pub continue_on_timeout: bool,
-    /// The chains that match on something.
-    pub chains: Vec<FilterChain>,
-    /// What takes the connections that no chain matches; without it they are closed.
-    pub default_chain: Option<FilterChain>,
+    /// The filter chains.
+    pub chains: FilterChains,
+    /// How sockets are made and what accepted connections get.
+    pub socket: SocketSettings,
+}
+
+impl Default for Listener {
+    /// Without addresses and chains.
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            direction: Direction::Outbound,
+            addresses: Vec::new(),
+            bind: true,
+            use_original_dst: false,
+            inspect: Inspect::default(),
+            proxy_protocol: None,
+            detect_timeout: Duration::from_secs(15),
+            continue_on_timeout: false,
+            chains: FilterChains::default(),
+            socket: SocketSettings::default(),
+        }
+    }
+}
+
+/// How listening sockets are made and what accepted connections get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketSettings {
+    /// Connections that may wait in a socket's queue (the kernel bounds it further by `net.core.somaxconn`).
+    pub backlog: u32,
+    /// Addresses may be bound that no interface has.
+    pub freebind: bool,
+    /// TCP keep-alive of connections.
+    pub keepalive: Option<KeepAlive>,
+    /// Options of the listening socket, set before it is bound: level, name, value.
+    pub options: Vec<(i32, i32, SocketOption)>,
+}
+
+impl Default for SocketSettings {
+    fn default() -> Self {
+        Self { backlog: 4096, freebind: false, keepalive: None, options: Vec::new() }
+    }
+}
+
+/// The value of a socket option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketOption {
+    /// A number.
+    Int(i32),
+    /// Bytes.
+    Bytes(Arc<[u8]>),
+}
+
+/// TCP keep-alive; what is not set is the system's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeepAlive {
+    /// Probes without an answer after which a connection is dead.
+    pub probes: Option<u32>,
+    /// Idle time before the first probe.
+    pub time: Option<Duration>,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+}
+
+/// The PROXY protocol (versions 1 and 2) with which connections begin.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProxyProtocol {
+    /// Connections that begin otherwise are served as they are.
+    pub optional: bool,
+    /// Version 1 is not accepted.
+    pub no_v1: bool,
+    /// Version 2 is not accepted.
+    pub no_v2: bool,
+    /// Extensions (TLVs) that are kept for endpoints.
+    pub pass: PassTlvs,
+}
+
+/// Which extensions of the PROXY protocol are passed on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PassTlvs {
+    /// None.
+    #[default]
+    None,
+    /// All.
+    All,
+    /// Those of these types.
+    Some(Vec<u8>),
+}
+
+impl PassTlvs {
+    /// Whether those of this type are.
+    pub fn passes(&self, kind: u8) -> bool {
+        match self {
+            Self::None => false,
+            Self::All => true,
+            Self::Some(kinds) => kinds.contains(&kind),
+        }
+    }
 }
 
 /// Which inspectors a listener runs, and for which destination ports they are off.
@@ -121,6 +217,29 @@ impl PortSet {
     pub fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|&(from, to)| (from..=to).contains(&port))
     }
+
+    /// Every port.
+    pub fn all() -> Self {
+        Self(vec![(0, u16::MAX)])
+    }
+
+    /// The ports that are not in it.
+    pub fn complement(&self) -> Self {
+        let mut taken = self.0.clone();
+        taken.sort_unstable();
+        let mut free = Vec::new();
+        let mut next = 0u32;
+        for (from, to) in taken {
+            if u32::from(from) > next {
+                free.push((next as u16, from - 1));
+            }
+            next = next.max(u32::from(to) + 1);
+        }
+        if next <= u32::from(u16::MAX) {
+            free.push((next as u16, u16::MAX));
+        }
+        Self(free)
+    }
 }
 
 /// A filter chain: when it applies, the TLS it ends, and what it does with the connection.
@@ -132,8 +251,26 @@ pub struct FilterChain {
     pub matches: ChainMatch,
     /// TLS to end before the bytes go on; `None` is plain text.
     pub tls: Option<Arc<ServerTls>>,
+    /// How long a handshake may take; default 10 s.
+    pub tls_timeout: Duration,
+    /// What a connection must pass before it is served.
+    pub gates: Vec<Gate>,
     /// What is done with the connection.
     pub network: Network,
+}
+
+impl FilterChain {
+    /// One in plain text that takes everything.
+    pub fn new(name: impl Into<Arc<str>>, network: Network) -> Self {
+        Self {
+            name: name.into(),
+            matches: ChainMatch::default(),
+            tls: None,
+            tls_timeout: crate::tls::HANDSHAKE_TIMEOUT,
+            gates: Vec::new(),
+            network,
+        }
+    }
 }
 
 /// The condition of a filter chain. An empty criterion matches everything, but less specifically.
@@ -141,12 +278,34 @@ pub struct FilterChain {
 pub struct ChainMatch {
     /// The original destination port.
     pub destination_port: Option<u16>,
+    /// Ranges of the original destination address; the longest that fits counts.
+    pub destination_prefixes: Vec<IpNet>,
     /// Server names of the ClientHello: exact, or `*.suffix`.
     pub server_names: Vec<Arc<str>>,
     /// Plain text or TLS.
     pub transport: Option<Transport>,
     /// ALPN names of the ClientHello, or what the HTTP inspector found (`http/1.0`, `http/1.1`, `h2c`).
     pub application_protocols: Vec<Arc<str>>,
+    /// Ranges of the address of the other end, whatever PROXY protocol says.
+    pub direct_source_prefixes: Vec<IpNet>,
+    /// From this machine or from another.
+    pub source_type: SourceType,
+    /// Ranges of the client's address.
+    pub source_prefixes: Vec<IpNet>,
+    /// The client's ports.
+    pub source_ports: Vec<u16>,
+}
+
+/// Where connections come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SourceType {
+    /// Anywhere.
+    #[default]
+    Any,
+    /// This machine: a loopback address, or the one to which it connected.
+    SameIpOrLoopback,
+    /// Elsewhere.
+    External,
 }
 
 /// How a connection's bytes travel.
@@ -158,46 +317,15 @@ pub enum Transport {
     Tls,
 }
 
-/// What a filter chain does with a connection.
-#[derive(Debug, Clone)]
-pub enum Network {
-    /// Serves HTTP.
-    Http(Arc<HttpManager>),
-    /// Passes bytes on.
-    Tcp(Arc<TcpProxy>),
-}
-
-/// Passes the bytes of a connection to a cluster.
-#[derive(Debug)]
-pub struct TcpProxy {
-    /// Name in metrics.
-    pub stat_prefix: Arc<str>,
-    /// Which way the traffic goes.
-    pub direction: Direction,
-    /// Where to; chosen by weight once a connection.
-    pub targets: Vec<TcpTarget>,
-    /// A connection on which nothing moved for so long is closed; zero is never. Default one hour.
-    pub idle_timeout: Duration,
-    /// How many endpoints are tried before the connection is given up; at least 1. Default 1.
-    pub connect_attempts: u32,
-    /// The line to write for each connection, if any.
-    pub access_log: Option<Arc<LogFormat>>,
-}
-
-/// One weighted target of a TCP proxy.
-#[derive(Debug, Clone)]
-pub struct TcpTarget {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// Its share of the sum of all weights.
-    pub weight: u32,
-}
-
 /// What is known about a connection when a chain is chosen.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// The original destination port.
-    pub destination_port: u16,
+    /// Where the client wanted to connect.
+    pub destination: SocketAddr,
+    /// The client, as PROXY protocol told it.
+    pub source: SocketAddr,
+    /// The other end of the connection.
+    pub direct_source: SocketAddr,
     /// Plain or TLS.
     pub transport: Transport,
     /// The ClientHello's server name.
@@ -206,39 +334,18 @@ pub struct Facts<'a> {
     pub application_protocols: &'a [Arc<str>],
 }
 
-impl Listener {
-    /// The chain for a connection, in Envoy's order: destination port, server name, transport, application protocol. Each
-    /// step keeps only the most specific group, without going back, as Envoy does.
-    pub fn chain(&self, facts: &Facts<'_>) -> Option<&FilterChain> {
-        self.matched_chain(facts).or(self.default_chain.as_ref())
+impl Facts<'_> {
+    /// Whether the client is on this machine.
+    pub fn is_local(&self) -> bool {
+        let source = self.source.ip().to_canonical();
+        source.is_loopback() || source == self.destination.ip().to_canonical()
     }
+}
 
-    fn matched_chain(&self, facts: &Facts<'_>) -> Option<&FilterChain> {
-        let port = Some(facts.destination_port);
-        let by_port = self.chains.iter().any(|chain| chain.matches.destination_port == port);
-        let wanted_port = if by_port { port } else { None };
-        let on_port = || self.chains.iter().filter(move |chain| chain.matches.destination_port == wanted_port);
-
-        let name = on_port()
-            .flat_map(|chain| &chain.matches.server_names)
-            .filter(|pattern| name_matches(pattern, facts.server_name))
-            .max_by_key(|pattern| (!pattern.starts_with("*."), pattern.len()));
-        let on_name = || {
-            on_port().filter(move |chain| match name {
-                Some(name) => chain.matches.server_names.contains(name),
-                None => chain.matches.server_names.is_empty(),
-            })
-        };
-
-        let by_transport = on_name().any(|chain| chain.matches.transport == Some(facts.transport));
-        let wanted_transport = by_transport.then_some(facts.transport);
-        let on_transport = || on_name().filter(move |chain| chain.matches.transport == wanted_transport);
-
-        facts
-            .application_protocols
-            .iter()
-            .find_map(|protocol| on_transport().find(|chain| chain.matches.application_protocols.contains(protocol)))
-            .or_else(|| on_transport().find(|chain| chain.matches.application_protocols.is_empty()))
+impl Listener {
+    /// The chain for a connection.
+    pub fn chain(&self, facts: &Facts<'_>) -> Option<&FilterChain> {
+        self.chains.find(facts)
     }
 
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.
@@ -252,15 +359,4 @@ impl Listener {
 
 fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
-}
-
-fn name_matches(pattern: &str, name: Option<&str>) -> bool {
-    let Some(name) = name else { return false };
-    match pattern.strip_prefix('*') {
-        Some(suffix) => {
-            name.len() > suffix.len()
-                && name.as_bytes()[name.len() - suffix.len()..].eq_ignore_ascii_case(suffix.as_bytes())
-        }
-        None => name.eq_ignore_ascii_case(pattern),
-    }
 }

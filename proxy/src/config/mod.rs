@@ -10,6 +10,7 @@
 mod action;
 mod balancing;
 mod chain;
+mod chain_index;
 mod cluster;
 mod edge;
 mod filter;
@@ -19,6 +20,7 @@ mod health;
 mod http;
 mod local_reply;
 mod matcher;
+mod network;
 mod ratelimit;
 mod retry;
 mod route;
@@ -36,9 +38,10 @@ pub use balancing::{
     Subsets,
 };
 pub use chain::{
-    ChainMatch, Direction, Facts, FilterChain, Inspect, Listener, Listeners, Network, PortSet, TcpProxy, TcpTarget,
-    Transport,
+    ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, PassTlvs, PortSet,
+    ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
 };
+pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
     TcpKeepalive, UpstreamProtocol,
@@ -59,16 +62,17 @@ pub use http::{
 };
 pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
+pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
 pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
     CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,
 };
 pub use template::{TemplateError, UriTemplate};
-pub use tls::{ClientTls, MeshTls, ServerTls};
+pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
 
 use crate::telemetry::WorkloadLabels;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 /// The stable index of a cluster: the control side gives a name the same index for as long as the process lives, so
 /// that per-worker state (pools, balancers) survives every change of the configuration.
@@ -86,15 +90,33 @@ pub struct Root {
     pub clusters: Vec<Option<Arc<Cluster>>>,
     /// This proxy's own workload, as telemetry names it.
     pub own: Arc<WorkloadLabels>,
+    /// Clusters by name, made when something first asks for one by a name that no configuration knew.
+    pub names: ClusterNames,
 }
+
+/// Clusters by name, made when it is first asked for.
+#[derive(Debug, Default)]
+pub struct ClusterNames(std::sync::OnceLock<HashMap<Arc<str>, ClusterId>>);
 
 impl Default for Root {
     fn default() -> Self {
-        Self { version: 0, listeners: Listeners::default(), clusters: Vec::new(), own: WorkloadLabels::unknown() }
+        Self {
+            version: 0,
+            listeners: Listeners::default(),
+            clusters: Vec::new(),
+            own: WorkloadLabels::unknown(),
+            names: ClusterNames::default(),
+        }
     }
 }
 
 impl Root {
+    /// The cluster of that name, if it exists in this root.
+    pub fn cluster_named(&self, name: &str) -> Option<ClusterId> {
+        let all = || self.clusters.iter().flatten().map(|cluster| (cluster.name.clone(), cluster.id)).collect();
+        self.names.0.get_or_init(all).get(name).copied()
+    }
+
     /// The cluster of that index, if it exists in this root.
     pub fn cluster(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
         self.clusters.get(id.0 as usize).and_then(Option::as_ref)

@@ -98,7 +98,7 @@ fn query_match_when_parameter_is_repeated_then_the_first_counts() {
 }
 
 fn chain(name: &str, matches: ChainMatch) -> FilterChain {
-    FilterChain { name: Arc::from(name), matches, tls: None, network: Network::Http(Arc::default()) }
+    FilterChain { matches, ..FilterChain::new(name, Network::Http(Arc::default())) }
 }
 
 fn listener(chains: Vec<FilterChain>) -> Listener {
@@ -108,12 +108,151 @@ fn listener(chains: Vec<FilterChain>) -> Listener {
         addresses: vec![SocketAddr::from(([0, 0, 0, 0], 15006))],
         bind: true,
         use_original_dst: true,
-        inspect: Inspect::default(),
-        detect_timeout: std::time::Duration::ZERO,
-        continue_on_timeout: true,
-        chains,
-        default_chain: Some(chain("default", ChainMatch::default())),
+        chains: FilterChains::new(chains, Some(chain("default", ChainMatch::default()))).unwrap(),
+        ..Listener::default()
     }
+}
+
+/// A connection from elsewhere to that address.
+fn facts(destination: &str) -> Facts<'static> {
+    Facts {
+        destination: destination.parse().unwrap(),
+        source: "192.168.1.9:4000".parse().unwrap(),
+        direct_source: "192.168.1.9:4000".parse().unwrap(),
+        transport: Transport::Raw,
+        server_name: None,
+        application_protocols: &[],
+    }
+}
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap()
+}
+
+#[test]
+fn chain_when_addresses_overlap_then_the_longest_range_counts_and_nothing_goes_back() {
+    let to = |prefixes: &[&str]| ChainMatch {
+        destination_prefixes: prefixes.iter().map(|text| net(text)).collect(),
+        ..ChainMatch::default()
+    };
+    let from = |destination: &str, sources: &[&str]| ChainMatch {
+        source_prefixes: sources.iter().map(|text| net(text)).collect(),
+        ..to(&[destination])
+    };
+    let listener = listener(vec![
+        chain("wide", to(&["10.0.0.0/8", "fd00::/8"])),
+        chain("narrow", from("10.1.0.0/16", &["192.168.0.0/16"])),
+        chain("host", to(&["10.1.1.1/32"])),
+        chain("any6", to(&["::/0"])),
+    ]);
+    let name = |facts: Facts<'_>| listener.chain(&facts).map(|chain| chain.name.to_string()).unwrap();
+    assert_eq!(name(facts("10.2.0.1:80")), "wide");
+    assert_eq!(name(facts("[::ffff:10.2.0.1]:80")), "wide");
+    assert_eq!(name(facts("10.1.2.3:80")), "narrow");
+    assert_eq!(name(facts("10.1.1.1:80")), "host");
+    assert_eq!(name(facts("[fd00::1]:80")), "wide");
+    assert_eq!(name(facts("[2001::1]:80")), "any6");
+    assert_eq!(name(facts("11.0.0.1:80")), "default", "a range of IPv6 is none of IPv4");
+    let elsewhere = Facts { source: "172.16.0.1:1".parse().unwrap(), ..facts("10.1.2.3:80") };
+    assert_eq!(name(elsewhere), "default", "the wider range is not gone back to");
+}
+
+#[test]
+fn chain_when_sources_differ_then_type_address_and_port_count_in_this_order() {
+    let typed = |source_type| ChainMatch { source_type, ..ChainMatch::default() };
+    let listener = listener(vec![
+        chain("local", typed(SourceType::SameIpOrLoopback)),
+        chain("external", typed(SourceType::External)),
+        chain("port", ChainMatch { source_ports: vec![7, 8], ..typed(SourceType::External) }),
+        chain("direct", ChainMatch { direct_source_prefixes: vec![net("172.16.0.1/32")], ..ChainMatch::default() }),
+    ]);
+    let name = |source: &str, direct: &str| {
+        let facts =
+            Facts { source: source.parse().unwrap(), direct_source: direct.parse().unwrap(), ..facts("10.0.0.1:80") };
+        listener.chain(&facts).map(|chain| chain.name.to_string()).unwrap()
+    };
+    assert_eq!(name("127.0.0.1:9", "127.0.0.1:9"), "local");
+    assert_eq!(name("10.0.0.1:9", "10.0.0.1:9"), "local");
+    assert_eq!(name("1.2.3.4:9", "1.2.3.4:9"), "external");
+    assert_eq!(name("1.2.3.4:8", "1.2.3.4:8"), "port");
+    assert_eq!(name("1.2.3.4:8", "172.16.0.1:9"), "direct");
+}
+
+#[test]
+fn chain_when_server_names_overlap_then_the_longest_counts() {
+    let named = |names: &[&str]| ChainMatch {
+        server_names: names.iter().map(|name| Arc::from(*name)).collect(),
+        ..ChainMatch::default()
+    };
+    let listener = listener(vec![
+        chain("exact", named(&["www.Example.com"])),
+        chain("near", named(&["*.example.com"])),
+        chain("far", named(&["*.com", "*.b.a.example.com"])),
+        chain("none", named(&[])),
+    ]);
+    let name = |server_name| {
+        let facts = Facts { server_name, ..facts("10.0.0.1:80") };
+        listener.chain(&facts).map(|chain| chain.name.to_string()).unwrap()
+    };
+    assert_eq!(name(Some("www.example.com")), "exact");
+    assert_eq!(name(Some("WWW.example.COM")), "exact");
+    assert_eq!(name(Some("a.www.example.com")), "near");
+    assert_eq!(name(Some("x.b.a.example.com")), "far");
+    assert_eq!(name(Some("example.com")), "far");
+    assert_eq!(name(Some("example.org")), "none");
+    assert_eq!(name(None), "none");
+}
+
+#[test]
+fn chains_when_two_match_the_same_or_a_name_is_malformed_then_they_are_refused() {
+    let new = |chains: Vec<ChainMatch>| {
+        FilterChains::new(chains.into_iter().map(|matches| chain("c", matches)).collect(), None).unwrap_err()
+    };
+    let named = |names: &[&str]| ChainMatch {
+        server_names: names.iter().map(|name| Arc::from(*name)).collect(),
+        ..ChainMatch::default()
+    };
+    assert_eq!(new(vec![ChainMatch::default(), ChainMatch::default()]), ChainError::Overlap { first: 0, second: 1 });
+    assert_eq!(new(vec![named(&["a", "b"]), named(&["b", "c"])]), ChainError::Overlap { first: 0, second: 1 });
+    for name in ["*", "a*.b", "*a.b", "a.*"] {
+        assert_eq!(new(vec![named(&[name])]), ChainError::Wildcard(name.into()), "{name}");
+    }
+    let many: Vec<Arc<str>> = (0..2000).map(|index| index.to_string().into()).collect();
+    let many = ChainMatch { server_names: many.clone(), application_protocols: many, ..ChainMatch::default() };
+    assert_eq!(new(vec![many]), ChainError::TooMany);
+}
+
+#[test]
+fn chain_when_there_are_thousands_then_each_is_found() {
+    let chains = (0..5000).map(|index| {
+        let name: Arc<str> = format!("host{index}.example.com").into();
+        chain(&name, ChainMatch { server_names: vec![name.clone()], ..ChainMatch::default() })
+    });
+    let listener = listener(chains.collect());
+    for index in 0..5000 {
+        let name = format!("host{index}.example.com");
+        let facts = Facts { server_name: Some(&name), ..facts("10.0.0.1:443") };
+        assert_eq!(&*listener.chain(&facts).unwrap().name, name);
+    }
+}
+
+#[test]
+fn ports_when_complemented_then_each_is_on_one_side() {
+    let set = PortSet(vec![(10, 20), (15, 30), (65535, 65535)]);
+    let rest = set.complement();
+    assert_eq!(rest, PortSet(vec![(0, 9), (31, 65534)]));
+    assert_eq!(PortSet::default().complement(), PortSet::all());
+    assert_eq!(PortSet::all().complement(), PortSet::default());
+}
+
+#[test]
+fn bucket_when_empty_then_it_fills_with_time() {
+    let bucket = Bucket::new(2, 1, std::time::Duration::from_secs(1));
+    let start = std::time::Instant::now();
+    let at = |seconds| bucket.take(start + std::time::Duration::from_millis(seconds));
+    assert!(at(0) && at(0) && !at(0) && !at(900));
+    assert!(at(1100) && !at(1200));
+    assert!(at(60_000) && at(60_000) && !at(60_000), "no more than fits in");
 }
 
 #[test]
@@ -129,7 +268,7 @@ fn chain_when_port_matches_but_nothing_below_then_default() {
     let listener =
         listener(vec![chain("p-tls", tls(Some(80))), chain("any-raw", raw(None)), chain("any-tls", tls(None))]);
     let name = |port, transport, protocols: &[Arc<str>]| {
-        let facts = Facts { destination_port: port, transport, server_name: None, application_protocols: protocols };
+        let facts = Facts { transport, application_protocols: protocols, ..facts(&format!("10.0.0.1:{port}")) };
         listener.chain(&facts).map(|chain| chain.name.to_string()).unwrap()
     };
     assert_eq!(name(80, Transport::Tls, &alpn), "p-tls");

@@ -1,6 +1,7 @@
 //! What TLS a filter chain ends or an endpoint is talked to with. Certificates are not here: they live in the credential
 //! store and in the slots of secrets, and change without a new configuration.
 
+use super::PassTlvs;
 use crate::tls::{ClientContext, ServerContext};
 use std::{fmt, sync::Arc};
 
@@ -25,6 +26,21 @@ pub enum ClientTls {
     Mesh(MeshTls),
     /// With certificates and trust of the configuration's own.
     Own(Arc<ClientContext>),
+    /// The PROXY protocol, and then plain text or TLS.
+    Proxied(ProxiedTls),
+}
+
+/// What is said before anything else to an endpoint that wants to know who its clients are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxiedTls {
+    /// Version 2 of the PROXY protocol; else version 1.
+    pub v2: bool,
+    /// Extensions that a client's own header brought and that are passed on (version 2).
+    pub pass: PassTlvs,
+    /// Extensions that are always added (version 2).
+    pub add: Vec<(u8, Box<[u8]>)>,
+    /// TLS after it.
+    pub inner: Option<Arc<ClientTls>>,
 }
 
 /// TLS to an endpoint of the mesh.
@@ -55,6 +71,7 @@ impl ClientTls {
         match self {
             Self::Mesh(_) => Vec::new(),
             Self::Own(context) => context.secrets().map(str::to_owned).collect(),
+            Self::Proxied(proxied) => proxied.inner.iter().flat_map(|inner| inner.secrets()).collect(),
         }
     }
 }
@@ -64,6 +81,7 @@ impl fmt::Debug for ClientTls {
         match self {
             Self::Mesh(mesh) => mesh.fmt(f),
             Self::Own(context) => write!(f, "ClientTls({})", context.settings().sni),
+            Self::Proxied(proxied) => write!(f, "PROXY protocol, then {:?}", proxied.inner),
         }
     }
 }

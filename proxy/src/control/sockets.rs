@@ -3,17 +3,15 @@
 //! A socket is bound when its listener arrives, so that an address which cannot be had is a reason to refuse the
 //! listener; it listens when the listener is in force; it is closed when no listener in force has its address.
 
-use crate::config::Root;
+use crate::config::{Root, SocketSettings};
+use crate::listen::bind;
 use crate::worker::ListenSocket;
 use crate::xds::Bind;
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Connections that may wait in a socket's queue (the kernel bounds it further by `net.core.somaxconn`).
-const BACKLOG: i32 = 4096;
 
 /// The sockets of this process; clones are the same ones. There are as many as listeners have addresses.
 #[derive(Debug, Clone, Default)]
@@ -45,20 +43,22 @@ impl LiveSockets {
     /// is left out and logged.
     pub fn change(&self, root: &Root) -> Change {
         let bound = root.listeners.all().iter().filter(|listener| listener.bind);
-        let wanted: BTreeSet<SocketAddr> = bound.flat_map(|listener| listener.addresses.iter().copied()).collect();
+        let wanted: BTreeMap<SocketAddr, &SocketSettings> =
+            bound.flat_map(|listener| listener.addresses.iter().map(|address| (*address, &listener.socket))).collect();
         let mut held = self.held();
-        let close: Vec<_> = held.accepting.difference(&wanted).copied().collect();
-        held.accepting.retain(|address| wanted.contains(address));
+        let close: Vec<_> = held.accepting.iter().filter(|address| !wanted.contains_key(address)).copied().collect();
+        held.accepting.retain(|address| wanted.contains_key(address));
         let mut open = Vec::new();
-        for address in wanted {
+        for (address, settings) in wanted {
             if held.accepting.contains(&address) {
                 continue;
             }
+            let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
             let socket = match held.waiting.remove(&address) {
                 Some(socket) => Ok(socket),
-                None => bind(address),
+                None => bind(address, settings),
             };
-            match socket.and_then(|socket| socket.listen(BACKLOG).map(|()| socket)) {
+            match socket.and_then(|socket| socket.listen(backlog).map(|()| socket)) {
                 Ok(socket) => {
                     held.accepting.insert(address);
                     open.push(ListenSocket { address, socket: socket.into() });
@@ -71,10 +71,10 @@ impl LiveSockets {
 }
 
 impl Bind for LiveSockets {
-    fn bind(&self, address: SocketAddr) -> io::Result<()> {
+    fn bind(&self, address: SocketAddr, settings: &SocketSettings) -> io::Result<()> {
         let mut held = self.held();
         if !held.accepting.contains(&address) && !held.waiting.contains_key(&address) {
-            let socket = bind(address)?;
+            let socket = bind(address, settings)?;
             held.waiting.insert(address, socket);
         }
         Ok(())
@@ -85,36 +85,13 @@ impl Bind for LiveSockets {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Direction, Inspect, Listener, Listeners};
-    use std::time::Duration;
+    use crate::config::{Listener, Listeners};
 
     fn root(addresses: &[SocketAddr]) -> Root {
-        let listener = Listener {
-            name: "l".into(),
-            direction: Direction::Outbound,
-            addresses: addresses.to_vec(),
-            bind: true,
-            use_original_dst: false,
-            inspect: Inspect::default(),
-            detect_timeout: Duration::ZERO,
-            continue_on_timeout: false,
-            chains: Vec::new(),
-            default_chain: None,
-        };
+        let listener = Listener { addresses: addresses.to_vec(), ..Listener::default() };
         Root { listeners: Listeners::new(vec![Arc::new(listener)]), ..Root::default() }
     }
 
@@ -122,7 +99,7 @@ mod tests {
     fn sockets_when_listeners_come_and_go_are_opened_once_and_closed() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let sockets = LiveSockets::default();
-        sockets.bind(free).unwrap();
+        sockets.bind(free, &SocketSettings::default()).unwrap();
         let change = sockets.change(&root(&[free]));
         assert_eq!(change.open.iter().map(|socket| socket.address).collect::<Vec<_>>(), [free]);
         let again = sockets.change(&root(&[free]));
@@ -136,14 +113,17 @@ mod tests {
     fn socket_when_another_process_has_its_address_is_refused() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let sockets = LiveSockets::default();
-        assert_eq!(sockets.bind(taken.local_addr().unwrap()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(
+            sockets.bind(taken.local_addr().unwrap(), &SocketSettings::default()).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
     }
 
     #[test]
     fn socket_when_its_listener_never_came_into_force_is_given_back() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let sockets = LiveSockets::default();
-        sockets.bind(free).unwrap();
+        sockets.bind(free, &SocketSettings::default()).unwrap();
         sockets.keep(&BTreeSet::new());
         std::net::TcpListener::bind(free).unwrap();
     }

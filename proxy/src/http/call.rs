@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     config::{Direction, HttpManager, Route},
+    listen::Proxied,
     pool::{ClusterState, Host},
     telemetry::{
         ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
@@ -28,8 +29,10 @@ use std::{
 pub struct ConnInfo {
     /// Where the client wanted to connect: the original destination.
     pub local: SocketAddr,
-    /// The client's address.
+    /// The client's address, as PROXY protocol tells it.
     pub remote: SocketAddr,
+    /// What PROXY protocol said, where a connection began with it.
+    pub proxied: Option<Box<Proxied>>,
     /// Who the client proved to be.
     pub peer: Option<PeerIdentity>,
     /// Whether its bytes are protected.
@@ -45,7 +48,26 @@ pub struct ConnInfo {
 impl ConnInfo {
     /// A connection from `remote` to `local`.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        Self { local, remote, peer: None, secure: false, tls: None, server_name: None, source: RefCell::default() }
+        Self {
+            local,
+            remote,
+            proxied: None,
+            peer: None,
+            secure: false,
+            tls: None,
+            server_name: None,
+            source: RefCell::default(),
+        }
+    }
+
+    /// The other end of the connection itself.
+    pub fn direct(&self) -> SocketAddr {
+        self.proxied.as_ref().map_or(self.remote, |proxied| proxied.direct)
+    }
+
+    /// Extensions of PROXY protocol that are passed on.
+    pub fn tlvs(&self) -> &[(u8, Box<[u8]>)] {
+        self.proxied.as_ref().map_or(&[], |proxied| &proxied.tlvs)
     }
 
     /// The client's workload, from the mesh's header and the client's certificate.

@@ -56,7 +56,7 @@ pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn:
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
     match &place.find(root.config())?.network {
         Network::Http(manager) => Some(manager.clone()),
-        Network::Tcp(_) => None,
+        _ => None,
     }
 }
 

@@ -64,7 +64,13 @@ pub(super) fn http(bytes: &[u8]) -> Http {
 
 /// Reads as much as the listener's inspectors need, at most as long as the listener waits. What was read stays in `first`.
 /// `None` closes the connection.
-pub async fn detect(tcp: &mut TcpStream, first: &mut Buffer, listener: &Listener, port: u16) -> Option<Detected> {
+pub async fn detect(
+    tcp: &mut TcpStream,
+    first: &mut Buffer,
+    listener: &Listener,
+    port: u16,
+    deadline: Option<Instant>,
+) -> Option<Detected> {
     let inspect = &listener.inspect;
     let mut look_tls = inspect.tls && !inspect.tls_off.contains(port);
     let look_http = inspect.http && !inspect.http_off.contains(port);
@@ -72,7 +78,6 @@ pub async fn detect(tcp: &mut TcpStream, first: &mut Buffer, listener: &Listener
     if !look_tls && !look_http {
         return Some(found);
     }
-    let deadline = (!listener.detect_timeout.is_zero()).then(|| Instant::now() + listener.detect_timeout);
     let mut timed_out = false;
     let mut ended = false;
     loop {
@@ -126,13 +131,13 @@ fn name(verdict: Http) -> Option<Option<Arc<str>>> {
     }
 }
 
-enum Read {
+pub(super) enum Read {
     Some,
     End,
     Timeout,
 }
 
-async fn read<IO: AsyncRead + Unpin>(io: &mut IO, buffer: &mut Buffer, deadline: Option<Instant>) -> Read {
+pub(super) async fn read<IO: AsyncRead + Unpin>(io: &mut IO, buffer: &mut Buffer, deadline: Option<Instant>) -> Read {
     let reading = poll_fn(|cx| buffer.poll_read(io, cx).map(|result| matches!(result, Ok(count) if count > 0)));
     let got = match deadline {
         None => reading.await,

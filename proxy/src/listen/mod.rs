@@ -1,9 +1,16 @@
-//! From an accepted connection to what serves it: original destination, listener, first bytes, filter chain, TLS.
+//! From an accepted connection to what serves it: original destination, listener, PROXY protocol, first bytes, filter chain, gates,
+//! TLS.
 
 mod detect;
+mod gates;
+mod proxy_protocol;
+mod simple;
+mod socket;
 mod stream;
 
 pub use detect::{Detected, detect};
+pub use proxy_protocol::{Proxied, write_header};
+pub use socket::bind;
 pub use stream::{Rewound, Stream};
 
 use crate::{
@@ -13,31 +20,45 @@ use crate::{
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
     worker::Worker,
 };
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc};
+use gates::Places;
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::net::TcpStream;
 
 /// Where a connection stands in the configuration: everything by which its filter chain is found, so that it can be found
-/// again when the configuration changed.
+/// again when the configuration changed. Boxed, since it is rarely looked at and lies in every connection.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Place(Box<Spot>);
+
+#[derive(Debug, Clone)]
+struct Spot {
     /// The address of the listening socket, as the listener names it.
-    pub bound: SocketAddr,
+    bound: SocketAddr,
     /// Where the client wanted to connect.
-    pub destination: SocketAddr,
+    destination: SocketAddr,
+    /// The client, as PROXY protocol told it.
+    source: SocketAddr,
+    /// The other end of the connection.
+    direct_source: SocketAddr,
     /// Plain text or TLS.
-    pub transport: Transport,
+    transport: Transport,
     /// The ClientHello's server name.
-    pub server_name: Option<Box<str>>,
+    server_name: Option<Box<str>>,
     /// ALPN names or the detected HTTP version.
-    pub protocols: Vec<Arc<str>>,
+    protocols: Vec<Arc<str>>,
 }
 
 impl Place {
     /// The listener: the virtual one of the destination, or the one that owns the socket.
     pub fn listener<'r>(&self, root: &'r Root) -> Option<&'r Arc<Listener>> {
-        let owner = root.listeners.bound(self.bound)?;
+        let owner = root.listeners.bound(self.0.bound)?;
         if owner.use_original_dst {
-            Some(root.listeners.by_destination(owner.direction, self.destination).unwrap_or(owner))
+            Some(root.listeners.by_destination(owner.direction, self.0.destination).unwrap_or(owner))
         } else {
             Some(owner)
         }
@@ -46,10 +67,12 @@ impl Place {
     /// The filter chain.
     pub fn find<'r>(&self, root: &'r Root) -> Option<&'r FilterChain> {
         self.listener(root)?.chain(&Facts {
-            destination_port: self.destination.port(),
-            transport: self.transport,
-            server_name: self.server_name.as_deref(),
-            application_protocols: &self.protocols,
+            destination: self.0.destination,
+            source: self.0.source,
+            direct_source: self.0.direct_source,
+            transport: self.0.transport,
+            server_name: self.0.server_name.as_deref(),
+            application_protocols: &self.0.protocols,
         })
     }
 }
@@ -59,55 +82,92 @@ enum Ready {
     Http1(Stream, Buffer, ConnInfo, Place),
     Http2(Stream, Buffer, ConnInfo, Place),
     Tcp(Stream, Buffer, ConnInfo, Arc<TcpProxy>),
+    Direct(Stream, Arc<[u8]>),
+    Echo(Stream, Buffer),
 }
 
 /// Serves an accepted connection to its end.
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
     // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
     // many, pays for no other kind.
-    match Box::pin(prepare(&worker, tcp, bound)).await {
-        None => {}
-        Some(Ready::Http1(stream, first, conn, place)) => http::h1::serve(worker, stream, first, conn, place).await,
-        Some(Ready::Http2(stream, first, conn, place)) => {
+    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound)).await else { return };
+    match ready {
+        Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
+        Ready::Http2(stream, first, conn, place) => {
             Box::pin(http2::connection(worker, stream, first, conn, place)).await;
         }
-        Some(Ready::Tcp(stream, first, conn, proxy)) => {
+        Ready::Tcp(stream, first, conn, proxy) => {
             Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await;
         }
+        Ready::Direct(stream, bytes) => Box::pin(simple::direct(stream, bytes)).await,
+        Ready::Echo(stream, first) => Box::pin(simple::echo(stream, first)).await,
     }
 }
 
 /// Finds out what serves a connection. `None` closes it.
-async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<Ready> {
+async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
     let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
     let owner = root.config().listeners.bound(bound)?;
+    if let Some(keepalive) = owner.socket.keepalive {
+        keep_alive(&tcp, keepalive);
+    }
     let destination = if owner.use_original_dst { original_destination(&tcp, local) } else { local };
-    let destination = SocketAddr::new(destination.ip().to_canonical(), destination.port());
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let (mut destination, mut source, remote) = (canonical(destination), canonical(remote), canonical(remote));
     if owner.use_original_dst && (destination == local || owner.is_own(destination)) {
         // Nobody redirected it: passed on to where it wanted to go it would come back for ever.
         tracing::debug!(%remote, %destination, "a connection to the proxy's own port is closed");
         return None;
     }
-    let mut place = Place { bound, destination, transport: Transport::Raw, server_name: None, protocols: Vec::new() };
-    let listener = place.listener(root.config())?;
+    let deadline = |limit: Duration| (!limit.is_zero()).then(|| Instant::now() + limit);
     let mut first = Buffer::default();
-    let detected = detect(&mut tcp, &mut first, listener, destination.port()).await?;
-    place.transport = detected.transport;
-    place.server_name = detected.server_name;
-    place.protocols = detected.protocols;
+    let mut proxied = None;
+    if let Some(wanted) = &owner.proxy_protocol {
+        let limit = deadline(owner.detect_timeout);
+        match proxy_protocol::read(&mut tcp, &mut first, wanted, limit, owner.continue_on_timeout).await {
+            Ok(None) => {}
+            Ok(Some(said)) => {
+                if let Some((from, to)) = said.addresses {
+                    (source, destination) = (canonical(from), canonical(to));
+                }
+                proxied = Some(Box::new(Proxied { direct: remote, tlvs: said.tlvs }));
+            }
+            Err(reason) => {
+                tracing::debug!(%remote, reason, "PROXY protocol of the client failed");
+                return None;
+            }
+        }
+    }
+    let mut place = Place(Box::new(Spot {
+        bound,
+        destination,
+        source,
+        direct_source: remote,
+        transport: Transport::Raw,
+        server_name: None,
+        protocols: Vec::new(),
+    }));
+    let listener = place.listener(root.config())?;
+    let limit = deadline(listener.detect_timeout);
+    let detected = detect(&mut tcp, &mut first, listener, destination.port(), limit).await?;
+    place.0.transport = detected.transport;
+    place.0.server_name = detected.server_name;
+    place.0.protocols = detected.protocols;
     let Some(chain) = place.find(root.config()) else {
         tracing::debug!(%remote, %destination, listener = %listener.name, "no filter chain matches; closed");
         return None;
     };
-    let mut conn = ConnInfo::new(destination, remote);
-    conn.server_name = place.server_name.clone();
+    let mut conn = ConnInfo::new(destination, source);
+    conn.server_name = place.0.server_name.clone();
+    conn.proxied = proxied;
+    let places = gates::limits(&chain.gates).await?;
     let (mut stream, alpn) = match chain.tls.as_deref() {
         None => (Stream::Plain(tcp), None),
         Some(wanted) => {
             let io = Rewound::new(tcp, std::mem::take(&mut first).bytes().to_vec());
-            match secure(worker, wanted, io, &mut conn).await {
+            match secure(worker, wanted, io, chain.tls_timeout, &mut conn).await {
                 Ok((stream, alpn)) => (Stream::Tls(stream), alpn),
                 Err(error) => {
                     tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
@@ -116,8 +176,11 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
             }
         }
     };
+    gates::policies(&chain.gates, &conn).await?;
     let manager = match &chain.network {
-        Network::Tcp(proxy) => return Some(Ready::Tcp(stream, first, conn, proxy.clone())),
+        Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, proxy.clone()), places)),
+        Network::Direct(bytes) => return Some((Ready::Direct(stream, bytes.clone()), places)),
+        Network::Echo => return Some((Ready::Echo(stream, first), places)),
         Network::Http(manager) => manager,
     };
     let http2 = match (manager.codec, alpn) {
@@ -125,7 +188,8 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
         (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
     };
-    Some(if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) })
+    let ready = if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) };
+    Some((ready, places))
 }
 
 /// The handshake with a client: the bytes, and which protocol they are, where both agreed on one.
@@ -133,24 +197,40 @@ async fn secure(
     worker: &Worker,
     wanted: &ServerTls,
     io: Rewound,
+    limit: Duration,
     conn: &mut ConnInfo,
 ) -> Result<(TlsStream<Rewound>, Option<Alpn>), TlsError> {
     conn.secure = true;
+    let pace = &worker.handshakes;
     match wanted {
         ServerTls::Mesh { .. } => {
-            let established = tls::server::accept(io, worker.credentials(), tls::HANDSHAKE_TIMEOUT).await?;
+            let established = tls::server::accept(io, worker.credentials(), limit, pace).await?;
             conn.tls = Some(Box::new(TlsInfo::of(established.stream.get_ref().1, true, None)));
             conn.peer = Some(established.peer);
             Ok((established.stream, established.alpn))
         }
         ServerTls::Own(context) => {
-            let secured = context.accept(io, tls::HANDSHAKE_TIMEOUT).await?;
+            let secured = context.accept(io, limit, pace).await?;
             let alpn = secured.info.alpn.as_deref().map(Alpn::registered);
             conn.server_name = secured.server_name;
             conn.tls = Some(Box::new(secured.info));
             Ok((secured.stream, alpn))
         }
     }
+}
+
+fn keep_alive(tcp: &TcpStream, wanted: crate::config::KeepAlive) {
+    let mut settings = socket2::TcpKeepalive::new();
+    if let Some(time) = wanted.time {
+        settings = settings.with_time(time);
+    }
+    if let Some(interval) = wanted.interval {
+        settings = settings.with_interval(interval);
+    }
+    if let Some(probes) = wanted.probes {
+        settings = settings.with_retries(probes);
+    }
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&settings);
 }
 
 /// Where a redirected connection wanted to go; its local address when nothing redirected it.

@@ -2,8 +2,8 @@
 
 use super::Host;
 use crate::{
-    config::{ClientTls, Cluster, SourceBind, TcpKeepalive},
-    listen::{Rewound, Stream},
+    config::{ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive},
+    listen::{Rewound, Stream, write_header},
     tls::{Alpn, Connector, TlsError},
 };
 use std::{io, net::SocketAddr, time::Duration};
@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// TCP failed.
+    /// TCP failed, or the PROXY protocol could not be said.
     #[error("connect to {0}: {1}")]
     Tcp(SocketAddr, #[source] io::Error),
     /// It took too long.
@@ -26,12 +26,37 @@ pub enum ConnectError {
     Overflow(SocketAddr),
 }
 
+/// The client for which a connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Via<'a> {
+    /// Its address.
+    pub source: SocketAddr,
+    /// Where it connected.
+    pub destination: SocketAddr,
+    /// Extensions of the PROXY protocol that its own header brought.
+    pub tlvs: &'a [(u8, Box<[u8]>)],
+}
+
+/// As [`connect_via`], for a connection that many requests share.
+///
+/// # Errors
+/// As [`connect_via`], and when the endpoint wants to know the client, of which there is none in particular.
+pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+    connect_named(cluster, host, None, alpn, tls).await
+}
+
 /// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
 ///
 /// # Errors
 /// When TCP or TLS fails or both together take longer than the cluster's connect timeout.
-pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
-    connect_named(cluster, host, None, alpn, tls).await
+pub async fn connect_via(
+    cluster: &Cluster,
+    host: &Host,
+    alpn: Alpn,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
+    connect_with(cluster, host, None, alpn, tls, via).await
 }
 
 /// As [`connect`]; `server_name` goes before the one that is configured.
@@ -45,6 +70,21 @@ pub async fn connect_named(
     alpn: Alpn,
     tls: &Connector,
 ) -> Result<Stream, ConnectError> {
+    if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
+        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
+        return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
+    }
+    connect_with(cluster, host, server_name, alpn, tls, None).await
+}
+
+async fn connect_with(
+    cluster: &Cluster,
+    host: &Host,
+    server_name: Option<&str>,
+    alpn: Alpn,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
     if let Some(care) = &cluster.care {
@@ -52,7 +92,7 @@ pub async fn connect_named(
     }
     let names = Names { host: endpoint.hostname.as_deref(), server: server_name };
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
-    let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls).await;
+    let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
         Ok(_) => host.note_success(),
         Err(_) => host.note_failure(),
@@ -69,10 +109,11 @@ pub(crate) struct Names<'a> {
     pub(crate) server: Option<&'a str>,
 }
 
-/// Connects to an address as a cluster does: TCP, then TLS if it is `wanted`.
+/// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`.
 ///
 /// # Errors
-/// When TCP or TLS fails or both together take longer than `limit`.
+/// When one of them fails or all together take longer than `limit`.
+#[allow(clippy::too_many_arguments)]
 pub(crate) async fn establish(
     cluster: &Cluster,
     address: SocketAddr,
@@ -81,12 +122,18 @@ pub(crate) async fn establish(
     alpn: Alpn,
     limit: Duration,
     tls: &Connector,
+    via: Option<&Via<'_>>,
 ) -> Result<Stream, ConnectError> {
     let attempt = async {
         let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
+        }
+        let mut wanted = wanted;
+        if let Some(ClientTls::Proxied(proxied)) = wanted {
+            say(proxied, via, &tcp).await.map_err(|error| ConnectError::Tcp(address, error))?;
+            wanted = proxied.inner.as_deref();
         }
         let Some(wanted) = wanted else { return Ok(Stream::Plain(tcp)) };
         let io = Rewound::new(tcp, Vec::new());
@@ -95,8 +142,10 @@ pub(crate) async fn establish(
                 tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
             }
             ClientTls::Own(context) => {
-                context.connect(io, names.host, names.server, limit).await.map(|secured| secured.stream)
+                context.connect(io, names.host, names.server, alpn, limit).await.map(|secured| secured.stream)
             }
+            // One header is enough; the configuration allows no second.
+            ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
         };
         stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
     };
@@ -104,6 +153,29 @@ pub(crate) async fn establish(
         Ok(result) => result,
         Err(_) => Err(ConnectError::Timeout(address, limit)),
     }
+}
+
+/// Says who the client is; without one, that the connection is this proxy's own, as that of a health check.
+async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io::Result<()> {
+    let header = match via {
+        Some(via) => {
+            let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind));
+            let tlvs: Vec<_> = passed.chain(&proxied.add).cloned().collect();
+            write_header(proxied.v2, via.source, via.destination, &tlvs)
+        }
+        // Addresses of two families cannot be told.
+        None => write_header(proxied.v2, ([0, 0, 0, 0], 0).into(), ([0; 16], 0).into(), &[]),
+    };
+    let mut rest = &header[..];
+    while !rest.is_empty() {
+        tcp.writable().await?;
+        match tcp.try_write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {

@@ -1,10 +1,11 @@
 //! Copies bytes both ways until both ends have said their last.
 
+use super::splice::{Moving, Pipe};
 use crate::{
     http::buffer::Buffer,
     listen::Stream,
     telemetry::{ResponseFlags, TcpRecorder},
-    worker::Timer,
+    worker::{Timer, earlier},
 };
 use std::{
     future::poll_fn,
@@ -18,6 +19,11 @@ use tokio::io::AsyncWrite;
 const REPORT: u64 = 1 << 20;
 /// Time after which they are.
 const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Rounds of one direction before everything else gets its turn.
+const ROUNDS: u32 = 16;
+/// Bytes that a direction has moved before the kernel moves the rest by itself: short exchanges need no pipe.
+const SPLICE_FROM: u64 = 64 * 1024;
 
 /// What was moved, and how it ended.
 #[derive(Debug, Default)]
@@ -34,6 +40,9 @@ struct Half {
     ended: bool,
     shut: bool,
     count: u64,
+    pipe: Option<Pipe>,
+    /// Both sides are plain, and the kernel can move bytes between them.
+    splices: bool,
 }
 
 enum Broken {
@@ -42,17 +51,14 @@ enum Broken {
 }
 
 impl Half {
+    fn new(buffer: Buffer, splices: bool) -> Self {
+        Self { buffer, splices, ..Self::default() }
+    }
+
     /// Moves what can be moved; ready when this direction is over.
     fn poll(&mut self, cx: &mut Context<'_>, from: &mut Stream, to: &mut Stream) -> Poll<Result<(), Broken>> {
-        loop {
-            while !self.buffer.is_empty() {
-                let count = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.bytes())).map_err(|_| Broken::Sink)?;
-                if count == 0 {
-                    return Poll::Ready(Err(Broken::Sink));
-                }
-                self.buffer.consume(count);
-                self.count += count as u64;
-            }
+        for _ in 0..ROUNDS {
+            ready!(self.poll_write(cx, to))?;
             if self.ended {
                 if !self.shut {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|_| Broken::Sink)?;
@@ -60,31 +66,83 @@ impl Half {
                 }
                 return Poll::Ready(Ok(()));
             }
-            match self.buffer.poll_read(from, cx) {
-                Poll::Ready(Ok(0)) => self.ended = true,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Source)),
-                Poll::Pending => {
-                    // What TLS still holds back goes out before we wait.
-                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Broken::Sink)?;
-                    return Poll::Pending;
+            if self.poll_read(cx, from)?.is_pending() {
+                // What TLS still holds back goes out before we wait.
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Broken::Sink)?;
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Ready when nothing is left to write.
+    fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<Result<(), Broken>> {
+        while !self.buffer.is_empty() {
+            let count = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.bytes())).map_err(|_| Broken::Sink)?;
+            if count == 0 {
+                return Poll::Ready(Err(Broken::Sink));
+            }
+            self.buffer.consume(count);
+            self.count += count as u64;
+        }
+        if let (Some(pipe), Stream::Plain(tcp)) = (&mut self.pipe, &*to) {
+            while !pipe.is_empty() {
+                self.count += ready!(pipe.poll_drain(cx, tcp)).map_err(|_| Broken::Sink)?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when something came, or the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Result<Poll<()>, Broken> {
+        if self.splices && self.count >= SPLICE_FROM {
+            if self.pipe.is_none() {
+                self.pipe = Pipe::take();
+            }
+            if let (Some(pipe), Stream::Plain(tcp)) = (&mut self.pipe, &*from) {
+                match pipe.poll_fill(cx, tcp) {
+                    Poll::Ready(Ok(Moving::Bytes)) => return Ok(Poll::Ready(())),
+                    Poll::Ready(Ok(Moving::End)) => {
+                        self.ended = true;
+                        return Ok(Poll::Ready(()));
+                    }
+                    // Nothing to do: the pipe may serve others meanwhile.
+                    Poll::Pending => {
+                        self.pipe = None;
+                        return Ok(Poll::Pending);
+                    }
+                    Poll::Ready(Ok(Moving::Impossible)) => {
+                        self.splices = false;
+                        self.pipe = None;
+                    }
+                    Poll::Ready(Err(_)) => return Err(Broken::Source),
                 }
             }
         }
+        match self.buffer.poll_read(from, cx) {
+            Poll::Ready(Ok(0)) => self.ended = true,
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(_)) => return Err(Broken::Source),
+            Poll::Pending => return Ok(Poll::Pending),
+        }
+        Ok(Poll::Ready(()))
     }
 }
 
-/// Copies until both directions are over, one broke, or nothing moved for `idle` (zero: no limit). A direction that ends is
+/// Copies until both directions are over, one broke, nothing moved for `idle` (zero: no limit), or `end` has come. A direction that ends is
 /// ended on the other side too, while the opposite one goes on.
 pub(super) async fn both(
     down: &mut Stream,
     up: &mut Stream,
     first: Buffer,
     idle: Duration,
+    end: Option<Instant>,
     recorder: &TcpRecorder,
 ) -> Moved {
-    let mut there = Half { buffer: first, ..Half::default() };
-    let mut back = Half::default();
+    let plain = matches!((&*down, &*up), (Stream::Plain(_), Stream::Plain(_)));
+    let mut there = Half::new(first, plain);
+    let mut back = Half::new(Buffer::default(), plain);
     let (mut reported_there, mut reported_back) = (0, 0);
     let mut timer = Timer::default();
     let mut last = Instant::now();
@@ -116,11 +174,96 @@ pub(super) async fn both(
             }
             _ => {}
         }
-        let deadline = (!idle.is_zero()).then(|| last + idle);
-        timer.poll(cx, deadline).map(|()| ResponseFlags::STREAM_IDLE_TIMEOUT)
+        let rests = (!idle.is_zero()).then(|| last + idle);
+        let flags = match end {
+            Some(end) if rests.is_none_or(|rests| end <= rests) => ResponseFlags::DURATION_TIMEOUT,
+            _ => ResponseFlags::STREAM_IDLE_TIMEOUT,
+        };
+        timer.poll(cx, earlier(rests, end)).map(|()| flags)
     })
     .await;
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
     Moved { received: there.count, sent: back.count, flags }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::resource::{UsageWho, getrusage};
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        thread,
+    };
+
+    /// Two ends of a connection.
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    fn stream(tcp: TcpStream) -> Stream {
+        tcp.set_nonblocking(true).unwrap();
+        Stream::Plain(tokio::net::TcpStream::from_std(tcp).unwrap())
+    }
+
+    fn cpu() -> Duration {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+        let of = |time: nix::sys::time::TimeVal| {
+            Duration::new(time.tv_sec() as u64, u32::try_from(time.tv_usec()).unwrap() * 1000)
+        };
+        of(usage.user_time()) + of(usage.system_time())
+    }
+
+    /// CPU time of this thread for passing on so many bytes that come in pieces of one size.
+    fn cost(total: usize, piece: usize, splices: bool) -> Duration {
+        let (mut source, down) = pair();
+        let (up, mut sink) = pair();
+        let writer = thread::spawn(move || {
+            let data = vec![7u8; piece];
+            for _ in 0..total / piece {
+                source.write_all(&data).unwrap();
+            }
+        });
+        let reader = thread::spawn(move || {
+            let mut data = vec![0u8; 1 << 20];
+            let mut count = 0;
+            loop {
+                match sink.read(&mut data).unwrap() {
+                    0 => break count,
+                    more => count += more,
+                }
+            }
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let spent = runtime.block_on(async {
+            let (mut from, mut to) = (stream(down), stream(up));
+            let mut half = Half::new(Buffer::default(), splices);
+            let before = cpu();
+            let done = poll_fn(|cx| half.poll(cx, &mut from, &mut to)).await;
+            assert!(done.is_ok());
+            cpu() - before
+        });
+        writer.join().unwrap();
+        assert_eq!(reader.join().unwrap(), total / piece * piece);
+        spent
+    }
+
+    #[test]
+    #[ignore = "a measurement: cargo test --release -p leno-proxy splice_when_compared -- --ignored --nocapture"]
+    fn splice_when_compared_with_copying_then_it_costs_less() {
+        for piece in [1 << 20, 64 << 10, 16 << 10, 1 << 10] {
+            let (copy, splice) = (cost(1 << 30, piece, false), cost(1 << 30, piece, true));
+            println!("pieces of {piece}: copy {copy:?}, splice {splice:?} of CPU a GiB");
+        }
+    }
+
+    #[test]
+    fn half_when_the_sink_is_slow_then_everything_arrives_whichever_way_it_goes() {
+        for splices in [false, true] {
+            cost(8 << 20, 100_000, splices);
+        }
+    }
 }

@@ -1,13 +1,14 @@
 //! Passes the bytes of a connection to an endpoint and back.
 
 mod copy;
+mod splice;
 
 use crate::{
-    balance,
+    balance::{self, PickContext},
     config::{Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer},
     listen::Stream,
-    pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, connect},
+    pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::{ConnectionSecurity, LogEntry, Reporter, ResponseFlags, TcpRecord},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
@@ -15,7 +16,7 @@ use crate::{
 use std::{
     rc::Rc,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// What became of a connection, for its line.
@@ -35,7 +36,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
     let start = Instant::now();
     let wall = proxy.access_log.is_some().then(SystemTime::now);
     let mut told = Told::default();
-    carry(&worker, stream, first, &conn, &proxy, &mut told).await;
+    carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
     if let (Some(format), Some(wall)) = (&proxy.access_log, wall) {
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
         entry.flags = told.flags;
@@ -47,7 +48,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         entry.upstream_local = told.local;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);
-        entry.downstream_peer = conn.peer.as_ref().map(PeerIdentity::uri);
+        let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
+        entry.downstream_peer = conn.peer.as_ref().map(PeerIdentity::uri).or_else(of_certificate);
         entry.server_name = conn.server_name.as_deref();
         worker.shard.log(format, &entry);
     }
@@ -59,17 +61,34 @@ async fn carry(
     first: Buffer,
     conn: &ConnInfo,
     proxy: &TcpProxy,
+    start: Instant,
     told: &mut Told,
 ) {
     let root = worker.root();
-    let weights = proxy.targets.iter().map(|target| target.weight);
-    let target = balance::weighted(weights, &worker.rng).map(|index| proxy.targets[index].cluster);
+    let end = proxy.max_duration.map(|(limit, more)| {
+        let drawn = worker.rng.below(u64::try_from(more.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
+        start + limit + Duration::from_millis(drawn)
+    });
+    let by_name = match conn.server_name.as_deref() {
+        Some(name) if proxy.by_server_name => Some(root.config().cluster_named(name)),
+        _ => None,
+    };
+    let (target, labels) = match by_name {
+        Some(named) => (named, None),
+        None => {
+            let weights = proxy.targets.iter().map(|target| target.weight);
+            let drawn = balance::weighted(weights, &worker.rng).map(|index| &proxy.targets[index]);
+            (drawn.map(|target| target.cluster), drawn.and_then(|target| target.labels.as_deref()))
+        }
+    };
+    let hash = || balance::hash::xx_hash(conn.remote.ip().to_string().as_bytes(), 0);
+    let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.local };
     let Some(cluster) = target.and_then(|id| root.cluster(id)) else {
         told.flags |= ResponseFlags::NO_CLUSTER;
         return;
     };
     told.cluster = Some(cluster.clone());
-    let (up, host, _ticket) = match open(worker, cluster, conn, proxy, told).await {
+    let (up, host, _ticket) = match open(worker, cluster, conn, proxy, &wanted, told).await {
         Some(open) => open,
         None => return,
     };
@@ -88,7 +107,7 @@ async fn carry(
     let service = &cluster.config().service;
     let mut recorder = worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
     let mut up = up;
-    let moved = copy::both(&mut stream, &mut up, first, proxy.idle_timeout, &recorder).await;
+    let moved = copy::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await;
     told.received = moved.received;
     told.sent = moved.sent;
     told.flags |= moved.flags;
@@ -101,17 +120,22 @@ async fn open(
     cluster: &Rc<ClusterState>,
     conn: &ConnInfo,
     proxy: &TcpProxy,
+    wanted: &PickContext<'_>,
     told: &mut Told,
 ) -> Option<(Stream, Rc<Host>, Ticket)> {
     let mut tried = Vec::new();
-    let context = balance::PickContext::to(conn.local);
-    for _ in 0..proxy.connect_attempts.max(1) {
-        let Some(host) = cluster.pick(&worker.rng, &context, |host| tried.contains(&host.address())) else {
+    for attempt in 0..proxy.connect_attempts.max(1) {
+        if let (Some((base, max)), Some(before)) = (proxy.backoff, attempt.checked_sub(1)) {
+            let longest = base.saturating_mul(2u32.saturating_pow(before.min(16))).min(max);
+            let drawn = worker.rng.below(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX).max(1));
+            tokio::time::sleep(Duration::from_micros(drawn)).await;
+        }
+        let Some(host) = cluster.pick(&worker.rng, wanted, |host| tried.contains(&host.address())) else {
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
         told.host = Some(host.clone());
-        match connect_once(worker, cluster, &host).await {
+        match connect_once(worker, cluster, &host, conn).await {
             Ok((stream, ticket)) => {
                 cluster.note(&host, Outcome::Status(200));
                 return Some((stream, host, ticket));
@@ -140,6 +164,7 @@ async fn connect_once(
     worker: &Worker,
     cluster: &Rc<ClusterState>,
     host: &Rc<Host>,
+    conn: &ConnInfo,
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
     let (address, limit) = (host.address(), config.connect_timeout);
@@ -148,7 +173,8 @@ async fn connect_once(
         let admission = tokio::time::timeout(limit, cluster.begin_connection(host, Priority::Default)).await;
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
             Admission::Connect(ticket) => {
-                return Ok((connect(config, host, Alpn::Tcp, &worker.tls).await?, ticket));
+                let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
+                return Ok((connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?, ticket));
             }
             // An idle HTTP connection is of no use here; its place is.
             Admission::UseIdle => {

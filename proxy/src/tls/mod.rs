@@ -22,6 +22,7 @@ mod own_client;
 mod own_server;
 #[cfg(test)]
 pub(crate) mod own_tests;
+mod pace;
 mod params;
 pub mod sans;
 mod secrets;
@@ -40,6 +41,7 @@ pub use identity::{IdentityError, PeerIdentity};
 pub use info::TlsInfo;
 pub use own_client::{ClientContext, ClientSettings};
 pub use own_server::{ServerContext, ServerSettings};
+pub use pace::Pace;
 pub use params::TlsParams;
 pub use secrets::{SecretValue, Secrets, Slot, Source};
 

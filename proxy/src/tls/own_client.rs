@@ -18,7 +18,7 @@ use super::params::TlsParams;
 use super::secrets::{Slot, Source};
 use super::server::BUFFER_LIMIT;
 use super::trust::Verifier;
-use super::{Secured, TlsError};
+use super::{Alpn, Secured, TlsError};
 
 /// What a client asks for.
 #[derive(Debug, Default, Clone)]
@@ -149,7 +149,7 @@ impl ClientContext {
     }
 
     /// Performs a handshake as client. `host` is the endpoint's own name, `sni` a server name that goes before the configured one
-    /// (it may come from a request).
+    /// (it may come from a request), `inside` what will be spoken: it is offered where the configuration offers nothing.
     ///
     /// # Errors
     /// When a secret has not come, the handshake takes longer than `timeout`, it fails (the server's certificate is not what
@@ -159,6 +159,7 @@ impl ClientContext {
         io: IO,
         host: Option<&str>,
         sni: Option<&str>,
+        inside: Alpn,
         timeout: Duration,
     ) -> Result<Secured<IO>, TlsError>
     where
@@ -173,8 +174,16 @@ impl ClientContext {
             Err(_) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
         };
         let connector = TlsConnector::from(ready.config.clone());
-        let handshake =
-            Box::pin(connector.connect_with(wire, io, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT))));
+        let offered = match inside {
+            Alpn::H2 if self.settings.alpn.is_empty() => Some(&b"h2"[..]),
+            Alpn::Http1 if self.settings.alpn.is_empty() => Some(&b"http/1.1"[..]),
+            _ => None,
+        };
+        let limited = |connection: &mut rustls::ClientConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+        let handshake = Box::pin(match offered {
+            Some(name) => connector.with_alpn(vec![name.to_vec()]).connect_with(wire, io, limited),
+            None => connector.connect_with(wire, io, limited),
+        });
         let stream = tokio::time::timeout(timeout, handshake)
             .await
             .map_err(|_| TlsError::Timeout(timeout))?

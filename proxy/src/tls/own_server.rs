@@ -18,7 +18,7 @@ use super::params::TlsParams;
 use super::secrets::{Slot, Source};
 use super::server::BUFFER_LIMIT;
 use super::trust::Verifier;
-use super::{Secured, TlsError};
+use super::{Pace, Secured, TlsError};
 
 /// Sessions of clients without tickets that are remembered.
 const SESSIONS: usize = 1024;
@@ -156,7 +156,7 @@ impl ServerContext {
     ///
     /// # Errors
     /// When a secret has not come, the handshake takes longer than `timeout`, or it fails.
-    pub async fn accept<IO>(&self, io: IO, timeout: Duration) -> Result<Secured<IO>, TlsError>
+    pub async fn accept<IO>(&self, io: IO, timeout: Duration, pace: &Pace) -> Result<Secured<IO>, TlsError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
@@ -172,7 +172,7 @@ impl ServerContext {
             });
             let config = if common { ready.with_alpn.clone() } else { ready.without_alpn.clone() };
             let limited = |connection: &mut rustls::ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
-            Ok::<_, std::io::Error>((start.into_stream_with(config, limited).await?, local))
+            Ok::<_, std::io::Error>((pace.run(start.into_stream_with(config, limited)).await?, local))
         });
         let (stream, local) = tokio::time::timeout(timeout, handshake)
             .await

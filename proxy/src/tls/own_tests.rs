@@ -109,14 +109,14 @@ type Side = Result<Secured<tokio::io::DuplexStream>, TlsError>;
 async fn shake(server: &ServerContext, client: &ClientContext) -> (Side, Side) {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let accept = async {
-        let mut side = server.accept(far, LIMIT).await?;
+        let mut side = server.accept(far, LIMIT, &Pace::default()).await?;
         let byte = side.stream.read_u8().await.map_err(TlsError::Handshake)?;
         side.stream.write_u8(byte).await.map_err(TlsError::Handshake)?;
         side.stream.flush().await.map_err(TlsError::Handshake)?;
         Ok(side)
     };
     let connect = async {
-        let mut side = client.connect(near, None, None, LIMIT).await?;
+        let mut side = client.connect(near, None, None, Alpn::Http1, LIMIT).await?;
         side.stream.write_u8(7).await.map_err(TlsError::Handshake)?;
         side.stream.flush().await.map_err(TlsError::Handshake)?;
         assert_eq!(side.stream.read_u8().await.map_err(TlsError::Handshake)?, 7);
@@ -282,6 +282,15 @@ async fn protocols_when_none_is_common_then_the_connection_goes_on_without() {
     let server = server(settings, vec![ca.pair(&["a"])], None);
     let other = ClientSettings { alpn: vec!["http/1.1".into()], ..to("") };
     assert_eq!(shake(&server, &client(other, None, None)).await.0.unwrap().info.alpn, None);
+}
+
+#[tokio::test]
+async fn protocols_when_a_client_offers_none_of_its_own_then_what_will_be_spoken_is_offered() {
+    let ca = Ca::new("ca");
+    let settings = ServerSettings { alpn: vec!["h2".into(), "http/1.1".into()], ..ServerSettings::default() };
+    let server = server(settings, vec![ca.pair(&["a"])], None);
+    let accepted = shake(&server, &client(to(""), None, None)).await.0.unwrap();
+    assert_eq!(accepted.info.alpn.as_deref(), Some("http/1.1"));
 }
 
 #[tokio::test]

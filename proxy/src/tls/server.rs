@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 
-use super::{Alpn, CredentialStore, Established, IdentityError, PeerIdentity, TlsError};
+use super::{Alpn, CredentialStore, Established, IdentityError, Pace, PeerIdentity, TlsError};
 
 /// Bytes that TLS buffers for one direction of a connection before it makes the writer wait.
 pub(super) const BUFFER_LIMIT: usize = 32 * 1024;
@@ -15,14 +16,23 @@ pub(super) const BUFFER_LIMIT: usize = 32 * 1024;
 /// # Errors
 /// When there are no credentials yet, the handshake takes longer than `timeout`, it fails, or the client's certificate
 /// names no identity of our trust domain.
-pub async fn accept<IO>(io: IO, credentials: &CredentialStore, timeout: Duration) -> Result<Established<IO>, TlsError>
+pub async fn accept<IO>(
+    io: IO,
+    credentials: &CredentialStore,
+    timeout: Duration,
+    pace: &Pace,
+) -> Result<Established<IO>, TlsError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let credentials = credentials.get().ok_or(TlsError::NoCertificate)?;
-    let acceptor = TlsAcceptor::from(credentials.server_config());
+    let config = credentials.server_config();
     // Boxed: the state of a handshake would otherwise lie in the connection's future for its whole life.
-    let handshake = Box::pin(acceptor.accept_with(io, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT))));
+    let handshake = Box::pin(async {
+        let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
+        let limited = |connection: &mut rustls::ServerConnection| connection.set_buffer_limit(Some(BUFFER_LIMIT));
+        pace.run(start.into_stream_with(config, limited)).await
+    });
     let stream = tokio::time::timeout(timeout, handshake)
         .await
         .map_err(|_| TlsError::Timeout(timeout))?

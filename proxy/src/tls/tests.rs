@@ -72,7 +72,7 @@ async fn shake(server: &CredentialStore, client: &Connector, expected: &[Arc<str
     let address = listener.local_addr().unwrap();
     let accept = async {
         let (io, _) = listener.accept().await.unwrap();
-        let mut side = server::accept(io, server, LIMIT).await?;
+        let mut side = server::accept(io, server, LIMIT, &Pace::default()).await?;
         let byte = side.stream.read_u8().await.map_err(TlsError::Handshake)?;
         side.stream.write_u8(byte).await.map_err(TlsError::Handshake)?;
         side.stream.flush().await.map_err(TlsError::Handshake)?;
@@ -215,10 +215,11 @@ async fn handshake_when_the_client_shows_no_certificate_then_it_is_refused() {
         }))
         .with_no_client_auth();
     let (near, far) = tokio::io::duplex(64 * 1024);
+    let pace = Pace::default();
     let server = store(ca.credentials(REVIEWS));
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let (accepted, _) =
-        tokio::join!(server::accept(far, &server, LIMIT), connector.connect("a.b".try_into().unwrap(), near));
+        tokio::join!(server::accept(far, &server, LIMIT, &pace), connector.connect("a.b".try_into().unwrap(), near));
     assert!(matches!(accepted, Err(TlsError::Handshake(_))));
 }
 
@@ -257,14 +258,17 @@ async fn handshake_when_the_peer_is_silent_then_it_ends_in_time() {
     let ca = Ca::new("mesh");
     let (_near, far) = tokio::io::duplex(1024);
     let bound = Duration::from_millis(50);
-    let accepted = server::accept(far, &store(ca.credentials(REVIEWS)), bound).await;
+    let accepted = server::accept(far, &store(ca.credentials(REVIEWS)), bound, &Pace::default()).await;
     assert!(matches!(accepted, Err(TlsError::Timeout(limit)) if limit == bound));
 }
 
 #[tokio::test]
 async fn handshake_when_there_is_no_certificate_yet_then_the_error_says_so() {
     let (_near, far) = tokio::io::duplex(1024);
-    assert!(matches!(server::accept(far, &CredentialStore::new(), LIMIT).await, Err(TlsError::NoCertificate)));
+    assert!(matches!(
+        server::accept(far, &CredentialStore::new(), LIMIT, &Pace::default()).await,
+        Err(TlsError::NoCertificate)
+    ));
 }
 
 #[test]

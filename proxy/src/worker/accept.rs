@@ -3,13 +3,14 @@
 use super::{Worker, group::Command};
 use crate::listen;
 use std::{
+    io::ErrorKind,
     net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,9 +18,22 @@ use tokio::{
 };
 
 /// Open connections of a worker at most; more are closed at once.
-pub(super) const MAX_CONNECTIONS: usize = 50_000;
+const MAX_CONNECTIONS: usize = 50_000;
 /// A pause after an accept that failed for want of memory or file descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Connections that are closed unserved after a pause in which no descriptor became free.
+const SHED: usize = 256;
+/// Between two lines in the log about connections that were not served.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Open connections of a worker at most: three quarters of the process's file descriptors are for clients, the rest stays
+/// for endpoints and files, so that what is accepted can be served.
+pub(super) fn limit(workers: usize) -> usize {
+    let descriptors = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let descriptors = descriptors.map_or(u64::MAX, |(soft, _)| soft);
+    let share = usize::try_from(descriptors / 4 * 3).unwrap_or(usize::MAX) / workers.max(1);
+    share.clamp(1, MAX_CONNECTIONS)
+}
 
 /// A worker as the accepting one sees it.
 #[derive(Debug, Clone)]
@@ -45,36 +59,83 @@ impl Drop for Open {
     }
 }
 
+/// What one accepting task knows.
+struct Door {
+    worker: Rc<Worker>,
+    bound: SocketAddr,
+    peers: Vec<Peer>,
+    limit: usize,
+    /// A descriptor kept back: with it connections can be taken and closed when there is no other.
+    reserve: Option<std::fs::File>,
+    told: Option<Instant>,
+}
+
 /// Accepts from one socket until the task is dropped.
 pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener, bound: SocketAddr, peers: Vec<Peer>) {
+    let limit = limit(peers.len());
+    let mut door = Door { worker, bound, peers, limit, reserve: reserve(), told: None };
+    let mut short = false;
     loop {
         match listener.accept().await {
-            Ok((tcp, _)) => hand_over(&worker, tcp, bound, &peers),
+            Ok((tcp, _)) => {
+                short = false;
+                door.hand_over(tcp);
+            }
+            // A client that is gone already is no reason to wait; a lack of descriptors is.
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
             Err(error) => {
-                // A client that is gone already is no reason to wait; a lack of descriptors is.
-                if !matches!(error.kind(), std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::Interrupted) {
-                    tracing::warn!(%bound, %error, "accept failed");
-                    tokio::time::sleep(PAUSE).await;
+                door.warn(&format!("accept failed: {error}"));
+                // Those who wait may be served when others leave; when none did, they learn it at once and go elsewhere.
+                if std::mem::replace(&mut short, true) {
+                    door.shed(&listener).await;
                 }
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
 }
 
-fn hand_over(worker: &Rc<Worker>, tcp: TcpStream, bound: SocketAddr, peers: &[Peer]) {
-    let fewest = peers.iter().enumerate().min_by_key(|(_, peer)| peer.open.load(Ordering::Relaxed));
-    let Some((index, peer)) = fewest else { return };
-    if peer.open.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
-        tracing::warn!(%bound, "too many connections; a new one is closed");
-        return;
+fn reserve() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}
+
+impl Door {
+    fn hand_over(&mut self, tcp: TcpStream) {
+        let fewest = self.peers.iter().enumerate().min_by_key(|(_, peer)| peer.open.load(Ordering::Relaxed));
+        let Some((index, peer)) = fewest else { return };
+        if peer.open.load(Ordering::Relaxed) >= self.limit {
+            self.warn("too many connections");
+            return;
+        }
+        let open = Open::new(peer.open.clone());
+        if index == self.worker.index {
+            serve(&self.worker, tcp, self.bound, open);
+        } else if let Ok(tcp) = tcp.into_std()
+            && peer.commands.try_send(Command::Connection(tcp, self.bound, open)).is_err()
+        {
+            self.warn("a worker does not take connections");
+        }
     }
-    let open = Open::new(peer.open.clone());
-    if index == worker.index {
-        serve(worker, tcp, bound, open);
-    } else if let Ok(tcp) = tcp.into_std()
-        && peer.commands.try_send(Command::Connection(tcp, bound, open)).is_err()
-    {
-        tracing::warn!(%bound, "a worker does not take connections; a new one is closed");
+
+    /// Takes connections with the descriptor that was kept back, and closes them.
+    async fn shed(&mut self, listener: &TcpListener) {
+        drop(self.reserve.take());
+        for _ in 0..SHED {
+            let next = listener.accept();
+            match tokio::time::timeout(Duration::ZERO, next).await {
+                Ok(Ok((tcp, _))) => drop(tcp),
+                Ok(Err(_)) | Err(_) => break,
+            }
+        }
+        self.reserve = reserve();
+    }
+
+    /// Says it once in a while: a flood of connections must not become one of lines.
+    fn warn(&mut self, what: &str) {
+        if self.told.is_none_or(|told| told.elapsed() >= QUIET) {
+            self.told = Some(Instant::now());
+            tracing::warn!(bound = %self.bound, "{what}; new connections are closed or wait");
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     config::Root,
     listen::Place,
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
-    tls::{Connector, CredentialStore},
+    tls::{Connector, CredentialStore, Pace},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -53,6 +53,8 @@ pub struct Worker {
     pub shard: Rc<Shard>,
     /// Its TLS client.
     pub tls: Connector,
+    /// The pace of its handshakes with clients.
+    pub handshakes: Pace,
     /// Labels for what is not known.
     pub unknown: Unknown,
     credentials: CredentialStore,
@@ -83,6 +85,7 @@ impl Worker {
             rng,
             shard: Rc::new(shard),
             tls: Connector::new(credentials.clone()),
+            handshakes: Pace::default(),
             unknown: Unknown { workload: WorkloadLabels::unknown(), service: ServiceLabels::cluster_only("unknown") },
             credentials,
             workers,

@@ -7,6 +7,7 @@ use super::client::{Connect, LocalFuture};
 use super::convert::{Context, Converted, Refused, Within as _};
 use super::source::Grpc;
 use crate::config::ClientTls;
+use crate::tls::Alpn;
 use leno_runtime::dns::Resolver;
 use leno_xds::envoy::config::cluster::v3::Cluster;
 use leno_xds::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
@@ -203,8 +204,13 @@ where
         None => channel(grpc, stream).await,
         Some(ClientTls::Own(context)) => {
             let limit = grpc.server.connect_timeout;
-            let secured = context.connect(stream, host, None, limit).await.map_err(|error| error.to_string())?;
+            let secured =
+                context.connect(stream, host, None, Alpn::H2, limit).await.map_err(|error| error.to_string())?;
             channel(grpc, secured.stream).await
+        }
+        Some(ClientTls::Proxied(_)) => {
+            Err("the PROXY protocol is not spoken to management servers; give their cluster another transport socket"
+                .to_owned())
         }
         Some(ClientTls::Mesh(_)) => Err("a management server cannot be known by an identity of the mesh".to_owned()),
     }

@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_proxy::config::{
-    Action, ChainMatch, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, Forward,
+    Action, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, FilterChains, Forward,
     HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route, RouteMatch, RouteTable,
     ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
 };
@@ -132,28 +132,25 @@ pub fn start(plan: Plan) -> Proxy {
         ..plan.manager
     };
     let chain = FilterChain {
-        name: "http".into(),
-        matches: ChainMatch::default(),
         tls: plan.server_tls.then(|| Arc::new(ServerTls::Mesh { require_client_certificate: true, alpn: Vec::new() })),
-        network: Network::Http(Arc::new(manager)),
+        ..FilterChain::new("c", Network::Http(Arc::new(manager)))
     };
     let listener = Listener {
         name: "l".into(),
         direction: plan.direction,
         addresses: vec![address],
-        bind: true,
-        use_original_dst: false,
         inspect: Inspect { tls: plan.server_tls, ..Inspect::default() },
         detect_timeout: Duration::from_millis(500),
         continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: Some(chain),
+        chains: FilterChains::new(Vec::new(), Some(chain)).unwrap(),
+        ..Listener::default()
     };
     let root = Root {
         version: 1,
         listeners: Listeners::new(vec![Arc::new(listener)]),
         clusters: vec![Some(Arc::new(cluster))],
         own: plan.own,
+        ..Root::default()
     };
     let (telemetry, shards) = Telemetry::new(1);
     let log = Sink::default();

@@ -126,7 +126,7 @@ impl Target<'_> {
         let names = Names { host: self.endpoint.hostname.as_deref(), server: None };
         let limit = self.check.timeout;
         let tls = tls.as_deref();
-        let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls).await;
+        let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls, None).await;
         made.map_err(io::Error::other)
     }
 

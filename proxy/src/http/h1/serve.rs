@@ -143,7 +143,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
     match &place.find(root.config())?.network {
         Network::Http(manager) => Some(manager.clone()),
-        Network::Tcp(_) => None,
+        _ => None,
     }
 }
 

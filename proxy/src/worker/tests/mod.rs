@@ -5,6 +5,7 @@ mod filters;
 mod framing;
 mod http;
 mod lifecycle;
+mod listeners;
 mod manager;
 mod redirected;
 mod routed;
@@ -256,15 +257,11 @@ pub(super) fn get(path: &str) -> String {
 pub(super) fn root(address: SocketAddr, network: Network, clusters: Vec<Cluster>) -> Arc<Root> {
     let listener = Listener {
         name: "test".into(),
-        direction: Direction::Outbound,
         addresses: vec![address],
-        bind: true,
-        use_original_dst: false,
-        inspect: Inspect::default(),
         detect_timeout: Duration::ZERO,
         continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: Some(FilterChain { name: "default".into(), matches: ChainMatch::default(), tls: None, network }),
+        chains: FilterChains::new(Vec::new(), Some(FilterChain::new("default", network))).unwrap(),
+        ..Listener::default()
     };
     Arc::new(Root {
         listeners: Listeners::new(vec![Arc::new(listener)]),

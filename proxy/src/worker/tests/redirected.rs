@@ -49,30 +49,16 @@ fn connection_when_redirected_then_its_original_destination_decides() {
         let listener = |name: &str, addresses: Vec<SocketAddr>, bind, network| {
             Arc::new(Listener {
                 name: name.into(),
-                direction: Direction::Outbound,
                 addresses,
                 bind,
                 use_original_dst: bind,
-                inspect: Inspect::default(),
                 detect_timeout: Duration::ZERO,
-                continue_on_timeout: true,
-                chains: Vec::new(),
-                default_chain: Some(FilterChain {
-                    name: name.into(),
-                    matches: ChainMatch::default(),
-                    tls: None,
-                    network,
-                }),
+                chains: FilterChains::new(Vec::new(), Some(FilterChain::new(name, network))).unwrap(),
+                ..Listener::default()
             })
         };
-        let passthrough = TcpProxy {
-            stat_prefix: "tcp".into(),
-            direction: Direction::Outbound,
-            targets: vec![TcpTarget { cluster: FIRST, weight: 1 }],
-            idle_timeout: LIMIT,
-            connect_attempts: 1,
-            access_log: None,
-        };
+        let targets = vec![TcpTarget::all(FIRST)];
+        let passthrough = TcpProxy { idle_timeout: LIMIT, ..TcpProxy::new(targets) };
         let say = |text: &str| http(Action::Direct(DirectResponse { code: 200, body: text.as_bytes().into() }));
         let cluster = Cluster {
             bind: Some(SourceBind { v4: Some([127, 0, 0, 6].into()), v6: "::6".parse().ok() }),

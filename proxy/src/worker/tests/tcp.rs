@@ -7,14 +7,8 @@ fn proxy_to(clusters: Vec<Cluster>, idle: Duration) -> Proxy {
 }
 
 fn tcp(idle: Duration) -> TcpProxy {
-    TcpProxy {
-        stat_prefix: "tcp".into(),
-        direction: Direction::Outbound,
-        targets: vec![TcpTarget { cluster: FIRST, weight: 1 }],
-        idle_timeout: idle,
-        connect_attempts: 2,
-        access_log: None,
-    }
+    let targets = vec![TcpTarget::all(FIRST)];
+    TcpProxy { idle_timeout: idle, connect_attempts: 2, ..TcpProxy::new(targets) }
 }
 
 #[test]
@@ -63,17 +57,9 @@ fn connection_when_idle_for_too_long_then_it_is_closed() {
 
 fn detecting(proxy: &Proxy, detect_timeout: Duration, clusters: Vec<Cluster>) {
     let http11: Arc<str> = "http/1.1".into();
-    let chain = |name: &str, matches, network| FilterChain { name: name.into(), matches, tls: None, network };
-    let listener = Listener {
-        name: "detecting".into(),
-        direction: Direction::Outbound,
-        addresses: vec![proxy.address],
-        bind: true,
-        use_original_dst: false,
-        inspect: Inspect { tls: true, http: true, ..Inspect::default() },
-        detect_timeout,
-        continue_on_timeout: true,
-        chains: vec![
+    let chain = |name: &str, matches, network| FilterChain { matches, ..FilterChain::new(name, network) };
+    let chains = FilterChains::new(
+        vec![
             chain(
                 "http",
                 ChainMatch { application_protocols: vec![http11], ..ChainMatch::default() },
@@ -85,7 +71,16 @@ fn detecting(proxy: &Proxy, detect_timeout: Duration, clusters: Vec<Cluster>) {
                 Network::Tcp(Arc::new(tcp(LIMIT))),
             ),
         ],
-        default_chain: Some(chain("tcp", ChainMatch::default(), Network::Tcp(Arc::new(tcp(LIMIT))))),
+        Some(chain("tcp", ChainMatch::default(), Network::Tcp(Arc::new(tcp(LIMIT))))),
+    );
+    let listener = Listener {
+        name: "detecting".into(),
+        addresses: vec![proxy.address],
+        inspect: Inspect { tls: true, http: true, ..Inspect::default() },
+        detect_timeout,
+        continue_on_timeout: true,
+        chains: chains.unwrap(),
+        ..Listener::default()
     };
     proxy.wait(proxy.workers().publish(Arc::new(Root {
         listeners: Listeners::new(vec![Arc::new(listener)]),
@@ -126,24 +121,14 @@ fn connection_when_protocol_is_detected_then_its_chain_serves_it() {
 fn connection_when_it_comes_straight_to_a_capturing_port_then_it_is_closed() {
     let backend = Backend::echo();
     let proxy = proxy_to(vec![cluster(&[backend.address])], LIMIT);
-    let mut listener = Listener {
+    let chain = FilterChain::new("passthrough", Network::Tcp(Arc::new(tcp(LIMIT))));
+    let listener = Listener {
         name: "virtualOutbound".into(),
-        direction: Direction::Outbound,
         addresses: vec![proxy.address],
-        bind: true,
         use_original_dst: true,
-        inspect: Inspect::default(),
-        detect_timeout: Duration::ZERO,
-        continue_on_timeout: true,
-        chains: Vec::new(),
-        default_chain: None,
+        chains: FilterChains::new(Vec::new(), Some(chain)).unwrap(),
+        ..Listener::default()
     };
-    listener.default_chain = Some(FilterChain {
-        name: "passthrough".into(),
-        matches: ChainMatch::default(),
-        tls: None,
-        network: Network::Tcp(Arc::new(tcp(LIMIT))),
-    });
     let passthrough = Cluster::new(FIRST, "PassthroughCluster", ClusterKind::OriginalDst);
     proxy.wait(proxy.workers().publish(Arc::new(Root {
         listeners: Listeners::new(vec![Arc::new(listener)]),

@@ -1,26 +1,22 @@
 //! Listeners and their filter chains.
 
-use super::common::{access_log, address, filter_metadata, maybe_duration, optional, text, unknown_type};
-use super::http::{Tables, manager};
+use super::common::{address, cidr, filter_metadata, maybe_duration, text};
+use super::http::Tables;
+use super::listener_filters::listener_filters;
+use super::network::{Around, network};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{
-    ChainMatch, ClusterId, Direction, FilterChain, Inspect, Listener, Network, PortSet, TcpProxy, TcpTarget, Transport,
+    self, ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, SocketSettings, SourceType,
+    Transport,
 };
 use crate::telemetry::WorkloadLabels;
-use leno_xds::envoy::config::core::v3::{Metadata, TrafficDirection};
+use crate::tls::HANDSHAKE_TIMEOUT;
+use ipnet::IpNet;
+use leno_xds::envoy::config::core::v3::{
+    CidrRange, Metadata, SocketOption, TcpKeepalive, TrafficDirection, socket_option,
+};
 use leno_xds::envoy::config::listener::v3 as xds;
-use leno_xds::envoy::config::listener::v3::{
-    ListenerFilterChainMatchPredicate, filter,
-    listener::DeprecatedV1,
-    listener_filter,
-    listener_filter_chain_match_predicate::{MatchSet, Rule},
-};
-use leno_xds::envoy::extensions::filters::listener::{
-    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst, tls_inspector::v3::TlsInspector,
-};
-use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
-use leno_xds::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
-use leno_xds::envoy::r#type::v3::Int32Range;
+use leno_xds::envoy::config::listener::v3::{filter_chain_match::ConnectionSourceType, listener::DeprecatedV1};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,11 +58,11 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         metadata,
         deprecated_v1,
         drain_type: _,
-        listener_filters,
+        listener_filters: filter_list,
         listener_filters_timeout,
         continue_on_listener_filters_timeout,
         transparent,
-        freebind: _,
+        freebind,
         socket_options,
         tcp_fast_open_queue_length: _,
         traffic_direction,
@@ -76,23 +72,22 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         connection_balance_config: _,
         reuse_port: _,
         enable_reuse_port: _,
-        access_log: listener_log,
-        tcp_backlog_size: _,
+        access_log,
+        tcp_backlog_size,
         max_connections_to_accept_per_socket_event: _,
         bind_to_port,
         enable_mptcp,
         ignore_global_conn_limit: _,
         bypass_overload_manager: _,
-        tcp_keepalive: _,
+        tcp_keepalive,
         listener_specifier,
     } = value;
     refuse!(
         fcds_config,
         filter_chain_matcher,
-        socket_options,
         udp_listener_config,
         api_listener,
-        listener_log,
+        access_log,
         enable_mptcp,
         listener_specifier
     );
@@ -110,30 +105,33 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         refuse!(socket_options);
         addresses.push(address(additional).within(format_args!("additional_addresses[{index}].address"))?);
     }
-    let filters = listener_filters_of(listener_filters)?;
+    let filters = listener_filters(filter_list)?;
     let mut found = Found::default();
+    let around = Around { listener: &name, direction, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {
-        let value = chain(context, value, direction, tables, &mut found);
+        let value = chain(context, value, &around, &mut found);
         chains.push(value.within(format_args!("filter_chains[{index}]"))?);
     }
     let default_chain = default_filter_chain
-        .map(|value| chain(context, value, direction, tables, &mut found))
+        .map(|value| chain(context, value, &around, &mut found))
         .transpose()
         .within("default_filter_chain")?;
+    let chains = FilterChains::new(chains, default_chain);
     let deprecated_bind = deprecated_v1.and_then(|DeprecatedV1 { bind_to_port }| bind_to_port);
     let listener = Listener {
-        name: name.into(),
         direction,
         addresses,
         bind: bind_to_port.or(deprecated_bind).unwrap_or(true),
         use_original_dst: use_original_dst.unwrap_or(false) || filters.original_dst,
         inspect: filters.inspect,
+        proxy_protocol: filters.proxy_protocol,
         detect_timeout: maybe_duration(listener_filters_timeout, "listener_filters_timeout")?
             .unwrap_or(DEFAULT_DETECT_TIMEOUT),
         continue_on_timeout: continue_on_listener_filters_timeout,
-        chains,
-        default_chain,
+        chains: chains.map_err(|error| Refused::new("filter_chains", error.to_string()))?,
+        socket: socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?,
+        name: name.into(),
     };
     let own = own(metadata.as_ref(), &context.trust_domain).map(|labels| context.workload(labels));
     Ok(Parts {
@@ -159,105 +157,16 @@ fn own(metadata: Option<&Metadata>, trust_domain: &str) -> Option<Arc<WorkloadLa
 }
 
 #[derive(Default)]
-struct ListenerFilters {
-    inspect: Inspect,
-    original_dst: bool,
-}
-
-fn listener_filters_of(values: Vec<xds::ListenerFilter>) -> Converted<ListenerFilters> {
-    let mut filters = ListenerFilters::default();
-    for (index, value) in values.into_iter().enumerate() {
-        let within = format!("listener_filters[{index}]");
-        let xds::ListenerFilter { name, filter_disabled, config_type } = value;
-        let off = filter_disabled.map(disabled).transpose().within("filter_disabled").within(&within)?;
-        let off = match off {
-            Some(Disabled::Always) => continue,
-            Some(Disabled::On(ports)) => ports,
-            None => PortSet::default(),
-        };
-        let any = match config_type {
-            Some(listener_filter::ConfigType::TypedConfig(any)) => any,
-            _ => return Err(Refused::new("typed_config", format!("of `{name}` is missing")).within(within)),
-        };
-        if let Some(inspector) = optional::<TlsInspector>(&any).within(&within)? {
-            let TlsInspector {
-                enable_ja3_fingerprinting,
-                enable_ja4_fingerprinting,
-                initial_read_buffer_size: _,
-                close_connection_on_client_hello_parsing_errors,
-                max_client_hello_size: _,
-            } = inspector;
-            let enable_ja3_fingerprinting = enable_ja3_fingerprinting.unwrap_or(false);
-            let enable_ja4_fingerprinting = enable_ja4_fingerprinting.unwrap_or(false);
-            refuse!(
-                enable_ja3_fingerprinting,
-                enable_ja4_fingerprinting,
-                close_connection_on_client_hello_parsing_errors
-            );
-            filters.inspect.tls = true;
-            filters.inspect.tls_off = off;
-        } else if let Some(HttpInspector {}) = optional(&any).within(&within)? {
-            filters.inspect.http = true;
-            filters.inspect.http_off = off;
-        } else if let Some(OriginalDst {}) = optional(&any).within(&within)? {
-            filters.original_dst = true;
-        } else {
-            return Err(unknown_type(&any).within(within));
-        }
-    }
-    Ok(filters)
-}
-
-enum Disabled {
-    Always,
-    On(PortSet),
-}
-
-fn disabled(value: ListenerFilterChainMatchPredicate) -> Converted<Disabled> {
-    let ListenerFilterChainMatchPredicate { rule } = value;
-    match rule {
-        None => Ok(Disabled::On(PortSet::default())),
-        Some(Rule::AnyMatch(true)) => Ok(Disabled::Always),
-        Some(Rule::AnyMatch(false)) => Ok(Disabled::On(PortSet::default())),
-        Some(Rule::DestinationPortRange(Int32Range { start, end })) => {
-            let port = |number: i32| {
-                u16::try_from(number)
-                    .map_err(|_| Refused::new("destination_port_range", format!("{number} is not a port")))
-            };
-            // The end is exclusive.
-            Ok(Disabled::On(if end > start {
-                PortSet(vec![(port(start)?, port(end - 1)?)])
-            } else {
-                PortSet::default()
-            }))
-        }
-        Some(Rule::OrMatch(MatchSet { rules })) => {
-            let mut ports = Vec::new();
-            for rule in rules {
-                match disabled(rule).within("or_match")? {
-                    Disabled::Always => return Ok(Disabled::Always),
-                    Disabled::On(PortSet(more)) => ports.extend(more),
-                }
-            }
-            Ok(Disabled::On(PortSet(ports)))
-        }
-        Some(Rule::AndMatch(_)) => Err(Refused::new("and_match", "is not supported by this proxy")),
-        Some(Rule::NotMatch(_)) => Err(Refused::new("not_match", "is not supported by this proxy")),
-    }
-}
-
-#[derive(Default)]
-struct Found {
-    routes: BTreeSet<String>,
-    clusters: BTreeSet<ClusterId>,
-    secrets: BTreeSet<String>,
+pub(super) struct Found {
+    pub(super) routes: BTreeSet<String>,
+    pub(super) clusters: BTreeSet<ClusterId>,
+    pub(super) secrets: BTreeSet<String>,
 }
 
 fn chain(
     context: &mut Context,
     value: xds::FilterChain,
-    direction: Direction,
-    tables: Tables<'_>,
+    around: &Around<'_>,
     found: &mut Found,
 ) -> Converted<FilterChain> {
     let xds::FilterChain {
@@ -266,40 +175,21 @@ fn chain(
         use_proxy_proto,
         metadata: _,
         transport_socket,
-        transport_socket_connect_timeout: _,
+        transport_socket_connect_timeout,
         name,
     } = value;
     let use_proxy_proto = use_proxy_proto.unwrap_or(false);
     refuse!(use_proxy_proto);
-    let mut filters = filters.into_iter();
-    let Some(xds::Filter { name: filter_name, config_type }) = filters.next() else {
-        return Err(Refused::new("filters", "is empty"));
-    };
-    if let Some(second) = filters.next() {
-        return Err(Refused::new("filters[1]", format!("`{}` is not supported by this proxy", second.name)));
-    }
-    let any = match config_type {
-        Some(filter::ConfigType::TypedConfig(any)) => any,
-        Some(filter::ConfigType::ConfigDiscovery(_)) => {
-            return Err(Refused::new("filters[0].config_discovery", "is not supported by this proxy"));
-        }
-        None => return Err(Refused::new("filters[0].typed_config", format!("of `{filter_name}` is missing"))),
-    };
-    let within = "filters[0].typed_config";
-    let network = if let Some(value) = optional::<HttpConnectionManager>(&any).within(within)? {
-        Network::Http(Arc::new(manager(context, value, direction, tables, &mut found.routes).within(within)?))
-    } else if let Some(value) = optional::<tcp::TcpProxy>(&any).within(within)? {
-        Network::Tcp(Arc::new(tcp_proxy(context, value, direction, found).within(within)?))
-    } else {
-        return Err(unknown_type(&any).within(within));
-    };
+    let (gates, network) = network(context, filters, around, &name, found)?;
     let tls = tls::server(context, transport_socket).within("transport_socket")?;
     found.secrets.extend(tls.iter().flat_map(|tls| tls.secrets()));
+    let timeout = maybe_duration(transport_socket_connect_timeout, "transport_socket_connect_timeout")?;
     Ok(FilterChain {
-        name: name.into(),
         matches: filter_chain_match.map(chain_match).transpose().within("filter_chain_match")?.unwrap_or_default(),
         tls,
-        network,
+        tls_timeout: timeout.filter(|limit| !limit.is_zero()).unwrap_or(HANDSHAKE_TIMEOUT),
+        gates,
+        ..FilterChain::new(name, network)
     })
 }
 
@@ -317,15 +207,7 @@ fn chain_match(value: xds::FilterChainMatch) -> Converted<ChainMatch> {
         transport_protocol,
         application_protocols,
     } = value;
-    refuse!(
-        prefix_ranges,
-        address_suffix,
-        suffix_len,
-        direct_source_prefix_ranges,
-        source_type,
-        source_prefix_ranges,
-        source_ports
-    );
+    refuse!(address_suffix, suffix_len);
     let transport = match transport_protocol.as_str() {
         "" => None,
         "raw_buffer" => Some(Transport::Raw),
@@ -335,86 +217,67 @@ fn chain_match(value: xds::FilterChainMatch) -> Converted<ChainMatch> {
             return Err(Refused::new("transport_protocol", reason));
         }
     };
+    let source_type = match ConnectionSourceType::try_from(source_type) {
+        Ok(ConnectionSourceType::Any) => SourceType::Any,
+        Ok(ConnectionSourceType::SameIpOrLoopback) => SourceType::SameIpOrLoopback,
+        Ok(ConnectionSourceType::External) => SourceType::External,
+        Err(_) => return Err(Refused::new("source_type", "is not known to this proxy")),
+    };
+    let ports = source_ports.into_iter().enumerate().map(|(index, value)| {
+        let wrong = || Refused::new(format!("source_ports[{index}]"), format!("{value} is not a port"));
+        u16::try_from(value).ok().filter(|port| *port > 0).ok_or_else(wrong)
+    });
     Ok(ChainMatch {
         destination_port: destination_port.map(super::common::port).transpose().within("destination_port")?,
+        destination_prefixes: prefixes(prefix_ranges, "prefix_ranges")?,
         server_names: server_names.into_iter().map(Arc::from).collect(),
         transport,
         application_protocols: application_protocols.into_iter().map(Arc::from).collect(),
+        direct_source_prefixes: prefixes(direct_source_prefix_ranges, "direct_source_prefix_ranges")?,
+        source_type,
+        source_prefixes: prefixes(source_prefix_ranges, "source_prefix_ranges")?,
+        source_ports: ports.collect::<Converted<_>>()?,
     })
 }
 
-fn tcp_proxy(
-    context: &mut Context,
-    value: tcp::TcpProxy,
-    direction: Direction,
-    found: &mut Found,
-) -> Converted<TcpProxy> {
-    let tcp::TcpProxy {
-        stat_prefix,
-        on_demand,
-        metadata_match,
-        idle_timeout,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        access_log: logs,
-        max_connect_attempts,
-        backoff_options,
-        hash_policy,
-        tunneling_config,
-        max_downstream_connection_duration,
-        max_downstream_connection_duration_jitter_percentage: _,
-        access_log_flush_interval: _,
-        flush_access_log_on_connected,
-        access_log_options: _,
-        proxy_protocol_tlvs,
-        proxy_protocol_tlv_merge_policy: _,
-        upstream_connect_mode,
-        max_early_data_bytes: _,
-        check_drain_close: _,
-        cluster_specifier,
-    } = value;
-    refuse!(
-        on_demand,
-        metadata_match,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        backoff_options,
-        hash_policy,
-        tunneling_config,
-        max_downstream_connection_duration,
-        flush_access_log_on_connected,
-        proxy_protocol_tlvs,
-        upstream_connect_mode
-    );
-    let targets = match cluster_specifier {
-        Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            vec![TcpTarget { cluster: context.cluster(&name).within("cluster")?, weight: 1 }]
-        }
-        Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(value)) => {
-            let tcp::tcp_proxy::WeightedCluster { clusters } = value;
-            let mut targets = Vec::with_capacity(clusters.len());
-            for (index, cluster) in clusters.into_iter().enumerate() {
-                let within = format!("weighted_clusters.clusters[{index}]");
-                let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = cluster;
-                super::refuse_set(&metadata_match, "metadata_match").within(&within)?;
-                if weight > 0 {
-                    targets.push(TcpTarget { cluster: context.cluster(&name).within(within)?, weight });
-                }
-            }
-            targets
-        }
-        None => return Err(Refused::new("cluster_specifier", "is missing")),
-    };
-    if targets.is_empty() {
-        return Err(Refused::new("weighted_clusters.clusters", "has no weight above zero"));
+fn prefixes(values: Vec<CidrRange>, field: &str) -> Converted<Vec<IpNet>> {
+    values.into_iter().enumerate().map(|(index, value)| cidr(value).within(format_args!("{field}[{index}]"))).collect()
+}
+
+/// How sockets are made.
+fn socket_settings(
+    backlog: Option<u32>,
+    freebind: Option<bool>,
+    keepalive: Option<TcpKeepalive>,
+    options: Vec<SocketOption>,
+) -> Converted<SocketSettings> {
+    let keepalive = keepalive.map(|TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval }| KeepAlive {
+        probes: keepalive_probes,
+        time: keepalive_time.map(|seconds| Duration::from_secs(seconds.into())),
+        interval: keepalive_interval.map(|seconds| Duration::from_secs(seconds.into())),
+    });
+    let mut settings = SocketSettings { keepalive, freebind: freebind.unwrap_or(false), ..SocketSettings::default() };
+    if let Some(backlog) = backlog {
+        settings.backlog = backlog.clamp(1, i32::MAX as u32);
     }
-    found.clusters.extend(targets.iter().map(|target| target.cluster));
-    Ok(TcpProxy {
-        stat_prefix: stat_prefix.into(),
-        direction,
-        targets,
-        idle_timeout: maybe_duration(idle_timeout, "idle_timeout")?.unwrap_or(Duration::from_secs(3600)),
-        connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
-        access_log: access_log(context, logs).within("access_log")?,
-    })
+    for (index, option) in options.into_iter().enumerate() {
+        let within = format!("socket_options[{index}]");
+        let SocketOption { description: _, level, name, state, r#type, ip_version, value } = option;
+        super::refuse_set(&r#type, "type").within(&within)?;
+        super::refuse_set(&ip_version, "ip_version").within(&within)?;
+        if state != i32::from(socket_option::SocketState::StatePrebind) {
+            return Err(Refused::new("state", "must be STATE_PREBIND").within(within));
+        }
+        let number = |value: i64, field: &str| {
+            i32::try_from(value).map_err(|_| Refused::new(field, format!("{value} is too large")).within(&within))
+        };
+        let (level, name) = (number(level, "level")?, number(name, "name")?);
+        let value = match value {
+            Some(socket_option::Value::IntValue(value)) => config::SocketOption::Int(number(value, "int_value")?),
+            Some(socket_option::Value::BufValue(bytes)) => config::SocketOption::Bytes(bytes.into()),
+            None => return Err(Refused::new("value", "is missing").within(within)),
+        };
+        settings.options.push((level, name, value));
+    }
+    Ok(settings)
 }

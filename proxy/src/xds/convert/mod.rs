@@ -15,9 +15,14 @@ pub mod common;
 mod edge;
 pub mod filter;
 pub mod http;
+pub mod limits;
 pub mod listener;
+pub mod listener_filters;
+#[cfg(test)]
+mod listener_tests;
 mod local_reply;
 pub mod matcher;
+pub mod network;
 mod own_tls;
 pub mod rbac;
 pub mod retry;
@@ -107,6 +112,8 @@ pub struct Context {
     pub trust_domain: String,
     /// Secrets that have come or are waited for.
     pub secrets: Secrets,
+    /// Counts and buckets that the forms of a filter share which follow each other.
+    pub limits: limits::SharedLimits,
     /// TLS contexts in use.
     pub(crate) tls_contexts: Contexts,
     /// Values by which runtime fractions are changed.

@@ -250,7 +250,7 @@ fn listener_of_inbound_traffic_is_converted() {
     assert_eq!(listener.addresses.len(), 2);
     assert!(listener.inspect.http && !listener.inspect.tls);
     assert_eq!(listener.inspect.http_off, PortSet(vec![(3306, 3306), (6379, 6379)]));
-    let chain = &listener.chains[0];
+    let chain = &listener.chains.all()[0];
     assert_eq!(chain.matches.transport, Some(Transport::Tls));
     assert!(matches!(chain.tls.as_deref(), Some(ServerTls::Mesh { require_client_certificate: true, .. })));
     assert!(matches!(&chain.network, Network::Tcp(tcp) if tcp.targets.len() == 1));

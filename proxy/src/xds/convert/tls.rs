@@ -4,9 +4,13 @@
 //! proxy holds both. What names neither, or comes to a proxy without an identity, is for [`super::own_tls`].
 
 use super::common::{optional, unknown_type, unpack};
+use super::listener_filters::pass_tlvs;
 use super::{Context, Converted, Refused, Within as _, own_tls, refuse};
-use crate::config::{ClientTls, MeshTls, ServerTls};
-use leno_xds::envoy::config::core::v3::{TransportSocket, transport_socket};
+use crate::config::{ClientTls, MeshTls, ProxiedTls, ServerTls};
+use leno_xds::envoy::config::core::v3::{
+    ProxyProtocolConfig, TlvEntry, TransportSocket, proxy_protocol_config, transport_socket,
+};
+use leno_xds::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use leno_xds::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
@@ -42,6 +46,9 @@ fn typed(socket: TransportSocket) -> Converted<Option<prost_types::Any>> {
 pub fn client(context: &mut Context, socket: Option<TransportSocket>) -> Converted<Option<Arc<ClientTls>>> {
     let Some(socket) = socket else { return Ok(None) };
     let Some(any) = typed(socket)? else { return Ok(None) };
+    if let Some(value) = optional::<ProxyProtocolUpstreamTransport>(&any).within("typed_config")? {
+        return proxied(context, value).within("typed_config").map(|tls| Some(Arc::new(ClientTls::Proxied(tls))));
+    }
     if any.type_url != <UpstreamTlsContext as prost::Name>::type_url() {
         return Err(unknown_type(&any).within("typed_config"));
     }
@@ -49,6 +56,38 @@ pub fn client(context: &mut Context, socket: Option<TransportSocket>) -> Convert
     let mesh = !context.trust_domain.is_empty() && names_the_mesh(value.common_tls_context.as_ref());
     let tls = if mesh { upstream(value).map(ClientTls::Mesh) } else { own_tls::upstream(context, value) };
     tls.within("typed_config").map(|tls| Some(Arc::new(tls)))
+}
+
+/// The PROXY protocol before what another transport socket says.
+fn proxied(context: &mut Context, value: ProxyProtocolUpstreamTransport) -> Converted<ProxiedTls> {
+    let ProxyProtocolUpstreamTransport {
+        config,
+        transport_socket,
+        // A family of addresses that cannot be written is always said to be unknown.
+        allow_unspecified_address: _,
+        // Connections that carry one client's extensions are never shared.
+        tlv_as_pool_key: _,
+    } = value;
+    let ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = config.unwrap_or_default();
+    let v2 = match proxy_protocol_config::Version::try_from(version) {
+        Ok(proxy_protocol_config::Version::V1) => false,
+        Ok(proxy_protocol_config::Version::V2) => true,
+        Err(_) => return Err(Refused::new("config.version", "is not known to this proxy")),
+    };
+    let mut add = Vec::with_capacity(added_tlvs.len());
+    for (index, TlvEntry { r#type, value, format_string }) in added_tlvs.into_iter().enumerate() {
+        let within = format!("config.added_tlvs[{index}]");
+        super::refuse_set(&format_string, "format_string").within(&within)?;
+        let kind = u8::try_from(r#type).map_err(|_| Refused::new("type", "is larger than 255").within(&within))?;
+        add.push((kind, value.into()));
+    }
+    let Some(socket) = transport_socket else { return Err(Refused::new("transport_socket", "is missing")) };
+    let inner = client(context, Some(socket)).within("transport_socket")?;
+    if matches!(inner.as_deref(), Some(ClientTls::Proxied(_))) {
+        return Err(Refused::new("transport_socket", "is the PROXY protocol a second time"));
+    }
+    let pass = pass_through_tlvs.map(pass_tlvs).transpose().within("config.pass_through_tlvs")?.unwrap_or_default();
+    Ok(ProxiedTls { v2, pass, add, inner })
 }
 
 /// Whether a secret of the mesh is named.

@@ -15,7 +15,7 @@ use super::convert::cluster::Template;
 use super::convert::listener::Parts;
 use super::convert::{Context, Refused};
 use super::source::{SourceId, Sources};
-use crate::config::{Cluster, ClusterId, Listener, RouteTable};
+use crate::config::{Cluster, ClusterId, Listener, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
 use prost_types::Any;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -54,7 +54,7 @@ pub trait Bind: std::fmt::Debug + Send {
     ///
     /// # Errors
     /// When the address cannot be had.
-    fn bind(&self, address: SocketAddr) -> std::io::Result<()>;
+    fn bind(&self, address: SocketAddr, settings: &SocketSettings) -> std::io::Result<()>;
 
     /// Gives back what was bound for none of these addresses and is not in force.
     fn keep(&self, wanted: &BTreeSet<SocketAddr>);

@@ -171,6 +171,7 @@ impl State {
             listeners: Listeners::new(listeners),
             clusters,
             own: self.own.clone(),
+            ..Root::default()
         }))
     }
 }

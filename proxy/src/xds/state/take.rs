@@ -275,7 +275,7 @@ impl State {
                         return Err(Refused::new("address", format!("{address} is that of the listener `{other}`")));
                     }
                     let cannot = |error| Refused::new("address", format!("cannot bind {address}: {error}"));
-                    sockets.bind(*address).map_err(cannot)?;
+                    sockets.bind(*address, &listener.socket).map_err(cannot)?;
                 }
             }
         }

@@ -1,0 +1,101 @@
+//! What may differ without meaning anything is made alike; the rest is compared.
+
+/// Makes a line alike for both proxies: clocks, random ids, the proxy's own address.
+pub fn normal(line: &str, own: &str) -> String {
+    let (place, value) = line.split_once(": ").unwrap_or((line, ""));
+    let name = place.rsplit(' ').next().unwrap_or_default().to_ascii_lowercase();
+    let masked = match name.as_str() {
+        "date" => Some("<date>"),
+        "x-envoy-upstream-service-time" => Some("<ms>"),
+        // What is left of a timeout at a later attempt.
+        "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
+        "x-request-id" if uuid(value) => Some("<uuid>"),
+        "traceparent" | "x-b3-traceid" | "x-b3-spanid" => Some("<trace>"),
+        // Each proxy names itself.
+        "server" if matches!(value, "envoy" | "leno" | "leno-proxy") => Some("<self>"),
+        _ => None,
+    };
+    match masked {
+        Some(mask) => format!("{place}: {mask}"),
+        None => line.replace(own, "<proxy>"),
+    }
+}
+
+fn rounded(milliseconds: &str) -> String {
+    match milliseconds.parse::<u64>() {
+        Ok(left) if left > 1000 => format!("about {}", (left + 250) / 500 * 500),
+        _ => milliseconds.to_owned(),
+    }
+}
+
+fn uuid(value: &str) -> bool {
+    value.len() == 36
+        && value.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+}
+
+/// Lines that only one of two has, in order; lines that begin with one of `ignore` are passed over.
+pub fn difference(left: &[String], right: &[String], ignore: &[&str]) -> Vec<String> {
+    let counts = |line: &&String| !ignore.iter().any(|start| line.starts_with(start));
+    let (left, right): (Vec<_>, Vec<_>) = (left.iter().filter(counts).collect(), right.iter().filter(counts).collect());
+    // The longest common subsequence; what is compared is a few dozen lines long.
+    let mut lengths = vec![vec![0u32; right.len() + 1]; left.len() + 1];
+    for i in (0..left.len()).rev() {
+        for j in (0..right.len()).rev() {
+            lengths[i][j] =
+                if left[i] == right[j] { lengths[i + 1][j + 1] + 1 } else { lengths[i + 1][j].max(lengths[i][j + 1]) };
+        }
+    }
+    let (mut i, mut j, mut found) = (0, 0, Vec::new());
+    while i < left.len() || j < right.len() {
+        if i < left.len() && j < right.len() && left[i] == right[j] {
+            (i, j) = (i + 1, j + 1);
+        } else if j == right.len() || (i < left.len() && lengths[i + 1][j] >= lengths[i][j + 1]) {
+            found.push(format!("envoy: {}", left[i]));
+            i += 1;
+        } else {
+            found.push(format!("leno:  {}", right[j]));
+            j += 1;
+        }
+    }
+    found
+}
+
+/// Whether two counts out of `n` each can come from one and the same share: within four standard deviations.
+pub fn same_share(left: usize, right: usize, n: usize) -> bool {
+    let (left, right, n) = (left as f64, right as f64, n.max(1) as f64);
+    let share = (left + right) / (2.0 * n);
+    (left - right).abs() <= 4.0 * (2.0 * n * share * (1.0 - share)).sqrt() + 1.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.split(';').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn normal_when_clocks_and_ids_differ_then_the_lines_are_alike() {
+        assert_eq!(normal("response: header date: now", "127.1.1.1"), "response: header date: now");
+        assert_eq!(normal("header date: now", "127.1.1.1"), "header date: <date>");
+        assert_eq!(normal("header location: http://127.1.1.1:1/", "127.1.1.1"), "header location: http://<proxy>:1/");
+        assert_eq!(normal("header x-request-id: mine", "127.1.1.1"), "header x-request-id: mine");
+    }
+
+    #[test]
+    fn difference_when_a_line_is_only_on_one_side_then_it_is_told() {
+        let found = difference(&lines("a;b;c"), &lines("a;c;d"), &[]);
+        assert_eq!(found, ["envoy: b", "leno:  d"]);
+        assert!(difference(&lines("a;b"), &lines("a"), &["b"]).is_empty());
+    }
+
+    #[test]
+    fn same_share_when_far_apart_then_it_is_not() {
+        assert!(same_share(100, 110, 400));
+        assert!(!same_share(100, 200, 400));
+    }
+}

@@ -1,0 +1,102 @@
+//! What a connection must pass before it is served: counts and rates before TLS costs anything, policy when it is known who comes.
+
+use crate::{config::Gate, http::ConnInfo, rbac::Facts, tls::TlsInfo};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// The places that a connection has in counts, given back when it ends. Mostly there are none, and nothing is allocated.
+#[derive(Debug, Default)]
+pub(super) struct Places(Option<Box<Vec<Counted>>>);
+
+#[derive(Debug)]
+struct Counted(Arc<AtomicU32>);
+
+impl Counted {
+    fn one_of(open: &Arc<AtomicU32>, max: u32) -> Option<Self> {
+        let more = |count: u32| (count < max).then_some(count + 1);
+        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(open.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts and rates. `None` closes the connection.
+pub(super) async fn limits(gates: &[Gate]) -> Option<Places> {
+    let mut places = Places::default();
+    for gate in gates {
+        match gate {
+            Gate::Rbac(_) => {}
+            Gate::ConnectionLimit(limit) => match Counted::one_of(&limit.open, limit.max) {
+                Some(place) => places.0.get_or_insert_default().push(place),
+                None => {
+                    tracing::debug!(filter = %limit.stat_prefix, "too many connections; closed");
+                    rest(limit.delay).await;
+                    return None;
+                }
+            },
+            Gate::RateLimit(limit) => {
+                if !limit.bucket.take(Instant::now()) {
+                    tracing::debug!(filter = %limit.stat_prefix, "too many new connections; closed");
+                    return None;
+                }
+            }
+        }
+    }
+    Some(places)
+}
+
+/// Who may connect. `None` closes the connection.
+pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Option<()> {
+    for gate in gates {
+        let Gate::Rbac(rbac) = gate else { continue };
+        if let Some(verdict) = rbac.shadow.as_ref().map(|rules| rules.decide(conn)) {
+            let (allowed, policy) = (verdict.allowed, verdict.policy.map(AsRef::as_ref).unwrap_or("none"));
+            tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, allowed, policy, "shadow rules");
+        }
+        if let Some(verdict) = rbac.rules.as_ref().map(|rules| rules.decide(conn)).filter(|verdict| !verdict.allowed) {
+            let policy = verdict.policy.map(AsRef::as_ref).unwrap_or("none");
+            tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, policy, "denied; closed");
+            rest(rbac.delay).await;
+            return None;
+        }
+    }
+    Some(())
+}
+
+async fn rest(delay: Duration) {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+}
+
+impl Facts for ConnInfo {
+    fn destination(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn direct_source(&self) -> SocketAddr {
+        self.direct()
+    }
+
+    fn source(&self) -> SocketAddr {
+        self.remote
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    fn tls(&self) -> Option<&TlsInfo> {
+        self.tls.as_deref()
+    }
+}
