@@ -47,7 +47,7 @@ impl SubsetTable {
                             room -= 1;
                         }
                         let group = members.entry(values).or_default();
-                        if !(selector.single && !group.is_empty()) {
+                        if !selector.single || group.is_empty() {
                             group.push(host.clone());
                         }
                     }

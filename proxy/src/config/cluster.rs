@@ -58,6 +58,8 @@ pub struct Cluster {
     pub http2_keepalive: Option<Http2Keepalive>,
     /// The HTTP version spoken to endpoints.
     pub protocol: UpstreamProtocol,
+    /// The header whose host is sent as server name (and `:authority` is the request's own host); `None`: the name in TLS.
+    pub server_name: Option<Box<str>>,
     /// TLS for endpoints that are not listed (original destinations).
     pub default_tls: Option<Arc<ClientTls>>,
     /// Source addresses for connections of this cluster.
@@ -102,6 +104,7 @@ impl Cluster {
             http2: Http2Options::default(),
             http2_keepalive: None,
             protocol: UpstreamProtocol::Http1,
+            server_name: None,
             default_tls: None,
             bind: None,
             keepalive: None,

@@ -55,6 +55,28 @@ pub struct OutlierDetection {
     pub percentage_hosts: u32,
     /// Requests that are enough; default 50.
     pub percentage_volume: u32,
+    /// Which statuses are failures, instead of 5xx.
+    pub failures: Option<Arc<Statuses>>,
+}
+
+/// A set of statuses of HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Statuses([u64; 16]);
+
+impl Statuses {
+    /// The statuses from 100 to 999 for which this holds.
+    pub fn of(holds: impl Fn(u16) -> bool) -> Self {
+        let mut set = Self::default();
+        for status in (100..1000).filter(|status| holds(*status)) {
+            set.0[usize::from(status / 64)] |= 1 << (status % 64);
+        }
+        set
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.get(usize::from(status / 64)).is_some_and(|part| part & (1 << (status % 64)) != 0)
+    }
 }
 
 impl Default for OutlierDetection {
@@ -80,6 +102,7 @@ impl Default for OutlierDetection {
             percentage: 85,
             percentage_hosts: 5,
             percentage_volume: 50,
+            failures: None,
         }
     }
 }

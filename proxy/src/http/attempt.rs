@@ -15,7 +15,7 @@ use crate::{
     config::{Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, ConnectError, Host, Lease, connect},
+    pool::{Admission, ConnectError, Host, Lease, connect_named},
     telemetry::ResponseFlags,
     tls::Alpn,
     worker::{Timer, Worker, earlier},
@@ -214,6 +214,19 @@ pub(super) fn speaks_http2(http2: bool, request: &RequestHead, cluster: &Cluster
     wanted && request.upgrade().is_none()
 }
 
+/// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
+/// address.
+pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
+    let header = cluster.config().server_name.as_deref()?;
+    let value = match header {
+        ":authority" | "host" => request.authority(),
+        name => request.headers.get(name)?,
+    };
+    let name = std::str::from_utf8(crate::route::without_port(value)).ok()?;
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    (!name.is_empty() && address.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
+}
+
 /// A pooled or a new connection.
 pub(super) async fn connection(
     worker: &Worker,
@@ -221,24 +234,31 @@ pub(super) async fn connection(
     host: &Rc<Host>,
     http2: bool,
     priority: Priority,
+    name: Option<Rc<str>>,
 ) -> Result<Up, ConnectError> {
     if http2 {
-        if let Some(stream) = host.http2().take(cluster.config().max_requests_per_connection) {
+        let most = cluster.config().max_requests_per_connection;
+        let taken = match &name {
+            None => host.http2().take(most),
+            Some(name) => host.http2_named(name).take(most),
+        };
+        if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     match http2 {
-        true => Box::pin(open_http2(worker, cluster, host, priority)).await.map(Up::Http2),
-        false => Box::pin(open(worker, cluster, host, priority)).await.map(Up::Http1),
+        true => Box::pin(open_http2(worker, cluster, host, priority, name)).await.map(Up::Http2),
+        false => Box::pin(open(worker, cluster, host, priority, name)).await.map(Up::Http1),
     }
 }
 
 async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
     let http2 = speaks_http2(call.is_http2(), call.request, cluster);
-    match connection(call.worker, cluster, host, http2, priority).await {
+    let name = server_name(call.request, cluster);
+    match connection(call.worker, cluster, host, http2, priority, name).await {
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
@@ -253,7 +273,13 @@ async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priori
     }
 }
 
-async fn open(worker: &Worker, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Lease, ConnectError> {
+async fn open(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    name: Option<Rc<str>>,
+) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
@@ -263,12 +289,12 @@ async fn open(worker: &Worker, cluster: &Cluster, host: &Rc<Host>, priority: Pri
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
         match admission {
             Admission::Connect(ticket) => {
-                let stream = connect(config, host, Alpn::Http1, &worker.tls).await?;
+                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
                 let until = cluster.serves_until(&worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until));
+                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until, name));
             }
             Admission::UseIdle => {
-                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx))).await {
+                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
                     return Ok(lease);
                 }
             }
@@ -282,6 +308,7 @@ async fn open_http2(
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
+    name: Option<Rc<str>>,
 ) -> Result<http2::Up, ConnectError> {
     let config = cluster.config();
     let address = host.address();
@@ -296,7 +323,7 @@ async fn open_http2(
                 Admission::UseIdle => _ = host.drop_idle(),
             }
         };
-        let stream = connect(config, host, Alpn::H2, &worker.tls).await?;
+        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
         let (tls, local) = (stream.is_tls(), stream.local_address());
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
@@ -308,7 +335,10 @@ async fn open_http2(
         });
         Ok(connection)
     };
-    host.http2().acquire(config.max_requests_per_connection, dial).await
+    match &name {
+        None => host.http2().acquire(config.max_requests_per_connection, dial).await,
+        Some(name) => host.http2_named(name).acquire(config.max_requests_per_connection, dial).await,
+    }
 }
 
 /// Passes the response's body on, and what is left of the request's.

@@ -178,7 +178,9 @@ impl Copy {
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let _active = host.enter();
         let http2 = attempt::speaks_http2(self.http2, &self.head, &self.cluster);
-        let mut up = attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default).await.ok()?;
+        let name = attempt::server_name(&self.head, &self.cluster);
+        let mut up =
+            attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;

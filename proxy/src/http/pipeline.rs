@@ -382,8 +382,12 @@ async fn proxy<'a, D: Downstream>(
                 return Err(stop);
             }
             Err(Failed::Attempt(failure, reply)) => {
-                let timeout = matches!(failure, Failure::PerTryTimeout);
-                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                match failure {
+                    Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                    // The endpoint had closed it while it was idle: that is no failure.
+                    Failure::Reset { reused: true, answered: false, .. } => {}
+                    _ => cluster.note(&host, Outcome::Failed),
+                }
                 (failure, reply, failure.is_unsent(), None)
             }
         };

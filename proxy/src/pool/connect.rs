@@ -42,11 +42,7 @@ pub struct Via<'a> {
 /// # Errors
 /// As [`connect_via`], and when the endpoint wants to know the client, of which there is none in particular.
 pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
-    if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
-        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
-        return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
-    }
-    connect_via(cluster, host, alpn, tls, None).await
+    connect_named(cluster, host, None, alpn, tls).await
 }
 
 /// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
@@ -60,13 +56,43 @@ pub async fn connect_via(
     tls: &Connector,
     via: Option<&Via<'_>>,
 ) -> Result<Stream, ConnectError> {
+    connect_with(cluster, host, None, alpn, tls, via).await
+}
+
+/// As [`connect`]; `server_name` goes before the one that is configured.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_named(
+    cluster: &Cluster,
+    host: &Host,
+    server_name: Option<&str>,
+    alpn: Alpn,
+    tls: &Connector,
+) -> Result<Stream, ConnectError> {
+    if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
+        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
+        return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
+    }
+    connect_with(cluster, host, server_name, alpn, tls, None).await
+}
+
+async fn connect_with(
+    cluster: &Cluster,
+    host: &Host,
+    server_name: Option<&str>,
+    alpn: Alpn,
+    tls: &Connector,
+    via: Option<&Via<'_>>,
+) -> Result<Stream, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
     if let Some(care) = &cluster.care {
         care.note_used();
     }
-    let (wanted, name) = (endpoint.tls.as_deref(), endpoint.hostname.as_deref());
-    let result = establish(cluster, endpoint.address, wanted, name, alpn, cluster.connect_timeout, tls, via).await;
+    let names = Names { host: endpoint.hostname.as_deref(), server: server_name };
+    let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
+    let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
         Ok(_) => host.note_success(),
         Err(_) => host.note_failure(),
@@ -74,7 +100,16 @@ pub async fn connect_via(
     result
 }
 
-/// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`, with the endpoint's own `name`.
+/// Names that count for TLS.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Names<'a> {
+    /// The endpoint's own.
+    pub(crate) host: Option<&'a str>,
+    /// What a request wants to be sent as server name.
+    pub(crate) server: Option<&'a str>,
+}
+
+/// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`.
 ///
 /// # Errors
 /// When one of them fails or all together take longer than `limit`.
@@ -83,7 +118,7 @@ pub(crate) async fn establish(
     cluster: &Cluster,
     address: SocketAddr,
     wanted: Option<&ClientTls>,
-    name: Option<&str>,
+    names: Names<'_>,
     alpn: Alpn,
     limit: Duration,
     tls: &Connector,
@@ -106,7 +141,9 @@ pub(crate) async fn establish(
             ClientTls::Mesh(mesh) => {
                 tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
             }
-            ClientTls::Own(context) => context.connect(io, name, None, alpn, limit).await.map(|secured| secured.stream),
+            ClientTls::Own(context) => {
+                context.connect(io, names.host, names.server, alpn, limit).await.map(|secured| secured.stream)
+            }
             // One header is enough; the configuration allows no second.
             ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
         };

@@ -9,8 +9,8 @@ mod connect;
 mod outcome;
 
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
-pub(crate) use connect::establish;
-pub use connect::{ConnectError, Via, connect, connect_via};
+pub use connect::{ConnectError, Via, connect, connect_named, connect_via};
+pub(crate) use connect::{Names, establish};
 pub use outcome::Outcome;
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
 };
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -34,6 +35,9 @@ pub const LEFT_ALONE: Duration = Duration::from_secs(5);
 /// An endpoint to which a connection has been under way for longer than this is left alone as if it had failed: only the first
 /// requests then wait for the whole connect timeout of an address that has gone.
 pub const SLOW: Duration = Duration::from_secs(1);
+
+/// Server names for which an endpoint has HTTP/2 connections at once, a worker.
+const MAX_NAMES: usize = 64;
 
 /// Idle connections that are kept for an endpoint, a worker.
 pub const MAX_IDLE: usize = 512;
@@ -51,6 +55,8 @@ struct HostState {
     active: Cell<u32>,
     idle: RefCell<Vec<Idle>>,
     http2: http2::Pool,
+    /// The same by the server name that was sent, where requests decide about it.
+    named: RefCell<HashMap<Rc<str>, Rc<http2::Pool>>>,
     gone: Cell<bool>,
     /// Since when it has been healthy; `None` while it is not.
     healthy_since: Cell<Option<Instant>>,
@@ -116,6 +122,24 @@ impl Host {
         &self.state.http2
     }
 
+    /// Its HTTP/2 connections for which this server name was sent.
+    pub fn http2_named(&self, name: &Rc<str>) -> Rc<http2::Pool> {
+        let mut named = self.state.named.borrow_mut();
+        if !named.contains_key(name) && named.len() >= MAX_NAMES {
+            named.retain(|_, pool| !pool.is_empty());
+            // All in use: their connections end with their streams.
+            if named.len() >= MAX_NAMES {
+                named.drain().for_each(|(_, pool)| pool.retire());
+            }
+        }
+        named.entry(name.clone()).or_default().clone()
+    }
+
+    fn pools(&self, each: impl Fn(&http2::Pool)) {
+        each(&self.state.http2);
+        self.state.named.borrow().values().for_each(|pool| each(pool));
+    }
+
     /// Takes note that it could not be connected: for [`LEFT_ALONE`] others are chosen.
     pub fn note_failure(&self) {
         self.state.failed.set(Some(Instant::now()));
@@ -166,10 +190,14 @@ impl Host {
         Active(self.state.clone())
     }
 
-    /// An idle connection that is still good, newest first.
-    pub fn take_idle(&self, cx: &mut Context<'_>) -> Option<Lease> {
+    /// An idle connection that is still good, newest first, for which this server name was sent instead of the usual one.
+    pub fn take_idle(&self, cx: &mut Context<'_>, name: Option<&str>) -> Option<Lease> {
         loop {
-            let mut idle = self.state.idle.borrow_mut().pop()?;
+            let mut idle = {
+                let mut all = self.state.idle.borrow_mut();
+                let at = all.iter().rposition(|idle| idle.lease.name.as_deref() == name)?;
+                all.remove(at)
+            };
             if idle.lease.connection.is_fresh(cx) {
                 return Some(idle.lease);
             }
@@ -193,7 +221,7 @@ impl Host {
 
     /// Closes idle connections that are older than `timeout` (zero: none) or were closed by the endpoint.
     pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) {
-        self.state.http2.sweep(now.into(), timeout);
+        self.pools(|pool| pool.sweep(now.into(), timeout));
         self.state.idle.borrow_mut().retain_mut(|idle| {
             (timeout.is_zero() || now.duration_since(idle.since) < timeout)
                 && idle.lease.until.is_none_or(|until| now < until)
@@ -211,30 +239,40 @@ impl Host {
         self.state.idle.borrow().len()
     }
 
-    /// A fresh connection to it, which serves requests until then.
-    pub fn lease(&self, connection: up::Connection, ticket: Ticket, until: Option<Instant>) -> Lease {
+    /// A fresh connection to it, which serves requests until then; `name` is the server name if it was not the usual one.
+    pub fn lease(
+        &self,
+        connection: up::Connection,
+        ticket: Ticket,
+        until: Option<Instant>,
+        name: Option<Rc<str>>,
+    ) -> Lease {
         self.state.connections.set(self.state.connections.get() + 1);
         let counted = Counted(self.state.clone());
-        Lease { connection, until, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
+        Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
     }
 
     /// Whether no connection to it exists or is under way.
     pub(crate) fn is_unconnected(&self) -> bool {
-        self.state.connections.get() == 0 && self.state.dials.get() == 0 && self.state.http2.is_empty()
+        let named = self.state.named.borrow();
+        self.state.connections.get() == 0
+            && self.state.dials.get() == 0
+            && self.state.http2.is_empty()
+            && named.values().all(|pool| pool.is_empty())
     }
 
     /// Closes idle connections, and the busy ones when they become idle: it is not well, and another connection may do better.
     pub(crate) fn drain(&self) {
         self.state.epoch.set(self.state.epoch.get().wrapping_add(1));
         self.state.idle.borrow_mut().clear();
-        self.state.http2.drain();
+        self.pools(http2::Pool::drain);
     }
 
     /// Marks it as no longer configured and closes what is idle.
     pub fn retire(&self) {
         self.state.gone.set(true);
         self.state.idle.borrow_mut().clear();
-        self.state.http2.retire();
+        self.pools(http2::Pool::retire);
     }
 }
 
@@ -267,6 +305,7 @@ pub struct Lease {
     /// The connection.
     pub connection: up::Connection,
     until: Option<Instant>,
+    name: Option<Rc<str>>,
     epoch: u32,
     _counted: Counted,
     _ticket: Ticket,

@@ -65,6 +65,12 @@ fn add(count: &Cell<(u32, u32)>, good: bool) {
 impl Tallies {
     /// Takes in what became of a request. A count that has reached its threshold.
     fn note(&self, outcome: Outcome, settings: &OutlierDetection) -> [Option<Consecutive>; 2] {
+        let outcome = match (outcome, &settings.failures) {
+            (Outcome::Status(status), Some(failures)) => {
+                Outcome::Status(if failures.contains(status) { 500 } else { 200 })
+            }
+            (outcome, _) => outcome,
+        };
         let status = match (outcome, settings.split) {
             (Outcome::Status(status), true) => {
                 failed(&self.local, false, 0);

@@ -21,7 +21,7 @@ use super::trust::Verifier;
 use super::{Alpn, Secured, TlsError};
 
 /// What a client asks for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct ClientSettings {
     /// Versions and ciphers.
     pub params: TlsParams,
@@ -75,6 +75,18 @@ impl ClientContext {
         trust_secret: Option<Arc<Slot<TrustSettings>>>,
     ) -> Self {
         Self { fingerprint, settings, key_pair, trust, trust_secret, ready: ArcSwapOption::empty() }
+    }
+
+    /// The same, but that the certificate must be for the server name that was sent.
+    pub fn matching_server_name(&self) -> Self {
+        let mut fingerprint = self.fingerprint;
+        fingerprint[0] ^= u8::from(!self.settings.match_server_name);
+        let settings = ClientSettings { match_server_name: true, ..self.settings.clone() };
+        let key_pair = self.key_pair.as_ref().map(|source| match source {
+            Source::Inline(pair) => Source::Inline(pair.clone()),
+            Source::Slot(slot) => Source::Slot(slot.clone()),
+        });
+        Self::new(fingerprint, settings, key_pair, self.trust.clone(), self.trust_secret.clone())
     }
 
     /// What it was made of, as a hash.

@@ -4,7 +4,7 @@ use super::machine::{Machine, Outcome};
 use super::{Event, Shared};
 use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe};
 use crate::listen::Stream;
-use crate::pool::establish;
+use crate::pool::{Names, establish};
 use crate::tls::Alpn;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -123,9 +123,10 @@ struct Target<'a> {
 impl Target<'_> {
     async fn connect(&self, alpn: Alpn) -> io::Result<Stream> {
         let tls = self.check.tls.as_ref().unwrap_or(&self.endpoint.tls);
-        let (tls, hostname) = (tls.as_deref(), self.endpoint.hostname.as_deref());
+        let names = Names { host: self.endpoint.hostname.as_deref(), server: None };
         let limit = self.check.timeout;
-        let made = establish(self.cluster, self.address, tls, hostname, alpn, limit, &self.shared.tls, None).await;
+        let tls = tls.as_deref();
+        let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls, None).await;
         made.map_err(io::Error::other)
     }
 

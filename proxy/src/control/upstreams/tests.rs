@@ -282,3 +282,40 @@ async fn stage_when_workers_report_failures_then_the_endpoint_is_out_and_comes_b
     until(&mut out, "the ejection", |cluster| health(cluster) == Health::Unhealthy).await;
     until(&mut out, "its end", |cluster| health(cluster) == Health::Healthy).await;
 }
+
+#[tokio::test]
+async fn stage_when_grpc_is_checked_then_the_status_of_the_service_decides() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let known = request.uri().path() == "/grpc.health.v1.Health/Check";
+                    tokio::spawn(async move {
+                        let mut asked = request.into_body();
+                        let question = asked.data().await.unwrap().unwrap();
+                        let status = u8::from(known && question.ends_with(b"good"));
+                        let response = http::Response::builder().header("content-type", "application/grpc");
+                        let mut body = respond.send_response(response.body(()).unwrap(), false).unwrap();
+                        let answer = bytes::Bytes::from(vec![0, 0, 0, 0, 2, 8, if status == 1 { 1 } else { 2 }]);
+                        body.send_data(answer, false).unwrap();
+                        let mut trailers = http::HeaderMap::new();
+                        trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                        body.send_trailers(trailers).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    for (service, expected) in [("good", Health::Healthy), ("bad", Health::Unhealthy)] {
+        let (sender, roots) = watch::channel(None);
+        let mut out = stage(roots, CredentialStore::new());
+        let probe = Probe::Grpc { service: service.into(), authority: None, headers: Vec::new() };
+        let mut config = cluster(vec![Endpoint::new(address)]);
+        config.checks = vec![Arc::new(check(probe))];
+        sender.send_replace(root(1, config));
+        until(&mut out, service, |cluster| cluster.endpoints[0].health == expected).await;
+    }
+}

@@ -165,3 +165,47 @@ async fn pool_when_connections_are_idle_or_retired_then_they_are_closed() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn connection_when_pings_are_configured_and_not_answered_then_it_is_given_up() {
+    local(async {
+        let (near, far) = tokio::io::duplex(16 * 1024);
+        let millis = std::time::Duration::from_millis;
+        let keepalive = crate::config::Http2Keepalive {
+            interval: millis(10),
+            timeout: millis(20),
+            jitter: 0,
+            idle: std::time::Duration::ZERO,
+        };
+        let options = Http2Options::default();
+        let (connection, drive) = connect_with(near, false, None, options, Some(keepalive)).await.unwrap();
+        // Nobody drives the other side after this, so no ping is ever answered; and no stream is open.
+        let silent = h2::server::handshake::<_>(far);
+        let silent = tokio::spawn(async move {
+            let held: Endpoint = silent.await.unwrap();
+            std::future::pending::<()>().await;
+            drop(held);
+        });
+        tokio::time::timeout(std::time::Duration::from_secs(5), drive).await.expect("it is given up");
+        assert!(connection.is_closed());
+        silent.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connection_when_it_is_too_old_then_it_takes_no_more_streams() {
+    local(async {
+        let (pool, dials) = (Pool::default(), std::cell::Cell::new(0));
+        let aged = async || {
+            let connection = dial(&dials, 3, true).await?;
+            connection.serve_until(Some(tokio::time::Instant::now()));
+            Ok::<_, &'static str>(connection)
+        };
+        let first = pool.acquire(0, aged).await.unwrap();
+        let second = pool.acquire(0, aged).await.unwrap();
+        assert_eq!(dials.get(), 2);
+        drop((first, second));
+    })
+    .await;
+}

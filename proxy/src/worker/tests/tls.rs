@@ -159,3 +159,37 @@ fn endpoint_when_its_certificate_is_not_for_the_sent_name_then_no_byte_reaches_i
     assert_eq!(via("b.example", "client.example"), None);
     assert_eq!(via("a.example", "other.example"), None);
 }
+
+#[test]
+fn endpoint_when_requests_decide_about_the_server_name_then_its_certificate_must_be_for_their_host() {
+    let ca = Ca::new("ca");
+    let (chain, key) = ca.leaf(&["a.example"], -1..1);
+    let server = Configured::start(
+        json!({"default_filter_chain": {
+            "filters": [answer("hello")],
+            "transport_socket": socket("DownstreamTlsContext", json!({"common_tls_context": {
+                "tls_certificates": [pair_json(&chain, &key)]
+            }}))
+        }}),
+        &[],
+    );
+    let mut cluster = static_cluster("up", &[server.address(0)]);
+    cluster["transport_socket"] = socket(
+        "UpstreamTlsContext",
+        json!({"common_tls_context": {"validation_context": {"trusted_ca": {"inline_string": ca.pem()}}}}),
+    );
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    cluster["typed_extension_protocol_options"] = json!({options: {
+        "@type": format!("type.googleapis.com/{options}"),
+        "upstream_http_protocol_options": {"auto_sni": true, "auto_san_validation": true},
+        "explicit_http_config": {"http_protocol_options": {}}
+    }});
+    let mut context = crate::xds::convert::Context::new("");
+    let template =
+        crate::xds::convert::cluster::template(&mut context, leno_xds::json::from_value(&cluster).unwrap()).unwrap();
+    let built = template.build(<_>::default(), &crate::telemetry::WorkloadLabels::unknown());
+    let proxy = Proxy::start(1, http(forward(Forward::default())), vec![Cluster::clone(&built)]);
+    let mut client = proxy.client();
+    let mut ask = |host: &str| client.ask(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")).status();
+    assert_eq!([ask("a.example:80"), ask("b.example"), ask("a.example")], [200, 503, 200]);
+}

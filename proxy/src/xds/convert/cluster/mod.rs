@@ -154,7 +154,6 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     refuse!(
         transport_socket_matcher,
         close_connections_on_host_health_failure,
-        upstream_http_protocol_options,
         filters,
         upstream_config,
         connection_pool_per_downstream_connection,
@@ -249,6 +248,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     if let Some(common) = common_http_protocol_options {
         upstream::common_options(&mut cluster, common).within("common_http_protocol_options")?;
     }
+    if let Some(options) = upstream_http_protocol_options {
+        upstream::server_name(&mut cluster, options).within("upstream_http_protocol_options")?;
+    }
     http::http1(http_protocol_options).within("http_protocol_options")?;
     if http2_protocol_options.is_some() {
         upstream::http2_options(&mut cluster, http2_protocol_options).within("http2_protocol_options")?;
@@ -267,6 +269,10 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
             Some(options) if key == HTTP_OPTIONS => upstream::http_options(&mut cluster, options).within(within)?,
             _ => return Err(unknown_type(&any).within(within)),
         }
+    }
+    if cluster.server_name.is_some() && matches.iter().any(|candidate| candidate.tls.is_some()) {
+        let field = "transport_socket_matches";
+        return Err(Refused::new(field, "is not supported together with a server name from requests"));
     }
     let mut template = Template { cluster, endpoints, matches };
     for (index, check) in health_checks.into_iter().enumerate() {

@@ -1,9 +1,11 @@
 //! Outlier detection.
 
 use super::super::common::maybe_duration;
-use super::super::{Converted, Refused, refuse};
-use crate::config::OutlierDetection;
+use super::super::{Converted, Refused, Within as _, matcher, refuse};
+use crate::config::{OutlierDetection, Statuses};
 use leno_xds::envoy::config::cluster::v3 as xds;
+use leno_xds::envoy::config::common::matcher::v3::{HttpHeadersMatch, MatchPredicate, match_predicate::Rule};
+use leno_xds::envoy::extensions::upstreams::http::v3::http_protocol_options::OutlierDetection as HttpOutliers;
 use std::time::Duration;
 
 /// Least time between two looks: what is set lower is taken for this.
@@ -81,5 +83,25 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
         percentage: percent(failure_percentage_threshold, usual.percentage, "failure_percentage_threshold")?,
         percentage_hosts: failure_percentage_minimum_hosts.unwrap_or(usual.percentage_hosts),
         percentage_volume: failure_percentage_request_volume.unwrap_or(usual.percentage_volume),
+        failures: None,
     })
+}
+
+/// The statuses that count as failures: conditions on `:status` are all that is known of an answer then.
+pub(super) fn failures(value: HttpOutliers) -> Converted<Option<Statuses>> {
+    let HttpOutliers { error_matcher } = value;
+    let Some(MatchPredicate { rule }) = error_matcher else { return Ok(None) };
+    let Some(Rule::HttpResponseHeadersMatch(HttpHeadersMatch { headers })) = rule else {
+        return Err(Refused::new("error_matcher", "other than http_response_headers_match is not supported"));
+    };
+    let mut conditions = Vec::with_capacity(headers.len());
+    for (index, header) in headers.into_iter().enumerate() {
+        let within = format!("error_matcher.http_response_headers_match.headers[{index}]");
+        if header.name != ":status" {
+            return Err(Refused::new(format!("{within}.name"), "other than `:status` is not supported by this proxy"));
+        }
+        conditions.push(matcher::header(header).within(within)?);
+    }
+    let holds = |status: u16| conditions.iter().all(|condition| condition.matches(Some(status.to_string().as_bytes())));
+    Ok(Some(Statuses::of(holds)))
 }

@@ -167,3 +167,27 @@ fn cluster_when_it_checks_health_then_what_is_asked_is_kept() {
     let refused = check(json!({"http_health_check": {"path": "/", "expected_statuses": [{"start": 300, "end": 200}]}}));
     assert_eq!(refused.unwrap_err().field, "health_checks[0].http_health_check.expected_statuses[0]");
 }
+
+#[test]
+fn cluster_when_it_says_which_statuses_are_failures_then_only_those_are() {
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let header = |name: &str| {
+        json!({"http_response_headers_match": {"headers": [
+            {"name": name, "string_match": {"safe_regex": {"regex": "5[0-9][0-9]|429"}}}
+        ]}})
+    };
+    let with_matcher = |name: &str| {
+        with(json!({
+            "outlier_detection": {},
+            "typed_extension_protocol_options": {options: {
+                "@type": format!("type.googleapis.com/{options}"),
+                "outlier_detection": {"error_matcher": header(name)},
+                "explicit_http_config": {"http_protocol_options": {}}
+            }}
+        }))
+    };
+    let cluster = with_matcher(":status").unwrap();
+    let failures = cluster.outliers.as_ref().unwrap().failures.as_ref().unwrap();
+    assert_eq!([200, 429, 430, 503].map(|status| failures.contains(status)), [false, true, false, true]);
+    assert!(with_matcher("x-other").unwrap_err().field.ends_with("headers[0].name"));
+}

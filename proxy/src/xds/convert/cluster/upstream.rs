@@ -2,10 +2,11 @@
 
 use super::super::common::{maybe_duration, socket};
 use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
-use crate::config::{Cluster, Http2Keepalive, SourceBind, TcpKeepalive, UpstreamProtocol};
+use super::outlier;
+use crate::config::{ClientTls, Cluster, Http2Keepalive, SourceBind, TcpKeepalive, UpstreamProtocol};
 use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
-    TcpKeepalive as XdsKeepalive,
+    TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
 };
 use leno_xds::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
@@ -14,6 +15,7 @@ use leno_xds::envoy::extensions::upstreams::http::v3::{
     },
 };
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) fn bind(value: BindConfig) -> Converted<SourceBind> {
@@ -87,7 +89,7 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
 
 /// Options of HTTP/2.
 pub(super) fn http2_options(cluster: &mut Cluster, value: Option<Http2ProtocolOptions>) -> Converted<()> {
-    let keepalive = value.as_ref().and_then(|options| options.connection_keepalive.clone());
+    let keepalive = value.as_ref().and_then(|options| options.connection_keepalive);
     cluster.http2 = http::http2(value)?;
     cluster.http2_keepalive = match keepalive {
         None => None,
@@ -107,6 +109,25 @@ pub(super) fn http2_options(cluster: &mut Cluster, value: Option<Http2ProtocolOp
     Ok(())
 }
 
+/// The server name, and the name that the certificate must have, from each request.
+pub(super) fn server_name(cluster: &mut Cluster, value: UpstreamHttpProtocolOptions) -> Converted<()> {
+    let UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = value;
+    if auto_sni {
+        let header = if override_auto_sni_header.is_empty() { ":authority" } else { &override_auto_sni_header };
+        cluster.server_name = Some(header.to_ascii_lowercase().into());
+    }
+    match (auto_san_validation, cluster.default_tls.as_deref()) {
+        (false, _) | (true, None) => Ok(()),
+        (true, Some(ClientTls::Own(context))) if auto_sni => {
+            cluster.default_tls = Some(Arc::new(ClientTls::Own(Arc::new(context.matching_server_name()))));
+            Ok(())
+        }
+        (true, Some(_)) => {
+            Err(Refused::new("auto_san_validation", "is only supported with auto_sni and certificates of its own"))
+        }
+    }
+}
+
 /// The typed options of HTTP.
 pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) -> Converted<()> {
     let HttpProtocolOptions {
@@ -120,15 +141,14 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
         retry_policy,
         upstream_protocol_options,
     } = value;
-    refuse!(
-        upstream_http_protocol_options,
-        http_filters,
-        header_validation_config,
-        outlier_detection,
-        request_mirror_policies,
-        hash_policy,
-        retry_policy
-    );
+    if let Some(options) = upstream_http_protocol_options {
+        server_name(cluster, options).within("upstream_http_protocol_options")?;
+    }
+    refuse!(http_filters, header_validation_config, request_mirror_policies, hash_policy, retry_policy);
+    if let (Some(value), Some(outliers)) = (outlier_detection, &mut cluster.outliers) {
+        let failures = outlier::failures(value).within("outlier_detection")?;
+        Arc::make_mut(outliers).failures = failures.map(Arc::new);
+    }
     if let Some(common) = common_http_protocol_options {
         common_options(cluster, common).within("common_http_protocol_options")?;
     }
