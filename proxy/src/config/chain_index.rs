@@ -120,7 +120,7 @@ fn by_name<'t>(names: &'t Names, wanted: &str) -> Option<&'t Transports> {
 }
 
 fn add(index: &mut Ports, wanted: &ChainMatch, position: usize, count: &mut usize) -> Result<(), ChainError> {
-    let names = wanted.server_names.iter().map(|name| pattern(name)).collect::<Result<Vec<_>, _>>()?;
+    let names = wanted.server_names.iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
     let names = if names.is_empty() { vec![Box::from("")] } else { names };
     let protocols: Vec<Box<str>> = match &wanted.application_protocols[..] {
         [] => vec![Box::from("")],

@@ -11,6 +11,8 @@ use std::{
 };
 
 /// The places that a connection has in counts, given back when it ends. Mostly there are none, and nothing is allocated.
+// One word in every connection, where a list would be three.
+#[allow(clippy::box_collection)]
 #[derive(Debug, Default)]
 pub(super) struct Places(Option<Box<Vec<Counted>>>);
 
