@@ -384,3 +384,38 @@ pub struct Subnet {
     /// How many bits they share.
     pub length: u8,
 }
+
+impl Subnet {
+    /// Whether an address lies in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                let rest = 32u32.saturating_sub(u32::from(self.length));
+                (u32::from(first) ^ u32::from(address)).checked_shr(rest).unwrap_or_default() == 0
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => {
+                let rest = 128u32.saturating_sub(u32::from(self.length));
+                (u128::from(first) ^ u128::from(address)).checked_shr(rest).unwrap_or_default() == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnet_when_an_address_shares_its_bits_then_contains_it() {
+        let subnet = |address: &str, length| Subnet { address: address.parse().unwrap(), length };
+        let contains = |subnet: Subnet, address: &str| subnet.contains(address.parse().unwrap());
+        assert!(contains(subnet("10.0.0.0", 8), "10.255.0.1"));
+        assert!(!contains(subnet("10.0.0.0", 8), "11.0.0.1"));
+        assert!(contains(subnet("198.19.0.30", 32), "198.19.0.30"));
+        assert!(!contains(subnet("198.19.0.30", 32), "198.19.0.31"));
+        assert!(contains(subnet("0.0.0.0", 0), "198.19.0.31"));
+        assert!(!contains(subnet("0.0.0.0", 0), "fd00::1"));
+        assert!(contains(subnet("fd00::", 8), "fdff::1"));
+    }
+}

@@ -138,83 +138,111 @@ fn of_address(
             listener.filter_chains = vec![chain("http", http(&stat_prefix, routes, needs))];
         }
         Protocol::Tcp | Protocol::Tls => {
-            for (name, matching, target) in connections(port) {
-                let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
-                listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+            for Connections { of, routes, rest } in connections(port, addresses) {
+                for (name, matching, target) in routes {
+                    let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
+                    listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+                }
+                let rest = rest.map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
+                listener.filter_chains.extend(rest.map(|chain| FilterChain { filter_chain_match: of, ..chain }));
             }
-            let rest = port.tcp.as_ref().map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
-            listener.filter_chains.extend(rest);
             if port.connections.iter().any(|route| !route.server_names.is_empty()) {
                 listener.listener_filters = vec![tls_inspector()];
             }
         }
         Protocol::Auto => {
-            listener.filter_chains = vec![detected(chain("http", http(&stat_prefix, routes, needs)))];
-            for (name, matching, target) in connections(port) {
-                // A chain for an address hides those for any: HTTP stays HTTP there, too.
-                let routes = Routes::Named(format!("{}:{}", service.service.host, port.number));
-                let http = chain(&format!("http-{name}"), http(&stat_prefix, routes, needs));
-                let both = FilterChainMatch {
-                    application_protocols: HTTP_PROTOCOLS.map(str::to_owned).to_vec(),
-                    ..matching.clone()
-                };
-                listener.filter_chains.push(FilterChain { filter_chain_match: Some(both), ..http });
-                let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
-                listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+            for Connections { of, routes: others, rest } in connections(port, addresses) {
+                let named = Routes::Named(format!("{}:{}", service.service.host, port.number));
+                let mut http = detected(chain("http", http(&stat_prefix, named, needs)));
+                if let (Some(matching), Some(of)) = (&mut http.filter_chain_match, &of) {
+                    matching.prefix_ranges = of.prefix_ranges.clone();
+                }
+                listener.filter_chains.push(http);
+                for (name, matching, target) in others {
+                    let chain = chain(&name, tcp_to(&stat_prefix, target, clusters));
+                    listener.filter_chains.push(FilterChain { filter_chain_match: Some(matching), ..chain });
+                }
+                let rest = rest.map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
+                match of {
+                    None => listener.default_filter_chain = rest,
+                    of => {
+                        listener.filter_chains.extend(rest.map(|chain| FilterChain { filter_chain_match: of, ..chain }))
+                    }
+                }
             }
-            listener.default_filter_chain =
-                port.tcp.as_ref().map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
             detect(&mut listener);
         }
     }
     listener
 }
 
-/// The chains for connections that ask for something certain: name, match and target. Envoy refuses two chains that a
-/// connection could take alike; of those that ask for the same, the first is left.
-fn connections(port: &OutboundPort) -> Vec<(String, FilterChainMatch, &TcpTarget)> {
-    let mut taken: BTreeSet<(Option<&str>, Option<Subnet>, Option<Subnet>)> = BTreeSet::new();
-    let mut chains = Vec::new();
-    for (number, route) in port.connections.iter().enumerate() {
-        let ConnectionRoute { server_names, destinations, source, target } = route;
-        let mut names: Vec<Option<&str>> = server_names.iter().map(|name| Some(name.as_str())).collect();
-        if names.is_empty() {
-            names.push(None);
-        }
-        let mut subnets: Vec<Option<Subnet>> = destinations.iter().copied().map(Some).collect();
-        if subnets.is_empty() {
-            subnets.push(None);
-        }
-        let asked = names.iter().flat_map(|name| subnets.iter().map(move |subnet| (*name, *subnet, *source)));
-        let asked: BTreeSet<_> = asked.collect();
-        let free: Vec<_> = asked.iter().filter(|one| taken.insert(**one)).copied().collect();
-        if free.len() == asked.len() {
-            chains.push((format!("route-{number}"), matching(server_names, destinations, *source), target));
-            continue;
-        }
-        for (part, (name, subnet, source)) in free.into_iter().enumerate() {
-            let names: Vec<String> = name.map(str::to_owned).into_iter().collect();
-            let subnets: Vec<Subnet> = subnet.into_iter().collect();
-            chains.push((format!("route-{number}-{part}"), matching(&names, &subnets, source), target));
-        }
-    }
-    chains
+/// Where connections to some of a listener's addresses go.
+struct Connections<'a> {
+    /// What all of its chains ask for: those addresses; `None` for all that the listener has.
+    of: Option<FilterChainMatch>,
+    /// Chains for connections that ask for something certain: name, match and target.
+    routes: Vec<(String, FilterChainMatch, &'a TcpTarget)>,
+    /// Where all others go.
+    rest: Option<&'a TcpTarget>,
 }
 
-fn matching(server_names: &[String], destinations: &[Subnet], source: Option<Subnet>) -> FilterChainMatch {
-    let range = |subnet: &Subnet| CidrRange {
-        address_prefix: subnet.address.to_string(),
-        prefix_len: Some(u32::from(subnet.length)),
-    };
-    let mut server_names = server_names.to_vec();
-    server_names.sort();
-    server_names.dedup();
-    FilterChainMatch {
-        server_names,
-        prefix_ranges: destinations.iter().map(range).collect(),
-        source_prefix_ranges: source.iter().map(range).collect(),
-        ..Default::default()
+/// The routes of a port for a listener's addresses. A listener knows which address was asked for, so that it is decided here
+/// what a route asks of it: Envoy would prefer the narrower subnet to the earlier rule.
+fn connections<'a>(port: &'a OutboundPort, addresses: &[IpAddr]) -> Vec<Connections<'a>> {
+    let mut groups: BTreeMap<Vec<bool>, Vec<IpAddr>> = BTreeMap::new();
+    for address in addresses {
+        let within = |route: &ConnectionRoute| {
+            route.destinations.is_empty() || route.destinations.iter().any(|subnet| subnet.contains(*address))
+        };
+        groups.entry(port.connections.iter().map(within).collect()).or_default().push(*address);
     }
+    let several = groups.len() > 1;
+    let made = groups.into_iter().map(|(applies, addresses)| {
+        let ranges: Vec<CidrRange> = addresses.iter().filter(|_| several).map(|address| range(*address)).collect();
+        let applying = port.connections.iter().zip(applies).enumerate().filter(|(_, (_, applies))| *applies);
+        let mut taken: BTreeSet<(Option<&str>, Option<Subnet>)> = BTreeSet::new();
+        let mut routes = Vec::new();
+        let mut rest = port.tcp.as_ref();
+        for (number, (ConnectionRoute { server_names, destinations: _, source, target }, _)) in applying {
+            if server_names.is_empty() && source.is_none() {
+                rest = Some(target);
+                break;
+            }
+            // Envoy refuses two chains that a connection could take alike; of those that ask for the same, the first is left.
+            let mut names = Vec::new();
+            for name in server_names {
+                if taken.insert((Some(name.as_str()), *source)) {
+                    names.push(name.clone());
+                }
+            }
+            let nothing_left = if server_names.is_empty() { !taken.insert((None, *source)) } else { names.is_empty() };
+            if nothing_left {
+                continue;
+            }
+            let matching = FilterChainMatch {
+                server_names: names,
+                prefix_ranges: ranges.clone(),
+                source_prefix_ranges: source
+                    .iter()
+                    .map(|subnet| CidrRange {
+                        address_prefix: subnet.address.to_string(),
+                        prefix_len: Some(u32::from(subnet.length)),
+                    })
+                    .collect(),
+                ..Default::default()
+            };
+            routes.push((format!("route-{number}"), matching, target));
+        }
+        let of = several.then(|| FilterChainMatch { prefix_ranges: ranges, ..Default::default() });
+        Connections { of, routes, rest }
+    });
+    made.collect()
+}
+
+/// One address as a range.
+fn range(address: IpAddr) -> CidrRange {
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    CidrRange { address_prefix: address.to_string(), prefix_len: Some(bits) }
 }
 
 /// The chain, for connections that were found to be HTTP.
