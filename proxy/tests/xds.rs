@@ -618,6 +618,36 @@ fn whole_client_when_a_resource_is_bad_refuses_it_by_name_and_keeps_the_version_
 }
 
 #[test]
+fn whole_client_when_nothing_has_changed_publishes_nothing_and_has_the_new_version() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
+        stream.accepted(Kind::Cluster, "c2", vec![leno_xds::any(&cluster("a"))]).await;
+        stream.accepted(Kind::Listener, "l2", vec![leno_xds::any(&listener("l", 80, "r"))]).await;
+        stream.accepted(Kind::Routes, "r2", vec![leno_xds::any(&routes("r", "a"))]).await;
+        assert_eq!(fixture.workers.newest().unwrap().version, 1);
+        assert_eq!(fixture.state.lock().unwrap().versions(Kind::Cluster, SourceId::ADS)["a"], "c2");
+    });
+}
+
+#[test]
+fn whole_client_when_the_same_version_is_refused_again_takes_its_time_to_say_so() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        let mut bad = cluster("a");
+        bad.transport_socket_matcher = Some(Default::default());
+        stream.send(Kind::Cluster, "c2", vec![leno_xds::any(&bad)]).await;
+        assert!(stream.request_of(Kind::Cluster).await.error_detail.is_some());
+        let again = Instant::now();
+        stream.send(Kind::Cluster, "c2", vec![leno_xds::any(&bad)]).await;
+        assert!(stream.request_of(Kind::Cluster).await.error_detail.is_some());
+        assert!(again.elapsed() > Duration::from_millis(500), "a server that repeats itself is not answered at once");
+    });
+}
+
+#[test]
 fn whole_client_when_the_stream_breaks_tells_the_versions_it_holds_and_serves_on() {
     run_whole(|mut fixture| async move {
         let mut stream = fixture.whole().await;

@@ -31,6 +31,8 @@ const MAX_UNACKNOWLEDGED: usize = 4096;
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// A stream that lived this long was a good one: the next attempt comes soon.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
+/// How long the answer waits when the same version is refused again: a server may send it again at once, for ever.
+const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 /// Shortest and longest wait between attempts to reach the control plane of the mesh.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -188,6 +190,8 @@ struct Stream {
     asked: BTreeMap<Kind, BTreeSet<String>>,
     /// The newest nonce of each kind.
     nonces: BTreeMap<Kind, String>,
+    /// The version of each kind that was refused last.
+    refused: BTreeMap<Kind, String>,
     waiting: Vec<Unacknowledged>,
     published: FuturesUnordered<LocalFuture<Vec<Unacknowledged>>>,
 }
@@ -249,6 +253,7 @@ impl<C: Connect, P: Publish> Client<C, P> {
             introduced: false,
             asked: BTreeMap::new(),
             nonces: BTreeMap::new(),
+            refused: BTreeMap::new(),
             waiting: Vec::new(),
             published: FuturesUnordered::new(),
         };
@@ -357,7 +362,19 @@ impl<C: Connect, P: Publish> Client<C, P> {
         stream.nonces.insert(kind, nonce.clone());
         let applied = self.state().apply(kind, update, Instant::now(), SystemTime::now());
         let (refused, waits) = (applied.refused, applied.waits);
-        stream.waiting.push(Unacknowledged { kind, nonce, version, refused, waits });
+        let answer = Unacknowledged { kind, nonce, version, refused, waits };
+        let before = match &answer.refused {
+            Some(_) => stream.refused.insert(kind, answer.version.clone()),
+            None => None,
+        };
+        if self.role.protocol == Protocol::StateOfTheWorld && before.as_ref() == Some(&answer.version) {
+            stream.published.push(Box::pin(async move {
+                tokio::time::sleep(REFUSED_AGAIN).await;
+                vec![answer]
+            }));
+        } else {
+            stream.waiting.push(answer);
+        }
         if stream.waiting.len() > MAX_UNACKNOWLEDGED {
             return Err(format!("{MAX_UNACKNOWLEDGED} responses wait for what they need; beginning anew"));
         }

@@ -76,6 +76,12 @@ impl State {
                 }
                 continue;
             };
+            if self.holds(kind, &name, &version, &body) {
+                // State of the world repeats what has not changed.
+                self.refusals.remove(&(kind, name.clone()));
+                applied.waits.insert((kind, name));
+                continue;
+            }
             let raw = Raw { version, body, since: time };
             let version = raw.version.clone();
             let taken = match kind {
@@ -110,6 +116,21 @@ impl State {
         self.sweep_sources();
         applied.refused = tell(kind, &refused);
         applied
+    }
+
+    /// Whether that very resource is held already; it then has that version.
+    fn holds(&mut self, kind: Kind, name: &str, version: &str, body: &Any) -> bool {
+        let held = match kind {
+            Kind::Cluster => self.clusters.get_mut(name).map(|entry| &mut entry.raw),
+            Kind::Endpoints => self.endpoints.get_mut(name),
+            Kind::Listener => self.listeners.get_mut(name).map(|entry| &mut entry.raw),
+            Kind::Routes => self.routes.get_mut(name).map(|entry| &mut entry.raw),
+            // Keys are not kept to be compared.
+            Kind::Secret => None,
+        };
+        let Some(raw) = held.filter(|raw| raw.body == *body) else { return false };
+        version.clone_into(&mut raw.version);
+        true
     }
 
     /// What refused resources asked for is forgotten when it is more than what is wanted.
