@@ -44,7 +44,7 @@ pub fn flamegraph(options: &Flame) -> Result<bool> {
     let (programs, pki) = super::programs(&options.leno, Some(&options.leno), folder.path())?;
     let backend = backend::start(OTHER_CORE)?;
     let shape = if options.tls { Shape::Tls } else { Shape::Http1 };
-    let wanted = Wanted { shape, to: backend.http1, workers: 1, grpc: false, core: Some(0) };
+    let wanted = Wanted { shape, to: backend.http1, workers: 1, grpc: false, core: None };
     let running = programs.start(Peer::Leno, wanted)?.context("it cannot do that")?;
     let time = Duration::from_secs(options.seconds);
     let tls = options.tls.then_some((pki, false));

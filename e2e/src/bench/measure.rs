@@ -213,7 +213,7 @@ impl Bench {
         let log = self.programs.folder.join("h2load.log");
         let h2load = |path, connections, streams, message| {
             let streams = if rate.is_some() { 100 } else { streams };
-            H2load { core, to, path, connections, streams, time, rate, message, log: &log }.run().map(Brought::from)
+            H2load { core, to, path, connections, streams, rate, message, log: &log }.run(time).map(Brought::from)
         };
         match case.load {
             // wrk counts in whole seconds, and shows no certificate.

@@ -88,6 +88,11 @@ fn microseconds(text: &str) -> Option<f64> {
     None
 }
 
+/// Requests of the run that finds the rate.
+const FIRST: u64 = 1000;
+/// The most requests of a run.
+const MOST: f64 = 2e6;
+
 /// HTTP/2 load.
 pub struct H2load<'a> {
     /// The core that it is tied to.
@@ -100,8 +105,6 @@ pub struct H2load<'a> {
     pub connections: usize,
     /// Streams on each at a time.
     pub streams: usize,
-    /// For how long.
-    pub time: Duration,
     /// Requests a second altogether; none for as many as can be.
     pub rate: Option<f64>,
     /// The file that makes the body of a gRPC request.
@@ -111,11 +114,27 @@ pub struct H2load<'a> {
 }
 
 impl H2load<'_> {
-    /// Sends it.
+    /// Sends for about so long. The count comes from a short run before it, which counts too: h2load's own limit of time
+    /// now and then ends without a request.
     ///
     /// # Errors
     /// Where h2load is not there or nothing succeeds.
-    pub fn run(&self) -> Result<Samples> {
+    pub fn run(&self, time: Duration) -> Result<Samples> {
+        if let Some(rate) = self.rate {
+            return self.send((rate * time.as_secs_f64()) as u64);
+        }
+        let first = self.send(FIRST)?;
+        let left = time.as_secs_f64() - first.seconds;
+        if left <= 0.0 {
+            return Ok(first);
+        }
+        let seconds = first.seconds;
+        let second = self.send((first.rate() * left).clamp(FIRST as f64, MOST) as u64)?;
+        let seconds = seconds + second.seconds;
+        Ok(Samples { seconds, ..Samples::sum([first, second]) })
+    }
+
+    fn send(&self, count: u64) -> Result<Samples> {
         if self.log.exists() {
             std::fs::remove_file(self.log)?;
         }
@@ -123,7 +142,7 @@ impl H2load<'_> {
             "-t1".to_owned(),
             format!("-c{}", self.connections),
             format!("-m{}", self.streams),
-            format!("-D{}ms", self.time.as_millis()),
+            format!("-n{}", count.max(self.connections as u64)),
             format!("--log-file={}", self.log.display()),
         ];
         if let Some(rate) = self.rate {
@@ -138,8 +157,7 @@ impl H2load<'_> {
         }
         arguments.push(format!("http://{}{}", self.to, self.path));
         let words = run(self.core, "h2load", &arguments)?;
-        let mut samples = parse_log(&std::fs::read_to_string(self.log).unwrap_or_default());
-        samples.seconds = self.time.as_secs_f64();
+        let samples = parse_log(&std::fs::read_to_string(self.log).unwrap_or_default());
         ensure!(samples.done > 0, "h2load: no request succeeded:\n{words}");
         Ok(samples)
     }
@@ -148,18 +166,23 @@ impl H2load<'_> {
 /// Lines of start, status and microseconds.
 fn parse_log(text: &str) -> Samples {
     let mut samples = Samples::default();
+    let (mut begin, mut end) = (u64::MAX, 0);
     for line in text.lines() {
-        let mut columns = line.split('\t').skip(1);
+        let mut columns = line.split('\t');
+        let start: u64 = columns.next().and_then(|start| start.parse().ok()).unwrap_or_default();
         let (status, took) = (columns.next(), columns.next().and_then(|took| took.parse().ok()));
         match (status, took) {
             (Some("200"), Some(took)) => {
                 samples.done += 1;
                 samples.latencies.push(took);
+                begin = begin.min(start);
+                end = end.max(start + u64::from(took));
             }
             _ => samples.failed += 1,
         }
     }
     samples.latencies.sort_unstable();
+    samples.seconds = end.saturating_sub(begin) as f64 / 1e6;
     samples
 }
 
@@ -180,6 +203,7 @@ mod tests {
     #[test]
     fn parse_log_when_some_failed_then_they_are_counted_apart() {
         let samples = parse_log("1\t200\t30\n2\t503\t10\n3\t200\t20\n");
-        assert_eq!((samples.done, samples.failed, samples.latencies), (2, 1, vec![20, 30]));
+        assert_eq!((samples.done, samples.failed, samples.seconds), (2, 1, 0.000_030));
+        assert_eq!(samples.latencies, [20, 30]);
     }
 }
