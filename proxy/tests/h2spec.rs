@@ -1,31 +1,88 @@
-//! The HTTP/2 conformance suite `h2spec` against a worker (the program that `LENO_H2SPEC` names).
+//! The HTTP/2 conformance suite `h2spec` against the program (`LENO_H2SPEC` names the suite), over clear text and TLS.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
-mod support;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use std::process::Command;
+use serde_json::{Value, json};
 
-use leno_proxy::config::{Codec, HttpManager, UpstreamProtocol};
-use support::{Plan, echo_server, start};
+/// Ends the program with the test.
+struct Proxy(Child);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http2_when_h2spec_judges_it_strictly_then_every_case_passes() {
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn listener(name: &str, port: u16, tls: Option<Value>) -> Value {
+    let mut chain = json!({"filters": [{"name": "http", "typed_config": {
+        "@type":
+            "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name,
+        // Not AUTO: what does not begin with the preface would be HTTP/1 there, and be answered so.
+        "codec_type": "HTTP2",
+        "route_config": {"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "x".repeat(4000)}}}
+        ]}]},
+        "http_filters": [{"name": "router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+        }}]
+    }}]});
+    if let Some(tls) = tls {
+        chain["transport_socket"] = tls;
+    }
+    json!({
+        "name": name,
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [chain]
+    })
+}
+
+#[test]
+fn http2_when_h2spec_judges_it_strictly_then_every_case_passes() {
     let program = std::env::var("LENO_H2SPEC")
         .expect("LENO_H2SPEC names no h2spec; `make unit` sets it, or: LENO_H2SPEC=$(leno-cluster h2spec) cargo test");
-    // Not `Auto`: what does not begin with the preface would be HTTP/1 there, and be answered so.
-    let manager = HttpManager { codec: Codec::Http2, ..HttpManager::default() };
-    let upstream = echo_server().await;
-    let proxy = start(Plan { domain: Some("*"), manager, ..Plan::new(upstream, UpstreamProtocol::Http1) });
-    let port = proxy.address.port().to_string();
-    let output = tokio::task::spawn_blocking(move || {
+    let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let tls = json!({"name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {
+            "alpn_protocols": ["h2"],
+            "tls_certificates": [{
+                "certificate_chain": {"inline_string": certificate.cert.pem()},
+                "private_key": {"inline_string": certificate.signing_key.serialize_pem()}
+            }]
+        }
+    }});
+    let ports = [free_port(), free_port()];
+    let listeners = [listener("clear", ports[0], None), listener("tls", ports[1], Some(tls))];
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("bootstrap.json");
+    std::fs::write(&config, json!({"static_resources": {"listeners": listeners}}).to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
+    command.args(["serve", "--concurrency", "1", "--config"]).arg(&config).stdout(Stdio::null());
+    let mut proxy = Proxy(command.spawn().unwrap());
+    let until = Instant::now() + Duration::from_secs(30);
+    while !ports.iter().all(|port| TcpStream::connect(("127.0.0.1", *port)).is_ok()) {
+        assert!(proxy.0.try_wait().unwrap().is_none(), "the proxy ended");
+        assert!(Instant::now() < until, "the proxy does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for (port, tls) in ports.iter().zip([&[][..], &["--tls", "--insecure"]]) {
+        let port = port.to_string();
         // `--strict` adds cases to those that run anyway.
-        let arguments = ["--strict", "--host", "127.0.0.1", "--port", &port, "--path", "/bytes/4096", "--timeout", "5"];
-        Command::new(program).args(arguments).output().expect("h2spec runs")
-    });
-    let output = output.await.unwrap();
-    let words = String::from_utf8_lossy(&output.stdout);
-    let verdict = words.lines().rev().find(|line| line.contains(" passed, ")).unwrap_or_default();
-    assert!(output.status.success(), "{words}");
-    assert!(verdict.contains(" 0 skipped, 0 failed"), "{words}");
+        let arguments = ["--strict", "--host", "127.0.0.1", "--port", &port, "--timeout", "5"];
+        let output = Command::new(&program).args(arguments).args(tls).output().expect("h2spec runs");
+        let words = String::from_utf8_lossy(&output.stdout);
+        let verdict = words.lines().rev().find(|line| line.contains(" passed, ")).unwrap_or_default();
+        assert!(output.status.success(), "{tls:?}: {words}");
+        assert!(verdict.contains(" 0 skipped, 0 failed"), "{tls:?}: {words}");
+    }
 }

@@ -72,6 +72,25 @@ pub enum ClientCert {
     Sanitize,
     /// It passes when the client has a certificate, and is taken away otherwise.
     ForwardOnly,
+    /// The client's certificate is appended; without one it is taken away.
+    AppendForward(CertDetails),
+    /// It becomes the client's certificate; without one it is taken away.
+    SanitizeSet(CertDetails),
     /// It passes.
     AlwaysForwardOnly,
+}
+
+/// What is told about a client's certificate beside its hash and our own URI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CertDetails {
+    /// The certificate itself.
+    pub cert: bool,
+    /// The whole chain.
+    pub chain: bool,
+    /// Its subject.
+    pub subject: bool,
+    /// Its URI names.
+    pub uri: bool,
+    /// Its DNS names.
+    pub dns: bool,
 }

@@ -203,10 +203,20 @@ pub struct Http2Options {
     pub stream_window: u32,
     /// Flow control window of the connection in bytes; default 1 MiB.
     pub connection_window: u32,
+    /// Frames without payload that a client may send one after the other; default 1, more disconnects it.
+    pub max_empty_frames: u32,
+    /// PRIORITY frames that a client may send for each stream; default 100, more disconnects it.
+    pub max_priority_frames: u32,
 }
 
 impl Default for Http2Options {
     fn default() -> Self {
-        Self { max_concurrent_streams: 100, stream_window: 64 * 1024, connection_window: 1024 * 1024 }
+        Self {
+            max_concurrent_streams: 100,
+            stream_window: 64 * 1024,
+            connection_window: 1024 * 1024,
+            max_empty_frames: 1,
+            max_priority_frames: 100,
+        }
     }
 }

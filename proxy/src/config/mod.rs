@@ -43,7 +43,7 @@ pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
     TcpKeepalive, UpstreamProtocol,
 };
-pub use edge::{ClientCert, Detection, Edge};
+pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
     Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,
     HealthFilter, HttpFilter, Rbac, Share,

@@ -40,6 +40,8 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
     pub(super) deadline: Option<Instant>,
+    /// When the whole request must have come.
+    pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
     pub(super) stream: Option<Instant>,
     /// The status of the answer when `route` or the last attempt's limit passes.
@@ -82,6 +84,7 @@ enum Wake {
     Route,
     PerTry,
     PerTryIdle,
+    Request,
     Stream,
 }
 
@@ -142,7 +145,8 @@ pub(super) async fn begin<D: Downstream>(
             let idle = limits.idle_deadline(last);
             let try_idle = limits.per_try_idle.map(|limit| last + limit);
             let attempt = earlier(per_try, try_idle);
-            let whole = earlier(limits.deadline, limits.stream);
+            let request = limits.request.filter(|_| !body.done);
+            let whole = earlier(limits.deadline, earlier(request, limits.stream));
             if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
                 return Poll::Pending;
             }
@@ -150,6 +154,8 @@ pub(super) async fn begin<D: Downstream>(
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
             Poll::Ready(if over(limits.deadline) {
                 Wake::Route
+            } else if over(request) {
+                Wake::Request
             } else if over(limits.stream) {
                 Wake::Stream
             } else if over(per_try) {
@@ -174,14 +180,14 @@ pub(super) async fn begin<D: Downstream>(
         }
         Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
-        Wake::Idle => Err(Failed::Stop(reply::STREAM_IDLE.into())),
+        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
+        Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
         Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
         Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
         Wake::Stream => {
             call.tally.filters().reply.grpc = Some(4);
-            let code = if body.done { 504 } else { 408 };
-            Err(Failed::Stop(Reply { code, ..reply::MAX_DURATION }.into()))
+            Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into()))
         }
     }
 }
@@ -363,7 +369,8 @@ pub(super) async fn finish<D: Downstream>(
             let idle = limits.idle_deadline(since);
             let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
             let deadline = limits.deadline.filter(|_| !tunnel);
-            let whole = earlier(deadline, limits.stream);
+            let request = limits.request.filter(|_| !body.done && !tunnel);
+            let whole = earlier(deadline, earlier(request, limits.stream));
             if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
                 return Poll::Pending;
             }
@@ -371,6 +378,8 @@ pub(super) async fn finish<D: Downstream>(
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
             Poll::Ready(Err(if over(deadline) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
+            } else if over(request) {
+                Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
             } else if over(limits.stream) {
                 Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
             } else if over(try_idle) {

@@ -6,7 +6,7 @@ use super::{
     headers::{Headers, Known},
 };
 use crate::{
-    config::{Direction, HttpManager, Route},
+    config::{CertDetails, Direction, HttpManager, Route},
     pool::{ClusterState, Host},
     telemetry::{
         ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
@@ -40,12 +40,23 @@ pub struct ConnInfo {
     pub server_name: Option<Box<str>>,
     /// The workload that the last request's header named, by that header.
     source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
+    /// What `x-forwarded-client-cert` tells about the client, by what it is to tell.
+    pub(super) client_cert: RefCell<Option<(CertDetails, Rc<str>)>>,
 }
 
 impl ConnInfo {
     /// A connection from `remote` to `local`.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        Self { local, remote, peer: None, secure: false, tls: None, server_name: None, source: RefCell::default() }
+        Self {
+            local,
+            remote,
+            peer: None,
+            secure: false,
+            tls: None,
+            server_name: None,
+            source: RefCell::default(),
+            client_cert: RefCell::default(),
+        }
     }
 
     /// The client's workload, from the mesh's header and the client's certificate.

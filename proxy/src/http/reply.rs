@@ -98,15 +98,15 @@ pub const PER_TRY_TIMEOUT: Reply =
 /// Nothing moved in the last attempt for too long.
 pub const PER_TRY_IDLE_TIMEOUT: Reply =
     reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout");
-/// The request lasted longer than its route allows.
-pub const MAX_DURATION: Reply =
-    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// Nothing moved for too long.
 pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
 /// The client did not send its whole request in time.
 pub const REQUEST_TIMEOUT: Reply = refusal(408, "request timeout", ResponseFlags::none(), "request_overall_timeout");
 /// The client did not send its request's head in time.
 pub const HEAD_TIMEOUT: Reply = refusal(408, "request header timeout", ResponseFlags::none(), "request_header_timeout");
+/// The request lasted longer than it may.
+pub const MAX_DURATION: Reply =
+    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// The client's body is malformed.
 pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
 /// The path is refused.
@@ -127,6 +127,11 @@ pub const UPGRADE_REFUSED: Reply = refusal(403, "", ResponseFlags::none(), "upgr
 /// The client's address is not to be found, which is refused with this status.
 pub fn undetected(status: u16) -> Reply {
     reply(status, "", ResponseFlags::none(), "original_ip_detection_failed")
+}
+
+/// A reply to a request that took too long; before it was complete that is the client's doing.
+pub fn late(reply: Reply, complete: bool) -> Reply {
+    if complete { reply } else { Reply { code: 408, close: true, ..reply } }
 }
 
 /// Answers with a reply. The response is complete; it still has to be flushed.

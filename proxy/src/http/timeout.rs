@@ -11,7 +11,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
     let request = &mut *call.request;
     let grpc = request.is_grpc();
     let mut route = forward.timeout.unwrap_or_default();
-    let mut stream = forward.max_duration.unwrap_or_default();
+    let mut stream = forward.max_duration.or(call.manager.max_stream_duration).unwrap_or_default();
     match forward.grpc_timeout {
         GrpcTimeout::Timeout { max, offset } if grpc => {
             let mut own = grpc_timeout(request).unwrap_or_default();
@@ -66,6 +66,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         per_try: limited(per_try),
         per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout).and_then(limited),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
+        request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
         stream: limited(stream).map(|limit| call.tally.start + limit),
         deadline: None,
         priority: forward.priority,

@@ -21,9 +21,18 @@ use crate::listen::{Place, Stream};
 use crate::telemetry::ResponseFlags;
 use crate::worker::{Timer, Worker, WorkerRoot, jittered};
 
+/// What every client begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes that are read and forgotten of a client on which is hung up.
+const LAST_WORDS: usize = 64 * 1024;
+
 /// Serves a client's connection to its end. `first` was read from it already.
-pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
+pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: ConnInfo, place: Place) {
     let Some(manager) = http_manager(&place, &worker.root()) else { return };
+    if !begins_rightly(&mut stream, &mut first, &manager).await {
+        tracing::debug!(client = %conn.remote, "a client that should speak HTTP/2 does not");
+        return;
+    }
     let mut settings = Settings::from(&*manager);
     let jitter = manager.connection_duration_jitter;
     settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
@@ -39,6 +48,38 @@ pub async fn connection(worker: Rc<Worker>, stream: Stream, first: Buffer, conn:
     if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
         tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
     }
+}
+
+/// Whether the client begins with the connection preface. One that does not is hung up on in order: closed with bytes of it
+/// unread, the connection would be reset.
+async fn begins_rightly(stream: &mut Stream, first: &mut Buffer, manager: &HttpManager) -> bool {
+    let begins = async {
+        loop {
+            let count = first.len().min(PREFACE.len());
+            if first.bytes()[..count] != PREFACE[..count] {
+                return false;
+            }
+            if count == PREFACE.len() || !matches!(poll_fn(|cx| first.poll_read(stream, cx)).await, Ok(1..)) {
+                return true;
+            }
+        }
+    };
+    let rightly = tokio::time::timeout(manager.request_head_timeout, begins).await.unwrap_or(false);
+    if !rightly {
+        let hang_up = async {
+            let mut read = 0;
+            let _ = poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await;
+            while let Ok(count @ 1..) = poll_fn(|cx| first.poll_read(stream, cx)).await {
+                first.consume(first.len());
+                read += count;
+                if read > LAST_WORDS {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(manager.delayed_close_timeout, hang_up).await;
+    }
+    rightly
 }
 
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {

@@ -10,6 +10,7 @@
 mod convert;
 mod down;
 mod front;
+mod guard;
 mod keepalive;
 mod pool;
 mod serve;

@@ -14,6 +14,7 @@ use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::guard::{Allowance, Guard};
 use super::keepalive::Keepalive;
 use super::{Down, convert};
 use crate::config::{Http2Options, HttpManager};
@@ -74,7 +75,9 @@ where
     H: FnMut(Result<RequestHead, HeadError>, Down) -> F,
     F: Future<Output = ()>,
 {
-    let handshake = Box::pin(builder(&settings).handshake::<_, Bytes>(io));
+    let allowance =
+        Allowance { empty: settings.options.max_empty_frames, priorities: settings.options.max_priority_frames };
+    let handshake = Box::pin(builder(&settings).handshake::<_, Bytes>(Guard::new(io, allowance)));
     let mut connection = tokio::time::timeout(settings.preface_timeout, handshake)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 connection preface in time"))?

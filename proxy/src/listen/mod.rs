@@ -56,7 +56,8 @@ impl Place {
 
 /// A connection of which is known what serves it.
 enum Ready {
-    Http1(Stream, Buffer, ConnInfo, Place),
+    // Boxed: it is moved about, and would lie in an idle connection's future more than once.
+    Http1(Stream, Buffer, Box<ConnInfo>, Place),
     Http2(Stream, Buffer, ConnInfo, Place),
     Tcp(Stream, Buffer, ConnInfo, Arc<TcpProxy>),
 }
@@ -125,7 +126,11 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
         (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
     };
-    Some(if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) })
+    Some(if http2 {
+        Ready::Http2(stream, first, conn, place)
+    } else {
+        Ready::Http1(stream, first, Box::new(conn), place)
+    })
 }
 
 /// The handshake with a client: the bytes, and which protocol they are, where both agreed on one.

@@ -73,7 +73,7 @@ enum Waited {
 }
 
 /// Serves a client's connection to its end. `first` was read from it already.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, place: Place) {
+pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<ConnInfo>, place: Place) {
     let mut side = Connection::new(stream, first);
     let mut timer = Timer::default();
     let mut root = worker.root();

@@ -1,6 +1,10 @@
 //! What a connection manager does to requests and connections, as a stock Envoy 1.40 does it.
 
+use super::configured::{Configured, filter, static_cluster};
+use super::tls::{connect, pair_json, socket};
 use super::*;
+use crate::tls::own_tests::Ca;
+use serde_json::json;
 
 /// A proxy with a manager changed by `change`, in front of an endpoint that answers with what it received.
 fn with(change: impl FnOnce(&mut HttpManager)) -> (Backend, Proxy) {
@@ -212,6 +216,25 @@ fn connection_when_it_is_old_then_it_takes_one_more_request_or_ends() {
 }
 
 #[test]
+fn request_when_it_takes_too_long_then_it_is_answered_and_the_connection_ends() {
+    let limit = Some(Duration::from_millis(50));
+    for (what, body) in
+        [("idle", "stream timeout"), ("request", "request timeout"), ("all", "downstream duration timeout")]
+    {
+        let (_backend, proxy) = with(|manager| match what {
+            "idle" => manager.stream_idle_timeout = Duration::from_millis(50),
+            "request" => manager.request_timeout = limit,
+            _ => manager.max_stream_duration = limit,
+        });
+        let mut client = proxy.client();
+        let answer = client.ask("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 5\r\n\r\nhel");
+        assert_eq!((answer.status(), answer.body.as_str()), (408, body));
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(proxy.get("/").status(), 200, "others are served");
+    }
+}
+
+#[test]
 fn continue_when_it_is_the_endpoints_affair_then_its_word_is_passed_on() {
     let backend = Backend::start(|stream, _| {
         let mut side = Side::new(stream);
@@ -286,4 +309,76 @@ fn replies_when_mapped_then_status_body_and_headers_are_the_configurations() {
     assert_eq!(answer.body, "{\"code\":521,\"text\":\"say \\\"ah\\\"\"}");
     let answer = proxy.get("/%00");
     assert_eq!((answer.status(), answer.header("x-mapped")), (400, None), "the mapper is for others");
+}
+
+#[test]
+fn certificate_when_the_client_has_one_then_the_endpoint_is_told_as_configured() {
+    let backend = Backend::echo();
+    let ca = Ca::new("root");
+    let (chain, key) = ca.leaf(&["server.example", "spiffe://td/server"], -1..1);
+    let tls = socket(
+        "DownstreamTlsContext",
+        json!({"common_tls_context": {
+            "tls_certificates": [pair_json(&chain, &key)],
+            "validation_context": {"trusted_ca": {"inline_string": ca.pem()}}
+        }}),
+    );
+    for (mode, details, wanted) in [
+        ("SANITIZE", json!({"uri": true}), None),
+        ("FORWARD_ONLY", json!({}), Some("By=a")),
+        ("APPEND_FORWARD", json!({"uri": true}), Some("By=a,By=spiffe://td/server;Hash=*;URI=spiffe://td/client")),
+        (
+            "SANITIZE_SET",
+            json!({"uri": true, "dns": true, "subject": true}),
+            Some("By=spiffe://td/server;Hash=*;Subject=\"*\";URI=spiffe://td/client;DNS=client.example"),
+        ),
+        ("ALWAYS_FORWARD_ONLY", json!({}), Some("By=a")),
+    ] {
+        let manager = filter(
+            "http_connection_manager.v3.HttpConnectionManager",
+            json!({
+                "stat_prefix": "h",
+                "forward_client_cert_details": mode,
+                "set_current_client_cert_details": details,
+                "http_filters": [{"name": "router", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+                }}],
+                "route_config": {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [
+                    {"match": {"prefix": "/"}, "route": {"cluster": "b"}}
+                ]}]}
+            }),
+        );
+        let proxy = Configured::start(
+            json!({"filter_chains": [{"transport_socket": tls, "filters": [manager]}]}),
+            &[static_cluster("b", &[backend.address])],
+        );
+        let own = ca.leaf(&["spiffe://td/client", "client.example"], -1..1);
+        for (own, wanted) in [(Some(own), wanted), (None, wanted.filter(|_| mode == "ALWAYS_FORWARD_ONLY"))] {
+            let what = format!("{mode}, {}", if own.is_some() { "with a certificate" } else { "without" });
+            let mut client = connect(proxy.address(0), &ca, "server.example", own, &[]).unwrap();
+            client.write_all(request("connection: close\r\nx-forwarded-client-cert: By=a\r\n").as_bytes()).unwrap();
+            let mut text = Vec::new();
+            let _ = client.read_to_end(&mut text);
+            let text = String::from_utf8(text).unwrap();
+            let value = text.lines().find_map(|line| line.strip_prefix("x-forwarded-client-cert: "));
+            match (value, wanted) {
+                (None, None) => {}
+                (Some(value), Some(wanted)) => assert!(like(value.trim(), wanted), "{what}: {value}"),
+                _ => panic!("{what}: {value:?} in {text}"),
+            }
+        }
+    }
+}
+
+/// Whether a text is what is wanted, where `*` stands for anything.
+fn like(text: &str, wanted: &str) -> bool {
+    let mut rest = text;
+    let mut parts = wanted.split('*');
+    let Some(tail) = parts.next().and_then(|head| rest.strip_prefix(head)) else { return false };
+    rest = tail;
+    for part in parts {
+        let Some(at) = rest.find(part).filter(|_| !part.is_empty()) else { return part.is_empty() };
+        rest = &rest[at + part.len()..];
+    }
+    rest.is_empty()
 }

@@ -6,19 +6,19 @@ use crate::tls::own_tests::Ca;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 
-type Client = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+pub(super) type Client = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
 
-fn pair_json(chain: &str, key: &str) -> Value {
+pub(super) fn pair_json(chain: &str, key: &str) -> Value {
     json!({"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}})
 }
 
-fn socket(kind: &str, mut body: Value) -> Value {
+pub(super) fn socket(kind: &str, mut body: Value) -> Value {
     body["@type"] = json!(format!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}"));
     json!({"name": "envoy.transport_sockets.tls", "typed_config": body})
 }
 
 /// A client that trusts one root, perhaps with a certificate of its own.
-fn connect(
+pub(super) fn connect(
     address: SocketAddr,
     ca: &Ca,
     name: &str,

@@ -2,7 +2,7 @@
 
 use super::common::{header_name, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, filter, refuse};
-use crate::config::{ClientCert, Detection, Edge, HeaderOp};
+use crate::config::{CertDetails, ClientCert, Detection, Edge, HeaderOp};
 use ipnet::IpNet;
 use leno_xds::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use leno_xds::envoy::config::core::v3::{CidrRange, SchemeHeaderTransformation, TypedExtensionConfig};
@@ -183,20 +183,23 @@ fn range(value: CidrRange) -> Converted<IpNet> {
         .ok_or_else(|| Refused::new("prefix_len", "is longer than the address"))
 }
 
-fn client_cert(details: i32, set: Option<SetCurrentClientCertDetails>) -> Converted<ClientCert> {
-    let mode = ForwardClientCertDetails::try_from(details);
-    match mode {
-        Ok(ForwardClientCertDetails::Sanitize) => Ok(ClientCert::Sanitize),
-        Ok(ForwardClientCertDetails::ForwardOnly) => Ok(ClientCert::ForwardOnly),
-        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => Ok(ClientCert::AlwaysForwardOnly),
-        Ok(ForwardClientCertDetails::AppendForward | ForwardClientCertDetails::SanitizeSet) | Err(_) => {
-            let _ = set;
-            Err(Refused::new(
-                "forward_client_cert_details",
-                "that write the client's certificate are not supported yet",
-            ))
-        }
-    }
+fn client_cert(mode: i32, set: Option<SetCurrentClientCertDetails>) -> Converted<ClientCert> {
+    let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = set.unwrap_or_default();
+    // 0 is the text format.
+    let refuse = || -> Converted<()> {
+        refuse!(issuer, format);
+        Ok(())
+    };
+    refuse().within("set_current_client_cert_details")?;
+    let details = CertDetails { cert, chain, subject: subject.unwrap_or(false), uri, dns };
+    Ok(match ForwardClientCertDetails::try_from(mode) {
+        Ok(ForwardClientCertDetails::Sanitize) => ClientCert::Sanitize,
+        Ok(ForwardClientCertDetails::ForwardOnly) => ClientCert::ForwardOnly,
+        Ok(ForwardClientCertDetails::AppendForward) => ClientCert::AppendForward(details),
+        Ok(ForwardClientCertDetails::SanitizeSet) => ClientCert::SanitizeSet(details),
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => ClientCert::AlwaysForwardOnly,
+        Err(_) => return Err(Refused::new("forward_client_cert_details", "is not known to this proxy")),
+    })
 }
 
 fn scheme(value: Option<SchemeHeaderTransformation>) -> Converted<Option<bool>> {

@@ -106,7 +106,6 @@ pub fn manager(
     let request_timeout = limit(request_timeout, "request_timeout")?;
     refuse!(
         tracing,
-        request_timeout,
         flush_access_log_on_new_request,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
@@ -211,8 +210,8 @@ pub fn manager(
         idle_timeout: common.idle_timeout.unwrap_or(defaults.idle_timeout),
         stream_idle_timeout: maybe_duration(stream_idle_timeout, "stream_idle_timeout")?
             .unwrap_or(defaults.stream_idle_timeout),
-        request_timeout: None,
-        max_stream_duration: None,
+        request_timeout,
+        max_stream_duration: common.max_stream_duration,
         max_connection_duration: common.max_connection_duration,
         connection_duration_jitter: common.connection_duration_jitter,
         drain_timeout: maybe_duration(drain_timeout, "drain_timeout")?.unwrap_or(defaults.drain_timeout),
@@ -266,6 +265,7 @@ struct Common {
     max_connection_duration: Option<Duration>,
     connection_duration_jitter: f64,
     max_headers: Option<usize>,
+    max_stream_duration: Option<Duration>,
     underscores: Underscores,
     max_requests_per_connection: Option<u32>,
 }
@@ -282,8 +282,6 @@ fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
         headers_with_underscores_action,
         max_requests_per_connection,
     } = value.unwrap_or_default();
-    let max_stream_duration = limit(max_stream_duration, "max_stream_duration")?;
-    refuse!(max_stream_duration);
     let underscores = match HeadersWithUnderscoresAction::try_from(headers_with_underscores_action) {
         Ok(HeadersWithUnderscoresAction::Allow) => Underscores::Allow,
         Ok(HeadersWithUnderscoresAction::RejectRequest) => Underscores::Reject,
@@ -300,6 +298,7 @@ fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
         max_connection_duration: limit(max_connection_duration, "max_connection_duration")?,
         connection_duration_jitter: max_connection_duration_jitter.map_or(0.0, |Percent { value }| value),
         max_headers,
+        max_stream_duration: limit(max_stream_duration, "max_stream_duration")?,
         underscores,
         max_requests_per_connection: max_requests_per_connection.filter(|most| *most > 0),
     })
@@ -365,8 +364,8 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         allow_metadata,
         max_outbound_frames: _,
         max_outbound_control_frames: _,
-        max_consecutive_inbound_frames_with_empty_payload: _,
-        max_inbound_priority_frames_per_stream: _,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent: _,
         stream_error_on_invalid_http_messaging: _,
         override_stream_error_on_invalid_http_message: _,
@@ -389,5 +388,7 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         max_concurrent_streams: max_concurrent_streams.unwrap_or(defaults.max_concurrent_streams),
         stream_window: initial_stream_window_size.unwrap_or(defaults.stream_window),
         connection_window: initial_connection_window_size.unwrap_or(defaults.connection_window),
+        max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
+        max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),
     })
 }

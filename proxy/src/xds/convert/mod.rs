@@ -15,6 +15,8 @@ pub mod common;
 mod edge;
 pub mod filter;
 pub mod http;
+#[cfg(test)]
+mod http_tests;
 pub mod listener;
 mod local_reply;
 pub mod matcher;

@@ -1,0 +1,183 @@
+//! Conversions of connection managers, written as JSON.
+
+use super::{Context, Refused, http};
+use crate::config::{
+    CertDetails, ClientCert, Comparison, Detection, Direction, EscapedSlashes, HttpManager, ReplyFilter, ServerHeader,
+    StripPort, Underscores,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+fn manager(fields: Value) -> Result<HttpManager, Refused> {
+    let mut value = json!({
+        "stat_prefix": "h",
+        "http_filters": [{"name": "router", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+        }}],
+        "route_config": {"name": "r"}
+    });
+    for (name, field) in fields.as_object().unwrap() {
+        value[name] = field.clone();
+    }
+    let value = leno_xds::json::from_value(&value).unwrap();
+    http::manager(&mut Context::new(""), value, Direction::Outbound, &|_| None, &mut BTreeSet::new())
+}
+
+#[test]
+fn manager_without_fields_is_envoys_and_costs_nothing() {
+    let manager = manager(json!({})).unwrap();
+    assert!(manager.edge.is_none() && manager.local_replies.is_none());
+    assert_eq!(manager.server_header, ServerHeader::Overwrite("leno".into()));
+    assert!(
+        !manager.accept_http_10 && !manager.normalize_path && !manager.merge_slashes && manager.generate_request_id
+    );
+    assert_eq!((manager.request_timeout, manager.max_stream_duration), (None, None));
+    assert_eq!(manager.stream_idle_timeout, Duration::from_secs(300));
+    assert!(manager.upgrades.is_empty());
+}
+
+#[test]
+fn manager_with_everything_about_clients_is_converted() {
+    let manager = manager(json!({
+        "use_remote_address": true,
+        "xff_num_trusted_hops": 2,
+        "skip_xff_append": true,
+        "append_x_forwarded_port": true,
+        "via": "1.1 gate",
+        "server_name": "gate",
+        "server_header_transformation": "APPEND_IF_ABSENT",
+        "internal_address_config": {"cidr_ranges": [{"address_prefix": "10.1.2.3", "prefix_len": 8}]},
+        "forward_client_cert_details": "SANITIZE_SET",
+        "set_current_client_cert_details": {"uri": true, "subject": true},
+        "scheme_header_transformation": {"scheme_to_overwrite": "https"},
+        "preserve_external_request_id": true,
+        "always_set_request_id_in_response": true,
+        "early_header_mutation_extensions": [{"name": "e", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+            "mutations": [{"remove": "x-secret"}, {"append": {"header": {"key": "x-a", "value": "b"}}}]
+        }}]
+    }))
+    .unwrap();
+    let edge = manager.edge.unwrap();
+    assert!(edge.use_remote_address && edge.skip_append && edge.append_port && edge.trusted_hops == 2);
+    assert_eq!(edge.internal, ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(
+        edge.client_cert,
+        ClientCert::SanitizeSet(CertDetails { uri: true, subject: true, ..CertDetails::default() })
+    );
+    assert_eq!((edge.secure, edge.via.as_deref()), (Some(true), Some("1.1 gate")));
+    assert!(edge.preserve_request_id && edge.request_id_in_response);
+    assert_eq!(edge.early.len(), 2);
+    assert_eq!(manager.server_header, ServerHeader::IfAbsent("gate".into()));
+}
+
+#[test]
+fn manager_with_ways_to_find_the_client_has_them_in_order() {
+    let xff = "type.googleapis.com/envoy.extensions.http.original_ip_detection.xff.v3.XffConfig";
+    let header = "type.googleapis.com/envoy.extensions.http.original_ip_detection.custom_header.v3.CustomHeaderConfig";
+    let manager = manager(json!({"original_ip_detection_extensions": [
+        {"name": "a", "typed_config": {"@type": header, "header_name": "X-Real", "reject_with_status": {"code": "OK"}}},
+        {"name": "b", "typed_config": {"@type": xff, "xff_num_trusted_hops": 1, "skip_xff_append": false}},
+        {"name": "c", "typed_config": {"@type": xff, "xff_trusted_cidrs": {"cidrs": [{"address_prefix": "::1", "prefix_len": 128}]}}}
+    ]}))
+    .unwrap();
+    let edge = manager.edge.unwrap();
+    assert!(
+        matches!(&edge.detection[0], Detection::Header { name, trusted: false, reject: Some(403) } if &**name == "x-real")
+    );
+    assert!(matches!(edge.detection[1], Detection::Hops { hops: 1, append: true }));
+    assert!(matches!(&edge.detection[2], Detection::Trusted { cidrs, append: false } if cidrs.len() == 1));
+}
+
+#[test]
+fn manager_with_limits_and_rules_is_converted() {
+    let manager = manager(json!({
+        "request_timeout": "3s",
+        "request_headers_timeout": "2s",
+        "drain_timeout": "4s",
+        "delayed_close_timeout": "0s",
+        "max_request_headers_kb": 96,
+        "strip_matching_host_port": true,
+        "strip_trailing_host_dot": true,
+        "proxy_100_continue": true,
+        "path_with_escaped_slashes_action": "UNESCAPE_AND_REDIRECT",
+        "stream_error_on_invalid_http_message": true,
+        "common_http_protocol_options": {
+            "idle_timeout": "60s", "max_connection_duration": "90s", "max_connection_duration_jitter": {"value": 10},
+            "max_headers_count": 500, "max_stream_duration": "7s", "headers_with_underscores_action": "DROP_HEADER",
+            "max_requests_per_connection": 9
+        },
+        "http_protocol_options": {
+            "accept_http_10": true, "default_host_for_http_10": "fallback",
+            "header_key_format": {"proper_case_words": {}}
+        },
+        "http2_protocol_options": {"max_consecutive_inbound_frames_with_empty_payload": 5}
+    }))
+    .unwrap();
+    let seconds = |count| Some(Duration::from_secs(count));
+    assert_eq!((manager.request_timeout, manager.max_stream_duration), (seconds(3), seconds(7)));
+    assert_eq!((manager.max_connection_duration, manager.connection_duration_jitter), (seconds(90), 10.0));
+    assert_eq!(manager.request_head_timeout, Duration::from_secs(2));
+    assert_eq!((manager.drain_timeout, manager.delayed_close_timeout), (Duration::from_secs(4), Duration::ZERO));
+    assert_eq!((manager.max_headers, manager.max_head_bytes), (500, 96 * 1024));
+    assert_eq!((manager.strip_port, manager.strip_trailing_dot), (StripPort::Matching, true));
+    assert_eq!((manager.underscores, manager.escaped_slashes), (Underscores::Drop, EscapedSlashes::Redirect));
+    assert_eq!(manager.max_requests_per_connection, Some(9));
+    assert!(
+        manager.accept_http_10 && manager.proper_case && manager.proxy_100_continue && manager.stream_error_on_invalid
+    );
+    assert_eq!(manager.default_host_for_http_10.as_deref(), Some("fallback"));
+    assert_eq!(manager.http2.max_empty_frames, 5);
+}
+
+#[test]
+fn manager_with_mapped_replies_has_the_mappers() {
+    let manager = manager(json!({"local_reply_config": {
+        "mappers": [{
+            "filter": {"and_filter": {"filters": [
+                {"status_code_filter": {"comparison": {"op": "GE", "value": {"default_value": 500, "runtime_key": "k"}}}},
+                {"response_flag_filter": {"flags": ["UH", "UF"]}}
+            ]}},
+            "status_code": 503,
+            "body": {"inline_string": "away"},
+            "body_format_override": {"json_format": {"code": "%RESPONSE_CODE%", "text": "%LOCAL_REPLY_BODY%"}},
+            "headers_to_add": [{"header": {"key": "x-a", "value": "b"}}]
+        }],
+        "body_format": {"text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%!\n"}, "content_type": "text/html"}
+    }}))
+    .unwrap();
+    let replies = manager.local_replies.unwrap();
+    let mapper = &replies.mappers[0];
+    let ReplyFilter::All(filters) = &mapper.filter else { panic!("both must hold") };
+    assert!(matches!(filters[0], ReplyFilter::Status(Comparison::AtLeast, 500)));
+    assert_eq!((mapper.status, mapper.body.as_deref(), mapper.headers.len()), (Some(503), Some("away"), 1));
+    assert_eq!(&*mapper.format.as_ref().unwrap().content_type, "application/json");
+    assert_eq!(&*replies.body.unwrap().content_type, "text/html");
+}
+
+#[test]
+fn manager_with_an_unsupported_field_is_refused_by_its_path() {
+    for (fields, field) in [
+        (json!({"add_user_agent": true}), "add_user_agent"),
+        (json!({"proxy_status_config": {}}), "proxy_status_config"),
+        (json!({"forward_proto_config": {}}), "forward_proto_config"),
+        (json!({"set_current_client_cert_details": {"format": "JSON"}}), "set_current_client_cert_details.format"),
+        (json!({"internal_address_config": {"unix_sockets": true}}), "internal_address_config.unix_sockets"),
+        (json!({"upgrade_configs": [{"upgrade_type": "CONNECT"}]}), "upgrade_configs[0].upgrade_type"),
+        (
+            json!({"http_protocol_options": {"allow_chunked_length": true}}),
+            "http_protocol_options.allow_chunked_length",
+        ),
+        (
+            json!({"common_http_protocol_options": {"max_headers_count": 5000}}),
+            "common_http_protocol_options.max_headers_count",
+        ),
+        (
+            json!({"local_reply_config": {"mappers": [{"filter": {"traceable_filter": {}}}]}}),
+            "local_reply_config.mappers[0].filter.filter_specifier",
+        ),
+    ] {
+        assert_eq!(manager(fields).unwrap_err().field, field);
+    }
+}
