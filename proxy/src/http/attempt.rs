@@ -83,8 +83,8 @@ enum Wake {
     Idle,
     Route,
     PerTry,
-    Request,
     PerTryIdle,
+    Request,
     Stream,
 }
 

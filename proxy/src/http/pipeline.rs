@@ -27,7 +27,7 @@ use crate::{
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Asker, Certificate, Choice, Selected},
     telemetry::ResponseFlags,
-    worker::Timer,
+    worker::{Timer, earlier},
 };
 use std::{
     future::poll_fn,
@@ -200,6 +200,7 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let idle = Some(call.manager.stream_idle_timeout).filter(|limit| !limit.is_zero());
+    let whole_by = call.manager.request_timeout.map(|limit| call.tally.start + limit);
     let (mut read, mut until) = (body.bytes, None);
     let whole = {
         let timer: &mut Timer = call.timer;
@@ -210,7 +211,7 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
                     read = body.bytes;
                     until = idle.map(|idle| Instant::now() + idle);
                 }
-                timer.poll(cx, until).map(|()| None)
+                timer.poll(cx, earlier(until, whole_by)).map(|()| None)
             }
         })
         .await
@@ -225,7 +226,8 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
         Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
         Some(Err(SideError::Broken(_) | SideError::Ended)) => Err(Stop::Gone),
         Some(Err(_)) => Err(reply::BAD_BODY.into()),
-        None => Err(reply::STREAM_IDLE.into()),
+        None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
+        None => Err(reply::late(reply::STREAM_IDLE, false).into()),
     }
 }
 

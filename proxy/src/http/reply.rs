@@ -98,9 +98,6 @@ pub const PER_TRY_TIMEOUT: Reply =
 /// Nothing moved in the last attempt for too long.
 pub const PER_TRY_IDLE_TIMEOUT: Reply =
     reply(504, "upstream request timeout", ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout");
-/// The request lasted longer than its route allows.
-pub const MAX_DURATION: Reply =
-    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// Nothing moved for too long.
 pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout");
 /// The client did not send its whole request in time.

@@ -66,6 +66,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         per_try: limited(per_try),
         per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout).and_then(limited),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
+        request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
         stream: limited(stream).map(|limit| call.tally.start + limit),
         deadline: None,
         request: call.manager.request_timeout.map(|limit| call.tally.start + limit),

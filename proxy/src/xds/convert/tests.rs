@@ -107,7 +107,7 @@ fn route_with_everything_that_is_supported_is_converted() {
 fn route_with_an_unsupported_field_is_refused_by_its_path() {
     for (route, field) in [
         (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "hedge_policy": {}}}), "route.hedge_policy"),
-        (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "metadata_match": {}}}), "route.metadata_match"),
+        (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "path_rewrite": "/x"}}), "route.path_rewrite"),
         (json!({"match": {"prefix": "/", "filter_state": [{}]}, "route": {"cluster": "a"}}), "match.filter_state"),
         (json!({"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "a"}}), "match.safe_regex.regex"),
         (json!({"match": {"prefix": "/"}, "filter_action": {}}), "filter_action"),
