@@ -111,7 +111,7 @@ fn endpoints(name: &str, address: SocketAddr, round: usize) -> Value {
 fn routes(round: usize) -> Value {
     json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
         {"match": {"prefix": format!("/{round}")}, "route": {"cluster": "a"}},
-        {"match": {"prefix": "/"}, "route": {"cluster": if round % 2 == 0 { "a" } else { "b" }}}
+        {"match": {"prefix": "/"}, "route": {"cluster": if round.is_multiple_of(2) { "a" } else { "b" }}}
     ]}]})
 }
 

@@ -1,5 +1,7 @@
 //! More connections than a process has file descriptors. A test binary of its own: the limit is the process's.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
 mod support;
 
 use leno_proxy::config::UpstreamProtocol;

@@ -148,7 +148,7 @@ fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier, policy: &TrafficPolic
         idle_timeout: limits.and_then(|limits| limits.tcp_idle_timeout).map(duration),
         max_downstream_connection_duration: limits.and_then(|limits| limits.max_connection_duration).map(duration),
         hash_policy: by_address
-            .then(|| HashPolicy {
+            .then_some(HashPolicy {
                 policy_specifier: Some(hash_policy::PolicySpecifier::SourceIp(hash_policy::SourceIp {})),
             })
             .into_iter()

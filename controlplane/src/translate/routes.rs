@@ -363,7 +363,7 @@ fn forwarded(
                 ..Default::default()
             })
             .collect(),
-        hash_policy: hashed.map(|key| hash_policy_of(key)).into_iter().collect(),
+        hash_policy: hashed.map(hash_policy_of).into_iter().collect(),
         cluster_specifier: Some(specifier),
         host_rewrite_specifier: host_rewrite.map(HostRewriteSpecifier::HostRewriteLiteral),
         ..Default::default()

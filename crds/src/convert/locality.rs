@@ -19,7 +19,7 @@ pub(super) fn by_locality(
     if *enabled == Some(false) {
         return Some(LocalityBalancing::Off);
     }
-    if !distribute.is_empty() && !(failover.is_empty() && failover_priority.is_empty()) {
+    if !(distribute.is_empty() || failover.is_empty() && failover_priority.is_empty()) {
         let message = "distribute excludes failover and failoverPriority";
         report.refuse(Reason::NotExactlyOne, field, message);
     }

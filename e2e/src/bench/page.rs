@@ -15,7 +15,7 @@ pub fn heading() -> String {
     )
 }
 
-fn of<'a>(rows: &'a [Measurement], peer: Peer) -> Option<&'a Measurement> {
+fn of(rows: &[Measurement], peer: Peer) -> Option<&Measurement> {
     rows.iter().find(|row| row.proxy == peer.name())
 }
 

@@ -194,7 +194,7 @@ pub fn nginx(shape: Shape, grpc: bool, site: &Site<'_>, folder: &Path) -> Option
          error_log {folder}/error.log error;\nevents {{ worker_connections 32768; }}\n"
     );
     if shape == Shape::Tcp {
-        write!(text, "stream {{ server {{ listen {listen}; proxy_pass {to}; }} }}\n").ok()?;
+        writeln!(text, "stream {{ server {{ listen {listen}; proxy_pass {to}; }} }}").ok()?;
         return Some(text);
     }
     let tls = site.tls.display();
@@ -214,13 +214,13 @@ pub fn nginx(shape: Shape, grpc: bool, site: &Site<'_>, folder: &Path) -> Option
         (Shape::Http2, true) => "grpc_pass grpc://back;".to_owned(),
         _ => "proxy_pass http://back; proxy_http_version 1.1; proxy_set_header Connection \"\";".to_owned(),
     };
-    write!(
+    writeln!(
         text,
         "http {{ access_log off; keepalive_requests 100000000; keepalive_timeout 600s; \
          client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; \
          scgi_temp_path {folder}; ssl_session_cache off; ssl_session_tickets off; \
          upstream back {{ server {to}; keepalive 1024; keepalive_requests 100000000; }} \
-         server {{ {listening} location / {{ {pass} }} }} }}\n"
+         server {{ {listening} location / {{ {pass} }} }} }}"
     )
     .ok()?;
     Some(text)

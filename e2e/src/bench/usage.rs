@@ -17,7 +17,7 @@ pub fn tree(root: u32) -> Vec<u32> {
     let mut next = 0;
     while let Some(pid) = all.get(next).copied() {
         next += 1;
-        for task in numbers(&format!("/proc/{pid}/task")) {
+        for task in numbers(format!("/proc/{pid}/task")) {
             let children = std::fs::read_to_string(format!("/proc/{pid}/task/{task}/children")).unwrap_or_default();
             all.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
         }

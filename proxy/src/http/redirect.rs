@@ -49,7 +49,7 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
         return false;
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, target) = (rest[..end].as_bytes().to_vec(), rest[end..].split('#').next().unwrap_or_default());
+    let (authority, target) = (rest.as_bytes()[..end].to_vec(), rest[end..].split('#').next().unwrap_or_default());
     let path = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
     let graphic = |text: &[u8]| text.iter().all(u8::is_ascii_graphic);
     if authority.is_empty() || !graphic(&authority) || !graphic(path.as_bytes()) {

@@ -104,6 +104,9 @@ pub const STREAM_IDLE: Reply = reply(504, "stream timeout", ResponseFlags::STREA
 pub const REQUEST_TIMEOUT: Reply = refusal(408, "request timeout", ResponseFlags::none(), "request_overall_timeout");
 /// The client did not send its request's head in time.
 pub const HEAD_TIMEOUT: Reply = refusal(408, "request header timeout", ResponseFlags::none(), "request_header_timeout");
+/// The request lasted longer than it may.
+pub const MAX_DURATION: Reply =
+    reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// The client's body is malformed.
 pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
 /// The path is refused.

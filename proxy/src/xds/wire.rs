@@ -63,7 +63,7 @@ type Opening<T> = Pin<Box<dyn Future<Output = Result<Streaming<T>, Status>>>>;
 /// A stream that the server has opened, or not yet.
 pub(super) enum Answers<T> {
     Opening(Opening<T>),
-    Open(Streaming<T>),
+    Open(Box<Streaming<T>>),
 }
 
 /// The end of a stream out of which responses come.
@@ -162,7 +162,7 @@ impl<T> Answers<T> {
         match self {
             Self::Opening(opening) => {
                 let open = opening.await?;
-                *self = Self::Open(open);
+                *self = Self::Open(Box::new(open));
                 Ok(Event::Open)
             }
             Self::Open(open) => Ok(open.message().await?.map_or(Event::End, Event::Response)),
