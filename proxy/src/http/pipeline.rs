@@ -153,6 +153,9 @@ fn choose<'a>(call: &mut Call<'a>) -> Result<Option<Selected<'a>>, Stop> {
             call.tally.route = Some(selected.route);
             if let Action::Forward(forward) = &selected.route.action {
                 selected.target = target(call, forward);
+                // Known from here on: a filter that answers answers for this cluster.
+                let cluster = selected.target.and_then(|target| call.root.cluster(target.cluster));
+                call.tally.cluster = cluster.cloned();
             }
             Ok(Some(selected))
         }

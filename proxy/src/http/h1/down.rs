@@ -208,6 +208,8 @@ impl Downstream for Connection {
         self.closing |= until_end;
         // A client that was not asked for its body may send it or not: only the end of the connection tells.
         self.closing |= self.awaits != Awaits::Nothing;
+        // What is left of a request that is answered already is not read: the client is told.
+        self.closing |= !self.reader.is_done() && head.body != BodyLength::Tunnel;
         self.awaits = Awaits::Nothing;
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
@@ -232,13 +234,19 @@ impl Downstream for Connection {
                 }
             }
             // What a GET would have been told is told for HEAD and 304 as well.
-            _ if bodiless => {
-                if let (true, Some(length)) = (head.status != 204, head.headers.known(Known::ContentLength)) {
+            _ if bodiless => match (head.headers.known(Known::ContentLength), head.body) {
+                _ if matches!(head.status, 100..=199 | 204) => {}
+                (Some(length), _) => {
                     out.extend_from_slice(b"content-length: ");
                     out.extend_from_slice(length);
                     out.extend_from_slice(b"\r\n");
                 }
-            }
+                (None, BodyLength::Exact(count)) => body::content_length(out, count),
+                (None, _) if to_head && head.status != 304 && request.version != Version::Http10 => {
+                    out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                }
+                (None, _) => {}
+            },
             BodyLength::Exact(count) => body::content_length(out, count),
             BodyLength::Empty => body::content_length(out, 0),
             BodyLength::Unknown if self.writer == Writer::Chunked => {

@@ -146,8 +146,8 @@ impl Upstream for Connection {
         }
         self.writer = match head.body {
             BodyLength::Empty => {
-                // Methods that expect a body say that there is none.
-                if matches!(head.method(), b"POST" | b"PUT" | b"PATCH") {
+                // Methods that may have a body say that there is none (RFC 9110, 8.6).
+                if !matches!(head.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT") {
                     out.extend_from_slice(b"content-length: 0\r\n");
                 }
                 Writer::Nothing

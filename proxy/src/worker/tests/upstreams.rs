@@ -79,7 +79,13 @@ fn endpoint_when_it_fails_in_a_row_then_the_place_that_decides_is_told_and_other
     while failures < 3 {
         failures += u32::from(client.ask(&get("/")).status() == 500);
     }
-    let report = proxy.wait(reports.recv()).unwrap();
+    // Counts are told from time to time as well.
+    let report = loop {
+        match proxy.wait(reports.recv()).unwrap() {
+            Report::Counts { .. } => {}
+            report => break report,
+        }
+    };
     let expected = Report::Consecutive { cluster: FIRST, address: bad.address, kind: Consecutive::ServerErrors };
     assert_eq!(report, expected);
     proxy.publish(network(), vec![with(Health::Unhealthy)]);
