@@ -60,6 +60,7 @@ const ALL: &[Scenario] = &[
     ("weights_when_impossible_then_refused_or_reported", objects::impossible_weights),
     ("host_when_claimed_twice_then_the_older_wins", objects::two_that_claim_one_host),
     ("field_when_not_in_force_then_status_names_it", objects::fields_not_in_force_are_named),
+    ("policies_when_applied_then_in_force", objects::policies_are_in_force),
     ("object_when_malformed_in_the_store_then_skipped_and_reported", objects::malformed_object_in_the_store),
     ("mesh_install_when_impossible_then_refused", meshinstalls::refused_at_apply),
     ("mesh_install_when_version_is_unknown_then_old_mesh_stays", meshinstalls::unknown_version),

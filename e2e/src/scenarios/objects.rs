@@ -169,28 +169,63 @@ pub(super) fn two_that_claim_one_host(bed: &Bed) -> Result<()> {
 
 pub(super) fn fields_not_in_force_are_named(bed: &Bed) -> Result<()> {
     let mut applied = Applied(bed, Vec::new());
-    applied.apply(&object("VirtualService", "mirrors", json!({"hosts": ["solo"], "http": [{
-        "mirror": {"host": "echo"}, "mirrorPercentage": {"value": 100}, "route": [{"destination": {"host": "solo"}}],
-    }]})))?;
+    applied.apply(&object(
+        "VirtualService",
+        "gateways",
+        json!({"hosts": ["solo"], "gateways": ["mesh", "edge"], "http": [{
+            "headers": {"response": {"set": {"x-rest": "in-force"}}}, "route": [{"destination": {"host": "solo"}}],
+        }]}),
+    ))?;
+    bed.wait("the status to name spec.gateways", TOLD, || {
+        let value = bed.get(&["VirtualService", "gateways", "-n", LAB])?;
+        ensure(value["status"].to_string().contains("spec.gateways"), || value["status"].to_string())?;
+        Ok(Some(()))
+    })?;
+    bed.wait("the rest of the object to be in force", TOLD, || {
+        let answer = bed.ask(LAB, CLIENT, &["http://solo/"])?;
+        Ok((answer["headers"]["x-rest"] == "in-force").then_some(()))
+    })
+}
+
+pub(super) fn policies_are_in_force(bed: &Bed) -> Result<()> {
+    let mut applied = Applied(bed, Vec::new());
+    let route = json!([{"destination": {"host": "solo"}}]);
+    applied.apply(&object("VirtualService", "policies", json!({"hosts": ["solo"], "http": [
+        {"match": [{"uri": {"exact": "/fault"}}],
+            "fault": {"abort": {"percentage": {"value": 100}, "httpStatus": 418}}, "route": route},
+        {"match": [{"uri": {"exact": "/late"}}],
+            "fault": {"delay": {"percentage": {"value": 100}, "fixedDelay": "1s"}}, "route": route},
+        {"corsPolicy": {"allowOrigins": [{"exact": "https://shop.example"}], "allowMethods": ["PUT"], "maxAge": "60s"},
+            "mirror": {"host": "echo"}, "mirrorPercentage": {"value": 100}, "route": route},
+    ]})))?;
     applied.apply(&object(
         "DestinationRule",
-        "outliers",
-        json!({"host": "solo", "trafficPolicy": {
-            "outlierDetection": {"consecutive5xxErrors": 3},
+        "sticky",
+        json!({"host": "echo", "trafficPolicy": {
+            "loadBalancer": {"consistentHash": {"httpHeaderName": "x-user"}},
         }}),
     ))?;
-    for (kind, name, field) in [
-        ("VirtualService", "mirrors", "spec.http[0].mirror"),
-        ("DestinationRule", "outliers", "spec.trafficPolicy.outlierDetection"),
-    ] {
-        bed.wait(&format!("the status of {kind} {name} to name {field}"), TOLD, || {
-            let value = bed.get(&[kind, name, "-n", LAB])?;
-            ensure(value["status"].to_string().contains(field), || value["status"].to_string())?;
-            Ok(Some(()))
-        })?;
-    }
-    let answer = bed.ask(LAB, CLIENT, &["http://solo/"])?;
-    ensure(answer["status"] == 200, || format!("the rest of the objects is in force: {answer}"))
+    bed.wait("an injected fault", TOLD, || {
+        let answer = bed.ask(LAB, CLIENT, &["http://solo/fault"])?;
+        Ok((answer["status"] == 418).then_some(()))
+    })?;
+    let start = std::time::Instant::now();
+    let late = bed.ask(LAB, CLIENT, &["http://solo/late"])?;
+    ensure(late["status"] == 200 && start.elapsed() >= Duration::from_secs(1), || {
+        format!("a delayed request took {:?}: {late}", start.elapsed())
+    })?;
+    let preflight = ["http://solo/", "-X", "OPTIONS", "-H", "origin=https://shop.example"];
+    let answer = bed.ask(LAB, CLIENT, &[&preflight[..], &["-H", "access-control-request-method=PUT"]].concat())?;
+    let allowed = &answer["headers"]["access-control-allow-origin"];
+    ensure(answer["status"] == 200 && *allowed == "https://shop.example", || format!("a preflight: {answer}"))?;
+    let pod = |user: &str| -> Result<Value> {
+        let answer = bed.ask(LAB, CLIENT, &["http://echo/", "-H", &format!("x-user={user}")])?;
+        Ok(answer["body"]["pod"].clone())
+    };
+    let all = (0..12).map(|user| pod(&user.to_string())).collect::<Result<Vec<_>>>()?;
+    let again = (0..12).map(|user| pod(&user.to_string())).collect::<Result<Vec<_>>>()?;
+    ensure(all == again, || format!("users moved between endpoints: {all:?}, then {again:?}"))?;
+    ensure(all.iter().any(|pod| *pod != all[0]), || format!("twelve users share one of two endpoints: {all:?}"))
 }
 
 fn yaml_files(folder: &str) -> Result<Vec<PathBuf>> {

@@ -30,7 +30,9 @@ pub(super) fn scale(bed: &Bed, what: &str, replicas: u32) -> Result<()> {
 
 pub(super) fn operator_is_gone(bed: &Bed) -> Result<()> {
     bed.wait("the operator to be gone", Duration::from_secs(40), || {
-        Ok(bed.pods(SYSTEM, "app.kubernetes.io/name=leno-operator")?.is_empty().then_some(()))
+        // Those that are being deleted count: they may still lead.
+        let list = bed.get(&["pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=leno-operator"])?;
+        Ok(list["items"].as_array().is_some_and(Vec::is_empty).then_some(()))
     })
 }
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::config::{ClientCert, Detection, Edge};
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::OnceLock;
 
 /// Headers by which a caller steers a proxy, or names itself to it: only an internal client may.
@@ -214,7 +214,9 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 
 /// Adds the other end of the connection to `x-forwarded-for`; for a client of this machine, this machine.
 fn append(call: &mut Call<'_>, remote: IpAddr) {
-    let told = if remote.is_loopback() { own_address() } else { remote };
+    // Only these two are the machine itself to Envoy; a client of a mesh may come from another one.
+    let itself = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&remote);
+    let told = if itself { own_address() } else { remote };
     call.request.headers.append_to("x-forwarded-for", b",", told.to_string().as_bytes());
 }
 

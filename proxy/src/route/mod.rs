@@ -120,7 +120,8 @@ fn matches(want: &RouteMatch, path: &[u8], request: &RequestHead, asker: Asker<'
 pub fn path_matches(want: &RouteMatch, path: &[u8]) -> bool {
     let same = |a: &[u8], b: &[u8]| if want.case_sensitive { a == b } else { a.eq_ignore_ascii_case(b) };
     match &want.path {
-        PathMatch::Any => true,
+        // Not `*`, which asks about the whole server.
+        PathMatch::Any => path.first() == Some(&b'/'),
         PathMatch::Exact(exact) => same(path, exact.as_bytes()),
         PathMatch::Prefix(prefix) => path.len() >= prefix.len() && same(&path[..prefix.len()], prefix.as_bytes()),
         PathMatch::SeparatedPrefix(prefix) => {
