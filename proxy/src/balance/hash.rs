@@ -128,7 +128,11 @@ mod tests {
         assert_eq!(xx_hash(b"bar", 0), 5_234_164_152_756_840_025);
         assert_eq!(xx_hash(b"foo\nbar", 0), 8_917_841_378_505_826_757);
         assert_eq!(xx_hash(b"", 0), 17_241_709_254_077_376_921);
-        // From the reference implementation: longer than a stripe, with every kind of rest.
+        // From the reference implementation, too.
+        assert_eq!(xx_hash(b"a", 0), 0xd24e_c4f1_a98c_6e5b);
+        assert_eq!(xx_hash(b"abc", 0), 0x44bc_2cf5_ad77_0999);
+        assert_eq!(xx_hash(b"foobar", 0), 0xa2aa_05ed_9085_aaf9);
+        // Longer than a stripe, with every kind of rest.
         assert_eq!(xx_hash(b"Nobody inspects the spammish repetition", 0), 0xfbce_a83c_8a37_8bf1);
         assert_eq!(murmur_hash(b"foo"), 9_631_199_822_919_835_226);
         assert_eq!(murmur_hash(b"bar"), 11_474_628_671_133_349_555);

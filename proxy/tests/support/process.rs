@@ -23,10 +23,12 @@ pub fn upstream() -> SocketAddr {
                 while let Ok(count @ 1..) = stream.read(&mut bytes) {
                     seen.extend_from_slice(&bytes[..count]);
                     if seen.ends_with(b"\r\n\r\n") {
+                        // Asked through a TCP listener, the client's wish comes as it is.
+                        let last = String::from_utf8_lossy(&seen).contains("connection: close");
                         seen.clear();
                         let body = address.port().to_string();
                         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
-                        if stream.write_all(head.as_bytes()).is_err() {
+                        if stream.write_all(head.as_bytes()).is_err() || last {
                             return;
                         }
                     }
