@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,42 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// An endpoint that answers a request once all of it has come: what is wrong with a request can then still be told.
+fn endpoint() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    port
+}
+
+fn answer(mut stream: TcpStream) {
+    let (mut seen, mut bytes) = (Vec::new(), [0; 16384]);
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        seen.extend_from_slice(&bytes[..count]);
+        let text = String::from_utf8_lossy(&seen).to_ascii_lowercase();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+        let whole = match length {
+            Some(length) => body.len() >= length,
+            None if head.contains("transfer-encoding: chunked") => {
+                body.ends_with("\r\n\r\n") && (body.starts_with("0\r\n") || body.contains("\r\n0\r\n"))
+            }
+            None => true,
+        };
+        if whole {
+            seen.clear();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n{}", "x".repeat(4000));
+            if stream.write_all(answer.as_bytes()).is_err() {
+                return;
+            }
+        }
+    }
+}
+
 fn listener(name: &str, port: u16, tls: Option<Value>) -> Value {
     let mut chain = json!({"filters": [{"name": "http", "typed_config": {
         "@type":
@@ -30,7 +67,7 @@ fn listener(name: &str, port: u16, tls: Option<Value>) -> Value {
         // Not AUTO: what does not begin with the preface would be HTTP/1 there, and be answered so.
         "codec_type": "HTTP2",
         "route_config": {"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
-            {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "x".repeat(4000)}}}
+            {"match": {"prefix": "/"}, "route": {"cluster": "app"}}
         ]}]},
         "http_filters": [{"name": "router", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -63,9 +100,13 @@ fn http2_when_h2spec_judges_it_strictly_then_every_case_passes() {
     }});
     let ports = [free_port(), free_port()];
     let listeners = [listener("clear", ports[0], None), listener("tls", ports[1], Some(tls))];
+    let cluster = json!({"name": "app", "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [
+        {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": endpoint()}}}}
+    ]}]}});
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("bootstrap.json");
-    std::fs::write(&config, json!({"static_resources": {"listeners": listeners}}).to_string()).unwrap();
+    std::fs::write(&config, json!({"static_resources": {"listeners": listeners, "clusters": [cluster]}}).to_string())
+        .unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
     command.args(["serve", "--concurrency", "1", "--config"]).arg(&config).stdout(Stdio::null());
     let mut proxy = Proxy(command.spawn().unwrap());
