@@ -1,128 +1,96 @@
 //! A client's stream as a side of the pipeline.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::RecvStream;
-use h2::server::SendResponse;
-
-use super::convert::{map_of, response_to, side_error};
-use super::transfer::{Receiver, Sender};
+use super::frame::Code;
+use super::inlet::Inlet;
+use super::mux::{Key, Mux};
 use crate::http::body::{Downstream, Piece, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
 
 /// One request of an HTTP/2 client. Dropping it before the response is complete resets the stream.
 pub struct Down {
-    receiver: Receiver,
-    respond: SendResponse<Bytes>,
-    sender: Sender,
+    mux: Rc<RefCell<Mux>>,
+    key: Key,
+    inlet: Inlet,
     begun: bool,
     owes_continue: bool,
     awaits_endpoint: bool,
-    failed: Option<SideError>,
-    last: Rc<Cell<bool>>,
 }
 
 impl Down {
-    /// `last` is set when the connection shall take no more streams.
-    pub(super) fn new(
-        body: RecvStream,
-        respond: SendResponse<Bytes>,
-        owes_continue: bool,
-        last: Rc<Cell<bool>>,
-    ) -> Self {
-        Self {
-            receiver: Receiver::new(body),
-            respond,
-            sender: Sender::default(),
-            begun: false,
-            owes_continue,
-            awaits_endpoint: false,
-            failed: None,
-            last,
-        }
+    pub(super) fn new(mux: Rc<RefCell<Mux>>, key: Key, owes_continue: bool) -> Self {
+        Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, awaits_endpoint: false }
     }
-}
 
-impl Down {
     /// The endpoint itself says whether the client is to send its body.
     pub(super) fn leave_continue(&mut self) {
         self.awaits_endpoint = std::mem::take(&mut self.owes_continue);
     }
+}
 
-    fn tell_continue(&mut self) {
-        let mut interim = http::Response::new(());
-        *interim.status_mut() = http::StatusCode::CONTINUE;
-        // Fails only when the stream is gone, which the body tells.
-        let _ = self.respond.send_informational(interim);
+impl Drop for Down {
+    fn drop(&mut self) {
+        let mux = &mut *self.mux.borrow_mut();
+        self.inlet.close(mux);
+        mux.close(self.key);
     }
 }
 
 impl Downstream for Down {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
+        let mux = &mut *self.mux.borrow_mut();
         if std::mem::take(&mut self.owes_continue) && !self.begun {
-            self.tell_continue();
+            mux.send_interim(self.key, 100);
         }
-        self.receiver.poll(cx)
+        self.inlet.poll(mux, self.key, cx)
     }
 
     fn consume(&mut self, count: usize) {
-        self.receiver.consume(count);
+        self.inlet.consume(&mut self.mux.borrow_mut(), self.key, count);
     }
 
     fn send_continue(&mut self) {
         if std::mem::take(&mut self.awaits_endpoint) && !self.begun {
-            self.tell_continue();
+            self.mux.borrow_mut().send_interim(self.key, 100);
         }
     }
 
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
+        let mut mux = self.mux.borrow_mut();
         if close {
-            self.last.set(true);
+            mux.leave();
         }
         self.begun = true;
         let to_head = request.method() == b"HEAD";
-        let ended = to_head || head.body == BodyLength::Empty;
-        match self.respond.send_response(response_to(head, to_head), ended) {
-            Ok(stream) => self.sender.start(stream, ended),
-            Err(error) => self.failed = Some(side_error(error)),
-        }
+        mux.send_response(self.key, head, to_head, to_head || head.body == BodyLength::Empty);
     }
 
     fn send_data(&mut self, data: &[u8]) {
-        self.sender.data(data);
+        self.mux.borrow_mut().send_data(self.key, data);
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        self.sender.end(trailers.map(|trailers| map_of(trailers, true)));
+        self.mux.borrow_mut().send_end(self.key, trailers);
     }
 
     fn queued(&self) -> usize {
-        self.sender.queued() + usize::from(self.failed.is_some())
+        self.mux.borrow().queued(self.key)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
-        }
-        self.sender.poll_flush(cx).map_err(side_error)
+        self.mux.borrow_mut().poll_sent(self.key, cx)
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.begun {
-            false => self.respond.poll_reset(cx).map(drop),
-            true => self.sender.poll_reset(cx),
-        }
+        self.mux.borrow_mut().poll_gone(self.key, cx)
     }
 
     fn abort(&mut self) {
-        match self.begun {
-            false => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
-            true => self.sender.reset(h2::Reason::INTERNAL_ERROR),
-        }
+        self.mux.borrow_mut().reset(self.key, Code::INTERNAL_ERROR);
         self.begun = true;
     }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Down, Settings, serve};
+use super::{Down, PREFACE, Settings, serve};
 use crate::config::{HttpManager, Network};
 use crate::http::buffer::Buffer;
 use crate::http::head::{RequestHead, ResponseHead, reason};
@@ -22,8 +22,6 @@ use crate::listen::{Place, Stream};
 use crate::telemetry::ResponseFlags;
 use crate::worker::{Timer, Worker, WorkerRoot, jittered};
 
-/// What every client begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes that are read and forgotten of a client on which is hung up.
 const LAST_WORDS: usize = 64 * 1024;
 /// What the streams of a connection share.

@@ -1,28 +1,31 @@
 //! Serves an HTTP/2 client: takes its streams up, runs their requests, ends in order.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::Instant;
 
+use super::Down;
 use super::guard::{Allowance, Guard};
 use super::keepalive::Keepalive;
-use super::{Down, convert};
+use super::mux::{Incoming, Limits, Mux, Role};
 use crate::config::{Http2Options, HttpManager};
 use crate::http::head::RequestHead;
 use crate::http::parse::HeadError;
 
 /// After the connection broke its requests have so long to notice and to be counted.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// So long and so much is read of a client that was told that the connection ends.
+const LINGER: Duration = Duration::from_secs(1);
+const LAST_WORDS: usize = 64 * 1024;
 
 /// The bounds of a connection with a client.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +67,7 @@ impl From<&HttpManager> for Settings {
 /// # Errors
 /// When the connection breaks or the client breaks the protocol. Requests that were under way have then ended.
 pub async fn serve<IO, H, F>(
-    io: IO,
+    mut io: IO,
     tls: bool,
     settings: Settings,
     drain: impl Future<Output = ()>,
@@ -75,98 +78,172 @@ where
     H: FnMut(Result<RequestHead, HeadError>, Down) -> F,
     F: Future<Output = ()>,
 {
-    let allowance =
-        Allowance { empty: settings.options.max_empty_frames, priorities: settings.options.max_priority_frames };
-    let handshake = Box::pin(builder(&settings).handshake::<_, Bytes>(Guard::new(io, allowance)));
-    let mut connection = tokio::time::timeout(settings.preface_timeout, handshake)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 connection preface in time"))?
-        .map_err(io_error)?;
-    let mut keepalive = Keepalive::new(connection.ping_pong());
+    let Settings { options, .. } = settings;
+    let allowance = Allowance { empty: options.max_empty_frames, priorities: options.max_priority_frames };
+    let limits = Limits {
+        streams: options.max_concurrent_streams,
+        stream_window: options.stream_window,
+        connection_window: options.connection_window,
+        head_bytes: settings.max_head_bytes,
+        headers: settings.max_headers,
+    };
+    let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, Some(Guard::new(allowance)))));
+    greet(&mux, &mut io, settings.preface_timeout).await?;
+    let mut keepalive = Keepalive::default();
     let mut streams = FuturesUnordered::new();
     let mut drain = pin!(drain);
-    let last = Rc::new(Cell::new(false));
-    let mut leaving = false;
-    let mut idle = pin!(tokio::time::sleep(settings.idle_timeout));
-    let mut resting = true;
+    let mut idle = Idle::new(settings.idle_timeout);
     let mut age = settings.max_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
     let mut taken = 0u32;
+    let mut draining = false;
 
     let result = poll_fn(|cx| {
-        loop {
-            // Streams first: what they write leaves with the connection's turn below.
+        mux.borrow_mut().turn_begins(cx);
+        let ended = loop {
+            // Streams first: what they write leaves with the write below.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
+            let mux_now = &mut *mux.borrow_mut();
             let old = age.as_mut().is_some_and(|age| age.as_mut().poll(cx).is_ready());
             if old {
                 age = None;
             }
-            let many = settings.max_requests.is_some_and(|most| taken >= most);
-            if !leaving && (old || many || last.get() || drain.as_mut().poll(cx).is_ready()) {
-                leaving = true;
-                connection.graceful_shutdown();
-            }
-            match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    taken = taken.saturating_add(1);
-                    let (parts, body) = request.into_parts();
-                    let head = convert::request(&parts, body.is_end_stream(), tls, settings.max_headers);
-                    let owes_continue = head.as_ref().is_ok_and(|head| head.expects_continue);
-                    streams.push(handle(head, Down::new(body, respond, owes_continue, last.clone())));
+            if !draining {
+                let many = settings.max_requests.is_some_and(|most| taken >= most);
+                draining = old || many || mux_now.is_leaving() || drain.as_mut().poll(cx).is_ready();
+                if draining {
+                    mux_now.leave();
                 }
+            }
+            let before = taken;
+            while let Some(Incoming { key, mut head }) = mux_now.next_request() {
+                taken = taken.saturating_add(1);
+                if let Ok(head) = &mut head {
+                    head.secure |= tls;
+                }
+                let owes_continue = head.as_ref().is_ok_and(|head| head.expects_continue);
+                streams.push(handle(head, Down::new(mux.clone(), key, owes_continue)));
+            }
+            if taken != before {
+                continue;
+            }
+            match mux_now.poll_read(&mut io, cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => break Poll::Ready(Ok(())),
                 // A client that has nothing open may close as soon as it hears that we leave.
-                Poll::Ready(Some(Err(error))) if leaving && error.is_io() && streams.is_empty() => {
-                    return Poll::Ready(Ok(()));
+                Poll::Ready(Err(error))
+                    if draining && streams.is_empty() && error.kind() != io::ErrorKind::InvalidData =>
+                {
+                    break Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(io_error(error))),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => break,
+                Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
+                Poll::Pending => break Poll::Pending,
             }
+        };
+        let mux = &mut *mux.borrow_mut();
+        mux.turn_ends();
+        if ended.is_ready() {
+            return ended;
         }
-        if keepalive.poll(!streams.is_empty(), cx).is_ready() {
+        if keepalive.poll(!streams.is_empty(), mux, cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client answers no HTTP/2 ping")));
         }
-        if !streams.is_empty() {
-            resting = false;
-        } else {
-            if !resting {
-                resting = true;
-                idle.as_mut().reset(Instant::now() + settings.idle_timeout);
-            }
-            if !leaving && !settings.idle_timeout.is_zero() && idle.as_mut().poll(cx).is_ready() {
-                leaving = true;
-                connection.graceful_shutdown();
-                cx.waker().wake_by_ref();
-            }
+        if idle.poll(!streams.is_empty(), cx).is_ready() {
+            mux.leave();
+        }
+        if ready_or_pending(mux.poll_write(&mut io, cx))? && mux.has_left() {
+            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     })
     .await;
 
+    mux.borrow_mut().lose(result.as_ref().err());
     // The streams know by now, or when they are polled, that the connection is gone; they count and log their requests.
-    drop(connection);
-    let _ = tokio::time::timeout(FAREWELL, async { while streams.next().await.is_some() {} }).await;
+    let farewell = async {
+        let streams = async { while streams.next().await.is_some() {} };
+        let last_words = async {
+            let written = poll_fn(|cx| mux.borrow_mut().poll_write(&mut io, cx)).await;
+            if written.is_ok() && poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx)).await.is_ok() {
+                linger(&mut io).await;
+            }
+        };
+        tokio::join!(streams, last_words);
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
     result
 }
 
-fn builder(settings: &Settings) -> h2::server::Builder {
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(settings.options.max_concurrent_streams)
-        .initial_window_size(settings.options.stream_window)
-        .initial_connection_window_size(settings.options.connection_window)
-        .max_header_list_size(u32::try_from(settings.max_head_bytes).unwrap_or(u32::MAX))
-        .max_frame_size(super::MAX_FRAME)
-        .max_send_buffer_size(super::MAX_SEND_BUFFER)
-        .max_concurrent_reset_streams(super::MAX_RESET_STREAMS)
-        .max_pending_accept_reset_streams(super::MAX_PENDING_RESET_STREAMS)
-        .max_local_error_reset_streams(Some(super::MAX_ERROR_RESET_STREAMS))
-        .reset_stream_duration(super::RESET_MEMORY);
-    builder
+/// Tells the client our settings and waits for its own.
+async fn greet<IO>(mux: &RefCell<Mux>, io: &mut IO, limit: Duration) -> io::Result<()>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let greeting = poll_fn(|cx| {
+        let mux = &mut *mux.borrow_mut();
+        let _ = mux.poll_write(io, cx)?;
+        while !mux.is_greeted() {
+            if !ready!(mux.poll_read(io, cx))? {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    });
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 connection preface in time");
+    let greeted = tokio::time::timeout(limit, greeting).await.map_err(|_| late()).flatten();
+    if greeted.is_err() {
+        // What was the matter, if the client takes it at once.
+        let _ = poll_fn(|cx| Poll::Ready(mux.borrow_mut().poll_write(io, cx))).await;
+        let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut *io).poll_shutdown(cx))).await;
+    }
+    greeted
 }
 
-pub(super) fn io_error(error: h2::Error) -> io::Error {
-    match error.is_io() {
-        true => error.into_io().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into()),
-        false => io::Error::new(io::ErrorKind::InvalidData, error),
+/// Reads on for a moment, so that what the client still sends does not reset the connection before it has read our last words.
+async fn linger<IO: AsyncRead + Unpin>(io: &mut IO) {
+    let mut bytes = [0; 1024];
+    let mut left = LAST_WORDS;
+    let _ = tokio::time::timeout(LINGER, async {
+        while let Ok(count @ 1..) = io.read(&mut bytes).await
+            && left > 0
+        {
+            left = left.saturating_sub(count);
+        }
+    })
+    .await;
+}
+
+fn ready_or_pending(result: Poll<io::Result<()>>) -> io::Result<bool> {
+    match result {
+        Poll::Ready(result) => result.map(|()| true),
+        Poll::Pending => Ok(false),
+    }
+}
+
+/// Finds that a connection had no streams for a time. The clock is looked at when it rests, the timer set when it fires.
+struct Idle {
+    limit: Duration,
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    since: Option<Instant>,
+}
+
+impl Idle {
+    fn new(limit: Duration) -> Self {
+        Self { limit, timer: None, since: None }
+    }
+
+    fn poll(&mut self, active: bool, cx: &mut Context<'_>) -> Poll<()> {
+        if self.limit.is_zero() || active {
+            self.since = None;
+            return Poll::Pending;
+        }
+        let until = *self.since.get_or_insert_with(Instant::now) + self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }

@@ -4,19 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::convert::{map_of, request_to, response, side_error};
+use super::frame::Code;
+use super::inlet::Inlet;
 use super::keepalive::Keepalive;
-use super::serve::io_error;
-use super::transfer::{Receiver, Sender};
+use super::mux::{Key, Limits, Mux, Role};
 use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
@@ -26,12 +24,11 @@ use crate::http::headers::{Headers, Known};
 struct State {
     active: Cell<u32>,
     served: Cell<u64>,
-    closed: Cell<bool>,
     idle_since: Cell<Instant>,
 }
 
 struct Handle {
-    send: RefCell<SendRequest<Bytes>>,
+    mux: Rc<RefCell<Mux>>,
     state: Rc<State>,
     draining: Cell<bool>,
     limit: usize,
@@ -77,52 +74,71 @@ pub async fn connect_with<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let mut builder = h2::client::Builder::new();
-    builder
-        .enable_push(false)
-        .initial_window_size(options.stream_window)
-        .initial_connection_window_size(options.connection_window)
-        .max_header_list_size(super::MAX_RESPONSE_HEAD)
-        .max_frame_size(super::MAX_FRAME)
-        .max_send_buffer_size(super::MAX_SEND_BUFFER)
-        .max_concurrent_reset_streams(super::MAX_RESET_STREAMS)
-        .max_local_error_reset_streams(Some(super::MAX_ERROR_RESET_STREAMS))
-        .reset_stream_duration(super::RESET_MEMORY);
-    let (send, mut connection) = Box::pin(builder.handshake::<_, Bytes>(io)).await.map_err(io_error)?;
-    let state = Rc::new(State {
-        active: Cell::new(0),
-        served: Cell::new(0),
-        closed: Cell::new(false),
-        idle_since: Cell::new(Instant::now()),
-    });
-    let handle = Handle {
-        send: RefCell::new(send),
+    let limits = Limits {
+        streams: 0,
+        stream_window: options.stream_window,
+        connection_window: options.connection_window,
+        head_bytes: super::MAX_RESPONSE_HEAD as usize,
+        headers: super::MAX_HEADERS,
+    };
+    let mux = Rc::new(RefCell::new(Mux::new(Role::Client, limits, None)));
+    let state = Rc::new(State { active: Cell::new(0), served: Cell::new(0), idle_since: Cell::new(Instant::now()) });
+    let handle = Rc::new(Handle {
+        mux: mux.clone(),
         state: state.clone(),
         draining: Cell::new(false),
         limit: options.max_concurrent_streams as usize,
         tls,
         local,
         until: Cell::new(None),
-    };
+    });
+    let users = Rc::downgrade(&handle);
     let drive = async move {
-        let mut keepalive = Keepalive::with(connection.ping_pong(), keepalive);
-        let mut connection = pin!(connection);
+        let mut io = io;
+        let mut keepalive = Keepalive::with(keepalive);
         let result = poll_fn(|cx| {
-            if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(io_error));
-            }
-            match keepalive.poll(state.active.get() > 0, cx) {
-                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Poll::Pending => Poll::Pending,
+            let mux = &mut *mux.borrow_mut();
+            mux.turn_begins(cx);
+            let ended = turn(mux, &mut io, &mut keepalive, state.active.get() > 0, cx);
+            mux.turn_ends();
+            match ended {
+                // Nobody has a stream, and nobody can open one any more.
+                Poll::Pending if users.strong_count() == 0 => Poll::Ready(Ok(())),
+                ended => ended,
             }
         })
         .await;
-        state.closed.set(true);
+        mux.borrow_mut().lose(result.as_ref().err());
         if let Err(error) = result {
             tracing::debug!(%error, "an HTTP/2 connection to an endpoint broke");
         }
+        // The endpoint hears what was the matter, if it listens at once.
+        let _ = poll_fn(|cx| Poll::Ready(mux.borrow_mut().poll_write(&mut io, cx))).await;
+        let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut io).poll_shutdown(cx))).await;
     };
-    Ok((Connection(Rc::new(handle)), drive))
+    Ok((Connection(handle), drive))
+}
+
+/// Reads, tells the streams, writes what they left; ready when the connection is over.
+fn turn<IO: AsyncRead + AsyncWrite + Unpin>(
+    mux: &mut Mux,
+    io: &mut IO,
+    keepalive: &mut Keepalive,
+    active: bool,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    loop {
+        match mux.poll_read(io, cx)? {
+            Poll::Ready(true) => {}
+            Poll::Ready(false) => return Poll::Ready(Ok(())),
+            Poll::Pending => break,
+        }
+    }
+    if keepalive.poll(active, mux, cx).is_ready() {
+        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+    }
+    let _ = mux.poll_write(io, cx)?;
+    Poll::Pending
 }
 
 impl std::fmt::Debug for Connection {
@@ -130,14 +146,17 @@ impl std::fmt::Debug for Connection {
         let state = &self.0.state;
         f.debug_struct("Connection")
             .field("active", &state.active)
-            .field("closed", &state.closed)
+            .field("closed", &self.is_closed())
             .finish_non_exhaustive()
     }
 }
 
 impl std::fmt::Debug for Up {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Up").field("sent", &self.sent).field("answered", &self.answered).finish_non_exhaustive()
+        f.debug_struct("Up")
+            .field("sent", &self.key.is_some())
+            .field("answered", &self.answered)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,25 +164,14 @@ impl Connection {
     /// Whether another stream may be opened now: the endpoint has not said GOAWAY and there is room.
     pub fn can_take(&self) -> bool {
         let handle = &*self.0;
-        if handle.draining.get() || handle.state.closed.get() {
-            return false;
-        }
-        let mut send = handle.send.borrow_mut();
-        let room = handle.limit.min(send.current_max_send_streams());
-        // A clone that has nothing pending is ready at once, or tells that the connection takes no more.
-        (handle.state.active.get() as usize) < room
-            && matches!(send.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())))
+        !handle.draining.get()
+            && (handle.state.active.get() as usize) < handle.limit
+            && handle.mux.borrow().takes_streams()
     }
 
     /// Whether it is of no more use: it broke, or takes no more streams for good.
     pub fn is_closed(&self) -> bool {
-        let handle = &*self.0;
-        handle.draining.get()
-            || handle.state.closed.get()
-            || matches!(
-                handle.send.borrow_mut().poll_ready(&mut Context::from_waker(Waker::noop())),
-                Poll::Ready(Err(_))
-            )
+        self.0.draining.get() || self.0.mux.borrow().is_over()
     }
 
     /// From then on no more streams are opened.
@@ -209,11 +217,9 @@ impl Connection {
         handle.state.served.set(handle.state.served.get() + 1);
         Up {
             handle,
-            response: None,
-            receiver: Receiver::default(),
-            sender: Sender::default(),
+            key: None,
+            inlet: Inlet::default(),
             failed: None,
-            sent: false,
             reused,
             answered: false,
             expects: false,
@@ -225,11 +231,9 @@ impl Connection {
 /// One request to an endpoint. Dropping it before the response is complete cancels the stream.
 pub struct Up {
     handle: Rc<Handle>,
-    response: Option<ResponseFuture>,
-    receiver: Receiver,
-    sender: Sender,
+    key: Option<Key>,
+    inlet: Inlet,
     failed: Option<SideError>,
-    sent: bool,
     reused: bool,
     answered: bool,
     /// The request waits for `100 Continue`.
@@ -253,23 +257,25 @@ impl Up {
             let text = "an upgrade cannot be sent to an endpoint that speaks HTTP/2; set its protocol to HTTP/1.1";
             return Err(SideError::Broken(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
-        let request = request_to(head, self.handle.tls)?;
-        let ended = head.body == BodyLength::Empty;
-        let mut send = self.handle.send.borrow().clone();
-        let (response, stream) = send.send_request(request, ended).map_err(side_error)?;
-        self.response = Some(response);
-        self.expects = head.expects_continue && head.headers.known(Known::Expect).is_some();
-        self.sender.start(stream, ended);
-        self.sent = true;
+        self.key = Some(self.handle.mux.borrow_mut().send_request(head, self.handle.tls)?);
+        self.expects =
+            head.expects_continue && head.body != BodyLength::Empty && head.headers.known(Known::Expect).is_some();
         Ok(())
     }
 }
 
 impl Drop for Up {
     fn drop(&mut self) {
+        if let Some(key) = self.key {
+            let mux = &mut *self.handle.mux.borrow_mut();
+            self.inlet.close(mux);
+            mux.close(key);
+        }
         let state = &self.handle.state;
         state.active.set(state.active.get() - 1);
-        state.idle_since.set(Instant::now());
+        if state.active.get() == 0 {
+            state.idle_since.set(Instant::now());
+        }
     }
 }
 
@@ -281,29 +287,28 @@ impl Upstream for Up {
     }
 
     fn send_data(&mut self, data: &[u8]) {
-        self.sender.data(data);
+        if let Some(key) = self.key {
+            self.handle.mux.borrow_mut().send_data(key, data);
+        }
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        self.sender.end(trailers.map(|trailers| map_of(trailers, self.handle.tls)));
+        if let Some(key) = self.key {
+            self.handle.mux.borrow_mut().send_end(key, trailers);
+        }
     }
 
     fn queued(&self) -> usize {
-        self.sender.queued() + usize::from(self.failed.is_some())
+        self.key.map_or(0, |key| self.handle.mux.borrow().queued(key)) + usize::from(self.failed.is_some())
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        match ready!(self.sender.poll_flush(cx)) {
-            Ok(()) => Poll::Ready(Ok(())),
-            // The endpoint has answered and wants no more of the request (RFC 9113, section 8.1).
-            Err(error) if error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) && !error.is_go_away() => {
-                self.sender.discard();
-                Poll::Ready(Ok(()))
-            }
-            Err(error) => Poll::Ready(Err(side_error(error))),
+        match self.key {
+            Some(key) => self.handle.mux.borrow_mut().poll_sent(key, cx),
+            None => Poll::Ready(Ok(())),
         }
     }
 
@@ -315,39 +320,46 @@ impl Upstream for Up {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
-        let Some(pending) = &mut self.response else { return Poll::Ready(Err(SideError::Ended)) };
-        while self.expects
-            && let Poll::Ready(interim) = pending.poll_informational(cx)
-        {
-            match interim {
-                Some(Ok(interim)) => self.continued |= interim.status() == http::StatusCode::CONTINUE,
-                _ => self.expects = false,
-            }
+        let Some(key) = self.key else { return Poll::Ready(Err(SideError::Ended)) };
+        let mux = &mut *self.handle.mux.borrow_mut();
+        if self.expects {
+            self.continued |= mux.take_continue(key);
         }
-        let answer = ready!(Pin::new(pending).poll(cx)).map_err(side_error)?;
-        self.response = None;
+        let (status, headers, ended) = std::task::ready!(mux.poll_answer(key, cx))?;
         self.answered = true;
-        let (parts, body) = answer.into_parts();
-        response(&parts, body.is_end_stream(), head)?;
-        self.receiver = Receiver::new(body);
+        head.clear();
+        head.status = status;
+        head.keep_alive = true;
+        head.headers = headers;
+        head.body = match head.headers.known(Known::ContentLength).and_then(|value| std::str::from_utf8(value).ok()) {
+            _ if ended => BodyLength::Empty,
+            // What was read as a number when it came.
+            Some(length) => length.parse().map_or(BodyLength::Unknown, BodyLength::Exact),
+            None => BodyLength::Unknown,
+        };
         Poll::Ready(Ok(()))
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        self.receiver.poll(cx)
+        let Some(key) = self.key else { return Poll::Ready(Err(SideError::Ended)) };
+        self.inlet.poll(&mut self.handle.mux.borrow_mut(), key, cx)
     }
 
     fn consume(&mut self, count: usize) {
-        self.receiver.consume(count);
+        if let Some(key) = self.key {
+            self.inlet.consume(&mut self.handle.mux.borrow_mut(), key, count);
+        }
     }
 
     /// Never asked for: a request with a wish to upgrade is not sent here.
     fn tunnel(&mut self) {
-        self.sender.reset(h2::Reason::INTERNAL_ERROR);
+        if let Some(key) = self.key {
+            self.handle.mux.borrow_mut().reset(key, Code::INTERNAL_ERROR);
+        }
     }
 
     fn sent_any(&self) -> bool {
-        self.sent
+        self.key.is_some()
     }
 
     fn reused(&self) -> bool {

@@ -1,0 +1,46 @@
+//! A body that comes in by a stream, the same for both sides.
+
+use std::task::{Context, Poll, ready};
+
+use super::mux::{Key, Mux};
+use crate::http::body::{Piece, SideError};
+use crate::http::headers::Headers;
+
+/// The part of a body that was taken from the stream and is being used.
+#[derive(Default)]
+pub(super) struct Inlet {
+    bytes: Vec<u8>,
+    at: usize,
+    done: bool,
+    trailers: Option<Box<Headers>>,
+}
+
+impl Inlet {
+    pub(super) fn poll(&mut self, mux: &mut Mux, key: Key, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
+        if self.at == self.bytes.len() && !self.done {
+            self.bytes.clear();
+            self.at = 0;
+            let trailers = ready!(mux.poll_body(key, cx, &mut self.bytes))?;
+            self.done = self.bytes.is_empty();
+            self.trailers = trailers;
+        }
+        Poll::Ready(Ok(match &self.trailers {
+            _ if self.at < self.bytes.len() => Piece::Data(&self.bytes[self.at..]),
+            Some(trailers) => Piece::Trailers(trailers),
+            None => Piece::End,
+        }))
+    }
+
+    /// Forgets bytes and lets the peer send as many more.
+    pub(super) fn consume(&mut self, mux: &mut Mux, key: Key, count: usize) {
+        let count = count.min(self.bytes.len() - self.at);
+        self.at += count;
+        mux.give_back(Some(key), count as u32);
+    }
+
+    /// The rest is not wanted.
+    pub(super) fn close(&mut self, mux: &mut Mux) {
+        mux.give_back(None, (self.bytes.len() - self.at) as u32);
+        self.at = self.bytes.len();
+    }
+}

@@ -1,0 +1,589 @@
+//! The state of one connection: its streams, windows and what waits to be written. Both sides of HTTP/2 are this.
+//!
+//! It does no input or output: whoever drives the connection hands it the bytes that came ([`Mux::receive`]) and writes what
+//! it has to say ([`Mux::poll_write`]). Streams reach it through handles on the same thread ([`super::Down`], [`super::Up`]); what
+//! they write in one turn leaves in one system call. Bounds: streams by the limit that the peer was told, the bytes of each by
+//! its window, the bytes that wait to be written by [`ROOM`] and the answers that a peer may ask for by the guard.
+
+mod receive;
+mod send;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frame::{self, Code};
+use super::guard::Guard;
+use super::hpack::{Decoder, Encoder};
+use crate::http::body::SideError;
+use crate::http::head::RequestHead;
+use crate::http::headers::Headers;
+use crate::http::parse::HeadError;
+
+/// Bytes of bodies that wait to be written to the connection; heads and answers to questions come on top.
+const ROOM: usize = 64 * 1024;
+/// With so many bytes waiting, nothing more is read.
+const DEAF: usize = 4 * ROOM;
+/// Bytes that are read at once.
+const READ: usize = 64 * 1024;
+/// Memory of a stream or of the connection that is kept for the next one.
+const KEEP: usize = 4 * 1024;
+/// Streams that are kept as memory when they are over.
+const SPARE: usize = 32;
+/// Streams that we ended before the peer did, of which it may not have heard yet.
+const REMEMBERED: usize = 256;
+/// The window that everything begins with (RFC 9113, section 6.9.2).
+const FIRST_WINDOW: u32 = 65_535;
+
+thread_local! {
+    /// What connections read into. A connection that waits holds none of it.
+    static INCOMING: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+}
+
+/// What we allow the peer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Streams that it may open at once.
+    pub(super) streams: u32,
+    /// Bytes of a stream that it may send ahead.
+    pub(super) stream_window: u32,
+    /// Bytes of all streams that it may send ahead.
+    pub(super) connection_window: u32,
+    /// Bytes of a head, counted as RFC 9113, section 6.5.2 does.
+    pub(super) head_bytes: usize,
+    /// Headers of a head.
+    pub(super) headers: usize,
+}
+
+/// Which side we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Server,
+    Client,
+}
+
+/// Why a connection cannot go on: told to the peer with GOAWAY.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fault {
+    pub(super) code: Code,
+    pub(super) what: &'static str,
+}
+
+/// Why a stream ended before it was complete.
+#[derive(Debug, Clone, Copy)]
+enum Reset {
+    /// The peer said so.
+    Peer(Code),
+    /// The peer broke the rules in it.
+    Own(&'static str),
+    /// The peer says that it did nothing for it.
+    Unserved,
+}
+
+/// How a body that we send ends.
+#[derive(Default)]
+enum End {
+    #[default]
+    Open,
+    /// When what waits is written, with trailers.
+    Due(Option<Box<Headers>>),
+    Done,
+}
+
+#[derive(Default)]
+struct Stream {
+    id: u32,
+    /// Received: the head of an answer, the body, the trailers.
+    head: Option<(u16, Headers)>,
+    /// The head came.
+    headed: bool,
+    data: Vec<u8>,
+    trailers: Option<Box<Headers>>,
+    ended: bool,
+    /// `100 Continue` came.
+    continued: bool,
+    /// Bytes that its `content-length` still promises.
+    promised: Option<u64>,
+    /// No body is read whatever the length says (an answer to HEAD).
+    bodiless: bool,
+    recv_window: i64,
+    /// Bytes that were used and not yet given back to the peer's window.
+    used: u32,
+    reset: Option<Reset>,
+    /// Sent: bytes that wait for a window or for room, from `waiting_at` on.
+    waiting: Vec<u8>,
+    waiting_at: usize,
+    end: End,
+    send_window: i64,
+    /// It stands in the queue of those that can send.
+    queued: bool,
+    waker: Option<Waker>,
+}
+
+impl Stream {
+    fn waits(&self) -> usize {
+        self.waiting.len() - self.waiting_at
+    }
+
+    fn listen(&mut self, cx: &Context<'_>) {
+        match &self.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => self.waker = Some(cx.waker().clone()),
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// A stream of a connection, for as long as it has not been closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    slot: u32,
+    id: u32,
+}
+
+/// Stream ids grow by two: their own hash is good enough.
+#[derive(Default)]
+struct Ids(u64);
+
+impl Hasher for Ids {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// A header block of which more is to come.
+struct Block {
+    id: u32,
+    end: bool,
+    dependent: bool,
+    bytes: Vec<u8>,
+}
+
+/// What became of the connection.
+#[derive(Debug, Clone)]
+enum Death {
+    /// The peer closed it.
+    Ended,
+    Broken(io::ErrorKind, Rc<str>),
+}
+
+/// A request that came: its stream, its head or why it is refused, and whether its body is over.
+pub(super) struct Incoming {
+    pub(super) key: Key,
+    pub(super) head: Result<RequestHead, HeadError>,
+}
+
+/// How far we are with leaving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// The client is told; what it sent before it heard is still served.
+    Told,
+    /// Streams above this one are not served.
+    Last(u32),
+}
+
+/// A ping of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ping {
+    None,
+    Sent,
+    Answered,
+}
+
+/// The state of one connection.
+pub(super) struct Mux {
+    role: Role,
+    limits: Limits,
+    guard: Option<Guard>,
+    // What comes.
+    preface: usize,
+    greeted: bool,
+    partial: Vec<u8>,
+    block: Option<Block>,
+    decoder: Decoder,
+    recv_window: i64,
+    used: u32,
+    incoming: VecDeque<Incoming>,
+    /// Streams that were opened and reset before they were taken up, since the last turn.
+    early_resets: usize,
+    /// Streams that we ended because the peer broke the rules.
+    faults: usize,
+    // What goes.
+    encoder: Encoder,
+    out: Vec<u8>,
+    out_at: usize,
+    /// The last frame in `out`, while it can still be told to be the stream's last: the stream and where its flags stand.
+    tail: Option<(u32, usize)>,
+    send_window: i64,
+    /// Streams that have bytes and a window.
+    sendable: VecDeque<Key>,
+    unflushed: bool,
+    // Streams.
+    streams: Vec<Stream>,
+    free: Vec<u32>,
+    ids: HashMap<u32, u32, BuildHasherDefault<Ids>>,
+    /// The highest that the peer opened.
+    last: u32,
+    /// The next that we open.
+    next: u32,
+    reset_by_us: VecDeque<u32>,
+    // What the peer allows.
+    first_send_window: i64,
+    max_frame: usize,
+    max_streams: usize,
+    // The end.
+    leaving: Leaving,
+    peer_leaves: bool,
+    death: Option<Death>,
+    ping: Ping,
+    driver: Option<Waker>,
+    /// The driver will look anyway.
+    woken: bool,
+}
+
+/// What a ping of ours carries: the keepalive's, and that which tells that the client has heard of the end.
+const PING_ALIVE: [u8; 8] = *b"leno\0\0\0\x01";
+const PING_LEAVE: [u8; 8] = *b"leno\0\0\0\x02";
+/// Streams that are opened before the peer has said how many it takes.
+const FIRST_STREAMS: usize = 100;
+
+impl Mux {
+    /// Begins a connection: our settings (and a client's preface) wait to be written. A guard counts what a client's frames cost.
+    pub(super) fn new(role: Role, limits: Limits, guard: Option<Guard>) -> Self {
+        let mut mux = Self {
+            role,
+            limits,
+            guard,
+            preface: if role == Role::Server { super::PREFACE.len() } else { 0 },
+            greeted: false,
+            partial: Vec::new(),
+            block: None,
+            decoder: Decoder::new(),
+            recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
+            used: 0,
+            incoming: VecDeque::new(),
+            early_resets: 0,
+            faults: 0,
+            encoder: Encoder::new(),
+            out: Vec::new(),
+            out_at: 0,
+            tail: None,
+            send_window: FIRST_WINDOW.into(),
+            sendable: VecDeque::new(),
+            unflushed: false,
+            streams: Vec::new(),
+            free: Vec::new(),
+            ids: HashMap::default(),
+            last: 0,
+            next: 1,
+            reset_by_us: VecDeque::new(),
+            first_send_window: FIRST_WINDOW.into(),
+            max_frame: super::MAX_FRAME as usize,
+            max_streams: FIRST_STREAMS,
+            leaving: Leaving::No,
+            peer_leaves: false,
+            death: None,
+            ping: Ping::None,
+            driver: None,
+            woken: false,
+        };
+        mux.greet();
+        mux
+    }
+
+    fn greet(&mut self) {
+        let own = match self.role {
+            Role::Server => (frame::MAX_CONCURRENT_STREAMS, self.limits.streams),
+            Role::Client => {
+                self.out.extend_from_slice(super::PREFACE);
+                (frame::ENABLE_PUSH, 0)
+            }
+        };
+        let head_bytes = u32::try_from(self.limits.head_bytes).unwrap_or(u32::MAX);
+        let mut payload = Vec::with_capacity(18);
+        for (name, value) in
+            [own, (frame::INITIAL_WINDOW_SIZE, self.limits.stream_window), (frame::MAX_HEADER_LIST_SIZE, head_bytes)]
+        {
+            payload.extend_from_slice(&name.to_be_bytes());
+            payload.extend_from_slice(&value.to_be_bytes());
+        }
+        frame::small(&mut self.out, frame::SETTINGS, 0, 0, &payload);
+        let more = self.limits.connection_window.saturating_sub(FIRST_WINDOW);
+        if more > 0 {
+            frame::small(&mut self.out, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+        }
+    }
+
+    /// The next request that came, if it was not reset in the meantime.
+    pub(super) fn next_request(&mut self) -> Option<Incoming> {
+        while let Some(incoming) = self.incoming.pop_front() {
+            if self.get(incoming.key).is_some() {
+                return Some(incoming);
+            }
+        }
+        self.early_resets = 0;
+        None
+    }
+
+    /// Whether a client may open another stream, as far as the server says.
+    pub(super) fn takes_streams(&self) -> bool {
+        !self.is_over() && self.ids.len() < self.max_streams
+    }
+
+    /// Whether no more streams can be opened: the server leaves, the connection is gone, or the numbers are used up.
+    pub(super) fn is_over(&self) -> bool {
+        self.peer_leaves || self.death.is_some() || self.next > 0x7fff_ffff
+    }
+
+    /// Tells a client to open no more streams; those that are open, and those that it opens before it hears, are served.
+    pub(super) fn leave(&mut self) {
+        if self.leaving == Leaving::No && self.death.is_none() {
+            self.leaving = Leaving::Told;
+            self.go_away(0x7fff_ffff, Code::NO_ERROR, "");
+            frame::small(&mut self.out, frame::PING, 0, 0, &PING_LEAVE);
+            self.touch();
+        }
+    }
+
+    /// Whether the client was told, has heard it, and has nothing open any more.
+    pub(super) fn has_left(&self) -> bool {
+        self.ids.is_empty() && self.incoming.is_empty() && matches!(self.leaving, Leaving::Last(_))
+    }
+
+    /// Whether the peer has told its settings.
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// Whether we are leaving.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving != Leaving::No
+    }
+
+    /// Asks for a sign of life.
+    pub(super) fn send_ping(&mut self) {
+        self.tail = None;
+        self.ping = Ping::Sent;
+        frame::small(&mut self.out, frame::PING, 0, 0, &PING_ALIVE);
+    }
+
+    /// Whether it came.
+    pub(super) fn take_pong(&mut self) -> bool {
+        let answered = self.ping == Ping::Answered;
+        if answered {
+            self.ping = Ping::None;
+        }
+        answered
+    }
+
+    fn go_away(&mut self, last: u32, code: Code, what: &str) {
+        self.tail = None;
+        let mut payload = Vec::with_capacity(8 + what.len());
+        payload.extend_from_slice(&last.to_be_bytes());
+        payload.extend_from_slice(&code.0.to_be_bytes());
+        payload.extend_from_slice(what.as_bytes());
+        frame::small(&mut self.out, frame::GOAWAY, 0, 0, &payload);
+    }
+
+    /// Ends the connection because of the peer's fault: it is told, and every stream fails.
+    pub(super) fn fail(&mut self, fault: Fault) -> io::Error {
+        self.go_away(self.last, fault.code, fault.what);
+        let text = format!("{}: {}", fault.code, fault.what);
+        self.die(Death::Broken(io::ErrorKind::InvalidData, text.as_str().into()));
+        io::Error::new(io::ErrorKind::InvalidData, text)
+    }
+
+    /// The connection is gone: `None` when the peer closed it. Every stream that is not complete fails.
+    pub(super) fn lose(&mut self, error: Option<&io::Error>) {
+        self.die(match error {
+            None => Death::Ended,
+            Some(error) => Death::Broken(error.kind(), error.to_string().into()),
+        });
+    }
+
+    fn die(&mut self, death: Death) {
+        self.death.get_or_insert(death);
+        self.sendable.clear();
+        for stream in &self.streams {
+            stream.wake();
+        }
+    }
+
+    /// Reads what there is and takes it in. Ready with false at the end of the connection.
+    ///
+    /// # Errors
+    /// When the connection breaks; the peer's fault is handed to [`Mux::fail`] already.
+    pub(super) fn poll_read<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<bool>> {
+        if self.out.len() - self.out_at > DEAF {
+            return Poll::Pending;
+        }
+        INCOMING.with_borrow_mut(|bytes| {
+            let mut read = ReadBuf::new(bytes);
+            ready!(Pin::new(io).poll_read(cx, &mut read))?;
+            let came = read.filled();
+            if came.is_empty() {
+                return Poll::Ready(Ok(false));
+            }
+            Poll::Ready(match self.receive(came) {
+                Ok(()) => Ok(true),
+                Err(fault) => Err(self.fail(fault)),
+            })
+        })
+    }
+
+    /// Writes what waits; ready when nothing does.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub(super) fn poll_write<IO: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            self.pump();
+            if self.out_at == self.out.len() {
+                break;
+            }
+            let count = ready!(Pin::new(&mut *io).poll_write(cx, &self.out[self.out_at..]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out_at += count;
+            self.unflushed = true;
+            self.tail = None;
+            if self.out_at == self.out.len() {
+                self.out.clear();
+                self.out.shrink_to(KEEP);
+                self.out_at = 0;
+            }
+        }
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The driver begins a turn: it will see what streams do until [`Mux::turn_ends`].
+    pub(super) fn turn_begins(&mut self, cx: &Context<'_>) {
+        self.woken = true;
+        match &self.driver {
+            Some(waker) if waker.will_wake(cx.waker()) => {}
+            _ => self.driver = Some(cx.waker().clone()),
+        }
+    }
+
+    /// From here on the driver must be woken.
+    pub(super) fn turn_ends(&mut self) {
+        self.woken = false;
+    }
+
+    /// There is something for the driver to write.
+    fn touch(&mut self) {
+        if !std::mem::replace(&mut self.woken, true)
+            && let Some(driver) = &self.driver
+        {
+            driver.wake_by_ref();
+        }
+    }
+
+    fn get(&self, key: Key) -> Option<&Stream> {
+        self.streams.get(key.slot as usize).filter(|stream| stream.id == key.id)
+    }
+
+    fn get_mut(&mut self, key: Key) -> Option<&mut Stream> {
+        self.streams.get_mut(key.slot as usize).filter(|stream| stream.id == key.id)
+    }
+
+    fn find(&self, id: u32) -> Option<Key> {
+        self.ids.get(&id).map(|&slot| Key { slot, id })
+    }
+
+    fn open(&mut self, id: u32) -> Key {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.streams.push(Stream::default());
+            (self.streams.len() - 1) as u32
+        });
+        let stream = &mut self.streams[slot as usize];
+        stream.id = id;
+        stream.recv_window = self.limits.stream_window.into();
+        stream.send_window = self.first_send_window;
+        self.ids.insert(id, slot);
+        Key { slot, id }
+    }
+
+    /// Forgets a stream; its memory serves the next one.
+    fn forget(&mut self, key: Key) {
+        let Some(stream) = self.get_mut(key) else { return };
+        let mut data = std::mem::take(&mut stream.data);
+        let mut waiting = std::mem::take(&mut stream.waiting);
+        // What nobody will use any more counts as used.
+        let unused = data.len() as u32;
+        *stream = Stream::default();
+        if key.slot < SPARE as u32 {
+            for memory in [&mut data, &mut waiting] {
+                memory.clear();
+                if memory.capacity() > KEEP {
+                    *memory = Vec::new();
+                }
+            }
+            stream.data = data;
+            stream.waiting = waiting;
+        }
+        self.free.push(key.slot);
+        self.ids.remove(&key.id);
+        self.give_back(None, unused);
+        if self.ids.is_empty() && self.streams.len() > SPARE {
+            self.streams.truncate(SPARE);
+            self.free.retain(|&slot| slot < SPARE as u32);
+        }
+    }
+
+    /// Why a stream cannot go on; what the peer is to blame for in an answer is told apart.
+    fn error(&self, key: Key) -> Option<SideError> {
+        let broken = |kind, text: String| SideError::Broken(io::Error::new(kind, text));
+        let death = || {
+            Some(match self.death.as_ref()? {
+                Death::Ended => SideError::Ended,
+                Death::Broken(kind, text) => broken(*kind, text.to_string()),
+            })
+        };
+        let Some(stream) = self.get(key) else { return Some(death().unwrap_or(SideError::Ended)) };
+        match stream.reset {
+            Some(Reset::Unserved | Reset::Peer(Code::REFUSED_STREAM)) => Some(SideError::Refused),
+            Some(Reset::Peer(code)) => {
+                Some(broken(io::ErrorKind::ConnectionReset, format!("the peer reset the stream: {code}")))
+            }
+            Some(Reset::Own(what)) if self.role == Role::Client => Some(SideError::Head(HeadError::Malformed(what))),
+            Some(Reset::Own(what)) => Some(broken(io::ErrorKind::InvalidData, what.to_owned())),
+            None => death(),
+        }
+    }
+}

@@ -1,0 +1,569 @@
+//! What the peer sends.
+
+use super::super::frame::{self, Code, HEAD, Head};
+use super::super::heads::{self, Answer, Request};
+use super::{Block, Fault, Incoming, Key, Leaving, Mux, PING_ALIVE, PING_LEAVE, Ping, REMEMBERED, Reset, Role};
+use crate::http::headers::Headers;
+
+type Result<T = ()> = std::result::Result<T, Fault>;
+
+fn fault<T>(code: Code, what: &'static str) -> Result<T> {
+    Err(Fault { code, what })
+}
+
+impl Mux {
+    /// Takes in what came.
+    ///
+    /// # Errors
+    /// When the peer broke a rule that concerns the whole connection.
+    pub(in super::super) fn receive(&mut self, mut bytes: &[u8]) -> Result {
+        if self.death.is_some() {
+            return Ok(());
+        }
+        if self.preface > 0 {
+            let count = self.preface.min(bytes.len());
+            let at = super::super::PREFACE.len() - self.preface;
+            if bytes[..count] != super::super::PREFACE[at..at + count] {
+                return fault(Code::PROTOCOL_ERROR, "this is no connection preface");
+            }
+            self.preface -= count;
+            bytes = &bytes[count..];
+        }
+        while !self.partial.is_empty() {
+            if !self.complete(&mut bytes, HEAD) {
+                return Ok(());
+            }
+            let head = self.frame_head()?;
+            if !self.complete(&mut bytes, HEAD + head.length) {
+                return Ok(());
+            }
+            let whole = std::mem::take(&mut self.partial);
+            self.frame(head, &whole[HEAD..])?;
+            self.partial = whole;
+            self.partial.clear();
+            self.partial.shrink_to(super::KEEP);
+        }
+        while let Some(first) = bytes.first_chunk::<HEAD>() {
+            let head = self.check_length(Head::read(first))?;
+            let Some((payload, rest)) = bytes[HEAD..].split_at_checked(head.length) else { break };
+            self.frame(head, payload)?;
+            bytes = rest;
+        }
+        self.partial.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Adds to a frame that is not whole; whether it has `wanted` bytes now.
+    fn complete(&mut self, bytes: &mut &[u8], wanted: usize) -> bool {
+        let missing = wanted.saturating_sub(self.partial.len());
+        let (now, later) = bytes.split_at(missing.min(bytes.len()));
+        self.partial.extend_from_slice(now);
+        *bytes = later;
+        now.len() == missing
+    }
+
+    fn frame_head(&self) -> Result<Head> {
+        match self.partial.first_chunk::<HEAD>() {
+            Some(first) => self.check_length(Head::read(first)),
+            None => fault(Code::INTERNAL_ERROR, "a frame without a head"),
+        }
+    }
+
+    fn check_length(&self, head: Head) -> Result<Head> {
+        if head.length > super::super::MAX_FRAME as usize {
+            return fault(Code::FRAME_SIZE_ERROR, "a frame is larger than was allowed");
+        }
+        Ok(head)
+    }
+
+    fn frame(&mut self, head: Head, payload: &[u8]) -> Result {
+        if let Some(guard) = &mut self.guard
+            && let Err(what) = guard.see(head)
+        {
+            return fault(Code::ENHANCE_YOUR_CALM, what);
+        }
+        let Head { kind, flags, stream: id, .. } = head;
+        if let Some(block) = &self.block
+            && (kind != frame::CONTINUATION || id != block.id)
+        {
+            return fault(Code::PROTOCOL_ERROR, "a header block is interrupted");
+        }
+        if !self.greeted {
+            if kind != frame::SETTINGS || flags & frame::ACK != 0 {
+                return fault(Code::PROTOCOL_ERROR, "the first frame is not SETTINGS");
+            }
+            self.greeted = true;
+            // Without a word about it there is no limit.
+            self.max_streams = usize::MAX;
+        }
+        match kind {
+            frame::DATA => self.data(id, flags, payload),
+            frame::HEADERS => self.headers(id, flags, payload),
+            frame::CONTINUATION => self.continuation(id, flags, payload),
+            frame::PRIORITY => self.priority(id, payload),
+            frame::RST_STREAM => self.rst_stream(id, payload),
+            frame::SETTINGS => self.settings(id, flags, payload),
+            frame::PUSH_PROMISE => fault(Code::PROTOCOL_ERROR, "PUSH_PROMISE was not allowed"),
+            frame::PING => self.pinged(id, flags, payload),
+            frame::GOAWAY => self.gone_away(id, payload),
+            frame::WINDOW_UPDATE => self.window_update(id, payload),
+            // What is not known is passed over (section 4.1).
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a stream was never opened.
+    fn is_idle(&self, id: u32) -> bool {
+        match self.role {
+            Role::Server => id > self.last || id.is_multiple_of(2),
+            Role::Client => id >= self.next || id.is_multiple_of(2),
+        }
+    }
+
+    fn data(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+        if id == 0 {
+            return fault(Code::PROTOCOL_ERROR, "DATA without a stream");
+        }
+        let length = payload.len() as u32;
+        self.recv_window -= i64::from(length);
+        if self.recv_window < 0 {
+            return fault(Code::FLOW_CONTROL_ERROR, "more DATA than the connection's window");
+        }
+        let Some(data) = frame::unpad(flags, payload) else {
+            return fault(Code::PROTOCOL_ERROR, "DATA with more padding than payload");
+        };
+        let Some(key) = self.find(id) else {
+            if self.is_idle(id) {
+                return fault(Code::PROTOCOL_ERROR, "DATA on a stream that was never opened");
+            }
+            self.give_back(None, length);
+            return self.late(id);
+        };
+        let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        let end = flags & frame::END_STREAM != 0;
+        stream.recv_window -= i64::from(length);
+        let wrong = if stream.reset.is_some() {
+            self.give_back(None, length);
+            return Ok(());
+        } else if stream.recv_window < 0 {
+            Some((Code::FLOW_CONTROL_ERROR, "more DATA than the stream's window"))
+        } else if stream.ended {
+            Some((Code::STREAM_CLOSED, "DATA after the end of the stream"))
+        } else if stream.promised.is_some_and(|promised| (data.len() as u64) > promised) {
+            Some((Code::PROTOCOL_ERROR, "more DATA than the content-length"))
+        } else if end && stream.promised.is_some_and(|promised| promised != data.len() as u64) {
+            Some((Code::PROTOCOL_ERROR, "less DATA than the content-length"))
+        } else {
+            None
+        };
+        if let Some((code, what)) = wrong {
+            self.give_back(None, length);
+            return self.stream_fault(key, code, what);
+        }
+        if let Some(promised) = &mut stream.promised {
+            *promised -= data.len() as u64;
+        }
+        stream.ended = end;
+        stream.data.extend_from_slice(data);
+        if end || !data.is_empty() {
+            stream.wake();
+        }
+        let padding = length - data.len() as u32;
+        if padding > 0 {
+            self.give_back(Some(key), padding);
+        }
+        Ok(())
+    }
+
+    fn headers(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+        if id == 0 {
+            return fault(Code::PROTOCOL_ERROR, "HEADERS without a stream");
+        }
+        let Some(mut payload) = frame::unpad(flags, payload) else {
+            return fault(Code::PROTOCOL_ERROR, "HEADERS with more padding than payload");
+        };
+        let mut dependent = false;
+        if flags & frame::HAS_PRIORITY != 0 {
+            let Some((priority, rest)) = payload.split_at_checked(5) else {
+                return fault(Code::FRAME_SIZE_ERROR, "HEADERS are too short for a priority");
+            };
+            dependent = frame::number(priority) == id;
+            payload = rest;
+        }
+        let end = flags & frame::END_STREAM != 0;
+        if flags & frame::END_HEADERS != 0 {
+            return self.head(id, end, dependent, payload);
+        }
+        self.block = Some(Block { id, end, dependent, bytes: payload.to_vec() });
+        Ok(())
+    }
+
+    fn continuation(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+        let Some(mut block) = self.block.take() else {
+            return fault(Code::PROTOCOL_ERROR, "CONTINUATION of nothing");
+        };
+        block.bytes.extend_from_slice(payload);
+        // A head that is a little too long is answered; this one is not meant to be read.
+        if block.bytes.len() > 2 * self.limits.head_bytes.max(16 * 1024) {
+            return fault(Code::ENHANCE_YOUR_CALM, "a header block without end");
+        }
+        if flags & frame::END_HEADERS != 0 {
+            return self.head(id, block.end, block.dependent, &block.bytes);
+        }
+        self.block = Some(block);
+        Ok(())
+    }
+
+    /// A whole header block. Whatever becomes of it, it is decoded, since later ones build on it.
+    fn head(&mut self, id: u32, end: bool, dependent: bool, block: &[u8]) -> Result {
+        if let Some(key) = self.find(id) {
+            return match self.role {
+                Role::Client if self.get(key).is_some_and(|stream| stream.head.is_none() && !stream.headed) => {
+                    self.answer(key, end, block)
+                }
+                _ => self.trailers(key, end, block),
+            };
+        }
+        if self.is_idle(id) {
+            if self.role == Role::Client || id.is_multiple_of(2) {
+                return fault(Code::PROTOCOL_ERROR, "HEADERS on a stream that the peer may not open");
+            }
+            return self.request(id, end, dependent, block);
+        }
+        self.skip(block)?;
+        if self.reset_by_us.contains(&id) || self.role == Role::Client {
+            return Ok(());
+        }
+        fault(Code::STREAM_CLOSED, "HEADERS on a stream that is over")
+    }
+
+    fn skip(&mut self, block: &[u8]) -> Result {
+        self.decoder.decode(block, |_, _| {}).or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
+    }
+
+    fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8]) -> Result {
+        self.last = id;
+        let full = self.ids.len() >= self.limits.streams as usize;
+        if full || matches!(self.leaving, Leaving::Last(last) if id > last) {
+            self.skip(block)?;
+            if full {
+                self.refuse(id, Code::REFUSED_STREAM);
+            }
+            return Ok(());
+        }
+        let mut request = Request::new(self.limits.head_bytes, self.limits.headers);
+        if self.decoder.decode(block, |name, value| request.take(name, value)).is_err() {
+            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
+        }
+        match request.finish(end) {
+            Ok((head, promised)) if !dependent => {
+                let key = self.open(id);
+                if let Some(stream) = self.get_mut(key) {
+                    stream.ended = end;
+                    stream.promised = promised;
+                }
+                self.incoming.push_back(Incoming { key, head });
+                Ok(())
+            }
+            _ => {
+                self.refuse(id, Code::PROTOCOL_ERROR);
+                self.count_fault()
+            }
+        }
+    }
+
+    /// The head of an answer, or an interim one.
+    fn answer(&mut self, key: Key, end: bool, block: &[u8]) -> Result {
+        let mut answer = Answer::new(self.limits.head_bytes, self.limits.headers);
+        if self.decoder.decode(block, |name, value| answer.take(name, value)).is_err() {
+            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
+        }
+        let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        if stream.reset.is_some() {
+            return Ok(());
+        }
+        let (status, headers, promised) = match answer.finish() {
+            Ok(parts) => parts,
+            Err(what) => return self.stream_fault(key, Code::PROTOCOL_ERROR, what),
+        };
+        if (100..200).contains(&status) {
+            if end {
+                return self.stream_fault(key, Code::PROTOCOL_ERROR, "an interim answer that ends the stream");
+            }
+            if status == 100 {
+                stream.continued = true;
+                stream.wake();
+            }
+            return Ok(());
+        }
+        let promised = promised.filter(|_| !stream.bodiless && status != 304);
+        if end && promised.is_some_and(|promised| promised > 0) {
+            return self.stream_fault(key, Code::PROTOCOL_ERROR, "less DATA than the content-length");
+        }
+        stream.promised = promised;
+        stream.ended = end;
+        stream.headed = true;
+        stream.head = Some((status, headers));
+        stream.wake();
+        Ok(())
+    }
+
+    fn trailers(&mut self, key: Key, end: bool, block: &[u8]) -> Result {
+        let mut trailers = Box::<Headers>::default();
+        let (mut count, mut bytes, mut malformed) = (0usize, 0usize, false);
+        let limits = self.limits;
+        let decoded = self.decoder.decode(block, |name, value| {
+            (count, bytes) = (count + 1, bytes + name.len() + value.len() + 32);
+            malformed |= !heads::is_name(name) || !heads::is_value(value) || heads::is_of_a_connection(name, value);
+            if bytes <= limits.head_bytes && count <= limits.headers {
+                trailers.push(name, value);
+            }
+        });
+        if decoded.is_err() {
+            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
+        }
+        let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        let wrong = if stream.reset.is_some() {
+            return Ok(());
+        } else if stream.ended {
+            Some((Code::STREAM_CLOSED, "HEADERS after the end of the stream"))
+        } else if !end || malformed {
+            Some((Code::PROTOCOL_ERROR, "malformed trailers"))
+        } else if stream.promised.is_some_and(|promised| promised > 0) {
+            Some((Code::PROTOCOL_ERROR, "less DATA than the content-length"))
+        } else if bytes > limits.head_bytes || count > limits.headers {
+            Some((Code::ENHANCE_YOUR_CALM, "more trailers than allowed"))
+        } else {
+            None
+        };
+        if let Some((code, what)) = wrong {
+            return self.stream_fault(key, code, what);
+        }
+        stream.ended = true;
+        stream.trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
+        stream.wake();
+        Ok(())
+    }
+
+    fn priority(&mut self, id: u32, payload: &[u8]) -> Result {
+        if id == 0 {
+            return fault(Code::PROTOCOL_ERROR, "PRIORITY without a stream");
+        }
+        if payload.len() != 5 {
+            return self.fault_of(id, Code::FRAME_SIZE_ERROR, "PRIORITY of a wrong length");
+        }
+        if frame::number(payload) == id {
+            return self.fault_of(id, Code::PROTOCOL_ERROR, "a stream that depends on itself");
+        }
+        Ok(())
+    }
+
+    fn rst_stream(&mut self, id: u32, payload: &[u8]) -> Result {
+        if payload.len() != 4 {
+            return fault(Code::FRAME_SIZE_ERROR, "RST_STREAM of a wrong length");
+        }
+        if id == 0 || self.is_idle(id) {
+            return fault(Code::PROTOCOL_ERROR, "RST_STREAM of a stream that was never opened");
+        }
+        let Some(key) = self.find(id) else { return Ok(()) };
+        if self.incoming.iter().any(|incoming| incoming.key == key) {
+            self.forget(key);
+            self.early_resets += 1;
+            if self.early_resets > super::super::MAX_PENDING_RESET_STREAMS {
+                return fault(Code::ENHANCE_YOUR_CALM, "streams are reset as fast as they are opened");
+            }
+            return Ok(());
+        }
+        let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        let code = Code(payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)));
+        stream.reset.get_or_insert(Reset::Peer(code));
+        stream.waiting.clear();
+        stream.waiting_at = 0;
+        stream.wake();
+        Ok(())
+    }
+
+    fn settings(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+        if id != 0 {
+            return fault(Code::PROTOCOL_ERROR, "SETTINGS on a stream");
+        }
+        if flags & frame::ACK != 0 {
+            return match payload {
+                [] => Ok(()),
+                _ => fault(Code::FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload"),
+            };
+        }
+        let (settings, rest) = payload.as_chunks::<6>();
+        if !rest.is_empty() {
+            return fault(Code::FRAME_SIZE_ERROR, "SETTINGS of a wrong length");
+        }
+        for &[a, b, c, d, e, f] in settings {
+            let value = u32::from_be_bytes([c, d, e, f]);
+            match u16::from_be_bytes([a, b]) {
+                frame::HEADER_TABLE_SIZE => self.encoder.resize(value as usize),
+                frame::ENABLE_PUSH if value > 1 => {
+                    return fault(Code::PROTOCOL_ERROR, "ENABLE_PUSH is neither 0 nor 1");
+                }
+                frame::MAX_CONCURRENT_STREAMS => self.max_streams = value as usize,
+                frame::INITIAL_WINDOW_SIZE => self.first_window(value)?,
+                frame::MAX_FRAME_SIZE if !(16_384..=16_777_215).contains(&value) => {
+                    return fault(Code::PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of bounds");
+                }
+                // Larger frames than we take are not sent either: others would wait behind them.
+                _ => {}
+            }
+        }
+        self.tail = None;
+        frame::small(&mut self.out, frame::SETTINGS, frame::ACK, 0, &[]);
+        Ok(())
+    }
+
+    /// The windows of all streams change by as much as the first one (section 6.9.2).
+    fn first_window(&mut self, value: u32) -> Result {
+        const MOST: i64 = 0x7fff_ffff;
+        if i64::from(value) > MOST {
+            return fault(Code::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large");
+        }
+        let more = i64::from(value) - self.first_send_window;
+        self.first_send_window = value.into();
+        for at in 0..self.streams.len() {
+            let stream = &mut self.streams[at];
+            if stream.id == 0 {
+                continue;
+            }
+            stream.send_window += more;
+            if stream.send_window > MOST {
+                return fault(Code::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE makes a window too large");
+            }
+            let key = Key { slot: at as u32, id: stream.id };
+            self.enqueue(key);
+        }
+        Ok(())
+    }
+
+    fn pinged(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+        if id != 0 {
+            return fault(Code::PROTOCOL_ERROR, "PING on a stream");
+        }
+        let Ok(payload) = <[u8; 8]>::try_from(payload) else {
+            return fault(Code::FRAME_SIZE_ERROR, "PING of a wrong length");
+        };
+        if flags & frame::ACK == 0 {
+            self.tail = None;
+            frame::small(&mut self.out, frame::PING, frame::ACK, 0, &payload);
+        } else if payload == PING_ALIVE && self.ping == Ping::Sent {
+            self.ping = Ping::Answered;
+        } else if payload == PING_LEAVE && self.leaving == Leaving::Told {
+            self.leaving = Leaving::Last(self.last);
+            self.go_away(self.last, Code::NO_ERROR, "");
+        }
+        Ok(())
+    }
+
+    fn gone_away(&mut self, id: u32, payload: &[u8]) -> Result {
+        if id != 0 {
+            return fault(Code::PROTOCOL_ERROR, "GOAWAY on a stream");
+        }
+        if payload.len() < 8 {
+            return fault(Code::FRAME_SIZE_ERROR, "GOAWAY of a wrong length");
+        }
+        self.peer_leaves = true;
+        let last = frame::number(payload);
+        if self.role == Role::Client {
+            for stream in self.streams.iter_mut().filter(|stream| stream.id > last) {
+                stream.reset.get_or_insert(Reset::Unserved);
+                stream.wake();
+            }
+        }
+        Ok(())
+    }
+
+    fn window_update(&mut self, id: u32, payload: &[u8]) -> Result {
+        if payload.len() != 4 {
+            return fault(Code::FRAME_SIZE_ERROR, "WINDOW_UPDATE of a wrong length");
+        }
+        const MOST: i64 = 0x7fff_ffff;
+        let more = i64::from(frame::number(payload));
+        if id == 0 {
+            self.send_window += more;
+            return match (more, self.send_window) {
+                (0, _) => fault(Code::PROTOCOL_ERROR, "WINDOW_UPDATE of nothing"),
+                (_, window) if window > MOST => fault(Code::FLOW_CONTROL_ERROR, "the connection's window is too large"),
+                _ => Ok(()),
+            };
+        }
+        if self.is_idle(id) {
+            return fault(Code::PROTOCOL_ERROR, "WINDOW_UPDATE on a stream that was never opened");
+        }
+        if more == 0 {
+            return self.fault_of(id, Code::PROTOCOL_ERROR, "WINDOW_UPDATE of nothing");
+        }
+        let Some(key) = self.find(id) else { return Ok(()) };
+        let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        stream.send_window += more;
+        if stream.send_window > MOST {
+            return self.stream_fault(key, Code::FLOW_CONTROL_ERROR, "the stream's window is too large");
+        }
+        self.enqueue(key);
+        Ok(())
+    }
+
+    /// Something on a stream that is over. What was on its way when we reset it is passed over.
+    fn late(&mut self, id: u32) -> Result {
+        if self.reset_by_us.contains(&id) {
+            return Ok(());
+        }
+        self.refuse(id, Code::STREAM_CLOSED);
+        self.count_fault()
+    }
+
+    fn fault_of(&mut self, id: u32, code: Code, what: &'static str) -> Result {
+        match self.find(id) {
+            Some(key) => self.stream_fault(key, code, what),
+            None => {
+                self.refuse(id, code);
+                self.count_fault()
+            }
+        }
+    }
+
+    /// The peer broke the rules in one stream: it ends, the others go on.
+    fn stream_fault(&mut self, key: Key, code: Code, what: &'static str) -> Result {
+        self.refuse(key.id, code);
+        if self.incoming.iter().any(|incoming| incoming.key == key) {
+            self.forget(key);
+        } else if let Some(stream) = self.get_mut(key) {
+            stream.reset.get_or_insert(Reset::Own(what));
+            stream.waiting.clear();
+            stream.waiting_at = 0;
+            stream.wake();
+        }
+        self.count_fault()
+    }
+
+    /// A peer that makes us reset one stream after the other is told to go ("MadeYouReset").
+    fn count_fault(&mut self) -> Result {
+        self.faults += 1;
+        if self.faults > super::super::MAX_ERROR_RESET_STREAMS {
+            return fault(Code::ENHANCE_YOUR_CALM, "too many streams break the rules");
+        }
+        Ok(())
+    }
+
+    /// Resets a stream and remembers that what is still on its way is no fault.
+    pub(super) fn refuse(&mut self, id: u32, code: Code) {
+        if self.death.is_some() {
+            return;
+        }
+        self.tail = None;
+        frame::small(&mut self.out, frame::RST_STREAM, 0, id, &code.0.to_be_bytes());
+        self.remember(id);
+    }
+
+    pub(super) fn remember(&mut self, id: u32) {
+        if self.reset_by_us.len() >= REMEMBERED {
+            self.reset_by_us.pop_front();
+        }
+        self.reset_by_us.push_back(id);
+    }
+}

@@ -1,0 +1,358 @@
+//! What we send, and what the handles of streams do.
+
+use std::task::{Context, Poll};
+
+use super::super::frame::{self, Code, Head};
+use super::super::heads;
+use super::{End, Key, Mux, ROOM, Reset, Role};
+use crate::http::body::{HIGH_WATER, SideError};
+use crate::http::head::{BodyLength, RequestHead, ResponseHead};
+use crate::http::headers::Headers;
+
+impl Mux {
+    /// Opens a stream with a request's head.
+    pub(in super::super) fn send_request(&mut self, head: &RequestHead, tls: bool) -> Result<Key, SideError> {
+        if self.peer_leaves || self.next > 0x7fff_ffff {
+            return Err(SideError::Refused);
+        }
+        if let Some(error) = self.death.is_some().then(|| self.error(Key { slot: u32::MAX, id: 0 })).flatten() {
+            return Err(error);
+        }
+        let key = self.open(self.next);
+        self.next += 2;
+        let ended = head.body == BodyLength::Empty;
+        if let Some(stream) = self.get_mut(key) {
+            stream.bodiless = head.method() == b"HEAD";
+            stream.end = if ended { End::Done } else { End::Open };
+        }
+        let at = self.begin_head();
+        heads::write_request(head, tls, &mut self.encoder, &mut self.out);
+        self.finish_head(at, key.id, ended);
+        self.touch();
+        Ok(key)
+    }
+
+    /// Answers: the head of a response.
+    pub(in super::super) fn send_response(&mut self, key: Key, head: &ResponseHead, to_head: bool, ended: bool) {
+        let Some(stream) = self.get_mut(key).filter(|stream| stream.reset.is_none()) else { return };
+        stream.end = if ended { End::Done } else { End::Open };
+        if self.death.is_some() {
+            return;
+        }
+        let at = self.begin_head();
+        heads::write_response(head, to_head, &mut self.encoder, &mut self.out);
+        self.finish_head(at, key.id, ended);
+        self.touch();
+    }
+
+    /// An interim response.
+    pub(in super::super) fn send_interim(&mut self, key: Key, status: u16) {
+        if self.get(key).is_none_or(|stream| stream.reset.is_some()) || self.death.is_some() {
+            return;
+        }
+        let at = self.begin_head();
+        self.encoder.status(status, &mut self.out);
+        self.finish_head(at, key.id, false);
+        self.tail = None;
+        self.touch();
+    }
+
+    fn begin_head(&mut self) -> usize {
+        let at = self.out.len();
+        self.out.extend_from_slice(&[0; frame::HEAD]);
+        self.encoder.begin(&mut self.out);
+        at
+    }
+
+    /// Gives the header block that was written from `at` on its frames.
+    fn finish_head(&mut self, at: usize, id: u32, ended: bool) {
+        let end = if ended { frame::END_STREAM } else { 0 };
+        let length = self.out.len() - at - frame::HEAD;
+        let first = length.min(self.max_frame);
+        let flags = if length == first { end | frame::END_HEADERS } else { end };
+        self.out[at..at + frame::HEAD].copy_from_slice(&Head::bytes(first, frame::HEADERS, flags, id));
+        if length > first {
+            let rest = self.out.split_off(at + frame::HEAD + first);
+            let mut pieces = rest.chunks(self.max_frame).peekable();
+            while let Some(piece) = pieces.next() {
+                let flags = if pieces.peek().is_none() { frame::END_HEADERS } else { 0 };
+                frame::small(&mut self.out, frame::CONTINUATION, flags, id, piece);
+            }
+        }
+        self.tail = (!ended).then_some((id, at + 4));
+    }
+
+    /// Sends bytes of a body: at once as far as the windows allow, the rest later.
+    pub(in super::super) fn send_data(&mut self, key: Key, mut data: &[u8]) {
+        let Some(stream) = self.get(key) else { return };
+        if stream.reset.is_some() || !matches!(stream.end, End::Open) || self.death.is_some() {
+            return;
+        }
+        if stream.waits() == 0 {
+            let count = self.allowed(key, data.len());
+            let (now, later) = data.split_at(count);
+            for piece in now.chunks(self.max_frame) {
+                self.write_data(key, piece, false);
+            }
+            data = later;
+            if count > 0 {
+                self.touch();
+            }
+        }
+        if !data.is_empty()
+            && let Some(stream) = self.get_mut(key)
+        {
+            stream.waiting.extend_from_slice(data);
+            self.enqueue(key);
+        }
+    }
+
+    /// Ends a body.
+    pub(in super::super) fn send_end(&mut self, key: Key, trailers: Option<&Headers>) {
+        let trailers = trailers.filter(|trailers| !trailers.is_empty());
+        let dead = self.death.is_some();
+        let Some(stream) = self.get_mut(key) else { return };
+        if stream.reset.is_some() || !matches!(stream.end, End::Open) || dead {
+            return;
+        }
+        if stream.waits() > 0 {
+            stream.end = End::Due(trailers.map(|trailers| Box::new(trailers.clone())));
+            return;
+        }
+        self.write_end(key, trailers);
+        self.touch();
+    }
+
+    /// Bytes that wait; the end of the body counts as one.
+    pub(in super::super) fn queued(&self, key: Key) -> usize {
+        self.get(key).map_or(0, |stream| stream.waits() + usize::from(matches!(stream.end, End::Due(_))))
+    }
+
+    /// Ready when nothing waits.
+    pub(in super::super) fn poll_sent(&mut self, key: Key, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        let Some(stream) = self.get_mut(key) else { return Poll::Ready(Err(SideError::Ended)) };
+        if matches!(stream.reset, Some(Reset::Peer(Code::NO_ERROR))) && stream.ended {
+            // The peer has answered and wants no more of the request (RFC 9113, section 8.1).
+            return Poll::Ready(Ok(()));
+        }
+        let waits = stream.waits() > 0 || matches!(stream.end, End::Due(_));
+        // What is complete is complete, whatever happened to the connection since.
+        if stream.reset.is_some() || waits || matches!(stream.end, End::Open) {
+            stream.listen(cx);
+            if let Some(error) = self.error(key) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        if waits { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Ready when the peer has reset the stream, or the connection is gone.
+    pub(in super::super) fn poll_gone(&mut self, key: Key, cx: &mut Context<'_>) -> Poll<()> {
+        let dead = self.death.is_some();
+        let Some(stream) = self.get_mut(key) else { return Poll::Ready(()) };
+        if stream.reset.is_some() || dead && !matches!(stream.end, End::Done) {
+            return Poll::Ready(());
+        }
+        stream.listen(cx);
+        Poll::Pending
+    }
+
+    /// Takes the head of an answer.
+    pub(in super::super) fn poll_answer(
+        &mut self,
+        key: Key,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(u16, Headers, bool), SideError>> {
+        let Some(stream) = self.get_mut(key) else { return Poll::Ready(Err(SideError::Ended)) };
+        if let Some((status, headers)) = stream.head.take() {
+            let over = stream.ended && stream.data.is_empty() && stream.trailers.is_none();
+            return Poll::Ready(Ok((status, headers, over)));
+        }
+        stream.listen(cx);
+        match self.error(key) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Whether `100 Continue` came since this was last asked.
+    pub(in super::super) fn take_continue(&mut self, key: Key) -> bool {
+        self.get_mut(key).is_some_and(|stream| std::mem::take(&mut stream.continued))
+    }
+
+    /// Takes all bytes of the body that came, in exchange for memory; ready without any at its end, with the trailers.
+    pub(in super::super) fn poll_body(
+        &mut self,
+        key: Key,
+        cx: &mut Context<'_>,
+        bytes: &mut Vec<u8>,
+    ) -> Poll<Result<Option<Box<Headers>>, SideError>> {
+        let Some(stream) = self.get_mut(key) else { return Poll::Ready(Err(SideError::Ended)) };
+        if !stream.data.is_empty() {
+            bytes.clear();
+            std::mem::swap(&mut stream.data, bytes);
+            return Poll::Ready(Ok(None));
+        }
+        if stream.ended {
+            return Poll::Ready(Ok(stream.trailers.take()));
+        }
+        stream.listen(cx);
+        match self.error(key) {
+            Some(error) => Poll::Ready(Err(error)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Bytes were used: the peer may send as many more.
+    pub(in super::super) fn give_back(&mut self, key: Option<Key>, count: u32) {
+        if count == 0 || self.death.is_some() {
+            return;
+        }
+        let window = self.limits.connection_window.max(super::FIRST_WINDOW);
+        self.used += count;
+        if self.used >= window / 2 {
+            let used = std::mem::take(&mut self.used);
+            self.recv_window += i64::from(used);
+            self.write_window(0, used);
+        }
+        let half = self.limits.stream_window / 2;
+        if let Some(key) = key
+            && let Some(stream) = self.get_mut(key)
+            && !stream.ended
+            && stream.reset.is_none()
+        {
+            stream.used += count;
+            if stream.used >= half {
+                let used = std::mem::take(&mut stream.used);
+                stream.recv_window += i64::from(used);
+                self.write_window(key.id, used);
+            }
+        }
+    }
+
+    fn write_window(&mut self, id: u32, more: u32) {
+        self.tail = None;
+        frame::small(&mut self.out, frame::WINDOW_UPDATE, 0, id, &more.to_be_bytes());
+        self.touch();
+    }
+
+    /// Ends a stream before it is complete.
+    pub(in super::super) fn reset(&mut self, key: Key, code: Code) {
+        if self.get(key).is_some_and(|stream| stream.reset.is_none()) {
+            self.refuse(key.id, code);
+            self.touch();
+            if let Some(stream) = self.get_mut(key) {
+                stream.reset = Some(Reset::Own("the stream was reset"));
+                stream.waiting.clear();
+                stream.waiting_at = 0;
+            }
+        }
+    }
+
+    /// The handle is gone, and with it the stream: reset if it is not complete.
+    pub(in super::super) fn close(&mut self, key: Key) {
+        let Some(stream) = self.get(key) else { return };
+        if stream.reset.is_none() {
+            match (&stream.end, stream.ended, self.role) {
+                (End::Done, true, _) => {}
+                // Answered, but the client still sends: it may stop (RFC 9113, section 8.1).
+                (End::Done, false, Role::Server) => self.reset(key, Code::NO_ERROR),
+                _ => self.reset(key, Code::CANCEL),
+            }
+        }
+        self.forget(key);
+        if self.ids.is_empty() {
+            // Who waits for the last stream to end is the driver.
+            self.touch();
+        }
+    }
+
+    /// How many of `wanted` bytes a stream may send now.
+    fn allowed(&self, key: Key, wanted: usize) -> usize {
+        let Some(stream) = self.get(key) else { return 0 };
+        let window = stream.send_window.min(self.send_window).max(0);
+        let room = ROOM.saturating_sub(self.out.len() - self.out_at);
+        wanted.min(usize::try_from(window).unwrap_or(0)).min(room)
+    }
+
+    fn write_data(&mut self, key: Key, data: &[u8], end: bool) {
+        let at = self.out.len();
+        let flags = if end { frame::END_STREAM } else { 0 };
+        frame::small(&mut self.out, frame::DATA, flags, key.id, data);
+        self.tail = (!end).then_some((key.id, at + 4));
+        self.send_window -= data.len() as i64;
+        if let Some(stream) = self.get_mut(key) {
+            stream.send_window -= data.len() as i64;
+        }
+    }
+
+    fn write_end(&mut self, key: Key, trailers: Option<&Headers>) {
+        match (trailers, self.tail) {
+            (Some(trailers), _) => {
+                let at = self.begin_head();
+                heads::write_trailers(trailers, &mut self.encoder, &mut self.out);
+                self.finish_head(at, key.id, true);
+            }
+            // The last frame was this stream's: it becomes its last.
+            (None, Some((id, flags))) if id == key.id => {
+                self.out[flags] |= frame::END_STREAM;
+                self.tail = None;
+            }
+            (None, _) => self.write_data(key, b"", true),
+        }
+        if let Some(stream) = self.get_mut(key) {
+            stream.end = End::Done;
+        }
+    }
+
+    /// A stream has bytes or got a window: it may send when it is its turn.
+    pub(super) fn enqueue(&mut self, key: Key) {
+        let Some(stream) = self.get_mut(key) else { return };
+        if !stream.queued && stream.waits() > 0 && stream.send_window > 0 {
+            stream.queued = true;
+            self.sendable.push_back(key);
+            self.touch();
+        }
+    }
+
+    /// Writes what waits for its turn: a frame of each stream after the other, as far as room and windows go.
+    pub(super) fn pump(&mut self) {
+        while self.send_window > 0 && self.out.len() - self.out_at < ROOM {
+            let Some(key) = self.sendable.pop_front() else { return };
+            let Some(stream) = self.get(key) else { continue };
+            let waits = stream.waits();
+            let count = self.allowed(key, waits).min(self.max_frame);
+            let Some(stream) = self.get_mut(key) else { continue };
+            stream.queued = false;
+            let mut waiting = std::mem::take(&mut stream.waiting);
+            let from = stream.waiting_at;
+            stream.waiting_at += count;
+            if count > 0 {
+                self.write_data(key, &waiting[from..from + count], false);
+            }
+            let Some(stream) = self.get_mut(key) else { continue };
+            if count == waits {
+                waiting.clear();
+                if waiting.capacity() > 2 * HIGH_WATER {
+                    waiting = Vec::new();
+                }
+                stream.waiting_at = 0;
+            }
+            stream.waiting = waiting;
+            if count == waits {
+                if matches!(stream.end, End::Due(_))
+                    && let End::Due(trailers) = std::mem::replace(&mut stream.end, End::Done)
+                {
+                    self.write_end(key, trailers.as_deref());
+                }
+            } else {
+                self.enqueue(key);
+            }
+            if let Some(stream) = self.get(key)
+                && stream.waits() < HIGH_WATER / 2
+            {
+                stream.wake();
+            }
+        }
+    }
+}
