@@ -118,6 +118,12 @@ pub struct Headers {
 
 /// Memory that is kept for the next message.
 const KEEP: usize = 4096;
+/// How many unused ones a worker keeps.
+const STOCK: usize = 64;
+
+thread_local! {
+    static UNUSED: std::cell::RefCell<Vec<Headers>> = const { std::cell::RefCell::new(Vec::new()) };
+}
 
 impl Headers {
     /// Empties it and keeps a little memory.
@@ -132,6 +138,23 @@ impl Headers {
     /// Gives its memory back.
     pub fn release(&mut self) {
         *self = Self::default();
+    }
+
+    /// Empty ones, with memory of a message that is over if there is some.
+    pub fn fresh() -> Self {
+        UNUSED.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Leaves its memory to another message.
+    pub fn leave(mut self) {
+        self.clear();
+        if self.store.capacity() > 0 {
+            UNUSED.with_borrow_mut(|unused| {
+                if unused.len() < STOCK {
+                    unused.push(self);
+                }
+            });
+        }
     }
 
     /// Keeps bytes in the store.

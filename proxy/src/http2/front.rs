@@ -133,8 +133,19 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
     if manager.proxy_100_continue {
         down.leave_continue();
     }
-    let Some(error) = refused else { return pipeline::run(&mut call, &mut down).await };
-    tracing::debug!(client = %conn.remote, %error, "request refused");
+    match refused {
+        None => pipeline::run(&mut call, &mut down).await,
+        Some(error) => refuse(&mut call, &mut down, error).await,
+    }
+    drop(call);
+    drop(down);
+    request.headers.leave();
+    response.headers.leave();
+}
+
+/// Tells a client why its request is not taken.
+async fn refuse(call: &mut Call<'_>, down: &mut Down, error: HeadError) {
+    tracing::debug!(client = %call.conn.remote, %error, "request refused");
     let reply = Reply {
         code: error.status(),
         body: reason(error.status()),
@@ -142,9 +153,10 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
         details: "http2.invalid_request",
         close: false,
     };
-    reply::send(&mut call, &mut down, reply, false);
+    reply::send(call, down, reply, false);
     // A few bytes, which wait for nothing but the client's window.
-    let _ = tokio::time::timeout(manager.request_head_timeout, poll_fn(|cx| down.poll_flush(cx))).await;
+    let limit = call.manager.request_head_timeout;
+    let _ = tokio::time::timeout(limit, poll_fn(|cx| down.poll_flush(cx))).await;
     call.record();
 }
 

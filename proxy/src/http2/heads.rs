@@ -44,7 +44,7 @@ struct Fields {
 impl Fields {
     fn new(max_bytes: usize, max_count: usize) -> Self {
         Self {
-            headers: Headers::default(),
+            headers: Headers::fresh(),
             cookie: Vec::new(),
             length: None,
             count: 0,

@@ -240,6 +240,8 @@ pub(super) struct Mux {
     /// Streams that have bytes and a window.
     sendable: VecDeque<Key>,
     unflushed: bool,
+    /// Nothing is read until what waits is written.
+    deaf: bool,
     // Streams.
     streams: Vec<Stream>,
     free: Vec<u32>,
@@ -293,6 +295,7 @@ impl Mux {
             send_window: FIRST_WINDOW.into(),
             sendable: VecDeque::new(),
             unflushed: false,
+            deaf: false,
             streams: Vec::new(),
             free: Vec::new(),
             ids: HashMap::default(),
@@ -441,6 +444,7 @@ impl Mux {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
         if self.out.len() - self.out_at > DEAF {
+            self.deaf = true;
             return Poll::Pending;
         }
         INCOMING.with_borrow_mut(|bytes| {
@@ -488,7 +492,16 @@ impl Mux {
             ready!(Pin::new(io).poll_flush(cx))?;
             self.unflushed = false;
         }
+        if std::mem::take(&mut self.deaf) {
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// What waits to be written.
+    #[cfg(test)]
+    pub(super) fn unwritten(&self) -> &[u8] {
+        &self.out[self.out_at..]
     }
 
     /// The driver begins a turn: it will see what streams do until [`Mux::turn_ends`].
@@ -533,7 +546,8 @@ impl Mux {
         });
         let stream = &mut self.streams[slot as usize];
         stream.id = id;
-        stream.recv_window = self.limits.stream_window.into();
+        // The peer may not have heard of a smaller window yet.
+        stream.recv_window = self.limits.stream_window.max(FIRST_WINDOW).into();
         stream.send_window = self.first_send_window;
         self.ids.insert(id, slot);
         Key { slot, id }

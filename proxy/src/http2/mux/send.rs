@@ -316,7 +316,7 @@ impl Mux {
     }
 
     /// Writes what waits for its turn: a frame of each stream after the other, as far as room and windows go.
-    pub(super) fn pump(&mut self) {
+    pub(in super::super) fn pump(&mut self) {
         while self.send_window > 0 && self.out.len() - self.out_at < ROOM {
             let Some(key) = self.sendable.pop_front() else { return };
             let Some(stream) = self.get(key) else { continue };
