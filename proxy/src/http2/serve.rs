@@ -173,7 +173,7 @@ where
     result
 }
 
-/// Tells the client our settings and waits for its own.
+/// Tells the client our settings and waits for its preface.
 async fn greet<IO>(mux: &RefCell<Mux>, io: &mut IO, limit: Duration) -> io::Result<()>
 where
     IO: AsyncRead + AsyncWrite + Unpin,

@@ -375,9 +375,9 @@ impl Mux {
         self.ids.is_empty() && self.incoming.is_empty() && matches!(self.leaving, Leaving::Last(_))
     }
 
-    /// Whether the peer has told its settings.
+    /// Whether the client's preface has come.
     pub(super) fn is_greeted(&self) -> bool {
-        self.greeted
+        self.preface == 0
     }
 
     /// Whether we are leaving.
