@@ -1,6 +1,7 @@
 //! Heads between the `http` crate's types, in which `h2` speaks, and the shared ones.
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -16,9 +17,6 @@ pub(super) fn request(
     tls: bool,
     max_headers: usize,
 ) -> Result<RequestHead, HeadError> {
-    if parts.method == http::Method::CONNECT {
-        return Err(HeadError::Connect);
-    }
     if parts.headers.len() > max_headers {
         return Err(HeadError::TooMany);
     }
@@ -26,13 +24,17 @@ pub(super) fn request(
     head.version = Version::Http2;
     head.keep_alive = true;
     head.secure = tls || parts.uri.scheme() == Some(&Scheme::HTTPS);
-    head.set_method(parts.method.as_str().as_bytes());
+    // Extended CONNECT is seen as the upgrade of HTTP/1 that it stands for (RFC 8441, section 5), CONNECT as it is.
+    let protocol =
+        parts.extensions.get::<Protocol>().map(Protocol::as_str).filter(|protocol| *protocol != "bytestream");
+    let connect = parts.method == http::Method::CONNECT && protocol.is_none();
+    head.set_method(if protocol.is_some() { b"GET" } else { parts.method.as_str().as_bytes() });
     let path = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
     let whole_server = path == "*" && parts.method == http::Method::OPTIONS;
     if !path.starts_with('/') && !whole_server {
         return Err(HeadError::Malformed("the path does not begin with a slash"));
     }
-    head.set_path(path.as_bytes());
+    head.set_path(if connect { b"" } else { path.as_bytes() });
     let authority = match parts.uri.authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
         None => {
@@ -53,6 +55,12 @@ pub(super) fn request(
     if head.headers.known(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
         head.headers.remove_known(Known::Expect);
         head.expects_continue = true;
+    }
+    if connect || protocol.is_some() {
+        head.set_upgrade(protocol.map(str::as_bytes));
+        // What follows is the tunnel's.
+        head.body = BodyLength::Empty;
+        return Ok(head);
     }
     head.body = if ended { BodyLength::Empty } else { length(&head.headers)? };
     Ok(head)
@@ -131,15 +139,20 @@ pub(super) fn map_of(headers: &Headers, peer_may_know: bool) -> HeaderMap {
 /// Writes a request's head for an endpoint; `tls` says that the connection to it is protected.
 pub(super) fn request_to(head: &RequestHead, tls: bool) -> Result<http::Request<()>, SideError> {
     let malformed = |what: &'static str| SideError::Head(HeadError::Malformed(what));
-    let method = http::Method::from_bytes(head.method()).map_err(|_| malformed("the method"))?;
-    let path =
-        PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.path())).map_err(|_| malformed("the path"))?;
+    let method = match head.upgrade() {
+        Some(_) => http::Method::CONNECT,
+        None => http::Method::from_bytes(head.method()).map_err(|_| malformed("the method"))?,
+    };
+    let connect = head.is_connect();
     let mut uri = http::uri::Parts::default();
-    uri.path_and_query = Some(path);
+    if !connect {
+        let path = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.path()));
+        uri.path_and_query = Some(path.map_err(|_| malformed("the path"))?);
+    }
     if !head.authority().is_empty() {
         let authority = Bytes::copy_from_slice(head.authority());
         uri.authority = Some(Authority::from_maybe_shared(authority).map_err(|_| malformed("the host"))?);
-        uri.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+        uri.scheme = (!connect).then_some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
     }
     let mut request = http::Request::new(());
     *request.version_mut() = http::Version::HTTP_2;
@@ -151,6 +164,10 @@ pub(super) fn request_to(head: &RequestHead, tls: bool) -> Result<http::Request<
         headers.insert(http::header::CONTENT_LENGTH, count.into());
     }
     *request.headers_mut() = headers;
+    if let Some(protocol) = head.upgrade() {
+        let protocol = std::str::from_utf8(protocol).map_err(|_| malformed("the protocol of the upgrade"))?;
+        request.extensions_mut().insert(Protocol::from(protocol));
+    }
     Ok(request)
 }
 
@@ -158,7 +175,9 @@ pub(super) fn request_to(head: &RequestHead, tls: bool) -> Result<http::Request<
 pub(super) fn response_to(head: &ResponseHead, to_head: bool) -> http::Response<()> {
     let mut response = http::Response::new(());
     *response.version_mut() = http::Version::HTTP_2;
-    *response.status_mut() = http::StatusCode::from_u16(head.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    // An upgrade is granted by 200 here (RFC 8441, section 5).
+    let status = if head.status == 101 { 200 } else { head.status };
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let mut headers = map_of(&head.headers, true);
     match head.body {
         BodyLength::Exact(count) => {

@@ -23,6 +23,8 @@ pub struct Down {
     owes_continue: bool,
     awaits_endpoint: bool,
     failed: Option<SideError>,
+    /// A tunnel was asked for and not granted yet: what the client sends is its own.
+    held: bool,
     last: Rc<Cell<bool>>,
 }
 
@@ -42,12 +44,18 @@ impl Down {
             owes_continue,
             awaits_endpoint: false,
             failed: None,
+            held: false,
             last,
         }
     }
 }
 
 impl Down {
+    /// The request wants a tunnel.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+    }
+
     /// The endpoint itself says whether the client is to send its body.
     pub(super) fn leave_continue(&mut self) {
         self.awaits_endpoint = std::mem::take(&mut self.owes_continue);
@@ -65,6 +73,9 @@ impl Downstream for Down {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
         if std::mem::take(&mut self.owes_continue) && !self.begun {
             self.tell_continue();
+        }
+        if self.held {
+            return Poll::Ready(Ok(Piece::End));
         }
         self.receiver.poll(cx)
     }
@@ -126,8 +137,7 @@ impl Downstream for Down {
         self.begun = true;
     }
 
-    /// Never asked for: a request that came by HTTP/2 carries no wish to upgrade, and CONNECT is refused.
     fn tunnel(&mut self) {
-        self.abort();
+        self.held = false;
     }
 }

@@ -111,7 +111,11 @@ where
                     let (parts, body) = request.into_parts();
                     let head = convert::request(&parts, body.is_end_stream(), tls, settings.max_headers);
                     let owes_continue = head.as_ref().is_ok_and(|head| head.expects_continue);
-                    streams.push(handle(head, Down::new(body, respond, owes_continue, last.clone())));
+                    let mut down = Down::new(body, respond, owes_continue, last.clone());
+                    if head.as_ref().is_ok_and(RequestHead::wants_tunnel) {
+                        down.hold();
+                    }
+                    streams.push(handle(head, down));
                 }
                 // A client that has nothing open may close as soon as it hears that we leave.
                 Poll::Ready(Some(Err(error))) if leaving && error.is_io() && streams.is_empty() => {
@@ -161,6 +165,9 @@ fn builder(settings: &Settings) -> h2::server::Builder {
         .max_pending_accept_reset_streams(super::MAX_PENDING_RESET_STREAMS)
         .max_local_error_reset_streams(Some(super::MAX_ERROR_RESET_STREAMS))
         .reset_stream_duration(super::RESET_MEMORY);
+    if settings.options.allow_connect {
+        builder.enable_connect_protocol();
+    }
     builder
 }
 

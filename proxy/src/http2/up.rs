@@ -218,6 +218,7 @@ impl Connection {
             answered: false,
             expects: false,
             continued: false,
+            held: None,
         }
     }
 }
@@ -235,6 +236,17 @@ pub struct Up {
     /// The request waits for `100 Continue`.
     expects: bool,
     continued: bool,
+    /// A tunnel was asked for and is not granted yet.
+    held: Option<Tunnel>,
+}
+
+/// What kind of tunnel a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tunnel {
+    /// CONNECT: granted by any 2xx (RFC 9113, section 8.5).
+    Connect,
+    /// Extended CONNECT: granted by 200, which is 101 to HTTP/1 (RFC 8441, section 5).
+    Upgrade,
 }
 
 impl Up {
@@ -249,12 +261,12 @@ impl Up {
     }
 
     fn begin(&mut self, head: &RequestHead) -> Result<(), SideError> {
-        if head.upgrade().is_some() {
-            let text = "an upgrade cannot be sent to an endpoint that speaks HTTP/2; set its protocol to HTTP/1.1";
-            return Err(SideError::Broken(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
+        self.held = match head.upgrade() {
+            Some(_) => Some(Tunnel::Upgrade),
+            None => head.is_connect().then_some(Tunnel::Connect),
+        };
         let request = request_to(head, self.handle.tls)?;
-        let ended = head.body == BodyLength::Empty;
+        let ended = head.body == BodyLength::Empty && self.held.is_none();
         let mut send = self.handle.send.borrow().clone();
         let (response, stream) = send.send_request(request, ended).map_err(side_error)?;
         self.response = Some(response);
@@ -285,6 +297,10 @@ impl Upstream for Up {
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
+        // The request's end is not the tunnel's.
+        if self.held.is_some() {
+            return;
+        }
         self.sender.end(trailers.map(|trailers| map_of(trailers, self.handle.tls)));
     }
 
@@ -329,6 +345,14 @@ impl Upstream for Up {
         self.answered = true;
         let (parts, body) = answer.into_parts();
         response(&parts, body.is_end_stream(), head)?;
+        match self.held {
+            Some(Tunnel::Connect) if (200..300).contains(&head.status) => head.body = BodyLength::Tunnel,
+            Some(Tunnel::Upgrade) if head.status == 200 => {
+                head.status = 101;
+                head.body = BodyLength::Tunnel;
+            }
+            _ => {}
+        }
         self.receiver = Receiver::new(body);
         Poll::Ready(Ok(()))
     }
@@ -341,9 +365,8 @@ impl Upstream for Up {
         self.receiver.consume(count);
     }
 
-    /// Never asked for: a request with a wish to upgrade is not sent here.
     fn tunnel(&mut self) {
-        self.sender.reset(h2::Reason::INTERNAL_ERROR);
+        self.held = None;
     }
 
     fn sent_any(&self) -> bool {
