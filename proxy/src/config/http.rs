@@ -203,6 +203,8 @@ pub struct Http2Options {
     pub stream_window: u32,
     /// Flow control window of the connection in bytes; default 1 MiB.
     pub connection_window: u32,
+    /// Clients may ask for tunnels of other protocols, such as WebSocket, by extended CONNECT (RFC 8441); default false.
+    pub allow_connect: bool,
     /// Frames without payload that a client may send one after the other; default 1, more disconnects it.
     pub max_empty_frames: u32,
     /// PRIORITY frames that a client may send for each stream; default 100, more disconnects it.
@@ -215,6 +217,7 @@ impl Default for Http2Options {
             max_concurrent_streams: 100,
             stream_window: 64 * 1024,
             connection_window: 1024 * 1024,
+            allow_connect: false,
             max_empty_frames: 1,
             max_priority_frames: 100,
         }

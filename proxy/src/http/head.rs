@@ -74,7 +74,7 @@ impl RequestHead {
         self.headers.text(self.method)
     }
 
-    /// The path with its query, e.g. `/a?b=c`.
+    /// The path with its query, e.g. `/a?b=c`; empty for CONNECT, which has none.
     pub fn path(&self) -> &[u8] {
         self.headers.text(self.path)
     }
@@ -104,6 +104,12 @@ impl RequestHead {
     /// Whether the client asks for a tunnel to the authority.
     pub fn is_connect(&self) -> bool {
         self.method() == b"CONNECT"
+    }
+
+    /// Whether the connection (or stream) becomes a tunnel once the request is granted: CONNECT, or an upgrade. What follows the
+    /// head is then no body of the request.
+    pub fn wants_tunnel(&self) -> bool {
+        self.upgrade.is_some() || self.is_connect()
     }
 
     /// The protocol to which the client wants to upgrade.

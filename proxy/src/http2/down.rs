@@ -19,11 +19,14 @@ pub struct Down {
     begun: bool,
     owes_continue: bool,
     awaits_endpoint: bool,
+    /// A tunnel was asked for and not granted yet: what the client sends is its own.
+    held: bool,
 }
 
 impl Down {
-    pub(super) fn new(mux: Rc<RefCell<Mux>>, key: Key, owes_continue: bool) -> Self {
-        Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, awaits_endpoint: false }
+    /// `held` says that the request asks for a tunnel.
+    pub(super) fn new(mux: Rc<RefCell<Mux>>, key: Key, owes_continue: bool, held: bool) -> Self {
+        Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, awaits_endpoint: false, held }
     }
 
     /// The endpoint itself says whether the client is to send its body.
@@ -45,6 +48,9 @@ impl Downstream for Down {
         let mux = &mut *self.mux.borrow_mut();
         if std::mem::take(&mut self.owes_continue) && !self.begun {
             mux.send_interim(self.key, 100);
+        }
+        if self.held {
+            return Poll::Ready(Ok(Piece::End));
         }
         self.inlet.poll(mux, self.key, cx)
     }
@@ -94,8 +100,7 @@ impl Downstream for Down {
         self.begun = true;
     }
 
-    /// Never asked for: a request that came by HTTP/2 carries no wish to upgrade, and CONNECT is refused.
     fn tunnel(&mut self) {
-        self.abort();
+        self.held = false;
     }
 }

@@ -119,16 +119,19 @@ pub(super) struct Request {
     fields: Fields,
     head: RequestHead,
     seen: u8,
+    /// Extended CONNECT is offered (RFC 8441).
+    connect: bool,
 }
 
 const METHOD: u8 = 1;
 const SCHEME: u8 = 2;
 const PATH: u8 = 4;
 const AUTHORITY: u8 = 8;
+const PROTOCOL: u8 = 16;
 
 impl Request {
-    pub(super) fn new(max_bytes: usize, max_count: usize) -> Self {
-        Self { fields: Fields::new(max_bytes, max_count), head: RequestHead::default(), seen: 0 }
+    pub(super) fn new(max_bytes: usize, max_count: usize, connect: bool) -> Self {
+        Self { fields: Fields::new(max_bytes, max_count), head: RequestHead::default(), seen: 0, connect }
     }
 
     pub(super) fn take(&mut self, name: &[u8], value: &[u8]) {
@@ -162,6 +165,10 @@ impl Request {
                 self.head.set_authority(value);
                 AUTHORITY
             }
+            b":protocol" if self.connect => {
+                self.head.set_upgrade(Some(value));
+                PROTOCOL
+            }
             _ => 0,
         };
         std::mem::swap(&mut self.head.headers, &mut self.fields.headers);
@@ -182,16 +189,25 @@ impl Request {
         let head = &mut self.head;
         head.headers = self.fields.headers;
         let connect = head.method() == b"CONNECT";
-        let wanted = if connect { METHOD | AUTHORITY } else { METHOD | SCHEME | PATH };
-        let wrong = self.seen & wanted != wanted || connect && self.seen & (SCHEME | PATH) != 0;
+        let extended = self.seen & PROTOCOL != 0;
+        let (wanted, unwanted) = match (connect, extended) {
+            (true, true) => (METHOD | SCHEME | PATH | AUTHORITY, 0),
+            (true, false) => (METHOD | AUTHORITY, SCHEME | PATH),
+            (false, _) => (METHOD | SCHEME | PATH, PROTOCOL),
+        };
+        let wrong = self.seen & wanted != wanted || self.seen & unwanted != 0;
         if self.fields.malformed.is_some() || wrong || ended && length.is_some_and(|length| length > 0) {
             return Err(());
         }
-        if connect {
-            return Ok((Err(HeadError::Connect), length));
-        }
-        if head.path().is_empty() {
+        // Extended CONNECT is seen as the upgrade of HTTP/1 that it stands for (RFC 8441, section 5), CONNECT as it is.
+        let plain = connect && (!extended || head.upgrade() == Some(b"bytestream"));
+        if plain {
+            head.set_upgrade(None);
+            head.set_path(b"");
+        } else if head.path().is_empty() {
             return Err(());
+        } else if connect {
+            head.set_method(b"GET");
         }
         if let Some(error) = complete(head).err() {
             return Ok((Err(error), length));
@@ -199,11 +215,13 @@ impl Request {
         head.version = Version::Http2;
         head.keep_alive = true;
         head.body = match (ended, length) {
+            // What follows is the tunnel's.
+            _ if connect => BodyLength::Empty,
             (true, _) => BodyLength::Empty,
             (false, Some(length)) => BodyLength::Exact(length),
             (false, None) => BodyLength::Unknown,
         };
-        Ok((Ok(self.head), length))
+        Ok((Ok(self.head), length.filter(|_| !connect)))
     }
 }
 
@@ -214,7 +232,7 @@ fn is_method(method: &[u8]) -> bool {
 /// Checks and completes what does not end the stream.
 fn complete(head: &mut RequestHead) -> Result<(), HeadError> {
     let whole_server = head.path() == b"*" && head.method() == b"OPTIONS";
-    if !head.path().starts_with(b"/") && !whole_server {
+    if !head.path().starts_with(b"/") && !whole_server && !head.is_connect() {
         return Err(HeadError::Malformed("the path does not begin with a slash"));
     }
     if !head.has_authority() {
@@ -317,12 +335,18 @@ fn write_length(length: u64, encoder: &mut Encoder, out: &mut Vec<u8>) {
 /// Writes a request's head for an endpoint; `tls` says that the connection to it is protected. Who we are is told only to those
 /// who can keep it: proxies of the mesh.
 pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
-    encoder.method(head.method(), out);
-    encoder.scheme(tls, out);
+    let connect = head.is_connect();
+    encoder.method(if head.upgrade().is_some() { b"CONNECT" } else { head.method() }, out);
+    if let Some(protocol) = head.upgrade() {
+        encoder.header(b":protocol", protocol, out);
+    }
+    if !connect {
+        encoder.scheme(tls, out);
+        encoder.path(head.path(), out);
+    }
     if !head.authority().is_empty() {
         encoder.authority(head.authority(), out);
     }
-    encoder.path(head.path(), out);
     write_headers(&head.headers, tls, encoder, out);
     if let BodyLength::Exact(length) = head.body {
         write_length(length, encoder, out);
@@ -331,7 +355,9 @@ pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder
 
 /// Writes a response's head for a client; `to_head` says that it answers a HEAD request.
 pub(super) fn write_response(head: &ResponseHead, to_head: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
-    let good = if (100..1000).contains(&head.status) { head.status } else { 500 };
+    // An upgrade is granted by 200 here (RFC 8441, section 5).
+    let status = if head.status == 101 { 200 } else { head.status };
+    let good = if (100..1000).contains(&status) { status } else { 500 };
     encoder.status(good, out);
     write_headers(&head.headers, true, encoder, out);
     match head.body {

@@ -86,6 +86,7 @@ where
         connection_window: options.connection_window,
         head_bytes: settings.max_head_bytes,
         headers: settings.max_headers,
+        connect: options.allow_connect,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, Some(Guard::new(allowance)))));
     greet(&mux, &mut io, settings.preface_timeout).await?;
@@ -121,7 +122,8 @@ where
                     head.secure |= tls;
                 }
                 let owes_continue = head.as_ref().is_ok_and(|head| head.expects_continue);
-                streams.push(handle(head, Down::new(mux.clone(), key, owes_continue)));
+                let wants_tunnel = head.as_ref().is_ok_and(RequestHead::wants_tunnel);
+                streams.push(handle(head, Down::new(mux.clone(), key, owes_continue, wants_tunnel)));
             }
             if taken != before {
                 continue;

@@ -11,7 +11,6 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::frame::Code;
 use super::inlet::Inlet;
 use super::keepalive::Keepalive;
 use super::mux::{Key, Limits, Mux, Role};
@@ -80,6 +79,7 @@ where
         connection_window: options.connection_window,
         head_bytes: super::MAX_RESPONSE_HEAD as usize,
         headers: super::MAX_HEADERS,
+        connect: false,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Client, limits, None)));
     let state = Rc::new(State { active: Cell::new(0), served: Cell::new(0), idle_since: Cell::new(Instant::now()) });
@@ -224,6 +224,7 @@ impl Connection {
             answered: false,
             expects: false,
             continued: false,
+            held: None,
         }
     }
 }
@@ -239,6 +240,17 @@ pub struct Up {
     /// The request waits for `100 Continue`.
     expects: bool,
     continued: bool,
+    /// A tunnel was asked for and is not granted yet.
+    held: Option<Tunnel>,
+}
+
+/// What kind of tunnel a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tunnel {
+    /// CONNECT: granted by any 2xx (RFC 9113, section 8.5).
+    Connect,
+    /// Extended CONNECT: granted by 200, which is 101 to HTTP/1 (RFC 8441, section 5).
+    Upgrade,
 }
 
 impl Up {
@@ -253,10 +265,10 @@ impl Up {
     }
 
     fn begin(&mut self, head: &RequestHead) -> Result<(), SideError> {
-        if head.upgrade().is_some() {
-            let text = "an upgrade cannot be sent to an endpoint that speaks HTTP/2; set its protocol to HTTP/1.1";
-            return Err(SideError::Broken(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
+        self.held = match head.upgrade() {
+            Some(_) => Some(Tunnel::Upgrade),
+            None => head.is_connect().then_some(Tunnel::Connect),
+        };
         self.key = Some(self.handle.mux.borrow_mut().send_request(head, self.handle.tls)?);
         self.expects =
             head.expects_continue && head.body != BodyLength::Empty && head.headers.known(Known::Expect).is_some();
@@ -293,7 +305,8 @@ impl Upstream for Up {
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        if let Some(key) = self.key {
+        // The request's end is not the tunnel's.
+        if let Some(key) = self.key.filter(|_| self.held.is_none()) {
             self.handle.mux.borrow_mut().send_end(key, trailers);
         }
     }
@@ -337,6 +350,14 @@ impl Upstream for Up {
             Some(length) => length.parse().map_or(BodyLength::Unknown, BodyLength::Exact),
             None => BodyLength::Unknown,
         };
+        match self.held {
+            Some(Tunnel::Connect) if (200..300).contains(&status) => head.body = BodyLength::Tunnel,
+            Some(Tunnel::Upgrade) if status == 200 => {
+                head.status = 101;
+                head.body = BodyLength::Tunnel;
+            }
+            _ => {}
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -351,11 +372,8 @@ impl Upstream for Up {
         }
     }
 
-    /// Never asked for: a request with a wish to upgrade is not sent here.
     fn tunnel(&mut self) {
-        if let Some(key) = self.key {
-            self.handle.mux.borrow_mut().reset(key, Code::INTERNAL_ERROR);
-        }
+        self.held = None;
     }
 
     fn sent_any(&self) -> bool {

@@ -59,6 +59,8 @@ pub(super) struct Limits {
     pub(super) head_bytes: usize,
     /// Headers of a head.
     pub(super) headers: usize,
+    /// Whether a client may ask for tunnels of other protocols (extended CONNECT, RFC 8441).
+    pub(super) connect: bool,
 }
 
 /// Which side we are.
@@ -325,10 +327,14 @@ impl Mux {
             }
         };
         let head_bytes = u32::try_from(self.limits.head_bytes).unwrap_or(u32::MAX);
-        let mut payload = Vec::with_capacity(18);
-        for (name, value) in
-            [own, (frame::INITIAL_WINDOW_SIZE, self.limits.stream_window), (frame::MAX_HEADER_LIST_SIZE, head_bytes)]
-        {
+        let mut payload = Vec::with_capacity(24);
+        let settings = [
+            Some(own),
+            Some((frame::INITIAL_WINDOW_SIZE, self.limits.stream_window)),
+            Some((frame::MAX_HEADER_LIST_SIZE, head_bytes)),
+            self.limits.connect.then_some((frame::ENABLE_CONNECT_PROTOCOL, 1)),
+        ];
+        for (name, value) in settings.into_iter().flatten() {
             payload.extend_from_slice(&name.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }

@@ -142,9 +142,9 @@ impl Mux {
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         let end = flags & frame::END_STREAM != 0;
         stream.recv_window -= i64::from(length);
-        let wrong = if stream.reset.is_some() {
+        let wrong = if let Some(reset) = stream.reset {
             self.give_back(None, length);
-            return Ok(());
+            return self.after_reset(id, reset);
         } else if stream.recv_window < 0 {
             Some((Code::FLOW_CONTROL_ERROR, "more DATA than the stream's window"))
         } else if stream.ended {
@@ -251,7 +251,7 @@ impl Mux {
             }
             return Ok(());
         }
-        let mut request = Request::new(self.limits.head_bytes, self.limits.headers);
+        let mut request = Request::new(self.limits.head_bytes, self.limits.headers, self.limits.connect);
         if self.decoder.decode(block, |name, value| request.take(name, value)).is_err() {
             return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
         }
@@ -323,8 +323,8 @@ impl Mux {
             return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
         }
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
-        let wrong = if stream.reset.is_some() {
-            return Ok(());
+        let wrong = if let Some(reset) = stream.reset {
+            return self.after_reset(key.id, reset);
         } else if stream.ended {
             Some((Code::STREAM_CLOSED, "HEADERS after the end of the stream"))
         } else if !end || malformed {
@@ -506,6 +506,17 @@ impl Mux {
         }
         self.enqueue(key);
         Ok(())
+    }
+
+    /// Something on a stream that was reset: no fault if we did it, since the peer may not have heard of it.
+    fn after_reset(&mut self, id: u32, reset: Reset) -> Result {
+        match reset {
+            Reset::Peer(_) => {
+                self.refuse(id, Code::STREAM_CLOSED);
+                self.count_fault()
+            }
+            Reset::Own(_) | Reset::Unserved => Ok(()),
+        }
     }
 
     /// Something on a stream that is over. What was on its way when we reset it is passed over.

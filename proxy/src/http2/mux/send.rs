@@ -20,9 +20,9 @@ impl Mux {
         }
         let key = self.open(self.next);
         self.next += 2;
-        let ended = head.body == BodyLength::Empty;
+        let ended = head.body == BodyLength::Empty && !head.wants_tunnel();
         if let Some(stream) = self.get_mut(key) {
-            stream.bodiless = head.method() == b"HEAD";
+            stream.bodiless = head.method() == b"HEAD" || head.wants_tunnel();
             stream.end = if ended { End::Done } else { End::Open };
         }
         let at = self.begin_head();

@@ -15,8 +15,14 @@ impl Dice {
     }
 }
 
-const LIMITS: Limits =
-    Limits { streams: 10, stream_window: 70_000, connection_window: 100_000, head_bytes: 8192, headers: 20 };
+const LIMITS: Limits = Limits {
+    streams: 10,
+    stream_window: 70_000,
+    connection_window: 100_000,
+    head_bytes: 8192,
+    headers: 20,
+    connect: true,
+};
 
 fn mux(role: Role) -> Mux {
     let allowance = Allowance { empty: 1, priorities: 100 };

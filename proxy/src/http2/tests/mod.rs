@@ -269,7 +269,6 @@ async fn request_when_it_cannot_be_taken_then_the_handler_is_told_why() {
         }
         let requests = [
             (many.body(()).unwrap(), 431, "more headers"),
-            (Request::connect("a:443").body(()).unwrap(), 405, "CONNECT"),
             (Request::get("http://a/").header("content-length", "+5").body(()).unwrap(), 400, "content-length"),
         ];
         for (request, status, text) in requests {

@@ -3,7 +3,7 @@
 use super::common::{access_log, maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
 use super::local_reply::local_replies;
-use super::{Context, Converted, Refused, Within as _, filter, refuse, route};
+use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
     Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort,
     Underscores,
@@ -247,13 +247,7 @@ pub fn manager(
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {
     let mut upgrades = Vec::new();
     for (index, UpgradeConfig { upgrade_type, filters, enabled }) in values.into_iter().enumerate() {
-        refuse!(filters);
-        if upgrade_type.eq_ignore_ascii_case("connect") {
-            return Err(Refused::new(
-                format!("upgrade_configs[{index}].upgrade_type"),
-                "CONNECT is not supported by this proxy",
-            ));
-        }
+        refuse_set(&filters, &format!("upgrade_configs[{index}].filters"))?;
         if enabled.unwrap_or(true) {
             upgrades.push(upgrade_type.to_ascii_lowercase().into());
         }
@@ -385,11 +379,12 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
     else {
         return Ok(defaults);
     };
-    refuse!(allow_connect, allow_metadata, custom_settings_parameters);
+    refuse!(allow_metadata, custom_settings_parameters);
     Ok(Http2Options {
         max_concurrent_streams: max_concurrent_streams.unwrap_or(defaults.max_concurrent_streams),
         stream_window: initial_stream_window_size.unwrap_or(defaults.stream_window),
         connection_window: initial_connection_window_size.unwrap_or(defaults.connection_window),
+        allow_connect,
         max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
         max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),
     })

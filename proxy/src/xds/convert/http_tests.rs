@@ -164,7 +164,10 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
         (json!({"forward_proto_config": {}}), "forward_proto_config"),
         (json!({"set_current_client_cert_details": {"format": "JSON"}}), "set_current_client_cert_details.format"),
         (json!({"internal_address_config": {"unix_sockets": true}}), "internal_address_config.unix_sockets"),
-        (json!({"upgrade_configs": [{"upgrade_type": "CONNECT"}]}), "upgrade_configs[0].upgrade_type"),
+        (
+            json!({"upgrade_configs": [{"upgrade_type": "CONNECT", "filters": [{"name": "a"}]}]}),
+            "upgrade_configs[0].filters",
+        ),
         (
             json!({"http_protocol_options": {"allow_chunked_length": true}}),
             "http_protocol_options.allow_chunked_length",
