@@ -13,6 +13,7 @@ use std::{
     io,
     task::{Context, Poll},
 };
+use tokio::net::TcpStream;
 
 /// A piece of a body.
 #[derive(Debug)]
@@ -76,6 +77,11 @@ pub trait Downstream {
     fn abort(&mut self);
     /// Becomes a tunnel after a response with status 101: bytes as they are, in both directions.
     fn tunnel(&mut self);
+    /// The socket itself, if bytes of the response can go to it as they are: nothing waits before them, and neither TLS nor
+    /// framing is on the way.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 /// The side of the endpoint: takes the request, gives the response.
@@ -100,6 +106,13 @@ pub trait Upstream {
     fn consume(&mut self, count: usize);
     /// Becomes a tunnel after status 101.
     fn tunnel(&mut self);
+    /// The socket itself and how many bytes of the response's body it still has to give, if they can be taken from it as they
+    /// are: none lie in a buffer, and neither TLS nor framing is on the way.
+    fn plain(&self) -> Option<(&TcpStream, u64)> {
+        None
+    }
+    /// So many bytes were taken from the socket itself.
+    fn passed(&mut self, _count: u64) {}
     /// Whether any byte of the request reached the connection.
     fn sent_any(&self) -> bool;
     /// Whether the connection served another request before.

@@ -101,8 +101,20 @@ impl Buffer {
 
     /// Reads once. `Ok(0)` is the end of the stream.
     pub fn poll_read<IO: AsyncRead + Unpin>(&mut self, io: &mut IO, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_read_of(io, cx, 0)
+    }
+
+    /// Reads once, when so many bytes are known to come.
+    pub fn poll_read_of<IO: AsyncRead + Unpin>(
+        &mut self,
+        io: &mut IO,
+        cx: &mut Context<'_>,
+        coming: u64,
+    ) -> Poll<io::Result<usize>> {
         let capacity = self.bytes.capacity();
-        if self.filled_up && capacity < LARGEST {
+        if coming > FIRST as u64 && capacity < LARGEST {
+            self.make_room(usize::try_from(coming).unwrap_or(LARGEST).min(LARGEST));
+        } else if self.filled_up && capacity < LARGEST {
             self.filled_up = false;
             self.make_room(capacity.max(FIRST));
         } else {

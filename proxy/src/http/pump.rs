@@ -4,7 +4,11 @@ use super::{
     body::{Downstream, HIGH_WATER, Piece, SideError, Upstream},
     mirror::Feeds,
 };
+use crate::tcp::splice::{Moving, Pipe};
 use std::task::{Context, Poll, ready};
+
+/// From so many bytes on, what is left of a body is worth a pipe.
+const LONG: u64 = 16 * 1024;
 
 /// Which side failed, as the mover saw it.
 #[derive(Debug)]
@@ -184,6 +188,10 @@ impl RequestPump {
 #[derive(Debug, Default)]
 pub struct ResponsePump {
     ended: bool,
+    /// Moves long bodies through the kernel, where neither side has anything to do with the bytes.
+    pipe: Option<Pipe>,
+    /// The kernel cannot, or has no pipe.
+    copies: bool,
     /// Bytes moved.
     pub bytes: u64,
     /// The `grpc-status` of the trailers.
@@ -200,6 +208,10 @@ impl ResponsePump {
         moved: &mut bool,
     ) -> Poll<Result<(), PumpError>> {
         while !self.ended {
+            if let Some(result) = self.poll_pipe(cx, down, up, moved) {
+                ready!(result)?;
+                continue;
+            }
             if down.queued() >= HIGH_WATER {
                 ready!(down.poll_flush(cx)).map_err(PumpError::Sink)?;
                 *moved = true;
@@ -231,5 +243,61 @@ impl ResponsePump {
             }
         }
         down.poll_flush(cx).map_err(PumpError::Sink)
+    }
+
+    /// Moves a piece of a long body from socket to socket; `None` where bytes are copied.
+    fn poll_pipe<D: Downstream, U: Upstream>(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut D,
+        up: &mut U,
+        moved: &mut bool,
+    ) -> Option<Poll<Result<(), PumpError>>> {
+        let held = self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty());
+        if !held {
+            let left = up.plain().map_or(0, |(_, left)| left);
+            if left < LONG || self.copies {
+                self.pipe = None;
+                return None;
+            }
+            // What waits goes first, then the way is free.
+            if down.queued() > 0 {
+                match down.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => *moved = true,
+                    Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(PumpError::Sink(error)))),
+                    Poll::Pending => return Some(Poll::Pending),
+                }
+            }
+            down.plain()?;
+            if self.pipe.is_none() {
+                self.pipe = Pipe::take();
+                self.copies = self.pipe.is_none();
+            }
+            let pipe = self.pipe.as_mut()?;
+            let (tcp, left) = up.plain()?;
+            match pipe.poll_fill(cx, tcp, usize::try_from(left).unwrap_or(usize::MAX)) {
+                Poll::Ready(Ok(Moving::Bytes(count))) => up.passed(count as u64),
+                Poll::Ready(Ok(Moving::End)) => {
+                    return Some(Poll::Ready(Err(PumpError::Source(SideError::Ended))));
+                }
+                Poll::Ready(Ok(Moving::Impossible)) => {
+                    self.copies = true;
+                    return None;
+                }
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(PumpError::Source(error.into())))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+            *moved = true;
+        }
+        let (pipe, tcp) = (self.pipe.as_mut()?, down.plain()?);
+        Some(match pipe.poll_drain(cx, tcp) {
+            Poll::Ready(Ok(count)) => {
+                self.bytes += count;
+                *moved = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(PumpError::Sink(error.into()))),
+            Poll::Pending => Poll::Pending,
+        })
     }
 }

@@ -10,6 +10,7 @@ use std::{
     net::SocketAddr,
     task::{Context, Poll},
 };
+use tokio::net::TcpStream;
 
 /// A request's way to its endpoint.
 #[derive(Debug)]
@@ -92,6 +93,17 @@ impl Upstream for Up {
 
     fn tunnel(&mut self) {
         each!(self, side => side.tunnel());
+    }
+
+    fn plain(&self) -> Option<(&TcpStream, u64)> {
+        match self {
+            Self::Http1(lease) => lease.connection.plain(),
+            Self::Http2(_) => None,
+        }
+    }
+
+    fn passed(&mut self, count: u64) {
+        each!(self, side => side.passed(count));
     }
 
     fn sent_any(&self) -> bool {

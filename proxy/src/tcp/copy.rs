@@ -101,8 +101,8 @@ impl Half {
                 self.pipe = Pipe::take();
             }
             if let (Some(pipe), Stream::Plain(tcp)) = (&mut self.pipe, &*from) {
-                match pipe.poll_fill(cx, tcp) {
-                    Poll::Ready(Ok(Moving::Bytes)) => return Ok(Poll::Ready(())),
+                match pipe.poll_fill(cx, tcp, usize::MAX) {
+                    Poll::Ready(Ok(Moving::Bytes(_))) => return Ok(Poll::Ready(())),
                     Poll::Ready(Ok(Moving::End)) => {
                         self.ended = true;
                         return Ok(Poll::Ready(()));

@@ -1,7 +1,7 @@
 //! Passes the bytes of a connection to an endpoint and back.
 
 mod copy;
-mod splice;
+pub(crate) mod splice;
 
 use crate::{
     balance::{self, PickContext},

@@ -29,9 +29,9 @@ struct Ends {
 
 /// What came of trying to read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Moving {
-    /// Something came.
-    Bytes,
+pub(crate) enum Moving {
+    /// So many bytes came.
+    Bytes(usize),
     /// The other side has said its last.
     End,
     /// The kernel cannot do it with this socket.
@@ -40,14 +40,14 @@ pub(super) enum Moving {
 
 /// A pipe and how much is in it. An empty one goes back to the worker's stock when dropped.
 #[derive(Debug)]
-pub(super) struct Pipe {
+pub(crate) struct Pipe {
     ends: Option<Ends>,
     held: usize,
 }
 
 impl Pipe {
     /// A pipe from the stock or a new one, unless too many are in use or the system has none.
-    pub(super) fn take() -> Option<Self> {
+    pub(crate) fn take() -> Option<Self> {
         if IN_USE.get() >= MAX_IN_USE {
             return None;
         }
@@ -60,22 +60,28 @@ impl Pipe {
     }
 
     /// Whether nothing is in it.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.held == 0
     }
 
-    /// Moves bytes from a socket into it. It must be empty.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<Moving>> {
+    /// Moves bytes from a socket into it, at most so many. It must be empty.
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        most: usize,
+    ) -> Poll<io::Result<Moving>> {
+        let most = most.min(AT_ONCE);
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(Moving::Impossible)) };
         loop {
             ready!(from.poll_read_ready(cx))?;
             let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
-            let moved = from.try_io(Interest::READABLE, || Ok(splice(from, None, &ends.write, None, AT_ONCE, flags)?));
+            let moved = from.try_io(Interest::READABLE, || Ok(splice(from, None, &ends.write, None, most, flags)?));
             match moved {
                 Ok(0) => return Poll::Ready(Ok(Moving::End)),
                 Ok(count) => {
                     self.held = count;
-                    return Poll::Ready(Ok(Moving::Bytes));
+                    return Poll::Ready(Ok(Moving::Bytes(count)));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
@@ -87,7 +93,7 @@ impl Pipe {
     }
 
     /// Moves what is in it to a socket: how much.
-    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<u64>> {
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<u64>> {
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(0)) };
         loop {
             ready!(to.poll_write_ready(cx))?;

@@ -77,7 +77,12 @@ impl Reader {
                     }
                 }
             };
-            if wants_more && ready!(buffer.poll_read(io, cx))? == 0 {
+            // Much that is sure to come is read in one piece.
+            let coming = match self {
+                Self::Exact(left) => *left,
+                _ => 0,
+            };
+            if wants_more && ready!(buffer.poll_read_of(io, cx, coming))? == 0 {
                 if !matches!(self, Self::UntilClose) {
                     return Poll::Ready(Err(SideError::Ended));
                 }

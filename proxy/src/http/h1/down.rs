@@ -16,7 +16,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, net::TcpStream};
 
 /// A client's connection.
 #[derive(Debug)]
@@ -282,6 +282,13 @@ impl Downstream for Connection {
             self.shut = true;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        match &self.io {
+            Stream::Plain(tcp) if self.output.is_empty() && self.writer == Writer::Plain => Some(tcp),
+            _ => None,
+        }
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -17,7 +17,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, net::TcpStream};
 
 /// The limits of a response's head.
 const LIMITS: HeadLimits = HeadLimits { bytes: 60 * 1024, headers: 128 };
@@ -238,6 +238,19 @@ impl Upstream for Connection {
 
     fn consume(&mut self, count: usize) {
         self.reader.consume(&mut self.input, count);
+    }
+
+    fn plain(&self) -> Option<(&TcpStream, u64)> {
+        match (&self.io, &self.reader) {
+            (Stream::Plain(tcp), Reader::Exact(left)) if self.input.is_empty() => Some((tcp, *left)),
+            _ => None,
+        }
+    }
+
+    fn passed(&mut self, count: u64) {
+        if let Reader::Exact(left) = &mut self.reader {
+            *left = left.saturating_sub(count);
+        }
     }
 
     fn tunnel(&mut self) {

@@ -64,6 +64,39 @@ fn body_when_sent_by_length_or_in_chunks_then_it_arrives_whole() {
 }
 
 #[test]
+fn response_when_long_then_every_byte_arrives_and_what_follows_is_not_taken_for_it() {
+    let text = |length: usize| (0..length).map(|n| char::from(b'a' + (n * 7 % 26) as u8)).collect::<String>();
+    let backend =
+        Backend::http(move |request| ok(&text(request.head.split(['/', ' ']).nth(2).unwrap().parse().unwrap())));
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    // Two at a time: the second answer lies right behind the first, or waits for a client that reads slowly.
+    for (first, second) in [(16_384, 16_385), (1_000_000, 3), (70_000, 3_000_000), (0, 200_000), (20_000, 20_000)] {
+        client.send(format!("{}{}", get(&format!("/{first}")), get(&format!("/{second}"))).as_bytes());
+        for length in [first, second] {
+            let answer = client.message(false).unwrap();
+            assert!(answer.body == text(length), "{length}: {} bytes, or others", answer.body.len());
+        }
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn response_when_long_and_cut_then_the_client_sees_that_it_is_not_whole() {
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        side.message(true);
+        side.send(&[b"HTTP/1.1 200 OK\r\ncontent-length: 900000\r\n\r\n", &[b'x'; 500_000][..]].concat());
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    client.send(get("/").as_bytes());
+    assert_eq!(client.head().unwrap().status(), 200);
+    assert_eq!(client.rest().len(), 500_000);
+    proxy.told("UC");
+}
+
+#[test]
 fn response_when_chunked_with_trailers_then_they_pass() {
     let backend = Backend::http(|_| {
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx-end: 1\r\n\r\n".to_owned()
