@@ -46,6 +46,10 @@ pub struct Case {
     /// Laid over the HTTP connection manager.
     #[serde(default)]
     pub hcm: Value,
+    /// Further logs, each a `format` (as `log_format`) and a `filter`, whose lines are compared as they are. A line begins with the
+    /// request's id (`%REQ(X-TEST-ID)% = `), or is JSON that has it as `id`.
+    #[serde(default)]
+    pub logs: Vec<Value>,
     /// Network filters before the HTTP connection manager.
     #[serde(default)]
     pub network_filters: Vec<Value>,

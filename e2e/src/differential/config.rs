@@ -84,15 +84,29 @@ fn listener(placed: &Placed, places: &Places<'_>) -> Result<Value> {
 }
 
 /// The access log, to standard output.
-fn access_log() -> Value {
-    json!([{
+fn access_log(case: &Case) -> Value {
+    let mut logs = vec![json!({
         "name": "envoy.access_loggers.file",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
             "path": "/dev/stdout",
             "log_format": {"text_format_source": {"inline_string": LOG_FORMAT}},
         },
-    }])
+    })];
+    for further in &case.logs {
+        logs.push(json!({
+            "name": "envoy.access_loggers.file",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                "path": "/dev/stdout",
+                "log_format": further["format"],
+            },
+        }));
+        if let (Some(log), filter @ Value::Object(_)) = (logs.last_mut(), &further["filter"]) {
+            log["filter"] = filter.clone();
+        }
+    }
+    Value::Array(logs)
 }
 
 fn manager(case: &Case) -> Value {
@@ -111,7 +125,7 @@ fn manager(case: &Case) -> Value {
         "stat_prefix": case.name,
         "route_config": routes,
         "http_filters": filters,
-        "access_log": access_log(),
+        "access_log": access_log(case),
     })
 }
 

@@ -285,6 +285,7 @@ impl Maker<'_> {
 
 fn empty() -> Case {
     Case {
+        logs: Vec::new(),
         name: String::new(),
         about: "empty".to_owned(),
         difference: None,

@@ -160,6 +160,18 @@ pub fn add_logs(cases: &mut [CaseSeen], proxies: [&Proxy; 2]) -> Result<()> {
 fn read_log(text: &str) -> HashMap<String, Vec<String>> {
     let mut by_id: HashMap<String, Vec<String>> = HashMap::new();
     for line in text.lines() {
+        // Lines that a case asks for are compared as they are.
+        if let Some(id) = line.strip_prefix('{').and_then(|_| serde_json::from_str::<serde_json::Value>(line).ok()) {
+            if let Some(id) = id["id"].as_str() {
+                let facts = format!("log json: {}", line.replace(id, "ID"));
+                by_id.entry(id.to_owned()).or_default().push(facts);
+            }
+            continue;
+        }
+        if let Some((id, rest)) = line.split_once(" = ") {
+            by_id.entry(id.to_owned()).or_default().push(format!("log text: {rest}"));
+            continue;
+        }
         let mut words = line.split(' ');
         let Some(id) = words.next() else { continue };
         let facts = LOG_FIELDS.iter().zip(words).map(|(field, value)| format!("log {field}: {value}"));

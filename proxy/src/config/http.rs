@@ -1,7 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{Direction, Edge, FilterEntry, LocalReplies, RouteTable};
-use crate::telemetry::LogFormat;
+use super::{AccessLog, Direction, Edge, FilterEntry, LocalReplies, RouteTable};
 use std::{sync::Arc, time::Duration};
 
 /// The settings of an HTTP filter chain. Every limit has a default that a public edge could live with.
@@ -19,8 +18,8 @@ pub struct HttpManager {
     pub filters: Vec<FilterEntry>,
     /// How requests are sent on.
     pub router: RouterOptions,
-    /// The line to write for each request, if any.
-    pub access_log: Option<Arc<LogFormat>>,
+    /// What is logged about requests.
+    pub access_logs: Vec<AccessLog>,
     /// From the first byte of a request to the end of its head; default 10 s. Later is answered with 408.
     pub request_head_timeout: Duration,
     /// A connection without a request for so long is closed; default one hour.
@@ -91,7 +90,7 @@ impl Default for HttpManager {
             routes: Arc::default(),
             filters: Vec::new(),
             router: RouterOptions::default(),
-            access_log: None,
+            access_logs: Vec::new(),
             request_head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             stream_idle_timeout: Duration::from_secs(300),
@@ -122,6 +121,13 @@ impl Default for HttpManager {
             local_replies: None,
             http2: Http2Options::default(),
         }
+    }
+}
+
+impl HttpManager {
+    /// Whether more is to be known of requests than metrics tell.
+    pub fn observes(&self) -> bool {
+        !self.access_logs.is_empty()
     }
 }
 

@@ -1,7 +1,7 @@
 //! How the answers that the proxy gives by itself are changed.
 
-use super::{HeaderMatch, HeaderOp};
-use crate::telemetry::{LogFormat, ResponseFlags};
+use super::HeaderOp;
+use crate::telemetry::{LogFilter, LogFormat};
 use std::sync::Arc;
 
 /// The settings of [`super::HttpManager::local_replies`].
@@ -17,7 +17,7 @@ pub struct LocalReplies {
 #[derive(Debug, Clone)]
 pub struct Mapper {
     /// Which answers.
-    pub filter: ReplyFilter,
+    pub filter: LogFilter,
     /// The status instead.
     pub status: Option<u16>,
     /// The body instead.
@@ -28,53 +28,11 @@ pub struct Mapper {
     pub headers: Vec<HeaderOp>,
 }
 
-/// Which answers a mapper changes.
-#[derive(Debug, Clone)]
-pub enum ReplyFilter {
-    /// By status.
-    Status(Comparison, u16),
-    /// Those with one of these flags; with any where it is empty.
-    Flags(ResponseFlags),
-    /// By a header of the request.
-    Header(HeaderMatch),
-    /// Those for which each holds.
-    All(Vec<ReplyFilter>),
-    /// Those for which one holds.
-    Any(Vec<ReplyFilter>),
-}
-
-/// How a status is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
-    /// Equal.
-    Equal,
-    /// Greater or equal.
-    AtLeast,
-    /// Less or equal.
-    AtMost,
-    /// Not equal.
-    Unequal,
-}
-
 /// How a body is written.
 #[derive(Debug, Clone)]
 pub struct BodyFormat {
     /// The `content-type`.
     pub content_type: Arc<str>,
-    /// The parts, one after the other.
-    pub parts: Vec<BodyPart>,
-}
-
-/// A part of a body.
-#[derive(Debug, Clone)]
-pub enum BodyPart {
-    /// As it stands here.
-    Literal(Box<str>),
-    /// The body as it was.
-    Body {
-        /// With what JSON needs escaped.
-        json: bool,
-    },
-    /// What a log could tell.
-    Format(Box<LogFormat>),
+    /// What stands in it.
+    pub format: Arc<LogFormat>,
 }

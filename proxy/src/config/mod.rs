@@ -7,6 +7,7 @@
 //!
 //! The parts are shared by `Arc`, so that a change of one cluster rebuilds one cluster and the slice of pointers.
 
+mod access_log;
 mod action;
 mod balancing;
 mod chain;
@@ -29,6 +30,7 @@ mod template;
 mod tests;
 mod tls;
 
+pub use access_log::AccessLog;
 pub use action::{
     Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
     RegexRewrite, TargetChoice, WeightedCluster,
@@ -60,7 +62,7 @@ pub use health::{
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,
 };
-pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
+pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
 pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};

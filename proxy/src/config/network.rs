@@ -1,8 +1,7 @@
 //! What filter chains do with connections: gates that they must pass, and what serves them.
 
-use super::{ClusterId, Direction, HttpManager, Labels};
+use super::{AccessLog, ClusterId, Direction, HttpManager, Labels};
 use crate::rbac::Rules;
-use crate::telemetry::LogFormat;
 use std::{sync::Arc, time::Duration};
 
 /// What a connection must pass before it is served.
@@ -121,8 +120,8 @@ pub struct TcpProxy {
     pub backoff: Option<(Duration, Duration)>,
     /// Endpoints are chosen by the client's address, where the cluster's policy hashes.
     pub hash_source_ip: bool,
-    /// The line to write for each connection, if any.
-    pub access_log: Option<Arc<LogFormat>>,
+    /// What is logged about connections.
+    pub access_logs: Vec<AccessLog>,
 }
 
 impl TcpProxy {
@@ -138,7 +137,7 @@ impl TcpProxy {
             connect_attempts: 1,
             backoff: None,
             hash_source_ip: false,
-            access_log: None,
+            access_logs: Vec::new(),
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
         let headers = &mut call.request.headers;
         if edge || !headers.may_have(Known::RequestId) || headers.known(Known::RequestId).is_none() {
             headers.remove_known(Known::RequestId);
-            headers.push(b"x-request-id", &request_id(&call.worker.rng));
+            headers.push(b"x-request-id", uuid(bits(&call.worker.rng)).as_bytes());
         }
     }
     Ok(())
@@ -163,12 +163,32 @@ fn referer(headers: &mut Headers) {
     }
 }
 
-/// A random UUID (RFC 9562, version 4) as text.
-fn request_id(rng: &balance::Rng) -> [u8; 36] {
+fn bits(rng: &balance::Rng) -> u128 {
+    (u128::from(rng.next()) << 64) | u128::from(rng.next())
+}
+
+/// The text of a UUID.
+#[derive(Debug, Clone, Copy)]
+pub struct Uuid([u8; 36]);
+
+impl Uuid {
+    /// Its bytes, which are ASCII.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Uuid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::str::from_utf8(&self.0).unwrap_or_default())
+    }
+}
+
+/// A UUID (RFC 9562, version 4) of random bits.
+pub fn uuid(bits: u128) -> Uuid {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut bits = (u128::from(rng.next()) << 64) | u128::from(rng.next());
-    bits = bits & !(0xf << 76) | (0x4 << 76);
-    bits = bits & !(0x3 << 62) | (0x2 << 62);
+    let bits = bits & !(0xf << 76) | (0x4 << 76);
+    let bits = bits & !(0x3 << 62) | (0x2 << 62);
     let mut text = [b'-'; 36];
     let mut shift = 128;
     for (at, place) in text.iter_mut().enumerate() {
@@ -177,7 +197,7 @@ fn request_id(rng: &balance::Rng) -> [u8; 36] {
             *place = HEX[(bits >> shift) as usize & 0xf];
         }
     }
-    text
+    Uuid(text)
 }
 
 #[cfg(test)]

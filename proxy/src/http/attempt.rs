@@ -98,8 +98,10 @@ pub(super) async fn begin<D: Downstream>(
     limits: &mut Limits,
 ) -> Result<Up, Failed> {
     let mut up = acquire(call, cluster, host, limits.priority).await?;
-    if call.tally.wall.is_some() {
+    let observed = call.tally.wall.is_some();
+    if observed {
         call.tally.upstream_local = up.local_address();
+        call.tally.upstream_protocol = Some(up.protocol());
     }
     call.response.clear();
     up.send_head(call.request);
@@ -110,6 +112,7 @@ pub(super) async fn begin<D: Downstream>(
     let per_try = limits.per_try.map(|limit| began + limit);
     let mut last = began;
     let mut deaf = false;
+    let mut received = None;
     let wake = {
         let (timer, response): (&mut Timer, _) = (call.timer, &mut *call.response);
         poll_fn(|cx| {
@@ -122,6 +125,9 @@ pub(super) async fn begin<D: Downstream>(
                     Poll::Ready(Err(PumpError::Sink(_))) => deaf = true,
                     Poll::Pending => {}
                 }
+            }
+            if observed && body.done && received.is_none() {
+                received = Some(Instant::now());
             }
             match up.poll_head(cx, response) {
                 Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
@@ -169,6 +175,15 @@ pub(super) async fn begin<D: Downstream>(
         .await
     };
     call.tally.request_bytes = body.bytes;
+    if observed {
+        let start = call.tally.start;
+        let moments = &mut call.tally.moments;
+        moments.sending = Some(began - start);
+        // Later attempts send again what had come before.
+        moments.received = moments.received.or(received.map(|at| at - start));
+        moments.sent = received.map(|at| at - start);
+        moments.answered = matches!(wake, Wake::Head).then(|| start.elapsed());
+    }
     match wake {
         Wake::Head => {
             call.tally.upstream_time = Some(began.elapsed());
@@ -350,9 +365,11 @@ pub(super) async fn finish<D: Downstream>(
     limits: &Limits,
     tunnel: bool,
 ) -> Result<(), Stop> {
-    let mut response = ResponsePump::default();
+    let observed = call.tally.wall.is_some();
+    let mut response = ResponsePump::new(observed);
     let mut answered = false;
     let mut deaf = false;
+    let (mut received, mut ended) = (None, None);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = {
@@ -385,6 +402,12 @@ pub(super) async fn finish<D: Downstream>(
                     }
                     Poll::Pending => {}
                 }
+            }
+            if observed && body.done && received.is_none() {
+                received = Some(Instant::now());
+            }
+            if observed && answered && ended.is_none() {
+                ended = Some(Instant::now());
             }
             if answered && (!tunnel || body.done || deaf) {
                 return Poll::Ready(Ok(()));
@@ -421,6 +444,14 @@ pub(super) async fn finish<D: Downstream>(
         .await
     };
     call.tally.response_bytes = response.bytes;
+    if observed {
+        let start = call.tally.start;
+        call.tally.moments.answer_ended = ended.map(|at| at - start);
+        let received = received.map(|at| at - start);
+        call.tally.moments.received = call.tally.moments.received.or(received);
+        call.tally.moments.sent = call.tally.moments.sent.or(received);
+        call.tally.trailers = response.trailers.take();
+    }
     call.tally.grpc_status = response.grpc_status.or(call.tally.grpc_status);
     result
 }

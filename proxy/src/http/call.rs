@@ -6,12 +6,12 @@ use super::{
     headers::{Headers, Known},
 };
 use crate::{
-    config::{CertDetails, Direction, HttpManager, Route},
+    config::{AccessLog, CertDetails, Direction, HttpManager, Route},
     listen::Proxied,
     pool::{ClusterState, Host},
     telemetry::{
-        ConnectionSecurity, LogEntry, Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels,
-        WorkloadLabels, peer,
+        ConnectionSecurity, LogEntry, LogKind, Moments, Reporter, RequestProtocol, RequestRecord, ResponseFlags,
+        ServiceLabels, WorkloadLabels, peer,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot},
@@ -27,6 +27,12 @@ use std::{
 /// What is known of the client's connection.
 #[derive(Debug)]
 pub struct ConnInfo {
+    /// Its number, unlike that of any other of this process.
+    pub id: u64,
+    /// The filter chain's name.
+    pub chain: Arc<str>,
+    /// The address of this end of it.
+    pub direct_local: SocketAddr,
     /// Where the client wanted to connect: the original destination.
     pub local: SocketAddr,
     /// The client's address, as PROXY protocol tells it.
@@ -51,6 +57,9 @@ impl ConnInfo {
     /// A connection from `remote` to `local`.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
         Self {
+            id: 0,
+            chain: Arc::default(),
+            direct_local: local,
             local,
             remote,
             proxied: None,
@@ -141,6 +150,12 @@ pub struct Tally<'a> {
     pub upstream_time: Option<Duration>,
     /// Why the endpoint could not be reached.
     pub transport_failure: Option<Box<str>>,
+    /// What was spoken with the endpoint.
+    pub upstream_protocol: Option<&'static str>,
+    /// What happened when; only looked up when a line will be written.
+    pub moments: Moments,
+    /// The response's trailers; only kept when a line will be written.
+    pub trailers: Option<Box<Headers>>,
     /// Attempts were made, and no endpoint can have got anything of the request.
     pub unsent: bool,
     /// Attempts that were made.
@@ -174,6 +189,9 @@ impl<'a> Tally<'a> {
             upstream_local: None,
             upstream_time: None,
             transport_failure: None,
+            upstream_protocol: None,
+            moments: Moments::default(),
+            trailers: None,
             unsent: false,
             attempts: 0,
             filters: None,
@@ -219,8 +237,9 @@ impl Call<'_> {
             request_bytes: tally.request_bytes,
             response_bytes: tally.response_bytes,
         });
-        if let (Some(format), Some(_)) = (&self.manager.access_log, tally.wall) {
-            self.worker.shard.log(format, &LogEntry { duration, ..self.entry() });
+        if !self.manager.access_logs.is_empty() {
+            let entry = LogEntry { kind: LogKind::DownstreamEnd, duration, ..self.entry() };
+            AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
         }
     }
 
@@ -240,6 +259,20 @@ impl Call<'_> {
         entry.flags = tally.flags;
         let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
         entry.code_details = Some(own.unwrap_or(tally.details));
+        entry.moments = tally.moments;
+        entry.trailers = tally.trailers.as_deref();
+        entry.upstream_protocol = tally.upstream_protocol;
+        entry.upstream_connected = tally.upstream_local.is_some();
+        entry.upstream_host_name = tally.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
+        entry.grpc = self.request.is_grpc();
+        entry.grpc_status = tally.grpc_status;
+        entry.health_check = tally.details == "health_check_ok";
+        entry.attempts = tally.attempts;
+        entry.downstream_direct_local = Some(self.conn.direct_local);
+        entry.downstream_direct_remote = Some(self.conn.direct());
+        entry.connection_id = self.conn.id;
+        entry.tls = self.conn.tls.as_deref();
+        entry.filter_chain = Some(&*self.conn.chain).filter(|name| !name.is_empty());
         entry.transport_failure = tally.transport_failure.as_deref();
         entry.bytes_received = tally.request_bytes;
         entry.bytes_sent = tally.response_bytes;

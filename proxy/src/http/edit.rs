@@ -5,7 +5,7 @@ use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
     route::{self, Selected},
-    telemetry::LogFormat,
+    telemetry::{LogEntry, LogFormat},
 };
 
 /// Applies changes to the request, in order.
@@ -15,7 +15,9 @@ pub(super) fn request(call: &mut Call<'_>, ops: &[HeaderOp]) {
             None => call.request.headers.change(op, b""),
             Some(HeaderText::Literal(value)) => call.request.headers.change(op, value.as_bytes()),
             Some(HeaderText::Format { format, keep_empty }) => {
-                let value = formatted(call, format);
+                let mut value = Vec::new();
+                // Nothing is decided about the answer yet.
+                format.write_header(&LogEntry { code_details: None, ..call.entry() }, &mut value);
                 if *keep_empty || !value.is_empty() {
                     call.request.headers.change(op, &value);
                 }

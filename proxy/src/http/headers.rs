@@ -347,6 +347,10 @@ impl HeaderLookup for Headers {
     fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
         self.get(lower_case_name)
     }
+
+    fn bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| u64::from(entry.name.len) + u64::from(entry.value.len)).sum()
+    }
 }
 
 #[cfg(test)]

@@ -8,13 +8,16 @@ use super::{
     reply::{self, Reply},
 };
 use crate::{
-    config::{BodyFormat, BodyPart, Comparison, LocalReplies, ReplyFilter},
+    config::{BodyFormat, LocalReplies},
     telemetry::LogEntry,
 };
 
 /// Answers with the reply as the configuration changes it.
 pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &LocalReplies, reply: Reply, close: bool) {
-    let mapper = config.mappers.iter().find(|mapper| matches(&mapper.filter, call, reply.code));
+    let mapper = {
+        let entry = LogEntry { code: reply.code, ..call.entry() };
+        config.mappers.iter().find(|mapper| mapper.filter.holds(&entry, &|| call.worker.rng.next()))
+    };
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     let text = mapper.and_then(|mapper| mapper.body.as_deref()).unwrap_or(own.body.unwrap_or(reply.body));
@@ -44,35 +47,8 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     reply::finish(call, down, &body, close);
 }
 
-fn matches(filter: &ReplyFilter, call: &Call<'_>, code: u16) -> bool {
-    match filter {
-        ReplyFilter::Status(comparison, wanted) => match comparison {
-            Comparison::Equal => code == *wanted,
-            Comparison::AtLeast => code >= *wanted,
-            Comparison::AtMost => code <= *wanted,
-            Comparison::Unequal => code != *wanted,
-        },
-        ReplyFilter::Flags(wanted) if wanted.is_empty() => !call.tally.flags.is_empty(),
-        ReplyFilter::Flags(wanted) => call.tally.flags.intersects(*wanted),
-        ReplyFilter::Header(header) => header.matches(call.request.headers.get(&header.name)),
-        ReplyFilter::All(filters) => filters.iter().all(|filter| matches(filter, call, code)),
-        ReplyFilter::Any(filters) => filters.iter().any(|filter| matches(filter, call, code)),
-    }
-}
-
 fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {
-    let entry = LogEntry { code, ..call.entry() };
     let mut out = Vec::with_capacity(256);
-    for part in &format.parts {
-        match part {
-            BodyPart::Literal(text) => out.extend_from_slice(text.as_bytes()),
-            BodyPart::Body { json: false } => out.extend_from_slice(body.as_bytes()),
-            BodyPart::Body { json: true } => {
-                let quoted = serde_json::Value::from(body).to_string();
-                out.extend_from_slice(&quoted.as_bytes()[1..quoted.len() - 1]);
-            }
-            BodyPart::Format(format) => format.write(&entry, &mut out),
-        }
-    }
+    format.format.write_body(&LogEntry { code, local_reply: Some(body), ..call.entry() }, &mut out);
     out
 }

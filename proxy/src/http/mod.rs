@@ -29,7 +29,9 @@ mod timeout;
 pub mod upstream;
 mod xfcc;
 
+pub use admit::uuid;
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};
+pub(crate) use pipeline::decimal;

@@ -196,9 +196,17 @@ pub struct ResponsePump {
     pub bytes: u64,
     /// The `grpc-status` of the trailers.
     pub grpc_status: Option<u16>,
+    keep: bool,
+    /// The trailers, where they are kept.
+    pub trailers: Option<Box<super::headers::Headers>>,
 }
 
 impl ResponsePump {
+    /// One that has moved nothing; whether it keeps the trailers.
+    pub fn new(keep: bool) -> Self {
+        Self { keep, ..Self::default() }
+    }
+
     /// Moves what can be moved; ready when all of the response was sent.
     pub fn poll<D: Downstream, U: Upstream>(
         &mut self,
@@ -226,6 +234,9 @@ impl ResponsePump {
                 }
                 Poll::Ready(Ok(Piece::Trailers(trailers))) => {
                     self.grpc_status = super::call::grpc_status(trailers.known(super::headers::Known::GrpcStatus));
+                    if self.keep {
+                        self.trailers = Some(Box::new(trailers.clone()));
+                    }
                     down.send_end(Some(trailers));
                     self.ended = true;
                 }

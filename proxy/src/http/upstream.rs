@@ -30,6 +30,14 @@ impl Up {
         }
     }
 
+    /// What is spoken, as logs write it.
+    pub fn protocol(&self) -> &'static str {
+        match self {
+            Self::Http1(_) => "HTTP/1.1",
+            Self::Http2(_) => "HTTP/2",
+        }
+    }
+
     /// Whether any byte of an answer came.
     pub fn answered(&self) -> bool {
         match self {

@@ -128,7 +128,7 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
         timer: &mut timer,
         request: &mut request,
         response: &mut response,
-        tally: Tally::start(manager.access_log.is_some()),
+        tally: Tally::start(manager.observes()),
     };
     if manager.proxy_100_continue {
         down.leave_continue();

@@ -163,6 +163,9 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     let mut conn = ConnInfo::new(destination, source);
     conn.server_name = place.0.server_name.clone();
     conn.proxied = proxied;
+    conn.id = worker.connection_id();
+    conn.chain = chain.name.clone();
+    conn.direct_local = canonical(local);
     let places = gates::limits(&chain.gates).await?;
     let (mut stream, alpn) = match chain.tls.as_deref() {
         None => (Stream::Plain(tcp), None),

@@ -5,11 +5,11 @@ pub(crate) mod splice;
 
 use crate::{
     balance::{self, PickContext},
-    config::{Direction, Priority, TcpProxy},
+    config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer},
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
-    telemetry::{ConnectionSecurity, LogEntry, Reporter, ResponseFlags, TcpRecord},
+    telemetry::{ConnectionSecurity, LogEntry, LogKind, Reporter, ResponseFlags, TcpRecord},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
 };
@@ -27,6 +27,7 @@ struct Told {
     host: Option<Rc<Host>>,
     local: Option<std::net::SocketAddr>,
     failure: Option<String>,
+    attempts: u16,
     received: u64,
     sent: u64,
 }
@@ -34,11 +35,20 @@ struct Told {
 /// Serves a connection to its end. `first` was read from it already.
 pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, proxy: Arc<TcpProxy>) {
     let start = Instant::now();
-    let wall = proxy.access_log.is_some().then(SystemTime::now);
+    let wall = (!proxy.access_logs.is_empty()).then(SystemTime::now);
     let mut told = Told::default();
     carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
-    if let (Some(format), Some(wall)) = (&proxy.access_log, wall) {
+    if let Some(wall) = wall {
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
+        entry.kind = LogKind::TcpConnectionEnd;
+        entry.attempts = told.attempts;
+        entry.upstream_connected = told.local.is_some();
+        entry.upstream_host_name = told.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
+        entry.downstream_direct_local = Some(conn.direct_local);
+        entry.downstream_direct_remote = Some(conn.direct());
+        entry.connection_id = conn.id;
+        entry.tls = conn.tls.as_deref();
+        entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
         entry.flags = told.flags;
         entry.bytes_received = told.received;
         entry.bytes_sent = told.sent;
@@ -51,7 +61,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
         entry.downstream_peer = conn.peer.as_ref().map(PeerIdentity::uri).or_else(of_certificate);
         entry.server_name = conn.server_name.as_deref();
-        worker.shard.log(format, &entry);
+        AccessLog::write(&proxy.access_logs, &worker.shard, &entry, &|| worker.rng.next());
     }
 }
 
@@ -135,6 +145,7 @@ async fn open(
             return None;
         };
         told.host = Some(host.clone());
+        told.attempts = told.attempts.saturating_add(1);
         match connect_once(worker, cluster, &host, conn).await {
             Ok((stream, ticket)) => {
                 cluster.note(&host, Outcome::Status(200));

@@ -7,61 +7,76 @@ use std::fmt;
 pub struct ResponseFlags(u32);
 
 macro_rules! flags {
-    ($($(#[$doc:meta])* $name:ident = $bit:literal, $short:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal, $short:literal, $long:literal;)*) => {
         impl ResponseFlags {
             $($(#[$doc])* pub const $name: ResponseFlags = ResponseFlags(1 << $bit);)*
-            const NAMES: &'static [(ResponseFlags, &'static str)] = &[$((ResponseFlags(1 << $bit), $short)),*];
+            const NAMES: &'static [(ResponseFlags, &'static str, &'static str)] =
+                &[$((ResponseFlags(1 << $bit), $short, $long)),*];
         }
     };
 }
 
 flags! {
+    /// The workload itself said that it is not well.
+    FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy upstream host in the cluster.
-    NO_HEALTHY_UPSTREAM = 0, "UH";
-    /// The upstream could not be connected.
-    UPSTREAM_CONNECTION_FAILURE = 1, "UF";
-    /// A circuit breaker refused the request (too many connections, requests or waiting requests).
-    UPSTREAM_OVERFLOW = 2, "UO";
-    /// No route matched, or no filter chain for the connection.
-    NO_ROUTE = 3, "NR";
-    /// The retry limit, or for TCP the limit of connection attempts, was reached.
-    RETRY_LIMIT = 4, "URX";
-    /// The route names a cluster that is not there.
-    NO_CLUSTER = 5, "NC";
-    /// The connection or request ran longer than allowed.
-    DURATION_TIMEOUT = 6, "DT";
-    /// The downstream ended before the response was complete.
-    DOWNSTREAM_CONNECTION_TERMINATION = 7, "DC";
-    /// Reset from this side.
-    LOCAL_RESET = 8, "LR";
-    /// The upstream reset the stream.
-    UPSTREAM_REMOTE_RESET = 9, "UR";
-    /// The upstream connection ended before the response was complete.
-    UPSTREAM_CONNECTION_TERMINATION = 10, "UC";
+    NO_HEALTHY_UPSTREAM = 1, "UH", "NoHealthyUpstream";
     /// The route's timeout passed.
-    UPSTREAM_TIMEOUT = 11, "UT";
+    UPSTREAM_TIMEOUT = 2, "UT", "UpstreamRequestTimeout";
+    /// Reset from this side.
+    LOCAL_RESET = 3, "LR", "LocalReset";
+    /// The upstream reset the stream.
+    UPSTREAM_REMOTE_RESET = 4, "UR", "UpstreamRemoteReset";
+    /// The upstream could not be connected.
+    UPSTREAM_CONNECTION_FAILURE = 5, "UF", "UpstreamConnectionFailure";
+    /// The upstream connection ended before the response was complete.
+    UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "UpstreamConnectionTermination";
+    /// A circuit breaker refused the request (too many connections, requests or waiting requests).
+    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
+    /// No route matched, or no filter chain for the connection.
+    NO_ROUTE = 8, "NR", "NoRouteFound";
     /// A configured delay was added.
-    DELAY_INJECTED = 12, "DI";
+    DELAY_INJECTED = 9, "DI", "DelayInjected";
     /// A configured fault was returned.
-    FAULT_INJECTED = 13, "FI";
+    FAULT_INJECTED = 10, "FI", "FaultInjected";
     /// A rate limit refused the request.
-    RATE_LIMITED = 14, "RL";
+    RATE_LIMITED = 11, "RL", "RateLimited";
     /// An external authorizer refused the request.
-    UNAUTHORIZED_EXTERNAL = 15, "UAEX";
+    UNAUTHORIZED_EXTERNAL = 12, "UAEX", "UnauthorizedExternalService";
+    /// The service that limits rates failed.
+    RATE_LIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
+    /// The downstream ended before the response was complete.
+    DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
+    /// The retry limit, or for TCP the limit of connection attempts, was reached.
+    RETRY_LIMIT = 15, "URX", "UpstreamRetryLimitExceeded";
     /// The stream was idle for too long.
-    STREAM_IDLE_TIMEOUT = 16, "SI";
+    STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
+    /// A header by which the proxy is told what to do says nothing that it may.
+    INVALID_ENVOY_HEADERS = 17, "IH", "InvalidEnvoyRequestHeaders";
     /// The downstream broke the protocol.
-    DOWNSTREAM_PROTOCOL_ERROR = 17, "DPE";
-    /// The upstream broke the protocol.
-    UPSTREAM_PROTOCOL_ERROR = 18, "UPE";
+    DOWNSTREAM_PROTOCOL_ERROR = 18, "DPE", "DownstreamProtocolError";
     /// The upstream reached the maximum duration of a stream.
-    UPSTREAM_MAX_STREAM_DURATION_REACHED = 19, "UMSDR";
+    UPSTREAM_MAX_STREAM_DURATION_REACHED = 19, "UMSDR", "UpstreamMaxStreamDurationReached";
+    /// The answer came from a cache.
+    FROM_CACHE = 20, "RFCF", "ResponseFromCacheFilter";
+    /// A filter's configuration did not come in time.
+    NO_FILTER_CONFIG = 21, "NFCF", "NoFilterConfigFound";
+    /// The connection or request ran longer than allowed.
+    DURATION_TIMEOUT = 22, "DT", "DurationTimeout";
+    /// The upstream broke the protocol.
+    UPSTREAM_PROTOCOL_ERROR = 23, "UPE", "UpstreamProtocolError";
+    /// The route names a cluster that is not there.
+    NO_CLUSTER = 24, "NC", "NoClusterFound";
     /// Refused because a limit of this proxy (memory, connections) was reached.
-    OVERLOAD_MANAGER = 20, "OM";
-    /// The downstream reset the stream.
-    DOWNSTREAM_REMOTE_RESET = 21, "DR";
+    OVERLOAD_MANAGER = 25, "OM", "OverloadManagerTerminated";
+    /// A name could not be resolved.
+    DNS_FAILED = 26, "DF", "DnsResolutionFailed";
     /// The control plane wanted some requests refused.
-    DROP_OVERLOAD = 22, "DO";
+    DROP_OVERLOAD = 27, "DO", "DropOverload";
+    /// The downstream reset the stream.
+    DOWNSTREAM_REMOTE_RESET = 28, "DR", "DownstreamRemoteReset";
+    /// The control plane wanted all requests refused.
+    UNCONDITIONAL_DROP_OVERLOAD = 29, "UDO", "UnconditionalDropOverload";
 }
 
 impl ResponseFlags {
@@ -87,7 +102,12 @@ impl ResponseFlags {
 
     /// The flag of a short name, e.g. `UH`.
     pub fn named(short: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(_, name)| *name == short).map(|&(flag, _)| flag)
+        Self::NAMES.iter().find(|(_, name, _)| *name == short).map(|&(flag, ..)| flag)
+    }
+
+    /// The set under the long names of its flags.
+    pub const fn long(self) -> LongNames {
+        LongNames(self)
     }
 
     /// Adds the flags of `other`.
@@ -109,23 +129,37 @@ impl std::ops::BitOrAssign for ResponseFlags {
     }
 }
 
+/// Prints a set by long names, `NoHealthyUpstream`.
+#[derive(Clone, Copy, Debug)]
+pub struct LongNames(ResponseFlags);
+
 impl fmt::Display for ResponseFlags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_empty() {
-            return f.write_str("-");
-        }
-        let mut first = true;
-        for (flag, name) in Self::NAMES {
-            if self.contains(*flag) {
-                if !first {
-                    f.write_str(",")?;
-                }
-                f.write_str(name)?;
-                first = false;
-            }
-        }
-        Ok(())
+        print(*self, f, |(_, short, _)| short)
     }
+}
+
+impl fmt::Display for LongNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        print(self.0, f, |(_, _, long)| long)
+    }
+}
+
+type Named = (ResponseFlags, &'static str, &'static str);
+
+fn print(flags: ResponseFlags, f: &mut fmt::Formatter<'_>, name: fn(&Named) -> &'static str) -> fmt::Result {
+    if flags.is_empty() {
+        return f.write_str("-");
+    }
+    let mut first = true;
+    for named in ResponseFlags::NAMES.iter().filter(|(flag, ..)| flags.contains(*flag)) {
+        if !first {
+            f.write_str(",")?;
+        }
+        f.write_str(name(named))?;
+        first = false;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -136,5 +170,6 @@ mod tests {
     fn flags_when_several_are_set_then_print_in_a_fixed_order() {
         assert_eq!((ResponseFlags::RETRY_LIMIT | ResponseFlags::UPSTREAM_CONNECTION_FAILURE).to_string(), "UF,URX");
         assert_eq!(ResponseFlags::none().to_string(), "-");
+        assert_eq!(ResponseFlags::NO_ROUTE.long().to_string(), "NoRouteFound");
     }
 }

@@ -1,64 +1,75 @@
 //! How log lines leave a worker: gathered into a batch, handed over by a bounded channel, written by the control thread.
 
+use super::logsink::{LogSink, Outputs};
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 
 /// A batch is handed over when it has grown to this many bytes.
 pub const BATCH_BYTES: usize = 16 * 1024;
-/// Most bytes that a worker holds while the writer is behind; further lines are dropped.
+/// Most bytes that a worker holds for one place while the writer is behind; further lines are dropped.
 pub const MAX_PENDING_BYTES: usize = 64 * 1024;
-/// Most batches on their way from one worker; with [`MAX_PENDING_BYTES`] this bounds log memory to 576 KiB a worker,
-/// or 1 MiB when single lines are long.
+/// Most batches on their way from one worker; with [`MAX_PENDING_BYTES`] this bounds log memory to 576 KiB a worker
+/// (and 64 KiB for each further place), or 1 MiB when single lines are long.
 pub const MAX_BATCHES: usize = 32;
 /// A line waits at most this long in the worker.
 pub const FLUSH_DELAY: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
+/// Lines for one place.
+pub(super) type Batch = (Arc<LogSink>, Vec<u8>);
+
 struct Pending {
+    sink: Arc<LogSink>,
     bytes: Vec<u8>,
     lines: u64,
 }
 
 /// A worker's end.
 pub(super) struct LogBuffer {
-    pending: RefCell<Pending>,
-    sender: mpsc::Sender<Vec<u8>>,
+    /// One a place that was ever logged to; few, so that they are looked through.
+    pending: RefCell<Vec<Pending>>,
+    sender: mpsc::Sender<Batch>,
     filled: Notify,
 }
 
 impl LogBuffer {
-    pub(super) fn new(sender: mpsc::Sender<Vec<u8>>) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<Batch>) -> Self {
         Self { pending: RefCell::default(), sender, filled: Notify::new() }
     }
 
     /// Adds a line; returns how many lines were lost (this one, or those of a writer that is gone).
-    pub(super) fn line(&self, write: impl FnOnce(&mut Vec<u8>)) -> u64 {
-        let full = {
-            let mut pending = self.pending.borrow_mut();
-            if pending.bytes.len() >= MAX_PENDING_BYTES {
-                return 1;
-            }
-            if pending.bytes.is_empty() {
-                self.filled.notify_one();
-            }
-            write(&mut pending.bytes);
-            pending.lines += 1;
-            pending.bytes.len() >= BATCH_BYTES
-        };
-        if full { self.flush() } else { 0 }
+    pub(super) fn line(&self, sink: &Arc<LogSink>, write: impl FnOnce(&mut Vec<u8>)) -> u64 {
+        let mut all = self.pending.borrow_mut();
+        let at = all.iter().position(|pending| Arc::ptr_eq(&pending.sink, sink)).unwrap_or(all.len());
+        if at == all.len() {
+            all.push(Pending { sink: sink.clone(), bytes: Vec::new(), lines: 0 });
+        }
+        let pending = &mut all[at];
+        if pending.bytes.len() >= MAX_PENDING_BYTES {
+            return 1;
+        }
+        if pending.bytes.is_empty() {
+            self.filled.notify_one();
+        }
+        write(&mut pending.bytes);
+        pending.lines += 1;
+        if pending.bytes.len() >= BATCH_BYTES { self.hand_over(pending) } else { 0 }
     }
 
-    /// Hands the batch over if there is room; returns how many lines were lost because the writer is gone.
+    /// Hands the batches over if there is room; returns how many lines were lost because the writer is gone.
     pub(super) fn flush(&self) -> u64 {
-        let mut pending = self.pending.borrow_mut();
+        self.pending.borrow_mut().iter_mut().map(|pending| self.hand_over(pending)).sum()
+    }
+
+    fn hand_over(&self, pending: &mut Pending) -> u64 {
         if pending.bytes.is_empty() {
             return 0;
         }
         match self.sender.try_reserve() {
             Ok(permit) => {
-                permit.send(std::mem::take(&mut pending.bytes));
+                permit.send((pending.sink.clone(), std::mem::take(&mut pending.bytes)));
                 pending.lines = 0;
                 0
             }
@@ -81,17 +92,25 @@ impl LogBuffer {
     }
 }
 
-/// Writes batches to `out` until every worker is gone. Writes happen on a thread of their own: standard output may be a
-/// pipe that nobody reads for a while, and neither the control thread nor its runtime's shutdown may wait for that.
-pub(super) async fn write_batches<W>(mut batches: mpsc::Receiver<Vec<u8>>, mut out: W)
+/// Writes batches until every worker is gone; `stdout` stands for standard output. Writes happen on a thread of their own: it may
+/// be a pipe that nobody reads for a while, and neither the control thread nor its runtime's shutdown may wait for that.
+pub(super) async fn write_batches<W>(mut batches: mpsc::Receiver<Batch>, stdout: W)
 where
     W: std::io::Write + Send + 'static,
 {
     let (done, finished) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
-        while let Some(batch) = batches.blocking_recv() {
-            // A closed standard output must not end the proxy, and there is nobody left to tell.
-            let _ = out.write_all(&batch).and_then(|()| out.flush());
+        let mut outputs = Outputs::new(stdout);
+        let mut failing = false;
+        while let Some((sink, batch)) = batches.blocking_recv() {
+            let written = outputs.write(&sink, &batch);
+            // Said once: a full disk must not fill another one.
+            if let Err(error) = &written
+                && !failing
+            {
+                tracing::warn!(?sink, %error, "access log lines cannot be written, and are lost");
+            }
+            failing = written.is_err();
         }
         let _ = done.send(());
     });

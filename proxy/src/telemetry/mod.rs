@@ -7,18 +7,24 @@
 //! Label sets are turned into text once, when a combination of workloads, code and flags is first seen, and found again
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
+pub mod entry;
 pub mod flags;
 pub mod histogram;
 pub mod labels;
 pub mod logbuffer;
+pub mod logfilter;
 pub mod logformat;
+pub mod logsink;
 pub mod peer;
 pub mod process;
 pub mod render;
 pub mod shard;
 
+pub use entry::{HeaderLookup, LogEntry, LogKind, Moments};
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
-pub use logformat::{FormatError, HeaderLookup, LogEntry, LogFormat};
+pub use logfilter::{Comparison, LogFilter};
+pub use logformat::{FormatError, LogFormat};
+pub use logsink::{LogSink, LogSinks};
 pub use render::{Exposition, Telemetry};
 pub use shard::{RequestRecord, Shard, TcpRecord, TcpRecorder};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
 use super::histogram::{BOUNDS, Summed};
-use super::logbuffer::{self, LogBuffer, MAX_BATCHES};
+use super::logbuffer::{self, Batch, LogBuffer, MAX_BATCHES};
 use super::process::{self, thousandths};
 use super::shard::{Published, Shard, Values};
 
@@ -15,7 +15,7 @@ use super::shard::{Published, Shard, Values};
 #[derive(Clone)]
 pub struct Telemetry {
     workers: Arc<[Arc<Published>]>,
-    batches: Arc<Mutex<Option<mpsc::Receiver<Vec<u8>>>>>,
+    batches: Arc<Mutex<Option<mpsc::Receiver<Batch>>>>,
 }
 
 #[derive(Default)]
@@ -43,13 +43,13 @@ impl Telemetry {
         (Telemetry { workers: published.into(), batches: Arc::new(Mutex::new(Some(batches))) }, shards)
     }
 
-    /// Writes the workers' access log lines to standard output until the last worker has ended. Meant to be called
+    /// Writes the workers' access log lines where they belong until the last worker has ended. Meant to be called
     /// once; a second call returns at once.
     pub async fn write_logs(&self) {
         self.write_logs_to(std::io::stdout()).await;
     }
 
-    /// Like [`Telemetry::write_logs`], to another place.
+    /// Like [`Telemetry::write_logs`], with another place for standard output.
     pub async fn write_logs_to(&self, out: impl std::io::Write + Send + 'static) {
         let batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(batches) = batches {
@@ -311,6 +311,7 @@ mod tests {
         let shard = Rc::new(shards.remove(0));
         let sink = Sink::default();
         let format = LogFormat::compile("%REQ(:PATH)%\n").unwrap();
+        let stdout = Arc::new(LogSink::Stdout);
         let local = tokio::task::LocalSet::new();
         let task = local.spawn_local(shard.clone().flush_logs());
         let write = {
@@ -319,8 +320,8 @@ mod tests {
         };
         let entry =
             LogEntry { path: Some("/a"), ..LogEntry::new(std::time::SystemTime::now(), Duration::ZERO, (), ()) };
-        shard.log(&format, &entry);
-        shard.log(&format, &entry);
+        shard.log(&stdout, &format, &entry);
+        shard.log(&stdout, &format, &entry);
         local
             .run_until(async {
                 tokio::time::timeout(Duration::from_secs(5), async {
@@ -345,11 +346,12 @@ mod tests {
         let (telemetry, mut shards) = Telemetry::new(1);
         let shard = shards.remove(0);
         let format = LogFormat::compile("%REQ(:PATH)%\n").unwrap();
+        let stdout = Arc::new(LogSink::Stdout);
         let path = "x".repeat(2000);
         let entry =
             LogEntry { path: Some(&path), ..LogEntry::new(std::time::SystemTime::now(), Duration::ZERO, (), ()) };
         for _ in 0..1000 {
-            shard.log(&format, &entry);
+            shard.log(&stdout, &format, &entry);
         }
         let text = traffic(&telemetry);
         let dropped = text.lines().find(|line| line.starts_with("leno_proxy_access_log_dropped")).unwrap_or_default();

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::histogram::{Counter, Histogram};
 use super::labels::{self, ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, Tail, WorkloadLabels};
 use super::logbuffer::LogBuffer;
-use super::{HeaderLookup, LogEntry, LogFormat, ResponseFlags};
+use super::{HeaderLookup, LogEntry, LogFormat, LogSink, ResponseFlags};
 
 /// Most series (label sets) a worker keeps; what would be more is counted in one series a reporter whose labels say
 /// `overflow`, and in `leno_proxy_metric_overflow_total`. About 1.5 KiB each, so 3 MiB at most.
@@ -225,8 +225,13 @@ impl Shard {
 
     /// Formats an access log line into the worker's buffer. When the writer does not keep up, the line is dropped and
     /// counted (`leno_proxy_access_log_dropped_lines_total`).
-    pub fn log<Q: HeaderLookup, S: HeaderLookup>(&self, format: &LogFormat, entry: &LogEntry<'_, Q, S>) {
-        let dropped = self.logs.line(|out| format.write(entry, out));
+    pub fn log<Q: HeaderLookup, S: HeaderLookup>(
+        &self,
+        sink: &Arc<LogSink>,
+        format: &LogFormat,
+        entry: &LogEntry<'_, Q, S>,
+    ) {
+        let dropped = self.logs.line(sink, |out| format.write(entry, out));
         if dropped > 0 {
             self.published.dropped_log_lines.add(dropped);
         }

@@ -65,6 +65,7 @@ pub struct Worker {
     listeners_gone: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
+    next_connection: Cell<u64>,
     date: RefCell<(i64, Rc<str>)>,
 }
 
@@ -94,6 +95,7 @@ impl Worker {
             listeners_gone: Cell::new(None),
             wakers: RefCell::default(),
             next_waker: Cell::new(0),
+            next_connection: Cell::new(1),
             date: RefCell::new((0, Rc::from(""))),
         })
     }
@@ -121,6 +123,13 @@ impl Worker {
     pub fn ends_since(&self, place: &Place) -> Option<Instant> {
         let gone = self.listeners_gone.get().filter(|_| place.listener(self.root.borrow().config()).is_none());
         self.draining_since().or(gone)
+    }
+
+    /// A number for a connection, unlike any other of this process.
+    pub fn connection_id(&self) -> u64 {
+        let number = self.next_connection.get();
+        self.next_connection.set(number + 1);
+        (number - 1) * u64::from(self.workers) + self.index as u64 + 1
     }
 
     /// The workload's certificates.

@@ -106,7 +106,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             timer: &mut timer,
             request,
             response,
-            tally: Tally::start(manager.access_log.is_some()),
+            tally: Tally::start(manager.observes()),
         };
         match waited {
             // Boxed: what a request needs is there while it runs, and an idle connection stays small.

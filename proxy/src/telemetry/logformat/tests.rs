@@ -1,6 +1,8 @@
 //! Lines as Istio writes them, and formats that do not compile.
 
 use super::*;
+use crate::telemetry::{LogKind, Moments, ResponseFlags};
+use std::time::{Duration, SystemTime};
 
 fn line<Q: HeaderLookup, S: HeaderLookup>(format: &LogFormat, entry: &LogEntry<'_, Q, S>) -> String {
     let mut out = Vec::new();
@@ -66,7 +68,11 @@ fn format_when_an_operator_is_unknown_then_the_error_names_it() {
     assert_eq!(LogFormat::compile("a %NOPE% b"), Err(FormatError::UnknownOperator("NOPE".into())));
     assert_eq!(LogFormat::compile("ab %START"), Err(FormatError::Unclosed(3)));
     assert_eq!(LogFormat::compile("%REQ(A%"), Err(FormatError::Argument("REQ(A".into())));
-    assert_eq!(LogFormat::compile("100%%").unwrap(), LogFormat(vec![Operator::Literal("100%".into())]));
+    assert_eq!(pieces("100%%").unwrap(), [Operator::Literal("100%".into())]);
+    assert!(matches!(LogFormat::compile("%DURATION(x)%"), Err(FormatError::Argument(_))), "it takes no argument");
+    assert!(matches!(LogFormat::compile("%REQ(a?b?c)%"), Err(FormatError::Argument(_))), "one alternative at most");
+    assert!(matches!(LogFormat::compile("%START_TIME(%q)%"), Err(FormatError::Argument(_))));
+    assert!(LogFormat::compile("%START_TIME(%s.%3f)% %START_TIME_LOCAL(%Y/%m/%d %H:%M:%S %z)%").is_ok());
 }
 
 #[test]
@@ -76,4 +82,126 @@ fn istio_format_when_nothing_is_known_then_dashes_stand_in() {
         line(&LogFormat::istio(), &entry),
         "[2023-11-14T22:13:20.123Z] \"- - -\" 0 - - - \"-\" 0 0 0 - \"-\" \"-\" \"-\" \"-\" \"-\" - - - - - -\n"
     );
+}
+
+fn fields(value: serde_json::Value) -> Struct {
+    use leno_xds::envoy::config::core::v3::{SubstitutionFormatString, substitution_format_string::Format};
+    let value = serde_json::json!({"json_format": value});
+    match leno_xds::json::from_value::<SubstitutionFormatString>(&value).unwrap().format {
+        Some(Format::JsonFormat(fields)) => fields,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn json_format_when_written_then_types_stay_and_members_are_sorted() {
+    let format = serde_json::json!({
+        "z": "%PROTOCOL%", "code": "%RESPONSE_CODE%", "none": "%REQ(x-none)%", "null": null, "flag": true, "number": 1.5,
+        "mixed": "a%REQ(x-none)%b%BYTES_SENT%", "per cent": "%%", "empty": "", "object": {"b": "%DURATION%", "a": "%REQ(x-none)%"},
+        "list": ["%PROTOCOL%", 2, null, {"x": "%REQ(x-none)%"}, []], "only": {"x": "%REQ(x-none)%"},
+    });
+    let entry = LogEntry {
+        protocol: Some("HTTP/2"),
+        code: 200,
+        bytes_sent: 7,
+        ..LogEntry::new(at(), Duration::from_millis(3), (), ())
+    };
+    assert_eq!(
+        line(&LogFormat::json(&fields(format.clone()), false).unwrap(), &entry),
+        concat!(
+            r#"{"code":200,"empty":"","flag":true,"list":["HTTP/2",2,null,{"x":null},[]],"mixed":"a-b7","none":null,"#,
+            r#""null":null,"number":1.5,"object":{"a":null,"b":3},"only":{"x":null},"per cent":"%","z":"HTTP/2"}"#,
+            "\n"
+        )
+    );
+    assert_eq!(
+        line(&LogFormat::json(&fields(format), true).unwrap(), &entry),
+        concat!(
+            r#"{"code":200,"empty":"","flag":true,"list":["HTTP/2",2,[]],"mixed":"ab7","number":1.5,"object":{"b":3},"#,
+            r#""per cent":"%","z":"HTTP/2"}"#,
+            "\n"
+        )
+    );
+}
+
+#[test]
+fn json_value_when_it_is_no_text_then_the_line_is_json_all_the_same() {
+    let format = LogFormat::json(&fields(serde_json::json!({"v": "%REQ(v)%"})), false).unwrap();
+    for (value, wanted) in [
+        (&b"a\"b\\c\t\x01<\xc3\xa9"[..], "{\"v\":\"a\\\"b\\\\c\\t\\u0001<\u{e9}\"}\n"),
+        (b"a\"\xff\xc3", "{\"v\":\"a\\u0022\\u00ff\\u00c3\"}\n"),
+    ] {
+        let mut request = http::HeaderMap::new();
+        request.insert("v", http::HeaderValue::from_static("x"));
+        struct One<'v>(&'v [u8]);
+        impl HeaderLookup for One<'_> {
+            fn header(&self, _: &str) -> Option<&[u8]> {
+                Some(self.0)
+            }
+        }
+        let entry = LogEntry::new(at(), Duration::ZERO, One(value), ());
+        let written = line(&format, &LogEntry { trailers: None::<()>, ..entry });
+        assert_eq!(written, wanted);
+        assert!(serde_json::from_str::<serde_json::Value>(&written).is_ok());
+    }
+}
+
+#[test]
+fn operators_when_everything_is_known_then_each_says_its_own() {
+    let mut request = http::HeaderMap::new();
+    request.insert("x-envoy-original-path", "/before?x=1".parse().unwrap());
+    request.insert("x-request-id", "id-1".parse().unwrap());
+    let response = http::HeaderMap::new();
+    let entry = LogEntry {
+        kind: LogKind::DownstreamEnd,
+        method: Some("GET"),
+        path: Some("/now?a=b%20c&d"),
+        authority: Some("h:80"),
+        protocol: Some("HTTP/1.1"),
+        upstream_protocol: Some("HTTP/2"),
+        flags: ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::RETRY_LIMIT,
+        code: 503,
+        code_details: Some("a b"),
+        grpc: true,
+        grpc_status: Some(14),
+        attempts: 2,
+        upstream_host: Some("10.1.2.3:80".parse().unwrap()),
+        upstream_host_name: Some("db.example:80"),
+        upstream_connected: true,
+        downstream_remote: Some("[2001:db8:1:2::5]:7".parse().unwrap()),
+        moments: Moments {
+            received: Some(Duration::from_millis(1)),
+            answered: Some(Duration::from_millis(4)),
+            ..Moments::default()
+        },
+        ..LogEntry::new(at(), Duration::from_millis(9), &request, &response)
+    };
+    for (format, wanted) in [
+        ("%START_TIME(%s.%3f)%", "1700000000.123"),
+        ("%START_TIME(%Y/%m/%dT%H:%M:%S%z %a %b %j)%", "2023/11/14T22:13:20+0000 Tue Nov 318"),
+        ("%RESPONSE_FLAGS_LONG%", "UpstreamConnectionFailure,UpstreamRetryLimitExceeded"),
+        ("%RESPONSE_CODE_DETAILS%|%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", "a_b|a b"),
+        ("%PATH%|%PATH(NQ)%|%PATH(WQ:PATH):4%|%PATH(NQ:PATH)%", "/before?x=1|/before|/now|/now"),
+        ("%QUERY_PARAM(a)%|%QUERY_PARAM(d)%|%QUERY_PARAM(e)%|%QUERY_PARAMS%", "b c||-|a=b%20c&d"),
+        ("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%", "Unavailable UNAVAILABLE 14"),
+        ("%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(16)%", "10.1.0.0/16"),
+        ("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT(64)%", "2001:db8:1:2::/64"),
+        ("%UPSTREAM_HOST_NAME%|%UPSTREAM_HOST_NAME_WITHOUT_PORT%", "db.example:80|db.example"),
+        ("%UPSTREAM_PROTOCOL% %UPSTREAM_REQUEST_ATTEMPT_COUNT%", "HTTP/2 2"),
+        ("%REQUEST_DURATION% %RESPONSE_DURATION% %RESPONSE_TX_DURATION%", "1 4 5"),
+        ("%COMMON_DURATION(DS_RX_END:US_RX_BEG:us)%|%COMMON_DURATION(DS_RX_BEG:US_TX_BEG:ms)%", "3000|-"),
+        ("%REQUESTED_SERVER_NAME%|%REQUESTED_SERVER_NAME(SNI_FIRST:HOST)%", "-|h:80"),
+        ("%STREAM_ID% %ACCESS_LOG_TYPE%", "id-1 DownstreamEnd"),
+        (r#"%COALESCE({"operators": ["REQUESTED_SERVER_NAME", {"command": "REQ", "param": ":authority"}]}):1%"#, "h"),
+    ] {
+        assert_eq!(line(&LogFormat::compile(format).unwrap(), &entry), wanted, "{format}");
+    }
+}
+
+#[test]
+fn header_value_when_there_are_no_flags_then_it_is_a_dash_and_what_is_unknown_is_nothing() {
+    let entry = LogEntry::new(at(), Duration::ZERO, (), ());
+    let mut out = Vec::new();
+    LogFormat::compile("%RESPONSE_FLAGS%|%REQ(a)%|%PROTOCOL%|%RESPONSE_CODE%").unwrap().write_header(&entry, &mut out);
+    assert_eq!(out, b"-|||0");
 }

@@ -155,7 +155,7 @@ fn request_when_logged_then_the_line_says_what_happened() {
     let backend = Backend::http(|request| ok(&request.body));
     let routes = vec![route(RouteMatch::default(), forward(Forward::default()))];
     let format = crate::telemetry::LogFormat::istio();
-    let manager = HttpManager { access_log: Some(Arc::new(format)), ..manager(routes) };
+    let manager = HttpManager { access_logs: vec![AccessLog::stdout(format)], ..manager(routes) };
     let proxy = Proxy::start(1, Network::Http(Arc::new(manager)), vec![cluster(&[backend.address])]);
     let (lines, telemetry) = (Lines::default(), proxy.telemetry.clone());
     let out = lines.clone();
@@ -171,4 +171,41 @@ fn request_when_logged_then_the_line_says_what_happened() {
     assert!(line.contains("\"POST /a/b?c HTTP/1.1\" 200 - via_upstream - \"-\" 5 5 "), "{line}");
     assert!(line.contains("\"test/1\"") && line.contains("\"shop\""), "{line}");
     assert!(line.contains(&format!("\"{}\" outbound|80||test 127.0.0.1:", backend.address)), "{line}");
+}
+
+#[test]
+fn request_when_logged_to_files_then_each_has_the_lines_that_it_wants() {
+    use crate::telemetry::{Comparison, LogFilter, LogSinks};
+    let folder = tempfile::tempdir().unwrap();
+    let (all, errors) = (folder.path().join("all"), folder.path().join("errors"));
+    let sinks = LogSinks::default();
+    let log = |path: &std::path::Path, filter| AccessLog {
+        filter,
+        format: Arc::new(
+            LogFormat::compile("%RESPONSE_CODE% %UPSTREAM_PROTOCOL% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n").unwrap(),
+        ),
+        sink: sinks.at(path.to_str().unwrap()).unwrap(),
+    };
+    let backend = Backend::http(|request| ok(&request.body));
+    let routes = vec![route(
+        RouteMatch { path: PathMatch::Prefix("/a".into()), ..RouteMatch::default() },
+        forward(Forward::default()),
+    )];
+    let failed = LogFilter::Status(Comparison::AtLeast, 400);
+    let manager = HttpManager { access_logs: vec![log(&all, None), log(&errors, Some(failed))], ..manager(routes) };
+    let proxy = Proxy::start(1, Network::Http(Arc::new(manager)), vec![cluster(&[backend.address])]);
+    let telemetry = proxy.telemetry.clone();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(telemetry.write_logs());
+    });
+    assert_eq!((proxy.get("/a").status(), proxy.get("/b").status()), (200, 404));
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_default();
+    eventually("a line in each file", || read(&all).lines().count() == 2 && !read(&errors).is_empty());
+    assert_eq!(read(&all), "200 HTTP/1.1 1\n404 - 0\n");
+    assert_eq!(read(&errors), "404 - 0\n");
+    std::fs::rename(&all, folder.path().join("moved")).unwrap();
+    crate::telemetry::logsink::reopen();
+    assert_eq!(proxy.get("/a").status(), 200);
+    eventually("a new file", || read(&all) == "200 HTTP/1.1 1\n");
 }

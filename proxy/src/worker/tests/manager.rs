@@ -3,7 +3,9 @@
 use super::configured::{Configured, filter, static_cluster};
 use super::tls::{connect, pair_json, socket};
 use super::*;
+use crate::telemetry::{Comparison, LogFilter};
 use crate::tls::own_tests::Ca;
+use prost_types::value::Kind;
 use serde_json::json;
 
 /// A proxy with a manager changed by `change`, in front of an endpoint that answers with what it received.
@@ -280,20 +282,17 @@ fn names_of_headers_when_proper_case_is_wanted_then_the_client_gets_it() {
 
 #[test]
 fn replies_when_mapped_then_status_body_and_headers_are_the_configurations() {
+    let text = |text: &str| prost_types::Value { kind: Some(Kind::StringValue(text.to_owned())) };
+    let members = [("code", "%RESPONSE_CODE%"), ("text", "%LOCAL_REPLY_BODY%")];
+    let fields = prost_types::Struct { fields: members.map(|(name, value)| (name.to_owned(), text(value))).into() };
     let format = BodyFormat {
         content_type: "application/json".into(),
-        parts: vec![
-            BodyPart::Literal("{\"code\":".into()),
-            BodyPart::Format(Box::new(LogFormat::compile("%RESPONSE_CODE%").unwrap())),
-            BodyPart::Literal(",\"text\":\"".into()),
-            BodyPart::Body { json: true },
-            BodyPart::Literal("\"}".into()),
-        ],
+        format: Arc::new(LogFormat::json(&fields, false).unwrap()),
     };
     let mapper = Mapper {
-        filter: ReplyFilter::All(vec![
-            ReplyFilter::Status(Comparison::AtLeast, 500),
-            ReplyFilter::Flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
+        filter: LogFilter::All(vec![
+            LogFilter::Status(Comparison::AtLeast, 500),
+            LogFilter::Flags(ResponseFlags::NO_HEALTHY_UPSTREAM),
         ]),
         status: Some(521),
         body: Some("say \"ah\"".into()),
@@ -306,7 +305,7 @@ fn replies_when_mapped_then_status_body_and_headers_are_the_configurations() {
     let answer = proxy.get("/");
     assert_eq!((answer.status(), answer.header("x-mapped")), (521, Some("yes")));
     assert_eq!(answer.header("content-type"), Some("application/json"));
-    assert_eq!(answer.body, "{\"code\":521,\"text\":\"say \\\"ah\\\"\"}");
+    assert_eq!(answer.body, "{\"code\":521,\"text\":\"say \\\"ah\\\"\"}\n");
     let answer = proxy.get("/%00");
     assert_eq!((answer.status(), answer.header("x-mapped")), (400, None), "the mapper is for others");
 }

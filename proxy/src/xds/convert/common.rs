@@ -1,21 +1,14 @@
-//! Conversions that several resources need: packed messages, durations, addresses, header changes, access logs.
+//! Conversions that several resources need: packed messages, durations, addresses, header changes.
 
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{HeaderOp, HeaderText};
-use crate::telemetry::LogFormat;
-use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SubstitutionFormatString,
-    address, data_source, header_value_option::HeaderAppendAction, socket_address, substitution_format_string,
-};
-use leno_xds::envoy::extensions::access_loggers::{
-    file::v3::{FileAccessLog, file_access_log},
-    stream::v3::{StdoutAccessLog, stdout_access_log},
+    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, address, data_source,
+    header_value_option::HeaderAppendAction, socket_address,
 };
 use prost::{Message, Name};
 use prost_types::{Any, Struct, Value, value::Kind};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Unpacks a message, and refuses fields in its bytes that its type does not know.
@@ -124,58 +117,6 @@ pub fn inline(source: DataSource) -> Converted<Vec<u8>> {
     }
 }
 
-/// The lines to write: one log to standard output, in a text format.
-pub fn access_log(context: &mut Context, logs: Vec<AccessLog>) -> Converted<Option<Arc<LogFormat>>> {
-    let mut logs = logs.into_iter();
-    let Some(AccessLog { name: _, filter, config_type }) = logs.next() else { return Ok(None) };
-    refuse!(filter);
-    if logs.next().is_some() {
-        return Err(Refused::new("[1]", "is a second access log; this proxy writes one"));
-    }
-    let Some(access_log::ConfigType::TypedConfig(any)) = config_type else {
-        return Err(Refused::new("[0].typed_config", "is missing"));
-    };
-    let format = if let Some(FileAccessLog { path, access_log_format }) = optional(&any)? {
-        if path != "/dev/stdout" {
-            return Err(Refused::new("[0].path", format!("`{path}` is not supported; write /dev/stdout")));
-        }
-        match access_log_format {
-            None => String::new(),
-            Some(file_access_log::AccessLogFormat::Format(text)) => text,
-            Some(file_access_log::AccessLogFormat::LogFormat(format)) => text_format(format)?,
-            Some(file_access_log::AccessLogFormat::JsonFormat(_)) => {
-                return Err(Refused::new("[0].json_format", "is not supported by this proxy; use a text format"));
-            }
-            Some(file_access_log::AccessLogFormat::TypedJsonFormat(_)) => {
-                return Err(Refused::new("[0].typed_json_format", "is not supported by this proxy; use a text format"));
-            }
-        }
-    } else if let Some(StdoutAccessLog { access_log_format }) = optional(&any)? {
-        match access_log_format {
-            None => String::new(),
-            Some(stdout_access_log::AccessLogFormat::LogFormat(format)) => text_format(format)?,
-        }
-    } else {
-        return Err(unknown_type(&any).within("[0].typed_config"));
-    };
-    Ok(Some(context.log_format(&format).within("[0]")?))
-}
-
-fn text_format(format: SubstitutionFormatString) -> Converted<String> {
-    let SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options: _, format } =
-        format;
-    refuse!(omit_empty_values, formatters);
-    let bytes = match format {
-        None => Vec::new(),
-        Some(substitution_format_string::Format::TextFormat(text)) => text.into_bytes(),
-        Some(substitution_format_string::Format::TextFormatSource(source)) => inline(source)?,
-        Some(substitution_format_string::Format::JsonFormat(_)) => {
-            return Err(Refused::new("[0].json_format", "is not supported by this proxy; use a text format"));
-        }
-    };
-    String::from_utf8(bytes).map_err(|_| Refused::new("[0].text_format_source", "is not UTF-8"))
-}
-
 /// Header changes in the order in which Envoy makes them: removals first.
 pub fn header_ops(
     context: &mut Context,
@@ -242,7 +183,7 @@ fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Converted
     if !plain.contains('%') {
         return Ok(HeaderText::Literal(text.replace("%%", "%").into()));
     }
-    let format = context.log_format(text).map_err(|refused| Refused::new("", refused.reason))?;
+    let format = context.log_format(text, true)?;
     Ok(HeaderText::Format { format, keep_empty })
 }
 

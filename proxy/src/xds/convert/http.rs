@@ -1,6 +1,7 @@
 //! HTTP connection managers.
 
-use super::common::{access_log, maybe_duration, optional, unknown_type};
+use super::access_log::access_logs;
+use super::common::{maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
@@ -66,9 +67,9 @@ pub fn manager(
         drain_timeout_jitter: _,
         delayed_close_timeout,
         access_log: logs,
-        access_log_flush_interval: _,
+        access_log_flush_interval,
         flush_access_log_on_new_request,
-        access_log_options: _,
+        access_log_options,
         use_remote_address,
         xff_num_trusted_hops,
         original_ip_detection_extensions,
@@ -107,6 +108,8 @@ pub fn manager(
     let request_timeout = limit(request_timeout, "request_timeout")?;
     refuse!(
         tracing,
+        access_log_flush_interval,
+        access_log_options,
         flush_access_log_on_new_request,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
@@ -205,7 +208,7 @@ pub fn manager(
         routes,
         filters,
         router,
-        access_log: access_log(context, logs).within("access_log")?,
+        access_logs: access_logs(context, logs)?,
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
             .unwrap_or(defaults.request_head_timeout),

@@ -2,9 +2,9 @@
 
 use super::{Context, Refused, http};
 use crate::config::{
-    CertDetails, ClientCert, Comparison, Detection, Direction, EscapedSlashes, HttpManager, ReplyFilter, ServerHeader,
-    StripPort, Underscores,
+    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, ServerHeader, StripPort, Underscores,
 };
+use crate::telemetry::{Comparison, LogFilter, LogFormat, LogSink};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -149,8 +149,8 @@ fn manager_with_mapped_replies_has_the_mappers() {
     .unwrap();
     let replies = manager.local_replies.unwrap();
     let mapper = &replies.mappers[0];
-    let ReplyFilter::All(filters) = &mapper.filter else { panic!("both must hold") };
-    assert!(matches!(filters[0], ReplyFilter::Status(Comparison::AtLeast, 500)));
+    let LogFilter::All(filters) = &mapper.filter else { panic!("both must hold") };
+    assert!(matches!(filters[0], LogFilter::Status(Comparison::AtLeast, 500)));
     assert_eq!((mapper.status, mapper.body.as_deref(), mapper.headers.len()), (Some(503), Some("away"), 1));
     assert_eq!(&*mapper.format.as_ref().unwrap().content_type, "application/json");
     assert_eq!(&*replies.body.unwrap().content_type, "text/html");
@@ -177,10 +177,45 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
             "common_http_protocol_options.max_headers_count",
         ),
         (
-            json!({"local_reply_config": {"mappers": [{"filter": {"traceable_filter": {}}}]}}),
-            "local_reply_config.mappers[0].filter.filter_specifier",
+            json!({"local_reply_config": {"mappers": [{"filter": {"metadata_filter": {}}}]}}),
+            "local_reply_config.mappers[0].filter.metadata_filter",
         ),
     ] {
         assert_eq!(manager(fields).unwrap_err().field, field);
+    }
+}
+
+#[test]
+fn access_logs_when_read_then_each_has_its_place_format_and_filter() {
+    let file = |fields: Value| {
+        let mut value = json!({"@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"});
+        value.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        value
+    };
+    let stderr = json!({"@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StderrAccessLog"});
+    let read = manager(json!({"access_log": [
+        {"typed_config": file(json!({"path": "/tmp/x.log", "log_format": {"json_format": {"a": "%PROTOCOL%"}}}))},
+        {"typed_config": file(json!({"path": "/dev/stdout", "log_format": {"text_format": "%REQ(a)%"}})),
+         "filter": {"and_filter": {"filters": [
+             {"duration_filter": {"comparison": {"op": "LE", "value": {"default_value": 7, "runtime_key": "k"}}}},
+             {"grpc_status_filter": {"statuses": ["UNAVAILABLE"], "exclude": true}},
+         ]}}},
+        {"typed_config": stderr},
+    ]}));
+    let logs = read.unwrap().access_logs;
+    assert!(logs[0].format.is_json() && logs[0].filter.is_none());
+    assert_eq!(*logs[0].sink, LogSink::File("/tmp/x.log".into()));
+    assert_eq!((&*logs[1].sink, &*logs[2].sink), (&LogSink::Stdout, &LogSink::Stderr));
+    let Some(LogFilter::All(filters)) = &logs[1].filter else { panic!("both must hold") };
+    assert!(matches!(filters[0], LogFilter::Duration(Comparison::AtMost, 7)));
+    assert!(matches!(filters[1], LogFilter::GrpcStatus { statuses: 0x4000, exclude: true }));
+    assert_eq!(*logs[2].format, LogFormat::envoy());
+    for (fields, field) in [
+        (json!({"path": "/x", "log_format": {"text_format": "%NOPE%"}}), "typed_config.log_format.text_format"),
+        (json!({"path": "/x", "log_format": {"json_format": {"a": "%NOPE%"}}}), "typed_config.log_format.json_format"),
+        (json!({"log_format": {"text_format": "x"}}), "typed_config.path"),
+    ] {
+        let refused = manager(json!({"access_log": [{"typed_config": file(fields)}]})).unwrap_err();
+        assert_eq!(refused.field, format!("access_log[0].{field}"));
     }
 }

@@ -9,6 +9,7 @@
 // Deprecated fields are named like all others: a control plane may still set them.
 #![allow(deprecated)]
 
+pub mod access_log;
 mod action;
 pub mod cluster;
 pub mod common;
@@ -37,7 +38,7 @@ pub mod tls;
 mod tls_tests;
 
 use crate::config::ClusterId;
-use crate::telemetry::{LogFormat, ServiceLabels, WorkloadLabels};
+use crate::telemetry::{LogFormat, LogSinks, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
 use crate::xds::source::Sources;
@@ -123,7 +124,9 @@ pub struct Context {
     /// Where resources come from.
     pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,
-    formats: BTreeMap<String, Arc<LogFormat>>,
+    /// Places to which is logged.
+    pub sinks: LogSinks,
+    formats: BTreeMap<(String, bool), Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,
     services: Shared<ServiceLabels>,
 }
@@ -161,24 +164,23 @@ impl Context {
         self.ids.len()
     }
 
-    /// The compiled form of an access log format.
+    /// The compiled form of a text format; with `omit` what is not known is nothing instead of `-`. An empty text is Envoy's
+    /// default format.
     ///
     /// # Errors
     /// When it does not compile.
-    pub fn log_format(&mut self, text: &str) -> Converted<Arc<LogFormat>> {
-        if let Some(format) = self.formats.get(text) {
+    pub fn log_format(&mut self, text: &str, omit: bool) -> Converted<Arc<LogFormat>> {
+        let key = (text.to_owned(), omit);
+        if let Some(format) = self.formats.get(&key) {
             return Ok(format.clone());
         }
-        let format = if text.is_empty() {
-            LogFormat::istio()
-        } else {
-            LogFormat::compile(text).map_err(|error| Refused::new("text_format", error.to_string()))?
-        };
+        let written = if text.is_empty() { crate::telemetry::logformat::ENVOY } else { text };
+        let format = LogFormat::text(written, omit).map_err(access_log::refused)?;
         if self.formats.len() >= MAX_LOG_FORMATS {
             self.formats.clear();
         }
         let format = Arc::new(format);
-        self.formats.insert(text.to_owned(), format.clone());
+        self.formats.insert(key, format.clone());
         Ok(format)
     }
 

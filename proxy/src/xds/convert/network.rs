@@ -1,7 +1,8 @@
 //! The network filters of a filter chain: gates that connections must pass, and at the end what serves them.
 
+use super::access_log::access_logs;
 use super::cluster::labels::labels;
-use super::common::{access_log, duration, filter_metadata, maybe_duration, optional, unknown_type};
+use super::common::{duration, filter_metadata, maybe_duration, optional, unknown_type};
 use super::http::{Tables, manager};
 use super::listener::Found;
 use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
@@ -277,7 +278,7 @@ fn tcp_proxy(
         connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
         hash_source_ip,
         backoff: backoff_options.map(backoff).transpose().within("backoff_options")?,
-        access_log: access_log(context, logs).within("access_log")?,
+        access_logs: access_logs(context, logs)?,
         ..TcpProxy::new(targets)
     })
 }

@@ -1,0 +1,36 @@
+//! What is logged about requests and connections, and where.
+
+use crate::telemetry::{HeaderLookup, LogEntry, LogFilter, LogFormat, LogSink, Shard};
+use std::sync::Arc;
+
+/// One log.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    /// What is logged; `None` is everything.
+    pub filter: Option<LogFilter>,
+    /// How a line looks.
+    pub format: Arc<LogFormat>,
+    /// Where lines go.
+    pub sink: Arc<LogSink>,
+}
+
+impl AccessLog {
+    /// Everything in this format, to standard output.
+    pub fn stdout(format: LogFormat) -> Self {
+        Self { filter: None, format: Arc::new(format), sink: Arc::new(LogSink::Stdout) }
+    }
+
+    /// Writes what each of the logs wants to have of an entry; `random` draws a number.
+    pub fn write<Q: HeaderLookup, S: HeaderLookup>(
+        logs: &[Self],
+        shard: &Shard,
+        entry: &LogEntry<'_, Q, S>,
+        random: &impl Fn() -> u64,
+    ) {
+        for log in logs {
+            if log.filter.as_ref().is_none_or(|filter| filter.holds(entry, random)) {
+                shard.log(&log.sink, &log.format, entry);
+            }
+        }
+    }
+}

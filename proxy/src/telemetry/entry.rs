@@ -1,0 +1,242 @@
+//! What a log line, a header or a body of the proxy's own can speak of.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use super::ResponseFlags;
+use crate::tls::TlsInfo;
+
+/// Finds a header by its lower-case name.
+pub trait HeaderLookup {
+    /// The first value of the header.
+    fn header(&self, lower_case_name: &str) -> Option<&[u8]>;
+
+    /// Bytes of names and values together.
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl HeaderLookup for http::HeaderMap {
+    fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
+        self.get(lower_case_name).map(http::HeaderValue::as_bytes)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.iter().map(|(name, value)| (name.as_str().len() + value.len()) as u64).sum()
+    }
+}
+
+/// No headers, for TCP and for requests that ended before there was a response.
+impl HeaderLookup for () {
+    fn header(&self, _lower_case_name: &str) -> Option<&[u8]> {
+        None
+    }
+}
+
+impl<H: HeaderLookup> HeaderLookup for &H {
+    fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
+        (**self).header(lower_case_name)
+    }
+
+    fn bytes(&self) -> u64 {
+        (**self).bytes()
+    }
+}
+
+impl<H: HeaderLookup> HeaderLookup for Option<H> {
+    fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
+        self.as_ref()?.header(lower_case_name)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.as_ref().map_or(0, HeaderLookup::bytes)
+    }
+}
+
+/// What a line is about, as Envoy names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogKind {
+    /// Neither: what a listener tells about a connection.
+    #[default]
+    NotSet,
+    /// A request that has ended.
+    DownstreamEnd,
+    /// A connection of the TCP proxy that has ended.
+    TcpConnectionEnd,
+}
+
+impl LogKind {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSet => "NotSet",
+            Self::DownstreamEnd => "DownstreamEnd",
+            Self::TcpConnectionEnd => "TcpConnectionEnd",
+        }
+    }
+
+    /// Its number in Envoy's API.
+    pub const fn number(self) -> i32 {
+        match self {
+            Self::NotSet => 0,
+            Self::TcpConnectionEnd => 4,
+            Self::DownstreamEnd => 6,
+        }
+    }
+}
+
+/// When what happened, since the request began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moments {
+    /// The request had come whole.
+    pub received: Option<Duration>,
+    /// The sending to the endpoint began.
+    pub sending: Option<Duration>,
+    /// The endpoint had got the whole request.
+    pub sent: Option<Duration>,
+    /// The endpoint's answer began.
+    pub answered: Option<Duration>,
+    /// The endpoint's answer had come whole.
+    pub answer_ended: Option<Duration>,
+}
+
+/// What a line can speak of. What is not known is `None` and prints as `-`.
+#[derive(Clone, Copy, Debug)]
+pub struct LogEntry<'a, Q, S> {
+    /// What the line is about.
+    pub kind: LogKind,
+    /// When the request (or TCP connection) began.
+    pub start: SystemTime,
+    /// From then to the end.
+    pub duration: Duration,
+    /// What happened when, between the two.
+    pub moments: Moments,
+    /// Request method.
+    pub method: Option<&'a str>,
+    /// Request path with query, as it was routed.
+    pub path: Option<&'a str>,
+    /// Host or `:authority`.
+    pub authority: Option<&'a str>,
+    /// `http` or `https`.
+    pub scheme: Option<&'a str>,
+    /// Request headers.
+    pub request: Q,
+    /// Response headers.
+    pub response: S,
+    /// Response trailers.
+    pub trailers: Option<S>,
+    /// `HTTP/1.1`, `HTTP/2`, ...
+    pub protocol: Option<&'a str>,
+    /// What was spoken with the endpoint.
+    pub upstream_protocol: Option<&'a str>,
+    /// Status; 0 for TCP and when there was none.
+    pub code: u16,
+    /// Why the response is what it is.
+    pub flags: ResponseFlags,
+    /// `via_upstream`, `route_not_found`, ...
+    pub code_details: Option<&'a str>,
+    /// Why the downstream connection was ended by this side.
+    pub termination_details: Option<&'a str>,
+    /// What failed in the transport to the upstream (TLS).
+    pub transport_failure: Option<&'a str>,
+    /// The body of an answer of the proxy itself, where it is just being written.
+    pub local_reply: Option<&'a str>,
+    /// Whether the request is a gRPC call.
+    pub grpc: bool,
+    /// The status of a gRPC call.
+    pub grpc_status: Option<u16>,
+    /// Whether the request was a health check, answered here.
+    pub health_check: bool,
+    /// Body bytes received from the downstream.
+    pub bytes_received: u64,
+    /// Body bytes sent to the downstream.
+    pub bytes_sent: u64,
+    /// Attempts that were made.
+    pub attempts: u16,
+    /// From sending the request upstream to the first byte of the response; printed for
+    /// `%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%` when the response has no such header.
+    pub upstream_service_time: Option<Duration>,
+    /// The endpoint.
+    pub upstream_host: Option<SocketAddr>,
+    /// The endpoint's name.
+    pub upstream_host_name: Option<&'a str>,
+    /// Whether there is a connection to it.
+    pub upstream_connected: bool,
+    /// The cluster's name.
+    pub upstream_cluster: Option<&'a str>,
+    /// Our address on the upstream connection.
+    pub upstream_local: Option<SocketAddr>,
+    /// The address that the downstream meant (the original destination).
+    pub downstream_local: Option<SocketAddr>,
+    /// The address of our end of its connection.
+    pub downstream_direct_local: Option<SocketAddr>,
+    /// The downstream's address.
+    pub downstream_remote: Option<SocketAddr>,
+    /// The other end of its connection.
+    pub downstream_direct_remote: Option<SocketAddr>,
+    /// The number of its connection.
+    pub connection_id: u64,
+    /// The downstream's SPIFFE id.
+    pub downstream_peer: Option<&'a str>,
+    /// The downstream's TLS.
+    pub tls: Option<&'a TlsInfo>,
+    /// Server name of the TLS handshake.
+    pub server_name: Option<&'a str>,
+    /// The route's name.
+    pub route_name: Option<&'a str>,
+    /// The filter chain's name.
+    pub filter_chain: Option<&'a str>,
+    /// The trace and the span of this request, where it is traced.
+    pub trace: Option<(&'a str, &'a str)>,
+}
+
+impl<Q, S> LogEntry<'_, Q, S> {
+    /// An entry of which only times and headers are known.
+    pub fn new(start: SystemTime, duration: Duration, request: Q, response: S) -> Self {
+        Self {
+            kind: LogKind::NotSet,
+            start,
+            duration,
+            moments: Moments::default(),
+            method: None,
+            path: None,
+            authority: None,
+            scheme: None,
+            request,
+            response,
+            trailers: None,
+            protocol: None,
+            upstream_protocol: None,
+            code: 0,
+            flags: ResponseFlags::none(),
+            code_details: None,
+            termination_details: None,
+            transport_failure: None,
+            local_reply: None,
+            grpc: false,
+            grpc_status: None,
+            health_check: false,
+            bytes_received: 0,
+            bytes_sent: 0,
+            attempts: 0,
+            upstream_service_time: None,
+            upstream_host: None,
+            upstream_host_name: None,
+            upstream_connected: false,
+            upstream_cluster: None,
+            upstream_local: None,
+            downstream_local: None,
+            downstream_direct_local: None,
+            downstream_remote: None,
+            downstream_direct_remote: None,
+            connection_id: 0,
+            downstream_peer: None,
+            tls: None,
+            server_name: None,
+            route_name: None,
+            filter_chain: None,
+            trace: None,
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! What an operator says about an entry.
+
+use super::operator::{Certificate, End, Field, GrpcForm, Moment, Operator, Origin, Owner, Part, Unit, network};
+use super::{MAX_VALUE_BYTES, Sink};
+use crate::telemetry::{HeaderLookup, LogEntry};
+use crate::tls::facts::{CertificateFacts, hex, pem};
+use std::borrow::Cow;
+use std::fmt::{Display, Write as _};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+/// What an operator has appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Nothing: it is not known.
+    Nothing,
+    /// Words of this proxy's own, which need no escaping in a text.
+    Own,
+    /// Text that somebody outside chose.
+    Foreign,
+    /// A whole number.
+    Number(u64),
+}
+
+/// Appends what the operator says, as it is.
+pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
+    operator: &Operator,
+    entry: &LogEntry<'_, Q, S>,
+    out: &mut Vec<u8>,
+) -> Given {
+    match operator {
+        Operator::Literal(text) => {
+            out.extend_from_slice(text.as_bytes());
+            Given::Own
+        }
+        Operator::Header(fields, limit) => {
+            for field in fields {
+                if let Some(value) = field_value(field, entry) {
+                    return foreign(Some(&value[..value.len().min(*limit)]), out);
+                }
+            }
+            Given::Nothing
+        }
+        Operator::StartTime(format) => {
+            format.write(entry.start, out);
+            Given::Own
+        }
+        Operator::EmitTime(format) => {
+            format.write(SystemTime::now(), out);
+            Given::Own
+        }
+        Operator::Protocol => own(entry.protocol, out),
+        Operator::UpstreamProtocol => own(entry.upstream_protocol, out),
+        Operator::ResponseCode => number(u64::from(entry.code), out),
+        Operator::ResponseFlags => own(Some(entry.flags), out),
+        Operator::ResponseFlagsLong => own(Some(entry.flags.long()), out),
+        Operator::ResponseCodeDetails { blanks } => word(entry.code_details, *blanks, out),
+        Operator::ConnectionTerminationDetails => word(entry.termination_details, true, out),
+        Operator::UpstreamTransportFailureReason => word(entry.transport_failure, false, out),
+        Operator::BytesReceived => number(entry.bytes_received, out),
+        Operator::BytesSent => number(entry.bytes_sent, out),
+        Operator::RequestHeaderBytes => number(request_bytes(entry), out),
+        Operator::ResponseHeaderBytes => {
+            let status = if entry.code > 0 { ":status".len() as u64 + 3 } else { 0 };
+            number(entry.response.bytes() + status, out)
+        }
+        Operator::ResponseTrailerBytes => number(entry.trailers.bytes(), out),
+        Operator::Attempts => number(u64::from(entry.attempts), out),
+        Operator::Duration => number(whole(entry.duration, Unit::Millis), out),
+        Operator::Span(from, to, unit) => {
+            let between = moment(*to, entry).zip(moment(*from, entry));
+            match between.and_then(|(to, from)| to.checked_sub(from)) {
+                Some(span) => number(whole(span, *unit), out),
+                None => Given::Nothing,
+            }
+        }
+        Operator::Address(end, part) => address(end_of(*end, entry), *part, out),
+        Operator::UpstreamHostName { port } => match entry.upstream_host_name {
+            Some(name) if *port => foreign(Some(name.as_bytes()), out),
+            Some(name) => foreign(Some(crate::route::without_port(name.as_bytes())), out),
+            None if *port => own(entry.upstream_host, out),
+            None => own(entry.upstream_host.map(|address| address.ip()), out),
+        },
+        Operator::UpstreamCluster => foreign(entry.upstream_cluster.map(str::as_bytes), out),
+        Operator::ConnectionId => number(entry.connection_id, out),
+        Operator::StreamId => match (entry.protocol, entry.request.header("x-request-id")) {
+            (_, Some(id)) => foreign(Some(id), out),
+            (None, None) => unique(out),
+            (Some(_), None) => Given::Nothing,
+        },
+        Operator::UniqueId => unique(out),
+        Operator::Hostname => own(Some(super::hostname()).filter(|name| !name.is_empty()), out),
+        Operator::GrpcStatus(form) => grpc_status(entry.grpc_status.filter(|_| entry.grpc), *form, out),
+        Operator::Certificate(owner, part) => certificate(*owner, part, entry, out),
+        Operator::TlsVersion => own(entry.tls.map(|tls| tls.version), out),
+        Operator::TlsCipher => own(entry.tls.map(|tls| tls.cipher), out),
+        Operator::ServerName => foreign(entry.server_name.map(str::as_bytes), out),
+        Operator::Host { server_name_first, origin } => {
+            let named = entry.server_name.filter(|_| *server_name_first).map(str::as_bytes);
+            let host = || from_origin(*origin, entry, "x-envoy-original-host", entry.authority);
+            foreign(named.or_else(host), out)
+        }
+        Operator::Path { query, origin, limit } => {
+            let path = from_origin(*origin, entry, "x-envoy-original-path", entry.path);
+            let path = path.map(|path| if *query { path } else { path.split(|&b| b == b'?').next().unwrap_or(path) });
+            foreign(path.map(|path| &path[..path.len().min(*limit)]), out)
+        }
+        Operator::Query(name, limit) => query(name.as_deref(), *limit, entry, out),
+        Operator::RouteName => foreign(entry.route_name.map(str::as_bytes), out),
+        Operator::FilterChainName => foreign(entry.filter_chain.map(str::as_bytes), out),
+        Operator::Kind => own(Some(entry.kind.as_str()), out),
+        Operator::LocalReply => {
+            out.extend_from_slice(entry.local_reply.unwrap_or_default().as_bytes());
+            Given::Own
+        }
+        Operator::TraceId => own(entry.trace.map(|(trace, _)| trace), out),
+        Operator::SpanId => own(entry.trace.map(|(_, span)| span), out),
+        Operator::Never => Given::Nothing,
+        Operator::EmptyForUpstream => {
+            if entry.upstream_connected {
+                Given::Own
+            } else {
+                Given::Nothing
+            }
+        }
+        Operator::Number(value) => number(*value, out),
+        Operator::First(choices, limit) => {
+            let from = out.len();
+            for choice in choices {
+                let given = give(choice, entry, out);
+                if given != Given::Nothing && out.len() > from {
+                    out.truncate(out.len().min(from + limit));
+                    return if matches!(given, Given::Number(_)) { Given::Own } else { given };
+                }
+                out.truncate(from);
+            }
+            Given::Nothing
+        }
+    }
+}
+
+fn field_value<'e, Q: HeaderLookup, S: HeaderLookup>(
+    field: &Field,
+    entry: &'e LogEntry<'_, Q, S>,
+) -> Option<Cow<'e, [u8]>> {
+    use Cow::{Borrowed, Owned};
+    match field {
+        Field::Method => entry.method.map(|text| Borrowed(text.as_bytes())),
+        Field::Path => entry.path.map(|text| Borrowed(text.as_bytes())),
+        Field::Authority => entry.authority.map(|text| Borrowed(text.as_bytes())),
+        Field::Scheme => entry.scheme.map(|text| Borrowed(text.as_bytes())),
+        Field::Status => (entry.code > 0).then(|| Owned(entry.code.to_string().into_bytes())),
+        Field::RequestHeader(name) => entry.request.header(name).map(Borrowed),
+        Field::ResponseHeader(name) => entry.response.header(name).map(Borrowed),
+        Field::ResponseTrailer(name) => entry.trailers.header(name).map(Borrowed),
+        Field::UpstreamServiceTime => entry
+            .response
+            .header("x-envoy-upstream-service-time")
+            .map(Borrowed)
+            .or_else(|| entry.upstream_service_time.map(|time| Owned(time.as_millis().to_string().into_bytes()))),
+    }
+}
+
+fn foreign(value: Option<&[u8]>, out: &mut Vec<u8>) -> Given {
+    let Some(value) = value else { return Given::Nothing };
+    out.extend_from_slice(&value[..value.len().min(MAX_VALUE_BYTES)]);
+    Given::Foreign
+}
+
+fn own(value: Option<impl Display>, out: &mut Vec<u8>) -> Given {
+    let Some(value) = value else { return Given::Nothing };
+    let _ = write!(Sink(out), "{value}");
+    Given::Own
+}
+
+fn number(value: u64, out: &mut Vec<u8>) -> Given {
+    let mut text = [0; 20];
+    out.extend_from_slice(crate::http::decimal(u128::from(value), &mut text));
+    Given::Number(value)
+}
+
+/// A value that stands without quotes: blanks become underscores, as in Envoy.
+fn word(value: Option<&str>, blanks: bool, out: &mut Vec<u8>) -> Given {
+    let from = out.len();
+    let given = foreign(value.filter(|value| !value.is_empty()).map(str::as_bytes), out);
+    if !blanks {
+        for byte in &mut out[from..] {
+            if byte.is_ascii_whitespace() {
+                *byte = b'_';
+            }
+        }
+    }
+    given
+}
+
+/// Bytes of names and values, with what HTTP/2 writes as headers.
+fn request_bytes<Q: HeaderLookup, S>(entry: &LogEntry<'_, Q, S>) -> u64 {
+    let pseudo =
+        [(":method", entry.method), (":path", entry.path), (":authority", entry.authority), (":scheme", entry.scheme)];
+    let pseudo = pseudo.iter().filter_map(|(name, value)| value.map(|value| (name.len() + value.len()) as u64));
+    pseudo.sum::<u64>() + entry.request.bytes()
+}
+
+fn whole(span: Duration, unit: Unit) -> u64 {
+    let value = match unit {
+        Unit::Millis => span.as_millis(),
+        Unit::Micros => span.as_micros(),
+        Unit::Nanos => span.as_nanos(),
+    };
+    u64::try_from(value).unwrap_or(u64::MAX)
+}
+
+fn moment<Q, S>(moment: Moment, entry: &LogEntry<'_, Q, S>) -> Option<Duration> {
+    let moments = &entry.moments;
+    match moment {
+        Moment::Begin => entry.protocol.map(|_| Duration::ZERO),
+        Moment::Received => moments.received,
+        Moment::Sending => moments.sending,
+        Moment::Sent => moments.sent,
+        Moment::Answered => moments.answered,
+        Moment::AnswerEnded => moments.answer_ended,
+        Moment::End => entry.protocol.map(|_| entry.duration),
+    }
+}
+
+fn end_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<SocketAddr> {
+    match end {
+        End::UpstreamHost => entry.upstream_host,
+        End::UpstreamRemote => entry.upstream_host.filter(|_| entry.upstream_connected),
+        End::UpstreamLocal => entry.upstream_local,
+        End::DownstreamLocal => entry.downstream_local,
+        End::DownstreamDirectLocal => entry.downstream_direct_local.or(entry.downstream_local),
+        End::DownstreamRemote => entry.downstream_remote,
+        End::DownstreamDirectRemote => entry.downstream_direct_remote.or(entry.downstream_remote),
+    }
+}
+
+fn address(address: Option<SocketAddr>, part: Part, out: &mut Vec<u8>) -> Given {
+    let Some(address) = address else { return Given::Nothing };
+    match part {
+        Part::Whole => own(Some(address), out),
+        Part::Port => number(u64::from(address.port()), out),
+        Part::Ip(None) => own(Some(address.ip()), out),
+        Part::Ip(Some(bits)) => own(network(address.ip(), bits), out),
+    }
+}
+
+fn from_origin<'e, Q: HeaderLookup, S>(
+    origin: Origin,
+    entry: &'e LogEntry<'_, Q, S>,
+    header: &str,
+    now: Option<&'e str>,
+) -> Option<&'e [u8]> {
+    let before = || entry.request.header(header).filter(|value| !value.is_empty());
+    let now = now.map(str::as_bytes);
+    match origin {
+        Origin::Before => before(),
+        Origin::Now => now,
+        Origin::Either => before().or(now),
+    }
+}
+
+fn query<Q, S>(name: Option<&str>, limit: usize, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) -> Given {
+    let Some((_, query)) = entry.path.and_then(|path| path.split_once('?')) else { return Given::Nothing };
+    let Some(name) = name else { return foreign(Some(&query.as_bytes()[..query.len().min(limit)]), out) };
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let Some((_, value)) = pairs.into_iter().find(|(key, _)| *key == name) else { return Given::Nothing };
+    let value = unescaped(value);
+    foreign(Some(&value[..value.len().min(limit)]), out)
+}
+
+fn unescaped(text: &str) -> Vec<u8> {
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    while at < bytes.len() {
+        match (bytes[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+fn unique(out: &mut Vec<u8>) -> Given {
+    own(Some(crate::http::uuid(rand::random())), out)
+}
+
+fn grpc_status(status: Option<u16>, form: GrpcForm, out: &mut Vec<u8>) -> Given {
+    const NAMES: [(&str, &str); 17] = [
+        ("OK", "OK"),
+        ("Canceled", "CANCELLED"),
+        ("Unknown", "UNKNOWN"),
+        ("InvalidArgument", "INVALID_ARGUMENT"),
+        ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+        ("NotFound", "NOT_FOUND"),
+        ("AlreadyExists", "ALREADY_EXISTS"),
+        ("PermissionDenied", "PERMISSION_DENIED"),
+        ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+        ("FailedPrecondition", "FAILED_PRECONDITION"),
+        ("Aborted", "ABORTED"),
+        ("OutOfRange", "OUT_OF_RANGE"),
+        ("Unimplemented", "UNIMPLEMENTED"),
+        ("Internal", "INTERNAL"),
+        ("Unavailable", "UNAVAILABLE"),
+        ("DataLoss", "DATA_LOSS"),
+        ("Unauthenticated", "UNAUTHENTICATED"),
+    ];
+    let Some(status) = status else { return Given::Nothing };
+    match (form, NAMES.get(usize::from(status))) {
+        (GrpcForm::Number, _) => number(u64::from(status), out),
+        (GrpcForm::Camel, Some((camel, _))) => own(Some(camel), out),
+        (GrpcForm::Snake, Some((_, snake))) => own(Some(snake), out),
+        (_, None) => own(Some(status), out),
+    }
+}
+
+fn certificate<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) -> Given {
+    // The identity of a peer of the mesh is known without its certificate being read again.
+    if let (Owner::Peer, Certificate::Uris, Some(uri)) = (owner, part, entry.downstream_peer) {
+        return foreign(Some(uri.as_bytes()), out);
+    }
+    let Some(tls) = entry.tls else { return Given::Nothing };
+    let facts: Option<&CertificateFacts> = match owner {
+        Owner::Peer => tls.peer(),
+        Owner::Local => tls.local.as_ref().map(|local| local.facts()),
+    };
+    let Some(facts) = facts else { return Given::Nothing };
+    let list = |names: &[Box<str>]| Some(names.join(",")).filter(|names| !names.is_empty());
+    let text = match part {
+        Certificate::Uris => list(&facts.uris),
+        Certificate::Dns => list(&facts.dns),
+        Certificate::Emails => list(&facts.emails),
+        Certificate::Ips => {
+            let ips: Vec<Box<str>> = facts.ips.iter().map(|ip| ip.to_string().into()).collect();
+            list(&ips)
+        }
+        Certificate::Subject => Some(facts.subject.to_string()).filter(|subject| !subject.is_empty()),
+        Certificate::Issuer => Some(facts.issuer.to_string()).filter(|issuer| !issuer.is_empty()),
+        Certificate::Serial => Some(facts.serial.to_string()),
+        Certificate::Sha256 => Some(hex(&facts.sha256)),
+        Certificate::Pem => tls.chain().first().map(|leaf| encoded(&pem(leaf))),
+        Certificate::NotBefore(format) => {
+            format.write(facts.not_before, out);
+            return Given::Own;
+        }
+        Certificate::NotAfter(format) => {
+            format.write(facts.not_after, out);
+            return Given::Own;
+        }
+    };
+    foreign(text.as_deref().map(str::as_bytes), out)
+}
+
+fn encoded(pem: &str) -> String {
+    let mut out = String::with_capacity(pem.len() + pem.len() / 8);
+    for c in pem.chars() {
+        match c {
+            '\n' => out.push_str("%0A"),
+            ' ' => out.push_str("%20"),
+            '+' => out.push_str("%2B"),
+            '/' => out.push_str("%2F"),
+            '=' => out.push_str("%3D"),
+            c => out.push(c),
+        }
+    }
+    out
+}

@@ -1,0 +1,88 @@
+//! Where log lines go: standard output, standard error, or a file.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Files that a process may ever have logged to; what names more is refused.
+pub const MAX_SINKS: usize = 64;
+
+/// Where log lines go. Equal ones are the same object.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LogSink {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file, to whose end is written.
+    File(PathBuf),
+}
+
+/// Every place to which this process has logged.
+#[derive(Debug, Clone, Default)]
+pub struct LogSinks(Arc<Mutex<HashMap<PathBuf, Arc<LogSink>>>>);
+
+impl LogSinks {
+    /// The place at a path; `/dev/stdout` and `/dev/stderr` are what this process was given. `None` when it would be one more
+    /// than [`MAX_SINKS`].
+    pub fn at(&self, path: &str) -> Option<Arc<LogSink>> {
+        let mut sinks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = sinks.get(std::path::Path::new(path)) {
+            return Some(sink.clone());
+        }
+        if sinks.len() >= MAX_SINKS {
+            return None;
+        }
+        let sink = Arc::new(match path {
+            "/dev/stdout" => LogSink::Stdout,
+            "/dev/stderr" => LogSink::Stderr,
+            path => LogSink::File(path.into()),
+        });
+        sinks.insert(path.into(), sink.clone());
+        Some(sink)
+    }
+}
+
+/// Counts how often files were to be opened anew, since they were moved away.
+static REOPEN: AtomicU64 = AtomicU64::new(0);
+
+/// Has every file opened anew before the next line is written to it.
+pub fn reopen() {
+    REOPEN.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The writer's end of every sink; lives on the thread that writes.
+pub(super) struct Outputs<W> {
+    stdout: W,
+    files: HashMap<PathBuf, std::fs::File>,
+    opened: u64,
+}
+
+impl<W: std::io::Write> Outputs<W> {
+    /// With what stands for standard output.
+    pub(super) fn new(stdout: W) -> Self {
+        Self { stdout, files: HashMap::new(), opened: REOPEN.load(Ordering::Relaxed) }
+    }
+
+    /// Writes a batch. What cannot be written is lost: it must not end the proxy, and there is nobody to wait for.
+    pub(super) fn write(&mut self, sink: &LogSink, batch: &[u8]) -> std::io::Result<()> {
+        match sink {
+            LogSink::Stdout => self.stdout.write_all(batch).and_then(|()| self.stdout.flush()),
+            LogSink::Stderr => std::io::stderr().write_all(batch),
+            LogSink::File(path) => {
+                let wanted = REOPEN.load(Ordering::Relaxed);
+                if wanted != self.opened {
+                    self.files.clear();
+                    self.opened = wanted;
+                }
+                if !self.files.contains_key(path) {
+                    let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+                    self.files.insert(path.clone(), file);
+                }
+                self.files.get_mut(path).map_or(Ok(()), |file| file.write_all(batch))
+            }
+        }
+    }
+}
