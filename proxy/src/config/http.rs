@@ -1,6 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{AccessLog, Direction, Edge, FilterEntry, LocalReplies, RouteTable};
+use super::{AccessLog, Direction, Edge, FilterEntry, LocalReplies, RouteTable, Tracing};
 use std::{sync::Arc, time::Duration};
 
 /// The settings of an HTTP filter chain. Every limit has a default that a public edge could live with.
@@ -20,6 +20,8 @@ pub struct HttpManager {
     pub router: RouterOptions,
     /// What is logged about requests.
     pub access_logs: Vec<AccessLog>,
+    /// How requests are traced; `None` is not at all.
+    pub tracing: Option<Box<Tracing>>,
     /// From the first byte of a request to the end of its head; default 10 s. Later is answered with 408.
     pub request_head_timeout: Duration,
     /// A connection without a request for so long is closed; default one hour.
@@ -91,6 +93,7 @@ impl Default for HttpManager {
             filters: Vec::new(),
             router: RouterOptions::default(),
             access_logs: Vec::new(),
+            tracing: None,
             request_head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             stream_idle_timeout: Duration::from_secs(300),
@@ -127,7 +130,7 @@ impl Default for HttpManager {
 impl HttpManager {
     /// Whether more is to be known of requests than metrics tell.
     pub fn observes(&self) -> bool {
-        !self.access_logs.is_empty()
+        !self.access_logs.is_empty() || self.tracing.is_some()
     }
 }
 

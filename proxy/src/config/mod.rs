@@ -29,6 +29,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tracing;
 
 pub use access_log::AccessLog;
 pub use action::{
@@ -72,6 +73,9 @@ pub use route::{
 };
 pub use template::{TemplateError, UriTemplate};
 pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
+pub use tracing::{
+    CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
+};
 
 use crate::telemetry::WorkloadLabels;
 use std::{collections::HashMap, sync::Arc};

@@ -1,7 +1,7 @@
 //! Route tables: virtual hosts by domain, routes in order, and what a route does.
 
 use super::{
-    Action, FilterSettings, HeaderOps, UriTemplate,
+    Action, Decorator, FilterSettings, HeaderOps, RouteTracing, UriTemplate,
     matcher::{HeaderMatch, QueryMatch, RegexMatch, StringMatch},
     ratelimit::RateLimitPolicy,
 };
@@ -213,6 +213,10 @@ pub struct Route {
     pub filters: FilterSettings,
     /// The configuration object (VirtualService) it came from.
     pub origin: Option<Arc<str>>,
+    /// How its requests are traced, where the manager traces.
+    pub tracing: Option<Box<RouteTracing>>,
+    /// What it is named in traces.
+    pub decorator: Option<Box<Decorator>>,
 }
 
 impl Route {
@@ -225,6 +229,8 @@ impl Route {
             headers: HeaderOps::default(),
             filters: FilterSettings::default(),
             origin: None,
+            tracing: None,
+            decorator: None,
         }
     }
 }

@@ -4,6 +4,7 @@ use super::{
     filter,
     head::{RequestHead, ResponseHead, Version},
     headers::{Headers, Known},
+    trace,
 };
 use crate::{
     config::{AccessLog, CertDetails, Direction, HttpManager, Route},
@@ -156,6 +157,10 @@ pub struct Tally<'a> {
     pub moments: Moments,
     /// The response's trailers; only kept when a line will be written.
     pub trailers: Option<Box<Headers>>,
+    /// The request is to be traced.
+    pub traced: bool,
+    /// Its trace.
+    pub trace: Option<Box<trace::Trace>>,
     /// Attempts were made, and no endpoint can have got anything of the request.
     pub unsent: bool,
     /// Attempts that were made.
@@ -192,6 +197,8 @@ impl<'a> Tally<'a> {
             upstream_protocol: None,
             moments: Moments::default(),
             trailers: None,
+            traced: false,
+            trace: None,
             unsent: false,
             attempts: 0,
             filters: None,
@@ -202,6 +209,9 @@ impl<'a> Tally<'a> {
 impl Call<'_> {
     /// Counts the request and writes its line.
     pub fn record(&self) {
+        if self.tally.trace.is_some() {
+            trace::end(self);
+        }
         let tally = &self.tally;
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;
@@ -259,6 +269,8 @@ impl Call<'_> {
         entry.flags = tally.flags;
         let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
         entry.code_details = Some(own.unwrap_or(tally.details));
+        entry.traced = tally.traced && !entry.health_check;
+        entry.trace = tally.trace.as_deref().map(trace::Trace::ids);
         entry.moments = tally.moments;
         entry.trailers = tally.trailers.as_deref();
         entry.upstream_protocol = tally.upstream_protocol;

@@ -26,6 +26,7 @@ mod redirect;
 pub mod reply;
 pub mod retry;
 mod timeout;
+mod trace;
 pub mod upstream;
 mod xfcc;
 

@@ -18,7 +18,7 @@ use super::{
     redirect,
     reply::{self, Reply},
     retry::{self, Failure},
-    timeout,
+    timeout, trace,
     upstream::Up,
 };
 use crate::{
@@ -111,6 +111,9 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let selected = choose(call)?;
+        if call.manager.tracing.is_some() && redirects == 0 {
+            trace::begin(call, selected);
+        }
         filter::on_request(call, down, selected).await?;
         wait_for_body(call, down, &mut body).await?;
         let selected = selected.ok_or(reply::NO_ROUTE)?;
@@ -329,6 +332,9 @@ async fn proxy<'a, D: Downstream>(
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
         edit::for_attempt(call, selected, forward, &host, retries == 0);
         tell_attempt(call, selected, retries, timed_out, &limits);
+        if call.tally.trace.is_some() {
+            trace::on_attempt(call, &host, retries + 1);
+        }
         let active = host.enter();
         let (failure, or_else, unsent, pause) = match attempt::begin(call, down, cluster, &host, body, &mut limits)
             .await

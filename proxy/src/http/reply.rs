@@ -6,7 +6,7 @@ use super::{
     filter,
     head::{BodyLength, RequestHead},
     headers::{Known, NOT_SENT},
-    local_reply,
+    local_reply, trace,
 };
 use crate::{
     config::{Direction, ServerHeader},
@@ -207,6 +207,9 @@ fn percent_encoded(message: &str) -> String {
 
 /// Gives a response what every response has: date, server, via, the request's id.
 pub fn dress(call: &mut Call<'_>) {
+    if call.tally.trace.is_some() {
+        trace::on_response(call);
+    }
     let headers = &mut call.response.headers;
     if headers.known(Known::Date).is_none() {
         headers.push(b"date", call.worker.date().as_bytes());

@@ -187,6 +187,8 @@ pub struct LogEntry<'a, Q, S> {
     pub route_name: Option<&'a str>,
     /// The filter chain's name.
     pub filter_chain: Option<&'a str>,
+    /// Whether the request is to be traced.
+    pub traced: bool,
     /// The trace and the span of this request, where it is traced.
     pub trace: Option<(&'a str, &'a str)>,
 }
@@ -236,6 +238,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             server_name: None,
             route_name: None,
             filter_chain: None,
+            traced: false,
             trace: None,
         }
     }

@@ -84,7 +84,7 @@ impl LogFilter {
                 comparison.holds(u64::try_from(entry.duration.as_millis()).unwrap_or(u64::MAX), *wanted)
             }
             Self::NotHealthCheck => !entry.health_check,
-            Self::Traceable => entry.trace.is_some(),
+            Self::Traceable => entry.traced,
             Self::Share { numerator, denominator, independent } => {
                 let of_id = entry.request.header("x-request-id").filter(|_| !independent).and_then(leading);
                 let drawn = of_id.map_or_else(random, u64::from);

@@ -125,6 +125,10 @@ impl Telemetry {
         out.sample("leno_proxy_metric_overflow_total", &[], total(|worker| worker.overflow.get()));
         out.family("leno_proxy_access_log_dropped_lines_total", "counter", "Access log lines lost.");
         out.sample("leno_proxy_access_log_dropped_lines_total", &[], total(|worker| worker.dropped_log_lines.get()));
+        out.family("leno_proxy_spans_sent_total", "counter", "Spans that a collector has taken.");
+        out.sample("leno_proxy_spans_sent_total", &[], total(|worker| worker.sent_spans.get()));
+        out.family("leno_proxy_spans_dropped_total", "counter", "Spans lost.");
+        out.sample("leno_proxy_spans_dropped_total", &[], total(|worker| worker.dropped_spans.get()));
         out.family("leno_proxy_workers", "gauge", "Worker threads.");
         out.sample("leno_proxy_workers", &[], self.workers.len() as u64);
     }

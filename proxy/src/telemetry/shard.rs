@@ -103,6 +103,8 @@ pub(super) struct Published {
     pub(super) series: Mutex<Vec<Arc<Series>>>,
     pub(super) overflow: Counter,
     pub(super) dropped_log_lines: Counter,
+    pub(super) sent_spans: Counter,
+    pub(super) dropped_spans: Counter,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -235,6 +237,12 @@ impl Shard {
         if dropped > 0 {
             self.published.dropped_log_lines.add(dropped);
         }
+    }
+
+    /// Counts spans that were sent, and that were lost.
+    pub fn spans(&self, sent: u64, dropped: u64) {
+        self.published.sent_spans.add(sent);
+        self.published.dropped_spans.add(dropped);
     }
 
     /// Passes gathered log lines on, at latest [`super::logbuffer::FLUSH_DELAY`] after the first; runs as one task of

@@ -2,7 +2,7 @@
 
 use super::common::{header_name, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, filter, refuse};
-use crate::config::{CertDetails, ClientCert, Detection, Edge, HeaderOp};
+use crate::config::{CertDetails, ClientCert, Detection, Edge, HeaderOp, Marks};
 use ipnet::IpNet;
 use leno_xds::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use leno_xds::envoy::config::core::v3::{CidrRange, SchemeHeaderTransformation, TypedExtensionConfig};
@@ -71,7 +71,7 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
     if xff_num_trusted_hops != 0 && !original_ip_detection_extensions.is_empty() {
         return Err(Refused::new("original_ip_detection_extensions", "and `xff_num_trusted_hops` exclude each other"));
     }
-    request_id(request_id_extension).within("request_id_extension")?;
+    marks(request_id_extension).within("request_id_extension")?;
     let edge = Edge {
         use_remote_address,
         trusted_hops: xff_num_trusted_hops,
@@ -214,14 +214,14 @@ fn scheme(value: Option<SchemeHeaderTransformation>) -> Converted<Option<bool>> 
     }
 }
 
-/// The identifier is always a random UUID; whether traces are sampled by it is the tracer's affair.
-fn request_id(value: Option<RequestIdExtension>) -> Converted<()> {
-    let Some(RequestIdExtension { typed_config: Some(any) }) = value else { return Ok(()) };
+/// The identifier is always a random UUID; what it says about traces.
+pub(super) fn marks(value: Option<RequestIdExtension>) -> Converted<Marks> {
+    let Some(RequestIdExtension { typed_config: Some(any) }) = value else { return Ok(Marks::default()) };
     let Some(value) = optional::<UuidRequestIdConfig>(&any).within("typed_config")? else {
         return Err(unknown_type(&any).within("typed_config"));
     };
-    let UuidRequestIdConfig { pack_trace_reason: _, use_request_id_for_trace_sampling: _ } = value;
-    Ok(())
+    let UuidRequestIdConfig { pack_trace_reason, use_request_id_for_trace_sampling } = value;
+    Ok(Marks { pack: pack_trace_reason.unwrap_or(true), by_id: use_request_id_for_trace_sampling.unwrap_or(true) })
 }
 
 /// A limit that is none when it is missing or zero.

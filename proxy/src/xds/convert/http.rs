@@ -36,11 +36,11 @@ const SERVER_NAME: &str = "leno";
 pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
 
 /// A connection manager. Names of route configurations that it takes from the stream are added to `wanted`; where one
-/// has not come, the manager has no routes.
+/// has not come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
 pub fn manager(
     context: &mut Context,
     value: HttpConnectionManager,
-    direction: Direction,
+    (direction, egress): (Direction, bool),
     tables: Tables<'_>,
     wanted: &mut BTreeSet<String>,
 ) -> Converted<HttpManager> {
@@ -49,7 +49,7 @@ pub fn manager(
         stat_prefix,
         http_filters,
         add_user_agent,
-        tracing,
+        tracing: traces,
         common_http_protocol_options,
         http1_safe_max_connection_duration: _,
         http_protocol_options,
@@ -106,8 +106,8 @@ pub fn manager(
         strip_port_mode,
     } = value;
     let request_timeout = limit(request_timeout, "request_timeout")?;
+    let marked = request_id_extension.clone();
     refuse!(
-        tracing,
         access_log_flush_interval,
         access_log_options,
         flush_access_log_on_new_request,
@@ -138,6 +138,9 @@ pub fn manager(
             always_set_request_id_in_response,
         },
     )?;
+    let marks = super::edge::marks(marked).within("request_id_extension")?;
+    let traces = traces.map(|value| super::tracing::manager(context, value, egress, marks)).transpose();
+    let traces = traces.within("tracing")?;
     let defaults = HttpManager::default();
     let codec = match CodecType::try_from(codec_type) {
         Ok(CodecType::Auto) => Codec::Auto,
@@ -209,6 +212,7 @@ pub fn manager(
         filters,
         router,
         access_logs: access_logs(context, logs)?,
+        tracing: traces.map(Box::new),
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
             .unwrap_or(defaults.request_head_timeout),

@@ -2,7 +2,8 @@
 
 use super::{Context, Refused, http};
 use crate::config::{
-    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, ServerHeader, StripPort, Underscores,
+    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, Proportion, ServerHeader, StripPort,
+    Underscores,
 };
 use crate::telemetry::{Comparison, LogFilter, LogFormat, LogSink};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ fn manager(fields: Value) -> Result<HttpManager, Refused> {
         value[name] = field.clone();
     }
     let value = leno_xds::json::from_value(&value).unwrap();
-    http::manager(&mut Context::new(""), value, Direction::Outbound, &|_| None, &mut BTreeSet::new())
+    http::manager(&mut Context::new(""), value, (Direction::Outbound, false), &|_| None, &mut BTreeSet::new())
 }
 
 #[test]
@@ -217,5 +218,34 @@ fn access_logs_when_read_then_each_has_its_place_format_and_filter() {
     ] {
         let refused = manager(json!({"access_log": [{"typed_config": file(fields)}]})).unwrap_err();
         assert_eq!(refused.field, format!("access_log[0].{field}"));
+    }
+}
+
+#[test]
+fn tracing_when_it_has_what_is_not_supported_then_the_field_is_named() {
+    let otel = |fields: Value| {
+        let mut config = json!({"@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"});
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({"tracing": {"provider": {"name": "t", "typed_config": config}}})
+    };
+    let grpc = json!({"envoy_grpc": {"cluster_name": "c"}});
+    let tracing = manager(otel(json!({"grpc_service": grpc, "max_cache_size": 5}))).unwrap().tracing.unwrap();
+    assert_eq!(tracing.tracer.unwrap().max_waiting, 5);
+    assert_eq!(tracing.sampling.random, Proportion { numerator: 10_000, denominator: 10_000 });
+    let google = json!({"google_grpc": {"target_uri": "x", "stat_prefix": "y"}});
+    for (fields, field) in [
+        (otel(json!({})), "tracing.provider.typed_config.grpc_service"),
+        (otel(json!({"grpc_service": google})), "tracing.provider.typed_config.grpc_service.envoy_grpc"),
+        (
+            otel(json!({"grpc_service": grpc, "resource_detectors": [{"name": "x"}]})),
+            "tracing.provider.typed_config.resource_detectors",
+        ),
+        (json!({"tracing": {"verbose": true}}), "tracing.verbose"),
+        (
+            json!({"tracing": {"custom_tags": [{"tag": "a", "metadata": {"kind": {"request": {}}}}]}}),
+            "tracing.custom_tags[0].metadata",
+        ),
+    ] {
+        assert_eq!(manager(fields).unwrap_err().field, field);
     }
 }

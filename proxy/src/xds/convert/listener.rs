@@ -99,6 +99,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         Ok(TrafficDirection::Outbound | TrafficDirection::Unspecified) => Direction::Outbound,
         Err(_) => return Err(Refused::new("traffic_direction", "is not known to this proxy")),
     };
+    let egress = TrafficDirection::try_from(traffic_direction) == Ok(TrafficDirection::Outbound);
     let mut addresses = vec![address(first).within("address")?];
     for (index, additional) in additional_addresses.into_iter().enumerate() {
         let xds::AdditionalAddress { address: additional, socket_options, tcp_keepalive: _ } = additional;
@@ -107,7 +108,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     }
     let filters = listener_filters(filter_list)?;
     let mut found = Found::default();
-    let around = Around { listener: &name, direction, tables };
+    let around = Around { listener: &name, direction, egress, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {
         let value = chain(context, value, &around, &mut found);

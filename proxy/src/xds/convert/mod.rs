@@ -36,6 +36,7 @@ mod tests;
 pub mod tls;
 #[cfg(test)]
 mod tls_tests;
+mod tracing;
 
 use crate::config::ClusterId;
 use crate::telemetry::{LogFormat, LogSinks, ServiceLabels, WorkloadLabels};
@@ -124,6 +125,8 @@ pub struct Context {
     /// Where resources come from.
     pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,
+    /// This proxy's name, as spans tell it.
+    pub node: String,
     /// Places to which is logged.
     pub sinks: LogSinks,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,

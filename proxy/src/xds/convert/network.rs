@@ -31,6 +31,8 @@ pub struct Around<'a> {
     pub listener: &'a str,
     /// Which way its traffic goes.
     pub direction: Direction,
+    /// Whether the listener says that its traffic goes out.
+    pub egress: bool,
     /// Route tables by name.
     pub tables: Tables<'a>,
 }
@@ -165,7 +167,7 @@ fn terminal(
     found: &mut Found,
 ) -> Converted<Network> {
     if let Some(value) = optional::<HttpConnectionManager>(any)? {
-        let manager = manager(context, value, around.direction, around.tables, &mut found.routes)?;
+        let manager = manager(context, value, (around.direction, around.egress), around.tables, &mut found.routes)?;
         return Ok(Network::Http(Arc::new(manager)));
     }
     if let Some(value) = optional::<tcp::TcpProxy>(any)? {

@@ -155,13 +155,13 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
         name,
         r#match: condition,
         metadata,
-        decorator: _,
+        decorator,
         typed_per_filter_config,
         request_headers_to_add,
         request_headers_to_remove,
         response_headers_to_add,
         response_headers_to_remove,
-        tracing: _,
+        tracing,
         per_request_buffer_limit_bytes,
         stat_prefix: _,
         request_body_buffer_limit,
@@ -183,6 +183,12 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
         },
         filters: settings(context, typed_per_filter_config, cors)?,
         origin: origin(metadata.as_ref()),
+        tracing: tracing
+            .map(|value| super::tracing::of_route(context, value))
+            .transpose()
+            .within("tracing")?
+            .map(Box::new),
+        decorator: decorator.map(super::tracing::decorator).transpose().within("decorator")?.map(Box::new),
     })
 }
 

@@ -174,6 +174,12 @@ impl State {
         self
     }
 
+    /// With the proxy's own name, as spans tell it.
+    pub fn with_node(mut self, id: &str) -> Self {
+        id.clone_into(&mut self.context.node);
+        self
+    }
+
     /// With other sources than the aggregated stream.
     pub fn with_sources(mut self, sources: Sources) -> Self {
         self.context.sources = sources;

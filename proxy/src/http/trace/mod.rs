@@ -1,0 +1,373 @@
+//! Traces: whether a request is traced, what its endpoint is told about it, and the spans that tell of it, as Envoy's tracer for
+//! OpenTelemetry makes them.
+//!
+//! Nothing of this is done, and nothing is kept, where the manager has no `tracing`.
+
+mod context;
+mod export;
+mod otlp;
+
+use super::{
+    call::Call,
+    headers::{Headers, Known},
+};
+use crate::{
+    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing},
+    pool::Host,
+    route::Selected,
+    telemetry::{LogFormat, logfilter::leading},
+};
+use context::Context;
+use otlp::Kind;
+use std::{
+    borrow::Cow,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+/// The place in a request's id that says why it is traced.
+const MARK: usize = 14;
+
+/// The trace of one request.
+#[derive(Debug)]
+pub struct Trace {
+    tracer: Arc<Tracer>,
+    context: Context,
+    parent: Option<u64>,
+    state: Vec<u8>,
+    name: String,
+    /// The tag of the trace that its client wants to know it by.
+    client_id: Option<Vec<u8>>,
+    /// The route's name for it, that the other end is still to be told.
+    decorated: Option<Box<str>>,
+    child: Option<Child>,
+    ids: (String, String),
+}
+
+/// The span of an attempt.
+#[derive(Debug)]
+struct Child {
+    id: u64,
+    start: Instant,
+    host: SocketAddr,
+    attempt: u32,
+}
+
+impl Trace {
+    /// The trace and the span, in hexadecimal.
+    pub fn ids(&self) -> (&str, &str) {
+        (&self.ids.0, &self.ids.1)
+    }
+
+    /// Whether it is told to anybody.
+    pub fn sampled(&self) -> bool {
+        self.context.sampled
+    }
+}
+
+/// Decides about a request whose route is known, and begins its span.
+pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
+    let manager: &HttpManager = call.manager;
+    let Some(tracing) = manager.tracing.as_deref() else { return };
+    let route = selected.and_then(|selected| selected.route.tracing.as_deref());
+    let sampling = route.map_or(tracing.sampling, |route| route.sampling);
+    let traced = decide(call, tracing, sampling);
+    call.tally.traced = traced;
+    let Some(tracer) = &tracing.tracer else { return };
+    let headers = &call.request.headers;
+    let parent = match headers.get("traceparent") {
+        None => None,
+        // What is malformed is passed on as it is, and no span is made.
+        Some(value) => match Context::parse(value) {
+            Some(parent) => Some(parent),
+            None => return,
+        },
+    };
+    let rng = &call.worker.rng;
+    let trace = parent.map_or_else(|| (u128::from(rng.next()) << 64) | u128::from(rng.next()), |parent| parent.trace);
+    let sampled = sample(&tracer.sampler, trace, parent, traced);
+    let context = Context { trace, span: rng.next(), sampled };
+    let state = parent.and_then(|_| headers.get("tracestate")).unwrap_or_default().to_vec();
+    let mut name = match tracing.egress {
+        true => format!("egress {}", String::from_utf8_lossy(call.request.authority())),
+        false => "ingress".to_owned(),
+    };
+    let operation = route.and_then(|route| route.operation.as_ref()).or(tracing.operation.as_ref());
+    if let Some(made) = operation.map(|format| text(call, format)).filter(|made| !made.is_empty()) {
+        name = made;
+    }
+    let decorator = selected.and_then(|selected| selected.route.decorator.as_deref());
+    let mut decorated = None;
+    if let Some(decorator) = decorator {
+        decorator.operation.as_ref().clone_into(&mut name);
+        decorated = decorator.propagate.then(|| decorator.operation.clone());
+    }
+    const OPERATION: &str = "x-envoy-decorator-operation";
+    if tracing.egress {
+        if let Some(operation) = &decorated {
+            call.request.headers.set(OPERATION, operation.as_bytes());
+        }
+    } else if let Some(told) = call.request.headers.get(OPERATION) {
+        if !told.is_empty() {
+            name = String::from_utf8_lossy(told).into_owned();
+            decorated = None;
+        }
+        call.request.headers.remove(OPERATION);
+    }
+    let client_id = call.request.headers.get("x-client-trace-id").map(<[u8]>::to_vec);
+    call.tally.trace = Some(Box::new(Trace {
+        tracer: tracer.clone(),
+        ids: (format!("{trace:032x}"), format!("{:016x}", context.span)),
+        context,
+        parent: parent.map(|parent| parent.span),
+        state,
+        name,
+        client_id,
+        decorated,
+        child: None,
+    }));
+}
+
+/// Whether a request is traced; its id is marked with the reason.
+fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> bool {
+    if !tracing.marks.by_id {
+        return true;
+    }
+    let headers = &call.request.headers;
+    let Some(id) = headers.known(Known::RequestId).map(<[u8]>::to_vec) else { return false };
+    let Some(number) = leading(&id) else { return false };
+    let number = u64::from(number) % 10_000;
+    let wanted = |name: &str| headers.get(name).is_some();
+    let before = id.get(MARK).filter(|_| tracing.marks.pack && id.len() == 36).copied();
+    let mut mark = before.filter(|mark| matches!(mark, b'9' | b'a' | b'b'));
+    if mark.is_none() {
+        mark = if wanted("x-client-trace-id") && sampling.client.takes(call.worker.rng.next()) {
+            Some(b'b')
+        } else if wanted("x-envoy-force-trace") {
+            Some(b'a')
+        } else {
+            sampling.random.takes(number).then_some(b'9')
+        };
+    }
+    mark = mark.filter(|_| sampling.overall.takes(number));
+    let written = mark.unwrap_or(b'4');
+    let changes =
+        before.is_some_and(|before| before != written && (mark.is_some() || matches!(before, b'9' | b'a' | b'b')));
+    if changes {
+        let mut id = id;
+        id[MARK] = written;
+        call.request.headers.set("x-request-id", &id);
+    }
+    mark.is_some()
+}
+
+fn sample(sampler: &Sampler, trace: u128, parent: Option<Context>, traced: bool) -> bool {
+    match sampler {
+        Sampler::Manager => parent.map_or(traced, |parent| parent.sampled),
+        Sampler::Always => true,
+        Sampler::Parent(other) => parent.map_or_else(|| sample(other, trace, None, traced), |parent| parent.sampled),
+        Sampler::Ratio(share) => {
+            // Of the low half, as others that sample by the id do.
+            let bound = (u128::from(u64::MAX) + 1) * u128::from(share.numerator) / u128::from(share.denominator.max(1));
+            (trace & u128::from(u64::MAX)) < bound
+        }
+    }
+}
+
+fn text(call: &Call<'_>, format: &LogFormat) -> String {
+    let mut out = Vec::new();
+    format.write_header(&call.entry(), &mut out);
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Tells the endpoint of an attempt where it belongs. `attempt` counts from 1.
+pub(super) fn on_attempt(call: &mut Call<'_>, host: &Host, attempt: u32) {
+    let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref_mut()) else {
+        return;
+    };
+    let mut told = trace.context;
+    if tracing.spawn_upstream {
+        let id = call.worker.rng.next();
+        told.span = id;
+        let child = Child { id, start: Instant::now(), host: host.address(), attempt };
+        if let Some(before) = trace.child.replace(child) {
+            let status = call.response.status;
+            end_child(call, tracing, &before, status);
+        }
+    }
+    if !tracing.keep_context {
+        let Some(trace) = &call.tally.trace else { return };
+        call.request.headers.set("traceparent", told.to_header().as_bytes());
+        call.request.headers.set("tracestate", &trace.state);
+    }
+}
+
+/// What the response tells about the operation's name.
+pub(super) fn on_response(call: &mut Call<'_>) {
+    const OPERATION: &str = "x-envoy-decorator-operation";
+    let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref_mut()) else {
+        return;
+    };
+    let headers: &mut Headers = &mut call.response.headers;
+    if tracing.egress {
+        if let Some(told) = headers.get(OPERATION) {
+            if !told.is_empty() {
+                trace.name = String::from_utf8_lossy(told).into_owned();
+            }
+            headers.remove(OPERATION);
+        }
+    } else if let Some(operation) = &trace.decorated {
+        headers.set(OPERATION, operation.as_bytes());
+    }
+}
+
+/// Hands the spans of a request that has ended over, if it is sampled.
+pub(super) fn end(call: &Call<'_>) {
+    let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref()) else { return };
+    if !trace.context.sampled {
+        return;
+    }
+    let tally = &call.tally;
+    if let Some(child) = &trace.child {
+        end_child(call, tracing, child, tally.code);
+    }
+    let request = &call.request;
+    let dash = |value: Option<&[u8]>| value.unwrap_or(b"-").to_vec();
+    let mut tags: Vec<(&str, Vec<u8>)> = Vec::with_capacity(24);
+    tags.push(("node_id", trace.tracer.node.as_bytes().to_vec()));
+    tags.push(("zone", Vec::new()));
+    if let Some(id) = request.headers.known(Known::RequestId) {
+        tags.push(("guid:x-request-id", id.to_vec()));
+    }
+    let path = request.headers.get("x-envoy-original-path").unwrap_or(request.path());
+    let scheme: &[u8] = if request.secure { b"https://" } else { b"http://" };
+    tags.push(("http.url", [scheme, request.authority(), &path[..path.len().min(tracing.max_path)]].concat()));
+    tags.push(("http.method", request.method().to_vec()));
+    tags.push(("downstream_cluster", dash(request.headers.get("x-envoy-downstream-service-cluster"))));
+    tags.push(("user_agent", dash(request.headers.get("user-agent"))));
+    tags.push(("http.protocol", request.version.as_str().into()));
+    tags.push(("peer.address", call.conn.direct().ip().to_string().into_bytes()));
+    if let Some(id) = &trace.client_id {
+        tags.push(("guid:x-client-trace-id", id.clone()));
+    }
+    if request.is_grpc() {
+        tags.push(("grpc.path", request.path().to_vec()));
+        tags.push(("grpc.authority", request.authority().to_vec()));
+        tags.push(("grpc.content_type", dash(request.headers.known(Known::ContentType))));
+        if let Some(timeout) = request.headers.get("grpc-timeout") {
+            tags.push(("grpc.timeout", timeout.to_vec()));
+        }
+    }
+    tags.push(("request_size", tally.request_bytes.to_string().into_bytes()));
+    tags.push(("response_size", tally.response_bytes.to_string().into_bytes()));
+    let failed = common_tags(call, tally.code, &mut tags);
+    let route = tally.route.and_then(|route| route.tracing.as_deref());
+    let own = route.map_or(&[][..], |route| &route.tags);
+    let inherited = tracing.tags.iter().filter(|tag| own.iter().all(|other| other.name != tag.name));
+    for tag in own.iter().chain(inherited) {
+        if let Some(value) = tag_value(call, tag) {
+            tags.push((&tag.name, value.into_owned()));
+        }
+    }
+    let kind = if tracing.egress && !tracing.spawn_upstream { Kind::Client } else { Kind::Server };
+    let (start, end) = times(call, tally.start);
+    let span = otlp::Span {
+        trace: trace.context.trace,
+        id: trace.context.span,
+        parent: trace.parent,
+        remote: trace.parent.is_some(),
+        state: &trace.state,
+        name: &trace.name,
+        kind,
+        start,
+        end,
+        tags: &tags,
+        failed,
+    };
+    export::add(call.worker, &trace.tracer, &span);
+}
+
+/// What both spans say; whether something failed.
+fn common_tags(call: &Call<'_>, code: u16, tags: &mut Vec<(&str, Vec<u8>)>) -> bool {
+    let tally = &call.tally;
+    tags.push(("component", b"proxy".to_vec()));
+    if let Some(cluster) = &tally.cluster {
+        tags.push(("upstream_cluster", cluster.config().name.as_bytes().to_vec()));
+        tags.push(("upstream_cluster.name", cluster.config().name.as_bytes().to_vec()));
+    }
+    tags.push(("http.status_code", code.to_string().into_bytes()));
+    tags.push(("response_flags", tally.flags.to_string().into_bytes()));
+    let grpc = tally.grpc_status.filter(|_| call.request.is_grpc());
+    if let Some(status) = grpc {
+        tags.push(("grpc.status_code", status.to_string().into_bytes()));
+        if let Some(message) = call.response.headers.get("grpc-message") {
+            tags.push(("grpc.message", message.to_vec()));
+        }
+    }
+    // Statuses of gRPC that are the server's fault.
+    let failed = code == 0 || code >= 500 || matches!(grpc, Some(2 | 4 | 12 | 13 | 14 | 15));
+    if failed {
+        tags.push(("error", b"true".to_vec()));
+    }
+    failed
+}
+
+fn tag_value<'t>(call: &'t Call<'_>, tag: &'t CustomTag) -> Option<Cow<'t, [u8]>> {
+    let value: Cow<'_, [u8]> = match &tag.value {
+        TagValue::Literal(text) => Cow::Borrowed(text.as_bytes()),
+        TagValue::Header(name, default) => {
+            let value = match &**name {
+                ":authority" | "host" => Some(call.request.authority()),
+                ":path" => Some(call.request.path()),
+                ":method" => Some(call.request.method()),
+                name => call.request.headers.get(name),
+            };
+            Cow::Borrowed(value.unwrap_or(default.as_bytes()))
+        }
+        TagValue::Format(format) => Cow::Owned(text(call, format).into_bytes()),
+    };
+    (!value.is_empty()).then_some(value)
+}
+
+fn end_child(call: &Call<'_>, tracing: &Tracing, child: &Child, code: u16) {
+    let Some(trace) = call.tally.trace.as_deref().filter(|trace| trace.context.sampled) else { return };
+    let route = call.tally.route.and_then(|route| route.tracing.as_deref());
+    let operation = route.and_then(|route| route.upstream_operation.as_ref()).or(tracing.upstream_operation.as_ref());
+    let cluster = call.tally.cluster.as_ref().map_or("", |cluster| &cluster.config().name);
+    let name = operation.map(|format| text(call, format)).filter(|name| !name.is_empty());
+    let name = name.unwrap_or_else(|| format!("router {cluster} egress"));
+    let address = child.host.to_string().into_bytes();
+    let mut tags = vec![
+        ("http.protocol", call.tally.upstream_protocol.unwrap_or("-").into()),
+        ("upstream_address", address.clone()),
+        ("peer.address", address),
+    ];
+    if child.attempt > 1 {
+        tags.push(("retry.count", (child.attempt - 1).to_string().into_bytes()));
+    }
+    let failed = common_tags(call, code, &mut tags);
+    let (start, end) = times(call, child.start);
+    let span = otlp::Span {
+        trace: trace.context.trace,
+        id: child.id,
+        parent: Some(trace.context.span),
+        remote: false,
+        state: &trace.state,
+        name: &name,
+        kind: Kind::Client,
+        start,
+        end,
+        tags: &tags,
+        failed,
+    };
+    export::add(call.worker, &trace.tracer, &span);
+}
+
+/// Start and end in nanoseconds since 1970.
+fn times(call: &Call<'_>, begun: Instant) -> (u64, u64) {
+    let wall = call.tally.wall.unwrap_or_else(SystemTime::now);
+    let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let nanos = |at: Instant| u64::try_from((since + (at - call.tally.start)).as_nanos()).unwrap_or(u64::MAX);
+    (nanos(begun), nanos(Instant::now()))
+}
