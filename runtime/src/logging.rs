@@ -2,9 +2,11 @@
 //!
 //! Standard error, because standard output belongs to what a process is for: the proxy's access log, a command's answer.
 
+use std::sync::{Mutex, PoisonError};
+
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::TryInitError;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 /// Flags of every process.
 #[derive(Args, Clone, Debug)]
@@ -45,9 +47,28 @@ pub enum LogError {
         /// What the parser said.
         source: tracing_subscriber::filter::ParseError,
     },
+    /// Logging was not set up here, so that it cannot be changed.
+    #[error("logging was not set up by this program")]
+    NotSetUp,
     /// Logging was already set up in this process.
     #[error("logging is already set up: {0}")]
     Twice(#[from] TryInitError),
+}
+
+/// Libraries whose noise below warnings is left out, unless a filter names them.
+const QUIET: &str = "hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,hickory_proto=warn,hickory_resolver=warn,kube=warn,hickory_net=error";
+
+/// What is logged now, and how to change it.
+struct Live {
+    wanted: String,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+static LIVE: Mutex<Option<Live>> = Mutex::new(None);
+
+fn filter(wanted: &str) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(format!("{QUIET},{wanted}"))
+        .map_err(|source| LogError::Filter { filter: wanted.to_owned(), source })
 }
 
 /// Sets up logging for the process. Noise of libraries below warnings is left out, unless the filter names them.
@@ -56,16 +77,36 @@ pub enum LogError {
 ///
 /// [`LogError`], when the filter does not parse or this is the second call.
 pub fn init(flags: &LogFlags) -> Result<(), LogError> {
+    use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
-    let quiet = "hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,hickory_proto=warn,hickory_resolver=warn,kube=warn,hickory_net=error";
-    let wanted = format!("{quiet},{}", flags.log_level);
-    let filter =
-        EnvFilter::try_new(wanted).map_err(|source| LogError::Filter { filter: flags.log_level.clone(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (filter, handle) = reload::Layer::new(filter(&flags.log_level)?);
+    let base = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match flags.log_format {
-        LogFormat::Text => builder.with_ansi(false).finish().try_init()?,
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).finish().try_init()?,
+        LogFormat::Text => base.with(lines.with_ansi(false)).try_init()?,
+        LogFormat::Json => base.with(lines.json().flatten_event(true).with_current_span(true)).try_init()?,
     }
+    let live = Live { wanted: flags.log_level.clone(), handle };
+    *LIVE.lock().unwrap_or_else(PoisonError::into_inner) = Some(live);
+    Ok(())
+}
+
+/// What is logged now, as `--log-level` has it; `None` before [`init`].
+pub fn level() -> Option<String> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|live| live.wanted.clone())
+}
+
+/// Changes what is logged from now on.
+///
+/// # Errors
+///
+/// [`LogError`], when the filter does not parse, or logging was not set up by [`init`].
+pub fn set_level(wanted: &str) -> Result<(), LogError> {
+    let filter = filter(wanted)?;
+    let mut live = LIVE.lock().unwrap_or_else(PoisonError::into_inner);
+    let live = live.as_mut().ok_or(LogError::NotSetUp)?;
+    live.handle.reload(filter).map_err(|_| LogError::NotSetUp)?;
+    wanted.clone_into(&mut live.wanted);
     Ok(())
 }
 

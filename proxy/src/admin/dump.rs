@@ -2,7 +2,6 @@
 //!
 //! The config dump loads the descriptors of the whole API, some MiB that stay: it is for people, not for scrapers.
 
-use crate::config::{ClientTls, ClusterKind, Health};
 use crate::tls::CredentialStore;
 use crate::xds::state::Raw;
 use crate::xds::{Connection, Kind, State};
@@ -56,42 +55,6 @@ pub(super) fn config(state: &State) -> Value {
 fn resource(field: &str, raw: &Raw) -> Value {
     let body = leno_xds::json::any_to_value(&raw.body).unwrap_or_else(|error| json!({"error": error.to_string()}));
     json!({"version_info": raw.version, "last_updated": stamp(raw.since), field: body})
-}
-
-/// One line an endpoint: `cluster::address::health::weight`.
-pub(super) fn clusters(state: &State) -> String {
-    let mut lines = String::new();
-    for cluster in state.clusters() {
-        let name = &cluster.name;
-        match cluster.kind {
-            ClusterKind::OriginalDst => writeln!(lines, "{name}::original_dst").unwrap_or_default(),
-            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns if cluster.endpoints.is_empty() => {
-                writeln!(lines, "{name}::no_endpoints").unwrap_or_default();
-            }
-            ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {}
-        }
-        for endpoint in &cluster.endpoints {
-            let health = match endpoint.health {
-                Health::Healthy => "healthy",
-                Health::Degraded => "degraded",
-                Health::Draining => "draining",
-                Health::Unhealthy => "unhealthy",
-            };
-            let tls = match endpoint.tls.as_deref() {
-                Some(ClientTls::Mesh(mesh)) => mesh.expected.join("|"),
-                Some(ClientTls::Own(_)) => "tls".to_owned(),
-                Some(ClientTls::Proxied(_)) => "proxy-protocol".to_owned(),
-                None => "plain".to_owned(),
-            };
-            writeln!(
-                lines,
-                "{name}::{}::{health}::weight={}::priority={}::{tls}",
-                endpoint.address, endpoint.weight, endpoint.priority
-            )
-            .ok();
-        }
-    }
-    lines
 }
 
 /// One line a listener: `name::address,address`.

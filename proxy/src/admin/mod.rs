@@ -10,17 +10,25 @@
 //! All are served by the active slot, on sockets that travel with the others when the slots change places.
 
 mod dump;
+mod mask;
+mod merged;
+mod pages;
+mod upstreams;
 
+pub use pages::is_failed;
+
+use crate::control::podinfo::PodInfo;
 use crate::slots::SlotError;
 use crate::slots::sockets::Sockets;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
+use crate::worker::Workers;
 use crate::xds::{Connection, SharedState};
 use hyper::StatusCode;
-use leno_runtime::http::{Health, Routes, json, serve as serve_routes, text, with_type};
-use std::fmt::Write as _;
+use leno_runtime::http::{Health, Routes, serve as serve_routes, text, with_type};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -75,6 +83,16 @@ pub struct View {
     pub connection: watch::Receiver<Connection>,
     /// Whether we are ready.
     pub health: Health,
+    /// The workers, once there are some.
+    pub workers: Arc<OnceLock<Workers>>,
+    /// Ends this process in order; `None` where that is not asked of it.
+    pub quit: Option<CancellationToken>,
+    /// What the pod says about itself.
+    pub pod: Option<PodInfo>,
+    /// This proxy's name.
+    pub node: String,
+    /// Since when this process runs.
+    pub begun: Instant,
 }
 
 impl View {
@@ -94,9 +112,11 @@ pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationT
         }
         let port = address.port();
         let routes = if port == ports.admin {
-            admin(view)
+            pages::routes(view)
         } else if port == ports.health {
             health(view)
+        } else if port == ports.merged {
+            merged(ports, view)
         } else {
             metrics(Routes::new(), view)
         };
@@ -111,7 +131,7 @@ pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationT
 /// # Errors
 /// When the socket cannot be used.
 pub fn serve_at(listener: std::net::TcpListener, view: &View, stop: &CancellationToken) -> std::io::Result<()> {
-    tokio::spawn(serve_routes(TcpListener::from_std(listener)?, admin(view), stop.clone()));
+    tokio::spawn(serve_routes(TcpListener::from_std(listener)?, pages::routes(view), stop.clone()));
     Ok(())
 }
 
@@ -121,7 +141,7 @@ fn health(view: &View) -> Routes {
 }
 
 fn ready(health: &Health) -> leno_runtime::http::Answer {
-    if health.is_ready() {
+    if health.is_ready() && !is_failed() {
         text(StatusCode::OK, "ok\n")
     } else {
         text(StatusCode::SERVICE_UNAVAILABLE, "not ready: no configuration is in force yet, or this proxy is leaving\n")
@@ -135,43 +155,11 @@ fn metrics(routes: Routes, view: &View) -> Routes {
     })
 }
 
-fn admin(view: &View) -> Routes {
-    let one = || view.clone();
-    let (config, clusters, listeners, certs, status, ready_of) = (one(), one(), one(), one(), one(), one());
-    metrics(Routes::new(), view)
-        .get("/config_dump", "every resource in force, in the form of Envoy's dump", move || {
-            let dump = dump::config(&config.state());
-            json(&dump)
-        })
-        .get("/clusters", "clusters and their endpoints", move || {
-            text(StatusCode::OK, dump::clusters(&clusters.state()))
-        })
-        .get("/listeners", "listeners and their addresses", move || {
-            text(StatusCode::OK, dump::listeners(&listeners.state()))
-        })
-        .get("/certs", "the certificate in use", move || json(&dump::certificates(&certs.store)))
-        .get("/status", "the connection to the control plane, and what was refused", move || {
-            let connection = status.connection.borrow().clone();
-            json(&dump::status(&status.state(), &connection))
-        })
-        .get("/ready", "200 while the pod may get traffic", move || ready(&ready_of.health))
-        .get("/memory", "memory of this process, from the kernel", || text(StatusCode::OK, memory()))
-        .get("/version", "the release that this process is", || {
-            text(StatusCode::OK, format!("{}\n", leno_runtime::version()))
-        })
-        .get("/logging", "how to change what is logged", || {
-            let remedy = "the level cannot be changed while the proxy runs; set LENO_LOG in the pod\n";
-            text(StatusCode::NOT_IMPLEMENTED, remedy)
-        })
-}
-
-/// The lines of `/proc/self/status` about memory.
-fn memory() -> String {
-    let mut lines = String::new();
-    for line in std::fs::read_to_string("/proc/self/status").unwrap_or_default().lines() {
-        if ["VmHWM", "VmRSS", "RssAnon", "RssFile", "VmData", "Threads"].iter().any(|name| line.starts_with(name)) {
-            writeln!(lines, "{line}").ok();
-        }
-    }
-    lines
+/// The pod's metrics: this proxy's and the app's.
+fn merged(ports: &Ports, view: &View) -> Routes {
+    let (telemetry, pod) = (view.telemetry.clone(), view.pod.clone());
+    let own = vec![ports.admin, ports.health, ports.metrics, ports.merged];
+    Routes::new().add("/stats/prometheus", "metrics of this proxy and of the app", move |_| {
+        merged::page(telemetry.clone(), pod.clone(), own.clone())
+    })
 }

@@ -78,6 +78,8 @@ impl Listeners {
 pub struct Listener {
     /// The resource's name, e.g. `virtualOutbound`.
     pub name: Arc<str>,
+    /// Its name in statistics: its prefix, or its address.
+    pub stat_name: Arc<str>,
     /// Which way its traffic goes.
     pub direction: Direction,
     /// Its addresses (the first and the additional ones).
@@ -106,6 +108,7 @@ impl Default for Listener {
     fn default() -> Self {
         Self {
             name: "".into(),
+            stat_name: "".into(),
             direction: Direction::Outbound,
             addresses: Vec::new(),
             bind: true,

@@ -19,6 +19,7 @@ pub(super) struct Engine {
     pub health: Health,
     telemetry: Telemetry,
     store: CredentialStore,
+    begun: std::time::Instant,
 }
 
 impl Engine {
@@ -33,6 +34,7 @@ impl Engine {
             health: Health::new(),
             telemetry,
             store,
+            begun: std::time::Instant::now(),
         }
     }
 
@@ -44,6 +46,11 @@ impl Engine {
             store: self.store.clone(),
             connection,
             health: self.health.clone(),
+            workers: self.plane.workers(),
+            quit: None,
+            pod: None,
+            node: String::new(),
+            begun: self.begun,
         }
     }
 }

@@ -85,6 +85,11 @@ impl Plane {
         }
     }
 
+    /// The workers, once they have begun.
+    pub fn workers(&self) -> Arc<OnceLock<Workers>> {
+        self.workers.clone()
+    }
+
     /// Open connections of clients.
     pub fn connections(&self) -> usize {
         self.workers.get().map_or(0, Workers::connections)

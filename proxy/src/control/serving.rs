@@ -136,7 +136,10 @@ impl Serving {
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let stop_admin = stop.child_token();
-        admin::serve(&self.settings.ports, &self.sockets, &engine.view(connection), &stop_admin)?;
+        let view = engine.view(connection);
+        let node = format!("{}.{}", self.settings.pod, self.settings.namespace);
+        let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ..view };
+        admin::serve(&self.settings.ports, &self.sockets, &view, &stop_admin)?;
         tokio::spawn(identity.run(stop.clone()));
         tokio::spawn(follow_revision(self.settings.clone(), link, stop.clone()));
 

@@ -69,7 +69,10 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         if let Some(path) = &settings.admin_address_path {
             std::fs::write(path, address.to_string()).map_err(|source| RunError::AdminPath(path.clone(), source))?;
         }
-        admin::serve_at(listener, &engine.view(connection), &stop)?;
+        let view = engine.view(connection);
+        let node = settings.bootstrap.node.id.clone();
+        let view = admin::View { quit: Some(shutdown.clone()), node, ..view };
+        admin::serve_at(listener, &view, &stop)?;
     }
     local.spawn_local(feed.run());
     local.run_until(life(&engine, settings.drain_limit, &shutdown)).await

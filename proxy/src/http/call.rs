@@ -12,7 +12,7 @@ use crate::{
     pool::{ClusterState, Host},
     telemetry::{
         ConnectionSecurity, LogEntry, LogKind, Moments, Reporter, RequestProtocol, RequestRecord, ResponseFlags,
-        ServiceLabels, WorkloadLabels, peer,
+        ServiceLabels, WorkloadLabels, peer, stats::CountedConnection,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot},
@@ -34,6 +34,8 @@ pub struct ConnInfo {
     pub chain: Arc<str>,
     /// The address of this end of it.
     pub direct_local: SocketAddr,
+    /// Counts it among those of its manager.
+    pub counted: Option<CountedConnection>,
     /// Where the client wanted to connect: the original destination.
     pub local: SocketAddr,
     /// The client's address, as PROXY protocol tells it.
@@ -61,6 +63,7 @@ impl ConnInfo {
             id: 0,
             chain: Arc::default(),
             direct_local: local,
+            counted: None,
             local,
             remote,
             proxied: None,
@@ -213,6 +216,12 @@ impl Call<'_> {
             trace::end(self);
         }
         let tally = &self.tally;
+        if let Some(counted) = &self.conn.counted {
+            counted.http().count(tally.code, tally.flags);
+        }
+        if let Some(cluster) = &tally.cluster {
+            cluster.stats().count(tally.code, tally.flags, tally.attempts);
+        }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;
         let unknown = &self.worker.unknown;

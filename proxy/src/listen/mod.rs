@@ -17,6 +17,7 @@ use crate::{
     config::{Codec, Facts, FilterChain, Listener, Network, Root, ServerTls, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2, tcp,
+    telemetry::stats::{CountedConnection, ListenerStats},
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
     worker::Worker,
 };
@@ -91,6 +92,7 @@ enum Ready {
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
     // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
     // many, pays for no other kind.
+    let _counted = OfListener::new(&worker, bound);
     let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound)).await else { return };
     match ready {
         Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
@@ -102,6 +104,29 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
         }
         Ready::Direct(stream, bytes) => Box::pin(simple::direct(stream, bytes)).await,
         Ready::Echo(stream, first) => Box::pin(simple::echo(stream, first)).await,
+    }
+}
+
+/// Counts a connection among those of the listener that owns its socket.
+struct OfListener(Option<Arc<ListenerStats>>);
+
+impl OfListener {
+    fn new(worker: &Worker, bound: SocketAddr) -> Self {
+        let root = worker.root();
+        let stats = root.config().listeners.bound(bound).map(|owner| worker.shard.listener_stats(&owner.stat_name));
+        if let Some(stats) = &stats {
+            stats.cx_total.add(1);
+            stats.cx_active.up();
+        }
+        Self(stats)
+    }
+}
+
+impl Drop for OfListener {
+    fn drop(&mut self) {
+        if let Some(stats) = &self.0 {
+            stats.cx_active.down();
+        }
     }
 }
 
@@ -158,6 +183,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     place.0.protocols = detected.protocols;
     let Some(chain) = place.find(root.config()) else {
         tracing::debug!(%remote, %destination, listener = %listener.name, "no filter chain matches; closed");
+        worker.shard.listener_stats(&listener.stat_name).no_filter_chain_match.add(1);
         return None;
     };
     let mut conn = ConnInfo::new(destination, source);
@@ -187,6 +213,8 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         Network::Echo => return Some((Ready::Echo(stream, first), places)),
         Network::Http(manager) => manager,
     };
+    let http = worker.shard.http_stats(&manager.stat_prefix);
+    conn.counted = Some(CountedConnection::new(http, conn.secure));
     let http2 = match (manager.codec, alpn) {
         (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,

@@ -4,6 +4,7 @@ use super::{Host, Outcome};
 use crate::{
     balance::{Balancer, PickContext, Rng},
     config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, Priority},
+    telemetry::stats::{ClusterStats, Gauge, PublishedCluster},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -20,13 +21,15 @@ use tokio::sync::Notify;
 const MAX_DYNAMIC: usize = 1024;
 
 /// The counts behind the circuit breakers; they outlive a change of the cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     connections: Cell<u32>,
     pending: Cell<u32>,
     requests: Cell<u32>,
     retries: Cell<u32>,
     released: Notify,
+    stats: Arc<ClusterStats>,
+    priority: Priority,
 }
 
 /// A circuit breaker is open.
@@ -49,6 +52,28 @@ pub struct Ticket {
 }
 
 impl Shared {
+    fn new(stats: Arc<ClusterStats>, priority: Priority) -> Rc<Self> {
+        Rc::new(Self {
+            connections: Cell::new(0),
+            pending: Cell::new(0),
+            requests: Cell::new(0),
+            retries: Cell::new(0),
+            released: Notify::new(),
+            stats,
+            priority,
+        })
+    }
+
+    fn gauge(&self, count: Count) -> &Gauge {
+        let breakers = self.stats.breakers(self.priority);
+        match count {
+            Count::Connections => &breakers.connections,
+            Count::Pending => &breakers.pending,
+            Count::Requests => &breakers.requests,
+            Count::Retries => &breakers.retries,
+        }
+    }
+
     fn cell(&self, count: Count) -> &Cell<u32> {
         match count {
             Count::Connections => &self.connections,
@@ -61,9 +86,18 @@ impl Shared {
     fn take(self: &Rc<Self>, count: Count, limit: u32) -> Result<Ticket, Overflow> {
         let cell = self.cell(count);
         if cell.get() >= limit {
+            match count {
+                Count::Connections => self.stats.cx_overflow.add(1),
+                Count::Pending | Count::Requests => self.stats.rq_pending_overflow.add(1),
+                Count::Retries => self.stats.rq_retry_overflow.add(1),
+            }
             return Err(Overflow);
         }
         cell.set(cell.get() + 1);
+        self.gauge(count).up();
+        if matches!(count, Count::Connections) {
+            self.stats.cx_total.add(1);
+        }
         Ok(Ticket { shared: self.clone(), count })
     }
 }
@@ -72,6 +106,10 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let cell = self.shared.cell(self.count);
         cell.set(cell.get() - 1);
+        self.shared.gauge(self.count).down();
+        if matches!(self.count, Count::Connections) {
+            self.shared.stats.cx_destroy.add(1);
+        }
         if matches!(self.count, Count::Connections) && self.shared.pending.get() > 0 {
             self.shared.released.notify_one();
         }
@@ -88,6 +126,7 @@ pub struct ClusterState {
     hosts: Vec<Rc<Host>>,
     balancer: Balancer,
     dynamic: Rc<RefCell<HashMap<SocketAddr, Rc<Host>>>>,
+    published: Arc<PublishedCluster>,
 }
 
 impl ClusterState {
@@ -122,14 +161,34 @@ impl ClusterState {
         let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng);
         let (shared, high, dynamic) = match before {
             Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
-            None => <_>::default(),
+            None => {
+                let stats = Arc::<ClusterStats>::default();
+                (Shared::new(stats.clone(), Priority::Default), Shared::new(stats, Priority::High), <_>::default())
+            }
         };
-        Self { config, workers: workers.max(1), shared, high, hosts, balancer, dynamic }
+        let workers = workers.max(1);
+        let published = Arc::new(PublishedCluster {
+            config: config.clone(),
+            stats: shared.stats.clone(),
+            hosts: hosts.iter().map(|host| (host.endpoint.clone(), host.stats().clone())).collect(),
+            workers,
+        });
+        Self { config, workers, shared, high, hosts, balancer, dynamic, published }
     }
 
     /// The cluster as configured.
     pub fn config(&self) -> &Arc<Cluster> {
         &self.config
+    }
+
+    /// As other threads may see it.
+    pub fn published(&self) -> &Arc<PublishedCluster> {
+        &self.published
+    }
+
+    /// Its numbers.
+    pub fn stats(&self) -> &ClusterStats {
+        &self.shared.stats
     }
 
     /// A worker's share of a limit, rounded up.
@@ -233,6 +292,15 @@ impl ClusterState {
 
     /// Takes note of what became of a request at a host, for outlier detection.
     pub fn note(&self, host: &Host, outcome: Outcome) {
+        let stats = host.stats();
+        match outcome {
+            Outcome::Status(..=499) => stats.rq_success.add(1),
+            Outcome::Status(_) | Outcome::Failed => stats.rq_error.add(1),
+            Outcome::Timeout => {
+                stats.rq_timeout.add(1);
+                stats.rq_error.add(1);
+            }
+        }
         if let Some(care) = &self.config.care
             && let Some(settings) = &care.outliers
         {

@@ -94,8 +94,14 @@ async fn connect_with(
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
     let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
-        Ok(_) => host.note_success(),
-        Err(_) => host.note_failure(),
+        Ok(_) => {
+            host.stats().cx_total.add(1);
+            host.note_success();
+        }
+        Err(_) => {
+            host.stats().cx_connect_fail.add(1);
+            host.note_failure();
+        }
     }
     result
 }

@@ -17,6 +17,7 @@ use crate::{
     config::{Endpoint, Health},
     http::h1::up,
     http2,
+    telemetry::stats::HostStats,
 };
 use std::{
     cell::{Cell, RefCell},
@@ -53,6 +54,7 @@ pub struct Host {
 #[derive(Debug, Default)]
 struct HostState {
     active: Cell<u32>,
+    stats: Arc<HostStats>,
     idle: RefCell<Vec<Idle>>,
     http2: http2::Pool,
     /// The same by the server name that was sent, where requests decide about it.
@@ -115,6 +117,11 @@ impl Host {
     /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.endpoint.address
+    }
+
+    /// Its numbers.
+    pub fn stats(&self) -> &Arc<HostStats> {
+        &self.state.stats
     }
 
     /// Its HTTP/2 connections.
@@ -187,6 +194,8 @@ impl Host {
     /// Counts a request for as long as the guard lives.
     pub fn enter(self: &Rc<Self>) -> Active {
         self.state.active.set(self.state.active.get() + 1);
+        self.state.stats.rq_total.add(1);
+        self.state.stats.rq_active.up();
         Active(self.state.clone())
     }
 
@@ -248,6 +257,7 @@ impl Host {
         name: Option<Rc<str>>,
     ) -> Lease {
         self.state.connections.set(self.state.connections.get() + 1);
+        self.state.stats.cx_active.up();
         let counted = Counted(self.state.clone());
         Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
     }
@@ -283,6 +293,7 @@ pub struct Active(Rc<HostState>);
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
+        self.0.stats.rq_active.down();
     }
 }
 
@@ -318,6 +329,7 @@ struct Counted(Rc<HostState>);
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
+        self.0.stats.cx_active.down();
     }
 }
 

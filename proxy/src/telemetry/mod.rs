@@ -8,6 +8,7 @@
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
 pub mod entry;
+pub mod envoy;
 pub mod flags;
 pub mod histogram;
 pub mod labels;
@@ -19,6 +20,7 @@ pub mod peer;
 pub mod process;
 pub mod render;
 pub mod shard;
+pub mod stats;
 
 pub use entry::{HeaderLookup, LogEntry, LogKind, Moments};
 pub use flags::ResponseFlags;

@@ -43,6 +43,11 @@ impl Telemetry {
         (Telemetry { workers: published.into(), batches: Arc::new(Mutex::new(Some(batches))) }, shards)
     }
 
+    /// Every worker's share.
+    pub(super) fn workers(&self) -> &[Arc<Published>] {
+        &self.workers
+    }
+
     /// Writes the workers' access log lines where they belong until the last worker has ended. Meant to be called
     /// once; a second call returns at once.
     pub async fn write_logs(&self) {
@@ -61,6 +66,16 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let mut out = Exposition::default();
         self.write_traffic(&mut out);
+        self.write_stats(&mut out, true);
+        process::write(&mut out);
+        out.finish()
+    }
+
+    /// As [`Self::render`], with Envoy's statistics that are zero, unless `used` is set.
+    pub fn render_all(&self, used: bool) -> String {
+        let mut out = Exposition::default();
+        self.write_traffic(&mut out);
+        self.write_stats(&mut out, used);
         process::write(&mut out);
         out.finish()
     }
@@ -142,6 +157,11 @@ impl Exposition {
     /// Begins a family: `kind` is `counter`, `gauge` or `histogram`.
     pub fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// Begins a family without a line of help.
+    pub fn kind(&mut self, name: &str, kind: &str) {
+        let _ = writeln!(self.0, "# TYPE {name} {kind}");
     }
 
     /// Adds a sample, escaping label values.
@@ -286,6 +306,27 @@ mod tests {
             .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
             .sum();
         assert_eq!(total, MAX_SERIES as u64 + 5);
+    }
+
+    #[test]
+    fn metrics_when_nothing_was_counted_for_long_then_they_go() {
+        let (telemetry, mut shards) = Telemetry::new(1);
+        let shard = shards.remove(0);
+        let (source, destination, service) = reviews();
+        let idle = WorkloadLabels::new("idle", "", "", "", "", "");
+        shard.record_request(&record(&source, &destination, &service));
+        shard.record_request(&record(&idle, &destination, &service));
+        let now = std::time::Instant::now();
+        shard.expire(now);
+        shard.record_request(&record(&source, &destination, &service));
+        shard.expire(now + shard::EXPIRY / 2);
+        shard.expire(now + shard::EXPIRY);
+        let text = traffic(&telemetry);
+        assert!(text.contains("front-v1") && !text.contains("\"idle\""), "{text}");
+        shard.record_request(&record(&source, &destination, &service));
+        let text = traffic(&telemetry);
+        let line = text.lines().find(|line| line.starts_with("istio_requests_total{")).unwrap_or_default();
+        assert!(line.ends_with(" 3"), "what goes on is counted on: {line}");
     }
 
     #[test]

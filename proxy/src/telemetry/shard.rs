@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::histogram::{Counter, Histogram};
 use super::labels::{self, ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, Tail, WorkloadLabels};
 use super::logbuffer::LogBuffer;
+use super::stats::{HttpStats, ListenerStats, PublishedCluster};
 use super::{HeaderLookup, LogEntry, LogFormat, LogSink, ResponseFlags};
 
 /// Most series (label sets) a worker keeps; what would be more is counted in one series a reporter whose labels say
@@ -23,6 +24,12 @@ pub const MAX_SERIES: usize = 2048;
 
 /// Most entries of the look-up by address; when it is full it is emptied and fills again (old config's objects go).
 pub const MAX_CACHED: usize = 8192;
+
+/// A label set, a manager or a listener of which nothing was counted for so long is no longer told; when it counts again, it
+/// begins at zero. Clusters and endpoints go with their configuration.
+pub const EXPIRY: Duration = Duration::from_secs(1800);
+/// Connection managers, or listeners, that are counted apart; further ones are counted as `overflow`.
+pub const MAX_NAMES: usize = 1024;
 
 /// Everything that a finished request tells.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +112,16 @@ pub(super) struct Published {
     pub(super) dropped_log_lines: Counter,
     pub(super) sent_spans: Counter,
     pub(super) dropped_spans: Counter,
+    /// Clusters of the configuration that the worker has taken up last.
+    pub(super) clusters: Mutex<Vec<Arc<PublishedCluster>>>,
+    pub(super) named: Mutex<Named>,
+}
+
+/// Numbers by name. What is not in use by a connection goes when it was not for [`EXPIRY`].
+#[derive(Debug, Default)]
+pub(super) struct Named {
+    pub(super) http: HashMap<Arc<str>, Arc<HttpStats>>,
+    pub(super) listeners: HashMap<Arc<str>, Arc<ListenerStats>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -159,10 +176,30 @@ impl Hasher for IntegerHasher {
     }
 }
 
+/// A series with when it last changed.
+struct Kept {
+    series: Arc<Series>,
+    seen: u64,
+    since: Instant,
+}
+
+impl Series {
+    /// A number that changes whenever something is counted.
+    fn total(&self) -> u64 {
+        match &self.values {
+            Values::Http(values) => values.requests.get(),
+            Values::Tcp(values) => {
+                let sums = [&values.opened, &values.closed, &values.sent, &values.received];
+                sums.into_iter().map(Counter::get).fold(0, u64::wrapping_add)
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 struct Index {
     by_address: HashMap<Key, Cached, BuildHasherDefault<IntegerHasher>>,
-    by_text: HashMap<String, Arc<Series>>,
+    by_text: HashMap<String, Kept>,
     overflow: HashMap<(Reporter, bool), Arc<Series>>,
 }
 
@@ -245,6 +282,46 @@ impl Shard {
         self.published.dropped_spans.add(dropped);
     }
 
+    /// Takes the clusters of a configuration for those that are told.
+    pub fn publish_clusters(&self, clusters: Vec<Arc<PublishedCluster>>) {
+        *self.published.clusters.lock().unwrap_or_else(PoisonError::into_inner) = clusters;
+    }
+
+    /// The numbers of the connection managers with this prefix.
+    pub fn http_stats(&self, prefix: &Arc<str>) -> Arc<HttpStats> {
+        let mut named = self.published.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named_entry(&mut named.http, prefix)
+    }
+
+    /// The numbers of the listener of this name.
+    pub fn listener_stats(&self, name: &Arc<str>) -> Arc<ListenerStats> {
+        let mut named = self.published.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named_entry(&mut named.listeners, name)
+    }
+
+    /// Forgets label sets of which nothing was counted for [`EXPIRY`], so that those who are gone are not told for ever.
+    pub fn expire(&self, now: Instant) {
+        let mut index = self.index.borrow_mut();
+        let mut gone = false;
+        index.by_text.retain(|_, kept| {
+            let total = kept.series.total();
+            if total != kept.seen {
+                (kept.seen, kept.since) = (total, now);
+            }
+            let stays = now.saturating_duration_since(kept.since) < EXPIRY;
+            gone |= !stays;
+            stays
+        });
+        if !gone {
+            return;
+        }
+        index.by_address.clear();
+        let kept: Vec<Arc<Series>> = index.by_text.values().map(|kept| kept.series.clone()).collect();
+        let overflow = index.overflow.values().cloned();
+        let all: Vec<Arc<Series>> = kept.into_iter().chain(overflow).collect();
+        *self.published.series.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
     /// Passes gathered log lines on, at latest [`super::logbuffer::FLUSH_DELAY`] after the first; runs as one task of
     /// the worker until the worker ends.
     pub async fn flush_logs(self: Rc<Self>) {
@@ -278,10 +355,10 @@ impl Shard {
         }
         let text = labels::label_text(key.reporter, source, destination, service, tail);
         let series = match index.by_text.get(&text) {
-            Some(series) => series.clone(),
+            Some(kept) => kept.series.clone(),
             None if index.by_text.len() < MAX_SERIES => {
                 let series = self.publish(text.clone(), tail.http.is_some());
-                index.by_text.insert(text, series.clone());
+                index.by_text.insert(text, Kept { series: series.clone(), seen: 0, since: Instant::now() });
                 series
             }
             None => {
@@ -315,6 +392,14 @@ impl Shard {
 }
 
 const OVER: &str = "overflow";
+
+fn named_entry<T: Default>(all: &mut HashMap<Arc<str>, Arc<T>>, name: &Arc<str>) -> Arc<T> {
+    if let Some(known) = all.get(name) {
+        return known.clone();
+    }
+    let name = if all.len() < MAX_NAMES { name.clone() } else { OVER.into() };
+    all.entry(name).or_default().clone()
+}
 
 /// Counts one TCP connection; dropping it counts the connection as closed.
 pub struct TcpRecorder {

@@ -34,6 +34,13 @@ use std::{
 /// Between two looks at idle connections.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// Between two looks at metrics of which nothing is counted any more.
+const EXPIRED: Duration = Duration::from_secs(60);
+
+fn published(root: &WorkerRoot) -> Vec<Arc<crate::telemetry::stats::PublishedCluster>> {
+    root.clusters().map(|cluster| cluster.published().clone()).collect()
+}
+
 /// Labels for what is not known, made once.
 #[derive(Debug)]
 pub struct Unknown {
@@ -81,6 +88,7 @@ impl Worker {
         let rng = Rng::from_entropy();
         let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
         let root = Rc::new(WorkerRoot::new(root, None, workers, &rng));
+        shard.publish_clusters(published(&root));
         Rc::new(Self {
             index,
             rng,
@@ -110,6 +118,7 @@ impl Worker {
         let before = self.root();
         let gone = before.config().listeners.any_gone_in(&root.listeners);
         let new = WorkerRoot::new(root, Some(&before), self.workers, &self.rng);
+        self.shard.publish_clusters(published(&new));
         *self.root.borrow_mut() = Rc::new(new);
         if gone {
             self.listeners_gone.set(Some(Instant::now()));
@@ -187,11 +196,16 @@ impl Worker {
     /// Closes idle upstream connections that are too old or were closed by the endpoint, again and again.
     pub async fn sweep(self: Rc<Self>) {
         let mut ticks = tokio::time::interval(SWEEP);
+        let mut expired = Instant::now();
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             let root = self.root();
             let now = Instant::now();
+            if now.duration_since(expired) >= EXPIRED {
+                expired = now;
+                self.shard.expire(now);
+            }
             poll_fn(|cx| {
                 for cluster in root.clusters() {
                     cluster.sweep(cx, now);

@@ -125,7 +125,7 @@ async fn pass<'a, D: Downstream>(
         }
         (HttpFilter::HealthCheck(check), _) => {
             if check.headers.iter().all(|header| route::header_matches(header, call.request)) {
-                let (code, flags) = match call.worker.is_draining() {
+                let (code, flags) = match call.worker.is_draining() || crate::admin::is_failed() {
                     true => (503, ResponseFlags::none()),
                     false => (200, ResponseFlags::none()),
                 };

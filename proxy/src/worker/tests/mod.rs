@@ -10,6 +10,7 @@ mod manager;
 mod redirected;
 mod routed;
 mod routing;
+mod statistics;
 mod tcp;
 mod tls;
 mod traces;

@@ -43,6 +43,23 @@ impl Layers {
         self.0.get(key)
     }
 
+    /// Every value as text; a fraction as its numerator.
+    pub fn texts(&self) -> BTreeMap<String, String> {
+        let text = |value: &Value| match &value.kind {
+            Some(Kind::StringValue(text)) => text.clone(),
+            Some(Kind::NumberValue(number)) => number.to_string(),
+            Some(Kind::BoolValue(set)) => set.to_string(),
+            Some(Kind::StructValue(fields)) => {
+                match fields.fields.get("numerator").and_then(|value| value.kind.as_ref()) {
+                    Some(Kind::NumberValue(number)) => number.to_string(),
+                    _ => String::new(),
+                }
+            }
+            _ => String::new(),
+        };
+        self.0.iter().map(|(key, value)| (key.clone(), text(value))).collect()
+    }
+
     /// The number at a key, if there is one.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.get(key)?.kind.as_ref()? {

@@ -45,7 +45,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         name,
         address: first,
         additional_addresses,
-        stat_prefix: _,
+        stat_prefix,
         stats_matcher: _,
         filter_chains,
         fcds_config,
@@ -120,6 +120,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         .within("default_filter_chain")?;
     let chains = FilterChains::new(chains, default_chain);
     let deprecated_bind = deprecated_v1.and_then(|DeprecatedV1 { bind_to_port }| bind_to_port);
+    let addresses_text = addresses.first().map(|first| first.to_string().replace(':', "_")).unwrap_or_default();
     let listener = Listener {
         direction,
         addresses,
@@ -132,6 +133,10 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         continue_on_timeout: continue_on_listener_filters_timeout,
         chains: chains.map_err(|error| Refused::new("filter_chains", error.to_string()))?,
         socket: socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?,
+        stat_name: match stat_prefix.is_empty() {
+            true => addresses_text.into(),
+            false => stat_prefix.into(),
+        },
         name: name.into(),
     };
     let own = own(metadata.as_ref(), &context.trust_domain).map(|labels| context.workload(labels));

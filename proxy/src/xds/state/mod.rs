@@ -174,6 +174,11 @@ impl State {
         self
     }
 
+    /// Values of the runtime's layers, by key.
+    pub fn runtime(&self) -> std::collections::BTreeMap<String, String> {
+        self.context.runtime.texts()
+    }
+
     /// With the proxy's own name, as spans tell it.
     pub fn with_node(mut self, id: &str) -> Self {
         id.clone_into(&mut self.context.node);

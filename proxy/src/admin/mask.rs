@@ -1,0 +1,109 @@
+//! Parts of a config dump: one section's resources, those whose names match, and of each only some fields.
+
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+/// What of a dump is wanted.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// The list of one section, such as `dynamic_listeners`.
+    pub(super) resource: Option<String>,
+    /// Paths of fields, `cluster.name`, with commas between.
+    pub(super) mask: Option<String>,
+    /// Of names, as a whole.
+    pub(super) names: Option<Regex>,
+    /// Endpoints, too.
+    pub(super) endpoints: bool,
+}
+
+/// The dump with what is wanted; what is wrong otherwise, with whether it is not there.
+pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, String)> {
+    let mut sections = match dump["configs"].take() {
+        Value::Array(sections) => sections,
+        _ => Vec::new(),
+    };
+    if !wanted.endpoints {
+        sections.retain(|section| !section["@type"].as_str().is_some_and(|name| name.ends_with("EndpointsConfigDump")));
+    }
+    if let Some(names) = &wanted.names {
+        for section in sections.iter_mut().filter_map(Value::as_object_mut) {
+            for entries in section.values_mut().filter_map(Value::as_array_mut) {
+                entries.retain(|entry| name_of(entry).is_some_and(|name| names.is_match(name)));
+            }
+        }
+    }
+    let masks: Vec<Vec<&str>> =
+        wanted.mask.iter().flat_map(|mask| mask.split(',')).map(|path| path.split('.').collect()).collect();
+    let Some(resource) = &wanted.resource else {
+        if !masks.is_empty() {
+            sections = sections.iter().map(|section| masked(section, &masks)).collect();
+        }
+        return Ok(json!({"configs": sections}));
+    };
+    for section in &sections {
+        let Some(entries) = section.get(resource).and_then(Value::as_array) else { continue };
+        let entries: Vec<Value> = match masks.is_empty() {
+            true => entries.clone(),
+            false => entries.iter().map(|entry| masked(entry, &masks)).collect(),
+        };
+        return Ok(json!({"configs": entries}));
+    }
+    Err((true, format!("{resource} not found in config dump\n")))
+}
+
+/// The name of an entry: its own, or the one of the resource in it.
+fn name_of(entry: &Value) -> Option<&str> {
+    let own = |value: &'_ Value| value.get("name").or(value.get("cluster_name")).and_then(Value::as_str).is_some();
+    if own(entry) {
+        return entry.get("name").or(entry.get("cluster_name")).and_then(Value::as_str);
+    }
+    let inner = entry.as_object()?.values().find(|value| own(value))?;
+    inner.get("name").or(inner.get("cluster_name")).and_then(Value::as_str)
+}
+
+/// Of a message only these fields, and what tells its type.
+fn masked(value: &Value, masks: &[Vec<&str>]) -> Value {
+    let Value::Object(fields) = value else { return value.clone() };
+    let mut kept = Map::new();
+    for (name, field) in fields {
+        let inside: Vec<Vec<&str>> =
+            masks.iter().filter(|path| path.first() == Some(&name.as_str())).map(|path| path[1..].to_vec()).collect();
+        if name == "@type" || inside.iter().any(Vec::is_empty) {
+            kept.insert(name.clone(), field.clone());
+        } else if !inside.is_empty() {
+            kept.insert(name.clone(), masked(field, &inside));
+        }
+    }
+    Value::Object(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump() -> Value {
+        json!({"configs": [
+            {"@type": "x/ClustersConfigDump", "dynamic_active_clusters": [
+                {"version_info": "1", "cluster": {"@type": "c", "name": "a", "type": "EDS"}},
+                {"version_info": "1", "cluster": {"@type": "c", "name": "b", "type": "EDS"}},
+            ]},
+            {"@type": "x/EndpointsConfigDump", "dynamic_endpoint_configs": []},
+        ]})
+    }
+
+    #[test]
+    fn dump_when_a_part_is_wanted_then_it_is_that_part() {
+        let wanted = Wanted {
+            resource: Some("dynamic_active_clusters".into()),
+            mask: Some("cluster.name".into()),
+            names: Some(Regex::new("^(?:b)$").unwrap()),
+            endpoints: false,
+        };
+        let part = select(dump(), &wanted).unwrap();
+        assert_eq!(part, json!({"configs": [{"cluster": {"@type": "c", "name": "b"}}]}));
+        let whole = select(dump(), &Wanted::default()).unwrap();
+        assert_eq!(whole["configs"].as_array().map(Vec::len), Some(1), "endpoints only where they are asked for");
+        let missing = Wanted { resource: Some("foo".into()), ..Wanted::default() };
+        assert_eq!(select(dump(), &missing).unwrap_err(), (true, "foo not found in config dump\n".into()));
+    }
+}

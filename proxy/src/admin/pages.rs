@@ -1,0 +1,345 @@
+//! The pages of the admin server, at Envoy's paths. What changes something wants POST.
+
+use super::mask::{self, Wanted};
+use super::{PROMETHEUS, View, dump, upstreams};
+use crate::telemetry::envoy::Stat;
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode};
+use leno_runtime::http::{Answer, Routes, json, text, with_type};
+use regex::Regex;
+use serde_json::{Value, json as value};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long connections are only asked to end before listening sockets close, when that is to be done gracefully: Envoy's default.
+const GRACE: Duration = Duration::from_secs(600);
+/// Bytes of a regular expression at most, compiled.
+const REGEX_LIMIT: usize = 1 << 20;
+
+/// Health checks are to fail, since somebody asked for it.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody asked for health checks to fail.
+pub fn is_failed() -> bool {
+    FAILED.load(Ordering::Relaxed)
+}
+
+/// What is asked for after the `?`.
+struct Query(BTreeMap<String, String>);
+
+impl Query {
+    fn of(request: &Request<Incoming>) -> Self {
+        let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        let pair = |pair: &str| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decoded(name), decoded(value))
+        };
+        Self(pairs.map(pair).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    fn is_json(&self) -> bool {
+        self.get("format") == Some("json")
+    }
+
+    fn regex(&self, name: &str, whole: bool) -> Result<Option<Regex>, Answer> {
+        let Some(pattern) = self.get(name).filter(|pattern| !pattern.is_empty()) else { return Ok(None) };
+        let pattern = if whole { format!("^(?:{pattern})$") } else { pattern.to_owned() };
+        let built = regex::RegexBuilder::new(&pattern).size_limit(REGEX_LIMIT).build();
+        built.map(Some).map_err(|error| text(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")))
+    }
+}
+
+fn decoded(text: &str) -> String {
+    let text = text.replace('+', " ");
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::new(), 0);
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match (bytes[at], hex.and_then(|hex| u8::from_str_radix(hex, 16).ok())) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+type Page = fn(&View, &Query) -> Result<Answer, Answer>;
+
+fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: Page) -> Routes {
+    let view = view.clone();
+    routes.add(path, help, move |request| {
+        let view = view.clone();
+        async move {
+            let method = request.method();
+            let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
+            if !fits {
+                let wanted = if post { "POST" } else { "GET" };
+                let words = format!("Method {method} not allowed, {wanted} required.\n");
+                return text(StatusCode::METHOD_NOT_ALLOWED, words);
+            }
+            page(&view, &Query::of(&request)).unwrap_or_else(|answer| answer)
+        }
+    })
+}
+
+/// Every page.
+pub(super) fn routes(view: &View) -> Routes {
+    let gets: &[(&str, &str, Page)] = &[
+        ("/certs", "the certificate in use", |view, _| Ok(json(&dump::certificates(&view.store)))),
+        ("/clusters", "clusters, their endpoints and what became of requests (format=json, filter)", clusters),
+        ("/config_dump", "resources in force (resource, mask, name_regex, include_eds)", config_dump),
+        ("/contention", "not traced here", |_, _| {
+            Ok(text(StatusCode::OK, "Mutex contention tracing is not enabled.\n"))
+        }),
+        ("/init_dump", "what the first configuration waits for", |_, _| Ok(json(&value!({})))),
+        ("/listeners", "listeners and their addresses (format=json)", listeners),
+        ("/memory", "memory of this process", |_, _| Ok(json(&memory()))),
+        ("/ready", "200 while traffic may come", |view, _| Ok(ready(view))),
+        ("/runtime", "values of the runtime's layers", runtime),
+        ("/server_info", "what runs, since when", |view, _| Ok(json(&server_info(view)))),
+        ("/stats", "statistics under Envoy's names (filter, usedonly, format=json or prometheus)", stats),
+        ("/stats/prometheus", "metrics for Prometheus (usedonly)", |view, query| {
+            Ok(with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(query.has("usedonly"))))
+        }),
+        ("/status", "the connection to the control plane, and what was refused", |view, _| {
+            let connection = view.connection.borrow().clone();
+            Ok(json(&dump::status(&view.state(), &connection)))
+        }),
+        ("/version", "the release that this process is", |_, _| {
+            Ok(text(StatusCode::OK, format!("{}\n", leno_runtime::version())))
+        }),
+    ];
+    let posts: &[(&str, &str, Page)] = &[
+        ("/cpuprofiler", "not built in", |_, _| {
+            Err(no("a CPU profiler is not built in; `perf record -g -p PID` sees all"))
+        }),
+        ("/heapprofiler", "not built in", |_, _| Err(no("a heap profiler is not built in"))),
+        ("/drain_listeners", "ends connections in order, and closes sockets (graceful, skip_exit)", drain),
+        ("/healthcheck/fail", "health checks fail from now on", |_, _| {
+            FAILED.store(true, Ordering::Relaxed);
+            Ok(text(StatusCode::OK, "OK\n"))
+        }),
+        ("/healthcheck/ok", "health checks pass again", |_, _| {
+            FAILED.store(false, Ordering::Relaxed);
+            Ok(text(StatusCode::OK, "OK\n"))
+        }),
+        ("/logging", "what is logged, and changes it (level, paths)", logging),
+        ("/quitquitquit", "ends this process in order", quit),
+        ("/reopen_logs", "opens files of access logs anew", |_, _| {
+            crate::telemetry::logsink::reopen();
+            Ok(text(StatusCode::OK, "OK\n"))
+        }),
+        ("/reset_counters", "not done here", |_, _| Err(no("counters are never reset; subtract what they were"))),
+    ];
+    let all = |routes, pages: &[(&str, &str, Page)], post| {
+        pages.iter().fold(routes, |routes, (path, help, of)| page(routes, view, path, help, post, *of))
+    };
+    all(all(Routes::new(), gets, false), posts, true)
+}
+
+fn no(words: &str) -> Answer {
+    text(StatusCode::NOT_IMPLEMENTED, format!("{words}\n"))
+}
+
+/// Whether traffic may come, in Envoy's words.
+fn ready(view: &View) -> Answer {
+    let state = state(view);
+    let code = if state == "LIVE" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    text(code, format!("{state}\n"))
+}
+
+fn state(view: &View) -> &'static str {
+    match (view.health.is_ready(), is_failed()) {
+        (_, true) => "DRAINING",
+        (true, false) => "LIVE",
+        (false, false) if view.workers.get().is_none() => "INITIALIZING",
+        (false, false) => "DRAINING",
+    }
+}
+
+fn clusters(view: &View, query: &Query) -> Result<Answer, Answer> {
+    let filter = query.regex("filter", false)?;
+    Ok(match query.is_json() {
+        true => json(&upstreams::json(&view.telemetry, filter.as_ref())),
+        false => text(StatusCode::OK, upstreams::text(&view.telemetry, filter.as_ref())),
+    })
+}
+
+fn listeners(view: &View, query: &Query) -> Result<Answer, Answer> {
+    if !query.is_json() {
+        return Ok(text(StatusCode::OK, dump::listeners(&view.state())));
+    }
+    let address = |at: &std::net::SocketAddr| value!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}});
+    let statuses: Vec<Value> = view
+        .state()
+        .listeners()
+        .map(|listener| {
+            let mut addresses = listener.addresses.iter().map(address);
+            let mut status = value!({"name": &*listener.name, "local_address": addresses.next()});
+            let further: Vec<Value> = addresses.collect();
+            if !further.is_empty() {
+                status["additional_local_addresses"] = Value::Array(further);
+            }
+            status
+        })
+        .collect();
+    Ok(json(&value!({"listener_statuses": statuses})))
+}
+
+fn config_dump(view: &View, query: &Query) -> Result<Answer, Answer> {
+    let wanted = Wanted {
+        resource: query.get("resource").map(str::to_owned),
+        mask: query.get("mask").map(str::to_owned),
+        names: query.regex("name_regex", true)?,
+        endpoints: query.has("include_eds"),
+    };
+    let dump = dump::config(&view.state());
+    match mask::select(dump, &wanted) {
+        Ok(dump) => Ok(json(&dump)),
+        Err((missing, words)) => {
+            Err(text(if missing { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST }, words))
+        }
+    }
+}
+
+fn stats(view: &View, query: &Query) -> Result<Answer, Answer> {
+    let filter = query.regex("filter", false)?;
+    let used = query.has("usedonly");
+    if query.get("format") == Some("prometheus") {
+        return Ok(with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used)));
+    }
+    let kind = query.get("type").unwrap_or("All");
+    let wanted = |stat: &Stat| {
+        filter.as_ref().is_none_or(|filter| filter.is_match(&stat.name))
+            && (!used || stat.value > 0)
+            && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
+    };
+    let mut all = view.telemetry.stats();
+    let server = [("server.live", u64::from(state(view) == "LIVE")), ("server.uptime", view.begun.elapsed().as_secs())];
+    all.extend(server.map(|(name, value)| Stat::gauge(name, value)));
+    let stats = all.into_iter().filter(wanted);
+    if query.is_json() {
+        let list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
+        return Ok(json(&value!({"stats": list})));
+    }
+    let mut lines = String::new();
+    for Stat { name, value, .. } in stats {
+        writeln!(lines, "{name}: {value}").ok();
+    }
+    Ok(text(StatusCode::OK, lines))
+}
+
+/// In bytes, as far as the kernel knows.
+fn memory() -> Value {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let of = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();
+        let kib = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).unwrap_or_default();
+        (kib * 1024).to_string()
+    };
+    value!({"allocated": of("RssAnon"), "heap_size": of("VmData"), "total_physical_bytes": of("VmRSS"), "peak": of("VmHWM")})
+}
+
+fn server_info(view: &View) -> Value {
+    let seconds = view.begun.elapsed().as_secs();
+    value!({
+        "version": leno_runtime::version(),
+        "state": state(view),
+        "uptime_current_epoch": format!("{seconds}s"),
+        "uptime_all_epochs": format!("{seconds}s"),
+        "node": {"id": view.node},
+        "command_line_options": {"concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len())},
+    })
+}
+
+fn runtime(view: &View, _: &Query) -> Result<Answer, Answer> {
+    let values = view.state().runtime();
+    let entries: serde_json::Map<String, Value> =
+        values.into_iter().map(|(key, found)| (key, value!({"final_value": found, "layer_values": [found]}))).collect();
+    Ok(json(&value!({"layers": ["static"], "entries": entries})))
+}
+
+/// Envoy's names of levels; `paths=module:level` changes one module.
+fn logging(_: &View, query: &Query) -> Result<Answer, Answer> {
+    let level = |name: &str| {
+        let name = match name {
+            "warning" => "warn",
+            "critical" => "error",
+            name => name,
+        };
+        let known = ["trace", "debug", "info", "warn", "error", "off"].contains(&name);
+        known
+            .then(|| name.to_owned())
+            .ok_or_else(|| text(StatusCode::BAD_REQUEST, format!("error: unknown logger level {name}\n")))
+    };
+    let wanted = if let Some(all) = query.get("level") {
+        Some(level(all)?)
+    } else if let Some(paths) = query.get("paths") {
+        let mut filter = leno_runtime::logging::level().unwrap_or_else(|| "info".to_owned());
+        for path in paths.split(',') {
+            let (name, wanted) = path
+                .split_once(':')
+                .ok_or_else(|| text(StatusCode::BAD_REQUEST, "error: empty logger name or level\n"))?;
+            write!(filter, ",{name}={}", level(wanted)?).ok();
+        }
+        Some(filter)
+    } else if query.0.is_empty() {
+        None
+    } else {
+        return Err(text(
+            StatusCode::BAD_REQUEST,
+            "usage: /logging?level=<level> or /logging?paths=module:level,...\n",
+        ));
+    };
+    if let Some(wanted) = wanted {
+        let refused =
+            |error: leno_runtime::logging::LogError| text(StatusCode::BAD_REQUEST, format!("error: {error}\n"));
+        leno_runtime::logging::set_level(&wanted).map_err(refused)?;
+    }
+    let now = leno_runtime::logging::level().unwrap_or_default();
+    Ok(text(StatusCode::OK, format!("active loggers:\n  {now}\n")))
+}
+
+fn drain(view: &View, query: &Query) -> Result<Answer, Answer> {
+    if query.has("inboundonly") {
+        return Err(no("`inboundonly` is not supported; all listeners are drained or none"));
+    }
+    let (graceful, stay) = (query.has("graceful"), query.has("skip_exit"));
+    let workers = view.workers.clone();
+    tokio::spawn(async move {
+        let Some(workers) = workers.get() else { return };
+        workers.drain(Instant::now()).await;
+        if graceful && !stay {
+            tokio::time::sleep(GRACE).await;
+        }
+        if !stay {
+            workers.stop_accepting().await;
+        }
+    });
+    Ok(text(StatusCode::OK, "OK\n"))
+}
+
+fn quit(view: &View, _: &Query) -> Result<Answer, Answer> {
+    match &view.quit {
+        Some(quit) => {
+            quit.cancel();
+            Ok(text(StatusCode::OK, "OK\n"))
+        }
+        None => Err(no("this process is ended by its pod")),
+    }
+}

@@ -1,0 +1,133 @@
+//! Clusters with their endpoints, as workers have them: found by name, taken out, asked whether they are well.
+
+use crate::config::{ClientTls, Cluster, Endpoint, Health, Limits};
+use crate::telemetry::Telemetry;
+use crate::telemetry::envoy::{ClusterView, HostNumbers};
+use regex::Regex;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+
+/// Why an endpoint gets no requests, as Envoy names it; `healthy` otherwise.
+fn flags(cluster: &Cluster, endpoint: &Endpoint) -> &'static str {
+    match (endpoint.health, cluster.outliers.is_some(), cluster.checks.is_empty()) {
+        (Health::Healthy, ..) => "healthy",
+        (Health::Degraded, ..) => "/degraded_eds_health",
+        (Health::Draining, ..) => "/eds_status_draining",
+        (Health::Unhealthy, true, true) => "/failed_outlier_check",
+        (Health::Unhealthy, false, false) => "/failed_active_hc",
+        (Health::Unhealthy, false, true) => "/failed_eds_health",
+        // One of both, which is not known here.
+        (Health::Unhealthy, true, false) => "/failed_active_hc/failed_outlier_check",
+    }
+}
+
+fn views(telemetry: &Telemetry, filter: Option<&Regex>) -> Vec<ClusterView> {
+    let all = telemetry.clusters().into_iter();
+    all.filter(|(name, _)| filter.is_none_or(|filter| filter.is_match(name))).map(|(_, view)| view).collect()
+}
+
+/// The lines of every cluster whose name has a match.
+pub(super) fn text(telemetry: &Telemetry, filter: Option<&Regex>) -> String {
+    let mut out = String::new();
+    for view in views(telemetry, filter) {
+        let cluster = &view.first.config;
+        let name = &cluster.name;
+        let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{name}::{text}").unwrap_or_default();
+        line(format_args!("observability_name::{name}"));
+        for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
+            let Limits { connections, pending, requests, retries, retry_budget: _ } = limits;
+            line(format_args!("{priority}_priority::max_connections::{connections}"));
+            line(format_args!("{priority}_priority::max_pending_requests::{pending}"));
+            line(format_args!("{priority}_priority::max_requests::{requests}"));
+            line(format_args!("{priority}_priority::max_retries::{retries}"));
+        }
+        let numbers = view.hosts();
+        for endpoint in &cluster.endpoints {
+            let at = endpoint.address;
+            let host = numbers.get(&at).copied().unwrap_or_default();
+            for (stat, value) in stats(&host) {
+                line(format_args!("{at}::{stat}::{value}"));
+            }
+            line(format_args!("{at}::hostname::{}", endpoint.hostname.as_deref().unwrap_or_default()));
+            line(format_args!("{at}::health_flags::{}", flags(cluster, endpoint)));
+            line(format_args!("{at}::weight::{}", endpoint.weight));
+            line(format_args!("{at}::region::{}", endpoint.locality.region));
+            line(format_args!("{at}::zone::{}", endpoint.locality.zone));
+            line(format_args!("{at}::sub_zone::{}", endpoint.locality.sub_zone));
+            line(format_args!("{at}::priority::{}", endpoint.priority));
+            line(format_args!("{at}::tls::{}", transport(endpoint)));
+        }
+    }
+    out
+}
+
+/// How connections to it are protected; Envoy has no such line.
+fn transport(endpoint: &Endpoint) -> String {
+    match endpoint.tls.as_deref() {
+        Some(ClientTls::Mesh(mesh)) => mesh.expected.join("|"),
+        Some(ClientTls::Own(_)) => "tls".to_owned(),
+        Some(ClientTls::Proxied(_)) => "proxy-protocol".to_owned(),
+        None => "plain".to_owned(),
+    }
+}
+
+fn stats(host: &HostNumbers) -> [(&'static str, u64); 8] {
+    [
+        ("cx_active", host.cx_active),
+        ("cx_connect_fail", host.cx_connect_fail),
+        ("cx_total", host.cx_total),
+        ("rq_active", host.rq_active),
+        ("rq_error", host.rq_error),
+        ("rq_success", host.rq_success),
+        ("rq_timeout", host.rq_timeout),
+        ("rq_total", host.rq_total),
+    ]
+}
+
+/// The same as JSON (`envoy.admin.v3.Clusters`).
+pub(super) fn json(telemetry: &Telemetry, filter: Option<&Regex>) -> Value {
+    let status = |view: &ClusterView| {
+        let cluster = &view.first.config;
+        let numbers = view.hosts();
+        let hosts: Vec<Value> = cluster
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                let host = numbers.get(&endpoint.address).copied().unwrap_or_default();
+                let stats: Vec<Value> = stats(&host)
+                    .into_iter()
+                    .map(|(name, value)| {
+                        let kind = if name.ends_with("_active") { "GAUGE" } else { "COUNTER" };
+                        json!({"name": name, "value": value.to_string(), "type": kind})
+                    })
+                    .collect();
+                let mut health = json!({"eds_health_status": "HEALTHY"});
+                match flags(cluster, endpoint) {
+                    "healthy" => {}
+                    "/failed_eds_health" => health["eds_health_status"] = json!("UNHEALTHY"),
+                    "/degraded_eds_health" => health["eds_health_status"] = json!("DEGRADED"),
+                    "/eds_status_draining" => health["eds_health_status"] = json!("DRAINING"),
+                    flags => {
+                        for flag in flags.split('/').filter(|flag| !flag.is_empty()) {
+                            let name = if flag == "failed_active_hc" { "failed_active_health_check" } else { flag };
+                            health[name] = json!(true);
+                        }
+                    }
+                }
+                let at = endpoint.address;
+                json!({
+                    "address": {"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}},
+                    "stats": stats, "health_status": health, "weight": endpoint.weight,
+                    "priority": endpoint.priority,
+                    "hostname": endpoint.hostname.as_deref().unwrap_or_default(),
+                    "locality": {
+                        "region": &*endpoint.locality.region, "zone": &*endpoint.locality.zone,
+                        "sub_zone": &*endpoint.locality.sub_zone,
+                    },
+                })
+            })
+            .collect();
+        json!({"name": &*cluster.name, "observability_name": &*cluster.name, "host_statuses": hosts})
+    };
+    json!({"cluster_statuses": views(telemetry, filter).iter().map(status).collect::<Vec<_>>()})
+}

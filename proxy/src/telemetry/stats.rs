@@ -1,0 +1,237 @@
+//! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
+
+use super::ResponseFlags;
+use super::histogram::Counter;
+use crate::config::{Cluster, Endpoint, Priority};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+
+/// Different status codes that a cluster counts apart; further ones are only in their class.
+pub const MAX_CODES: usize = 16;
+
+/// A number that goes up and down, with one writer.
+#[derive(Debug, Default)]
+pub struct Gauge(Counter);
+
+impl Gauge {
+    /// One more.
+    pub fn up(&self) {
+        self.0.add(1);
+    }
+
+    /// One less.
+    pub fn down(&self) {
+        self.0.add(u64::MAX);
+    }
+
+    /// The number, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+}
+
+/// Statuses by class and by code.
+#[derive(Debug, Default)]
+pub struct Statuses {
+    /// 1xx to 5xx.
+    pub classes: [Counter; 5],
+    codes: [(AtomicU16, Counter); MAX_CODES],
+}
+
+impl Statuses {
+    fn count(&self, code: u16) {
+        if let Some(class) = usize::from(code / 100).checked_sub(1).and_then(|class| self.classes.get(class)) {
+            class.add(1);
+        }
+        for (known, counter) in &self.codes {
+            match known.load(Relaxed) {
+                0 => known.store(code, Relaxed),
+                other if other != code => continue,
+                _ => {}
+            }
+            return counter.add(1);
+        }
+    }
+
+    /// Codes with their counts.
+    pub fn codes(&self) -> impl Iterator<Item = (u16, u64)> {
+        let known = self.codes.iter().map(|(code, count)| (code.load(Relaxed), count.get()));
+        known.filter(|(code, _)| *code != 0)
+    }
+}
+
+/// What the circuit breakers of a priority count.
+#[derive(Debug, Default)]
+pub struct Breakers {
+    /// Connections.
+    pub connections: Gauge,
+    /// Requests that wait for one.
+    pub pending: Gauge,
+    /// Requests.
+    pub requests: Gauge,
+    /// Repeats under way.
+    pub retries: Gauge,
+}
+
+/// Numbers of one cluster, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct ClusterStats {
+    pub breakers: [Breakers; 2],
+    pub statuses: Statuses,
+    pub rq_total: Counter,
+    pub rq_completed: Counter,
+    pub rq_retry: Counter,
+    pub rq_retry_success: Counter,
+    pub rq_retry_limit_exceeded: Counter,
+    pub rq_retry_overflow: Counter,
+    pub rq_timeout: Counter,
+    pub rq_rx_reset: Counter,
+    pub rq_pending_overflow: Counter,
+    pub rq_pending_failure_eject: Counter,
+    pub cx_total: Counter,
+    pub cx_destroy: Counter,
+    pub cx_overflow: Counter,
+}
+
+impl ClusterStats {
+    /// What the circuit breakers of a priority count.
+    pub fn breakers(&self, priority: Priority) -> &Breakers {
+        match priority {
+            Priority::Default => &self.breakers[0],
+            Priority::High => &self.breakers[1],
+        }
+    }
+
+    /// A request that has ended.
+    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16) {
+        self.rq_total.add(u64::from(attempts));
+        if code > 0 {
+            self.rq_completed.add(1);
+            self.statuses.count(code);
+        }
+        if attempts > 1 {
+            self.rq_retry.add(u64::from(attempts) - 1);
+            if flags.is_empty() && code < 500 {
+                self.rq_retry_success.add(1);
+            }
+        }
+        if flags.is_empty() {
+            return;
+        }
+        let one = |flag: ResponseFlags, counter: &Counter| {
+            if flags.contains(flag) {
+                counter.add(1);
+            }
+        };
+        one(ResponseFlags::RETRY_LIMIT, &self.rq_retry_limit_exceeded);
+        one(ResponseFlags::UPSTREAM_TIMEOUT, &self.rq_timeout);
+        one(ResponseFlags::UPSTREAM_REMOTE_RESET, &self.rq_rx_reset);
+        one(ResponseFlags::UPSTREAM_CONNECTION_FAILURE, &self.rq_pending_failure_eject);
+    }
+}
+
+/// Numbers of one endpoint, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct HostStats {
+    pub rq_active: Gauge,
+    pub rq_total: Counter,
+    pub rq_success: Counter,
+    pub rq_error: Counter,
+    pub rq_timeout: Counter,
+    pub cx_active: Gauge,
+    pub cx_total: Counter,
+    pub cx_connect_fail: Counter,
+}
+
+/// Numbers of one connection manager, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct HttpStats {
+    pub statuses: Statuses,
+    pub rq_total: Counter,
+    pub rq_completed: Counter,
+    pub rq_rx_reset: Counter,
+    pub rq_idle_timeout: Counter,
+    pub no_route: Counter,
+    pub no_cluster: Counter,
+    pub cx_total: Counter,
+    pub cx_ssl_total: Counter,
+    pub cx_active: Gauge,
+}
+
+impl HttpStats {
+    /// A request that has ended.
+    pub fn count(&self, code: u16, flags: ResponseFlags) {
+        self.rq_total.add(1);
+        if code > 0 {
+            self.rq_completed.add(1);
+            self.statuses.count(code);
+        }
+        if flags.is_empty() {
+            return;
+        }
+        let one = |flag: ResponseFlags, counter: &Counter| {
+            if flags.intersects(flag) {
+                counter.add(1);
+            }
+        };
+        one(ResponseFlags::NO_ROUTE, &self.no_route);
+        one(ResponseFlags::NO_CLUSTER, &self.no_cluster);
+        one(ResponseFlags::STREAM_IDLE_TIMEOUT, &self.rq_idle_timeout);
+        let gone = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION | ResponseFlags::DOWNSTREAM_REMOTE_RESET;
+        one(gone, &self.rq_rx_reset);
+    }
+}
+
+/// Numbers of one listener, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct ListenerStats {
+    pub cx_total: Counter,
+    pub cx_active: Gauge,
+    pub no_filter_chain_match: Counter,
+}
+
+/// Counts a connection among those of its listener and its manager for as long as it lives.
+#[derive(Debug)]
+pub struct CountedConnection {
+    http: Arc<HttpStats>,
+}
+
+impl CountedConnection {
+    /// Begins to count.
+    pub fn new(http: Arc<HttpStats>, secure: bool) -> Self {
+        http.cx_total.add(1);
+        http.cx_active.up();
+        if secure {
+            http.cx_ssl_total.add(1);
+        }
+        Self { http }
+    }
+
+    /// The manager's numbers.
+    pub fn http(&self) -> &HttpStats {
+        &self.http
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.http.cx_active.down();
+    }
+}
+
+/// A worker's cluster as others may see it.
+#[derive(Debug)]
+pub struct PublishedCluster {
+    /// As the worker has it: with what is known of its endpoints.
+    pub config: Arc<Cluster>,
+    /// Its numbers.
+    pub stats: Arc<ClusterStats>,
+    /// Its endpoints with theirs.
+    pub hosts: Vec<(Arc<Endpoint>, Arc<HostStats>)>,
+    /// How many workers share its limits.
+    pub workers: u32,
+}

@@ -1,0 +1,130 @@
+//! Envoy's statistics, and the pages of the admin server that tell them.
+
+use super::*;
+use crate::admin::{self, View};
+use crate::xds::State;
+use std::sync::{Mutex, OnceLock};
+
+/// The admin server of a proxy.
+fn admin(proxy: &Proxy) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let telemetry = proxy.telemetry.clone();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let health = leno_runtime::http::Health::new();
+            health.set_ready(true);
+            let view = View {
+                state: Arc::new(Mutex::new(State::new(""))),
+                telemetry,
+                store: CredentialStore::new(),
+                connection: tokio::sync::watch::channel(Default::default()).1,
+                health,
+                workers: Arc::new(OnceLock::new()),
+                quit: Some(tokio_util::sync::CancellationToken::new()),
+                pod: None,
+                node: "n".to_owned(),
+                begun: Instant::now(),
+            };
+            let stop = tokio_util::sync::CancellationToken::new();
+            admin::serve_at(listener, &view, &stop).unwrap();
+            stop.cancelled().await;
+        });
+    });
+    address
+}
+
+fn ask(at: SocketAddr, method: &str, path: &str) -> Message {
+    Side::connect(at).ask(&format!("{method} {path} HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n"))
+}
+
+#[test]
+fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
+    let backend = Backend::http(|request| match request.head.contains("/bad") {
+        true => "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        false => ok("x"),
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    for path in ["/", "/", "/bad"] {
+        client.ask(&get(path));
+    }
+    let at = admin(&proxy);
+    let page = ask(at, "GET", "/stats").body;
+    for line in [
+        "cluster.outbound|80||test.upstream_rq_total: 3",
+        "cluster.outbound|80||test.upstream_rq_2xx: 2",
+        "cluster.outbound|80||test.upstream_rq_503: 1",
+        "cluster.outbound|80||test.upstream_cx_total: 1",
+        "cluster.outbound|80||test.upstream_cx_active: 1",
+        "cluster.outbound|80||test.membership_healthy: 1",
+        "cluster.outbound|80||test.circuit_breakers.default.rq_open: 0",
+        "http.http.downstream_rq_total: 3",
+        "http.http.downstream_rq_5xx: 1",
+        "http.http.downstream_cx_active: 1",
+        "server.live: 1",
+    ] {
+        assert!(page.lines().any(|have| have == line), "{line} is not in\n{page}");
+    }
+    let used = ask(at, "GET", "/stats?usedonly&filter=upstream_rq_%5B0-9%5D").body;
+    assert_eq!(used.lines().count(), 4, "{used}");
+    let json: serde_json::Value =
+        serde_json::from_str(&ask(at, "GET", "/stats?format=json&filter=rq_503").body).unwrap();
+    assert_eq!(json["stats"][0]["value"], 1);
+    let scraped = ask(at, "GET", "/stats/prometheus?usedonly").body;
+    let wanted =
+        "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"5\",envoy_cluster_name=\"outbound|80||test\"} 1";
+    assert!(scraped.contains(wanted), "{scraped}");
+    drop(client);
+    eventually("the connection gone", || ask(at, "GET", "/stats").body.contains("downstream_cx_active: 0"));
+}
+
+#[test]
+fn clusters_page_when_an_endpoint_answered_then_its_numbers_are_there() {
+    let backend = Backend::http(|_| ok("x"));
+    let proxy = Proxy::simple(&[backend.address]);
+    assert_eq!(proxy.get("/").status(), 200);
+    let at = admin(&proxy);
+    let page = ask(at, "GET", "/clusters").body;
+    let line = |stat: &str| format!("outbound|80||test::{}::{stat}", backend.address);
+    for stat in ["rq_total::1", "rq_success::1", "rq_error::0", "cx_total::1", "health_flags::healthy", "weight::1"] {
+        assert!(page.lines().any(|have| have == line(stat)), "{stat} is not in\n{page}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&ask(at, "GET", "/clusters?format=json").body).unwrap();
+    assert_eq!(json["cluster_statuses"][0]["host_statuses"][0]["health_status"]["eds_health_status"], "HEALTHY");
+    assert_eq!(ask(at, "GET", "/clusters?filter=other").body, "");
+    // A cluster that is gone is told no more.
+    proxy.publish(http(forward(Forward::default())), Vec::new());
+    assert_eq!(ask(at, "GET", "/clusters").body, "");
+}
+
+#[test]
+fn admin_pages_when_they_change_something_then_they_want_post() {
+    let proxy = Proxy::simple(&[]);
+    let at = admin(&proxy);
+    for path in
+        ["/quitquitquit", "/healthcheck/fail", "/drain_listeners", "/logging", "/reset_counters", "/cpuprofiler"]
+    {
+        assert_eq!(ask(at, "GET", path).status(), 405, "{path}");
+    }
+    for path in ["/stats", "/clusters", "/config_dump", "/ready"] {
+        assert_eq!(ask(at, "POST", path).status(), 405, "{path}");
+    }
+    for (method, path, status) in [
+        ("POST", "/cpuprofiler?enable=y", 501),
+        ("POST", "/reset_counters", 501),
+        ("POST", "/logging?level=loud", 400),
+        ("POST", "/quitquitquit", 200),
+        ("GET", "/config_dump?resource=foo", 404),
+        ("GET", "/stats?filter=%5B", 400),
+        ("GET", "/nope", 404),
+        ("GET", "/server_info", 200),
+        ("GET", "/memory", 200),
+        ("GET", "/runtime", 200),
+        ("GET", "/listeners?format=json", 200),
+    ] {
+        assert_eq!(ask(at, method, path).status(), status, "{method} {path}");
+    }
+}
