@@ -4,6 +4,7 @@ use super::{
     body::{Piece, SideError, Upstream},
     head::{RequestHead, ResponseHead},
     headers::Headers,
+    raw::Raw,
 };
 use crate::{http2, pool::Lease};
 use std::{
@@ -18,6 +19,8 @@ pub enum Up {
     Http1(Lease),
     /// A stream of HTTP/2.
     Http2(http2::Up),
+    /// A connection of bytes, for a CONNECT that ends here.
+    Raw(Box<Raw>),
 }
 
 impl Up {
@@ -26,6 +29,7 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.local_address(),
             Self::Http2(stream) => stream.local_address(),
+            Self::Raw(raw) => raw.local_address(),
         }
     }
 
@@ -34,6 +38,7 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.answered(),
             Self::Http2(stream) => stream.answered(),
+            Self::Raw(raw) => raw.answered(),
         }
     }
 }
@@ -46,6 +51,7 @@ macro_rules! each {
                 $what
             }
             Up::Http2($side) => $what,
+            Up::Raw($side) => $what,
         }
     };
 }
@@ -67,6 +73,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.queued(),
             Self::Http2(stream) => stream.queued(),
+            Self::Raw(raw) => raw.queued(),
         }
     }
 
@@ -98,6 +105,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.sent_any(),
             Self::Http2(stream) => stream.sent_any(),
+            Self::Raw(raw) => raw.sent_any(),
         }
     }
 
@@ -105,6 +113,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.reused(),
             Self::Http2(stream) => stream.reused(),
+            Self::Raw(raw) => raw.reused(),
         }
     }
 }
