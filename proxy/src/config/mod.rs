@@ -30,8 +30,8 @@ mod tests;
 mod tls;
 
 pub use action::{
-    Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
-    RegexRewrite, TargetChoice, WeightedCluster,
+    Action, ConnectHere, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite,
+    Redirect, RegexRewrite, TargetChoice, WeightedCluster,
 };
 pub use balancing::{
     Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
@@ -62,7 +62,9 @@ pub use http::{
 };
 pub use local_reply::{BodyFormat, BodyPart, Comparison, LocalReplies, Mapper, ReplyFilter};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
-pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
+pub use network::{
+    Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
+};
 pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{

@@ -22,6 +22,9 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatch>,
     /// Prefer endpoints that were not tried yet (`previous_hosts`).
     pub avoid_tried: bool,
+    /// Pass over the priorities of attempts that failed (`previous_priorities`), as long as there are others; decided anew
+    /// after so many attempts each time. At least 1.
+    pub other_priorities: Option<u32>,
     /// Waits before retries: the base, doubled each time, jittered; at most `max_backoff`. Default 25 ms, 250 ms.
     pub base_backoff: Duration,
     /// The longest wait.
@@ -59,6 +62,7 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             request_headers: Vec::new(),
             avoid_tried: true,
+            other_priorities: None,
             base_backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),
             rate_limited_backoff: None,

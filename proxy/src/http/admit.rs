@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Direction, HttpManager, StripPort, Underscores},
+    config::{Action, Direction, HttpManager, StripPort, Underscores},
+    route::Selected,
 };
 
 /// Does so, or says how the request is answered instead.
@@ -32,7 +33,10 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     }
     paths(call)?;
     hosts(call.request, manager, call.conn.local.port());
-    upgrades(call.request, manager)?;
+    // A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
+    if call.request.upgrade().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"h2c")) {
+        call.request.set_upgrade(None);
+    }
     call.request.headers.remove_hop_by_hop();
     if manager.proxy_100_continue && call.request.expects_continue {
         call.request.headers.push(b"expect", b"100-continue");
@@ -132,15 +136,26 @@ fn port_start(host: &[u8]) -> Option<(usize, u32)> {
     Some((colon, digits.iter().fold(0, |port, &digit| port * 10 + u32::from(digit - b'0'))))
 }
 
-/// A wish to upgrade that is not offered is refused: what follows the head could be taken for the other protocol by one
-/// server and for a request by the next. A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
-fn upgrades(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {
-    let Some(wanted) = request.upgrade() else { return Ok(()) };
-    if wanted.eq_ignore_ascii_case(b"h2c") {
-        request.set_upgrade(None);
-        return Ok(());
-    }
-    match manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes())) {
+/// A wish for a tunnel (an upgrade, or CONNECT) that is not offered is refused: what follows the head could be taken for the
+/// other protocol by one server and for a request by the next. What a route says goes before what the manager does.
+pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>) -> Result<(), Reply> {
+    let request = &*call.request;
+    let wanted = match request.upgrade() {
+        Some(protocol) => protocol,
+        None if request.is_connect() => b"connect",
+        None => return Ok(()),
+    };
+    // Where there is no route, that is the answer.
+    let Some(selected) = selected else { return Ok(()) };
+    let of_route = match &selected.route.action {
+        Action::Forward(forward) => {
+            forward.upgrades.iter().find(|(name, _)| wanted.eq_ignore_ascii_case(name.as_bytes()))
+        }
+        _ => None,
+    };
+    let of_route = of_route.map(|(_, on)| *on);
+    let known = || call.manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
+    match of_route.unwrap_or_else(known) {
         true => Ok(()),
         false => Err(reply::UPGRADE_REFUSED),
     }

@@ -7,6 +7,7 @@ use super::{
     head::RequestHead,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
+    raw,
     reply::{self, Reply},
     retry::Failure,
     upstream::Up,
@@ -88,7 +89,8 @@ enum Wake {
     Stream,
 }
 
-/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call.
+/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
+/// `ends_here` the endpoint gets bytes and no request.
 pub(super) async fn begin<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -96,8 +98,9 @@ pub(super) async fn begin<D: Downstream>(
     host: &Rc<Host>,
     body: &mut RequestPump,
     limits: &mut Limits,
+    ends_here: bool,
 ) -> Result<Up, Failed> {
-    let mut up = acquire(call, cluster, host, limits.priority).await?;
+    let mut up = acquire(call, cluster, host, limits.priority, ends_here).await?;
     if call.tally.wall.is_some() {
         call.tally.upstream_local = up.local_address();
     }
@@ -107,7 +110,9 @@ pub(super) async fn begin<D: Downstream>(
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
     let began = Instant::now();
-    let per_try = limits.per_try.map(|limit| began + limit);
+    // A request for a tunnel has no end from which limits of the route could count.
+    let tunnel = call.request.wants_tunnel();
+    let per_try = limits.per_try.filter(|_| !tunnel).map(|limit| began + limit);
     let mut last = began;
     let mut deaf = false;
     let wake = {
@@ -139,7 +144,7 @@ pub(super) async fn begin<D: Downstream>(
             if moved {
                 last = Instant::now();
             }
-            if body.done && limits.deadline.is_none() {
+            if body.done && limits.deadline.is_none() && !tunnel {
                 limits.deadline = limits.route.map(|limit| last + limit);
             }
             let idle = limits.idle_deadline(last);
@@ -204,14 +209,13 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     }
 }
 
-/// Whether a request goes out by HTTP/2; `http2` tells whether it came so. A wish to upgrade can only be passed on by HTTP/1.
-pub(super) fn speaks_http2(http2: bool, request: &RequestHead, cluster: &Cluster) -> bool {
-    let wanted = match cluster.config().protocol {
+/// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
+pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster) -> bool {
+    match cluster.config().protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Follow => http2,
-    };
-    wanted && request.upgrade().is_none()
+    }
 }
 
 /// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
@@ -228,7 +232,7 @@ pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc
 }
 
 /// A pooled or a new connection.
-pub(super) async fn connection(
+pub(crate) async fn connection(
     worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,
@@ -255,10 +259,22 @@ pub(super) async fn connection(
     }
 }
 
-async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
-    let http2 = speaks_http2(call.is_http2(), call.request, cluster);
-    let name = server_name(call.request, cluster);
-    match connection(call.worker, cluster, host, http2, priority, name).await {
+async fn acquire(
+    call: &mut Call<'_>,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    ends_here: bool,
+) -> Result<Up, Failed> {
+    let connected = match ends_here {
+        true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
+        false => {
+            let http2 = speaks_http2(call.is_http2(), cluster);
+            let name = server_name(call.request, cluster);
+            connection(call.worker, cluster, host, http2, priority, name).await
+        }
+    };
+    match connected {
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
@@ -353,6 +369,7 @@ pub(super) async fn finish<D: Downstream>(
     let mut response = ResponsePump::default();
     let mut answered = false;
     let mut deaf = false;
+    let (http1, mut left) = (!call.is_http2(), false);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = {
@@ -386,6 +403,8 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Pending => {}
                 }
             }
+            // A client of HTTP/1 that leaves first ends its connection by that.
+            left |= tunnel && http1 && body.done && !answered;
             if answered && (!tunnel || body.done || deaf) {
                 return Poll::Ready(Ok(()));
             }
@@ -420,6 +439,9 @@ pub(super) async fn finish<D: Downstream>(
         })
         .await
     };
+    if left {
+        call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+    }
     call.tally.response_bytes = response.bytes;
     call.tally.grpc_status = response.grpc_status.or(call.tally.grpc_status);
     result

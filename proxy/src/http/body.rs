@@ -75,7 +75,8 @@ pub trait Downstream {
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
     /// Ends the exchange without a complete response: the stream is reset, the connection closed.
     fn abort(&mut self);
-    /// Becomes a tunnel after a response with status 101: bytes as they are, in both directions.
+    /// Becomes a tunnel after the response: bytes as they are, in both directions. Before that, what a client sends behind a
+    /// request that [wants a tunnel](RequestHead::wants_tunnel) is not given out.
     fn tunnel(&mut self);
     /// The socket itself, if bytes of the response can go to it as they are: nothing waits before them, and neither TLS nor
     /// framing is on the way.
@@ -104,7 +105,7 @@ pub trait Upstream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
-    /// Becomes a tunnel after status 101.
+    /// Becomes a tunnel: [`Self::send_end`] was called for the request, and counts again for the tunnel.
     fn tunnel(&mut self);
     /// The socket itself and how many bytes of the response's body it still has to give, if they can be taken from it as they
     /// are: none lie in a buffer, and neither TLS nor framing is on the way.

@@ -102,7 +102,7 @@ impl Drop for Feeds {
 /// Begins the copies of a request whose head is as its endpoint will see it.
 pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>> {
     // A tunnel has no end that a copy could wait for.
-    if call.request.upgrade().is_some() || call.request.method() == b"CONNECT" {
+    if call.request.wants_tunnel() {
         return None;
     }
     let mut feeds = Feeds::default();
@@ -177,7 +177,7 @@ impl Copy {
         let _counted = self.cluster.begin_request(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let _active = host.enter();
-        let http2 = attempt::speaks_http2(self.http2, &self.head, &self.cluster);
+        let http2 = attempt::speaks_http2(self.http2, &self.cluster);
         let name = attempt::server_name(&self.head, &self.cluster);
         let mut up =
             attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;

@@ -37,9 +37,6 @@ pub enum HeadError {
     /// An expectation other than `100-continue`.
     #[error("the expectation is not `100-continue`")]
     Expectation,
-    /// The method is CONNECT.
-    #[error("CONNECT is not offered")]
-    Connect,
 }
 
 impl HeadError {
@@ -51,7 +48,6 @@ impl HeadError {
             Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
             Self::Expectation => 417,
-            Self::Connect => 405,
         }
     }
 }
@@ -148,7 +144,12 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
         Some(length) => BodyLength::Exact(length),
     };
     head.keep_alive = connection.keep_alive(head.version);
-    if let (Some(protocol), true, Version::Http11) = (upgrade, connection.upgrade, head.version) {
+    if head.is_connect() {
+        // What follows belongs to the tunnel (RFC 9110, 9.3.6); a length would make it a body for some and not for others.
+        if head.body != BodyLength::Empty {
+            return Err(HeadError::Framing("a body of CONNECT"));
+        }
+    } else if let (Some(protocol), true, Version::Http11) = (upgrade, connection.upgrade, head.version) {
         head.set_upgrade(Some(protocol));
     }
     Ok(Some(skipped + count))
@@ -157,7 +158,16 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
 /// Makes path and authority of the request's target.
 fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<(), HeadError> {
     if method == b"CONNECT" {
-        return Err(HeadError::Connect);
+        // The authority form, always with a port (RFC 9112, 3.2.3). There is no path.
+        check_authority(target)?;
+        let bare = crate::route::without_port(target);
+        let port = target.get(bare.len() + 1..).unwrap_or_default();
+        if bare.is_empty() || !matches!(port.len(), 1..=5) || !port.iter().all(u8::is_ascii_digit) {
+            return Err(HeadError::Malformed("the target of CONNECT is not a host and a port"));
+        }
+        head.set_authority(target);
+        head.set_path(b"");
+        return Ok(());
     }
     if !target.is_ascii() {
         return Err(HeadError::Malformed("the target has a character that no URL has"));

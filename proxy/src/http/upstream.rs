@@ -4,6 +4,7 @@ use super::{
     body::{Piece, SideError, Upstream},
     head::{RequestHead, ResponseHead},
     headers::Headers,
+    raw::Raw,
 };
 use crate::{http2, pool::Lease};
 use std::{
@@ -19,6 +20,8 @@ pub enum Up {
     Http1(Lease),
     /// A stream of HTTP/2.
     Http2(http2::Up),
+    /// A connection of bytes, for a CONNECT that ends here.
+    Raw(Box<Raw>),
 }
 
 impl Up {
@@ -27,6 +30,7 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.local_address(),
             Self::Http2(stream) => stream.local_address(),
+            Self::Raw(raw) => raw.local_address(),
         }
     }
 
@@ -35,6 +39,7 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.answered(),
             Self::Http2(stream) => stream.answered(),
+            Self::Raw(raw) => raw.answered(),
         }
     }
 }
@@ -47,6 +52,7 @@ macro_rules! each {
                 $what
             }
             Up::Http2($side) => $what,
+            Up::Raw($side) => $what,
         }
     };
 }
@@ -68,6 +74,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.queued(),
             Self::Http2(stream) => stream.queued(),
+            Self::Raw(raw) => raw.queued(),
         }
     }
 
@@ -110,6 +117,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.sent_any(),
             Self::Http2(stream) => stream.sent_any(),
+            Self::Raw(raw) => raw.sent_any(),
         }
     }
 
@@ -117,6 +125,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.reused(),
             Self::Http2(stream) => stream.reused(),
+            Self::Raw(raw) => raw.reused(),
         }
     }
 }

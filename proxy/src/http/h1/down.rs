@@ -208,8 +208,10 @@ impl Downstream for Connection {
         self.closing |= until_end;
         // A client that was not asked for its body may send it or not: only the end of the connection tells.
         self.closing |= self.awaits != Awaits::Nothing;
-        // What is left of a request that is answered already is not read: the client is told.
-        self.closing |= !self.reader.is_done() && head.body != BodyLength::Tunnel;
+        let tunnel = head.body == BodyLength::Tunnel;
+        // What is left of a request that is answered already is not read: the client is told. Nor is what comes behind a tunnel
+        // that is not granted: it may be meant for the other protocol.
+        self.closing |= !tunnel && (!self.reader.is_done() || request.wants_tunnel());
         self.awaits = Awaits::Nothing;
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
@@ -225,6 +227,7 @@ impl Downstream for Connection {
             true => body::proper_headers(out, &head.headers),
         }
         match head.body {
+            BodyLength::Tunnel if head.status != 101 => {}
             BodyLength::Tunnel => {
                 out.extend_from_slice(b"connection: upgrade\r\n");
                 if let Some(protocol) = request.upgrade() {
@@ -254,7 +257,9 @@ impl Downstream for Connection {
             }
             BodyLength::Unknown => {}
         }
-        if self.closing {
+        if tunnel {
+            // It is no connection of HTTP any more.
+        } else if self.closing {
             out.extend_from_slice(b"connection: close\r\n");
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
@@ -318,13 +323,13 @@ impl Downstream for Connection {
 }
 
 /// Bytes that wait to be sent; all that the TLS layer holds back counts as one.
-pub(super) fn queued(io: &Stream, output: &Buffer) -> usize {
+pub(in super::super) fn queued(io: &Stream, output: &Buffer) -> usize {
     output.len() + usize::from(io.holds_back())
 }
 
 /// Sends what waits in a buffer and below it: TLS takes bytes for which the socket has no room, so that an empty buffer alone
 /// does not say that everything was sent.
-pub(super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+pub(in super::super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
     while !output.is_empty() {
         let count = ready!(Pin::new(&mut *io).poll_write(cx, output.bytes()))?;
         if count == 0 {

@@ -209,7 +209,6 @@ fn refusal(error: HeadError) -> Reply {
         HeadError::Version => "low_version",
         HeadError::TooLong => "http1.headers_too_large",
         HeadError::TooMany => "http1.too_many_headers",
-        HeadError::Connect => "http1.connect",
     };
     let (code, flags) = (error.status(), ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
     Reply { code, body: super::super::head::reason(code), flags, details, close: true }

@@ -34,6 +34,7 @@ pub struct Connection {
     writer: Writer,
     to_head: bool,
     upgrading: bool,
+    connecting: bool,
     sent: bool,
     /// Something of the answer was read.
     answered: bool,
@@ -58,6 +59,7 @@ impl Connection {
             writer: Writer::Plain,
             to_head: false,
             upgrading: false,
+            connecting: false,
             sent: false,
             answered: false,
             head_read: false,
@@ -124,13 +126,14 @@ impl Upstream for Connection {
         self.continued = false;
         self.to_head = head.method() == b"HEAD";
         self.upgrading = head.upgrade().is_some();
+        self.connecting = head.is_connect();
         // The reader of the last response is done; until the head is read there is no body.
         self.reader = Reader::Exact(0);
         let secure = self.io.is_tls();
         let out = self.output.tail(1024);
         out.extend_from_slice(head.method());
         out.push(b' ');
-        out.extend_from_slice(head.path());
+        out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
@@ -218,6 +221,10 @@ impl Upstream for Connection {
                             return Poll::Ready(Err(SideError::Limit("interim responses")));
                         }
                         continue;
+                    }
+                    // Lengths mean nothing in it (RFC 9110, 9.3.6).
+                    if self.connecting && (200..300).contains(&head.status) {
+                        head.body = BodyLength::Tunnel;
                     }
                     self.reader = Reader::new(head.body, parse::until_close(head));
                     self.keep_alive = head.keep_alive;

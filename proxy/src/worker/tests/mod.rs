@@ -12,6 +12,7 @@ mod routed;
 mod routing;
 mod tcp;
 mod tls;
+mod tunnels;
 mod upstreams;
 
 use super::*;
