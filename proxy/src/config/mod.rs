@@ -43,8 +43,8 @@ pub use chain::{
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
-    TcpKeepalive, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
+    SourceBind, TcpKeepalive, UpstreamProtocol,
 };
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{

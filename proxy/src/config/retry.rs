@@ -70,10 +70,13 @@ impl Default for RetryPolicy {
     }
 }
 
-/// The conditions of a retry. Connection failures, refused streams, and reused connections that were closed before
-/// anything was answered to nothing sent, are always safe; the others are opted into.
+/// The conditions of a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RetryOn {
+    /// What a repeat of can do no harm: a connection from the pool that was closed while it idled, where nothing was sent or
+    /// the method is safe, and refused streams. Repeated at once, up to three times beside [`RetryPolicy::attempts`]. It is
+    /// written [`RetryOn::STALE`], which Envoy passes over.
+    pub stale: bool,
     /// Could not connect.
     pub connect_failure: bool,
     /// The endpoint refused the stream (HTTP/2).
@@ -99,6 +102,9 @@ pub struct RetryOn {
 }
 
 impl RetryOn {
+    /// The name of [`RetryOn::stale`] among the conditions of a policy.
+    pub const STALE: &str = "leno-stale-connection";
+
     /// Whether there are no conditions.
     pub fn is_empty(self) -> bool {
         self == Self::default()
@@ -107,6 +113,7 @@ impl RetryOn {
     /// Adds one of Envoy's conditions on HTTP; false when it is not known.
     pub fn add(&mut self, condition: &str) -> bool {
         match condition {
+            Self::STALE => self.stale = true,
             "connect-failure" => self.connect_failure = true,
             "refused-stream" => self.refused_stream = true,
             "reset-before-request" => self.reset_before_request = true,

@@ -14,6 +14,7 @@ use crate::{
     balance,
     config::{Action, Direction, HttpManager, StripPort, Underscores},
     route::Selected,
+    telemetry::ResponseFlags,
 };
 
 /// Does so, or says how the request is answered instead.
@@ -29,7 +30,11 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
         return Err(reply::MISSING_HOST.into());
     }
     if manager.underscores != Underscores::Allow {
-        underscores(&mut call.request.headers, manager.underscores)?;
+        underscores(call)?;
+    }
+    // Only CONNECT asks for something that is no path.
+    if call.request.path().first() != Some(&b'/') && !call.request.is_connect() {
+        return Err(reply::NO_PATH.into());
     }
     paths(call)?;
     hosts(call.request, manager, call.conn.local.port());
@@ -37,7 +42,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     if call.request.upgrade().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"h2c")) {
         call.request.set_upgrade(None);
     }
-    call.request.headers.remove_hop_by_hop();
+    call.request.headers.remove_hop_by_hop(true);
     if manager.proxy_100_continue && call.request.expects_continue {
         call.request.headers.push(b"expect", b"100-continue");
     }
@@ -65,15 +70,17 @@ fn http_10(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply
     Ok(())
 }
 
-fn underscores(headers: &mut Headers, action: Underscores) -> Result<(), Reply> {
+fn underscores(call: &mut Call<'_>) -> Result<(), Stop> {
     let has_one = |name: &[u8]| name.contains(&b'_');
-    if !headers.iter().any(|(name, _, _)| has_one(name)) {
+    if !call.request.headers.iter().any(|(name, _, _)| has_one(name)) {
         return Ok(());
     }
-    if action == Underscores::Reject {
-        return Err(reply::UNDERSCORE);
+    if call.manager.underscores == Underscores::Reject {
+        // Of HTTP/1 it was refused with the head; a stream of HTTP/2 is reset.
+        call.request.clear();
+        return Err(Stop::Abort(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.unexpected_underscore"));
     }
-    headers.remove_if(|name, _, _| has_one(name));
+    call.request.headers.remove_if(|name, _, _| has_one(name));
     Ok(())
 }
 
@@ -84,7 +91,7 @@ fn paths(call: &mut Call<'_>) -> Result<(), Stop> {
         merge_slashes: manager.merge_slashes,
         escaped_slashes: manager.escaped_slashes,
     };
-    // CONNECT and `OPTIONS *` have no path.
+    // CONNECT has no path.
     if !call.request.path().starts_with(b"/") {
         return Ok(());
     }

@@ -183,7 +183,9 @@ pub(super) async fn begin<D: Downstream>(
             call.response.clear();
             Err(upstream_failed(call, &up, error))
         }
-        Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
+        Wake::Downstream(SideError::Broken(_) | SideError::Ended | SideError::Reset(_)) | Wake::Gone => {
+            Err(Failed::Stop(Stop::Gone))
+        }
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
         Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
@@ -201,12 +203,23 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
     call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
     match error {
-        SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_RESET),
+        SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_REFUSED),
+        SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
+        // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
+        SideError::Broken(error) if !up.reused() && !up.answered() && is_alert(&error) => {
+            Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
+        }
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
-        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) => {
+        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::Cut => {
             Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
         }
     }
+}
+
+/// Whether the other side ended TLS by an alert.
+fn is_alert(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::AlertReceived(_)))
 }
 
 /// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
@@ -307,7 +320,7 @@ async fn open(
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
                 let until = cluster.serves_until(&worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until, name));
+                return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
             }
             Admission::UseIdle => {
                 if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
@@ -389,11 +402,16 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Err(Stop::Gone)),
                     Poll::Ready(Err(PumpError::Source(error))) => {
                         let (flags, details) = match error {
-                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) => (
+                            // An answer of HTTP/1 that is cut is one that breaks the protocol.
+                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) | SideError::Cut => (
                                 ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
                                 "upstream_reset_after_response_started{protocol_error}",
                             ),
-                            SideError::Broken(_) | SideError::Ended | SideError::Refused => (
+                            SideError::Reset(_) | SideError::Refused => (
+                                ResponseFlags::UPSTREAM_REMOTE_RESET,
+                                "upstream_reset_after_response_started{remote_reset}",
+                            ),
+                            SideError::Broken(_) | SideError::Ended => (
                                 ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
                                 "upstream_reset_after_response_started{connection_termination}",
                             ),

@@ -26,6 +26,16 @@ pub enum Piece<'a> {
     End,
 }
 
+impl Piece<'_> {
+    /// The same, with trailers or without.
+    pub fn with_trailers(self, passing: bool) -> Self {
+        match self {
+            Self::Trailers(_) if !passing => Self::End,
+            piece => piece,
+        }
+    }
+}
+
 /// Why a side failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SideError {
@@ -44,6 +54,12 @@ pub enum SideError {
     /// The endpoint did not take up the request (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
     #[error("the endpoint refused the stream")]
     Refused,
+    /// The other side reset the stream (HTTP/2).
+    #[error("the stream was reset: {0}")]
+    Reset(String),
+    /// A message of HTTP/1 was cut in the middle.
+    #[error("the connection ended in the middle of a message")]
+    Cut,
     /// More than the limits allow.
     #[error("the message is beyond the limit of {0}")]
     Limit(&'static str),
@@ -73,6 +89,10 @@ pub trait Downstream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
     /// Ready when the client went away (best effort; may be always pending while a body is unread).
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Whether the client itself reset the stream (HTTP/2), as far as that was seen.
+    fn was_reset(&self) -> bool {
+        false
+    }
     /// Ends the exchange without a complete response: the stream is reset, the connection closed.
     fn abort(&mut self);
     /// Becomes a tunnel after the response: bytes as they are, in both directions. Before that, what a client sends behind a

@@ -289,16 +289,16 @@ impl Headers {
         self.push(name.as_bytes(), value);
     }
 
-    /// Removes what concerns one connection only: the fixed names and those that `connection` lists. `te` stays when it says
-    /// `trailers`, which gRPC needs.
-    pub fn remove_hop_by_hop(&mut self) {
+    /// Removes what concerns one connection only: the fixed names, and with `and_listed` those that `connection` lists.
+    /// `te` stays when it says `trailers`, which gRPC needs.
+    pub fn remove_hop_by_hop(&mut self, and_listed: bool) {
         if self.seen & (Known::HOP_BY_HOP | Known::Te.bit()) == 0 {
             return;
         }
         let mut listed = [Span::default(); 32];
         let mut count = 0;
         for entry in &self.entries {
-            if entry.known == Known::Connection {
+            if and_listed && entry.known == Known::Connection {
                 for token in self.text(entry.value).split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                     let framing = Known::of(token);
                     let own = framing.is_hop_by_hop()
@@ -379,7 +379,7 @@ mod tests {
             ("Upgrade", "h2c"),
             ("X", "y"),
         ]);
-        all.remove_hop_by_hop();
+        all.remove_hop_by_hop(true);
         assert_eq!(text(&all), ["Host: a", "TE: trailers", "X: y"]);
     }
 

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     config::{BodyFormat, BodyPart, Comparison, LocalReplies, ReplyFilter},
+    route::Selected,
     telemetry::LogEntry,
 };
 
@@ -17,7 +18,11 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let mapper = config.mappers.iter().find(|mapper| matches(&mapper.filter, call, reply.code));
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
-    let text = mapper.and_then(|mapper| mapper.body.as_deref()).unwrap_or(own.body.unwrap_or(reply.body));
+    let text = match (mapper.and_then(|mapper| mapper.body.as_deref()), own.body) {
+        (Some(text), _) | (None, Some(text)) => text.into(),
+        (None, None) => reply::text(call, reply),
+    };
+    let text = &*text;
     let grpc = call.request.is_grpc();
     reply::begin(call, if grpc { 200 } else { code });
     if reply == reply::ELSEWHERE {
@@ -44,6 +49,46 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     reply::finish(call, down, &body, close);
 }
 
+/// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
+/// the mappers, and told to clients of gRPC in their way.
+pub(super) fn answer<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    selected: Selected<'a>,
+    (code, location): (u16, Option<Vec<u8>>),
+    body: &[u8],
+    close: bool,
+) {
+    let manager = call.manager;
+    let config = manager.local_replies.as_deref();
+    let mapper = config.and_then(|config| config.mappers.iter().find(|mapper| matches(&mapper.filter, call, code)));
+    let code = mapper.and_then(|mapper| mapper.status).unwrap_or(code);
+    let grpc = call.request.is_grpc();
+    reply::begin(call, if grpc { 200 } else { code });
+    if let Some(location) = location {
+        call.response.headers.push(b"location", &location);
+    }
+    edit::for_client(call, selected);
+    if let Some(mapper) = mapper {
+        edit::response(call, &mapper.headers);
+    }
+    let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
+    let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
+    let (body, content_type) = match format {
+        Some(format) => (write(format, call, code, &String::from_utf8_lossy(body)), &*format.content_type),
+        None => (body.to_vec(), "text/plain"),
+    };
+    if grpc {
+        reply::grpc(call, reply::grpc_status(code), &String::from_utf8_lossy(&body));
+        return reply::finish(call, down, b"", close);
+    }
+    if !body.is_empty() && (format.is_some() || call.response.headers.known(Known::ContentType).is_none()) {
+        call.response.headers.remove_known(Known::ContentType);
+        call.response.headers.push(b"content-type", content_type.as_bytes());
+    }
+    reply::finish(call, down, &body, close);
+}
+
 fn matches(filter: &ReplyFilter, call: &Call<'_>, code: u16) -> bool {
     match filter {
         ReplyFilter::Status(comparison, wanted) => match comparison {
@@ -54,7 +99,7 @@ fn matches(filter: &ReplyFilter, call: &Call<'_>, code: u16) -> bool {
         },
         ReplyFilter::Flags(wanted) if wanted.is_empty() => !call.tally.flags.is_empty(),
         ReplyFilter::Flags(wanted) => call.tally.flags.intersects(*wanted),
-        ReplyFilter::Header(header) => header.matches(call.request.headers.get(&header.name)),
+        ReplyFilter::Header(header) => crate::route::header_matches(header, call.request),
         ReplyFilter::All(filters) => filters.iter().all(|filter| matches(filter, call, code)),
         ReplyFilter::Any(filters) => filters.iter().any(|filter| matches(filter, call, code)),
     }

@@ -14,7 +14,7 @@ use super::{
     edit, filter, hash,
     head::BodyLength,
     headers::Known,
-    mirror,
+    local_reply, mirror,
     pump::{MAX_REPLAY, RequestPump},
     raw, redirect,
     reply::{self, Reply},
@@ -38,7 +38,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Attempts at most on pooled connections that turn out to be closed, without any policy.
+/// Attempts at most on pooled connections that turn out to be closed, beside those that a policy counts.
 const MAX_STALE: u32 = 3;
 /// How long the last bytes of an answer may take to be taken by the client, when the manager sets no idle timeout.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
@@ -82,8 +82,12 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 fn gone<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
-    call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
-    call.tally.details = "downstream_remote_disconnect";
+    let (flags, details) = match down.was_reset() {
+        true => (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
+        false => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
+    };
+    call.tally.flags |= flags;
+    call.tally.details = details;
     down.abort();
 }
 
@@ -229,7 +233,7 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
             Ok(())
         }
         Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
-        Some(Err(SideError::Broken(_) | SideError::Ended)) => Err(Stop::Gone),
+        Some(Err(SideError::Broken(_) | SideError::Ended | SideError::Reset(_))) => Err(Stop::Gone),
         Some(Err(_)) => Err(reply::BAD_BODY.into()),
         None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
         None => Err(reply::late(reply::STREAM_IDLE, false).into()),
@@ -245,8 +249,13 @@ fn answer<'a, D: Downstream>(
     location: Option<Vec<u8>>,
     body: &[u8],
 ) -> Result<(), Stop> {
-    reply::begin(call, code);
     call.tally.details = "direct_response";
+    let close = call.worker.is_draining();
+    if call.manager.local_replies.is_some() || call.request.is_grpc() {
+        local_reply::answer(call, down, selected, (code, location), body, close);
+        return Ok(());
+    }
+    reply::begin(call, code);
     if !body.is_empty() {
         call.response.headers.push(b"content-type", b"text/plain");
     }
@@ -254,7 +263,6 @@ fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
-    let close = call.worker.is_draining();
     reply::finish(call, down, body, close);
     Ok(())
 }
@@ -393,9 +401,10 @@ async fn proxy<'a, D: Downstream>(
             };
         timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
-        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
+        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
+            && policy.is_some_and(|policy| policy.on.stale);
         // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
-        let harmless = failure.is_unsent() || was_stale && retry::wanted(failure, None, safe);
+        let harmless = failure.is_unsent() || retry::harmless(failure, safe);
         sent |= !harmless;
         call.tally.unsent = !sent;
         drop(active);
@@ -488,7 +497,8 @@ async fn relay<'a, D: Downstream>(
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
     }
-    call.response.headers.remove_hop_by_hop();
+    // What the endpoint's `connection` lists passes, as it does through Envoy.
+    call.response.headers.remove_hop_by_hop(false);
     // Only a proxy says so, and only to a proxy.
     call.response.headers.remove_known(Known::NotSent);
     let mut text = [0; 20];

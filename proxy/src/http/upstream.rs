@@ -105,7 +105,7 @@ impl Upstream for Up {
     fn plain(&self) -> Option<(&TcpStream, u64)> {
         match self {
             Self::Http1(lease) => lease.connection.plain(),
-            Self::Http2(_) => None,
+            Self::Http2(_) | Self::Raw(_) => None,
         }
     }
 

@@ -136,7 +136,7 @@ pub fn path_matches(want: &RouteMatch, path: &[u8]) -> bool {
     }
 }
 
-/// A header's value as conditions see it: that of a pseudo header, or all values joined by `,`.
+/// A header's value as one text: that of a pseudo header, or all values joined by `,`.
 pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
     match name {
         ":method" => Some(Cow::Borrowed(request.method())),
@@ -161,7 +161,10 @@ pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, 
 
 /// Whether a condition on a header of the request holds.
 pub fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
-    want.matches(header_value(&want.name, request).as_deref())
+    match &*want.name {
+        name if name.starts_with(':') || name == "host" => want.matches(header_value(name, request).as_deref()),
+        name => want.matches(request.headers.values(name)),
+    }
 }
 
 fn cookie_matches(want: &CookieMatch, request: &RequestHead) -> bool {

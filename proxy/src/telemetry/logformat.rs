@@ -259,7 +259,8 @@ impl LogFormat {
             }
             let at = out.len();
             Self(vec![operator.clone()]).write(entry, out);
-            if out[at..] == *b"-" {
+            // No flag is written as `-`, everything else that is not known as nothing.
+            if out[at..] == *b"-" && *operator != Operator::ResponseFlags {
                 out.truncate(at);
             }
         }

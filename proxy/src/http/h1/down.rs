@@ -6,7 +6,7 @@ use super::{
         buffer::Buffer,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
-        parse::{self, HeadError, HeadLimits},
+        parse::{self, HeadError, HeadLimits, RequestRules},
     },
     body::{self, Reader, Writer},
 };
@@ -30,6 +30,8 @@ pub struct Connection {
     awaits: Awaits,
     /// Names of headers are written in the form `Content-Type`.
     proper_case: bool,
+    /// Trailers pass, in both directions.
+    trailers: bool,
     /// The connection ends after this response.
     closing: bool,
     /// The response's end was queued.
@@ -71,6 +73,7 @@ impl Connection {
             writer: Writer::Plain,
             awaits: Awaits::Nothing,
             proper_case: false,
+            trailers: true,
             closing: false,
             ended: false,
             shut: false,
@@ -98,12 +101,13 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         limits: HeadLimits,
+        rules: RequestRules,
         head: &mut RequestHead,
     ) -> Poll<Result<Arrival, SideError>> {
         loop {
             if !self.input.is_empty() {
                 head.clear();
-                match parse::request(self.input.bytes(), limits, head) {
+                match parse::request(self.input.bytes(), limits, rules, head) {
                     Ok(Some(count)) => {
                         self.input.consume(count);
                         head.secure = self.io.is_tls();
@@ -135,6 +139,7 @@ impl Connection {
     pub fn begin(&mut self, manager: &HttpManager, last: bool) {
         self.closing |= last;
         self.proper_case = manager.proper_case;
+        self.trailers = manager.http1_trailers;
         if manager.proxy_100_continue && self.awaits == Awaits::Ours {
             self.awaits = Awaits::Endpoint;
         }
@@ -187,7 +192,8 @@ impl Downstream for Connection {
             // The client may send its whole request before it reads, so what it does not take yet does not stop the reading.
             let _ = self.poll_flush(cx)?;
         }
-        self.reader.poll(&mut self.input, &mut self.io, cx)
+        let passing = self.trailers;
+        self.reader.poll(&mut self.input, &mut self.io, cx).map_ok(|piece| piece.with_trailers(passing))
     }
 
     fn consume(&mut self, count: usize) {
@@ -272,7 +278,7 @@ impl Downstream for Connection {
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        self.writer.end(&mut self.output, trailers);
+        self.writer.end(&mut self.output, trailers.filter(|_| self.trailers));
         self.ended = true;
     }
 

@@ -434,7 +434,10 @@ fn pooled_connection_when_closed_by_endpoint_then_no_request_fails() {
         side.message(true);
         side.send(ok("once").as_bytes());
     });
-    let proxy = Proxy::simple(&[backend.address]);
+    let policy =
+        RetryPolicy { attempts: 0, on: RetryOn { stale: true, ..RetryOn::default() }, ..RetryPolicy::default() };
+    let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+    let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
     let mut client = proxy.client();
     for _ in 0..50 {
         assert_eq!(client.ask(&get("/")).body, "once");

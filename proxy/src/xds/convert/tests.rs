@@ -93,7 +93,7 @@ fn route_with_everything_that_is_supported_is_converted() {
     let route = &table.hosts()[0].routes[0];
     assert!(matches!(&route.matches.path, PathMatch::Regex(regex) if regex.is_match(b"/v2/x")));
     assert_eq!(route.matches.fraction, Some(50_000));
-    assert!(route.matches.headers[0].matches(Some(b"other")) && !route.matches.headers[0].matches(Some(b"jason")));
+    assert!(route.matches.headers[0].matches([&b"other"[..]]) && !route.matches.headers[0].matches([&b"jason"[..]]));
     assert_eq!(route.headers.request, [HeaderOp::Set("x-share".into(), "100%".into())]);
     assert_eq!(route.origin.as_deref(), Some("/apis/x"));
     let Action::Forward(forward) = &route.action else { panic!("it forwards") };
@@ -103,7 +103,7 @@ fn route_with_everything_that_is_supported_is_converted() {
     assert_eq!(forward.timeout, None);
     let retry = forward.retry.as_ref().unwrap();
     assert!(retry.on.connect_failure && retry.on.grpc_statuses == 1 << 14 && !retry.on.server_error);
-    assert!(retry.on.headers && &*retry.headers[0].name == "x-leno-not-sent" && retry.headers[0].matches(Some(b"1")));
+    assert!(retry.on.headers && &*retry.headers[0].name == "x-leno-not-sent" && retry.headers[0].matches([&b"1"[..]]));
     assert_eq!((retry.attempts, retry.per_try_timeout), (2, Some(Duration::from_millis(1500))));
     assert_eq!(retry.other_priorities, Some(2));
 }
