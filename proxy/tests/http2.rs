@@ -193,7 +193,7 @@ async fn stream_when_the_client_gives_it_up_then_the_server_is_told_and_the_metr
     pending.abort();
     // The handler was dropped, because its stream was reset.
     assert_eq!(in_time("the reset", ended.recv()).await, None);
-    proxy.until_metric("istio_requests_total", &["response_flags=\"DC\""], 1.0).await;
+    proxy.until_metric("istio_requests_total", &["response_flags=\"DR\""], 1.0).await;
     // The connection is not harmed.
     assert!(send.ready().await.is_ok());
 }

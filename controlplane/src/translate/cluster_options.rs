@@ -129,7 +129,7 @@ pub(super) fn http_options(protocol: Protocol, policy: &TrafficPolicy) -> BTreeM
         }),
         ..Default::default()
     };
-    let http1 = Http1ProtocolOptions::default();
+    let http1 = Http1ProtocolOptions { enable_trailers: true, ..Default::default() };
     let explicit =
         |config| UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
     let options = if protocol.is_opaque() {

@@ -88,7 +88,12 @@ pub(super) fn http(stat_prefix: &str, routes: Routes, needs: HttpNeeds) -> Filte
             Routes::Inline(routes) => RouteSpecifier::RouteConfig(*routes),
         }),
         http_filters,
-        http_protocol_options: Some(Http1ProtocolOptions { accept_http_10: true, ..Default::default() }),
+        http_protocol_options: Some(Http1ProtocolOptions {
+            accept_http_10: true,
+            enable_trailers: true,
+            allow_custom_methods: true,
+            ..Default::default()
+        }),
         // The app's own header is nobody's business.
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         stream_idle_timeout: seconds(STREAM_IDLE_SECONDS),

@@ -14,7 +14,7 @@ use leno_xds::envoy::config::route::v3::route_match::PathSpecifier;
 use super::clusters::{self, BLACK_HOLE, INBOUND_PASSTHROUGH};
 use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, original_dst, tcp, tls_inspector};
 use super::outbound::{DETECTION, HTTP_PROTOCOLS, INBOUND_PORT, own_metadata};
-use super::routes::PEER_HEADER;
+use super::routes::{PEER_HEADER, STALE_CONNECTION};
 use super::tls::{self, ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP};
 use super::values::{ZERO, socket};
 use crate::resolve::Ir;
@@ -155,7 +155,7 @@ fn routes(port: Option<u16>, cluster: &str) -> route::RouteConfiguration {
         timeout: Some(ZERO),
         // The app may just have closed a connection that was kept; it has not seen the request then.
         retry_policy: Some(route::RetryPolicy {
-            retry_on: "reset-before-request".to_owned(),
+            retry_on: format!("reset-before-request,{STALE_CONNECTION}"),
             num_retries: Some(1),
             ..Default::default()
         }),

@@ -47,8 +47,12 @@ pub(super) const PEER_HEADER: &str = "x-leno-peer";
 /// What the proxy at the other side puts on its 503 when it could not connect to its app: no byte of the request was sent.
 const NOT_SENT_HEADER: &str = "x-leno-not-sent";
 
-/// Retries where nobody asked for any: only where the service cannot have seen the request.
-const SAFE_RETRIES: (&str, u32) = ("connect-failure,refused-stream,reset-before-request,retriable-headers", 2);
+/// A condition on which our proxy repeats at once, and which a stock Envoy passes over: the endpoint had closed a pooled
+/// connection, and a repeat does no harm.
+pub(super) const STALE_CONNECTION: &str = "leno-stale-connection";
+/// Retries where nobody asked for any: only where the service cannot have seen the request, or a repeat does no harm.
+const SAFE_RETRIES: (&str, u32) =
+    ("connect-failure,refused-stream,reset-before-request,retriable-headers,leno-stale-connection", 2);
 /// How often another endpoint is drawn when the one drawn has failed the request already.
 const HOST_ATTEMPTS: i64 = 5;
 /// After how many tries of one priority the next is drawn.
@@ -406,9 +410,15 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
     };
     let Retry { attempts, per_try_timeout, on, statuses, remote_localities, avoid_previous, backoff } = retry;
     if *attempts == 0 {
-        return None;
+        // Not a retry of what the endpoint has seen.
+        return Some(xds::RetryPolicy {
+            retry_on: STALE_CONNECTION.to_owned(),
+            num_retries: Some(0),
+            ..Default::default()
+        });
     }
     let mut on = on.clone();
+    on.push(STALE_CONNECTION.to_owned());
     if !statuses.is_empty() && !on.iter().any(|condition| condition == "retriable-status-codes") {
         on.push("retriable-status-codes".to_owned());
     }

@@ -9,7 +9,6 @@ use leno_core::route::{
 };
 use leno_core::{ObjectKey, Reason};
 
-use super::not_yet::Feature;
 use super::report::Report;
 use super::virtual_service::{applies_to_sidecars, client_match, destination};
 use crate::istio::virtual_service as istio;
@@ -389,8 +388,7 @@ fn retry(report: &mut Report<'_>, retries: &istio::HttpRetry, field: &str) -> Re
         per_try_timeout: report.duration(per_try_timeout.clone(), &format!("{field}.perTryTimeout")),
         on,
         statuses,
-        remote_localities: retry_remote_localities.unwrap_or_default()
-            && report.needs(Feature::RetryLocality, &format!("{field}.retryRemoteLocalities")),
+        remote_localities: retry_remote_localities.unwrap_or_default(),
         avoid_previous: retry_ignore_previous_hosts.unwrap_or(true),
         backoff: report.duration(backoff.clone(), &format!("{field}.backoff")),
     }

@@ -6,21 +6,11 @@
 pub enum Feature {
     /// Gateways as the place where a VirtualService applies.
     Gateways,
-    /// Retries that prefer endpoints of other localities.
-    RetryLocality,
-    /// Tunnels through an HTTP proxy.
-    Tunnel,
 }
 
 /// What is not in force yet, and what becomes of traffic meanwhile.
-const NOT_YET_IN_FORCE: &[(Feature, &str)] = &[
-    (Feature::Gateways, "gateways are not served yet; the rules apply to sidecars only (the reserved gateway mesh)"),
-    (
-        Feature::RetryLocality,
-        "Leno's proxy does not look at localities when it retries; endpoints that were not tried yet come first",
-    ),
-    (Feature::Tunnel, "Leno's proxy opens no tunnels yet; connections are made directly"),
-];
+const NOT_YET_IN_FORCE: &[(Feature, &str)] =
+    &[(Feature::Gateways, "gateways are not served yet; the rules apply to sidecars only (the reserved gateway mesh)")];
 
 /// What to tell about a feature that is not in force yet; `None` when it is.
 pub fn not_yet(feature: Feature) -> Option<&'static str> {

@@ -8,7 +8,6 @@ use leno_core::policy::{
 
 use super::client_tls::client_tls;
 use super::locality::{by_locality, by_zone};
-use super::not_yet::Feature;
 use super::report::Report;
 use crate::istio::destination_rule as istio;
 use crate::istio::virtual_service::PortSelector;
@@ -42,8 +41,7 @@ pub(super) fn ported_policy(
     if tunnel.is_some() && proxy_protocol.is_some() {
         report.refuse(Reason::NotExactlyOne, field, "only one of tunnel and proxyProtocol can be given");
     }
-    let tunnel = tunnel.as_ref().and_then(|tunnel| tunnelled(report, tunnel, &format!("{field}.tunnel")));
-    all.tunnel = tunnel.filter(|_| report.needs(Feature::Tunnel, &format!("{field}.tunnel")));
+    all.tunnel = tunnel.as_ref().and_then(|tunnel| tunnelled(report, tunnel, &format!("{field}.tunnel")));
     all.proxy_protocol = proxy_protocol.as_ref().map(|istio::ProxyProtocol { version }| match version {
         None | Some(istio::ProxyProtocolVersion::V1) => ProxyProtocol::V1,
         Some(istio::ProxyProtocolVersion::V2) => ProxyProtocol::V2,

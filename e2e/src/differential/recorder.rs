@@ -50,6 +50,11 @@ impl Recorder {
         taken
     }
 
+    /// Forgets what was recorded so far.
+    pub fn forget(&self) {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn add(&self, record: Record) -> usize {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records.push(record);

@@ -70,6 +70,8 @@ async fn one(
     let address = SocketAddr::from((proxy.own, placed.port));
     let own = proxy.own.to_string();
     let mut client = Client::new(address, pki.clone());
+    // What the back ends saw while it was waited for that the proxy listens.
+    recorder.forget();
     let mut all = Vec::new();
     for (number, request) in placed.case.requests.iter().enumerate() {
         let request = filled(placed, request, pki);
@@ -93,16 +95,20 @@ async fn one(
             if !request.together && request.settle > 0 {
                 tokio::time::sleep(Duration::from_millis(request.settle)).await;
             }
-            observed.push(gather(&id, seen, recorder, &own));
+            observed.push(gather(&id, seen, recorder, &own, request.settle > 0));
         }
         all.push(observed);
     }
     all
 }
 
-fn gather(id: &str, seen: Seen, recorder: &Recorder, own: &str) -> Observed {
+fn gather(id: &str, seen: Seen, recorder: &Recorder, own: &str, copied: bool) -> Observed {
     let mut lines: Vec<String> = seen.lines.iter().map(|line| normal(line, own)).collect();
-    let records = recorder.take(id);
+    let mut records = recorder.take(id);
+    // Copies arrive before or after what they are copies of.
+    if copied {
+        records.sort_by(|a, b| a.backend.cmp(&b.backend));
+    }
     let backends = records.iter().map(|record| record.backend.clone()).collect();
     for record in records {
         lines.push(format!("back end {}", record.backend));

@@ -72,6 +72,11 @@ impl Balancer {
         Self { policy, plan, subsets }
     }
 
+    /// Whether an endpoint is there that is healthy or degraded.
+    pub fn has_usable(&self) -> bool {
+        self.plan.usable
+    }
+
     /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those
     /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts.
     pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
@@ -89,6 +94,8 @@ struct Plan {
     /// Running sums of percentages, and the group that each leads to; of a plan without endpoints, none.
     shares: Vec<(u32, usize)>,
     empty: bool,
+    /// Some endpoint is healthy or degraded.
+    usable: bool,
 }
 
 impl Plan {
@@ -100,7 +107,8 @@ impl Plan {
         }
         let counts: Vec<Counts> = priorities.iter().map(|hosts| count(hosts)).collect();
         let loads = load::loads(&counts, balancing, spread);
-        let mut plan = Self { groups: Vec::new(), shares: Vec::new(), empty: all.is_empty() };
+        let usable = counts.iter().any(|counts| counts.healthy + counts.degraded > 0);
+        let mut plan = Self { groups: Vec::new(), shares: Vec::new(), empty: all.is_empty(), usable };
         // Healthy ones of all priorities come before degraded ones of any.
         for degraded in [false, true] {
             for (hosts, load) in priorities.iter().zip(&loads) {

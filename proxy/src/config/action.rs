@@ -61,10 +61,19 @@ pub struct Forward {
     /// Protocols to which requests of this route may be upgraded (lower case), or not; replaces what the connection manager
     /// says for each that is named.
     pub upgrades: Vec<(Box<str>, bool)>,
+    /// A CONNECT ends here and its bytes go on; `None` sends the request on as any other.
+    pub connect: Option<ConnectHere>,
     /// What requests count against limits of rates.
     pub rate_limits: Vec<RateLimitPolicy>,
     /// The virtual host's `rate_limits` count too.
     pub include_host_rate_limits: bool,
+}
+
+/// Which requests end here, so that the endpoint gets the bytes of their tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectHere {
+    /// Beside CONNECT also POST, whose body is the tunnel.
+    pub allow_post: bool,
 }
 
 /// What a target is chosen by among several.

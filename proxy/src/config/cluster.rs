@@ -52,6 +52,8 @@ pub struct Cluster {
     pub max_requests_per_connection: u32,
     /// Age at which a connection serves no new requests, and what is at random added to it, in percent.
     pub max_connection_duration: Option<(Duration, f64)>,
+    /// How HTTP/1 is spoken to endpoints.
+    pub http1: Http1Upstream,
     /// Limits of HTTP/2 connections.
     pub http2: Http2Options,
     /// How HTTP/2 connections find out that the endpoint is gone.
@@ -101,6 +103,7 @@ impl Cluster {
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            http1: Http1Upstream::default(),
             http2: Http2Options::default(),
             http2_keepalive: None,
             protocol: UpstreamProtocol::Http1,
@@ -276,4 +279,21 @@ pub struct SourceBind {
     pub v4: Option<Ipv4Addr>,
     /// For IPv6 endpoints.
     pub v6: Option<Ipv6Addr>,
+}
+
+/// How HTTP/1 is spoken to endpoints, and what their answers may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http1Upstream {
+    /// Trailers pass, in both directions; default true.
+    pub trailers: bool,
+    /// Headers of an answer, of HTTP/2 as well; default 100, more is an answer that breaks the protocol. At most 1024.
+    pub max_headers: usize,
+    /// Bytes of an answer's head; default 60 KiB, at most 8 MiB.
+    pub max_head_bytes: usize,
+}
+
+impl Default for Http1Upstream {
+    fn default() -> Self {
+        Self { trailers: true, max_headers: 100, max_head_bytes: 60 * 1024 }
+    }
 }

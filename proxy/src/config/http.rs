@@ -73,6 +73,10 @@ pub struct HttpManager {
     pub default_host_for_http_10: Option<Arc<str>>,
     /// `Expect: 100-continue` is the endpoint's affair; default false: answered here.
     pub proxy_100_continue: bool,
+    /// Trailers of HTTP/1 clients and to them pass; default true.
+    pub http1_trailers: bool,
+    /// Any method passes; default true. Otherwise only those that are registered; others are answered with 400.
+    pub any_method: bool,
     /// Names of headers are written to clients of HTTP/1 in the form `Content-Type`; default false: as they came.
     pub proper_case: bool,
     /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
@@ -120,6 +124,8 @@ impl Default for HttpManager {
             default_host_for_http_10: None,
             proxy_100_continue: false,
             proper_case: false,
+            http1_trailers: true,
+            any_method: true,
             stream_error_on_invalid: false,
             local_replies: None,
             http2: Http2Options::default(),

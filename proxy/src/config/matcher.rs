@@ -142,7 +142,7 @@ fn contains(text: &[u8], want: &[u8], ignore_case: bool) -> bool {
         || text.windows(want.len()).any(|part| if ignore_case { part.eq_ignore_ascii_case(want) } else { part == want })
 }
 
-/// A condition on one header. Several values of a header are compared joined by `,`, as Envoy does.
+/// A condition on one header. Of several values of a header one that passes the test is enough, as it is to Envoy.
 #[derive(Debug, Clone)]
 pub struct HeaderMatch {
     /// Lower-case name; `:method`, `:path`, `:authority` and `:scheme` mean those of the request.
@@ -167,21 +167,32 @@ pub enum HeaderTest {
     Range(i64, i64),
 }
 
-impl HeaderMatch {
-    /// Whether the condition holds for the header's value.
-    pub fn matches(&self, value: Option<&[u8]>) -> bool {
-        let value = match (value, self.missing_as_empty) {
-            (None, true) => Some(&b""[..]),
-            (value, _) => value,
-        };
-        match (&self.test, value) {
-            (HeaderTest::Present(wanted), value) => (value.is_some() == *wanted) != self.invert,
-            (_, None) => false,
-            (HeaderTest::Text(text), Some(value)) => text.matches(value) != self.invert,
-            (HeaderTest::Range(from, to), Some(value)) => {
+impl HeaderTest {
+    /// Whether a header with this value passes.
+    fn passes(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(wanted) => *wanted,
+            Self::Text(text) => text.matches(value),
+            Self::Range(from, to) => {
                 let number = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse::<i64>().ok());
-                number.is_some_and(|n| n >= *from && n < *to) != self.invert
+                number.is_some_and(|n| n >= *from && n < *to)
             }
+        }
+    }
+}
+
+impl HeaderMatch {
+    /// Whether the condition holds for the header's values.
+    pub fn matches<'v>(&self, values: impl IntoIterator<Item = &'v [u8]>) -> bool {
+        let mut values = values.into_iter();
+        let first = match (values.next(), self.missing_as_empty) {
+            (None, true) => Some(&b""[..]),
+            (first, _) => first,
+        };
+        match (&self.test, first) {
+            (HeaderTest::Present(wanted), first) => (first.is_some() == *wanted) != self.invert,
+            (_, None) => false,
+            (test, Some(first)) => (test.passes(first) || values.any(|value| test.passes(value))) != self.invert,
         }
     }
 }

@@ -33,8 +33,8 @@ mod tracing;
 
 pub use access_log::AccessLog;
 pub use action::{
-    Action, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite, Redirect,
-    RegexRewrite, TargetChoice, WeightedCluster,
+    Action, ConnectHere, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite,
+    Redirect, RegexRewrite, TargetChoice, WeightedCluster,
 };
 pub use balancing::{
     Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
@@ -46,8 +46,8 @@ pub use chain::{
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget, SourceBind,
-    TcpKeepalive, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
+    SourceBind, TcpKeepalive, UpstreamProtocol,
 };
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
@@ -65,7 +65,9 @@ pub use http::{
 };
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
-pub use network::{Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget};
+pub use network::{
+    Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
+};
 pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{

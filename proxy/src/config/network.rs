@@ -1,6 +1,6 @@
 //! What filter chains do with connections: gates that they must pass, and what serves them.
 
-use super::{AccessLog, ClusterId, Direction, HttpManager, Labels};
+use super::{AccessLog, ClusterId, Direction, HeaderOp, HeaderText, HttpManager, Labels};
 use crate::rbac::Rules;
 use std::{sync::Arc, time::Duration};
 
@@ -120,8 +120,21 @@ pub struct TcpProxy {
     pub backoff: Option<(Duration, Duration)>,
     /// Endpoints are chosen by the client's address, where the cluster's policy hashes.
     pub hash_source_ip: bool,
+    /// The endpoints are HTTP proxies, which are asked for a tunnel to somewhere else.
+    pub tunnel: Option<Box<TcpTunnel>>,
     /// What is logged about connections.
     pub access_logs: Vec<AccessLog>,
+}
+
+/// A tunnel through an HTTP proxy.
+#[derive(Debug)]
+pub struct TcpTunnel {
+    /// Where it leads: host and port, as the proxy is told.
+    pub host: HeaderText,
+    /// It is asked for by POST to this path, whose body it is, instead of by CONNECT.
+    pub post: Option<Box<str>>,
+    /// What else the proxy is told, in order.
+    pub headers: Vec<HeaderOp>,
 }
 
 impl TcpProxy {
@@ -137,6 +150,7 @@ impl TcpProxy {
             connect_attempts: 1,
             backoff: None,
             hash_source_ip: false,
+            tunnel: None,
             access_logs: Vec::new(),
         }
     }

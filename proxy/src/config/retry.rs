@@ -22,6 +22,9 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatch>,
     /// Prefer endpoints that were not tried yet (`previous_hosts`).
     pub avoid_tried: bool,
+    /// Pass over the priorities of attempts that failed (`previous_priorities`), as long as there are others; decided anew
+    /// after so many attempts each time. At least 1.
+    pub other_priorities: Option<u32>,
     /// Waits before retries: the base, doubled each time, jittered; at most `max_backoff`. Default 25 ms, 250 ms.
     pub base_backoff: Duration,
     /// The longest wait.
@@ -59,6 +62,7 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             request_headers: Vec::new(),
             avoid_tried: true,
+            other_priorities: None,
             base_backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),
             rate_limited_backoff: None,
@@ -66,10 +70,13 @@ impl Default for RetryPolicy {
     }
 }
 
-/// The conditions of a retry. Connection failures, refused streams, and reused connections that were closed before
-/// anything was answered to nothing sent, are always safe; the others are opted into.
+/// The conditions of a retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RetryOn {
+    /// What a repeat of can do no harm: a connection from the pool that was closed while it idled, where nothing was sent or
+    /// the method is safe, and refused streams. Repeated at once, up to three times beside [`RetryPolicy::attempts`]. It is
+    /// written [`RetryOn::STALE`], which Envoy passes over.
+    pub stale: bool,
     /// Could not connect.
     pub connect_failure: bool,
     /// The endpoint refused the stream (HTTP/2).
@@ -95,6 +102,9 @@ pub struct RetryOn {
 }
 
 impl RetryOn {
+    /// The name of [`RetryOn::stale`] among the conditions of a policy.
+    pub const STALE: &str = "leno-stale-connection";
+
     /// Whether there are no conditions.
     pub fn is_empty(self) -> bool {
         self == Self::default()
@@ -103,6 +113,7 @@ impl RetryOn {
     /// Adds one of Envoy's conditions on HTTP; false when it is not known.
     pub fn add(&mut self, condition: &str) -> bool {
         match condition {
+            Self::STALE => self.stale = true,
             "connect-failure" => self.connect_failure = true,
             "refused-stream" => self.refused_stream = true,
             "reset-before-request" => self.reset_before_request = true,

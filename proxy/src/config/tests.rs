@@ -80,13 +80,16 @@ fn header_match_when_missing_or_inverted_then_as_envoy() {
         invert,
         missing_as_empty,
     };
-    assert!(exact(false, false).matches(Some(b"1")));
-    assert!(!exact(false, false).matches(None));
-    assert!(!exact(true, false).matches(None));
-    assert!(exact(true, true).matches(None));
-    assert!(exact(true, false).matches(Some(b"2")));
+    assert!(exact(false, false).matches([&b"1"[..]]));
+    assert!(!exact(false, false).matches(None::<&[u8]>));
+    assert!(!exact(true, false).matches(None::<&[u8]>));
+    assert!(exact(true, true).matches(None::<&[u8]>));
+    assert!(exact(true, false).matches([&b"2"[..]]));
     let range = HeaderMatch { test: HeaderTest::Range(1, 10), ..exact(false, false) };
-    assert!(range.matches(Some(b"9")) && !range.matches(Some(b"10")) && !range.matches(Some(b"x")));
+    assert!(range.matches([&b"9"[..]]) && !range.matches([&b"10"[..]]) && !range.matches([&b"x"[..]]));
+    // Of several values one is enough, and one is enough to fail an inverted condition.
+    assert!(exact(false, false).matches([&b"2"[..], b"1"]) && !exact(true, false).matches([&b"2"[..], b"1"]));
+    assert!(!exact(false, false).matches([&b"1,2"[..]]));
 }
 
 #[test]

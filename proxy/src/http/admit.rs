@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Direction, HttpManager, StripPort, Underscores},
+    config::{Action, Direction, HttpManager, StripPort, Underscores},
+    route::Selected,
+    telemetry::ResponseFlags,
 };
 
 /// Does so, or says how the request is answered instead.
@@ -28,12 +30,19 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
         return Err(reply::MISSING_HOST.into());
     }
     if manager.underscores != Underscores::Allow {
-        underscores(&mut call.request.headers, manager.underscores)?;
+        underscores(call)?;
+    }
+    // Only CONNECT asks for something that is no path.
+    if call.request.path().first() != Some(&b'/') && !call.request.is_connect() {
+        return Err(reply::NO_PATH.into());
     }
     paths(call)?;
     hosts(call.request, manager, call.conn.local.port());
-    upgrades(call.request, manager)?;
-    call.request.headers.remove_hop_by_hop();
+    // A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
+    if call.request.upgrade().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"h2c")) {
+        call.request.set_upgrade(None);
+    }
+    call.request.headers.remove_hop_by_hop(true);
     if manager.proxy_100_continue && call.request.expects_continue {
         call.request.headers.push(b"expect", b"100-continue");
     }
@@ -61,15 +70,17 @@ fn http_10(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply
     Ok(())
 }
 
-fn underscores(headers: &mut Headers, action: Underscores) -> Result<(), Reply> {
+fn underscores(call: &mut Call<'_>) -> Result<(), Stop> {
     let has_one = |name: &[u8]| name.contains(&b'_');
-    if !headers.iter().any(|(name, _, _)| has_one(name)) {
+    if !call.request.headers.iter().any(|(name, _, _)| has_one(name)) {
         return Ok(());
     }
-    if action == Underscores::Reject {
-        return Err(reply::UNDERSCORE);
+    if call.manager.underscores == Underscores::Reject {
+        // Of HTTP/1 it was refused with the head; a stream of HTTP/2 is reset.
+        call.request.clear();
+        return Err(Stop::Abort(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.unexpected_underscore"));
     }
-    headers.remove_if(|name, _, _| has_one(name));
+    call.request.headers.remove_if(|name, _, _| has_one(name));
     Ok(())
 }
 
@@ -80,7 +91,7 @@ fn paths(call: &mut Call<'_>) -> Result<(), Stop> {
         merge_slashes: manager.merge_slashes,
         escaped_slashes: manager.escaped_slashes,
     };
-    // CONNECT and `OPTIONS *` have no path.
+    // CONNECT has no path.
     if !call.request.path().starts_with(b"/") {
         return Ok(());
     }
@@ -132,15 +143,26 @@ fn port_start(host: &[u8]) -> Option<(usize, u32)> {
     Some((colon, digits.iter().fold(0, |port, &digit| port * 10 + u32::from(digit - b'0'))))
 }
 
-/// A wish to upgrade that is not offered is refused: what follows the head could be taken for the other protocol by one
-/// server and for a request by the next. A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
-fn upgrades(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {
-    let Some(wanted) = request.upgrade() else { return Ok(()) };
-    if wanted.eq_ignore_ascii_case(b"h2c") {
-        request.set_upgrade(None);
-        return Ok(());
-    }
-    match manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes())) {
+/// A wish for a tunnel (an upgrade, or CONNECT) that is not offered is refused: what follows the head could be taken for the
+/// other protocol by one server and for a request by the next. What a route says goes before what the manager does.
+pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>) -> Result<(), Reply> {
+    let request = &*call.request;
+    let wanted = match request.upgrade() {
+        Some(protocol) => protocol,
+        None if request.is_connect() => b"connect",
+        None => return Ok(()),
+    };
+    // Where there is no route, that is the answer.
+    let Some(selected) = selected else { return Ok(()) };
+    let of_route = match &selected.route.action {
+        Action::Forward(forward) => {
+            forward.upgrades.iter().find(|(name, _)| wanted.eq_ignore_ascii_case(name.as_bytes()))
+        }
+        _ => None,
+    };
+    let of_route = of_route.map(|(_, on)| *on);
+    let known = || call.manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
+    match of_route.unwrap_or_else(known) {
         true => Ok(()),
         false => Err(reply::UPGRADE_REFUSED),
     }

@@ -7,6 +7,7 @@ use super::{
     head::RequestHead,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
+    raw,
     reply::{self, Reply},
     retry::Failure,
     upstream::Up,
@@ -88,7 +89,8 @@ enum Wake {
     Stream,
 }
 
-/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call.
+/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
+/// `ends_here` the endpoint gets bytes and no request.
 pub(super) async fn begin<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -96,8 +98,9 @@ pub(super) async fn begin<D: Downstream>(
     host: &Rc<Host>,
     body: &mut RequestPump,
     limits: &mut Limits,
+    ends_here: bool,
 ) -> Result<Up, Failed> {
-    let mut up = acquire(call, cluster, host, limits.priority).await?;
+    let mut up = acquire(call, cluster, host, limits.priority, ends_here).await?;
     let observed = call.tally.wall.is_some();
     if observed {
         call.tally.upstream_local = up.local_address();
@@ -109,7 +112,9 @@ pub(super) async fn begin<D: Downstream>(
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
     let began = Instant::now();
-    let per_try = limits.per_try.map(|limit| began + limit);
+    // A request for a tunnel has no end from which limits of the route could count.
+    let tunnel = call.request.wants_tunnel();
+    let per_try = limits.per_try.filter(|_| !tunnel).map(|limit| began + limit);
     let mut last = began;
     let mut deaf = false;
     let mut received = None;
@@ -145,7 +150,7 @@ pub(super) async fn begin<D: Downstream>(
             if moved {
                 last = Instant::now();
             }
-            if body.done && limits.deadline.is_none() {
+            if body.done && limits.deadline.is_none() && !tunnel {
                 limits.deadline = limits.route.map(|limit| last + limit);
             }
             let idle = limits.idle_deadline(last);
@@ -193,7 +198,9 @@ pub(super) async fn begin<D: Downstream>(
             call.response.clear();
             Err(upstream_failed(call, &up, error))
         }
-        Wake::Downstream(SideError::Broken(_) | SideError::Ended) | Wake::Gone => Err(Failed::Stop(Stop::Gone)),
+        Wake::Downstream(SideError::Broken(_) | SideError::Ended | SideError::Reset(_)) | Wake::Gone => {
+            Err(Failed::Stop(Stop::Gone))
+        }
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
         Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
@@ -211,22 +218,32 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
     call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
     match error {
-        SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_RESET),
+        SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_REFUSED),
+        SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
+        // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
+        SideError::Broken(error) if !up.reused() && !up.answered() && is_alert(&error) => {
+            Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
+        }
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
-        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) => {
+        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::Cut => {
             Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
         }
     }
 }
 
-/// Whether a request goes out by HTTP/2; `http2` tells whether it came so. A wish to upgrade can only be passed on by HTTP/1.
-pub(super) fn speaks_http2(http2: bool, request: &RequestHead, cluster: &Cluster) -> bool {
-    let wanted = match cluster.config().protocol {
+/// Whether the other side ended TLS by an alert.
+fn is_alert(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    matches!(cause, Some(rustls::Error::AlertReceived(_)))
+}
+
+/// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
+pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster) -> bool {
+    match cluster.config().protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Follow => http2,
-    };
-    wanted && request.upgrade().is_none()
+    }
 }
 
 /// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
@@ -243,7 +260,7 @@ pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc
 }
 
 /// A pooled or a new connection.
-pub(super) async fn connection(
+pub(crate) async fn connection(
     worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,
@@ -270,10 +287,22 @@ pub(super) async fn connection(
     }
 }
 
-async fn acquire(call: &mut Call<'_>, cluster: &Cluster, host: &Rc<Host>, priority: Priority) -> Result<Up, Failed> {
-    let http2 = speaks_http2(call.is_http2(), call.request, cluster);
-    let name = server_name(call.request, cluster);
-    match connection(call.worker, cluster, host, http2, priority, name).await {
+async fn acquire(
+    call: &mut Call<'_>,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    ends_here: bool,
+) -> Result<Up, Failed> {
+    let connected = match ends_here {
+        true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
+        false => {
+            let http2 = speaks_http2(call.is_http2(), cluster);
+            let name = server_name(call.request, cluster);
+            connection(call.worker, cluster, host, http2, priority, name).await
+        }
+    };
+    match connected {
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
@@ -306,7 +335,7 @@ async fn open(
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
                 let until = cluster.serves_until(&worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream), ticket, until, name));
+                return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
             }
             Admission::UseIdle => {
                 if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
@@ -370,6 +399,7 @@ pub(super) async fn finish<D: Downstream>(
     let mut answered = false;
     let mut deaf = false;
     let (mut received, mut ended) = (None, None);
+    let (http1, mut left) = (!call.is_http2(), false);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = {
@@ -389,11 +419,16 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Err(Stop::Gone)),
                     Poll::Ready(Err(PumpError::Source(error))) => {
                         let (flags, details) = match error {
-                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) => (
+                            // An answer of HTTP/1 that is cut is one that breaks the protocol.
+                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) | SideError::Cut => (
                                 ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
                                 "upstream_reset_after_response_started{protocol_error}",
                             ),
-                            SideError::Broken(_) | SideError::Ended | SideError::Refused => (
+                            SideError::Reset(_) | SideError::Refused => (
+                                ResponseFlags::UPSTREAM_REMOTE_RESET,
+                                "upstream_reset_after_response_started{remote_reset}",
+                            ),
+                            SideError::Broken(_) | SideError::Ended => (
                                 ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
                                 "upstream_reset_after_response_started{connection_termination}",
                             ),
@@ -409,6 +444,8 @@ pub(super) async fn finish<D: Downstream>(
             if observed && answered && ended.is_none() {
                 ended = Some(Instant::now());
             }
+            // A client of HTTP/1 that leaves first ends its connection by that.
+            left |= tunnel && http1 && body.done && !answered;
             if answered && (!tunnel || body.done || deaf) {
                 return Poll::Ready(Ok(()));
             }
@@ -443,6 +480,9 @@ pub(super) async fn finish<D: Downstream>(
         })
         .await
     };
+    if left {
+        call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+    }
     call.tally.response_bytes = response.bytes;
     if observed {
         let start = call.tally.start;

@@ -26,6 +26,16 @@ pub enum Piece<'a> {
     End,
 }
 
+impl Piece<'_> {
+    /// The same, with trailers or without.
+    pub fn with_trailers(self, passing: bool) -> Self {
+        match self {
+            Self::Trailers(_) if !passing => Self::End,
+            piece => piece,
+        }
+    }
+}
+
 /// Why a side failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SideError {
@@ -44,6 +54,12 @@ pub enum SideError {
     /// The endpoint did not take up the request (HTTP/2 REFUSED_STREAM, or GOAWAY before it).
     #[error("the endpoint refused the stream")]
     Refused,
+    /// The other side reset the stream (HTTP/2).
+    #[error("the stream was reset: {0}")]
+    Reset(String),
+    /// A message of HTTP/1 was cut in the middle.
+    #[error("the connection ended in the middle of a message")]
+    Cut,
     /// More than the limits allow.
     #[error("the message is beyond the limit of {0}")]
     Limit(&'static str),
@@ -73,9 +89,14 @@ pub trait Downstream {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
     /// Ready when the client went away (best effort; may be always pending while a body is unread).
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Whether the client itself reset the stream (HTTP/2), as far as that was seen.
+    fn was_reset(&self) -> bool {
+        false
+    }
     /// Ends the exchange without a complete response: the stream is reset, the connection closed.
     fn abort(&mut self);
-    /// Becomes a tunnel after a response with status 101: bytes as they are, in both directions.
+    /// Becomes a tunnel after the response: bytes as they are, in both directions. Before that, what a client sends behind a
+    /// request that [wants a tunnel](RequestHead::wants_tunnel) is not given out.
     fn tunnel(&mut self);
     /// The socket itself, if bytes of the response can go to it as they are: nothing waits before them, and neither TLS nor
     /// framing is on the way.
@@ -104,7 +125,7 @@ pub trait Upstream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
-    /// Becomes a tunnel after status 101.
+    /// Becomes a tunnel: [`Self::send_end`] was called for the request, and counts again for the tunnel.
     fn tunnel(&mut self);
     /// The socket itself and how many bytes of the response's body it still has to give, if they can be taken from it as they
     /// are: none lie in a buffer, and neither TLS nor framing is on the way.

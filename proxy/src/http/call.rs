@@ -270,7 +270,7 @@ impl Call<'_> {
         let text = |bytes| std::str::from_utf8(bytes).ok();
         let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
         entry.method = text(self.request.method());
-        entry.path = text(self.request.path());
+        entry.path = text(self.request.path()).filter(|path| !path.is_empty());
         entry.authority = text(self.request.authority());
         entry.scheme = Some(if self.request.secure { "https" } else { "http" });
         entry.protocol = Some(self.request.version.as_str());

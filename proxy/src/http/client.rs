@@ -221,7 +221,7 @@ fn append(call: &mut Call<'_>, remote: IpAddr) {
 }
 
 /// The address of this machine in its network: the one from which it would reach a public address (nothing is sent).
-fn own_address() -> IpAddr {
+pub(super) fn own_address() -> IpAddr {
     static OWN: OnceLock<IpAddr> = OnceLock::new();
     *OWN.get_or_init(|| {
         let local = |from: &str, to: &str| {

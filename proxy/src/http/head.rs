@@ -96,6 +96,11 @@ impl RequestHead {
         self.authority.map_or(&b""[..], |span| self.headers.text(span))
     }
 
+    /// Takes the host away.
+    pub fn forget_authority(&mut self) {
+        self.authority = None;
+    }
+
     /// Whether there is a host at all; it may be empty.
     pub fn has_authority(&self) -> bool {
         self.authority.is_some()
@@ -177,7 +182,14 @@ impl ResponseHead {
     }
 }
 
-/// The reason phrase of a status.
+/// The reason phrase of a status, in Envoy's words.
 pub fn reason(status: u16) -> &'static str {
-    http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+    match status {
+        203 => "Non-Authoritative Information",
+        418 | 425 | 451 => "Unknown",
+        599 => "Last Unassigned Server Error Code",
+        status => {
+            http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! a request serves the next one on the connection.
 
 use crate::{config::HeaderOp, telemetry::HeaderLookup};
+use std::borrow::Cow;
 
 /// A place in the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -289,16 +290,16 @@ impl Headers {
         self.push(name.as_bytes(), value);
     }
 
-    /// Removes what concerns one connection only: the fixed names and those that `connection` lists. `te` stays when it says
-    /// `trailers`, which gRPC needs.
-    pub fn remove_hop_by_hop(&mut self) {
+    /// Removes what concerns one connection only: the fixed names, and with `and_listed` those that `connection` lists.
+    /// `te` stays when it says `trailers`, which gRPC needs.
+    pub fn remove_hop_by_hop(&mut self, and_listed: bool) {
         if self.seen & (Known::HOP_BY_HOP | Known::Te.bit()) == 0 {
             return;
         }
         let mut listed = [Span::default(); 32];
         let mut count = 0;
         for entry in &self.entries {
-            if entry.known == Known::Connection {
+            if and_listed && entry.known == Known::Connection {
                 for token in self.text(entry.value).split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                     let framing = Known::of(token);
                     let own = framing.is_hop_by_hop()
@@ -348,6 +349,13 @@ impl HeaderLookup for Headers {
         self.get(lower_case_name)
     }
 
+    fn joined(&self, lower_case_name: &str) -> Option<Cow<'_, [u8]>> {
+        let named = self.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(lower_case_name.as_bytes()));
+        let mut values = named.map(|(_, value, _)| value);
+        let first = values.next().map(Cow::Borrowed);
+        values.fold(first, |sum, value| sum.map(|sum| Cow::Owned([&*sum, b",", value].concat())))
+    }
+
     fn bytes(&self) -> u64 {
         self.entries.iter().map(|entry| u64::from(entry.name.len) + u64::from(entry.value.len)).sum()
     }
@@ -383,7 +391,7 @@ mod tests {
             ("Upgrade", "h2c"),
             ("X", "y"),
         ]);
-        all.remove_hop_by_hop();
+        all.remove_hop_by_hop(true);
         assert_eq!(text(&all), ["Host: a", "TE: trailers", "X: y"]);
     }
 

@@ -8,19 +8,21 @@ use super::{
     reply::{self, Reply},
 };
 use crate::{
-    config::{BodyFormat, LocalReplies},
+    config::{BodyFormat, LocalReplies, Mapper},
+    route::Selected,
     telemetry::LogEntry,
 };
 
 /// Answers with the reply as the configuration changes it.
 pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &LocalReplies, reply: Reply, close: bool) {
-    let mapper = {
-        let entry = LogEntry { code: reply.code, ..call.entry() };
-        config.mappers.iter().find(|mapper| mapper.filter.holds(&entry, &|| call.worker.rng.next()))
-    };
+    let mapper = config.mappers.iter().find(|mapper| holds(mapper, call, reply.code));
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
-    let text = mapper.and_then(|mapper| mapper.body.as_deref()).unwrap_or(own.body.unwrap_or(reply.body));
+    let text = match (mapper.and_then(|mapper| mapper.body.as_deref()), own.body) {
+        (Some(text), _) | (None, Some(text)) => text.into(),
+        (None, None) => reply::text(call, reply),
+    };
+    let text = &*text;
     let grpc = call.request.is_grpc();
     reply::begin(call, if grpc { 200 } else { code });
     if reply == reply::ELSEWHERE {
@@ -45,6 +47,50 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
         call.response.headers.push(b"content-type", content_type.as_bytes());
     }
     reply::finish(call, down, &body, close);
+}
+
+/// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
+/// the mappers, and told to clients of gRPC in their way.
+pub(super) fn answer<'a, D: Downstream>(
+    call: &mut Call<'a>,
+    down: &mut D,
+    selected: Selected<'a>,
+    (code, location): (u16, Option<Vec<u8>>),
+    body: &[u8],
+    close: bool,
+) {
+    let manager = call.manager;
+    let config = manager.local_replies.as_deref();
+    let mapper = config.and_then(|config| config.mappers.iter().find(|mapper| holds(mapper, call, code)));
+    let code = mapper.and_then(|mapper| mapper.status).unwrap_or(code);
+    let grpc = call.request.is_grpc();
+    reply::begin(call, if grpc { 200 } else { code });
+    if let Some(location) = location {
+        call.response.headers.push(b"location", &location);
+    }
+    edit::for_client(call, selected);
+    if let Some(mapper) = mapper {
+        edit::response(call, &mapper.headers);
+    }
+    let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
+    let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
+    let (body, content_type) = match format {
+        Some(format) => (write(format, call, code, &String::from_utf8_lossy(body)), &*format.content_type),
+        None => (body.to_vec(), "text/plain"),
+    };
+    if grpc {
+        reply::grpc(call, reply::grpc_status(code), &String::from_utf8_lossy(&body));
+        return reply::finish(call, down, b"", close);
+    }
+    if !body.is_empty() && (format.is_some() || call.response.headers.known(Known::ContentType).is_none()) {
+        call.response.headers.remove_known(Known::ContentType);
+        call.response.headers.push(b"content-type", content_type.as_bytes());
+    }
+    reply::finish(call, down, &body, close);
+}
+
+fn holds(mapper: &Mapper, call: &Call<'_>, code: u16) -> bool {
+    mapper.filter.holds(&LogEntry { code, ..call.entry() }, &|| call.worker.rng.next())
 }
 
 fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {

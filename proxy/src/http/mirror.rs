@@ -7,9 +7,10 @@ use super::{
     attempt,
     body::{HIGH_WATER, Piece, Upstream},
     call::Call,
-    edit,
+    client, edit,
     head::{RequestHead, ResponseHead},
     headers::Headers,
+    pipeline,
     upstream::Up,
 };
 use crate::{
@@ -102,7 +103,7 @@ impl Drop for Feeds {
 /// Begins the copies of a request whose head is as its endpoint will see it.
 pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>> {
     // A tunnel has no end that a copy could wait for.
-    if call.request.upgrade().is_some() || call.request.method() == b"CONNECT" {
+    if call.request.wants_tunnel() {
         return None;
     }
     let mut feeds = Feeds::default();
@@ -122,7 +123,7 @@ pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>
             worker: call.worker.clone(),
             cluster: cluster.clone(),
             destination: call.conn.local,
-            head: head(call, mirror),
+            head: head(call, mirror, forward.timeout.filter(|limit| !limit.is_zero())),
             http2: call.is_http2(),
             queue,
             handed: Cell::new(false),
@@ -137,10 +138,18 @@ pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>
     (!feeds.0.is_empty()).then(|| Box::new(feeds))
 }
 
-fn head(call: &mut Call<'_>, mirror: &Mirror) -> RequestHead {
+fn head(call: &mut Call<'_>, mirror: &Mirror, limit: Option<Duration>) -> RequestHead {
     let original = call.request.clone();
     edit::request(call, &mirror.headers);
     let mut head = std::mem::replace(call.request, original);
+    // To Envoy a copy is a request of the proxy itself: it comes from inside, and from this machine.
+    let headers = &mut head.headers;
+    headers.set("x-envoy-internal", b"true");
+    headers.append_to("x-forwarded-for", b",", client::own_address().to_string().as_bytes());
+    if let Some(limit) = limit.filter(|_| !call.manager.router.suppress_envoy_headers) {
+        let mut text = [0; 20];
+        headers.set("x-envoy-expected-rq-timeout-ms", pipeline::decimal(limit.as_millis(), &mut text));
+    }
     if let Some(host) = &mirror.host {
         head.set_authority(host.as_bytes());
     } else if mirror.suffix {
@@ -177,7 +186,7 @@ impl Copy {
         let _counted = self.cluster.begin_request(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let _active = host.enter();
-        let http2 = attempt::speaks_http2(self.http2, &self.head, &self.cluster);
+        let http2 = attempt::speaks_http2(self.http2, &self.cluster);
         let name = attempt::server_name(&self.head, &self.cluster);
         let mut up =
             attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;

@@ -5,6 +5,7 @@
 
 mod admit;
 mod attempt;
+mod attempted;
 pub mod body;
 pub mod buffer;
 pub mod call;
@@ -22,6 +23,7 @@ pub mod parse;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
+mod raw;
 mod redirect;
 pub mod reply;
 pub mod retry;
@@ -31,6 +33,7 @@ pub mod upstream;
 mod xfcc;
 
 pub use admit::uuid;
+pub(crate) use attempt::{connection, speaks_http2};
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};

@@ -37,21 +37,20 @@ pub enum HeadError {
     /// An expectation other than `100-continue`.
     #[error("the expectation is not `100-continue`")]
     Expectation,
-    /// The method is CONNECT.
-    #[error("CONNECT is not offered")]
-    Connect,
+    /// A header's name has an underscore where those are refused.
+    #[error("a header's name has an underscore")]
+    Underscore,
 }
 
 impl HeadError {
     /// The status that the client is told.
     pub fn status(self) -> u16 {
         match self {
-            Self::Malformed(_) | Self::Framing(_) => 400,
+            Self::Malformed(_) | Self::Framing(_) | Self::Underscore => 400,
             Self::Coding => 501,
             Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
             Self::Expectation => 417,
-            Self::Connect => 405,
         }
     }
 }
@@ -65,12 +64,76 @@ pub struct HeadLimits {
     pub headers: usize,
 }
 
+/// What of a request's head is refused before anything of it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestRules {
+    /// HTTP/1.0 is taken.
+    pub http_10: bool,
+    /// Methods that nobody has registered are taken.
+    pub any_method: bool,
+    /// Names of headers may have underscores.
+    pub underscores: bool,
+}
+
+impl Default for RequestRules {
+    /// All of it is taken.
+    fn default() -> Self {
+        Self { http_10: true, any_method: true, underscores: true }
+    }
+}
+
+/// The methods that are taken where not any is: those that Envoy's parser knows.
+const METHODS: [&str; 34] = [
+    "GET",
+    "POST",
+    "PUT",
+    "HEAD",
+    "OPTIONS",
+    "DELETE",
+    "PATCH",
+    "CONNECT",
+    "TRACE",
+    "ACL",
+    "BIND",
+    "CHECKOUT",
+    "COPY",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MOVE",
+    "MSEARCH",
+    "NOTIFY",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SOURCE",
+    "SUBSCRIBE",
+    "UNBIND",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+];
+
+/// Headers that `connection` may list at most; Envoy's limit.
+const MAX_LISTED: usize = 9;
+
 /// Reads a request's head from the front of `bytes` into `head` (which was cleared). The number of bytes it took, or `None`
 /// when more are needed.
 ///
 /// # Errors
-/// When the head is malformed, ambiguous or beyond the limits.
-pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Result<Option<usize>, HeadError> {
+/// When the head is malformed, ambiguous or beyond the limits, or the rules refuse it.
+pub fn request(
+    bytes: &[u8],
+    limits: HeadLimits,
+    rules: RequestRules,
+    head: &mut RequestHead,
+) -> Result<Option<usize>, HeadError> {
     // One empty line before a request is tolerated (RFC 9112, 2.2), as clients once sent it.
     let skipped = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skipped..];
@@ -88,7 +151,7 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
         Ok(httparse::Status::Complete(count)) => count,
         Ok(httparse::Status::Partial) if bytes.len() >= limits.bytes => return Err(HeadError::TooLong),
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(head_error(error)),
+        Err(error) => return Err(request_error(error, bytes)),
     };
     if count > limits.bytes {
         return Err(HeadError::TooLong);
@@ -97,11 +160,14 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
     refuse_bare_line_feeds(raw)?;
     head.version = match parsed.version {
         Some(1) => Version::Http11,
-        Some(0) => Version::Http10,
+        Some(0) if rules.http_10 => Version::Http10,
         _ => return Err(HeadError::Version),
     };
     let base = head.headers.keep(raw);
     let (method, target) = (parsed.method.unwrap_or_default().as_bytes(), parsed.path.unwrap_or_default().as_bytes());
+    if !rules.any_method && !METHODS.iter().any(|known| known.as_bytes() == method) {
+        return Err(HeadError::Malformed("the method is not known"));
+    }
     head.set_spans(Headers::span_of(base, raw, method), Headers::span_of(base, raw, target));
 
     let mut framing = Framing::default();
@@ -111,6 +177,9 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
     for header in parsed.headers.iter() {
         let name = Headers::span_of(base, raw, header.name.as_bytes());
         let value = Headers::span_of(base, raw, header.value);
+        if !rules.underscores && header.name.contains('_') {
+            return Err(HeadError::Underscore);
+        }
         let known = head.headers.push_spans(name, value);
         match known {
             Known::Other => {}
@@ -148,7 +217,19 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
         Some(length) => BodyLength::Exact(length),
     };
     head.keep_alive = connection.keep_alive(head.version);
-    if let (Some(protocol), true, Version::Http11) = (upgrade, connection.upgrade, head.version) {
+    if connection.tokens > MAX_LISTED || connection.forbidden {
+        return Err(HeadError::Malformed("`connection` lists what is not the client's to take away"));
+    }
+    // What the client takes away is gone, and it has to live with that.
+    if connection.host {
+        head.forget_authority();
+    }
+    if head.is_connect() {
+        // What follows belongs to the tunnel (RFC 9110, 9.3.6); a length would make it a body for some and not for others.
+        if head.body != BodyLength::Empty {
+            return Err(HeadError::Framing("a body of CONNECT"));
+        }
+    } else if let (Some(protocol), true, Version::Http11) = (upgrade, connection.upgrade, head.version) {
         head.set_upgrade(Some(protocol));
     }
     Ok(Some(skipped + count))
@@ -157,7 +238,16 @@ pub fn request(bytes: &[u8], limits: HeadLimits, head: &mut RequestHead) -> Resu
 /// Makes path and authority of the request's target.
 fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<(), HeadError> {
     if method == b"CONNECT" {
-        return Err(HeadError::Connect);
+        // The authority form, always with a port (RFC 9112, 3.2.3). There is no path.
+        check_authority(target)?;
+        let bare = crate::route::without_port(target);
+        let port = target.get(bare.len() + 1..).unwrap_or_default();
+        if bare.is_empty() || !matches!(port.len(), 1..=5) || !port.iter().all(u8::is_ascii_digit) {
+            return Err(HeadError::Malformed("the target of CONNECT is not a host and a port"));
+        }
+        head.set_authority(target);
+        head.set_path(b"");
+        return Ok(());
     }
     if !target.is_ascii() {
         return Err(HeadError::Malformed("the target has a character that no URL has"));
@@ -176,12 +266,9 @@ fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<
             }
             head.set_authority(&rest[..end]);
             match rest.get(end) {
-                Some(b'/') => head.set_path(&rest[end..]),
-                _ => {
-                    let mut path = vec![b'/'];
-                    path.extend_from_slice(&rest[end..]);
-                    head.set_path(&path);
-                }
+                None => head.set_path(b"/"),
+                // A query alone is no path, and is not taken for one later.
+                Some(_) => head.set_path(&rest[end..]),
             }
             Ok(())
         }
@@ -213,9 +300,20 @@ pub fn response(
     to_head: bool,
     head: &mut ResponseHead,
 ) -> Result<Option<usize>, HeadError> {
+    // An empty line before it is tolerated by `httparse`, and by nobody else.
+    if matches!(bytes.first(), Some(b'\r' | b'\n')) {
+        return Err(HeadError::Malformed("an empty line before the head"));
+    }
     let mut slots = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_SLOTS];
+    let mut more = Vec::new();
+    let slots = match limits.headers {
+        0..=MAX_SLOTS => &mut slots[..limits.headers],
+        many => {
+            more.resize_with(many, MaybeUninit::uninit);
+            &mut more[..]
+        }
+    };
     let mut parsed = httparse::Response::new(&mut []);
-    let slots = &mut slots[..limits.headers.min(MAX_SLOTS)];
     let count = match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, slots) {
         Ok(httparse::Status::Complete(count)) => count,
         Ok(httparse::Status::Partial) if bytes.len() >= limits.bytes => return Err(HeadError::TooLong),
@@ -248,6 +346,10 @@ pub fn response(
             _ => {}
         }
     }
+    // They have no body, and an endpoint that says they do may mean to send one.
+    if matches!(head.status, 100..=199 | 204) && (framing.chunked || framing.length.is_some_and(|length| length > 0)) {
+        return Err(HeadError::Framing("a body after a status that has none"));
+    }
     let none = to_head || matches!(head.status, 100..=199 | 204 | 304);
     head.body = match framing.length {
         _ if head.status == 101 => BodyLength::Tunnel,
@@ -277,6 +379,28 @@ pub(super) fn refuse_bare_line_feeds(raw: &[u8]) -> Result<(), HeadError> {
         before = byte;
     }
     Ok(())
+}
+
+/// Why `httparse` did not take a request: whether the version is one that is not served, or something else is wrong.
+fn request_error(error: httparse::Error, bytes: &[u8]) -> HeadError {
+    let line = bytes.split(|&b| b == b'\r' || b == b'\n').next().unwrap_or_default();
+    let mut words = line.split(|&b| b == b' ');
+    let (method, target, version) = (words.next().unwrap_or_default(), words.next(), words.next());
+    match (error, target, version) {
+        // HTTP/0.9 says no version.
+        (httparse::Error::Token | httparse::Error::Version | httparse::Error::NewLine, Some([_, ..]), None)
+            if METHODS.iter().any(|known| known.as_bytes() == method) =>
+        {
+            HeadError::Version
+        }
+        (httparse::Error::Version, Some(_), Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor]))
+            if major.is_ascii_digit() && minor.is_ascii_digit() && words.next().is_none() =>
+        {
+            HeadError::Version
+        }
+        (httparse::Error::Version, ..) => HeadError::Malformed("the first line"),
+        (error, ..) => head_error(error),
+    }
 }
 
 fn head_error(error: httparse::Error) -> HeadError {
@@ -325,6 +449,11 @@ struct Connection {
     close: bool,
     keep: bool,
     upgrade: bool,
+    /// How many things it lists.
+    tokens: usize,
+    /// It lists a pseudo header, or who the client is.
+    forbidden: bool,
+    host: bool,
 }
 
 impl Connection {
@@ -333,6 +462,15 @@ impl Connection {
             self.close |= token.eq_ignore_ascii_case(b"close");
             self.keep |= token.eq_ignore_ascii_case(b"keep-alive");
             self.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+            self.tokens += usize::from(!token.is_empty());
+            match Known::of(token) {
+                Known::ForwardedFor | Known::ForwardedProto => self.forbidden = true,
+                Known::Host => self.host = true,
+                Known::Other => {
+                    self.forbidden |= token.first() == Some(&b':') || token.eq_ignore_ascii_case(b"x-forwarded-host");
+                }
+                _ => {}
+            }
         }
     }
 
@@ -351,7 +489,7 @@ mod tests {
     /// What a request's head came to, in a form that can be compared.
     fn read(bytes: &[u8]) -> Result<Option<(usize, String)>, HeadError> {
         let mut head = RequestHead::default();
-        let count = request(bytes, LIMITS, &mut head)?;
+        let count = request(bytes, LIMITS, RequestRules::default(), &mut head)?;
         Ok(count.map(|count| {
             let mut text = format!(
                 "{} {} {} {:?} {} {:?}",
@@ -367,6 +505,71 @@ mod tests {
             }
             (count, text)
         }))
+    }
+
+    #[test]
+    fn request_when_rules_refuse_a_part_of_it_then_it_is_not_taken() {
+        let strict = RequestRules { http_10: false, any_method: false, underscores: false };
+        let read = |text: &str, rules| request(text.as_bytes(), LIMITS, rules, &mut RequestHead::default());
+        for (text, error) in [
+            ("GET / HTTP/1.0\r\nhost: a b\r\n\r\n", HeadError::Version),
+            ("BREW / HTTP/1.1\r\nhost: a\r\n\r\n", HeadError::Malformed("the method is not known")),
+            ("get / HTTP/1.1\r\nhost: a\r\n\r\n", HeadError::Malformed("the method is not known")),
+            ("GET / HTTP/1.1\r\nhost: a\r\nx_y: 1\r\n\r\n", HeadError::Underscore),
+        ] {
+            assert_eq!(read(text, strict), Err(error), "{text:?}");
+        }
+        assert!(matches!(read("BREW / HTTP/1.0\r\nhost: a\r\nx_y: 1\r\n\r\n", RequestRules::default()), Ok(Some(_))));
+        assert!(matches!(read("PROPFIND / HTTP/1.1\r\nhost: a\r\n\r\n", strict), Ok(Some(_))));
+    }
+
+    #[test]
+    fn request_when_the_version_is_none_that_is_served_then_that_is_said() {
+        for (line, error) in [
+            ("GET /", HeadError::Version),
+            ("GET / HTTP/2.0", HeadError::Version),
+            ("GET / HTTP/0.9", HeadError::Version),
+            ("GET / http/1.1", HeadError::Malformed("the first line")),
+            ("GET / HTTP/1.11", HeadError::Malformed("the first line")),
+            ("GET /a b HTTP/1.1", HeadError::Malformed("the first line")),
+        ] {
+            let got = read(format!("{line}\r\nhost: a\r\n\r\n").as_bytes());
+            match error {
+                HeadError::Version => assert_eq!(got, Err(error), "{line}"),
+                _ => assert!(matches!(got, Err(HeadError::Malformed(_))), "{line}: {got:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn request_when_it_takes_headers_away_then_it_lives_with_that_or_is_refused() {
+        let with = |connection: &str| {
+            read(
+                format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\nconnection: {connection}\r\n\r\nx")
+                    .as_bytes(),
+            )
+        };
+        for refused in
+            ["x-forwarded-for", "X-Forwarded-Proto, close", "x-forwarded-host", ":path", "a,b,c,d,e,f,g,h,i,j"]
+        {
+            assert!(matches!(with(refused), Err(HeadError::Malformed(_))), "{refused}");
+        }
+        let mut head = RequestHead::default();
+        let text = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: host\r\n\r\n";
+        assert!(matches!(request(text, LIMITS, RequestRules::default(), &mut head), Ok(Some(_))));
+        assert!(!head.has_authority());
+    }
+
+    #[test]
+    fn response_when_its_status_has_no_body_then_one_that_it_promises_is_an_error() {
+        let read = |text: &str| response(text.as_bytes(), LIMITS, false, &mut ResponseHead::default());
+        for bad in ["content-length: 2", "transfer-encoding: chunked"] {
+            let text = format!("HTTP/1.1 204 No Content\r\n{bad}\r\n\r\n");
+            assert!(matches!(read(&text), Err(HeadError::Framing(_))), "{bad}");
+        }
+        assert!(matches!(read("HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n"), Ok(Some(_))));
+        assert!(matches!(read("HTTP/1.1 304 Not Modified\r\ncontent-length: 2\r\n\r\n"), Ok(Some(_))));
+        assert!(matches!(read("\r\nHTTP/1.1 200 OK\r\n\r\n"), Err(HeadError::Malformed(_))));
     }
 
     #[test]

@@ -173,8 +173,9 @@ fn resolve(path: &[u8]) -> Vec<u8> {
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
         match segment {
-            b"." => {}
-            b".." => out.truncate(out.iter().rposition(|&b| b == b'/').unwrap_or(0)),
+            // Parameters do not make it another segment: some servers take them away before they look.
+            b"." | [b'.', b';', ..] => {}
+            b".." | [b'.', b'.', b';', ..] => out.truncate(out.iter().rposition(|&b| b == b'/').unwrap_or(0)),
             segment => {
                 out.push(b'/');
                 out.extend_from_slice(segment);

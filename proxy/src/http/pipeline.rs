@@ -6,16 +6,17 @@
 //! [`Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
-    admit::admit,
+    admit::{admit, tunnels},
     attempt::{self, Failed, Limits},
+    attempted::Attempted,
     body::{Downstream, SideError, Upstream},
     call::Call,
     edit, filter, hash,
     head::BodyLength,
     headers::Known,
-    mirror,
+    local_reply, mirror,
     pump::{MAX_REPLAY, RequestPump},
-    redirect,
+    raw, redirect,
     reply::{self, Reply},
     retry::{self, Failure},
     timeout, trace,
@@ -37,7 +38,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Attempts at most on pooled connections that turn out to be closed, without any policy.
+/// Attempts at most on pooled connections that turn out to be closed, beside those that a policy counts.
 const MAX_STALE: u32 = 3;
 /// How long the last bytes of an answer may take to be taken by the client, when the manager sets no idle timeout.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
@@ -81,8 +82,12 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 fn gone<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
-    call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
-    call.tally.details = "downstream_remote_disconnect";
+    let (flags, details) = match down.was_reset() {
+        true => (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
+        false => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
+    };
+    call.tally.flags |= flags;
+    call.tally.details = details;
     down.abort();
 }
 
@@ -111,6 +116,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let selected = choose(call)?;
+        tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
@@ -201,7 +207,7 @@ fn target<'a>(call: &mut Call<'a>, forward: &'a Forward) -> Option<&'a WeightedC
 /// Waits for the whole request where a filter wants that.
 async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
     let Some(limit) = call.tally.filters.as_mut().and_then(|state| state.buffer.take()) else { return Ok(()) };
-    if call.request.upgrade().is_some() {
+    if call.request.wants_tunnel() {
         return Ok(());
     }
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
@@ -230,7 +236,7 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
             Ok(())
         }
         Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
-        Some(Err(SideError::Broken(_) | SideError::Ended)) => Err(Stop::Gone),
+        Some(Err(SideError::Broken(_) | SideError::Ended | SideError::Reset(_))) => Err(Stop::Gone),
         Some(Err(_)) => Err(reply::BAD_BODY.into()),
         None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
         None => Err(reply::late(reply::STREAM_IDLE, false).into()),
@@ -246,8 +252,13 @@ fn answer<'a, D: Downstream>(
     location: Option<Vec<u8>>,
     body: &[u8],
 ) -> Result<(), Stop> {
-    reply::begin(call, code);
     call.tally.details = "direct_response";
+    let close = call.worker.is_draining();
+    if call.manager.local_replies.is_some() || call.request.is_grpc() {
+        local_reply::answer(call, down, selected, (code, location), body, close);
+        return Ok(());
+    }
+    reply::begin(call, code);
     if !body.is_empty() {
         call.response.headers.push(b"content-type", b"text/plain");
     }
@@ -255,7 +266,6 @@ fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
-    let close = call.worker.is_draining();
     reply::finish(call, down, body, close);
     Ok(())
 }
@@ -289,17 +299,12 @@ async fn proxy<'a, D: Downstream>(
     }
     let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
     let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
-    // A wish to upgrade that the route does not want is refused, as one that the connection manager does not offer.
-    if let Some(wanted) = call.request.upgrade()
-        && forward.upgrades.iter().any(|(name, on)| !on && wanted.eq_ignore_ascii_case(name.as_bytes()))
-    {
-        return Err(reply::UPGRADE_REFUSED.into());
-    }
     // Most requests carry none of the headers by which Envoy's router is told what to do.
     let asked = call.request.headers.may_have(Known::Envoy);
     let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
     let policy = policy.as_deref();
     let mut limits = timeout::limits(call, forward, policy, asked);
+    let ends_here = raw::ends_here(call.request, forward);
     edit::for_endpoint(call, selected, forward);
     if cluster.drops(&call.worker.rng) {
         return Err(reply::DROP_OVERLOAD.into());
@@ -318,15 +323,13 @@ async fn proxy<'a, D: Downstream>(
     {
         body.feed(feeds);
     }
-    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut attempted = Attempted::default();
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
     let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
     loop {
-        let host = cluster
-            .pick(&call.worker.rng, &context, |host| tried.contains(&host.address()))
-            .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
+        let host = attempted.pick(cluster, &call.worker.rng, &context).ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
@@ -336,77 +339,78 @@ async fn proxy<'a, D: Downstream>(
             trace::on_attempt(call, &host, retries + 1);
         }
         let active = host.enter();
-        let (failure, or_else, unsent, pause) = match attempt::begin(call, down, cluster, &host, body, &mut limits)
-            .await
-        {
-            Ok(up) => {
-                let headers = &call.response.headers;
-                let not_sent = headers.known(Known::NotSent).is_some();
-                let failure = Failure::Response {
-                    status: call.response.status,
-                    grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
-                    header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
-                    rate_limited: headers.get("x-envoy-ratelimited").is_some(),
-                };
-                if not_sent {
-                    host.note_failure();
-                }
-                note_answer(call, cluster, &host, failure);
-                let again = policy
-                    .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
-                // An answer to half a request may be about that half; "nothing was sent" is not.
-                if !again || body.unrepeatable || !(body.done || not_sent) {
-                    if let Some(policy) = policy
-                        && retries > 0
-                        && retry::wanted(failure, Some(policy), safe)
-                    {
-                        call.tally.flags |= ResponseFlags::RETRY_LIMIT;
-                    }
-                    if let Some(follow) = &forward.internal_redirect
-                        && body.done
-                        && !body.unrepeatable
-                        && redirect::follow(call, follow, redirects)
-                    {
-                        body.forget_if(call.request.body == BodyLength::Empty);
-                        return Ok(Way::Redirected);
-                    }
-                    return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
-                }
-                // Before this response is given up for another.
-                drop(retry_ticket.take());
-                if !not_sent {
-                    let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                        call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
-                        return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
+        let (failure, or_else, unsent, pause) =
+            match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
+                Ok(up) => {
+                    let headers = &call.response.headers;
+                    let not_sent = headers.known(Known::NotSent).is_some();
+                    let failure = Failure::Response {
+                        status: call.response.status,
+                        grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
+                        header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
+                        rate_limited: headers.get("x-envoy-ratelimited").is_some(),
                     };
-                    retry_ticket = Some(ticket);
+                    if not_sent {
+                        host.note_failure();
+                    }
+                    note_answer(call, cluster, &host, failure);
+                    let again = policy
+                        .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
+                    // An answer to half a request may be about that half; "nothing was sent" is not.
+                    if !again || body.unrepeatable || !(body.done || not_sent) {
+                        if let Some(policy) = policy
+                            && retries > 0
+                            && retry::wanted(failure, Some(policy), safe)
+                        {
+                            call.tally.flags |= ResponseFlags::RETRY_LIMIT;
+                        }
+                        if let Some(follow) = &forward.internal_redirect
+                            && body.done
+                            && !body.unrepeatable
+                            && redirect::follow(call, follow, redirects)
+                        {
+                            body.forget_if(call.request.body == BodyLength::Empty);
+                            return Ok(Way::Redirected);
+                        }
+                        return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
+                    }
+                    // Before this response is given up for another.
+                    drop(retry_ticket.take());
+                    if !not_sent {
+                        let Ok(ticket) = cluster.begin_retry(limits.priority) else {
+                            call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                            return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
+                        };
+                        retry_ticket = Some(ticket);
+                    }
+                    let random = call.worker.rng.next();
+                    let pause = policy.and_then(|policy| {
+                        retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random)
+                    });
+                    (failure, reply::REMOTE_RESET, not_sent, pause)
                 }
-                let random = call.worker.rng.next();
-                let pause = policy
-                    .and_then(|policy| retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random));
-                (failure, reply::REMOTE_RESET, not_sent, pause)
-            }
-            Err(Failed::Stop(stop)) => {
-                if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
-                    cluster.note(&host, Outcome::Timeout);
+                Err(Failed::Stop(stop)) => {
+                    if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
+                        cluster.note(&host, Outcome::Timeout);
+                    }
+                    return Err(stop);
                 }
-                return Err(stop);
-            }
-            Err(Failed::Attempt(failure, reply)) => {
-                match failure {
-                    Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
-                    // The endpoint had closed it while it was idle: that is no failure.
-                    Failure::Reset { reused: true, answered: false, .. } => {}
-                    _ => cluster.note(&host, Outcome::Failed),
+                Err(Failed::Attempt(failure, reply)) => {
+                    match failure {
+                        Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                        // The endpoint had closed it while it was idle: that is no failure.
+                        Failure::Reset { reused: true, answered: false, .. } => {}
+                        _ => cluster.note(&host, Outcome::Failed),
+                    }
+                    (failure, reply, failure.is_unsent(), None)
                 }
-                (failure, reply, failure.is_unsent(), None)
-            }
-        };
+            };
         timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
-        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. });
+        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
+            && policy.is_some_and(|policy| policy.on.stale);
         // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
-        let harmless = failure.is_unsent() || was_stale && retry::wanted(failure, None, safe);
+        let harmless = failure.is_unsent() || retry::harmless(failure, safe);
         sent |= !harmless;
         call.tally.unsent = !sent;
         drop(active);
@@ -428,9 +432,7 @@ async fn proxy<'a, D: Downstream>(
             retry_ticket = Some(cluster.begin_retry(limits.priority).map_err(|_| Stop::Reply(or_else))?);
         }
         retries += 1;
-        if policy.avoid_tried {
-            tried.push(host.address());
-        }
+        attempted.note(&host, policy);
         let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
         wait(call, pause, &limits).await?;
     }
@@ -497,11 +499,19 @@ async fn relay<'a, D: Downstream>(
     limits: Limits,
 ) -> Result<(), Stop> {
     call.note_response();
-    call.response.headers.remove_hop_by_hop();
+    let tunnel = call.response.body == BodyLength::Tunnel;
+    if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
+        call.request.set_upgrade(Some(protocol));
+    }
+    // What the endpoint's `connection` lists passes, as it does through Envoy.
+    call.response.headers.remove_hop_by_hop(false);
     // Only a proxy says so, and only to a proxy.
     call.response.headers.remove_known(Known::NotSent);
     let mut text = [0; 20];
-    if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers) {
+    // It counts from the request's end, which a tunnel has not.
+    if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers)
+        && !call.request.wants_tunnel()
+    {
         call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
     }
     if selected.host.attempt_count_in_response {
@@ -516,7 +526,6 @@ async fn relay<'a, D: Downstream>(
     let unfinished = !body.done && !call.is_http2();
     let close = call.worker.is_draining() || unfinished;
     down.send_head(call.request, call.response, close);
-    let tunnel = call.response.body == BodyLength::Tunnel;
     let mut before = 0;
     if tunnel {
         before = body.bytes;
@@ -535,4 +544,4 @@ async fn relay<'a, D: Downstream>(
 }
 
 /// Names a cluster's state, for the signature of the attempt.
-pub(super) type Cluster = Rc<ClusterState>;
+pub(crate) type Cluster = Rc<ClusterState>;

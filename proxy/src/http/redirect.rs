@@ -13,9 +13,10 @@ pub(super) fn location(call: &Call<'_>, selected: Selected<'_>, redirect: &Redir
     let mut path = match (&redirect.path, &redirect.rewrite) {
         (Some(path), _) => {
             let mut path = path.as_bytes().to_vec();
-            if !path.contains(&b'?') && !call.request.query().is_empty() {
-                path.push(b'?');
-                path.extend_from_slice(call.request.query());
+            if !path.contains(&b'?')
+                && let Some(at) = target.iter().position(|&b| b == b'?')
+            {
+                path.extend_from_slice(&target[at..]);
             }
             path
         }

@@ -12,6 +12,7 @@ use crate::{
     config::{Direction, ServerHeader},
     telemetry::ResponseFlags,
 };
+use std::borrow::Cow;
 
 /// An answer of the proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +77,19 @@ pub const TERMINATED: Reply = reply(
     ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
     "upstream_reset_before_response_started{connection_termination}",
 );
-/// The endpoint refused or reset the stream.
+/// The endpoint reset the stream.
 pub const REMOTE_RESET: Reply = reply(
     503,
     "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
     ResponseFlags::UPSTREAM_REMOTE_RESET,
     "upstream_reset_before_response_started{remote_reset}",
+);
+/// The endpoint did not take up the stream.
+pub const REMOTE_REFUSED: Reply = reply(
+    503,
+    "upstream connect error or disconnect/reset before headers. reset reason: remote refused stream reset",
+    ResponseFlags::UPSTREAM_REMOTE_RESET,
+    "upstream_reset_before_response_started{remote_refused_stream_reset}",
 );
 /// The response's head is malformed.
 pub const PROTOCOL_ERROR: Reply = reply(
@@ -113,6 +121,8 @@ pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREA
 pub const BAD_PATH: Reply = refusal(400, "", ResponseFlags::none(), "path_normalization_failed");
 /// The client is to ask for the path in another form.
 pub const ELSEWHERE: Reply = reply(307, "", ResponseFlags::none(), "path_normalization_failed");
+/// The target is no path.
+pub const NO_PATH: Reply = reply(404, "", ResponseFlags::none(), "absolute_path");
 /// There is no host.
 pub const MISSING_HOST: Reply = refusal(400, "", ResponseFlags::none(), "missing_host_header");
 /// HTTP/1.0 is not served.
@@ -143,7 +153,8 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     if let Some(config) = call.manager.local_replies.as_deref() {
         return local_reply::send(call, down, config, reply, close);
     }
-    let body = own.body.unwrap_or(reply.body);
+    let body = own.body.map_or_else(|| text(call, reply), Cow::Borrowed);
+    let body = &*body;
     if call.request.is_grpc() {
         begin(call, 200);
         grpc(call, own.grpc.unwrap_or_else(|| grpc_status(reply.code)), body);
@@ -160,6 +171,15 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
         }
         overloaded(call, reply);
         finish(call, down, body.as_bytes(), close);
+    }
+}
+
+/// The text of a reply: what failed, and whether that was the first attempt.
+pub(super) fn text(call: &Call<'_>, reply: Reply) -> Cow<'static, str> {
+    const RESET: &str = "upstream connect error or disconnect/reset before headers. ";
+    match reply.body.strip_prefix(RESET) {
+        Some(reason) if call.tally.attempts > 1 => format!("{RESET}retried and the latest {reason}").into(),
+        _ => reply.body.into(),
     }
 }
 

@@ -50,28 +50,27 @@ impl Failure {
 
 /// Whether a response has a header for which the policy wants a retry.
 pub fn has_retriable_header(policy: &RetryPolicy, headers: &Headers) -> bool {
-    policy.on.headers && policy.headers.iter().any(|wanted| wanted.matches(headers.get(&wanted.name)))
+    policy.on.headers && policy.headers.iter().any(|wanted| wanted.matches(headers.values(&wanted.name)))
 }
 
-/// Whether to try again.
-///
-/// Without any policy two cases remain. A connection from the pool that turns out to be closed: the endpoint closed it while
-/// idle, and a repeat is harmless if nothing was sent, or if the method is safe and no byte of an answer came (RFC 9110, 9.2.2).
-/// And a refused stream, of which the endpoint says that it did nothing.
+/// Whether a repeat can do no harm, whoever makes it: a connection from the pool turned out to be closed (the endpoint closed
+/// it while it was idle), and nothing was sent, or the method is safe and no byte of an answer came (RFC 9110, 9.2.2); or
+/// the endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7).
+pub fn harmless(failure: Failure, safe_method: bool) -> bool {
+    match failure {
+        Failure::Reset { sent, reused: true, answered: false } => !sent || safe_method,
+        Failure::Refused => true,
+        _ => false,
+    }
+}
+
+/// Whether to try again: only what the policy says, and without one never.
 pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool) -> bool {
-    if let Failure::Reset { sent, reused: true, answered: false } = failure
-        && (!sent || safe_method)
-    {
-        return true;
-    }
-    // The endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7).
-    if failure == Failure::Refused {
-        return true;
-    }
     let Some(policy) = policy else { return false };
     let RetryOn {
+        stale,
         connect_failure,
-        refused_stream: _,
+        refused_stream,
         reset_before_request,
         reset,
         server_error,
@@ -82,9 +81,12 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         rate_limited: on_rate_limited,
         grpc_statuses,
     } = policy.on;
+    if stale && harmless(failure, safe_method) {
+        return true;
+    }
     match failure {
-        Failure::Connect => connect_failure || server_error || gateway_error,
-        Failure::Refused => true,
+        Failure::Connect => connect_failure || reset_before_request || reset || server_error || gateway_error,
+        Failure::Refused => refused_stream || reset || server_error || gateway_error,
         Failure::Reset { sent, .. } => reset || server_error || gateway_error || reset_before_request && !sent,
         Failure::PerTryTimeout => server_error || gateway_error || reset,
         Failure::Response { rate_limited: true, .. } => on_rate_limited,
@@ -102,6 +104,7 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
 /// Whether the policy may want to repeat a request of which something was sent, so that its body has to be kept.
 pub fn keeps_body(policy: &RetryPolicy) -> bool {
     let RetryOn {
+        stale,
         connect_failure: _,
         refused_stream,
         reset_before_request: _,
@@ -115,7 +118,7 @@ pub fn keeps_body(policy: &RetryPolicy) -> bool {
         grpc_statuses,
     } = policy.on;
     let answered = server_error || gateway_error || retriable_4xx || statuses || headers || grpc_statuses != 0;
-    refused_stream || reset || answered || rate_limited
+    stale || refused_stream || reset || answered || rate_limited
 }
 
 /// How long to wait before retry number `retry` (from 1): at random up to the base doubled each time, as Envoy does.
@@ -163,7 +166,8 @@ pub fn effective<'p>(
     }
     policy.filter(|policy| {
         let fits = |header| crate::route::header_matches(header, request);
-        policy.attempts > 0 && (policy.request_headers.is_empty() || policy.request_headers.iter().any(fits))
+        (policy.attempts > 0 || policy.on.stale)
+            && (policy.request_headers.is_empty() || policy.request_headers.iter().any(fits))
     })
 }
 
@@ -234,12 +238,20 @@ mod tests {
     #[test]
     fn retry_when_a_repeat_is_not_harmless_then_only_on_request() {
         let reset = |sent, reused, answered| Failure::Reset { sent, reused, answered };
-        assert!(wanted(reset(false, true, false), None, false));
-        assert!(wanted(reset(true, true, false), None, true));
-        assert!(!wanted(reset(true, true, false), None, false), "a POST may have been done");
-        assert!(!wanted(reset(true, true, true), None, true));
-        assert!(!wanted(reset(true, false, false), None, true));
-        assert!(!wanted(Failure::Connect, None, true));
+        let stale = policy(RetryOn { stale: true, ..RetryOn::default() });
+        for (failure, safe_method, again) in [
+            (reset(false, true, false), false, true),
+            (reset(true, true, false), true, true),
+            // A POST may have been done.
+            (reset(true, true, false), false, false),
+            (reset(true, true, true), true, false),
+            (reset(true, false, false), true, false),
+            (Failure::Refused, false, true),
+            (Failure::Connect, true, false),
+        ] {
+            assert_eq!(wanted(failure, Some(&stale), safe_method), again, "{failure:?}");
+            assert!(!wanted(failure, None, safe_method), "nobody asked for {failure:?} to be repeated");
+        }
         let safe = policy(RetryOn {
             connect_failure: true,
             refused_stream: true,

@@ -4,6 +4,7 @@ use super::{
     body::{Piece, SideError, Upstream},
     head::{RequestHead, ResponseHead},
     headers::Headers,
+    raw::Raw,
 };
 use crate::{http2, pool::Lease};
 use std::{
@@ -19,6 +20,8 @@ pub enum Up {
     Http1(Lease),
     /// A stream of HTTP/2.
     Http2(http2::Up),
+    /// A connection of bytes, for a CONNECT that ends here.
+    Raw(Box<Raw>),
 }
 
 impl Up {
@@ -27,13 +30,14 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.local_address(),
             Self::Http2(stream) => stream.local_address(),
+            Self::Raw(raw) => raw.local_address(),
         }
     }
 
     /// What is spoken, as logs write it.
     pub fn protocol(&self) -> &'static str {
         match self {
-            Self::Http1(_) => "HTTP/1.1",
+            Self::Http1(_) | Self::Raw(_) => "HTTP/1.1",
             Self::Http2(_) => "HTTP/2",
         }
     }
@@ -43,6 +47,7 @@ impl Up {
         match self {
             Self::Http1(lease) => lease.connection.answered(),
             Self::Http2(stream) => stream.answered(),
+            Self::Raw(raw) => raw.answered(),
         }
     }
 }
@@ -55,6 +60,7 @@ macro_rules! each {
                 $what
             }
             Up::Http2($side) => $what,
+            Up::Raw($side) => $what,
         }
     };
 }
@@ -76,6 +82,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.queued(),
             Self::Http2(stream) => stream.queued(),
+            Self::Raw(raw) => raw.queued(),
         }
     }
 
@@ -106,7 +113,7 @@ impl Upstream for Up {
     fn plain(&self) -> Option<(&TcpStream, u64)> {
         match self {
             Self::Http1(lease) => lease.connection.plain(),
-            Self::Http2(_) => None,
+            Self::Http2(_) | Self::Raw(_) => None,
         }
     }
 
@@ -118,6 +125,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.sent_any(),
             Self::Http2(stream) => stream.sent_any(),
+            Self::Raw(raw) => raw.sent_any(),
         }
     }
 
@@ -125,6 +133,7 @@ impl Upstream for Up {
         match self {
             Self::Http1(lease) => lease.connection.reused(),
             Self::Http2(stream) => stream.reused(),
+            Self::Raw(raw) => raw.reused(),
         }
     }
 }

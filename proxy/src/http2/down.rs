@@ -95,6 +95,10 @@ impl Downstream for Down {
         self.mux.borrow_mut().poll_gone(self.key, cx)
     }
 
+    fn was_reset(&self) -> bool {
+        self.mux.borrow().was_reset(self.key)
+    }
+
     fn abort(&mut self) {
         self.mux.borrow_mut().reset(self.key, Code::INTERNAL_ERROR);
         self.begun = true;

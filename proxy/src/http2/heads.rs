@@ -341,7 +341,8 @@ pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder
         encoder.header(b":protocol", protocol, out);
     }
     if !connect {
-        encoder.scheme(tls, out);
+        // The client's, whatever protects this connection.
+        encoder.scheme(head.secure, out);
         encoder.path(head.path(), out);
     }
     if !head.authority().is_empty() {

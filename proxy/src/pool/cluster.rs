@@ -20,6 +20,9 @@ use tokio::sync::Notify;
 /// Original destinations that a cluster remembers; idle ones go first.
 const MAX_DYNAMIC: usize = 1024;
 
+/// Balancers without some of the priorities that a cluster remembers.
+const MAX_PARTIAL: usize = 8;
+
 /// The counts behind the circuit breakers; they outlive a change of the cluster.
 #[derive(Debug)]
 pub struct Shared {
@@ -125,6 +128,8 @@ pub struct ClusterState {
     high: Rc<Shared>,
     hosts: Vec<Rc<Host>>,
     balancer: Balancer,
+    /// Balancers without some priorities (one bit each), for retries; made when they are needed.
+    partial: RefCell<Vec<(u128, Rc<Balancer>)>>,
     dynamic: Rc<RefCell<HashMap<SocketAddr, Rc<Host>>>>,
     published: Arc<PublishedCluster>,
 }
@@ -173,7 +178,7 @@ impl ClusterState {
             hosts: hosts.iter().map(|host| (host.endpoint.clone(), host.stats().clone())).collect(),
             workers,
         });
-        Self { config, workers, shared, high, hosts, balancer, dynamic, published }
+        Self { config, workers, shared, high, hosts, balancer, partial: RefCell::default(), dynamic, published }
     }
 
     /// The cluster as configured.
@@ -329,6 +334,41 @@ impl ClusterState {
                 Some(self.original(destination))
             }
         }
+    }
+
+    /// Whether an endpoint of another priority than these (one bit each) can serve.
+    pub fn can_pass_over(&self, priorities: u128, rng: &Rng) -> bool {
+        matches!(self.config.kind, ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns)
+            && self.without(priorities, rng).has_usable()
+    }
+
+    /// As [`Self::pick`], from the endpoints of other priorities than these (one bit each).
+    pub fn pick_passing_over(
+        &self,
+        priorities: u128,
+        rng: &Rng,
+        context: &PickContext<'_>,
+        tried: impl Fn(&Host) -> bool,
+    ) -> Option<Rc<Host>> {
+        self.without(priorities, rng).pick(context, rng, tried).cloned()
+    }
+
+    /// A balancer over the endpoints of other priorities.
+    fn without(&self, priorities: u128, rng: &Rng) -> Rc<Balancer> {
+        let mut partial = self.partial.borrow_mut();
+        if let Some((_, balancer)) = partial.iter().find(|(without, _)| *without == priorities) {
+            return balancer.clone();
+        }
+        let config = &self.config;
+        let stays =
+            |host: &&Rc<Host>| 1u128.checked_shl(host.endpoint.priority).is_none_or(|bit| bit & priorities == 0);
+        let hosts: Vec<Rc<Host>> = self.hosts.iter().filter(stays).cloned().collect();
+        let balancer = Rc::new(Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng));
+        if partial.len() >= MAX_PARTIAL {
+            partial.clear();
+        }
+        partial.push((priorities, balancer.clone()));
+        balancer
     }
 
     /// The policy by which it chooses.

@@ -37,7 +37,7 @@ pub trait Facts {
 
     /// Whether a condition on a header holds. A connection has no headers.
     fn header(&self, wanted: &HeaderMatch) -> bool {
-        wanted.matches(None)
+        wanted.matches(None::<&[u8]>)
     }
 
     /// The path of a request without its query.

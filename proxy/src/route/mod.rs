@@ -102,8 +102,9 @@ pub fn without_port(authority: &[u8]) -> &[u8] {
 
 fn matches(want: &RouteMatch, path: &[u8], request: &RequestHead, asker: Asker<'_>) -> bool {
     let path_fits = match want.path {
-        PathMatch::Connect => request.method() == b"CONNECT",
-        _ => path_matches(want, path),
+        PathMatch::Connect => request.is_connect(),
+        // Only CONNECT has no path, and then no other condition on it holds.
+        _ => !path.is_empty() && path_matches(want, path),
     };
     let asked = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
     path_fits
@@ -135,11 +136,11 @@ pub fn path_matches(want: &RouteMatch, path: &[u8]) -> bool {
     }
 }
 
-/// A header's value as conditions see it: that of a pseudo header, or all values joined by `,`.
+/// A header's value as one text: that of a pseudo header, or all values joined by `,`.
 pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
     match name {
         ":method" => Some(Cow::Borrowed(request.method())),
-        ":path" => Some(Cow::Borrowed(request.path())),
+        ":path" => Some(request.path()).filter(|path| !path.is_empty()).map(Cow::Borrowed),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority())),
         ":scheme" => Some(Cow::Borrowed(if request.secure { &b"https"[..] } else { b"http" })),
         name => {
@@ -160,7 +161,10 @@ pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, 
 
 /// Whether a condition on a header of the request holds.
 pub fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
-    want.matches(header_value(&want.name, request).as_deref())
+    match &*want.name {
+        name if name.starts_with(':') || name == "host" => want.matches(header_value(name, request).as_deref()),
+        name => want.matches(request.headers.values(name)),
+    }
 }
 
 fn cookie_matches(want: &CookieMatch, request: &RequestHead) -> bool {

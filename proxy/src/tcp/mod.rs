@@ -2,11 +2,12 @@
 
 mod copy;
 pub(crate) mod splice;
+mod tunnel;
 
 use crate::{
     balance::{self, PickContext},
     config::{AccessLog, Direction, Priority, TcpProxy},
-    http::{ConnInfo, buffer::Buffer},
+    http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Reporter, ResponseFlags, TcpRecord},
@@ -98,12 +99,15 @@ async fn carry(
         return;
     };
     told.cluster = Some(cluster.clone());
-    let (up, host, _ticket) = match open(worker, cluster, conn, proxy, &wanted, told).await {
+    let (up, host) = match open(worker, cluster, conn, proxy, &wanted, told).await {
         Some(open) => open,
         None => return,
     };
     let _active = host.enter();
-    told.local = up.local_address();
+    told.local = match &up {
+        Way::Direct(up, _) => up.local_address(),
+        Way::Tunnel(up) => up.local_address(),
+    };
     let own = &root.config().own;
     let peer;
     let (reporter, source, destination, security) = match proxy.direction {
@@ -116,12 +120,24 @@ async fn carry(
     };
     let service = &cluster.config().service;
     let mut recorder = worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
-    let mut up = up;
-    let moved = copy::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await;
+    let moved = match up {
+        Way::Direct(mut up, _ticket) => {
+            copy::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await
+        }
+        Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await,
+    };
     told.received = moved.received;
     told.sent = moved.sent;
     told.flags |= moved.flags;
     recorder.set_flags(told.flags);
+}
+
+/// The way to an endpoint.
+enum Way {
+    /// A connection of its own, with its place in the cluster.
+    Direct(Stream, Ticket),
+    /// Through an HTTP proxy.
+    Tunnel(Box<Up>),
 }
 
 /// Connects to an endpoint, and to another one when that fails, as often as configured.
@@ -132,7 +148,7 @@ async fn open(
     proxy: &TcpProxy,
     wanted: &PickContext<'_>,
     told: &mut Told,
-) -> Option<(Stream, Rc<Host>, Ticket)> {
+) -> Option<(Way, Rc<Host>)> {
     let mut tried = Vec::new();
     for attempt in 0..proxy.connect_attempts.max(1) {
         if let (Some((base, max)), Some(before)) = (proxy.backoff, attempt.checked_sub(1)) {
@@ -146,10 +162,17 @@ async fn open(
         };
         told.host = Some(host.clone());
         told.attempts = told.attempts.saturating_add(1);
-        match connect_once(worker, cluster, &host, conn).await {
-            Ok((stream, ticket)) => {
+        let connected = match &proxy.tunnel {
+            None => connect_once(worker, cluster, &host, conn).await.map(|(up, ticket)| Way::Direct(up, ticket)),
+            Some(wanted) => {
+                let up = Box::pin(tunnel::open(worker, cluster, &host, conn, wanted, proxy.idle_timeout)).await;
+                up.map(|up| Way::Tunnel(Box::new(up)))
+            }
+        };
+        match connected {
+            Ok(way) => {
                 cluster.note(&host, Outcome::Status(200));
-                return Some((stream, host, ticket));
+                return Some((way, host));
             }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
@@ -171,7 +194,11 @@ async fn open(
     None
 }
 
-async fn connect_once(
+/// Makes one connection to an endpoint, within the cluster's limits.
+///
+/// # Errors
+/// When it cannot be made in time, or the cluster has no place for it.
+pub(crate) async fn connect_once(
     worker: &Worker,
     cluster: &Rc<ClusterState>,
     host: &Rc<Host>,

@@ -1,5 +1,6 @@
 //! What a log line, a header or a body of the proxy's own can speak of.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,11 @@ use crate::tls::TlsInfo;
 pub trait HeaderLookup {
     /// The first value of the header.
     fn header(&self, lower_case_name: &str) -> Option<&[u8]>;
+
+    /// All values of the header, joined by commas.
+    fn joined(&self, lower_case_name: &str) -> Option<Cow<'_, [u8]>> {
+        self.header(lower_case_name).map(Cow::Borrowed)
+    }
 
     /// Bytes of names and values together.
     fn bytes(&self) -> u64 {
@@ -37,6 +43,10 @@ impl HeaderLookup for () {
 impl<H: HeaderLookup> HeaderLookup for &H {
     fn header(&self, lower_case_name: &str) -> Option<&[u8]> {
         (**self).header(lower_case_name)
+    }
+
+    fn joined(&self, lower_case_name: &str) -> Option<Cow<'_, [u8]>> {
+        (**self).joined(lower_case_name)
     }
 
     fn bytes(&self) -> u64 {

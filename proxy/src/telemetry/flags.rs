@@ -17,64 +17,64 @@ macro_rules! flags {
 }
 
 flags! {
-    /// The workload itself said that it is not well.
-    FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy upstream host in the cluster.
-    NO_HEALTHY_UPSTREAM = 1, "UH", "NoHealthyUpstream";
-    /// The route's timeout passed.
-    UPSTREAM_TIMEOUT = 2, "UT", "UpstreamRequestTimeout";
-    /// Reset from this side.
-    LOCAL_RESET = 3, "LR", "LocalReset";
-    /// The upstream reset the stream.
-    UPSTREAM_REMOTE_RESET = 4, "UR", "UpstreamRemoteReset";
+    NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
     /// The upstream could not be connected.
-    UPSTREAM_CONNECTION_FAILURE = 5, "UF", "UpstreamConnectionFailure";
-    /// The upstream connection ended before the response was complete.
-    UPSTREAM_CONNECTION_TERMINATION = 6, "UC", "UpstreamConnectionTermination";
+    UPSTREAM_CONNECTION_FAILURE = 1, "UF", "UpstreamConnectionFailure";
     /// A circuit breaker refused the request (too many connections, requests or waiting requests).
-    UPSTREAM_OVERFLOW = 7, "UO", "UpstreamOverflow";
+    UPSTREAM_OVERFLOW = 2, "UO", "UpstreamOverflow";
     /// No route matched, or no filter chain for the connection.
-    NO_ROUTE = 8, "NR", "NoRouteFound";
-    /// A configured delay was added.
-    DELAY_INJECTED = 9, "DI", "DelayInjected";
-    /// A configured fault was returned.
-    FAULT_INJECTED = 10, "FI", "FaultInjected";
-    /// A rate limit refused the request.
-    RATE_LIMITED = 11, "RL", "RateLimited";
-    /// An external authorizer refused the request.
-    UNAUTHORIZED_EXTERNAL = 12, "UAEX", "UnauthorizedExternalService";
-    /// The service that limits rates failed.
-    RATE_LIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
-    /// The downstream ended before the response was complete.
-    DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
+    NO_ROUTE = 3, "NR", "NoRouteFound";
     /// The retry limit, or for TCP the limit of connection attempts, was reached.
-    RETRY_LIMIT = 15, "URX", "UpstreamRetryLimitExceeded";
+    RETRY_LIMIT = 4, "URX", "UpstreamRetryLimitExceeded";
+    /// The route names a cluster that is not there.
+    NO_CLUSTER = 5, "NC", "NoClusterFound";
+    /// The connection or request ran longer than allowed.
+    DURATION_TIMEOUT = 6, "DT", "DurationTimeout";
+    /// The downstream ended before the response was complete.
+    DOWNSTREAM_CONNECTION_TERMINATION = 7, "DC", "DownstreamConnectionTermination";
+    /// Reset from this side.
+    LOCAL_RESET = 8, "LR", "LocalReset";
+    /// The upstream reset the stream.
+    UPSTREAM_REMOTE_RESET = 9, "UR", "UpstreamRemoteReset";
+    /// The upstream connection ended before the response was complete.
+    UPSTREAM_CONNECTION_TERMINATION = 10, "UC", "UpstreamConnectionTermination";
+    /// The route's timeout passed.
+    UPSTREAM_TIMEOUT = 11, "UT", "UpstreamRequestTimeout";
+    /// A configured delay was added.
+    DELAY_INJECTED = 12, "DI", "DelayInjected";
+    /// A configured fault was returned.
+    FAULT_INJECTED = 13, "FI", "FaultInjected";
+    /// A rate limit refused the request.
+    RATE_LIMITED = 14, "RL", "RateLimited";
+    /// An external authorizer refused the request.
+    UNAUTHORIZED_EXTERNAL = 15, "UAEX", "UnauthorizedExternalService";
     /// The stream was idle for too long.
     STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
-    /// A header by which the proxy is told what to do says nothing that it may.
-    INVALID_ENVOY_HEADERS = 17, "IH", "InvalidEnvoyRequestHeaders";
     /// The downstream broke the protocol.
-    DOWNSTREAM_PROTOCOL_ERROR = 18, "DPE", "DownstreamProtocolError";
+    DOWNSTREAM_PROTOCOL_ERROR = 17, "DPE", "DownstreamProtocolError";
+    /// The upstream broke the protocol.
+    UPSTREAM_PROTOCOL_ERROR = 18, "UPE", "UpstreamProtocolError";
     /// The upstream reached the maximum duration of a stream.
     UPSTREAM_MAX_STREAM_DURATION_REACHED = 19, "UMSDR", "UpstreamMaxStreamDurationReached";
-    /// The answer came from a cache.
-    FROM_CACHE = 20, "RFCF", "ResponseFromCacheFilter";
-    /// A filter's configuration did not come in time.
-    NO_FILTER_CONFIG = 21, "NFCF", "NoFilterConfigFound";
-    /// The connection or request ran longer than allowed.
-    DURATION_TIMEOUT = 22, "DT", "DurationTimeout";
-    /// The upstream broke the protocol.
-    UPSTREAM_PROTOCOL_ERROR = 23, "UPE", "UpstreamProtocolError";
-    /// The route names a cluster that is not there.
-    NO_CLUSTER = 24, "NC", "NoClusterFound";
     /// Refused because a limit of this proxy (memory, connections) was reached.
-    OVERLOAD_MANAGER = 25, "OM", "OverloadManagerTerminated";
-    /// A name could not be resolved.
-    DNS_FAILED = 26, "DF", "DnsResolutionFailed";
-    /// The control plane wanted some requests refused.
-    DROP_OVERLOAD = 27, "DO", "DropOverload";
+    OVERLOAD_MANAGER = 20, "OM", "OverloadManagerTerminated";
     /// The downstream reset the stream.
-    DOWNSTREAM_REMOTE_RESET = 28, "DR", "DownstreamRemoteReset";
+    DOWNSTREAM_REMOTE_RESET = 21, "DR", "DownstreamRemoteReset";
+    /// The control plane wanted some requests refused.
+    DROP_OVERLOAD = 22, "DO", "DropOverload";
+    /// The workload itself said that it is not well.
+    FAILED_LOCAL_HEALTH_CHECK = 23, "LH", "FailedLocalHealthCheck";
+    /// The service that limits rates failed.
+    RATE_LIMIT_SERVICE_ERROR = 24, "RLSE", "RateLimitServiceError";
+    /// A header by which the proxy is told what to do says nothing that it may.
+    INVALID_ENVOY_HEADERS = 25, "IH", "InvalidEnvoyRequestHeaders";
+    /// The answer came from a cache.
+    FROM_CACHE = 26, "RFCF", "ResponseFromCacheFilter";
+    /// A filter's configuration did not come in time.
+    NO_FILTER_CONFIG = 27, "NFCF", "NoFilterConfigFound";
+    /// A name could not be resolved.
+    DNS_FAILED = 28, "DF", "DnsResolutionFailed";
     /// The control plane wanted all requests refused.
     UNCONDITIONAL_DROP_OVERLOAD = 29, "UDO", "UnconditionalDropOverload";
 }

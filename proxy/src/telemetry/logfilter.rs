@@ -2,6 +2,7 @@
 
 use super::{HeaderLookup, LogEntry, ResponseFlags};
 use crate::config::HeaderMatch;
+use std::borrow::Cow;
 
 /// A condition, decided when the configuration comes as far as it can be.
 #[derive(Debug, Clone)]
@@ -92,7 +93,7 @@ impl LogFilter {
             }
             Self::Flags(wanted) if wanted.is_empty() => !entry.flags.is_empty(),
             Self::Flags(wanted) => entry.flags.intersects(*wanted),
-            Self::Header(header) => header.matches(value(entry, &header.name)),
+            Self::Header(header) => header.matches(value(entry, &header.name).as_deref()),
             Self::GrpcStatus { statuses, exclude } => {
                 let status = entry.grpc_status.unwrap_or_else(|| grpc_of_http(entry.code));
                 let named = status <= 16 && statuses & (1 << status) != 0;
@@ -117,13 +118,13 @@ fn grpc_of_http(code: u16) -> u16 {
     }
 }
 
-fn value<'e, Q: HeaderLookup, S>(entry: &'e LogEntry<'_, Q, S>, name: &str) -> Option<&'e [u8]> {
+fn value<'e, Q: HeaderLookup, S>(entry: &'e LogEntry<'_, Q, S>, name: &str) -> Option<Cow<'e, [u8]>> {
     match name {
-        ":method" => entry.method.map(str::as_bytes),
-        ":path" => entry.path.map(str::as_bytes),
-        ":authority" | "host" => entry.authority.map(str::as_bytes),
-        ":scheme" => entry.scheme.map(str::as_bytes),
-        name => entry.request.header(name),
+        ":method" => entry.method.map(|text| text.as_bytes().into()),
+        ":path" => entry.path.map(|text| text.as_bytes().into()),
+        ":authority" | "host" => entry.authority.map(|text| text.as_bytes().into()),
+        ":scheme" => entry.scheme.map(|text| text.as_bytes().into()),
+        name => entry.request.joined(name),
     }
 }
 

@@ -6,7 +6,7 @@ use super::{
         buffer::Buffer,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
-        parse::{self, HeadError, HeadLimits},
+        parse::{self, HeadError, HeadLimits, RequestRules},
     },
     body::{self, Reader, Writer},
 };
@@ -30,6 +30,8 @@ pub struct Connection {
     awaits: Awaits,
     /// Names of headers are written in the form `Content-Type`.
     proper_case: bool,
+    /// Trailers pass, in both directions.
+    trailers: bool,
     /// The connection ends after this response.
     closing: bool,
     /// The response's end was queued.
@@ -71,6 +73,7 @@ impl Connection {
             writer: Writer::Plain,
             awaits: Awaits::Nothing,
             proper_case: false,
+            trailers: true,
             closing: false,
             ended: false,
             shut: false,
@@ -98,12 +101,13 @@ impl Connection {
         &mut self,
         cx: &mut Context<'_>,
         limits: HeadLimits,
+        rules: RequestRules,
         head: &mut RequestHead,
     ) -> Poll<Result<Arrival, SideError>> {
         loop {
             if !self.input.is_empty() {
                 head.clear();
-                match parse::request(self.input.bytes(), limits, head) {
+                match parse::request(self.input.bytes(), limits, rules, head) {
                     Ok(Some(count)) => {
                         self.input.consume(count);
                         head.secure = self.io.is_tls();
@@ -135,6 +139,7 @@ impl Connection {
     pub fn begin(&mut self, manager: &HttpManager, last: bool) {
         self.closing |= last;
         self.proper_case = manager.proper_case;
+        self.trailers = manager.http1_trailers;
         if manager.proxy_100_continue && self.awaits == Awaits::Ours {
             self.awaits = Awaits::Endpoint;
         }
@@ -187,7 +192,8 @@ impl Downstream for Connection {
             // The client may send its whole request before it reads, so what it does not take yet does not stop the reading.
             let _ = self.poll_flush(cx)?;
         }
-        self.reader.poll(&mut self.input, &mut self.io, cx)
+        let passing = self.trailers;
+        self.reader.poll(&mut self.input, &mut self.io, cx).map_ok(|piece| piece.with_trailers(passing))
     }
 
     fn consume(&mut self, count: usize) {
@@ -208,8 +214,10 @@ impl Downstream for Connection {
         self.closing |= until_end;
         // A client that was not asked for its body may send it or not: only the end of the connection tells.
         self.closing |= self.awaits != Awaits::Nothing;
-        // What is left of a request that is answered already is not read: the client is told.
-        self.closing |= !self.reader.is_done() && head.body != BodyLength::Tunnel;
+        let tunnel = head.body == BodyLength::Tunnel;
+        // What is left of a request that is answered already is not read: the client is told. Nor is what comes behind a tunnel
+        // that is not granted: it may be meant for the other protocol.
+        self.closing |= !tunnel && (!self.reader.is_done() || request.wants_tunnel());
         self.awaits = Awaits::Nothing;
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
@@ -225,6 +233,7 @@ impl Downstream for Connection {
             true => body::proper_headers(out, &head.headers),
         }
         match head.body {
+            BodyLength::Tunnel if head.status != 101 => {}
             BodyLength::Tunnel => {
                 out.extend_from_slice(b"connection: upgrade\r\n");
                 if let Some(protocol) = request.upgrade() {
@@ -254,7 +263,9 @@ impl Downstream for Connection {
             }
             BodyLength::Unknown => {}
         }
-        if self.closing {
+        if tunnel {
+            // It is no connection of HTTP any more.
+        } else if self.closing {
             out.extend_from_slice(b"connection: close\r\n");
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
@@ -267,7 +278,7 @@ impl Downstream for Connection {
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        self.writer.end(&mut self.output, trailers);
+        self.writer.end(&mut self.output, trailers.filter(|_| self.trailers));
         self.ended = true;
     }
 
@@ -318,13 +329,13 @@ impl Downstream for Connection {
 }
 
 /// Bytes that wait to be sent; all that the TLS layer holds back counts as one.
-pub(super) fn queued(io: &Stream, output: &Buffer) -> usize {
+pub(in super::super) fn queued(io: &Stream, output: &Buffer) -> usize {
     output.len() + usize::from(io.holds_back())
 }
 
 /// Sends what waits in a buffer and below it: TLS takes bytes for which the socket has no room, so that an empty buffer alone
 /// does not say that everything was sent.
-pub(super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+pub(in super::super) fn flush(io: &mut Stream, output: &mut Buffer, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
     while !output.is_empty() {
         let count = ready!(Pin::new(&mut *io).poll_write(cx, output.bytes()))?;
         if count == 0 {

@@ -6,14 +6,14 @@ use super::{
         buffer::Buffer,
         call::{Call, ConnInfo, Tally},
         head::{RequestHead, ResponseHead},
-        parse::{HeadError, HeadLimits},
+        parse::{HeadError, HeadLimits, RequestRules},
         pipeline,
         reply::{self, Reply},
     },
     down::{Arrival, Connection},
 };
 use crate::{
-    config::{HttpManager, Network},
+    config::{HttpManager, Network, Underscores},
     listen::{Place, Stream},
     telemetry::ResponseFlags,
     worker::{Timer, Worker, WorkerRoot, earlier, jittered},
@@ -158,11 +158,16 @@ async fn wait(
     ends: Option<Instant>,
 ) -> Waited {
     let limits = HeadLimits { bytes: manager.max_head_bytes, headers: manager.max_headers };
+    let rules = RequestRules {
+        http_10: manager.accept_http_10,
+        any_method: manager.any_method,
+        underscores: manager.underscores != Underscores::Reject,
+    };
     let mut since: Option<Instant> = None;
     let mut first_byte: Option<Instant> = None;
     poll_fn(|cx| {
         let memory = heads.get_or_insert_with(take_heads);
-        let waited = match side.poll_request(cx, limits, &mut memory.request) {
+        let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
@@ -209,7 +214,7 @@ fn refusal(error: HeadError) -> Reply {
         HeadError::Version => "low_version",
         HeadError::TooLong => "http1.headers_too_large",
         HeadError::TooMany => "http1.too_many_headers",
-        HeadError::Connect => "http1.connect",
+        HeadError::Underscore => "http1.unexpected_underscore",
     };
     let (code, flags) = (error.status(), ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
     Reply { code, body: super::super::head::reason(code), flags, details, close: true }

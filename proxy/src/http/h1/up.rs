@@ -11,7 +11,7 @@ use super::{
     body::{self, Reader, Writer},
     down::{flush, queued},
 };
-use crate::listen::Stream;
+use crate::{config::Http1Upstream, listen::Stream};
 use std::{
     net::SocketAddr,
     pin::Pin,
@@ -19,8 +19,6 @@ use std::{
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
 
-/// The limits of a response's head.
-const LIMITS: HeadLimits = HeadLimits { bytes: 60 * 1024, headers: 128 };
 /// Interim responses (100, 103) that an endpoint may send before the real one.
 const MAX_INTERIM: u8 = 8;
 
@@ -28,12 +26,14 @@ const MAX_INTERIM: u8 = 8;
 #[derive(Debug)]
 pub struct Connection {
     io: Stream,
+    options: Http1Upstream,
     input: Buffer,
     output: Buffer,
     reader: Reader,
     writer: Writer,
     to_head: bool,
     upgrading: bool,
+    connecting: bool,
     sent: bool,
     /// Something of the answer was read.
     answered: bool,
@@ -49,15 +49,17 @@ pub struct Connection {
 
 impl Connection {
     /// A fresh connection.
-    pub fn new(io: Stream) -> Self {
+    pub fn new(io: Stream, options: Http1Upstream) -> Self {
         Self {
             io,
+            options,
             input: Buffer::default(),
             output: Buffer::default(),
             reader: Reader::Exact(0),
             writer: Writer::Plain,
             to_head: false,
             upgrading: false,
+            connecting: false,
             sent: false,
             answered: false,
             head_read: false,
@@ -124,13 +126,14 @@ impl Upstream for Connection {
         self.continued = false;
         self.to_head = head.method() == b"HEAD";
         self.upgrading = head.upgrade().is_some();
+        self.connecting = head.is_connect();
         // The reader of the last response is done; until the head is read there is no body.
         self.reader = Reader::Exact(0);
         let secure = self.io.is_tls();
         let out = self.output.tail(1024);
         out.extend_from_slice(head.method());
         out.push(b' ');
-        out.extend_from_slice(head.path());
+        out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
@@ -175,7 +178,7 @@ impl Upstream for Connection {
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {
-        self.writer.end(&mut self.output, trailers);
+        self.writer.end(&mut self.output, trailers.filter(|_| self.options.trailers));
         self.request_ended = true;
     }
 
@@ -200,11 +203,12 @@ impl Upstream for Connection {
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+        let limits = HeadLimits { bytes: self.options.max_head_bytes, headers: self.options.max_headers };
         loop {
             if !self.input.is_empty() {
                 self.answered = true;
                 head.clear();
-                if let Some(count) = parse::response(self.input.bytes(), LIMITS, self.to_head, head)? {
+                if let Some(count) = parse::response(self.input.bytes(), limits, self.to_head, head)? {
                     self.input.consume(count);
                     if head.status == 101 && !self.upgrading {
                         return Poll::Ready(
@@ -219,6 +223,10 @@ impl Upstream for Connection {
                         }
                         continue;
                     }
+                    // Lengths mean nothing in it (RFC 9110, 9.3.6).
+                    if self.connecting && (200..300).contains(&head.status) {
+                        head.body = BodyLength::Tunnel;
+                    }
                     self.reader = Reader::new(head.body, parse::until_close(head));
                     self.keep_alive = head.keep_alive;
                     self.head_read = true;
@@ -226,14 +234,23 @@ impl Upstream for Connection {
                     return Poll::Ready(Ok(()));
                 }
             }
-            if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
-                return Poll::Ready(Err(SideError::Ended));
+            match ready!(self.input.poll_read(&mut self.io, cx)) {
+                Ok(1..) => {}
+                // Part of a head is no head, however the connection ended.
+                Ok(0) | Err(_) if !self.input.is_empty() => return Poll::Ready(Err(SideError::Cut)),
+                Ok(0) => return Poll::Ready(Err(SideError::Ended)),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        self.reader.poll(&mut self.input, &mut self.io, cx)
+        let (passing, tunnel) = (self.options.trailers, self.tunnel);
+        match ready!(self.reader.poll(&mut self.input, &mut self.io, cx)) {
+            Ok(piece) => Poll::Ready(Ok(piece.with_trailers(passing))),
+            Err(SideError::Ended | SideError::Broken(_)) if !tunnel => Poll::Ready(Err(SideError::Cut)),
+            Err(error) => Poll::Ready(Err(error)),
+        }
     }
 
     fn consume(&mut self, count: usize) {

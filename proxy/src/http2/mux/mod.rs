@@ -586,6 +586,11 @@ impl Mux {
         }
     }
 
+    /// Whether the peer itself reset the stream.
+    pub(super) fn was_reset(&self, key: Key) -> bool {
+        self.get(key).is_some_and(|stream| matches!(stream.reset, Some(Reset::Peer(_))))
+    }
+
     /// Why a stream cannot go on; what the peer is to blame for in an answer is told apart.
     fn error(&self, key: Key) -> Option<SideError> {
         let broken = |kind, text: String| SideError::Broken(io::Error::new(kind, text));
@@ -598,9 +603,7 @@ impl Mux {
         let Some(stream) = self.get(key) else { return Some(death().unwrap_or(SideError::Ended)) };
         match stream.reset {
             Some(Reset::Unserved | Reset::Peer(Code::REFUSED_STREAM)) => Some(SideError::Refused),
-            Some(Reset::Peer(code)) => {
-                Some(broken(io::ErrorKind::ConnectionReset, format!("the peer reset the stream: {code}")))
-            }
+            Some(Reset::Peer(code)) => Some(SideError::Reset(code.to_string())),
             Some(Reset::Own(what)) if self.role == Role::Client => Some(SideError::Head(HeadError::Malformed(what))),
             Some(Reset::Own(what)) => Some(broken(io::ErrorKind::InvalidData, what.to_owned())),
             None => death(),

@@ -43,7 +43,7 @@ fn request_when_ambiguous_or_malformed_then_refused_and_closed() {
         ("GET * HTTP/1.1\r\nhost: t\r\n\r\n", 400),
         ("GET http:///x HTTP/1.1\r\nhost: t\r\n\r\n", 400),
         ("GET ftp://x/ HTTP/1.1\r\nhost: t\r\n\r\n", 400),
-        ("CONNECT t:80 HTTP/1.1\r\nhost: t\r\n\r\n", 405),
+        ("CONNECT t:80 HTTP/1.1\r\nhost: t\r\n\r\n", 404),
         ("GET / HTTP/2.0\r\nhost: t\r\n\r\n", 426),
         ("GET / HTTP/1.2\r\nhost: t\r\n\r\n", 426),
         ("\x16\x03\x01garbage\r\n\r\n", 400),

@@ -215,13 +215,16 @@ fn upgrade_when_accepted_then_bytes_flow_both_ways() {
 }
 
 #[test]
-fn upgrade_when_refused_or_not_offered_then_the_connection_goes_on() {
+fn upgrade_when_the_endpoint_declines_then_its_answer_is_the_last() {
     let backend = Backend::http(|request| ok(request.header("upgrade").unwrap_or("none")));
     let proxy = Proxy::simple(&[backend.address]);
-    let mut client = proxy.client();
     let ask = |protocol| format!("GET / HTTP/1.1\r\nhost: t\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n");
-    assert_eq!(client.ask(&ask("websocket")).body, "websocket");
-    assert_eq!(client.ask(&ask("h2c")).body, "none");
+    let mut client = proxy.client();
+    assert_eq!(client.ask(&ask("h2c")).body, "none", "a wish for HTTP/2 is none");
+    client.send([ask("websocket"), get("/smuggled")].concat().as_bytes());
+    let answer = client.message(false).unwrap();
+    assert_eq!((answer.body.as_str(), answer.header("connection")), ("websocket", Some("close")));
+    assert_eq!(client.rest(), "");
 }
 
 #[test]
@@ -431,7 +434,10 @@ fn pooled_connection_when_closed_by_endpoint_then_no_request_fails() {
         side.message(true);
         side.send(ok("once").as_bytes());
     });
-    let proxy = Proxy::simple(&[backend.address]);
+    let policy =
+        RetryPolicy { attempts: 0, on: RetryOn { stale: true, ..RetryOn::default() }, ..RetryPolicy::default() };
+    let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+    let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
     let mut client = proxy.client();
     for _ in 0..50 {
         assert_eq!(client.ask(&get("/")).body, "once");

@@ -14,6 +14,7 @@ mod statistics;
 mod tcp;
 mod tls;
 mod traces;
+mod tunnels;
 mod upstreams;
 
 use super::*;

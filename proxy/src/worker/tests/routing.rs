@@ -371,7 +371,8 @@ fn route_when_cookies_grpc_and_parameters_are_asked_for_then_they_count() {
     let proxy = proxy(table, json!([]), &[]);
     let status = |path: &str, headers: &[(&str, &str)]| proxy.client().ask(&with(path, headers)).status();
     assert_eq!(status("/", &[("cookie", "a=1; v=\"2\"")]), 201);
-    assert_eq!(status("/", &[("content-type", "application/grpc+proto")]), 202);
+    let grpc = proxy.client().ask(&with("/", &[("content-type", "application/grpc+proto")]));
+    assert_eq!((grpc.status(), grpc.header("grpc-status")), (200, Some("2")), "told in gRPC's way");
     assert_eq!(status("/", &[("content-type", "application/grpc-web")]), 404);
     assert_eq!(status("/p;x=1?q", &[]), 203);
 }

@@ -127,3 +127,31 @@ fn destination_when_a_header_names_it_then_that_is_connected() {
         .ask(&format!("GET / HTTP/1.1\r\nhost: t\r\nx-envoy-original-dst-host: {}\r\n\r\n", backend.address));
     assert_eq!((answer.status(), backend.connections.load(Ordering::SeqCst)), (200, 1));
 }
+
+#[test]
+fn retry_when_it_passes_over_priorities_then_the_next_one_serves_and_all_again_when_there_is_none() {
+    let failing = || Backend::http(|_| "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".into());
+    let (near, far, farthest) = (failing(), failing(), Backend::echo());
+    let at = |backend: &Backend, priority| Arc::new(Endpoint { priority, ..Endpoint::new(backend.address) });
+    let ask = |endpoints: Vec<Arc<Endpoint>>, attempts, every| {
+        let retry = RetryPolicy {
+            attempts,
+            on: RetryOn { server_error: true, ..RetryOn::default() },
+            avoid_tried: false,
+            other_priorities: every,
+            base_backoff: Duration::from_millis(1),
+            ..RetryPolicy::default()
+        };
+        let action = forward(Forward { retry: Some(Arc::new(retry)), ..Forward::default() });
+        let proxy = Proxy::start(1, http(action), vec![Cluster { endpoints, ..cluster(&[]) }]);
+        proxy.get("/").status()
+    };
+    let three = || vec![at(&near, 0), at(&far, 1), at(&farthest, 2)];
+    assert_eq!(ask(three(), 2, None), 500, "the first priority takes everything");
+    assert_eq!(ask(three(), 2, Some(1)), 200, "each attempt goes further");
+    assert_eq!(ask(three(), 3, Some(2)), 500, "two attempts in each");
+    assert_eq!(ask(three(), 4, Some(2)), 200);
+    let before = near.connections.load(Ordering::SeqCst);
+    assert_eq!(ask(vec![at(&near, 0), at(&far, 1)], 2, Some(1)), 500);
+    assert!(near.connections.load(Ordering::SeqCst) > before, "after the last priority comes the first");
+}

@@ -2,11 +2,11 @@
 
 use super::cluster::labels::LABELS;
 use super::common::{filter_metadata, header_name, header_ops, maybe_duration};
-use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, retry};
+use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, refuse_set, retry};
 use crate::config::{
-    Action, ClusterId, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps, HostRewrite,
-    InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RegexRewrite, RetryPolicy,
-    RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
+    Action, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps,
+    HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RegexRewrite,
+    RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
 };
 use leno_xds::envoy::config::core::v3::{DataSource, Metadata, TypedExtensionConfig, data_source::Specifier};
 use leno_xds::envoy::config::route::v3 as xds;
@@ -16,6 +16,7 @@ use leno_xds::envoy::config::route::v3::{
     route_action::{
         self, ClusterSpecifier, HostRewriteSpecifier, MaxStreamDuration, RequestMirrorPolicy, UpgradeConfig,
         hash_policy::{self, PolicySpecifier},
+        upgrade_config::ConnectConfig,
     },
     weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight},
 };
@@ -208,7 +209,7 @@ fn forward(
         (None, _) => None,
     };
     for (index, value) in upgrade_configs.into_iter().enumerate() {
-        forward.upgrades.push(upgrade(value).within(format_args!("upgrade_configs[{index}]"))?);
+        upgrade(&mut forward, value).within(format_args!("upgrade_configs[{index}]"))?;
     }
     forward.rate_limits = filter::rate_limits(rate_limits).within("rate_limits")?;
     forward.include_host_rate_limits = include_vh_rate_limits.unwrap_or(false);
@@ -221,14 +222,21 @@ fn labels(metadata: Option<&Metadata>) -> Option<Arc<Labels>> {
     Some(Arc::new(super::cluster::labels::labels(fields)))
 }
 
-fn upgrade(value: UpgradeConfig) -> Converted<(Box<str>, bool)> {
+fn upgrade(forward: &mut Forward, value: UpgradeConfig) -> Converted<()> {
     let UpgradeConfig { upgrade_type, enabled, connect_config } = value;
-    refuse!(connect_config);
-    if enabled.unwrap_or(true) {
-        let reason = "is switched on by the connection manager; a route can only switch it off in this proxy";
-        return Err(Refused::new("enabled", reason));
+    if let Some(ConnectConfig { proxy_protocol_config, allow_post }) = connect_config {
+        refuse_set(&proxy_protocol_config, "connect_config.proxy_protocol_config")?;
+        if !upgrade_type.eq_ignore_ascii_case("connect") {
+            return Err(Refused::new("connect_config", "is for the upgrade type CONNECT only"));
+        }
+        forward.connect = Some(ConnectHere { allow_post });
     }
-    Ok((upgrade_type.to_ascii_lowercase().into(), false))
+    let name = upgrade_type.to_ascii_lowercase().into_boxed_str();
+    if forward.upgrades.iter().any(|(known, _)| *known == name) {
+        return Err(Refused::new("upgrade_type", format!("`{upgrade_type}` is there twice")));
+    }
+    forward.upgrades.push((name, enabled.unwrap_or(true)));
+    Ok(())
 }
 
 fn named_header(name: &str) -> Converted<Box<str>> {

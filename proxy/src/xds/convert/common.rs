@@ -175,7 +175,7 @@ pub fn header_name(name: &str) -> Converted<Box<str>> {
 }
 
 /// A header's value: a text, or Envoy's `%COMMAND%`s; `%%` is a percent sign.
-fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Converted<HeaderText> {
+pub fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Converted<HeaderText> {
     let plain = text.replace("%%", "");
     if http::HeaderValue::from_str(&plain).is_err() {
         return Err(Refused::new("", "has characters that no header may have"));

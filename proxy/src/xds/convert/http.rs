@@ -199,7 +199,7 @@ pub fn manager(
     let options = http_protocol_options.unwrap_or_default();
     let (accept_http_10, default_host) = (options.accept_http_10, options.default_host_for_http_10.clone());
     let stream_error = options.override_stream_error_on_invalid_http_message;
-    let proper_case = http1_names(Some(options)).within("http_protocol_options")?;
+    let http1 = http1_options(Some(options)).within("http_protocol_options")?;
     let default_host_for_http_10 = match default_host.is_empty() {
         true => None,
         false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
@@ -244,7 +244,9 @@ pub fn manager(
         accept_http_10,
         default_host_for_http_10,
         proxy_100_continue,
-        proper_case,
+        proper_case: http1.proper_case,
+        http1_trailers: http1.trailers,
+        any_method: http1.any_method,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
         http2: http2(http2_protocol_options).within("http2_protocol_options")?,
@@ -307,39 +309,48 @@ fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
     })
 }
 
-/// Settings of HTTP/1.1 towards endpoints.
-pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<()> {
-    match http1_names(value)? {
-        false => Ok(()),
-        true => Err(Refused::new("header_key_format.proper_case_words", "is not supported towards endpoints")),
+/// What is taken of the settings of HTTP/1.1.
+#[derive(Default)]
+struct Http1 {
+    /// Names of headers are written in the form `Content-Type`.
+    proper_case: bool,
+    trailers: bool,
+    any_method: bool,
+}
+
+/// Settings of HTTP/1.1 towards endpoints: whether trailers pass.
+pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<bool> {
+    match http1_options(value)? {
+        Http1 { proper_case: false, trailers, any_method: _ } => Ok(trailers),
+        Http1 { proper_case: true, .. } => {
+            Err(Refused::new("header_key_format.proper_case_words", "is not supported towards endpoints"))
+        }
     }
 }
 
-/// Settings of HTTP/1.1. Whether names of headers are written in the form `Content-Type`.
-fn http1_names(value: Option<Http1ProtocolOptions>) -> Converted<bool> {
+/// Settings of HTTP/1.1.
+fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     let Some(Http1ProtocolOptions {
         // An absolute target is understood, and sent on in origin form, whatever this says.
         allow_absolute_url: _,
         accept_http_10: _,
         default_host_for_http_10: _,
         header_key_format,
-        // Trailers always pass.
-        enable_trailers: _,
+        enable_trailers,
         allow_chunked_length,
         override_stream_error_on_invalid_http_message: _,
         send_fully_qualified_url,
         use_balsa_parser: _,
-        // Any method passes.
-        allow_custom_methods: _,
+        allow_custom_methods,
         ignore_http_11_upgrade,
     }) = value
     else {
-        return Ok(false);
+        return Ok(Http1::default());
     };
     refuse!(allow_chunked_length, send_fully_qualified_url, ignore_http_11_upgrade);
-    match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
-        None => Ok(false),
-        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => Ok(true),
+    let proper_case = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
+        None => false,
+        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => true,
         Some(HeaderFormat::StatefulFormatter(TypedExtensionConfig { name: _, typed_config })) => {
             let field = "header_key_format.stateful_formatter.typed_config";
             let any = typed_config.ok_or_else(|| Refused::new(field, "is missing"))?;
@@ -347,12 +358,13 @@ fn http1_names(value: Option<Http1ProtocolOptions>) -> Converted<bool> {
             match optional::<PreserveCaseFormatterConfig>(&any).within(field)? {
                 Some(PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers: _ }) => {
                     refuse!(forward_reason_phrase);
-                    Ok(false)
+                    false
                 }
-                None => Err(unknown_type(&any).within(field)),
+                None => return Err(unknown_type(&any).within(field)),
             }
         }
-    }
+    };
+    Ok(Http1 { proper_case, trailers: enable_trailers, any_method: allow_custom_methods })
 }
 
 /// Settings of HTTP/2; shared with clusters.

@@ -143,8 +143,12 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
         (one(json!([tcp(json!({})), tcp(json!({}))])), "filter_chains[0].filters[1]"),
         (one(json!([tcp(json!({"on_demand": {}}))])), "filter_chains[0].filters[0].typed_config.on_demand"),
         (
-            one(json!([tcp(json!({"tunneling_config": {"hostname": "a"}}))])),
-            "filter_chains[0].filters[0].typed_config.tunneling_config",
+            one(json!([tcp(json!({"tunneling_config": {"hostname": "a", "propagate_response_headers": true}}))])),
+            "filter_chains[0].filters[0].typed_config.tunneling_config.propagate_response_headers",
+        ),
+        (
+            one(json!([tcp(json!({"tunneling_config": {"hostname": "a", "post_path": "/x"}}))])),
+            "filter_chains[0].filters[0].typed_config.tunneling_config.post_path",
         ),
         (
             one(json!([filter("network.connection_limit.v3.ConnectionLimit", json!({"stat_prefix": "c"}))])),

@@ -2,12 +2,12 @@
 
 use super::access_log::access_logs;
 use super::cluster::labels::labels;
-use super::common::{duration, filter_metadata, maybe_duration, optional, unknown_type};
+use super::common::{duration, filter_metadata, header_ops, header_text, maybe_duration, optional, unknown_type};
 use super::http::{Tables, manager};
 use super::listener::Found;
 use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
 use crate::config::{
-    Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget,
+    Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
 use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata, RuntimeFeatureFlag};
 use leno_xds::envoy::config::listener::v3::{Filter, filter};
@@ -220,7 +220,6 @@ fn tcp_proxy(
         on_demand,
         downstream_idle_timeout,
         upstream_idle_timeout,
-        tunneling_config,
         access_log_flush_interval,
         flush_access_log_on_connected,
         access_log_options,
@@ -279,10 +278,47 @@ fn tcp_proxy(
         max_duration: max_duration.map(|limit| (limit, limit.mul_f64(jitter / 100.0))),
         connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
         hash_source_ip,
+        tunnel: tunneling_config.map(|value| tunnel(context, value)).transpose().within("tunneling_config")?,
         backoff: backoff_options.map(backoff).transpose().within("backoff_options")?,
         access_logs: access_logs(context, logs)?,
         ..TcpProxy::new(targets)
     })
+}
+
+fn tunnel(context: &mut Context, value: tcp::tcp_proxy::TunnelingConfig) -> Converted<Box<TcpTunnel>> {
+    let tcp::tcp_proxy::TunnelingConfig {
+        hostname,
+        use_post,
+        headers_to_add,
+        propagate_response_headers,
+        post_path,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+        formatters,
+    } = value;
+    refuse!(
+        propagate_response_headers,
+        propagate_response_trailers,
+        request_id_extension,
+        request_id_header,
+        request_id_metadata_key,
+        formatters
+    );
+    if hostname.is_empty() {
+        return Err(Refused::new("hostname", "is missing"));
+    }
+    let post = match (use_post, post_path.as_str()) {
+        (false, "") => None,
+        (false, _) => return Err(Refused::new("post_path", "is only for use_post")),
+        (true, "") => Some("/".into()),
+        (true, path) if path.starts_with('/') => Some(path.into()),
+        (true, _) => return Err(Refused::new("post_path", "does not begin with a slash")),
+    };
+    let host = header_text(context, &hostname, false).within("hostname")?;
+    let headers = header_ops(context, headers_to_add, Vec::new(), "headers")?;
+    Ok(Box::new(TcpTunnel { host, post, headers }))
 }
 
 fn backoff(value: BackoffStrategy) -> Converted<(Duration, Duration)> {

@@ -6,10 +6,12 @@ use crate::config::{RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
     RetryPolicy as Policy,
     retry_policy::{
-        RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType,
+        RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate, RetryPriority,
+        retry_host_predicate::ConfigType, retry_priority,
     },
 };
 use leno_xds::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_xds::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use std::time::Duration;
 
 /// When and how often a request is tried again.
@@ -30,7 +32,8 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = value;
-    refuse!(retry_priority, retry_options_predicates, refresh_cluster_on_retry);
+    refuse!(retry_options_predicates, refresh_cluster_on_retry);
+    let other_priorities = retry_priority.map(priorities).transpose().within("retry_priority")?;
     let mut avoid_tried = false;
     for RetryHostPredicate { name, config_type } in retry_host_predicate {
         let known = match config_type {
@@ -68,6 +71,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
             .filter(|limit| !limit.is_zero()),
         request_headers: matcher::headers(retriable_request_headers, "retriable_request_headers")?,
         avoid_tried,
+        other_priorities,
         base_backoff,
         max_backoff,
         rate_limited_backoff: rate_limited_retry_back_off
@@ -75,6 +79,19 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
             .transpose()
             .within("rate_limited_retry_back_off")?,
     })
+}
+
+fn priorities(value: RetryPriority) -> Converted<u32> {
+    let RetryPriority { name, config_type } = value;
+    let config = match &config_type {
+        Some(retry_priority::ConfigType::TypedConfig(any)) => optional::<PreviousPrioritiesConfig>(any)?,
+        None => None,
+    };
+    match config {
+        Some(PreviousPrioritiesConfig { update_frequency: 0 }) => Err(Refused::new("update_frequency", "is zero")),
+        Some(PreviousPrioritiesConfig { update_frequency }) => Ok(update_frequency.unsigned_abs()),
+        None => Err(Refused::new("", format!("`{name}` is not supported by this proxy"))),
+    }
 }
 
 fn rate_limited(value: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff> {

@@ -77,7 +77,11 @@ fn route_with_everything_that_is_supported_is_converted() {
                 "retry_on": "connect-failure,unavailable,retriable-headers",
                 "retriable_headers": [{"name": "X-Leno-Not-Sent", "present_match": true}],
                 "num_retries": 2,
-                "per_try_timeout": "1.5s"
+                "per_try_timeout": "1.5s",
+                "retry_priority": {"name": "p", "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+                    "update_frequency": 2
+                }}
             }
         },
         "request_headers_to_add": [
@@ -89,7 +93,7 @@ fn route_with_everything_that_is_supported_is_converted() {
     let route = &table.hosts()[0].routes[0];
     assert!(matches!(&route.matches.path, PathMatch::Regex(regex) if regex.is_match(b"/v2/x")));
     assert_eq!(route.matches.fraction, Some(50_000));
-    assert!(route.matches.headers[0].matches(Some(b"other")) && !route.matches.headers[0].matches(Some(b"jason")));
+    assert!(route.matches.headers[0].matches([&b"other"[..]]) && !route.matches.headers[0].matches([&b"jason"[..]]));
     assert_eq!(route.headers.request, [HeaderOp::Set("x-share".into(), "100%".into())]);
     assert_eq!(route.origin.as_deref(), Some("/apis/x"));
     let Action::Forward(forward) = &route.action else { panic!("it forwards") };
@@ -99,8 +103,36 @@ fn route_with_everything_that_is_supported_is_converted() {
     assert_eq!(forward.timeout, None);
     let retry = forward.retry.as_ref().unwrap();
     assert!(retry.on.connect_failure && retry.on.grpc_statuses == 1 << 14 && !retry.on.server_error);
-    assert!(retry.on.headers && &*retry.headers[0].name == "x-leno-not-sent" && retry.headers[0].matches(Some(b"1")));
+    assert!(retry.on.headers && &*retry.headers[0].name == "x-leno-not-sent" && retry.headers[0].matches([&b"1"[..]]));
     assert_eq!((retry.attempts, retry.per_try_timeout), (2, Some(Duration::from_millis(1500))));
+    assert_eq!(retry.other_priorities, Some(2));
+}
+
+#[test]
+fn route_with_upgrades_is_converted_and_refused_where_they_contradict() {
+    let with = |upgrades: serde_json::Value| {
+        let route = json!({"match": {"connect_matcher": {}}, "route": {"cluster": "a", "upgrade_configs": upgrades}});
+        table(with_route(route))
+    };
+    let upgrades = json!([
+        {"upgrade_type": "WebSocket", "enabled": false},
+        {"upgrade_type": "CONNECT", "connect_config": {"allow_post": true}}
+    ]);
+    let table = with(upgrades).unwrap();
+    let Action::Forward(forward) = &table.hosts()[0].routes[0].action else { panic!("it forwards") };
+    assert_eq!(forward.upgrades, [("websocket".into(), false), ("connect".into(), true)]);
+    assert!(forward.connect.is_some_and(|connect| connect.allow_post));
+    for (upgrades, field) in [
+        (json!([{"upgrade_type": "websocket", "connect_config": {}}]), "[0].connect_config"),
+        (json!([{"upgrade_type": "a"}, {"upgrade_type": "A"}]), "[1].upgrade_type"),
+        (
+            json!([{"upgrade_type": "CONNECT", "connect_config": {"proxy_protocol_config": {"version": "V2"}}}]),
+            "[0].connect_config.proxy_protocol_config",
+        ),
+    ] {
+        let refused = with(upgrades).unwrap_err();
+        assert_eq!(refused.field, format!("virtual_hosts[0].routes[0].route.upgrade_configs{field}"), "{refused}");
+    }
 }
 
 #[test]

@@ -251,7 +251,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     if let Some(options) = upstream_http_protocol_options {
         upstream::server_name(&mut cluster, options).within("upstream_http_protocol_options")?;
     }
-    http::http1(http_protocol_options).within("http_protocol_options")?;
+    cluster.http1.trailers = http::http1(http_protocol_options).within("http_protocol_options")?;
     if http2_protocol_options.is_some() {
         upstream::http2_options(&mut cluster, http2_protocol_options).within("http2_protocol_options")?;
         cluster.protocol = UpstreamProtocol::Http2;

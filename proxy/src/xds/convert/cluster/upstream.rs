@@ -3,7 +3,7 @@
 use super::super::common::{maybe_duration, socket};
 use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
 use super::outlier;
-use crate::config::{ClientTls, Cluster, Http2Keepalive, SourceBind, TcpKeepalive, UpstreamProtocol};
+use crate::config::{ClientTls, Cluster, Http2Keepalive, MAX_HEADERS, SourceBind, TcpKeepalive, UpstreamProtocol};
 use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
     TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
@@ -60,6 +60,9 @@ pub(super) fn keepalive(value: XdsKeepalive) -> TcpKeepalive {
     }
 }
 
+/// The most that `max_response_headers_kb` may allow, as in Envoy.
+const MAX_HEAD_KIB: usize = 8192;
+
 /// Options that every version of HTTP has.
 pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Converted<()> {
     let CommonOptions {
@@ -73,8 +76,17 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
         max_requests_per_connection,
     } = value;
     refuse!(max_stream_duration);
-    // The limits of answers are fixed: at most 128 headers and 60 KiB, which are Envoy's defaults but for the number (100).
-    let _ = (max_headers_count, max_response_headers_kb);
+    if let Some(count) = max_headers_count {
+        let most = usize::try_from(count).ok().filter(|count| (1..=MAX_HEADERS).contains(count));
+        cluster.http1.max_headers =
+            most.ok_or_else(|| Refused::new("max_headers_count", format!("is not between 1 and {MAX_HEADERS}")))?;
+    }
+    if let Some(kib) = max_response_headers_kb {
+        let most = usize::try_from(kib).ok().filter(|kib| (1..=MAX_HEAD_KIB).contains(kib));
+        cluster.http1.max_head_bytes = most
+            .ok_or_else(|| Refused::new("max_response_headers_kb", format!("is not between 1 and {MAX_HEAD_KIB}")))?
+            * 1024;
+    }
     if let Some(limit) = maybe_duration(idle_timeout, "idle_timeout")? {
         cluster.idle_timeout = limit;
     }
@@ -158,7 +170,8 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
             match protocol_config {
                 None => UpstreamProtocol::Http1,
                 Some(ProtocolConfig::HttpProtocolOptions(options)) => {
-                    http::http1(Some(options)).within("explicit_http_config.http_protocol_options")?;
+                    let within = "explicit_http_config.http_protocol_options";
+                    cluster.http1.trailers = http::http1(Some(options)).within(within)?;
                     UpstreamProtocol::Http1
                 }
                 Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
@@ -173,7 +186,8 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
         Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
             let UseDownstreamHttpConfig { http_protocol_options, http2_protocol_options, http3_protocol_options: _ } =
                 config;
-            http::http1(http_protocol_options).within("use_downstream_protocol_config.http_protocol_options")?;
+            let within = "use_downstream_protocol_config.http_protocol_options";
+            cluster.http1.trailers = http::http1(http_protocol_options).within(within)?;
             let within = "use_downstream_protocol_config.http2_protocol_options";
             http2_options(cluster, http2_protocol_options).within(within)?;
             UpstreamProtocol::Follow

@@ -1,0 +1,52 @@
+//! Where the attempts of a request were, and where the next one goes because of that.
+
+use crate::{
+    balance::{PickContext, Rng},
+    config::RetryPolicy,
+    pool::{ClusterState, Host},
+};
+use std::{net::SocketAddr, rc::Rc};
+
+/// The attempts of one request so far.
+#[derive(Debug, Default)]
+pub(super) struct Attempted {
+    /// Endpoints that come last (`previous_hosts`).
+    hosts: Vec<SocketAddr>,
+    /// Priorities of all attempts that failed (`previous_priorities`).
+    priorities: Vec<u32>,
+    /// Enough attempts failed for the priorities to be looked at again.
+    due: bool,
+    /// Priorities that are passed over now, one bit each.
+    passed_over: u128,
+}
+
+impl Attempted {
+    /// Takes note of an attempt that is followed by another.
+    pub(super) fn note(&mut self, host: &Host, policy: &RetryPolicy) {
+        if policy.avoid_tried {
+            self.hosts.push(host.address());
+        }
+        if let Some(every) = policy.other_priorities {
+            self.priorities.push(host.endpoint().priority);
+            self.due |= self.priorities.len() as u32 % every.max(1) == 0;
+        }
+    }
+
+    /// Chooses the endpoint of the next attempt.
+    pub(super) fn pick(&mut self, cluster: &ClusterState, rng: &Rng, context: &PickContext<'_>) -> Option<Rc<Host>> {
+        let tried = |host: &Host| self.hosts.contains(&host.address());
+        if std::mem::take(&mut self.due) {
+            let bit = |priority: &u32| 1u128.checked_shl(*priority).unwrap_or(0);
+            self.passed_over |= self.priorities.iter().map(bit).fold(0, |all, bit| all | bit);
+            if !cluster.can_pass_over(self.passed_over, rng) {
+                // All were tried: from the beginning.
+                self.passed_over = 0;
+                self.priorities.clear();
+            }
+        }
+        match self.passed_over {
+            0 => cluster.pick(rng, context, tried),
+            passed_over => cluster.pick_passing_over(passed_over, rng, context, tried),
+        }
+    }
+}
