@@ -379,7 +379,8 @@ pub(super) async fn finish<D: Downstream>(
     limits: &Limits,
     tunnel: bool,
 ) -> Result<(), Stop> {
-    let mut response = ResponsePump::default();
+    let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());
+    let mut response = ResponsePump::new(recode);
     let mut answered = false;
     let mut deaf = false;
     let (http1, mut left) = (!call.is_http2(), false);
