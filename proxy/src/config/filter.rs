@@ -1,7 +1,7 @@
 //! HTTP filters: what a request passes through before its route acts, and what routes change about it.
 
 use super::{
-    ClusterId, HeaderOp,
+    ClusterId, Compressor, CompressorSetting, Decompressor, HeaderOp,
     matcher::{HeaderMatch, StringMatch},
     ratelimit::LocalRateLimit,
 };
@@ -37,6 +37,10 @@ pub enum HttpFilter {
     HeaderMutation(Arc<HeaderMutation>),
     /// Waits for the whole request; bytes at most, more answers 413.
     Buffer(u64),
+    /// Compresses bodies.
+    Compressor(Arc<Compressor>),
+    /// Decompresses bodies.
+    Decompressor(Arc<Decompressor>),
     /// Counts gRPC calls, which this proxy's own metrics do anyway.
     GrpcStats,
     /// Answers health checks.
@@ -83,6 +87,8 @@ pub enum FilterSetting {
     HeaderMutation(Arc<HeaderMutation>),
     /// It works with this limit in bytes.
     Buffer(u64),
+    /// It works like this.
+    Compressor(CompressorSetting),
 }
 
 /// Delays and ends of requests on purpose.

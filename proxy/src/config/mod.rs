@@ -13,6 +13,7 @@ mod balancing;
 mod chain;
 mod chain_index;
 mod cluster;
+mod compression;
 mod edge;
 mod filter;
 mod hash;
@@ -49,6 +50,7 @@ pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
     SourceBind, TcpKeepalive, UpstreamProtocol,
 };
+pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
     Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,

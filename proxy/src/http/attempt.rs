@@ -395,7 +395,8 @@ pub(super) async fn finish<D: Downstream>(
     tunnel: bool,
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
-    let mut response = ResponsePump::new(observed);
+    let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());
+    let mut response = ResponsePump::new(observed, recode);
     let mut answered = false;
     let mut deaf = false;
     let (mut received, mut ended) = (None, None);

@@ -24,6 +24,7 @@ pub mod path;
 pub mod pipeline;
 pub mod pump;
 mod raw;
+mod recode;
 mod redirect;
 pub mod reply;
 pub mod retry;

@@ -121,6 +121,9 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
             trace::begin(call, selected);
         }
         filter::on_request(call, down, selected).await?;
+        if redirects == 0 {
+            body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
+        }
         wait_for_body(call, down, &mut body).await?;
         let selected = selected.ok_or(reply::NO_ROUTE)?;
         let forward = match &selected.route.action {
@@ -231,7 +234,7 @@ async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
-                call.request.body = BodyLength::Exact(body.bytes);
+                call.request.body = BodyLength::Exact(body.kept.bytes() as u64);
             }
             Ok(())
         }
@@ -357,7 +360,7 @@ async fn proxy<'a, D: Downstream>(
                     let again = policy
                         .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                     // An answer to half a request may be about that half; "nothing was sent" is not.
-                    if !again || body.unrepeatable || !(body.done || not_sent) {
+                    if !again || body.kept.unrepeatable || !(body.done || not_sent) {
                         if let Some(policy) = policy
                             && retries > 0
                             && retry::wanted(failure, Some(policy), safe)
@@ -366,7 +369,7 @@ async fn proxy<'a, D: Downstream>(
                         }
                         if let Some(follow) = &forward.internal_redirect
                             && body.done
-                            && !body.unrepeatable
+                            && !body.kept.unrepeatable
                             && redirect::follow(call, follow, redirects)
                         {
                             body.forget_if(call.request.body == BodyLength::Empty);
@@ -414,7 +417,7 @@ async fn proxy<'a, D: Downstream>(
         sent |= !harmless;
         call.tally.unsent = !sent;
         drop(active);
-        if !retry::wanted(failure, policy, safe) || body.unrepeatable {
+        if !retry::wanted(failure, policy, safe) || body.kept.unrepeatable {
             return Err(or_else.into());
         }
         // Once more, at once, and not counted.
@@ -502,6 +505,9 @@ async fn relay<'a, D: Downstream>(
     let tunnel = call.response.body == BodyLength::Tunnel;
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
+    }
+    if let Some(state) = &mut call.tally.filters {
+        state.chunked = call.response.headers.known(Known::TransferEncoding).is_some();
     }
     // What the endpoint's `connection` lists passes, as it does through Envoy.
     call.response.headers.remove_hop_by_hop(false);

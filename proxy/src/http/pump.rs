@@ -3,6 +3,7 @@
 use super::{
     body::{Downstream, HIGH_WATER, Piece, SideError, Upstream},
     mirror::Feeds,
+    recode::{self, Recode},
 };
 use crate::tcp::splice::{Moving, Pipe};
 use std::task::{Context, Poll, ready};
@@ -28,14 +29,40 @@ pub struct RequestPump {
     ended: bool,
     /// Bytes moved.
     pub bytes: u64,
-    /// What was sent, for another attempt; `None` when it is not kept (or became too long).
-    pub replay: Option<Vec<u8>>,
+    /// What was sent, for another attempt.
+    pub kept: Kept,
+    /// What filters do to the body.
+    pub recode: Option<Box<Recode>>,
+    /// Copies of the request that go elsewhere.
+    pub feeds: Option<Box<Feeds>>,
+}
+
+/// What of a request's body is kept for another attempt.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// What was sent; `None` when it is not kept (or became too long).
+    replay: Option<Vec<u8>>,
     /// More than `replay` holds was sent: another attempt cannot be whole.
     pub unrepeatable: bool,
     /// Bytes that `replay` may hold.
     limit: usize,
-    /// Copies of the request that go elsewhere.
-    pub feeds: Option<Box<Feeds>>,
+}
+
+impl Kept {
+    /// How much it is.
+    pub fn bytes(&self) -> usize {
+        self.replay.as_ref().map_or(0, Vec::len)
+    }
+
+    fn add(&mut self, data: &[u8]) {
+        match &mut self.replay {
+            Some(replay) if replay.len() + data.len() <= self.limit => replay.extend_from_slice(data),
+            _ => {
+                self.replay = None;
+                self.unrepeatable = true;
+            }
+        }
+    }
 }
 
 /// Bytes of a request's body that are kept for another attempt, unless the route says otherwise; Envoy's default.
@@ -44,15 +71,16 @@ pub const MAX_REPLAY: usize = 1024 * 1024;
 impl RequestPump {
     /// At the beginning of a body; `keep` bytes at most are kept for another attempt.
     pub fn new(keep: Option<usize>) -> Self {
-        Self { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), ..Self::default() }
+        let kept = Kept { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), unrepeatable: false };
+        Self { kept, ..Self::default() }
     }
 
     /// Keeps what will be sent, up to so many bytes, if nothing was sent yet.
     pub fn keep_for_replay(&mut self, limit: usize) {
-        if self.replay.is_none() && !self.unrepeatable && self.bytes == 0 {
-            self.replay = Some(Vec::new());
+        if self.kept.replay.is_none() && !self.kept.unrepeatable && self.bytes == 0 {
+            self.kept.replay = Some(Vec::new());
         }
-        self.limit = self.limit.max(limit);
+        self.kept.limit = self.kept.limit.max(limit);
     }
 
     /// Reads the whole body before anything is sent; false when it has more than `limit` bytes. Trailers are forgotten.
@@ -69,16 +97,27 @@ impl RequestPump {
         while !self.ended {
             match ready!(down.poll_body(cx))? {
                 Piece::Data(data) => {
+                    let data = part(data, self.recode.is_some());
                     let count = data.len();
-                    let replay = self.replay.get_or_insert_default();
-                    if replay.len() + count > limit {
+                    let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
+                    let data = made.as_deref().unwrap_or(data);
+                    let replay = self.kept.replay.get_or_insert_default();
+                    if replay.len() + data.len() > limit {
                         return Poll::Ready(Ok(false));
                     }
                     replay.extend_from_slice(data);
                     down.consume(count);
                     self.bytes += count as u64;
                 }
-                Piece::Trailers(_) | Piece::End => self.ended = true,
+                Piece::Trailers(_) | Piece::End => {
+                    let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
+                    let replay = self.kept.replay.get_or_insert_default();
+                    if replay.len() + rest.len() > limit {
+                        return Poll::Ready(Ok(false));
+                    }
+                    replay.extend_from_slice(&rest);
+                    self.ended = true;
+                }
             }
         }
         Poll::Ready(Ok(true))
@@ -86,14 +125,14 @@ impl RequestPump {
 
     /// Leaves out the body in further attempts.
     pub fn forget_if(&mut self, bodiless: bool) {
-        if bodiless && let Some(replay) = &mut self.replay {
+        if bodiless && let Some(replay) = &mut self.kept.replay {
             replay.clear();
         }
     }
 
     /// Gives the request's copies what was read before they began, and keeps them.
     pub fn feed(&mut self, feeds: Box<Feeds>) {
-        if let Some(replay) = self.replay.as_ref().filter(|replay| !replay.is_empty()) {
+        if let Some(replay) = self.kept.replay.as_ref().filter(|replay| !replay.is_empty()) {
             feeds.data(replay);
         }
         if self.ended {
@@ -104,11 +143,11 @@ impl RequestPump {
 
     /// Begins another attempt: what was sent before is sent again. False when that is not possible.
     pub fn rewind(&mut self, up: &mut impl Upstream) -> bool {
-        if self.unrepeatable {
+        if self.kept.unrepeatable {
             return false;
         }
         self.done = false;
-        if let Some(replay) = &self.replay
+        if let Some(replay) = &self.kept.replay
             && !replay.is_empty()
         {
             up.send_data(replay);
@@ -134,33 +173,41 @@ impl RequestPump {
             }
             match down.poll_body(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
+                    let data = part(data, self.recode.is_some());
                     let count = data.len();
-                    up.send_data(data);
-                    if let Some(feeds) = &self.feeds {
-                        feeds.data(data);
+                    match &mut self.recode {
+                        None => Self::give(data, up, &self.feeds, &mut self.kept),
+                        Some(recode) => {
+                            let made = recode.data(data).map_err(PumpError::Source)?;
+                            Self::give(&made, up, &self.feeds, &mut self.kept);
+                        }
                     }
-                    self.keep(count, |replay| replay.extend_from_slice(data));
                     down.consume(count);
                     self.bytes += count as u64;
                     *moved = true;
                 }
-                Poll::Ready(Ok(Piece::Trailers(trailers))) => {
-                    up.send_end(Some(trailers));
+                Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
+                    if let Some(recode) = &mut self.recode {
+                        let rest = recode.end().map_err(PumpError::Source)?;
+                        Self::give(&rest, up, &self.feeds, &mut self.kept);
+                    }
+                    let trailers = match end {
+                        Piece::Trailers(trailers) => Some(trailers),
+                        _ => None,
+                    };
+                    up.send_end(trailers);
                     if let Some(feeds) = &self.feeds {
-                        feeds.end(Some(trailers));
+                        feeds.end(trailers);
                     }
                     self.ended = true;
-                    self.unrepeatable = true;
-                }
-                Poll::Ready(Ok(Piece::End)) => {
-                    up.send_end(None);
-                    if let Some(feeds) = &self.feeds {
-                        feeds.end(None);
-                    }
-                    self.ended = true;
+                    self.kept.unrepeatable |= trailers.is_some();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Source(error))),
                 Poll::Pending => {
+                    if let Some(recode) = &mut self.recode {
+                        let made = recode.flush().map_err(PumpError::Source)?;
+                        Self::give(&made, up, &self.feeds, &mut self.kept);
+                    }
                     if up.queued() > 0 {
                         ready!(up.poll_flush(cx)).map_err(PumpError::Sink)?;
                     }
@@ -173,15 +220,22 @@ impl RequestPump {
         Poll::Ready(Ok(()))
     }
 
-    fn keep(&mut self, count: usize, add: impl FnOnce(&mut Vec<u8>)) {
-        match &mut self.replay {
-            Some(replay) if replay.len() + count <= self.limit => add(replay),
-            _ => {
-                self.replay = None;
-                self.unrepeatable = true;
-            }
+    /// Sends a part of the body, to its copies as well, and keeps it.
+    fn give(data: &[u8], up: &mut impl Upstream, feeds: &Option<Box<Feeds>>, kept: &mut Kept) {
+        if data.is_empty() {
+            return;
         }
+        up.send_data(data);
+        if let Some(feeds) = feeds {
+            feeds.data(data);
+        }
+        kept.add(data);
     }
+}
+
+/// What of a piece is taken at once: bounded where it may become more.
+fn part(data: &[u8], recoded: bool) -> &[u8] {
+    if recoded { &data[..data.len().min(recode::AT_ONCE)] } else { data }
 }
 
 /// How far the response's body is.
@@ -192,6 +246,7 @@ pub struct ResponsePump {
     pipe: Option<Pipe>,
     /// The kernel cannot, or has no pipe.
     copies: bool,
+    recode: Option<Box<Recode>>,
     /// Bytes moved.
     pub bytes: u64,
     /// The `grpc-status` of the trailers.
@@ -202,9 +257,9 @@ pub struct ResponsePump {
 }
 
 impl ResponsePump {
-    /// One that has moved nothing; whether it keeps the trailers.
-    pub fn new(keep: bool) -> Self {
-        Self { keep, ..Self::default() }
+    /// At the beginning of a body, to which filters do this; whether it keeps the trailers.
+    pub fn new(keep: bool, recode: Option<Box<Recode>>) -> Self {
+        Self { keep, copies: recode.is_some(), recode, ..Self::default() }
     }
 
     /// Moves what can be moved; ready when all of the response was sent.
@@ -226,26 +281,48 @@ impl ResponsePump {
             }
             match up.poll_body(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
+                    let data = part(data, self.recode.is_some());
                     let count = data.len();
-                    down.send_data(data);
+                    match &mut self.recode {
+                        None => {
+                            down.send_data(data);
+                            self.bytes += count as u64;
+                        }
+                        Some(recode) => {
+                            let made = recode.data(data).map_err(PumpError::Source)?;
+                            down.send_data(&made);
+                            self.bytes += made.len() as u64;
+                        }
+                    }
                     up.consume(count);
-                    self.bytes += count as u64;
                     *moved = true;
                 }
-                Poll::Ready(Ok(Piece::Trailers(trailers))) => {
-                    self.grpc_status = super::call::grpc_status(trailers.known(super::headers::Known::GrpcStatus));
-                    if self.keep {
-                        self.trailers = Some(Box::new(trailers.clone()));
+                Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
+                    if let Some(recode) = &mut self.recode {
+                        let rest = recode.end().map_err(PumpError::Source)?;
+                        down.send_data(&rest);
+                        self.bytes += rest.len() as u64;
                     }
-                    down.send_end(Some(trailers));
-                    self.ended = true;
-                }
-                Poll::Ready(Ok(Piece::End)) => {
-                    down.send_end(None);
+                    let trailers = match end {
+                        Piece::Trailers(trailers) => Some(trailers),
+                        _ => None,
+                    };
+                    self.grpc_status = trailers.and_then(|trailers| {
+                        super::call::grpc_status(trailers.known(super::headers::Known::GrpcStatus))
+                    });
+                    if self.keep {
+                        self.trailers = trailers.map(|trailers| Box::new(trailers.clone()));
+                    }
+                    down.send_end(trailers);
                     self.ended = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Source(error))),
                 Poll::Pending => {
+                    if let Some(recode) = &mut self.recode {
+                        let made = recode.flush().map_err(PumpError::Source)?;
+                        down.send_data(&made);
+                        self.bytes += made.len() as u64;
+                    }
                     if down.queued() > 0 {
                         ready!(down.poll_flush(cx)).map_err(PumpError::Sink)?;
                     }

@@ -275,6 +275,10 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
     filter::on_response(call);
     dress(call);
     call.note_response();
+    let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());
+    // What compresses a text that is there whole does not fail.
+    let made = recode.map(|mut recode| recode.whole(body).unwrap_or_default());
+    let body = made.as_deref().unwrap_or(body);
     down.send_head(call.request, call.response, close);
     if call.request.method() != b"HEAD" {
         down.send_data(body);

@@ -4,6 +4,7 @@
 //! Everything is decided while the request goes through. What a filter wants of the response it leaves in the request's
 //! [`State`], and it is done to whatever response comes, in the opposite order.
 
+mod compression;
 mod cors;
 mod fault;
 mod ratelimit;
@@ -11,9 +12,9 @@ mod rbac;
 
 pub(super) use fault::ActiveFault;
 
-use super::{body::Downstream, call::Call, edit, pipeline::Stop, reply::Reply};
+use super::{body::Downstream, call::Call, edit, pipeline::Stop, recode::Recode, reply::Reply};
 use crate::{
-    config::{FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
+    config::{Decompressor, FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
     route::{self, Selected},
     telemetry::ResponseFlags,
 };
@@ -30,6 +31,12 @@ pub struct State<'a> {
     pub(super) cookies: Vec<Vec<u8>>,
     /// Bytes of the request's body that a filter waits for before anything is sent on.
     pub(super) buffer: Option<u64>,
+    /// What is done to the request's body.
+    pub(super) recode_request: Option<Box<Recode>>,
+    /// What is done to the response's body.
+    pub(super) recode_response: Option<Box<Recode>>,
+    /// The response came in chunks.
+    pub(super) chunked: bool,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
 }
@@ -51,6 +58,8 @@ enum Step<'a> {
     Headers(&'a [HeaderOp]),
     /// Sets these.
     Add(Vec<(&'static str, Vec<u8>)>),
+    Compress(compression::Asked<'a>),
+    Decompress(&'a Decompressor),
 }
 
 /// Leads the request through the filters.
@@ -130,6 +139,22 @@ async fn pass<'a, D: Downstream>(
                     false => (200, ResponseFlags::none()),
                 };
                 return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
+            }
+            Ok(())
+        }
+        (HttpFilter::Compressor(own), setting) => {
+            let setting = match setting {
+                Some(FilterSetting::Compressor(of_route)) => Some(of_route),
+                _ => None,
+            };
+            if let Some(asked) = compression::on_request(call, own, setting) {
+                call.tally.filters().steps.push(Step::Compress(asked));
+            }
+            Ok(())
+        }
+        (HttpFilter::Decompressor(own), _) => {
+            if compression::open_request(call, own) {
+                call.tally.filters().steps.push(Step::Decompress(own));
             }
             Ok(())
         }
@@ -213,6 +238,8 @@ pub(super) fn on_response(call: &mut Call<'_>) {
                     call.response.headers.set(name, &value);
                 }
             }
+            Step::Compress(asked) => compression::on_response(call, &asked),
+            Step::Decompress(decompressor) => compression::open_response(call, decompressor),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The whole way on loopback: real sockets, a worker's thread, back ends in the test's own threads.
 
+mod compression;
 mod configured;
 mod filters;
 mod framing;

@@ -1,5 +1,6 @@
 //! HTTP filters: the chain of a connection manager, and what routes say about its filters.
 
+mod compression;
 mod cors;
 mod fault;
 mod mutation;
@@ -18,7 +19,9 @@ use leno_xds::envoy::config::core::v3::RuntimeFractionalPercent;
 use leno_xds::envoy::config::route::v3::FilterConfig;
 use leno_xds::envoy::extensions::filters::http::{
     buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
+    compressor::v3::{Compressor, CompressorPerRoute},
     cors::v3::{Cors, CorsPolicy},
+    decompressor::v3::Decompressor,
     fault::v3::HttpFault,
     grpc_stats::v3::FilterConfig as GrpcStats,
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
@@ -91,6 +94,10 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
         } = value;
         refuse!(emit_filter_state);
         HttpFilter::GrpcStats
+    } else if let Some(value) = optional::<Compressor>(any)? {
+        HttpFilter::Compressor(Arc::new(compression::compressor(value)?))
+    } else if let Some(value) = optional::<Decompressor>(any)? {
+        HttpFilter::Decompressor(Arc::new(compression::decompressor(value)?))
     } else if let Some(value) = optional::<Check>(any)? {
         HttpFilter::HealthCheck(Arc::new(health_check(value)?))
     } else {
@@ -192,6 +199,11 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
     } else if let Some(HeaderMutationPerRoute { mutations }) = optional(any)? {
         let mutation = mutation::mutations(context, mutations.unwrap_or_default()).within("mutations")?;
         FilterSetting::HeaderMutation(Arc::new(mutation))
+    } else if let Some(value) = optional::<CompressorPerRoute>(any)? {
+        match compression::of_route(value)? {
+            Some(setting) => FilterSetting::Compressor(setting),
+            None => FilterSetting::On,
+        }
     } else if let Some(BufferPerRoute { r#override }) = optional(any)? {
         match r#override {
             Some(buffer_per_route::Override::Disabled(true)) => FilterSetting::Off,

@@ -2,7 +2,9 @@
 
 use super::super::{Context, Refused, route};
 use super::chain;
-use crate::config::{Action, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HttpFilter, RouteTable, Share};
+use crate::config::{
+    Action, Coding, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HttpFilter, Library, RouteTable, Share,
+};
 use serde_json::{Value, json};
 
 const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
@@ -145,4 +147,50 @@ fn route_with_copies_hashes_and_limits_is_converted() {
     assert_eq!((forward.hash.len(), forward.hash[0].terminal), (2, true));
     let cors = settings(&table).get("envoy.filters.http.cors");
     assert!(matches!(cors, Some(FilterSetting::Cors(_))), "the older way counts too");
+}
+
+#[test]
+fn compressor_with_every_part_is_converted_and_refused_by_path() {
+    let library = |kind: &str, fields: Value| {
+        let mut config = fields;
+        config["@type"] = json!(format!("type.googleapis.com/envoy.extensions.compression.{kind}"));
+        json!({"name": "l", "typed_config": config})
+    };
+    let brotli = library("brotli.compressor.v3.Brotli", json!({"quality": 5}));
+    let converted = filter(
+        "compressor.v3.Compressor",
+        json!({
+            "compressor_library": brotli.clone(), "choose_first": true,
+            "response_direction_config": {
+                "common_config": {"min_content_length": 7, "content_type": ["text/x"]}, "weaken_etag_on_compress": true
+            }
+        }),
+    );
+    let HttpFilter::Compressor(compressor) = converted.unwrap() else { panic!("a compressor") };
+    assert_eq!(compressor.library, Library::Brotli(5, 18));
+    assert!(compressor.choose_first && compressor.weaken_etags && compressor.requests.is_none());
+    let responses = &compressor.responses;
+    assert_eq!((responses.min_length, responses.types.as_slice()), (7, &["text/x".into()][..]));
+    let older = json!({"compressor_library": brotli, "content_length": 9, "runtime_enabled": {"default_value": false}});
+    let HttpFilter::Compressor(older) = filter("compressor.v3.Compressor", older).unwrap() else { panic!("one too") };
+    assert!(!older.responses.enabled && older.responses.min_length == 9 && older.responses.types.len() > 8);
+    let zstd = library("zstd.compressor.v3.Zstd", json!({"dictionary": {"inline_string": "x"}}));
+    let wide = library("brotli.compressor.v3.Brotli", json!({"window_bits": 25}));
+    for (library, field) in [
+        (zstd, "compressor_library.dictionary"),
+        (wide, "compressor_library.window_bits"),
+        (json!({"name": "l"}), "compressor_library.typed_config"),
+    ] {
+        let refused = filter("compressor.v3.Compressor", json!({"compressor_library": library})).unwrap_err();
+        assert_eq!(refused.field, format!("http_filters[0].typed_config.{field}"), "{refused}");
+    }
+    let gzip = library("gzip.decompressor.v3.Gzip", json!({"max_inflate_ratio": 20}));
+    let fields = json!({"decompressor_library": gzip, "request_direction_config": {
+        "common_config": {"enabled": {"default_value": false}}, "advertise_accept_encoding": false
+    }});
+    let HttpFilter::Decompressor(opposite) = filter("decompressor.v3.Decompressor", fields).unwrap() else {
+        panic!("a decompressor")
+    };
+    assert_eq!((opposite.coding, opposite.max_ratio, opposite.advertise), (Coding::Gzip, 20, false));
+    assert_eq!((opposite.requests, opposite.responses), (None, Some(false)));
 }

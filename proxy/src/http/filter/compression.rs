@@ -1,0 +1,296 @@
+//! Compresses and decompresses: which bodies, and what heads then say. The rules are Envoy's.
+
+use super::super::{
+    call::Call,
+    head::BodyLength,
+    headers::{Headers, Known},
+    recode::Recode,
+};
+use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, HttpFilter};
+
+/// What of a request decides about its response.
+pub(super) struct Asked<'a> {
+    compressor: &'a Compressor,
+    /// The client's `accept-encoding`.
+    accepts: Option<Box<[u8]>>,
+    enabled: bool,
+}
+
+/// Leads a request past a compressor. What decides about the response, if it may be compressed.
+pub(super) fn on_request<'a>(
+    call: &mut Call<'a>,
+    compressor: &'a Compressor,
+    setting: Option<&CompressorSetting>,
+) -> Option<Asked<'a>> {
+    let mut lines = call.request.headers.values("accept-encoding").peekable();
+    let accepts = lines.peek().is_some().then(|| lines.collect::<Vec<_>>().join(&b","[..]).into());
+    let chunked = !call.is_http2() && call.request.body == BodyLength::Unknown;
+    if let Some(wanted) = compressor.requests.as_ref().filter(|wanted| wanted.enabled)
+        && !call.request.wants_tunnel()
+        && call.request.body != BodyLength::Empty
+        && long_enough(wanted, call.request.body, chunked)
+        && has_type(wanted, &call.request.headers)
+        && call.request.headers.get("content-encoding").is_none()
+        && let Some(recode) = compress(call.tally.filters().recode_request.take(), compressor)
+    {
+        call.tally.filters().recode_request = Some(recode);
+        let headers = &mut call.request.headers;
+        headers.remove_known(Known::ContentLength);
+        headers.set("content-encoding", compressor.library.coding().name().as_bytes());
+        call.request.body = BodyLength::Unknown;
+    }
+    let enabled = setting.map_or(compressor.responses.enabled, |setting| setting.responses);
+    let remove = setting.and_then(|setting| setting.remove_accept_encoding);
+    if enabled && remove.unwrap_or(compressor.remove_accept_encoding) {
+        call.request.headers.remove("accept-encoding");
+    }
+    enabled.then_some(Asked { compressor, accepts, enabled })
+}
+
+fn compress(recode: Option<Box<Recode>>, compressor: &Compressor) -> Option<Box<Recode>> {
+    let mut recode = recode.unwrap_or_default();
+    recode.compress(compressor.library).ok()?;
+    Some(recode)
+}
+
+/// Leads the response past a compressor.
+pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
+    let Asked { compressor, accepts, enabled } = asked;
+    let (wanted, headers) = (&compressor.responses, &call.response.headers);
+    let body = call.response.body;
+    let promised = match (headers.known(Known::ContentLength), body) {
+        // An answer to HEAD tells what a GET would get.
+        (Some(length), BodyLength::Empty) => number(length).map_or(body, BodyLength::Exact),
+        _ => body,
+    };
+    let chunked = call.tally.filters().chunked;
+    let compressible = *enabled
+        && long_enough(wanted, promised, chunked)
+        && body != BodyLength::Tunnel
+        && has_type(wanted, headers)
+        && !says_no_transform(headers)
+        && !(compressor.spare_etags && headers.get("etag").is_some())
+        && headers.get("content-encoding").is_none()
+        && !compressor.spared_statuses.contains(&call.response.status);
+    if !compressible {
+        return;
+    }
+    let ended = body == BodyLength::Empty || call.request.method() == b"HEAD";
+    let coding = compressor.library.coding();
+    let chosen = accepts.as_deref().and_then(|accepts| choose(accepts, call, headers.get("content-type")));
+    if !ended
+        && chosen == Some(coding)
+        && let Some(recode) = compress(call.tally.filters().recode_response.take(), compressor)
+    {
+        call.tally.filters().recode_response = Some(recode);
+        call.response.body = BodyLength::Unknown;
+        let headers = &mut call.response.headers;
+        headers.remove_known(Known::ContentLength);
+        headers.set("content-encoding", coding.name().as_bytes());
+        etag(headers, compressor.weaken_etags);
+    }
+    vary(&mut call.response.headers);
+}
+
+/// A strong `etag` stands for the bytes themselves, which are others now.
+fn etag(headers: &mut Headers, weaken: bool) {
+    let Some(value) = headers.get("etag").map(<[u8]>::to_vec) else { return };
+    if value.len() > 2 && !matches!(value[..2], [b'W' | b'w', b'/']) {
+        match weaken {
+            true => headers.set("etag", &[b"W/", &value[..]].concat()),
+            false => _ = headers.remove("etag"),
+        }
+    }
+}
+
+/// Says that the answer would be another for clients that accept other codings.
+fn vary(headers: &mut Headers) {
+    let has =
+        headers.get("vary").is_some_and(|value| value.split(|&b| b == b',').any(|token| is(token, b"accept-encoding")));
+    if !has {
+        headers.append_to("vary", b", ", b"Accept-Encoding");
+    }
+}
+
+fn is(token: &[u8], name: &[u8]) -> bool {
+    token.trim_ascii().eq_ignore_ascii_case(name)
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn long_enough(wanted: &Compressible, body: BodyLength, chunked: bool) -> bool {
+    match body {
+        BodyLength::Exact(length) => length >= wanted.min_length,
+        BodyLength::Unknown => chunked,
+        BodyLength::Empty | BodyLength::Tunnel => false,
+    }
+}
+
+/// A content type without its parameters.
+fn media_type(value: &[u8]) -> &[u8] {
+    value.split(|&b| b == b';').next().unwrap_or_default().trim_ascii()
+}
+
+fn has_type(wanted: &Compressible, headers: &Headers) -> bool {
+    fits(wanted, headers.get("content-type"))
+}
+
+fn fits(wanted: &Compressible, content_type: Option<&[u8]>) -> bool {
+    let Some(value) = content_type.map(media_type) else { return true };
+    wanted.types.is_empty() || wanted.types.iter().any(|known| known.as_bytes() == value)
+}
+
+fn says_no_transform(headers: &Headers) -> bool {
+    let says = |value: &[u8]| value.split(|&b| b == b',').any(|token| is(token, b"no-transform"));
+    headers.get("cache-control").is_some_and(says)
+}
+
+/// The coding that the client likes best of those that the chain has for this content; `None` is none.
+fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> Option<Coding> {
+    let mut offered: Vec<(Coding, bool)> = Vec::new();
+    for entry in &call.manager.filters {
+        if let HttpFilter::Compressor(compressor) = &entry.filter
+            && fits(&compressor.responses, content_type)
+        {
+            let coding = compressor.library.coding();
+            if !offered.iter().any(|(known, _)| *known == coding) {
+                offered.push((coding, compressor.choose_first));
+            }
+        }
+    }
+    preferred(accepts, offered)
+}
+
+/// Of codings in the order of the chain, and whether each goes first among those that are liked alike.
+fn preferred(accepts: &[u8], mut offered: Vec<(Coding, bool)>) -> Option<Coding> {
+    let mut wishes: Vec<(&[u8], f32)> = Vec::new();
+    for token in accepts.split(|&b| b == b',').filter(|token| !token.is_empty()) {
+        let mut parts = token.splitn(2, |&b| b == b';');
+        let name = parts.next().unwrap_or_default().trim_ascii();
+        let weight = parts.next().and_then(|text| {
+            let at = text.iter().position(|&b| b == b'=')?;
+            is(&text[..at], b"q").then(|| text[at + 1..].trim_ascii())
+        });
+        let weight = match weight {
+            None => 1.0,
+            Some(text) => match std::str::from_utf8(text).ok().and_then(|text| text.parse::<f32>().ok()) {
+                Some(weight) if weight.is_finite() => weight,
+                _ => continue,
+            },
+        };
+        wishes.push((name, weight));
+        if weight == 0.0 {
+            offered.retain(|(coding, _)| coding.name().as_bytes() != name);
+        }
+    }
+    let first = offered.first()?.0;
+    let mut choice: (Option<Coding>, f32) = (None, 0.0);
+    for (name, weight) in wishes {
+        let offer = offered.iter().find(|(coding, _)| coding.name().as_bytes() == name);
+        let goes_first = offer.is_some_and(|(_, goes_first)| *goes_first);
+        if weight > choice.1 || weight > 0.0 && weight == choice.1 && goes_first {
+            match (offer, name) {
+                (Some((coding, _)), _) => choice = (Some(*coding), weight),
+                (None, b"*") => choice = (Some(first), weight),
+                (None, b"identity") => choice = (None, weight),
+                _ => {}
+            }
+        }
+    }
+    choice.0
+}
+
+/// Leads a request past a decompressor; whether its response may be decompressed.
+pub(super) fn open_request(call: &mut Call<'_>, decompressor: &Decompressor) -> bool {
+    if decompressor.advertise {
+        let name = decompressor.coding.name().as_bytes();
+        let headers = &mut call.request.headers;
+        let known = |value: &[u8]| value.split(|&b| b == b',').any(|token| is(media_type(token), name));
+        if !headers.get("accept-encoding").is_some_and(known) {
+            headers.append_to("accept-encoding", b",", name);
+        }
+    }
+    if let Some(always) = decompressor.requests
+        && call.request.body != BodyLength::Empty
+        && !call.request.wants_tunnel()
+        && opens(&mut call.request.headers, decompressor, always)
+        && let Some(recode) = decompress(call.tally.filters().recode_request.take(), decompressor)
+    {
+        call.tally.filters().recode_request = Some(recode);
+        call.request.headers.remove_known(Known::ContentLength);
+        call.request.body = BodyLength::Unknown;
+    }
+    decompressor.responses.is_some()
+}
+
+/// Leads a response past a decompressor.
+pub(super) fn open_response(call: &mut Call<'_>, decompressor: &Decompressor) {
+    let ended =
+        matches!(call.response.body, BodyLength::Empty | BodyLength::Tunnel) || call.request.method() == b"HEAD";
+    if let Some(always) = decompressor.responses
+        && !ended
+        && opens(&mut call.response.headers, decompressor, always)
+        && let Some(recode) = decompress(call.tally.filters().recode_response.take(), decompressor)
+    {
+        call.tally.filters().recode_response = Some(recode);
+        call.response.headers.remove_known(Known::ContentLength);
+        call.response.body = BodyLength::Unknown;
+    }
+}
+
+fn decompress(recode: Option<Box<Recode>>, decompressor: &Decompressor) -> Option<Box<Recode>> {
+    let mut recode = recode.unwrap_or_default();
+    recode.decompress(decompressor.coding, decompressor.max_ratio).ok()?;
+    Some(recode)
+}
+
+/// Takes the coding from the head, if it is the last that was applied.
+fn opens(headers: &mut Headers, decompressor: &Decompressor, always: bool) -> bool {
+    if !always && says_no_transform(headers) {
+        return false;
+    }
+    let Some(value) = headers.get("content-encoding").map(<[u8]>::to_vec) else { return false };
+    let at = value.iter().rposition(|&b| b == b',');
+    let last = at.map_or(&value[..], |at| &value[at + 1..]);
+    if !is(last, decompressor.coding.name().as_bytes()) {
+        return false;
+    }
+    match at {
+        Some(at) => headers.set("content-encoding", value[..at].trim_ascii()),
+        None => _ = headers.remove("content-encoding"),
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coding_when_several_are_accepted_then_the_heaviest_that_is_offered() {
+        let all = || vec![(Coding::Gzip, false), (Coding::Brotli, false), (Coding::Zstd, false)];
+        for (accepts, chosen) in [
+            ("gzip", Some(Coding::Gzip)),
+            ("br, gzip", Some(Coding::Brotli)),
+            ("gzip;q=0.5, zstd;q=0.8, br;q=0.1", Some(Coding::Zstd)),
+            ("gzip;q=0, *", Some(Coding::Brotli)),
+            ("*", Some(Coding::Gzip)),
+            ("*;q=0.1, identity;q=0.5", None),
+            ("identity, gzip;q=0.5", None),
+            ("deflate, compress", None),
+            ("gzip;q=x, br;q=0.2", Some(Coding::Brotli)),
+            ("gzip ; q = 0.5 , br;q=0.4", Some(Coding::Gzip)),
+            ("GZIP", None),
+            ("gzip;q=0, br;q=0, zstd;q=0, *", None),
+            ("", None),
+        ] {
+            assert_eq!(preferred(accepts.as_bytes(), all()), chosen, "{accepts}");
+        }
+        let first = vec![(Coding::Gzip, false), (Coding::Brotli, true)];
+        assert_eq!(preferred(b"gzip, br", first.clone()), Some(Coding::Brotli));
+        assert_eq!(preferred(b"br, gzip", first.clone()), Some(Coding::Brotli));
+        assert_eq!(preferred(b"gzip, br;q=0.9", first), Some(Coding::Gzip));
+    }
+}

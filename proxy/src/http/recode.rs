@@ -1,0 +1,325 @@
+//! Bodies that filters compress or decompress while they pass.
+
+use super::body::SideError;
+use crate::config::{Coding, Library};
+use std::io::{self, Write};
+
+/// Bytes that are taken in one go; with the ratio of a decompressor that bounds what one go can give.
+pub const AT_ONCE: usize = 8 * 1024;
+/// The greatest window of zstd that is decompressed, as a logarithm: 8 MiB, which RFC 8878 asks of every decoder.
+const ZSTD_WINDOW: u32 = 23;
+/// Bytes of the buffers inside of brotli.
+const BROTLI_BUFFER: usize = 4096;
+
+/// Takes what comes out, and no more than there is room for.
+#[derive(Debug)]
+struct Out {
+    bytes: Vec<u8>,
+    room: u64,
+}
+
+impl Out {
+    fn new() -> Self {
+        Self { bytes: Vec::new(), room: u64::MAX }
+    }
+
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+impl Write for Out {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = data.len() as u64;
+        self.room = self.room.checked_sub(count).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.bytes.extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One step.
+enum Stage {
+    Gzip(flate2::write::GzEncoder<Out>),
+    /// Gone once it has ended.
+    Brotli(Option<Box<brotli::CompressorWriter<Out>>>),
+    Zstd(zstd::stream::write::Encoder<'static, Out>),
+    Gunzip(flate2::write::MultiGzDecoder<Out>, Ratio),
+    Unbrotli(Box<brotli::DecompressorWriter<Out>>, Ratio),
+    Unzstd(zstd::stream::write::Decoder<'static, Out>, Ratio),
+}
+
+/// What a decompressor has taken and given.
+#[derive(Debug)]
+struct Ratio {
+    most: u64,
+    taken: u64,
+    given: u64,
+}
+
+impl Ratio {
+    /// How much may come out of what was taken so far and this.
+    fn room(&mut self, more: usize) -> u64 {
+        self.taken += more as u64;
+        self.taken.saturating_mul(self.most).saturating_sub(self.given)
+    }
+
+    fn gave(&mut self, out: Vec<u8>) -> Vec<u8> {
+        self.given += out.len() as u64;
+        out
+    }
+}
+
+/// What happens after some data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// More may come at once.
+    More,
+    /// What is there must come out now.
+    Flush,
+    /// Nothing more comes.
+    End,
+}
+
+impl Stage {
+    fn step(&mut self, data: &[u8], then: Then) -> io::Result<Vec<u8>> {
+        /// Writes and flushes.
+        fn write(to: &mut impl Write, data: &[u8], then: Then) -> io::Result<()> {
+            to.write_all(data)?;
+            if then == Then::Flush { to.flush() } else { Ok(()) }
+        }
+        match self {
+            Self::Gzip(encoder) => {
+                write(encoder, data, then)?;
+                if then == Then::End {
+                    encoder.try_finish()?;
+                }
+                Ok(encoder.get_mut().take())
+            }
+            Self::Brotli(place) => {
+                let Some(encoder) = place else { return Ok(Vec::new()) };
+                write(encoder, data, then)?;
+                match then {
+                    Then::End => Ok(place.take().map(|encoder| encoder.into_inner().take()).unwrap_or_default()),
+                    _ => Ok(encoder.get_mut().take()),
+                }
+            }
+            Self::Zstd(encoder) => {
+                write(encoder, data, then)?;
+                if then == Then::End {
+                    encoder.do_finish()?;
+                }
+                Ok(encoder.get_mut().take())
+            }
+            Self::Gunzip(decoder, ratio) => {
+                decoder.get_mut().room = ratio.room(data.len());
+                write(decoder, data, then)?;
+                if then == Then::End {
+                    decoder.try_finish()?;
+                }
+                Ok(ratio.gave(decoder.get_mut().take()))
+            }
+            Self::Unbrotli(decoder, ratio) => {
+                decoder.get_mut().room = ratio.room(data.len());
+                write(decoder, data, then)?;
+                if then == Then::End {
+                    decoder.close()?;
+                }
+                Ok(ratio.gave(decoder.get_mut().take()))
+            }
+            Self::Unzstd(decoder, ratio) => {
+                decoder.get_mut().room = ratio.room(data.len());
+                write(decoder, data, if then == Then::End { Then::Flush } else { then })?;
+                Ok(ratio.gave(decoder.get_mut().take()))
+            }
+        }
+    }
+}
+
+/// A body's way through all filters that change its coding.
+#[derive(Default)]
+pub struct Recode {
+    stages: Vec<Stage>,
+    /// Something was taken since what is inside was last brought out.
+    holds: bool,
+}
+
+impl std::fmt::Debug for Recode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recode({})", self.stages.len())
+    }
+}
+
+impl Recode {
+    /// Compresses what comes out so far.
+    ///
+    /// # Errors
+    /// When the library has no memory.
+    pub fn compress(&mut self, library: Library) -> io::Result<()> {
+        let out = Out::new();
+        self.stages.push(match library {
+            Library::Gzip(level) => {
+                Stage::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::new(level.min(9))))
+            }
+            Library::Brotli(quality, window) => {
+                let encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, quality, window);
+                Stage::Brotli(Some(Box::new(encoder)))
+            }
+            Library::Zstd(level, checksum) => {
+                let mut encoder = zstd::stream::write::Encoder::new(out, level)?;
+                encoder.include_checksum(checksum)?;
+                Stage::Zstd(encoder)
+            }
+        });
+        Ok(())
+    }
+
+    /// Decompresses what comes out so far, up to so many times as much as comes in.
+    ///
+    /// # Errors
+    /// When the library has no memory.
+    pub fn decompress(&mut self, coding: Coding, max_ratio: u32) -> io::Result<()> {
+        let (out, ratio) = (Out::new(), Ratio { most: max_ratio.into(), taken: 0, given: 0 });
+        self.stages.push(match coding {
+            Coding::Gzip => Stage::Gunzip(flate2::write::MultiGzDecoder::new(out), ratio),
+            Coding::Brotli => Stage::Unbrotli(Box::new(brotli::DecompressorWriter::new(out, BROTLI_BUFFER)), ratio),
+            Coding::Zstd => {
+                let mut decoder = zstd::stream::write::Decoder::new(out)?;
+                decoder.window_log_max(ZSTD_WINDOW)?;
+                Stage::Unzstd(decoder, ratio)
+            }
+        });
+        Ok(())
+    }
+
+    /// Takes data, at most [`AT_ONCE`], and gives what comes of it.
+    ///
+    /// # Errors
+    /// When it is not what it should be, or would become too long.
+    pub fn data(&mut self, data: &[u8]) -> Result<Vec<u8>, SideError> {
+        self.holds = true;
+        self.run(data, Then::More)
+    }
+
+    /// Gives what was held back.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub fn flush(&mut self) -> Result<Vec<u8>, SideError> {
+        match std::mem::take(&mut self.holds) {
+            true => self.run(b"", Then::Flush),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Gives the last of it.
+    ///
+    /// # Errors
+    /// As [`Self::data`], and when the end is missing.
+    pub fn end(&mut self) -> Result<Vec<u8>, SideError> {
+        self.run(b"", Then::End)
+    }
+
+    /// Takes a whole body.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub fn whole(&mut self, body: &[u8]) -> Result<Vec<u8>, SideError> {
+        let mut all = Vec::new();
+        for part in body.chunks(AT_ONCE) {
+            all.append(&mut self.data(part)?);
+        }
+        all.append(&mut self.end()?);
+        Ok(all)
+    }
+
+    fn run(&mut self, data: &[u8], then: Then) -> Result<Vec<u8>, SideError> {
+        let mut between: Option<Vec<u8>> = None;
+        for stage in &mut self.stages {
+            let given = stage.step(between.as_deref().unwrap_or(data), then);
+            between = Some(given.map_err(|error| match error.kind() {
+                io::ErrorKind::FileTooLarge => SideError::Limit("what a compressed body may become"),
+                _ => SideError::Limit("what a coding allows"),
+            })?);
+        }
+        Ok(between.unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [Library; 3] = [Library::Gzip(6), Library::Brotli(3, 18), Library::Zstd(3, true)];
+
+    fn compressed(library: Library, body: &[u8]) -> Vec<u8> {
+        let mut recode = Recode::default();
+        recode.compress(library).unwrap();
+        recode.whole(body).unwrap()
+    }
+
+    fn decompressed(library: Library, body: &[u8], ratio: u32) -> Result<Vec<u8>, SideError> {
+        let mut recode = Recode::default();
+        recode.decompress(library.coding(), ratio).unwrap();
+        recode.whole(body)
+    }
+
+    #[test]
+    fn body_when_compressed_and_decompressed_then_it_is_the_same_in_every_coding() {
+        let body: Vec<u8> = (0..200_000u32).flat_map(|n| (n % 1000).to_string().into_bytes()).collect();
+        for library in ALL {
+            let small = compressed(library, &body);
+            assert!(small.len() < body.len() / 4, "{library:?}");
+            assert!(decompressed(library, &small, 1000).unwrap() == body, "{library:?}");
+            let mut both = Recode::default();
+            both.decompress(library.coding(), 1000).unwrap();
+            both.compress(Library::Gzip(1)).unwrap();
+            let other = both.whole(&small).unwrap();
+            assert!(decompressed(Library::Gzip(1), &other, 1000).unwrap() == body, "{library:?} to gzip");
+        }
+    }
+
+    #[test]
+    fn body_when_it_pauses_then_what_was_taken_comes_out() {
+        for library in ALL {
+            let mut there = Recode::default();
+            there.compress(library).unwrap();
+            let mut back = Recode::default();
+            back.decompress(library.coding(), 100).unwrap();
+            for part in ["one", "two", "three"] {
+                let mut sent = there.data(part.as_bytes()).unwrap();
+                sent.append(&mut there.flush().unwrap());
+                assert!(there.flush().unwrap().is_empty(), "nothing is held any more");
+                let mut got = back.data(&sent).unwrap();
+                got.append(&mut back.flush().unwrap());
+                assert_eq!(String::from_utf8(got).unwrap(), part, "{library:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn body_when_it_is_a_bomb_or_not_in_its_coding_then_it_ends() {
+        let bomb = vec![0; 64 << 20];
+        for library in ALL {
+            let small = compressed(library, &bomb);
+            let mut recode = Recode::default();
+            recode.decompress(library.coding(), 100).unwrap();
+            let mut given = 0;
+            let ended = small.chunks(AT_ONCE).find_map(|part| match recode.data(part) {
+                Ok(out) => {
+                    given += out.len();
+                    None
+                }
+                Err(error) => Some(error),
+            });
+            assert!(matches!(ended, Some(SideError::Limit(_))), "{library:?}");
+            assert!(given <= small.len() * 100, "{library:?} gave {given} of {}", small.len());
+            assert!(decompressed(library, b"this is plain text and nothing else", 100).is_err(), "{library:?}");
+        }
+        let cut = &compressed(Library::Gzip(6), b"a body that is cut off before its end")[..20];
+        assert!(decompressed(Library::Gzip(6), cut, 100).is_err());
+    }
+}
