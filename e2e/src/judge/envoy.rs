@@ -202,6 +202,14 @@ fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials,
                 "typed_extension_protocol_options": http2,
                 "load_assignment": one("sds-grpc", json!({"pipe": {"path": secrets}})),
             },
+            {
+                // Nobody reads the log here, but Envoy wants to know where it would go.
+                "name": "als-grpc",
+                "type": "STATIC",
+                "connect_timeout": "1s",
+                "typed_extension_protocol_options": http2,
+                "load_assignment": one("als-grpc", json!({"pipe": {"path": secrets}})),
+            },
         ]},
     })
 }
