@@ -52,10 +52,12 @@ impl Engines {
     fn put_into(self, manifest: String) -> String {
         const ENVOY_IN_THE_SHOP: [&str; 3] =
             ["{app: front, version: v1}", "{app: reviews, version: v2}", "{app: ratings, version: v1}"];
+        // Envoy alone needs about 70 MiB.
+        let larger = |manifest: String| manifest.replace("limits: {memory: 128Mi}", "limits: {memory: 256Mi}");
         match self {
             Engines::Leno => manifest,
-            Engines::Envoy => manifest.replace("engine: leno", "engine: envoy"),
-            Engines::Mixed => ENVOY_IN_THE_SHOP.iter().fold(manifest, |text, labels| {
+            Engines::Envoy => larger(manifest).replace("engine: leno", "engine: envoy"),
+            Engines::Mixed => ENVOY_IN_THE_SHOP.iter().fold(larger(manifest), |text, labels| {
                 let annotated = format!("metadata: {{labels: {labels}, annotations: {{mesh.leno.dev/engine: envoy}}}}");
                 text.replace(&format!("metadata: {{labels: {labels}}}"), &annotated)
             }),

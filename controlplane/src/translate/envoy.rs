@@ -4,6 +4,7 @@
 //! - **Every request and connection is logged to the agent**, over a stream (ALS) from which it counts the standard metrics.
 //!   A line carries the own workload, the endpoint's workload and identity (metadata of the endpoint), the service (metadata of
 //!   the cluster), and on the inbound side who calls.
+//! - **Lines for people** go to standard output as it was inherited: the file `/dev/stdout` may not be the proxy's to open.
 //! - **Who calls** comes in a header from the caller's proxy. The inbound side takes it out of the request before anything else
 //!   and keeps it for the log. The outbound side sends it only to where every endpoint is of the mesh: Leno's own proxy
 //!   decides that for each endpoint, Envoy's routes can do it for a cluster.
@@ -19,9 +20,11 @@ use leno_xds::envoy::config::listener::v3::{Filter, FilterChain, Listener, filte
 use leno_xds::envoy::config::route::v3 as xds;
 use leno_xds::envoy::config::route::v3::route_action::ClusterSpecifier;
 use leno_xds::envoy::data::accesslog::v3::AccessLogType;
+use leno_xds::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log};
 use leno_xds::envoy::extensions::access_loggers::grpc::v3::{
     CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
 };
+use leno_xds::envoy::extensions::access_loggers::stream::v3::{StdoutAccessLog, stdout_access_log};
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::Config as HeaderToMetadata;
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::config::{KeyValuePair, Rule, ValueType};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
@@ -60,6 +63,7 @@ fn tell(filter: &mut Filter, ir: &Ir, inbound: bool) {
     let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return };
     // What this very program has packed unpacks.
     if let Ok(Some(mut manager)) = unpack::<HttpConnectionManager>(config) {
+        manager.access_log.iter_mut().for_each(to_standard_output);
         manager.access_log.push(http_log(ir, inbound));
         if inbound {
             manager.http_filters.insert(0, take_peer());
@@ -68,6 +72,7 @@ fn tell(filter: &mut Filter, ir: &Ir, inbound: bool) {
     } else if let Ok(Some(mut proxy)) = unpack::<TcpProxy>(config) {
         // A line when the connection is there, and lines while it lasts, are for the agent alone.
         for log in &mut proxy.access_log {
+            to_standard_output(log);
             log.filter = Some(AccessLogFilter {
                 filter_specifier: Some(FilterSpecifier::LogTypeFilter(LogTypeFilter {
                     types: vec![AccessLogType::TcpUpstreamConnected.into(), AccessLogType::TcpPeriodic.into()],
@@ -83,6 +88,23 @@ fn tell(filter: &mut Filter, ir: &Ir, inbound: bool) {
         });
         *config = any(&proxy);
     }
+}
+
+/// A log to the file of standard output becomes one to standard output itself.
+fn to_standard_output(log: &mut AccessLog) {
+    let Some(access_log::ConfigType::TypedConfig(config)) = &log.config_type else { return };
+    let Ok(Some(FileAccessLog { path, access_log_format })) = unpack::<FileAccessLog>(config) else { return };
+    if path != "/dev/stdout" {
+        return;
+    }
+    let format = match access_log_format {
+        Some(file_access_log::AccessLogFormat::LogFormat(format)) => {
+            Some(stdout_access_log::AccessLogFormat::LogFormat(format))
+        }
+        _ => None,
+    };
+    log.name = "envoy.access_loggers.stdout".to_owned();
+    log.config_type = Some(access_log::ConfigType::TypedConfig(any(&StdoutAccessLog { access_log_format: format })));
 }
 
 /// Takes the peer header out of a request and keeps it for the log.

@@ -16,7 +16,8 @@ const ENVOY_CLIENT: &str = "deploy/envoy-client";
 const ROUTE: [&str; 4] = ["virtualservice", "duo", "-n", LAB];
 
 fn on(engine: &str, app: App) -> App {
-    app.pod_annotations(json!({"mesh.leno.dev/engine": engine}))
+    // An Envoy alone needs about 70 MiB, more than the sample's limit leaves room for.
+    app.pod_annotations(json!({"mesh.leno.dev/engine": engine, "sidecar.istio.io/proxyMemoryLimit": "256Mi"}))
 }
 
 /// A service of two versions, `duo` on Leno's own proxy and `duo-two` on Envoy; a server that speaks first on Envoy; and a client

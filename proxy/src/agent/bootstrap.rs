@@ -41,10 +41,6 @@ pub fn bootstrap(node: &Node, paths: &Paths) -> Value {
             "cds_config": ads,
         },
         "static_resources": {"clusters": clusters},
-        "layered_runtime": {"layers": [{"name": "static", "static_layer": {
-            // No bound of Envoy's own: the container's memory is the bound.
-            "overload.global_downstream_max_connections": 2_147_483_647u32,
-        }}]},
     })
 }
 

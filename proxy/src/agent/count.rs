@@ -101,6 +101,11 @@ impl Counter {
         if common.upstream_remote_address.is_none() && !self.open.contains_key(id) {
             return;
         }
+        // The endpoint may be connected before the client has proved who it is: then a later entry tells.
+        if !ended && reporter == Reporter::Destination && common.tls_properties.is_some() && principal(common).is_none()
+        {
+            return;
+        }
         let mut open = match self.open.remove(id) {
             Some(open) => open,
             None => self.opened(reporter, common),

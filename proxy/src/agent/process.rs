@@ -6,7 +6,7 @@
 
 use super::admin;
 use crate::control::serving::Standing;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +24,8 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often a starting Envoy is asked whether it serves.
 const READY_POLL: Duration = Duration::from_millis(50);
+/// The listeners of captured traffic, as Envoy lists them.
+const LISTENERS: [&str; 2] = ["virtualInbound::", "virtualOutbound::"];
 /// How long Envoy may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(2);
 
@@ -147,7 +149,7 @@ async fn once(
     let begun = Instant::now();
     let mut child = spec.command().spawn()?;
     let ready = async {
-        while !admin::ask(&spec.admin, hyper::Method::GET, "/ready").await.is_ok_and(|page| page.status == 200) {
+        while !serves(&spec.admin).await {
             tokio::time::sleep(READY_POLL).await;
         }
     };
@@ -162,6 +164,17 @@ async fn once(
         status = child.wait() => status.map(Some),
         () = end.cancelled() => { finish(child).await; Ok(None) }
     }
+}
+
+/// Whether it has got everything and listens for the pod's traffic: an Envoy that refused its listeners calls itself ready
+/// all the same.
+async fn serves(envoy: &Path) -> bool {
+    if !admin::ask(envoy, hyper::Method::GET, "/ready").await.is_ok_and(|page| page.status == 200) {
+        return false;
+    }
+    let Ok(page) = admin::ask(envoy, hyper::Method::GET, "/listeners").await else { return false };
+    let names = String::from_utf8_lossy(&page.body);
+    LISTENERS.iter().all(|wanted| names.lines().any(|line| line.starts_with(wanted)))
 }
 
 /// Asks it to end, and ends it when it does not.

@@ -93,7 +93,8 @@ impl AggregatedDiscoveryService for Relay {
         let requests = request.into_inner().map_while(move |request| {
             let mut request = request.ok()?;
             if let Some(error) = &request.error_detail {
-                tracing::warn!(kind = request.type_url, reason = error.message, "Envoy refused what was sent");
+                // Envoy's own log has it as a warning.
+                tracing::debug!(kind = request.type_url, reason = error.message, "Envoy refused what was sent");
             }
             if request.node.is_some() {
                 request.node = Some(node.clone());

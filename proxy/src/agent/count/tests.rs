@@ -158,6 +158,20 @@ fn connection_when_it_lasts_then_its_bytes_are_counted_on_the_way() {
 }
 
 #[test]
+fn connection_when_its_client_is_not_known_yet_then_is_counted_with_it_later() {
+    let (telemetry, mut counter) = counter();
+    let (of, proved) = (AccessLogCommon { stream_id: "one".into(), ..from_front("") }, TlsProperties::default());
+    let early = AccessLogCommon { tls_properties: Some(proved), ..of.clone() };
+    counter.take(Reporter::Destination, &tcp(early, AccessLogType::TcpUpstreamConnected, 0, 0));
+    assert!(!page(&telemetry).contains("istio_tcp_connections_opened_total{"));
+    counter.take(Reporter::Destination, &tcp(of, AccessLogType::TcpConnectionEnd, 15, 150));
+    let labels = ["source_principal=\"spiffe://cluster.local/ns/shop/sa/front\"", "mutual_tls"];
+    let now = page(&telemetry);
+    assert_eq!(value(&now, "istio_tcp_connections_opened_total", &labels), "1");
+    assert_eq!(value(&now, "istio_tcp_received_bytes_total", &labels), "15");
+}
+
+#[test]
 fn connection_when_no_endpoint_was_reached_then_none_is_counted() {
     let (telemetry, mut counter) = counter();
     let nobody = AccessLogCommon { upstream_remote_address: None, ..common(&[]) };
