@@ -315,7 +315,10 @@ mod tests {
     }
 
     fn publication(generation: i64, since: Instant, at: Instant) -> Publication {
-        Publication { objects: BTreeMap::from([(object(), generation)]), findings: BTreeMap::new(), since, at }
+        let objects = BTreeMap::from([(object(), generation)]);
+        // One of the two pods runs Envoy.
+        let envoys = BTreeSet::from([ObjectKey::new("shop", "b")]);
+        Publication { objects, findings: BTreeMap::new(), envoys, since, at }
     }
 
     fn progress(configuration: &Configuration, outstanding: bool) -> Progress {

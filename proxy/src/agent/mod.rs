@@ -40,7 +40,7 @@ use leno_runtime::http::Health;
 use leno_xds::envoy::config::core::v3::Node;
 use process::Process;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,8 @@ use tokio_util::sync::CancellationToken;
 const LOG_QUEUE: usize = 64;
 /// How often the connections of a draining Envoy are looked at.
 const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// For so long no request may have been under way or come before idle connections are closed.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What the agent is told about its engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +150,7 @@ impl Traffic for Engine {
     }
 
     async fn connections(&self) -> usize {
-        connections(&self.admin).await.unwrap_or_default()
+        Load::of(&self.admin).await.map_or(0, |load| load.open)
     }
 
     async fn stop_accepting(&self) {
@@ -161,15 +163,21 @@ impl Traffic for Engine {
     }
 
     async fn drain(&self, limit: Duration) {
-        let end = tokio::time::Instant::now() + limit;
+        let begun = Instant::now();
+        let (mut quiet_since, mut seen) = (begun, None);
         loop {
-            // An Envoy that does not answer has none.
-            let open = connections(&self.admin).await.unwrap_or_default();
-            if open == 0 {
+            // An Envoy that does not answer has nothing to drain.
+            let Ok(load) = Load::of(&self.admin).await else { return };
+            let now = Instant::now();
+            if load.is_busy() || seen.replace(load.requests) != Some(load.requests) {
+                quiet_since = now;
+            }
+            // A client that asks again is told that its connection ends; one that asks no more need not be waited for.
+            if load.open == 0 || now - quiet_since >= QUIET {
                 return;
             }
-            if tokio::time::Instant::now() + DRAIN_POLL >= end {
-                tracing::info!(open, ?limit, "some connections did not end in time");
+            if now + DRAIN_POLL >= begun + limit {
+                tracing::info!(?load, ?limit, "some connections did not end in time");
                 return;
             }
             tokio::time::sleep(DRAIN_POLL).await;
@@ -177,12 +185,65 @@ impl Traffic for Engine {
     }
 }
 
-/// Open connections of clients, as Envoy's listeners count them.
-async fn connections(admin: &Path) -> Result<usize, admin::AskError> {
-    let filter = "/stats?filter=%5Elistener%5C..*downstream_cx_active%24";
-    let page = admin::ask(admin, hyper::Method::GET, filter).await?;
-    let text = String::from_utf8_lossy(&page.body);
-    // The admin server's own listener is among them: this very question.
-    let counts = text.lines().filter(|line| !line.starts_with("listener.admin") && !line.contains(".worker_"));
-    Ok(counts.filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<usize>().ok()).sum())
+/// What Envoy is busy with, as its counters say; its admin server (this very question) left out.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Load {
+    /// Open connections of clients.
+    open: usize,
+    /// Those of them that speak HTTP.
+    http: usize,
+    /// Requests under way.
+    active: usize,
+    /// Requests so far.
+    requests: usize,
+}
+
+impl Load {
+    async fn of(envoy: &Path) -> Result<Self, admin::AskError> {
+        let path = "/stats?filter=downstream_(cx_active%7Crq_active%7Crq_total)%24";
+        let page = admin::ask(envoy, hyper::Method::GET, path).await?;
+        Ok(Self::read(&String::from_utf8_lossy(&page.body)))
+    }
+
+    fn read(text: &str) -> Self {
+        let mut load = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.rsplit_once(": ") else { continue };
+            let Ok(value) = value.trim().parse::<usize>() else { continue };
+            if name.starts_with("listener.admin") || name.starts_with("http.admin") || name.contains(".worker_") {
+                continue;
+            }
+            match (name.split_once('.'), name.rsplit_once('.')) {
+                (Some(("listener", _)), Some((_, "downstream_cx_active"))) => load.open += value,
+                (Some(("http", _)), Some((_, "downstream_cx_active"))) => load.http += value,
+                (Some(("http", _)), Some((_, "downstream_rq_active"))) => load.active += value,
+                (Some(("http", _)), Some((_, "downstream_rq_total"))) => load.requests += value,
+                _ => {}
+            }
+        }
+        load
+    }
+
+    /// A request is under way, or a connection of which nobody knows when it is idle.
+    fn is_busy(&self) -> bool {
+        self.active > 0 || self.open > self.http
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Load;
+
+    #[test]
+    fn load_when_read_from_counters_then_the_admin_server_is_left_out() {
+        let text = "http.admin.downstream_cx_active: 1\nhttp.admin.downstream_rq_active: 1\n\
+            http.admin.downstream_rq_total: 9\nhttp.inbound_0.0.0.0_8080.downstream_cx_active: 2\n\
+            http.inbound_0.0.0.0_8080.downstream_rq_active: 0\nhttp.inbound_0.0.0.0_8080.downstream_rq_total: 40\n\
+            listener.0.0.0.0_15006.downstream_cx_active: 2\nlistener.0.0.0.0_15006.worker_0.downstream_cx_active: 2\n\
+            listener.admin.downstream_cx_active: 1\n";
+        let load = Load::read(text);
+        assert_eq!(load, Load { open: 2, http: 2, active: 0, requests: 40 });
+        assert!(!load.is_busy());
+        assert!(Load { open: 3, ..load }.is_busy(), "bytes may be under way");
+    }
 }
