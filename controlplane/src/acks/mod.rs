@@ -348,8 +348,10 @@ mod tests {
         assert_eq!((report(&book).affected, report(&book).in_force), (2, 0));
         book.progress(0, &peer("a"), progress(&wanted, false), start + Duration::from_millis(20));
         assert_eq!((report(&book).in_force, report(&book).took_ms), (1, 0));
+        assert_eq!(report(&book).accepted_by_envoy, 0);
         book.progress(1, &peer("b"), progress(&wanted, false), start + Duration::from_millis(38));
         assert_eq!((report(&book).in_force, report(&book).took_ms, report(&book).generation), (2, 38, 3));
+        assert_eq!(report(&book).accepted_by_envoy, 1);
     }
 
     #[test]
