@@ -24,6 +24,8 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often a starting Envoy is asked whether it serves.
 const READY_POLL: Duration = Duration::from_millis(50);
+/// How long an Envoy without these listeners is left alone; then it is started again, since what it could not bind may be free.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(30);
 /// The listeners of captured traffic, as Envoy lists them.
 const LISTENERS: [&str; 2] = ["virtualInbound::", "virtualOutbound::"];
 /// How long Envoy may take to end after SIGTERM.
@@ -114,7 +116,7 @@ async fn keep(spec: Spec, standing: watch::Sender<Standing>, restarts: Arc<Atomi
         let why = match once(&spec, &standing, &end).await {
             Ok(None) => return,
             Ok(Some(status)) => format!("Envoy ended by itself: {status}"),
-            Err(error) => format!("Envoy does not start: {}: {error}", spec.binary.display()),
+            Err(error) => format!("Envoy does not serve: {}: {error}", spec.binary.display()),
         };
         deaths.retain(|death| death.elapsed() < WINDOW);
         deaths.push(Instant::now());
@@ -149,14 +151,26 @@ async fn once(
     let begun = Instant::now();
     let mut child = spec.command().spawn()?;
     let ready = async {
-        while !serves(&spec.admin).await {
+        let mut without = None;
+        loop {
+            match look(&spec.admin).await {
+                Look::Serves => return true,
+                Look::Starting => without = None,
+                Look::WithoutListeners if without.get_or_insert_with(Instant::now).elapsed() > REFUSAL_LIMIT => {
+                    return false;
+                }
+                Look::WithoutListeners => {}
+            }
             tokio::time::sleep(READY_POLL).await;
         }
     };
     tokio::select! {
         status = child.wait() => return status.map(Some),
         () = end.cancelled() => { finish(child).await; return Ok(None) }
-        () = ready => {}
+        ready = ready => if !ready {
+            finish(child).await;
+            return Err(std::io::Error::other("it has refused the listeners of the pod's traffic, its log says why"));
+        }
     }
     tracing::info!(took = ?begun.elapsed(), "Envoy serves");
     standing.send_replace(Standing::Serves);
@@ -166,15 +180,25 @@ async fn once(
     }
 }
 
-/// Whether it has got everything and listens for the pod's traffic: an Envoy that refused its listeners calls itself ready
-/// all the same.
-async fn serves(envoy: &Path) -> bool {
+/// How far a starting Envoy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It has not got everything.
+    Starting,
+    /// It calls itself ready, and does not listen for the pod's traffic: it has refused these listeners.
+    WithoutListeners,
+    /// It listens.
+    Serves,
+}
+
+async fn look(envoy: &Path) -> Look {
     if !admin::ask(envoy, hyper::Method::GET, "/ready").await.is_ok_and(|page| page.status == 200) {
-        return false;
+        return Look::Starting;
     }
-    let Ok(page) = admin::ask(envoy, hyper::Method::GET, "/listeners").await else { return false };
+    let Ok(page) = admin::ask(envoy, hyper::Method::GET, "/listeners").await else { return Look::Starting };
     let names = String::from_utf8_lossy(&page.body);
-    LISTENERS.iter().all(|wanted| names.lines().any(|line| line.starts_with(wanted)))
+    let all = LISTENERS.iter().all(|wanted| names.lines().any(|line| line.starts_with(wanted)));
+    if all { Look::Serves } else { Look::WithoutListeners }
 }
 
 /// Asks it to end, and ends it when it does not.
