@@ -4,6 +4,8 @@
 //! - **Every request and connection is logged to the agent**, over a stream (ALS) from which it counts the standard metrics.
 //!   A line carries the own workload, the endpoint's workload and identity (metadata of the endpoint), the service (metadata of
 //!   the cluster), and on the inbound side who calls.
+//! - **A request that has not reached the app**, since that cannot be connected to, is marked as such in the answer to a caller of
+//!   the mesh.
 //! - **Lines for people** go to standard output as it was inherited: the file `/dev/stdout` may not be the proxy's to open.
 //! - **Who calls** comes in a header from the caller's proxy. The inbound side takes it out of the request before anything else
 //!   and keeps it for the log. The outbound side sends it only to where every endpoint is of the mesh: Leno's own proxy
@@ -11,7 +13,7 @@
 
 use leno_core::policy::ClientTls;
 use leno_xds::envoy::config::accesslog::v3::{
-    AccessLog, AccessLogFilter, LogTypeFilter, access_log, access_log_filter::FilterSpecifier,
+    AccessLog, AccessLogFilter, LogTypeFilter, ResponseFlagFilter, access_log, access_log_filter::FilterSpecifier,
 };
 use leno_xds::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use leno_xds::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -28,7 +30,7 @@ use leno_xds::envoy::extensions::access_loggers::stream::v3::{StdoutAccessLog, s
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::Config as HeaderToMetadata;
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::config::{KeyValuePair, Rule, ValueType};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, http_filter,
+    HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper, http_filter,
 };
 use leno_xds::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::TcpAccessLogOptions};
 use leno_xds::envoy::r#type::metadata::v3::{MetadataKey, MetadataKind, metadata_key, metadata_kind};
@@ -36,7 +38,7 @@ use leno_xds::envoy::r#type::tracing::v3::{CustomTag, custom_tag};
 use leno_xds::{any, unpack};
 
 use super::Clusters;
-use super::routes::{PEER_HEADER, peer_value};
+use super::routes::{NOT_SENT_HEADER, PEER_HEADER, peer_value};
 use super::values::header;
 use crate::resolve::{Cluster, ClusterName, Discovery, Ir};
 
@@ -53,13 +55,15 @@ const DIRECTIONS: [&str; 2] = ["inbound", "outbound"];
 
 /// Adds to a listener what the agent needs. `inbound` says which side of the workload it is on.
 pub(super) fn listener(listener: &mut Listener, ir: &Ir, inbound: bool) {
-    let chains = listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain);
-    for filter in chains.flat_map(|chain: &mut FilterChain| &mut chain.filters) {
-        tell(filter, ir, inbound);
+    for FilterChain { filters, transport_socket, .. } in
+        listener.filter_chains.iter_mut().chain(&mut listener.default_filter_chain)
+    {
+        let from_the_mesh = inbound && transport_socket.is_some();
+        filters.iter_mut().for_each(|filter| tell(filter, ir, inbound, from_the_mesh));
     }
 }
 
-fn tell(filter: &mut Filter, ir: &Ir, inbound: bool) {
+fn tell(filter: &mut Filter, ir: &Ir, inbound: bool, from_the_mesh: bool) {
     let Some(filter::ConfigType::TypedConfig(config)) = &mut filter.config_type else { return };
     // What this very program has packed unpacks.
     if let Ok(Some(mut manager)) = unpack::<HttpConnectionManager>(config) {
@@ -67,6 +71,9 @@ fn tell(filter: &mut Filter, ir: &Ir, inbound: bool) {
         manager.access_log.push(http_log(ir, inbound));
         if inbound {
             manager.http_filters.insert(0, take_peer());
+        }
+        if from_the_mesh {
+            manager.local_reply_config = Some(not_sent());
         }
         *config = any(&manager);
     } else if let Ok(Some(mut proxy)) = unpack::<TcpProxy>(config) {
@@ -105,6 +112,19 @@ fn to_standard_output(log: &mut AccessLog) {
     };
     log.name = "envoy.access_loggers.stdout".to_owned();
     log.config_type = Some(access_log::ConfigType::TypedConfig(any(&StdoutAccessLog { access_log_format: format })));
+}
+
+/// Lets a caller's proxy know that no byte of its request has reached the app, so that it may ask another endpoint.
+fn not_sent() -> LocalReplyConfig {
+    let unconnected = ResponseFlagFilter { flags: vec!["UF".to_owned()] };
+    LocalReplyConfig {
+        mappers: vec![ResponseMapper {
+            filter: Some(AccessLogFilter { filter_specifier: Some(FilterSpecifier::ResponseFlagFilter(unconnected)) }),
+            headers_to_add: vec![header(NOT_SENT_HEADER, "1", HeaderAppendAction::OverwriteIfExistsOrAdd)],
+            ..Default::default()
+        }],
+        ..Default::default()
+    }
 }
 
 /// Takes the peer header out of a request and keeps it for the log.

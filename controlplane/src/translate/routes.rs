@@ -45,7 +45,7 @@ pub(super) const FAULT: &str = "envoy.filters.http.fault";
 pub(super) const PEER_HEADER: &str = "x-leno-peer";
 
 /// What the proxy at the other side puts on its 503 when it could not connect to its app: no byte of the request was sent.
-const NOT_SENT_HEADER: &str = "x-leno-not-sent";
+pub(super) const NOT_SENT_HEADER: &str = "x-leno-not-sent";
 
 /// A condition on which our proxy repeats at once, and which a stock Envoy passes over: the endpoint had closed a pooled
 /// connection, and a repeat does no harm.

@@ -178,3 +178,56 @@ impl SecretDiscoveryService for Secrets {
         Err(Status::unimplemented("secrets are streamed"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leno_runtime::certs::{Authority, LeafSpec};
+    use std::time::{Duration, SystemTime};
+
+    fn material() -> Material {
+        let now = SystemTime::now();
+        let (certificate, key) = Authority::create("cluster.local", Duration::from_secs(60), now).unwrap();
+        let authority = Authority::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap();
+        let identity = "spiffe://cluster.local/ns/shop/sa/reviews".to_owned();
+        let spec = LeafSpec { identity, lifetime: Duration::from_secs(60), ..LeafSpec::default() };
+        let own = authority.issue(&spec, now).unwrap();
+        Material { own, roots: vec![authority.certificate().clone()], not_after: now, renew_at: now }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn secrets_when_asked_for_by_name_then_only_those_that_are_there() {
+        let made = named(&names(&["ROOTCA", "default", "kubernetes://shop/tls"]).into_iter().collect(), &material());
+        assert_eq!(made.iter().map(|secret| secret.name.as_str()).collect::<Vec<_>>(), ["ROOTCA", "default"]);
+        let Some(secret::Type::TlsCertificate(own)) = &made[1].r#type else { panic!("{:?}", made[1].name) };
+        let text = |source: &Option<DataSource>| match source.as_ref().and_then(|source| source.specifier.clone()) {
+            Some(Specifier::InlineString(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(text(&own.certificate_chain).starts_with("-----BEGIN CERTIFICATE-----\n"));
+        let key = text(&own.private_key);
+        assert!(key.starts_with("-----BEGIN PRIVATE KEY-----\n") && key.ends_with("-----END PRIVATE KEY-----\n"));
+    }
+
+    #[test]
+    fn request_when_it_only_acknowledges_then_nothing_is_sent() {
+        let mut asked = BTreeSet::new();
+        let whole = |resource_names| DiscoveryRequest { resource_names, ..DiscoveryRequest::default() };
+        assert!(whole(names(&["default"])).take(&mut asked));
+        assert!(!whole(names(&["default"])).take(&mut asked));
+        assert!(whole(names(&["default", "ROOTCA"])).take(&mut asked));
+        let mut asked = BTreeSet::new();
+        let delta = |subscribe: &[&str], unsubscribe: &[&str]| DeltaDiscoveryRequest {
+            resource_names_subscribe: names(subscribe),
+            resource_names_unsubscribe: names(unsubscribe),
+            ..DeltaDiscoveryRequest::default()
+        };
+        assert!(delta(&["default", "ROOTCA"], &[]).take(&mut asked));
+        assert!(!delta(&[], &["ROOTCA"]).take(&mut asked));
+        assert_eq!(asked.into_iter().collect::<Vec<_>>(), ["default"]);
+    }
+}

@@ -103,7 +103,7 @@ fn request_when_envoy_is_called_then_both_sides_are_named() {
         "connection_security_policy=\"mutual_tls\"",
     ];
     assert_eq!(value(&page, "istio_requests_total", &labels), "1");
-    assert_eq!(value(&page, "istio_response_bytes_sum", &labels), "250.000");
+    assert_eq!(value(&page, "istio_response_bytes_sum", &labels), "250");
 }
 
 #[test]
