@@ -1,7 +1,7 @@
 # One image a component: an empty base and one static binary. `leno-cluster build-images` calls this with
 #
-#   --target BIN      leno-operator, leno-control-plane, leno-proxy, leno-demo (or pause, for the local cluster)
-#   BIN               the same name: the file in the build context, and its path in the image
+#   --target STAGE    leno-operator, leno-control-plane, leno-proxy, leno-envoy, leno-demo (or pause, for the local cluster)
+#   BIN               the file in the build context, and its path in the image: the same name, but leno-proxy for leno-envoy
 #   VERSION           the release that the binary is
 #   PREVIOUS_VERSION  the release before it: an operator renders its own and this one
 FROM scratch AS base
@@ -26,6 +26,14 @@ ENTRYPOINT ["/leno-control-plane"]
 
 # Capture leaves this user's traffic alone.
 FROM base AS leno-proxy
+USER 1337:1337
+ENTRYPOINT ["/leno-proxy"]
+
+# The same agent with Envoy beside it. `envoy/` in the build context is Envoy with the C library that it needs, each file under
+# the path that it has in the image.
+FROM base AS leno-envoy
+COPY envoy/ /
+ENV LENO_ENGINE=envoy LENO_ENVOY_BINARY=/envoy
 USER 1337:1337
 ENTRYPOINT ["/leno-proxy"]
 

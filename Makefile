@@ -20,8 +20,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: build ## Start a local Kubernetes, install Leno on it, and run a canary release (needs root; or set KUBECONFIG)
-	@$(BIN)/leno-e2e demo --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS)
+demo: build ## Start a local Kubernetes, install Leno on it, and run a canary release (needs root; or set KUBECONFIG); ENGINE=envoy|mixed
+	@$(BIN)/leno-e2e demo --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) $(if $(ENGINE),--engine $(ENGINE))
 
 .PHONY: demo-page
 demo-page: ## Lead http://127.0.0.1:8080 to the front page of the demo shop
@@ -80,8 +80,8 @@ flamegraph: build ## Where the proxy's time goes: target/bench/flame.svg; TLS=1
 	@$(BIN)/leno-e2e flamegraph --leno $(LENO_CACHE)/profiling/$(TRIPLE)/release/leno-proxy $(if $(TLS),--tls)
 
 .PHONY: scenarios
-scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name runs those whose name contains it
-	@$(BIN)/leno-e2e scenarios --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) $(if $(ONLY),--only $(ONLY))
+scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name, ENGINE=envoy|mixed
+	@$(BIN)/leno-e2e scenarios --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(ONLY),--only $(ONLY))
 
 .PHONY: generate
 generate: tools ## Write the generated files anew: CRDs, Envoy's descriptors, golden files

@@ -60,6 +60,9 @@ pub struct Flags {
     /// Image of the proxy that is injected, instead of the one that the MeshInstall names.
     #[arg(long, value_name = "IMAGE")]
     pub proxy_image: Option<String>,
+    /// Image of the agent with Envoy that is injected, instead of the one that the MeshInstall names.
+    #[arg(long, value_name = "IMAGE")]
+    pub envoy_image: Option<String>,
     /// Lifetime of workload certificates, in seconds.
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(60..=2_592_000))]
     pub certificate_lifetime: u64,

@@ -68,6 +68,49 @@ pub struct ServicePort {
     pub protocol: Protocol,
 }
 
+/// What a sidecar runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Leno's own proxy.
+    #[default]
+    Leno,
+    /// Envoy, under Leno's agent.
+    Envoy,
+}
+
+impl Engine {
+    /// The engine of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "leno" => Some(Engine::Leno),
+            "envoy" => Some(Engine::Envoy),
+            _ => None,
+        }
+    }
+
+    /// The name of the engine.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Engine::Leno => "leno",
+            Engine::Envoy => "envoy",
+        }
+    }
+
+    /// The component whose image holds the engine.
+    pub const fn component(self) -> &'static str {
+        match self {
+            Engine::Leno => "proxy",
+            Engine::Envoy => "envoy",
+        }
+    }
+}
+
+/// The annotation by which a pod asks for an engine other than the mesh's.
+pub const ENGINE_ANNOTATION: &str = "mesh.leno.dev/engine";
+/// The annotation in which injection notes the engine of a pod; a pod without it has Leno's.
+pub const INJECTED_ENGINE_ANNOTATION: &str = "mesh.leno.dev/injected-engine";
+
 /// A pod as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
@@ -93,6 +136,8 @@ pub struct Workload {
     pub locality: Locality,
     /// Whether it has a proxy of this mesh.
     pub meshed: bool,
+    /// What that proxy is.
+    pub engine: Engine,
     /// The ports on which services reach it.
     pub inbound: BTreeMap<u16, InboundPort>,
 }

@@ -88,7 +88,8 @@ pub struct MeshInstallSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ImageSource {
     /// Registry and path in front of the image names, for example `registry.example.com/leno`, `docker.io/leno` unless
-    /// given. The images are `<hub>/control-plane:<version>` and `<hub>/proxy:<version>`.
+    /// given. The images are `<hub>/control-plane:<version>`, `<hub>/proxy:<version>` and, for sidecars that run Envoy,
+    /// `<hub>/envoy:<version>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 255), regex(pattern = r"^([a-zA-Z0-9][-a-zA-Z0-9._:/]*[a-zA-Z0-9])?$"))]
     pub hub: Option<String>,
@@ -183,7 +184,8 @@ pub struct Resources {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataPlaneSpec {
-    /// What the sidecars run, `leno` unless given.
+    /// What the sidecars run, `leno` unless given. For pods that are created from now on; the annotation
+    /// `mesh.leno.dev/engine` on a pod goes before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
     /// What one sidecar asks for and may use: `cpu`, `memory`. For pods that are created from now on.
@@ -198,8 +200,17 @@ pub enum Engine {
     /// Leno's own proxy.
     #[default]
     Leno,
-    /// Envoy. This release does not have it yet: a MeshInstall that asks for it is not accepted, and says so.
+    /// Envoy, under Leno's agent: the same control plane, certificates, probes and metrics.
     Envoy,
+}
+
+impl From<Engine> for leno_core::service::Engine {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Leno => leno_core::service::Engine::Leno,
+            Engine::Envoy => leno_core::service::Engine::Envoy,
+        }
+    }
 }
 
 /// What holds for the whole mesh. Changes apply to running proxies.
@@ -356,7 +367,7 @@ impl MeshInstallSpec {
         self.image.as_ref().and_then(|image| image.pull_policy).unwrap_or_default()
     }
 
-    /// The image of a component (`control-plane`, `proxy`) in the wanted release.
+    /// The image of a component (`control-plane`, `proxy`, `envoy`) in the wanted release.
     pub fn image(&self, component: &str) -> String {
         let hub = self.image.as_ref().and_then(|image| image.hub.as_deref()).filter(|hub| !hub.is_empty());
         format!("{}/{component}:{}", hub.unwrap_or(DEFAULT_HUB).trim_end_matches('/'), self.version)
@@ -419,13 +430,6 @@ impl MeshInstallSpec {
                     "spec.namespace: {:?} cannot hold a control plane; write the name of a namespace that is not Kubernetes' own",
                     self.system_namespace(),
                 ),
-            );
-        }
-        if self.engine() == Engine::Envoy {
-            problem(
-                "UnsupportedEngine",
-                "spec.dataPlane.engine",
-                "spec.dataPlane.engine: this release has no Envoy data plane yet; write leno".to_owned(),
             );
         }
         problems
@@ -628,10 +632,7 @@ mod tests {
             "{version: 9.9.9, namespace: kube-system, controlPlane: {replicas: 0}, dataPlane: {engine: envoy}, \
              mesh: {trustDomain: 'Not A Domain'}}",
         );
-        assert_eq!(
-            reasons(&spec),
-            ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace", "UnsupportedEngine"]
-        );
+        assert_eq!(reasons(&spec), ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace"]);
         for problem in spec.problems(&[]) {
             assert!(problem.message.starts_with(problem.field), "{}", problem.message);
         }

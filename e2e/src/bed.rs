@@ -30,6 +30,39 @@ pub struct Release {
     /// The version before it.
     #[arg(long)]
     pub previous_version: String,
+    /// What the sidecars run.
+    #[arg(long, value_enum, default_value_t)]
+    pub engine: Engines,
+}
+
+/// What the sidecars of a run are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Engines {
+    /// Leno's own proxy.
+    #[default]
+    Leno,
+    /// Envoy.
+    Envoy,
+    /// Envoy for some of the workloads, Leno's own proxy for the others.
+    Mixed,
+}
+
+impl Engines {
+    /// A manifest of the tree with these engines: the MeshInstall names one, workloads of the shop have an annotation.
+    fn put_into(self, manifest: String) -> String {
+        const ENVOY_IN_THE_SHOP: [&str; 3] =
+            ["{app: front, version: v1}", "{app: reviews, version: v2}", "{app: ratings, version: v1}"];
+        // Envoy alone needs about 70 MiB.
+        let larger = |manifest: String| manifest.replace("limits: {memory: 128Mi}", "limits: {memory: 256Mi}");
+        match self {
+            Engines::Leno => manifest,
+            Engines::Envoy => larger(manifest).replace("engine: leno", "engine: envoy"),
+            Engines::Mixed => ENVOY_IN_THE_SHOP.iter().fold(larger(manifest), |text, labels| {
+                let annotated = format!("metadata: {{labels: {labels}, annotations: {{mesh.leno.dev/engine: envoy}}}}");
+                text.replace(&format!("metadata: {{labels: {labels}}}"), &annotated)
+            }),
+        }
+    }
 }
 
 /// A cluster to work on.
@@ -108,7 +141,8 @@ impl Bed {
     /// When there is no such file.
     pub fn read(&self, path: &str) -> Result<String> {
         let text = std::fs::read_to_string(Path::new(path)).with_context(|| format!("cannot read {path}"))?;
-        Ok(text.replace("leno/demo:0.1.0", &format!("leno/demo:{}", self.release.version)))
+        let text = text.replace("leno/demo:0.1.0", &format!("leno/demo:{}", self.release.version));
+        Ok(self.release.engine.put_into(text))
     }
 
     /// `kubectl get … -o json`.
@@ -231,6 +265,20 @@ impl Bed {
     /// # Errors
     /// When there is no such process.
     pub fn kill(&self, namespace: &str, pod: &str, container: &str) -> Result<bool> {
+        self.kill_program(namespace, pod, container, |_| true)
+    }
+
+    /// As [`Bed::kill`], the first process whose name `fits`.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn kill_program(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        fits: impl Fn(&str) -> bool,
+    ) -> Result<bool> {
         if !matches!(self.target, Target::Local(_)) {
             return Ok(false);
         }
@@ -245,7 +293,11 @@ impl Bed {
             .to_owned();
         let process = std::fs::read_dir("/proc")?
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-            .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(&id)))
+            .find(|pid| {
+                let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+                read("cgroup").is_ok_and(|groups| groups.contains(&id))
+                    && read("comm").is_ok_and(|name| fits(name.trim()))
+            })
             .with_context(|| format!("no process belongs to container {container} of {namespace}/{pod}"))?;
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL)?;
         Ok(true)

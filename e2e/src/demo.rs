@@ -1,7 +1,7 @@
 //! `make demo`: from a bare machine to a canary release on a mesh, with progress all along.
 
 use crate::{
-    bed::{Bed, Release},
+    bed::{Bed, Engines, Release},
     cluster::{self, Target, run::Progress},
     figures::FIGURES,
     install, scenarios,
@@ -23,7 +23,7 @@ pub fn run(release: Release) -> Result<()> {
     let mut progress = Progress::new("demo");
     let bed = Bed::start(CLUSTER, release)?;
     progress.done("the cluster is there");
-    install::load_images(&bed, &mut progress)?;
+    install::load_images(&bed, bed.release.engine != Engines::Leno, &mut progress)?;
     install::operator(&bed, &mut progress)?;
     let took = install::mesh(&bed, &mut progress)?;
     install::shop(&bed, &mut progress)?;
@@ -89,7 +89,12 @@ pub fn down() -> Result<()> {
     match cluster::target::external(|variable| std::env::var_os(variable)) {
         None => cluster::lifecycle::down(CLUSTER.parse()?)?,
         Some(external) => {
-            let release = Release { bin_dir: ".".into(), version: String::new(), previous_version: String::new() };
+            let release = Release {
+                bin_dir: ".".into(),
+                version: String::new(),
+                previous_version: String::new(),
+                engine: Engines::default(),
+            };
             let bed = Bed { target: Target::External(external), release, figures: Default::default() };
             bed.kubectl(&["delete", "namespace", "shop", "--ignore-not-found", "--timeout=120s"])?;
             bed.kubectl(&["delete", "meshinstall", "default", "--ignore-not-found", "--timeout=120s"])?;

@@ -13,15 +13,19 @@ pub const SYSTEM: &str = "leno-system";
 /// How long a mesh may take to be ready before it is an error.
 const READY: Duration = Duration::from_secs(120);
 
-/// Builds the images under both versions and brings them to the cluster.
+/// Builds the images under both versions and brings them to the cluster, those with Envoy when asked to.
 ///
 /// # Errors
 /// When a program is not built, or the images cannot be.
-pub fn load_images(bed: &Bed, progress: &mut Progress) -> Result<()> {
+pub fn load_images(bed: &Bed, envoy: bool, progress: &mut Progress) -> Result<()> {
     let release = &bed.release;
     let folder = tempfile::tempdir()?;
-    let all: Vec<String> = ["operator", "control-plane", "proxy", "demo"].map(str::to_owned).to_vec();
-    let meshed: Vec<String> = ["control-plane", "proxy"].map(str::to_owned).to_vec();
+    let mut all: Vec<String> = ["operator", "control-plane", "proxy", "demo"].map(str::to_owned).to_vec();
+    let mut meshed: Vec<String> = ["control-plane", "proxy"].map(str::to_owned).to_vec();
+    if envoy {
+        all.push("envoy".to_owned());
+        meshed.push("envoy".to_owned());
+    }
     let mut wanted =
         images::images(&release.bin_dir, &all, &release.version, &release.previous_version, &release.version)?;
     let previous = &release.previous_version;

@@ -1,6 +1,7 @@
 //! The data plane.
 
 pub mod admin;
+pub mod agent;
 pub mod balance;
 pub mod capture;
 pub mod cli;

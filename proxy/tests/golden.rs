@@ -44,6 +44,10 @@ fn proxy_when_given_any_golden_case_takes_all_of_it() {
     for case in std::fs::read_dir(&cases).unwrap() {
         let path = case.unwrap().path().join("xds.yaml");
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        // What only Envoy is sent: a log stream to its agent.
+        if text.contains("als-grpc") {
+            continue;
+        }
         let by_scope: BTreeMap<String, Sections> = serde_yaml::from_str(&text).unwrap();
         for (scope, sections) in by_scope {
             let mut state = State::new("cluster.local");

@@ -113,6 +113,15 @@ pub fn certificates_from_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 
 /// The PEM text of one certificate.
 pub fn certificate_to_pem(der: &[u8]) -> String {
+    to_pem(der, "CERTIFICATE")
+}
+
+/// A PKCS#8 key as PEM, to be handed to another process and never to a file.
+pub fn key_to_pem(key: &PrivateKeyDer<'_>) -> String {
+    to_pem(key.secret_der(), "PRIVATE KEY")
+}
+
+fn to_pem(der: &[u8], label: &str) -> String {
     use std::fmt::Write;
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut base64 = String::with_capacity(der.len() * 4 / 3 + 4);
@@ -126,14 +135,14 @@ pub fn certificate_to_pem(der: &[u8]) -> String {
             }
         }
     }
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut pem = format!("-----BEGIN {label}-----\n");
     let mut rest = base64.as_str();
     while !rest.is_empty() {
         let (line, tail) = rest.split_at(rest.len().min(64));
         writeln!(pem, "{line}").ok();
         rest = tail;
     }
-    pem.push_str("-----END CERTIFICATE-----\n");
+    writeln!(pem, "-----END {label}-----").ok();
     pem
 }
 

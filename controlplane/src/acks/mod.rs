@@ -11,7 +11,8 @@ mod service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use leno_core::{Finding, ObjectRef};
+use leno_core::service::Engine;
+use leno_core::{Finding, ObjectKey, ObjectRef, Snapshot};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,13 +31,17 @@ const TRAFFIC_GROUP: &str = "networking.istio.io";
 pub struct Publication {
     objects: BTreeMap<ObjectRef, i64>,
     findings: BTreeMap<ObjectRef, Vec<Finding>>,
+    /// Pods whose proxy is Envoy.
+    envoys: BTreeSet<ObjectKey>,
     since: Instant,
     at: Instant,
 }
 
 impl Publication {
-    /// The traffic objects in `stores` with what was found about them. Their change was seen at `since`.
-    pub fn new(stores: &Stores, findings: Vec<Finding>, since: Instant, at: Instant) -> Self {
+    /// The traffic objects in `stores` with what was found about them in `snapshot`. Their change was seen at `since`.
+    pub fn new(stores: &Stores, snapshot: &Snapshot, findings: Vec<Finding>, since: Instant, at: Instant) -> Self {
+        let workloads = snapshot.workloads.iter().filter(|(_, workload)| workload.engine == Engine::Envoy);
+        let envoys = workloads.map(|(key, _)| key.clone()).collect();
         let mut objects = BTreeMap::new();
         let mut add = |kind: &str, meta: &kube::api::ObjectMeta| {
             let namespace = meta.namespace.as_deref().unwrap_or_default();
@@ -52,7 +57,7 @@ impl Publication {
         for finding in findings {
             by_object.entry(finding.object.clone()).or_default().push(finding);
         }
-        Publication { objects, findings: by_object, since, at }
+        Publication { objects, findings: by_object, envoys, since, at }
     }
 }
 
@@ -65,6 +70,8 @@ pub struct ObjectReport {
     pub affected: usize,
     /// Those on which it is in force.
     pub in_force: usize,
+    /// Those of them whose proxy is Envoy, which says that it accepts and not when every worker has taken it.
+    pub accepted_by_envoy: usize,
     /// Milliseconds from the first sight of the generation to the last acknowledgement; 0 until all have.
     pub took_ms: u64,
     /// What was found about it.
@@ -108,6 +115,7 @@ struct State {
     objects: BTreeMap<ObjectRef, Object>,
     streams: BTreeMap<u64, Stream>,
     current: BTreeMap<PodIdentity, Arc<Configuration>>,
+    envoys: BTreeSet<ObjectKey>,
 }
 
 /// The book of acknowledgements.
@@ -130,7 +138,7 @@ impl Acknowledgements {
     /// A new state of all objects was published, and connected pods should now hold `current`.
     pub fn published(&self, publication: Publication, current: BTreeMap<PodIdentity, Arc<Configuration>>) {
         let mut state = self.lock();
-        let Publication { objects, mut findings, since, at } = publication;
+        let Publication { objects, mut findings, envoys, since, at } = publication;
         let mut before = std::mem::take(&mut state.objects);
         for (object, generation) in objects {
             let findings = findings.remove(&object).unwrap_or_default();
@@ -145,6 +153,7 @@ impl Acknowledgements {
             state.objects.insert(object, Object { findings, ..known });
         }
         state.current = current;
+        state.envoys = envoys;
         drop(state);
         self.touch();
     }
@@ -192,7 +201,7 @@ impl Acknowledgements {
     /// All reports, and how many proxies are connected.
     pub fn reports(&self) -> (BTreeMap<ObjectRef, ObjectReport>, usize) {
         let mut state = self.lock();
-        let State { objects, streams, current } = &mut *state;
+        let State { objects, streams, current, envoys } = &mut *state;
         let mut pods: BTreeMap<&PodIdentity, Vec<&Stream>> = BTreeMap::new();
         for stream in streams.values() {
             pods.entry(&stream.peer).or_default().push(stream);
@@ -210,6 +219,7 @@ impl Acknowledgements {
                 let Some(report) = reports.get_mut(&object) else { continue };
                 report.affected += 1;
                 report.in_force += usize::from(in_force);
+                report.accepted_by_envoy += usize::from(in_force && envoys.contains(&peer.pod));
                 let published = objects.get(&object).map(|known| known.published);
                 for stream in streams {
                     // A proxy that connected later did not take long: it was not there.
@@ -305,7 +315,10 @@ mod tests {
     }
 
     fn publication(generation: i64, since: Instant, at: Instant) -> Publication {
-        Publication { objects: BTreeMap::from([(object(), generation)]), findings: BTreeMap::new(), since, at }
+        let objects = BTreeMap::from([(object(), generation)]);
+        // One of the two pods runs Envoy.
+        let envoys = BTreeSet::from([ObjectKey::new("shop", "b")]);
+        Publication { objects, findings: BTreeMap::new(), envoys, since, at }
     }
 
     fn progress(configuration: &Configuration, outstanding: bool) -> Progress {
@@ -335,8 +348,10 @@ mod tests {
         assert_eq!((report(&book).affected, report(&book).in_force), (2, 0));
         book.progress(0, &peer("a"), progress(&wanted, false), start + Duration::from_millis(20));
         assert_eq!((report(&book).in_force, report(&book).took_ms), (1, 0));
+        assert_eq!(report(&book).accepted_by_envoy, 0);
         book.progress(1, &peer("b"), progress(&wanted, false), start + Duration::from_millis(38));
         assert_eq!((report(&book).in_force, report(&book).took_ms, report(&book).generation), (2, 38, 3));
+        assert_eq!(report(&book).accepted_by_envoy, 1);
     }
 
     #[test]

@@ -145,6 +145,7 @@ fn object_report(object: &ObjectRef, report: &ObjectReport) -> wire::ObjectRepor
         generation: report.generation,
         affected: count(report.affected),
         in_force: count(report.in_force),
+        accepted_by_envoy: count(report.accepted_by_envoy),
         took_ms: report.took_ms,
         findings: report.findings.iter().map(finding).collect(),
         rejections: report

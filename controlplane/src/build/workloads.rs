@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use leno_core::service::{InboundPort, Labels, Locality, REGION, SUBZONE, Service, Workload, ZONE, selects};
+use leno_core::service::{
+    Engine, INJECTED_ENGINE_ANNOTATION, InboundPort, Labels, Locality, REGION, SUBZONE, Service, Workload, ZONE,
+    selects,
+};
 use leno_core::{Host, Identity, MeshSettings, ObjectKey};
 
 use super::services::{port_number, tcp_ports};
@@ -87,7 +90,15 @@ fn workload(
         locality: locality(nodes, &node),
         node,
         meshed: is_meshed(pod),
+        engine: engine(pod),
     }
+}
+
+/// What injection noted.
+fn engine(pod: &k8s::Pod) -> Engine {
+    let annotations = pod.metadata.annotations.as_ref();
+    let noted = annotations.and_then(|annotations| annotations.get(INJECTED_ENGINE_ANNOTATION));
+    noted.and_then(|name| Engine::named(name)).unwrap_or_default()
 }
 
 /// Whether the pod was injected, and still has a proxy: an annotation alone would only break its own traffic.

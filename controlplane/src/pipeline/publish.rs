@@ -132,7 +132,8 @@ impl<C: Compile> Publisher<C> {
         self.tell(&mut state, lane, before.as_deref());
         let (followed, at) = (current(&state), Instant::now());
         drop(state);
-        self.acknowledgements.published(Publication::new(stores, C::findings(&snapshot), since, at), followed);
+        self.acknowledgements
+            .published(Publication::new(stores, &snapshot, C::findings(&snapshot), since, at), followed);
         lane
     }
 

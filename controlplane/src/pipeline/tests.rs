@@ -39,6 +39,7 @@ impl Compile for Fake {
             node: String::new(),
             locality: Locality::default(),
             meshed: true,
+            engine: leno_core::service::Engine::Leno,
             inbound: BTreeMap::new(),
         };
         Arc::new(Snapshot {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leno_core::service::{InboundPort, Labels, Locality, NODE, REGION, SUBZONE, ZONE};
+use leno_core::service::{Engine, InboundPort, Labels, Locality, NODE, REGION, SUBZONE, ZONE};
 use leno_core::snapshot::Place;
 use leno_core::{Identity, ObjectKey, Snapshot};
 
@@ -60,6 +60,8 @@ pub struct WorkloadScope {
     pub identity: Identity,
     /// The node that it runs on.
     pub node: String,
+    /// What its proxy is: Envoy is told more, since an agent speaks for it.
+    pub engine: Engine,
     /// The ports on which services reach it.
     pub inbound: BTreeMap<u16, InboundPort>,
 }
@@ -83,6 +85,7 @@ pub fn scope_of(snapshot: &Snapshot, pod: &ObjectKey) -> Option<Scope> {
             version: workload.version.clone(),
             identity: workload.identity.clone(),
             node: workload.node.clone(),
+            engine: workload.engine,
             inbound: workload.inbound.clone(),
         },
     })

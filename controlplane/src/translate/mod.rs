@@ -6,6 +6,7 @@
 mod cluster_options;
 mod clusters;
 mod endpoints;
+mod envoy;
 mod filters;
 mod inbound;
 mod outbound;
@@ -17,9 +18,11 @@ mod values;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use leno_core::service::Addressing;
+use leno_core::service::{Addressing, Engine};
 use leno_core::{ObjectRef, Protocol, Snapshot};
 use leno_xds::any;
+use leno_xds::envoy::config::listener::v3::Listener;
+use leno_xds::envoy::config::route::v3::RouteConfiguration;
 
 use crate::resolve::{Cluster, ClusterName, Discovery, Ir, Outbound, OutboundService, Scope, cluster_of};
 
@@ -80,14 +83,20 @@ fn resource<M: prost::Message + prost::Name>(message: &M, origins: BTreeSet<Obje
 }
 
 fn listeners(ir: &Ir) -> Named {
+    let for_envoy = ir.workload.engine == Engine::Envoy;
+    let made = |mut listener: Listener, origins, inbound| {
+        if for_envoy {
+            envoy::listener(&mut listener, ir, inbound);
+        }
+        (listener.name.clone(), resource(&listener, origins))
+    };
     let mut listeners: Named = outbound::services(&ir.outbound, &by_name(&ir.outbound))
-        .into_iter()
-        .map(|(name, (listener, origins))| (name, resource(&listener, origins)))
+        .into_values()
+        .map(|(listener, origins)| made(listener, origins, false))
         .collect();
     let by_host = outbound::http_ports(&ir.outbound).into_iter().map(|port| outbound::by_host(ir, port));
-    for listener in by_host.chain([outbound::capture(ir), inbound::listener(ir)]) {
-        listeners.insert(listener.name.clone(), resource(&listener, BTreeSet::new()));
-    }
+    listeners.extend(by_host.chain([outbound::capture(ir)]).map(|listener| made(listener, BTreeSet::new(), false)));
+    listeners.extend([made(inbound::listener(ir), BTreeSet::new(), true)]);
     listeners
 }
 
@@ -112,18 +121,25 @@ fn clusters(ir: &Ir) -> Named {
 
 fn routes(ir: &Ir) -> Named {
     let keys = by_name(&ir.outbound);
+    let for_envoy = ir.workload.engine == Engine::Envoy;
     let mut named = Named::new();
+    let mut put = |mut message: RouteConfiguration, origins| {
+        if for_envoy {
+            envoy::routes(&mut message, ir, &keys);
+        }
+        named.insert(message.name.clone(), resource(&message, origins));
+    };
     // What has no address of its own is reached by host alone.
     let addressed = |service: &&OutboundService| !matches!(service.service.addressing, Addressing::Alias(_));
     for service in ir.outbound.services.iter().filter(addressed) {
         for port in service.ports.iter().filter(|port| !port.protocol.is_opaque()) {
             let (message, origins) = routes::of_service(ir, service, port, &keys);
-            named.insert(message.name.clone(), resource(&message, origins));
+            put(message, origins);
         }
     }
     for port in outbound::http_ports(&ir.outbound) {
         let (message, origins) = routes::by_host(ir, port, &keys);
-        named.insert(message.name.clone(), resource(&message, origins));
+        put(message, origins);
     }
     named
 }

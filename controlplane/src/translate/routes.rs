@@ -45,7 +45,7 @@ pub(super) const FAULT: &str = "envoy.filters.http.fault";
 pub(super) const PEER_HEADER: &str = "x-leno-peer";
 
 /// What the proxy at the other side puts on its 503 when it could not connect to its app: no byte of the request was sent.
-const NOT_SENT_HEADER: &str = "x-leno-not-sent";
+pub(super) const NOT_SENT_HEADER: &str = "x-leno-not-sent";
 
 /// A condition on which our proxy repeats at once, and which a stock Envoy passes over: the endpoint had closed a pooled
 /// connection, and a repeat does no harm.
@@ -121,10 +121,11 @@ pub(super) fn by_host(ir: &Ir, number: u16, clusters: &Clusters<'_>) -> (xds::Ro
     (configuration(ir, number.to_string(), virtual_hosts), found)
 }
 
-fn configuration(ir: &Ir, name: String, virtual_hosts: Vec<xds::VirtualHost>) -> xds::RouteConfiguration {
+/// What a proxy tells others of its workload: `name;namespace;app;version;cluster;service account`.
+pub(super) fn peer_value(ir: &Ir) -> String {
     let workload = &ir.workload;
     let identity = &workload.identity;
-    let peer = [
+    [
         workload.name.as_str(),
         &identity.namespace,
         &workload.app,
@@ -132,7 +133,11 @@ fn configuration(ir: &Ir, name: String, virtual_hosts: Vec<xds::VirtualHost>) ->
         &ir.mesh.cluster,
         &identity.service_account,
     ]
-    .join(";");
+    .join(";")
+}
+
+fn configuration(ir: &Ir, name: String, virtual_hosts: Vec<xds::VirtualHost>) -> xds::RouteConfiguration {
+    let peer = peer_value(ir);
     xds::RouteConfiguration {
         name,
         virtual_hosts,

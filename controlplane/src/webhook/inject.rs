@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
 use leno_crds::meshinstall::Resources;
 use serde_json::{Map, Value, json};
 
@@ -28,6 +29,10 @@ const TOKEN_SECONDS: u32 = 3600;
 pub struct Mesh {
     /// Image of the proxy.
     pub image: String,
+    /// Image of the agent with Envoy.
+    pub envoy_image: String,
+    /// What sidecars run where a pod says nothing.
+    pub engine: Engine,
     /// When it is pulled.
     pub pull_policy: String,
     /// Revision of the control plane that injects.
@@ -59,7 +64,8 @@ pub fn inject(pod: &Value, mesh: &Mesh) -> Decision {
         Err(No::Refuse(message)) => return Decision::Refuse(message),
     };
     let mut after = pod.clone();
-    mark(&mut after, mesh);
+    let engine = options.engine.unwrap_or(mesh.engine);
+    mark(&mut after, mesh, engine);
     let probes = if options.rewrite_probes { rewrite_probes(&mut after) } else { ProbePorts::default() };
     add_volumes(&mut after);
     add_containers(&mut after, mesh, &options, &probes);
@@ -67,13 +73,17 @@ pub fn inject(pod: &Value, mesh: &Mesh) -> Decision {
     if patch.is_empty() { Decision::Skip("the pod is injected already") } else { Decision::Patch(patch) }
 }
 
-fn mark(pod: &mut Value, mesh: &Mesh) {
+fn mark(pod: &mut Value, mesh: &Mesh, engine: Engine) {
     let metadata = object(object_of(pod).entry("metadata"));
     let labels = object(metadata.entry("labels"));
     labels.insert("mesh.leno.dev/rev".to_owned(), json!(mesh.revision));
     let annotations = object(metadata.entry("annotations"));
     annotations.insert("mesh.leno.dev/shape".to_owned(), json!(SHAPE));
     annotations.insert("mesh.leno.dev/status".to_owned(), json!("injected"));
+    match engine {
+        Engine::Leno => annotations.remove(INJECTED_ENGINE_ANNOTATION),
+        Engine::Envoy => annotations.insert(INJECTED_ENGINE_ANNOTATION.to_owned(), json!(engine.as_str())),
+    };
 }
 
 /// Rewrites the probes of the app's containers and native sidecars.
@@ -173,7 +183,10 @@ fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
     let slot_number = slot.to_string();
     json!({
         "name": SLOTS[slot],
-        "image": mesh.image,
+        "image": match options.engine.unwrap_or(mesh.engine) {
+            Engine::Leno => &mesh.image,
+            Engine::Envoy => &mesh.envoy_image,
+        },
         "imagePullPolicy": mesh.pull_policy,
         "restartPolicy": "Always",
         "args": ["run", "--slot", slot_number],

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use leno_core::service::Engine;
 use leno_crds::meshinstall::MeshInstall;
 use leno_kubeutil::watch::{Key, Store};
 use rustls::ServerConfig;
@@ -50,6 +51,7 @@ pub struct Settings {
     revision: String,
     namespace: String,
     image: Option<String>,
+    envoy_image: Option<String>,
 }
 
 impl Settings {
@@ -61,6 +63,7 @@ impl Settings {
             revision: flags.revision.clone(),
             namespace: flags.namespace.clone(),
             image: flags.proxy_image.clone(),
+            envoy_image: flags.envoy_image.clone(),
         }
     }
 
@@ -69,7 +72,9 @@ impl Settings {
         let install = self.installs.get(&self.install)?;
         let spec = &install.spec;
         Some(Mesh {
-            image: self.image.clone().unwrap_or_else(|| spec.image("proxy")),
+            image: self.image.clone().unwrap_or_else(|| spec.image(Engine::Leno.component())),
+            envoy_image: self.envoy_image.clone().unwrap_or_else(|| spec.image(Engine::Envoy.component())),
+            engine: spec.engine().into(),
             pull_policy: spec.pull_policy().as_str().to_owned(),
             revision: self.revision.clone(),
             namespace: self.namespace.clone(),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use leno_core::service::{ENGINE_ANNOTATION, Engine};
 use serde_json::{Map, Value, json};
 
 /// Why a pod that reached the webhook is not injected, or cannot be.
@@ -24,6 +25,8 @@ pub(super) struct Options {
     pub(super) requests: Vec<(&'static str, String)>,
     /// Limits of the proxy, by resource.
     pub(super) limits: Vec<(&'static str, String)>,
+    /// What it wants for a sidecar, if not what the mesh has.
+    pub(super) engine: Option<Engine>,
 }
 
 const PORTS: [(&str, &str); 3] = [
@@ -67,7 +70,17 @@ impl Options {
             }
             text => Ok(text.map(|text| (resource, text.to_owned()))),
         };
+        let engine = match text(ENGINE_ANNOTATION) {
+            None => None,
+            Some(name) => match Engine::named(name) {
+                Some(engine) => Some(engine),
+                None => {
+                    return Err(No::Refuse(format!("{ENGINE_ANNOTATION}: {name:?} is no engine; write leno or envoy")));
+                }
+            },
+        };
         Ok(Options {
+            engine,
             capture,
             rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false"),
             requests: [

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::binaries::fingerprint;
+use super::binaries::{self, fingerprint};
 use super::run::{self, Progress};
 use super::{Error, Layout};
 
@@ -15,13 +15,16 @@ const PAUSE_SOURCE: &str = include_str!("../../cluster/pause/pause.c");
 /// What buildah asks before it writes an image; nothing is fetched, so nothing needs a signature.
 const SIGNATURE_POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
 
-/// The components that have an image, as (name in the image's name, binary).
-pub const COMPONENTS: [(&str, &str); 4] = [
-    ("operator", "leno-operator"),
-    ("control-plane", "leno-control-plane"),
-    ("proxy", "leno-proxy"),
-    ("demo", "leno-demo"),
+/// The components that have an image, as (name in the image's name, stage of the Dockerfile, binary).
+pub const COMPONENTS: [(&str, &str, &str); 5] = [
+    ("operator", "leno-operator", "leno-operator"),
+    ("control-plane", "leno-control-plane", "leno-control-plane"),
+    ("proxy", "leno-proxy", "leno-proxy"),
+    ("envoy", WITH_ENVOY, "leno-proxy"),
+    ("demo", "leno-demo", "leno-demo"),
 ];
+/// The stage that Envoy is put into besides our binary.
+const WITH_ENVOY: &str = "leno-envoy";
 
 /// One image to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +32,9 @@ pub struct Image {
     /// The full name with its tag, such as `docker.io/leno/proxy:0.1.0`. The host part is what container runtimes
     /// complete a name without one with; nothing is ever fetched from there.
     pub name: String,
-    /// The stage of the Dockerfile, which is the name of the binary.
+    /// The stage of the Dockerfile.
+    pub stage: String,
+    /// The name of the binary.
     pub binary: String,
     /// Where the binary lies.
     pub path: PathBuf,
@@ -52,15 +57,15 @@ pub fn images(
 ) -> Result<Vec<Image>, Error> {
     let mut images = Vec::new();
     for name in only {
-        if !COMPONENTS.iter().any(|(component, _)| component == name) {
-            let known: Vec<_> = COMPONENTS.iter().map(|(component, _)| *component).collect();
+        if !COMPONENTS.iter().any(|(component, ..)| component == name) {
+            let known: Vec<_> = COMPONENTS.iter().map(|(component, ..)| *component).collect();
             return Err(Error::Missing {
                 what: format!("component {name:?}"),
                 remedy: format!("name one of {}", known.join(", ")),
             });
         }
     }
-    for (component, binary) in COMPONENTS {
+    for (component, stage, binary) in COMPONENTS {
         if !only.is_empty() && !only.iter().any(|name| name == component) {
             continue;
         }
@@ -73,6 +78,7 @@ pub fn images(
         }
         images.push(Image {
             name: format!("docker.io/leno/{component}:{tag}"),
+            stage: stage.to_owned(),
             binary: binary.to_owned(),
             path,
             version: version.to_owned(),
@@ -136,6 +142,9 @@ pub fn build(images: &[Image], folder: &Path) -> Result<Vec<PathBuf>, Error> {
         std::fs::write(&dockerfile, DOCKERFILE).map_err(Error::io("write", &dockerfile))?;
         // Without symbols, which a debug build has hundreds of megabytes of.
         run::output(Command::new("strip").arg("-o").arg(&binary).arg(&image.path))?;
+        if image.stage == WITH_ENVOY {
+            add_envoy(&context.join("envoy"))?;
+        }
         let archive = folder.join(archive_name(image));
         // Docker and buildah refuse to write over an archive.
         if archive.exists() {
@@ -174,11 +183,36 @@ pub fn build(images: &[Image], folder: &Path) -> Result<Vec<PathBuf>, Error> {
 fn arguments(image: &Image) -> Vec<String> {
     vec![
         format!("--tag={}", image.name),
-        format!("--target={}", image.binary),
+        format!("--target={}", image.stage),
         format!("--build-arg=BIN={}", image.binary),
         format!("--build-arg=VERSION={}", image.version),
         format!("--build-arg=PREVIOUS_VERSION={}", image.previous_version),
     ]
+}
+
+/// Puts Envoy and the libraries that it is linked to into a folder, each file where it will be in the image.
+fn add_envoy(folder: &Path) -> Result<(), Error> {
+    let program = binaries::envoy(&Layout::from_environment("images".parse()?)?)?;
+    let linked = run::output(Command::new("ldd").arg(&program))?;
+    let copy = |from: &Path, to: &Path| {
+        let target = folder.join(to.strip_prefix("/").unwrap_or(to));
+        let parent = target.parent().unwrap_or(folder);
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        std::fs::copy(from, &target).map(drop).map_err(Error::io("copy", from))
+    };
+    for library in libraries(&linked) {
+        copy(&library, &library)?;
+    }
+    copy(&program, Path::new("/envoy"))
+}
+
+/// The files that `ldd` names: `name => /path (address)`, or for the loader `/path (address)`.
+fn libraries(linked: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let named = line.split_once("=>").map_or(line, |(_, path)| path);
+        named.split_whitespace().next().filter(|path| path.starts_with('/')).map(PathBuf::from)
+    };
+    linked.lines().filter_map(path).collect()
 }
 
 /// A buildah that keeps everything in `work`.
@@ -209,6 +243,7 @@ pub fn pause(layout: &Layout) -> Result<PathBuf, Error> {
     run::output(Command::new("gcc").args(["-Os", "-static", "-o"]).arg(&binary).arg(&source))?;
     let image = Image {
         name: super::settings::PAUSE_IMAGE.to_owned(),
+        stage: "pause".to_owned(),
         binary: "pause".to_owned(),
         path: binary,
         version: "1".to_owned(),
@@ -224,10 +259,17 @@ mod tests {
 
     #[test]
     fn dockerfile_when_a_component_has_an_image_then_there_is_a_stage_for_its_binary() {
-        for (_, binary) in COMPONENTS {
-            assert!(DOCKERFILE.contains(&format!("FROM base AS {binary}\n")), "{binary}");
+        for (_, stage, binary) in COMPONENTS {
+            assert!(DOCKERFILE.contains(&format!("FROM base AS {stage}\n")), "{stage}");
             assert!(DOCKERFILE.contains(&format!("ENTRYPOINT [\"/{binary}\"]")), "{binary}");
         }
+    }
+
+    #[test]
+    fn libraries_when_ldd_names_them_then_are_those_with_a_path() {
+        let said =
+            "\tlinux-vdso.so.1 (0x1)\n\tlibc.so.6 => /lib/libc.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n";
+        assert_eq!(libraries(said), [Path::new("/lib/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use super::{
     control_plane::{self, Credentials},
     process::{Process, get},
+    requests::Counted,
     space::Space,
 };
+use crate::metrics;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
@@ -15,6 +17,7 @@ use std::{
 };
 
 const ADMIN: u16 = 15000;
+const METRICS: u16 = 15090;
 /// How long Envoy may take to have everything active.
 const ACTIVE: Duration = Duration::from_secs(8);
 /// Capture leaves this user alone.
@@ -57,6 +60,68 @@ impl Envoy {
         command.args(["--log-level", "warning", "--drain-time-s", "1"]);
         let process = Process::start("envoy", folder, command)?;
         Ok(Envoy { process, space: space.clone() })
+    }
+
+    /// Starts it under our agent, as in the pod that injection makes: `run --slot 0` and what the image says.
+    pub(super) fn start_under_agent(
+        program: &Path,
+        agent: &Path,
+        space: &Space,
+        folder: &Path,
+        pod: &str,
+        address: &str,
+        own: &Credentials,
+    ) -> Result<Envoy> {
+        let (namespace, name) = pod.split_once('/').context("a pod is namespace/name")?;
+        let (token, roots, run) = (folder.join("token"), folder.join("roots.pem"), folder.join("run"));
+        std::fs::write(&token, format!("dev:{pod}"))?;
+        std::fs::write(&roots, own.roots_pem())?;
+        std::fs::create_dir(&run)?;
+        nix::unistd::chown(&run, Some(nix::unistd::Uid::from_raw(USER)), None)?;
+        // Opened here, as above; Envoy's descriptor is handed on by the agent.
+        let open = |path: &Path| -> Result<std::os::fd::OwnedFd> {
+            Ok(nix::unistd::dup(&File::open(path).with_context(|| path.display().to_string())?)?)
+        };
+        let (agent, program) = (open(agent)?, open(program)?);
+        let path = |descriptor: &std::os::fd::OwnedFd| format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        let mut command = space.command_as(path(&agent), Some(USER));
+        command.arg0("leno-proxy");
+        command.args([
+            "run",
+            "--slot",
+            "0",
+            "--workers",
+            "1",
+            "--control-plane",
+            &format!("{address}:{}", control_plane::PORT),
+        ]);
+        command.arg("--token").arg(&token).arg("--roots").arg(&roots).arg("--folder").arg(&run);
+        command.env("POD_NAME", name).env("POD_NAMESPACE", namespace);
+        command.env("LENO_ENGINE", "envoy").env("LENO_ENVOY_BINARY", path(&program));
+        let process = Process::start("agent", folder, command)?;
+        Ok(Envoy { process, space: space.clone() })
+    }
+
+    /// Waits until the agent has counted all of this.
+    pub(super) async fn counted(&self, wanted: &[Counted]) -> Result<()> {
+        for Counted { name, labels, sum } in wanted {
+            let labels: Vec<(&str, &str)> =
+                labels.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            let start = Instant::now();
+            loop {
+                let (_, page) = get(&self.space, METRICS, "/stats/prometheus")?;
+                let found = metrics::sum(&metrics::parse(&page), name, &labels);
+                if found == *sum {
+                    break;
+                }
+                if start.elapsed() > ACTIVE {
+                    let lines: Vec<&str> = page.lines().filter(|line| line.starts_with(name.as_str())).collect();
+                    bail!("{name} with {labels:?} is {found} and must be {sum}:\n{}", lines.join("\n"));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until everything that the control plane sent is active.
@@ -201,6 +266,14 @@ fn bootstrap(node: &str, control_plane: &str, secrets: &Path, own: &Credentials,
                 "connect_timeout": "1s",
                 "typed_extension_protocol_options": http2,
                 "load_assignment": one("sds-grpc", json!({"pipe": {"path": secrets}})),
+            },
+            {
+                // Nobody reads the log here, but Envoy wants to know where it would go.
+                "name": "als-grpc",
+                "type": "STATIC",
+                "connect_timeout": "1s",
+                "typed_extension_protocol_options": http2,
+                "load_assignment": one("als-grpc", json!({"pipe": {"path": secrets}})),
             },
         ]},
     })

@@ -162,15 +162,14 @@ impl Judged<'_> {
         }
         let credentials = self.credentials.get(&pod.key).with_context(|| format!("{} has no certificate", pod.key))?;
         serving.push(Task(secrets::serve(&scratch.path().join("sds.sock"), credentials)?));
-        let mut envoy = Envoy::start(
-            self.program,
-            &own,
-            scratch.path(),
-            &pod.key,
-            &format!("169.254.{}.2", self.number),
-            credentials,
-            self.case.requests.state_of_the_world,
-        )?;
+        let (address, wanted) = (format!("169.254.{}.2", self.number), &self.case.requests);
+        let mut envoy = if wanted.agent {
+            let agent = self.bin_dir.join("leno-proxy");
+            Envoy::start_under_agent(self.program, &agent, &own, scratch.path(), &pod.key, &address, credentials)?
+        } else {
+            let whole = wanted.state_of_the_world;
+            Envoy::start(self.program, &own, scratch.path(), &pod.key, &address, credentials, whole)?
+        };
         let taken = envoy.active().await?;
         let senders = Senders { case: self.case, own: &own, others: &others, credentials: self.credentials };
         for (number, request) in requests.iter().enumerate() {
@@ -179,6 +178,7 @@ impl Judged<'_> {
             })?;
         }
         envoy.refused_nothing()?;
+        envoy.counted(&wanted.counted).await.context("what the agent counts")?;
         Ok(taken)
     }
 

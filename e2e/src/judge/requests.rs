@@ -15,9 +15,27 @@ pub struct Requests {
     /// Pods (`namespace/name`) that show another pod's certificate.
     #[serde(default)]
     pub impostors: BTreeMap<String, String>,
+    /// Envoy runs under our agent, as in an injected pod, and not by itself.
+    #[serde(default)]
+    pub agent: bool,
     /// The requests, sent in order.
     #[serde(default)]
     pub requests: Vec<RequestCase>,
+    /// With `agent`: what must have been counted at the end.
+    #[serde(default)]
+    pub counted: Vec<Counted>,
+}
+
+/// A metric.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// Its name.
+    pub name: String,
+    /// Labels that its samples must have.
+    pub labels: BTreeMap<String, String>,
+    /// The sum of these samples.
+    pub sum: f64,
 }
 
 /// What is spoken.

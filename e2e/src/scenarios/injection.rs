@@ -239,10 +239,19 @@ pub(super) fn failing_probe_still_fails(bed: &Bed) -> Result<()> {
 }
 
 pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
-    let name = bed.pod(LAB, "app=solo")?["metadata"]["name"].as_str().context("no name")?.to_owned();
+    let failed = patch_images(bed, "solo")?;
+    bed.figures.add("sidecar_image_swap_failed", failed as f64, "requests");
+    Ok(())
+}
+
+/// Swaps the image of both slots of an app's one pod under load, and gives how many requests failed; the app must not
+/// restart, and at most one in a hundred may fail.
+pub(super) fn patch_images(bed: &Bed, app: &str) -> Result<u64> {
+    let name = bed.pod(LAB, &format!("app={app}"))?["metadata"]["name"].as_str().context("no name")?.to_owned();
     let started =
         bed.get(&["pod", &name, "-n", LAB])?["status"]["containerStatuses"][0]["state"]["running"]["startedAt"].clone();
-    let load = bed.load(LAB, CLIENT, &["http://solo/", "--seconds", "14", "--rate", "100", "--concurrency", "4"])?;
+    let url = format!("http://{app}/");
+    let load = bed.load(LAB, CLIENT, &[&url, "--seconds", "14", "--rate", "100", "--concurrency", "4"])?;
     let images = |pod: &Value| -> Vec<(String, String)> {
         pod["spec"]["initContainers"]
             .as_array()
@@ -275,7 +284,6 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
         })?;
     }
     let counted = load.finish()?;
-    bed.figures.add("sidecar_image_swap_failed", counted.failed as f64, "requests");
     let pod = bed.get(&["pod", &name, "-n", LAB])?;
     ensure(
         restarts(&pod).0 == 0 && pod["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] == started,
@@ -289,5 +297,6 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
     })?;
     // Back to what the mesh runs, by a new pod.
     bed.kubectl(&["-n", LAB, "delete", "pod", &name])?;
-    bed.wait_rollout(LAB, "deployment/solo", Duration::from_secs(60))
+    bed.wait_rollout(LAB, &format!("deployment/{app}"), Duration::from_secs(60))?;
+    Ok(counted.failed)
 }

@@ -3,6 +3,7 @@
 //! One that fails is run once more; if it passes then, it counts as passed and is named as unsteady at the end.
 
 pub(crate) mod canary;
+mod engines;
 mod external;
 mod injection;
 mod interrupted;
@@ -54,6 +55,9 @@ const ALL: &[Scenario] = &[
     ("probe_of_any_kind_when_proxy_is_killed_then_app_does_not_restart", injection::probes_survive_a_killed_proxy),
     ("probe_of_any_kind_when_app_is_unwell_then_fails", injection::failing_probe_still_fails),
     ("sidecar_image_when_patched_then_app_keeps_running", injection::image_patch_keeps_the_app),
+    ("engines_when_mixed_then_route_secure_and_count_alike", engines::mixed),
+    ("engine_envoy_when_killed_then_is_back_and_app_keeps_running", engines::killed),
+    ("engine_envoy_image_when_patched_then_app_keeps_running", engines::image_patch),
     ("schema_when_tables_are_applied_then_accepts_and_refuses", objects::tables_of_the_schema),
     ("traffic_kinds_when_read_in_every_version_then_are_as_written", objects::every_version_is_served),
     ("object_when_wrong_then_its_status_names_the_field", objects::wrong_objects_are_named),
@@ -155,7 +159,7 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
 
 /// The first scenario: everything is installed, with its time.
 fn installed(bed: &Bed, progress: &mut Progress) -> Result<()> {
-    install::load_images(bed, progress)?;
+    install::load_images(bed, true, progress)?;
     install::operator(bed, progress)?;
     let took = install::mesh(bed, progress)?;
     bed.figures.add("meshinstall_applied_to_ready", took.as_secs_f64(), "s");

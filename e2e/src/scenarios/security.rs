@@ -32,10 +32,10 @@ pub(super) fn mutual_tls_by_default(bed: &Bed) -> Result<()> {
 }
 
 /// Sets the mode, and sets it back whatever happens.
-struct Strict<'a>(&'a Bed);
+pub(super) struct Strict<'a>(&'a Bed);
 
 impl Strict<'_> {
-    fn on(bed: &Bed) -> Result<Strict<'_>> {
+    pub(super) fn on(bed: &Bed) -> Result<Strict<'_>> {
         bed.patch(&MESH, &json!({"spec": {"mesh": {"mtls": "Strict"}}}))?;
         Ok(Strict(bed))
     }

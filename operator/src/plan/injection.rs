@@ -7,6 +7,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 
+use leno_core::service::{ENGINE_ANNOTATION, Engine, INJECTED_ENGINE_ANNOTATION};
+use leno_crds::meshinstall::MeshInstallSpec;
+
 use crate::names;
 
 /// The proxy's first slot, whose readiness is the sidecar's.
@@ -24,13 +27,40 @@ pub enum Membership {
         current: bool,
         /// Whether it runs the wanted image.
         wanted_image: bool,
+        /// Whether it runs Envoy.
+        envoy: bool,
     },
     /// It asks for a sidecar and has none.
     NotInjected,
 }
 
+/// The images of the wanted release, and what runs where a pod says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    leno: String,
+    envoy: String,
+    engine: Engine,
+}
+
+impl Images {
+    /// Those that a spec wants.
+    pub fn of(spec: &MeshInstallSpec) -> Self {
+        let image = |engine: Engine| spec.image(engine.component());
+        Images { leno: image(Engine::Leno), envoy: image(Engine::Envoy), engine: spec.engine().into() }
+    }
+
+    /// The image that a pod with these annotations should run.
+    fn wanted(&self, annotations: &BTreeMap<String, String>) -> &str {
+        let said = annotations.get(ENGINE_ANNOTATION).and_then(|name| Engine::named(name.trim()));
+        match said.unwrap_or(self.engine) {
+            Engine::Leno => &self.leno,
+            Engine::Envoy => &self.envoy,
+        }
+    }
+}
+
 /// Decides about one pod in a namespace of the mesh.
-pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, proxy_image: &str) -> Membership {
+pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, images: &Images) -> Membership {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
     if matches!(phase, "Succeeded" | "Failed") || pod.metadata.deletion_timestamp.is_some() {
         return Membership::Outside;
@@ -42,8 +72,9 @@ pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, proxy_image: 
         if labels.get(names::REVISION).is_none_or(|revision| revision != install) {
             return Membership::Outside;
         }
-        let wanted_image = runs_image(pod, proxy_image);
-        return Membership::Injected { current: wanted_image && first_slot_ready(pod), wanted_image };
+        let wanted_image = runs_image(pod, images.wanted(annotations));
+        let envoy = annotations.get(INJECTED_ENGINE_ANNOTATION).is_some_and(|noted| noted == Engine::Envoy.as_str());
+        return Membership::Injected { current: wanted_image && first_slot_ready(pod), wanted_image, envoy };
     }
     if asks(install, namespace.metadata.labels.as_ref().unwrap_or(&empty), pod) {
         Membership::NotInjected
@@ -96,6 +127,11 @@ mod tests {
     use serde_json::json;
 
     const IMAGE: &str = "docker.io/leno/proxy:0.1.0";
+    const ENVOY: &str = "docker.io/leno/envoy:0.1.0";
+
+    fn images(engine: Engine) -> Images {
+        Images { leno: IMAGE.into(), envoy: ENVOY.into(), engine }
+    }
 
     fn namespace(labels: serde_json::Value) -> Namespace {
         serde_json::from_value(json!({ "metadata": { "name": "shop", "labels": labels } })).unwrap()
@@ -118,14 +154,14 @@ mod tests {
             json!({ "mesh.leno.dev/rev": "default" }),
         ] {
             let namespace = namespace(labels);
-            let of = |metadata| membership("default", &namespace, &plain(metadata), IMAGE);
+            let of = |metadata| membership("default", &namespace, &plain(metadata), &images(Engine::Leno));
             assert_eq!(of(json!({ "name": "a" })), Membership::NotInjected);
             assert_eq!(of(json!({ "labels": { "sidecar.istio.io/inject": "false" } })), Membership::Outside);
             assert_eq!(of(json!({ "annotations": { "sidecar.istio.io/inject": "false" } })), Membership::Outside);
             assert_eq!(of(json!({ "annotations": { "mesh.leno.dev/inject": "disabled" } })), Membership::Outside);
         }
         let other = namespace(json!({ "istio.io/rev": "canary" }));
-        assert_eq!(membership("default", &other, &plain(json!({})), IMAGE), Membership::Outside);
+        assert_eq!(membership("default", &other, &plain(json!({})), &images(Engine::Leno)), Membership::Outside);
     }
 
     #[test]
@@ -133,8 +169,8 @@ mod tests {
         let namespace = namespace(json!({ "istio-injection": "enabled" }));
         let host = pod(json!({}), json!({ "containers": [], "hostNetwork": true }), json!({ "phase": "Running" }));
         let done = pod(json!({}), json!({ "containers": [] }), json!({ "phase": "Succeeded" }));
-        assert_eq!(membership("default", &namespace, &host, IMAGE), Membership::Outside);
-        assert_eq!(membership("default", &namespace, &done, IMAGE), Membership::Outside);
+        assert_eq!(membership("default", &namespace, &host, &images(Engine::Leno)), Membership::Outside);
+        assert_eq!(membership("default", &namespace, &done, &images(Engine::Leno)), Membership::Outside);
     }
 
     #[test]
@@ -150,12 +186,39 @@ mod tests {
             )
         };
         let namespace = namespace(json!({}));
-        let of = |image, ready| membership("default", &namespace, &injected(image, ready), IMAGE);
-        assert_eq!(of(IMAGE, true), Membership::Injected { current: true, wanted_image: true });
-        assert_eq!(of(IMAGE, false), Membership::Injected { current: false, wanted_image: true });
+        let of = |image, ready| membership("default", &namespace, &injected(image, ready), &images(Engine::Leno));
+        assert_eq!(of(IMAGE, true), Membership::Injected { current: true, wanted_image: true, envoy: false });
+        assert_eq!(of(IMAGE, false), Membership::Injected { current: false, wanted_image: true, envoy: false });
         assert_eq!(
             of("docker.io/leno/proxy:0.0.9", true),
-            Membership::Injected { current: false, wanted_image: false }
+            Membership::Injected { current: false, wanted_image: false, envoy: false }
         );
+    }
+
+    #[test]
+    fn pod_when_engines_differ_then_is_current_with_the_image_of_the_one_it_wants() {
+        let namespace = namespace(json!({}));
+        let of = |engine: Engine, said: Option<&str>, image: &str| {
+            let mut annotations = json!({ "mesh.leno.dev/status": "injected" });
+            if let Some(said) = said {
+                annotations["mesh.leno.dev/engine"] = said.into();
+            }
+            if image == ENVOY {
+                annotations["mesh.leno.dev/injected-engine"] = "envoy".into();
+            }
+            let pod = pod(
+                json!({ "labels": { "mesh.leno.dev/rev": "default" }, "annotations": annotations }),
+                json!({ "containers": [], "initContainers": [{ "name": "leno-proxy-0", "image": image }] }),
+                json!({ "phase": "Running" }),
+            );
+            match membership("default", &namespace, &pod, &images(engine)) {
+                Membership::Injected { wanted_image, envoy, .. } => (wanted_image, envoy),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(of(Engine::Leno, Some("envoy"), ENVOY), (true, true));
+        assert_eq!(of(Engine::Envoy, None, ENVOY), (true, true));
+        assert_eq!(of(Engine::Envoy, None, IMAGE), (false, false), "the mesh has changed its engine: restart");
+        assert_eq!(of(Engine::Envoy, Some("leno"), IMAGE), (true, false));
     }
 }

@@ -11,7 +11,7 @@ use leno_kubeutil::watch::Key;
 use serde_json::Value;
 
 use super::claims::Claim;
-use super::injection::{Membership, membership};
+use super::injection::{Images, Membership, membership};
 use crate::names;
 
 /// Condition: the spec can be.
@@ -206,14 +206,15 @@ pub fn data_plane(
     namespaces: &BTreeMap<Key, Arc<Namespace>>,
     pods: &BTreeMap<Key, Arc<Pod>>,
 ) -> DataPlaneReport {
-    let image = install.spec.image("proxy");
-    let (mut current, mut total, mut outdated) = (0, 0, 0);
+    let images = Images::of(&install.spec);
+    let (mut current, mut total, mut outdated, mut on_envoy) = (0, 0, 0, 0);
     let mut not_injected = BTreeSet::new();
     for (key, pod) in pods {
         let Some(namespace) = namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
-        match membership(name, namespace, pod, &image) {
+        match membership(name, namespace, pod, &images) {
             // A sidecar counts wherever it is: the namespace may have left the mesh while the pod runs.
-            Membership::Injected { current: is_current, wanted_image } => {
+            Membership::Injected { current: is_current, wanted_image, envoy } => {
+                on_envoy += i32::from(envoy);
                 total += 1;
                 current += i32::from(is_current);
                 outdated += i32::from(!wanted_image);
@@ -248,7 +249,7 @@ pub fn data_plane(
             kind,
             "Outdated",
             format!(
-                "{outdated} of {total} sidecars run another release than {}; restart their workloads",
+                "{outdated} of {total} sidecars run another release than {}, or another engine than is wanted; restart their workloads",
                 install.spec.version,
             ),
         )
@@ -258,7 +259,13 @@ pub fn data_plane(
         Wanted::yes(
             kind,
             "AllCurrent",
-            format!("{current} of {total} sidecars run release {} and are ready", install.spec.version),
+            match on_envoy {
+                0 => format!("{current} of {total} sidecars run release {} and are ready", install.spec.version),
+                _ => format!(
+                    "{current} of {total} sidecars run release {} and are ready; the engine of {on_envoy} is Envoy",
+                    install.spec.version
+                ),
+            },
         )
     };
     let status = DataPlaneStatus { current, total, not_injected: missing, summary: format!("{current}/{total}") };

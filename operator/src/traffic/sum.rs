@@ -103,6 +103,7 @@ impl Sums {
             .collect();
         let programmed = from_findings(PROGRAMMED, &findings, "");
         let figures = format!("in force on {in_force} of {affected} proxies");
+        let by_envoy: u32 = current.iter().map(|report| report.accepted_by_envoy).sum();
         let everywhere = behind == 0 && in_force == affected;
         let programmed = if is_false(&accepted) {
             Wanted::no(
@@ -128,7 +129,11 @@ impl Sums {
             )
         } else if everywhere {
             let remarks = remarks(PROGRAMMED, &findings);
-            Wanted::yes(PROGRAMMED, "Programmed", join(&format!("{figures}, {took} ms"), &remarks))
+            let figures = match by_envoy {
+                0 => format!("{figures}, {took} ms"),
+                _ => format!("{figures}, {took} ms; {by_envoy} of them run Envoy, which says that it accepted"),
+            };
+            Wanted::yes(PROGRAMMED, "Programmed", join(&figures, &remarks))
         } else {
             Wanted::no(PROGRAMMED, "Pending", figures)
         };
@@ -230,6 +235,15 @@ mod tests {
 
     fn programmed(sums: &Sums, generation: i64) -> Wanted {
         sums.verdict(&reviews(), generation).unwrap().conditions.swap_remove(2)
+    }
+
+    #[test]
+    fn figures_when_some_proxies_run_envoy_then_it_is_said() {
+        let mut sums = Sums::default();
+        sums.report("a", full(vec![ObjectReport { accepted_by_envoy: 2, ..object(3, 7, 7, 21) }]));
+        sums.report("b", full(vec![ObjectReport { accepted_by_envoy: 1, ..object(3, 5, 5, 38) }]));
+        let wanted = "in force on 12 of 12 proxies, 38 ms; 3 of them run Envoy, which says that it accepted";
+        assert_eq!(programmed(&sums, 3).message, wanted);
     }
 
     #[test]

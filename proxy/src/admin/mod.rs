@@ -34,7 +34,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The content type of Prometheus' text format.
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub(crate) const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The ports; zero is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationT
         let routes = if port == ports.admin {
             pages::routes(view)
         } else if port == ports.health {
-            health(view)
+            health(&view.health)
         } else if port == ports.merged {
             merged(ports, view)
         } else {
@@ -135,12 +135,12 @@ pub fn serve_at(listener: std::net::TcpListener, view: &View, stop: &Cancellatio
     Ok(())
 }
 
-fn health(view: &View) -> Routes {
-    let health = view.health.clone();
+pub(crate) fn health(health: &Health) -> Routes {
+    let health = health.clone();
     Routes::new().get("/healthz/ready", "200 while the pod may get traffic", move || ready(&health))
 }
 
-fn ready(health: &Health) -> leno_runtime::http::Answer {
+pub(crate) fn ready(health: &Health) -> leno_runtime::http::Answer {
     if health.is_ready() && !is_failed() {
         text(StatusCode::OK, "ok\n")
     } else {

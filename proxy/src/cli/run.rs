@@ -1,12 +1,13 @@
 //! `leno-proxy run`.
 
 use crate::admin::Ports;
+use crate::agent;
 use crate::control;
 use crate::control::podinfo::PodInfo;
 use crate::control::serving::Settings;
 use crate::identity::Files;
 use crate::slots::Folder;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::error::Error;
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -75,9 +76,24 @@ pub(super) struct Flags {
     /// Port of the pod's merged metrics; 0 for none.
     #[arg(long, default_value_t = 15020, value_name = "PORT")]
     merged_port: u16,
+    /// What serves the traffic; the image says it.
+    #[arg(long, env = "LENO_ENGINE", value_enum, default_value_t = EngineFlag::Leno)]
+    engine: EngineFlag,
+    /// Envoy's binary, with `--engine envoy`.
+    #[arg(long, env = "LENO_ENVOY_BINARY", default_value = "/envoy", value_name = "FILE")]
+    envoy: PathBuf,
     /// How long open connections may take to end when this slot leaves, in seconds.
     #[arg(long, default_value_t = 20, value_name = "SECONDS")]
     drain_limit: u64,
+}
+
+/// What serves the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EngineFlag {
+    /// This very process.
+    Leno,
+    /// Envoy, under this process.
+    Envoy,
 }
 
 pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
@@ -120,5 +136,6 @@ fn settings(flags: Flags) -> Result<Settings, String> {
             merged: flags.merged_port,
         },
         drain_limit: Duration::from_secs(flags.drain_limit),
+        envoy: (flags.engine == EngineFlag::Envoy).then_some(agent::Settings { binary: flags.envoy }),
     })
 }

@@ -58,6 +58,9 @@ pub enum RunError {
     /// The other slot went on serving while this one took over: only one may.
     #[error("the other slot goes on serving; beginning anew as its standby")]
     NotRelieved,
+    /// The engine.
+    #[error("the engine cannot serve any more: {0}")]
+    Engine(Arc<str>),
 }
 
 /// A wish to leave: the answer is given when it is fulfilled.

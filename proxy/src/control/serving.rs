@@ -5,6 +5,7 @@ use super::plane::{Listening, Plane};
 use super::podinfo::PodInfo;
 use super::{DrainRequest, RunError};
 use crate::admin::{self, Ports};
+use crate::agent;
 use crate::identity::link::{Link, Target};
 use crate::identity::{Current, Files, Identity};
 use crate::slots::Folder;
@@ -17,6 +18,7 @@ use crate::tls::CredentialStore;
 use crate::xds::{Client, Connect, LocalFuture, State, node};
 use leno_runtime::http::Health;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub ports: Ports,
     /// How long open connections may take to end.
     pub drain_limit: Duration,
+    /// Envoy in place of our own data plane.
+    pub envoy: Option<agent::Settings>,
 }
 
 impl Settings {
@@ -85,6 +89,57 @@ impl Settings {
                 [SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))]
             })
             .collect()
+    }
+}
+
+/// Whether what serves the traffic does so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Not yet, or not any more and soon again.
+    Starting,
+    /// It does.
+    Serves,
+    /// It never will again, for this reason.
+    Lost(Arc<str>),
+}
+
+/// What serves the traffic of a slot: our own workers, or Envoy.
+pub(crate) trait Traffic {
+    /// Resolves when the first configuration is in force.
+    ///
+    /// # Errors
+    /// When that will never be.
+    async fn served(&self) -> Result<(), RunError>;
+    /// Whether it serves.
+    fn standing(&self) -> watch::Receiver<Standing>;
+    /// Open connections of clients.
+    async fn connections(&self) -> usize;
+    /// Closes this slot's listening sockets; open connections go on.
+    async fn stop_accepting(&self);
+    /// Lets open connections end, for at most `limit`.
+    async fn drain(&self, limit: Duration);
+}
+
+impl Traffic for Plane {
+    async fn served(&self) -> Result<(), RunError> {
+        Plane::served(self).await
+    }
+
+    /// Workers serve for as long as the process lives.
+    fn standing(&self) -> watch::Receiver<Standing> {
+        watch::channel(Standing::Serves).1
+    }
+
+    async fn connections(&self) -> usize {
+        Plane::connections(self)
+    }
+
+    async fn stop_accepting(&self) {
+        Plane::stop_accepting(self).await;
+    }
+
+    async fn drain(&self, limit: Duration) {
+        Plane::drain(self, limit).await;
     }
 }
 
@@ -116,6 +171,28 @@ impl Serving {
         wishes: &mut mpsc::Receiver<DrainRequest>,
         shutdown: &CancellationToken,
     ) -> Result<(), RunError> {
+        let Self { settings, sockets, phase } = &mut self;
+        let slot = Slot { settings, sockets, phase, relieved, wishes, shutdown };
+        match slot.settings.envoy.clone() {
+            Some(envoy) => agent::run(slot, &envoy).await,
+            None => slot.run().await,
+        }
+    }
+}
+
+/// A slot that is about to serve, with everything that belongs to its life.
+pub(crate) struct Slot<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) sockets: &'a mut Sockets,
+    phase: &'a watch::Sender<Phase>,
+    relieved: Relieved,
+    wishes: &'a mut mpsc::Receiver<DrainRequest>,
+    shutdown: &'a CancellationToken,
+}
+
+impl Slot<'_> {
+    /// With our own data plane.
+    async fn run(self) -> Result<(), RunError> {
         self.sockets.add(&self.settings.traffic_addresses())?;
         self.sockets.add(&self.settings.ports.addresses())?;
         let store = CredentialStore::new();
@@ -145,23 +222,22 @@ impl Serving {
 
         let local = LocalSet::new();
         local.spawn_local(client.run(stop.clone()));
-        let life = self.life(relieved, &engine.plane, &engine.health, &stop_admin, wishes, shutdown);
-        local.run_until(life).await
+        local.run_until(self.life(&engine.plane, &engine.health, &stop_admin)).await
     }
 
-    async fn life(
-        &mut self,
-        relieved: Relieved,
-        plane: &Plane,
+    /// From the first configuration to the end of the last connection: until the process is told to leave, or another slot
+    /// has taken over.
+    pub(crate) async fn life(
+        self,
+        traffic: &impl Traffic,
         health: &Health,
         stop_admin: &CancellationToken,
-        wishes: &mut mpsc::Receiver<DrainRequest>,
-        shutdown: &CancellationToken,
     ) -> Result<(), RunError> {
+        let Self { settings, sockets, phase, relieved, wishes, shutdown } = self;
         // A wish to leave before anything is served is granted at once: there is nothing to hand over.
         let mut leaving = false;
         let begun = tokio::time::Instant::now();
-        let served = plane.served();
+        let served = traffic.served();
         tokio::pin!(served);
         loop {
             tokio::select! {
@@ -178,34 +254,41 @@ impl Serving {
             Relieved::Nobody(lock) => lock,
             Relieved::Other(mut standby) => {
                 standby.serving().await?;
-                lock_within(&self.settings.folder, LOCK_LIMIT).await?.ok_or(RunError::NotRelieved)?
+                lock_within(&settings.folder, LOCK_LIMIT).await?.ok_or(RunError::NotRelieved)?
             }
         };
-        let active = Active::start(&self.settings.folder, lock, self.sockets.try_clone()?)?;
-        self.phase.send_replace(if leaving { Phase::Leaving } else { Phase::Serving });
+        let active = Active::start(&settings.folder, lock, sockets.try_clone()?)?;
+        phase.send_replace(if leaving { Phase::Leaving } else { Phase::Serving });
         health.set_ready(!leaving);
+        let mut standing = traffic.standing();
         loop {
             tokio::select! {
+                now = turned(&mut standing) => match now {
+                    Standing::Serves => health.set_ready(!leaving),
+                    Standing::Starting => health.set_ready(false),
+                    Standing::Lost(reason) => return Err(RunError::Engine(reason)),
+                },
                 () = shutdown.cancelled() => {
                     health.set_ready(false);
                     let limit = LATE_HAND_OVER_LIMIT;
                     let handed_over = !leaving && active.hand_over(limit).await == HandOver::Done;
-                    tracing::info!(handed_over, connections = plane.connections(), "leaving");
+                    tracing::info!(handed_over, connections = traffic.connections().await, "leaving");
                     stop_admin.cancel();
                     drop(active);
-                    plane.stop_accepting().await;
-                    plane.drain(self.settings.drain_limit).await;
+                    traffic.stop_accepting().await;
+                    traffic.drain(settings.drain_limit).await;
                     return Ok(());
                 }
                 Some(wish) = wishes.recv() => {
                     let handed_over = active.hand_over(HAND_OVER_LIMIT).await;
-                    self.phase.send_replace(Phase::Leaving);
+                    phase.send_replace(Phase::Leaving);
                     if handed_over == HandOver::Done {
-                        tracing::info!(connections = plane.connections(), "the other slot serves; draining");
+                        let connections = traffic.connections().await;
+                        tracing::info!(connections, "the other slot serves; draining");
                         stop_admin.cancel();
-                        plane.stop_accepting().await;
+                        traffic.stop_accepting().await;
                         tokio::select! {
-                            () = plane.drain(self.settings.drain_limit) => {}
+                            () = traffic.drain(settings.drain_limit) => {}
                             () = shutdown.cancelled() => {}
                         }
                         wish.send(()).ok();
@@ -220,6 +303,14 @@ impl Serving {
                 }
             }
         }
+    }
+}
+
+/// The standing, whenever it is another one; never, when it cannot change.
+async fn turned(standing: &mut watch::Receiver<Standing>) -> Standing {
+    match standing.changed().await {
+        Ok(()) => standing.borrow_and_update().clone(),
+        Err(_) => std::future::pending().await,
     }
 }
 
@@ -245,7 +336,7 @@ impl Connect for Dial {
 }
 
 /// Follows the pod's revision label: connections made from now on go to that revision's control plane.
-async fn follow_revision(settings: Settings, link: Link, stop: CancellationToken) {
+pub(crate) async fn follow_revision(settings: Settings, link: Link, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,

@@ -81,6 +81,11 @@ impl Folder {
         self.0.join("active.sock")
     }
 
+    /// A further file of that name.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
     /// Where the process of a slot listens for commands.
     pub fn desk(&self, slot: u8) -> PathBuf {
         self.0.join(format!("slot-{slot}.sock"))
@@ -89,7 +94,7 @@ impl Folder {
 
 /// Listens at a path, in place of whatever is there: the new socket is moved over the old one, so that at no moment
 /// nobody listens.
-fn listen(path: &Path) -> Result<tokio::net::UnixListener, SlotError> {
+pub(crate) fn listen(path: &Path) -> Result<tokio::net::UnixListener, SlotError> {
     let failed = |doing, path: &Path, source| SlotError::Path { doing, path: path.to_owned(), source };
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(format!(".{}", std::process::id()));

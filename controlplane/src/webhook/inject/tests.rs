@@ -4,6 +4,8 @@ use std::path::Path;
 fn mesh() -> Mesh {
     Mesh {
         image: "docker.io/leno/proxy:0.1.0".into(),
+        envoy_image: "docker.io/leno/envoy:0.1.0".into(),
+        engine: Engine::Leno,
         pull_policy: "IfNotPresent".into(),
         revision: "default".into(),
         namespace: "leno-system".into(),
@@ -80,6 +82,34 @@ fn pod_when_injected_again_with_a_new_container_then_only_its_probes_are_new() {
 }
 
 #[test]
+fn pod_when_mesh_or_annotation_name_an_engine_then_the_annotation_decides() {
+    let pod = |engine: Option<&str>| {
+        let annotations = engine.map_or(json!({}), |engine| json!({"mesh.leno.dev/engine": engine}));
+        json!({"metadata": {"annotations": annotations}, "spec": {"containers": []}})
+    };
+    let engines = [
+        (Engine::Leno, None, "leno"),
+        (Engine::Leno, Some("envoy"), "envoy"),
+        (Engine::Envoy, None, "envoy"),
+        (Engine::Envoy, Some("leno"), "leno"),
+    ];
+    for (engine, said, wanted) in engines {
+        let (pod, mesh) = (pod(said), Mesh { engine, ..mesh() });
+        let after = apply(&pod, inject(&pod, &mesh));
+        let image = if wanted == "envoy" { &mesh.envoy_image } else { &mesh.image };
+        let containers = after["spec"]["initContainers"].as_array().unwrap();
+        let images: Vec<_> = containers.iter().map(|container| container["image"].as_str().unwrap()).collect();
+        assert_eq!(images, [&mesh.image, image, image], "capture needs no engine: {said:?} in {engine:?}");
+        let noted = &after["metadata"]["annotations"]["mesh.leno.dev/injected-engine"];
+        assert_eq!(noted.as_str(), (wanted == "envoy").then_some("envoy"));
+        // The shape does not depend on the engine.
+        let args: Vec<_> = containers.iter().map(|container| &container["args"]).collect();
+        assert_eq!(args[1..], [&json!(["run", "--slot", "0"]), &json!(["run", "--slot", "1"])]);
+        assert_eq!(apply(&after, inject(&after, &mesh)), after, "a second run changes nothing");
+    }
+}
+
+#[test]
 fn pod_when_it_opts_out_or_uses_the_nodes_network_then_stays_as_it_is() {
     for pod in [
         json!({"metadata": {"labels": {"sidecar.istio.io/inject": "false"}}, "spec": {}}),
@@ -97,6 +127,7 @@ fn pod_when_an_annotation_makes_no_sense_then_is_refused_with_its_name() {
         ("traffic.sidecar.istio.io/excludeOutboundPorts", "99999"),
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/99"),
         ("sidecar.istio.io/proxyCPU", "much"),
+        ("mesh.leno.dev/engine", "nginx"),
     ] {
         let pod = json!({"metadata": {"annotations": {key: value}}, "spec": {}});
         match inject(&pod, &mesh()) {
