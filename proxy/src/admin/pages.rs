@@ -51,11 +51,11 @@ impl Query {
         self.get("format") == Some("json")
     }
 
-    fn regex(&self, name: &str, whole: bool) -> Result<Option<Regex>, Answer> {
+    fn regex(&self, name: &str, whole: bool) -> Result<Option<Regex>, Refusal> {
         let Some(pattern) = self.get(name).filter(|pattern| !pattern.is_empty()) else { return Ok(None) };
         let pattern = if whole { format!("^(?:{pattern})$") } else { pattern.to_owned() };
         let built = regex::RegexBuilder::new(&pattern).size_limit(REGEX_LIMIT).build();
-        built.map(Some).map_err(|error| text(StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")))
+        built.map(Some).map_err(|error| (StatusCode::BAD_REQUEST, format!("Invalid re2 regex: {error}\n")))
     }
 }
 
@@ -78,7 +78,9 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-type Page = fn(&View, &Query) -> Result<Answer, Answer>;
+/// Why there is no such page.
+type Refusal = (StatusCode, String);
+type Page = fn(&View, &Query) -> Result<Answer, Refusal>;
 
 fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: Page) -> Routes {
     let view = view.clone();
@@ -92,7 +94,7 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
                 let words = format!("Method {method} not allowed, {wanted} required.\n");
                 return text(StatusCode::METHOD_NOT_ALLOWED, words);
             }
-            page(&view, &Query::of(&request)).unwrap_or_else(|answer| answer)
+            page(&view, &Query::of(&request)).unwrap_or_else(|(code, words)| text(code, words))
         }
     })
 }
@@ -152,8 +154,8 @@ pub(super) fn routes(view: &View) -> Routes {
     all(all(Routes::new(), gets, false), posts, true)
 }
 
-fn no(words: &str) -> Answer {
-    text(StatusCode::NOT_IMPLEMENTED, format!("{words}\n"))
+fn no(words: &str) -> Refusal {
+    (StatusCode::NOT_IMPLEMENTED, format!("{words}\n"))
 }
 
 /// Whether traffic may come, in Envoy's words.
@@ -172,7 +174,7 @@ fn state(view: &View) -> &'static str {
     }
 }
 
-fn clusters(view: &View, query: &Query) -> Result<Answer, Answer> {
+fn clusters(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     Ok(match query.is_json() {
         true => json(&upstreams::json(&view.telemetry, filter.as_ref())),
@@ -180,7 +182,7 @@ fn clusters(view: &View, query: &Query) -> Result<Answer, Answer> {
     })
 }
 
-fn listeners(view: &View, query: &Query) -> Result<Answer, Answer> {
+fn listeners(view: &View, query: &Query) -> Result<Answer, Refusal> {
     if !query.is_json() {
         return Ok(text(StatusCode::OK, dump::listeners(&view.state())));
     }
@@ -201,7 +203,7 @@ fn listeners(view: &View, query: &Query) -> Result<Answer, Answer> {
     Ok(json(&value!({"listener_statuses": statuses})))
 }
 
-fn config_dump(view: &View, query: &Query) -> Result<Answer, Answer> {
+fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let wanted = Wanted {
         resource: query.get("resource").map(str::to_owned),
         mask: query.get("mask").map(str::to_owned),
@@ -211,13 +213,11 @@ fn config_dump(view: &View, query: &Query) -> Result<Answer, Answer> {
     let dump = dump::config(&view.state());
     match mask::select(dump, &wanted) {
         Ok(dump) => Ok(json(&dump)),
-        Err((missing, words)) => {
-            Err(text(if missing { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST }, words))
-        }
+        Err((missing, words)) => Err((if missing { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST }, words)),
     }
 }
 
-fn stats(view: &View, query: &Query) -> Result<Answer, Answer> {
+fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     let used = query.has("usedonly");
     if query.get("format") == Some("prometheus") {
@@ -267,7 +267,7 @@ fn server_info(view: &View) -> Value {
     })
 }
 
-fn runtime(view: &View, _: &Query) -> Result<Answer, Answer> {
+fn runtime(view: &View, _: &Query) -> Result<Answer, Refusal> {
     let values = view.state().runtime();
     let entries: serde_json::Map<String, Value> =
         values.into_iter().map(|(key, found)| (key, value!({"final_value": found, "layer_values": [found]}))).collect();
@@ -275,7 +275,7 @@ fn runtime(view: &View, _: &Query) -> Result<Answer, Answer> {
 }
 
 /// Envoy's names of levels; `paths=module:level` changes one module.
-fn logging(_: &View, query: &Query) -> Result<Answer, Answer> {
+fn logging(_: &View, query: &Query) -> Result<Answer, Refusal> {
     let level = |name: &str| {
         let name = match name {
             "warning" => "warn",
@@ -285,7 +285,7 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Answer> {
         let known = ["trace", "debug", "info", "warn", "error", "off"].contains(&name);
         known
             .then(|| name.to_owned())
-            .ok_or_else(|| text(StatusCode::BAD_REQUEST, format!("error: unknown logger level {name}\n")))
+            .ok_or_else(|| (StatusCode::BAD_REQUEST, format!("error: unknown logger level {name}\n")))
     };
     let wanted = if let Some(all) = query.get("level") {
         Some(level(all)?)
@@ -294,28 +294,27 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Answer> {
         for path in paths.split(',') {
             let (name, wanted) = path
                 .split_once(':')
-                .ok_or_else(|| text(StatusCode::BAD_REQUEST, "error: empty logger name or level\n"))?;
+                .ok_or_else(|| (StatusCode::BAD_REQUEST, "error: empty logger name or level\n".to_owned()))?;
             write!(filter, ",{name}={}", level(wanted)?).ok();
         }
         Some(filter)
     } else if query.0.is_empty() {
         None
     } else {
-        return Err(text(
+        return Err((
             StatusCode::BAD_REQUEST,
-            "usage: /logging?level=<level> or /logging?paths=module:level,...\n",
+            "usage: /logging?level=<level> or /logging?paths=module:level,...\n".to_owned(),
         ));
     };
     if let Some(wanted) = wanted {
-        let refused =
-            |error: leno_runtime::logging::LogError| text(StatusCode::BAD_REQUEST, format!("error: {error}\n"));
+        let refused = |error: leno_runtime::logging::LogError| (StatusCode::BAD_REQUEST, format!("error: {error}\n"));
         leno_runtime::logging::set_level(&wanted).map_err(refused)?;
     }
     let now = leno_runtime::logging::level().unwrap_or_default();
     Ok(text(StatusCode::OK, format!("active loggers:\n  {now}\n")))
 }
 
-fn drain(view: &View, query: &Query) -> Result<Answer, Answer> {
+fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {
     if query.has("inboundonly") {
         return Err(no("`inboundonly` is not supported; all listeners are drained or none"));
     }
@@ -334,7 +333,7 @@ fn drain(view: &View, query: &Query) -> Result<Answer, Answer> {
     Ok(text(StatusCode::OK, "OK\n"))
 }
 
-fn quit(view: &View, _: &Query) -> Result<Answer, Answer> {
+fn quit(view: &View, _: &Query) -> Result<Answer, Refusal> {
     match &view.quit {
         Some(quit) => {
             quit.cancel();
