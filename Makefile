@@ -56,7 +56,8 @@ check: build ## Format, lints, rules between the rooms, generated files
 .PHONY: unit
 unit: build ## Unit, golden and component tests
 	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) LENO_H2SPEC=$$($(BIN)/leno-cluster h2spec) \
-		LENO_XDS_SERVER=$$($(BIN)/leno-cluster xds-server) $(call CARGO,test)
+		LENO_XDS_SERVER=$$($(BIN)/leno-cluster xds-server) LENO_GRPC_INTEROP=$$($(BIN)/leno-cluster grpc-interop) \
+		LENO_WEBSOCKET_SUITE=$$($(BIN)/leno-cluster websocket-suite) $(call CARGO,test)
 
 .PHONY: judge
 judge: build ## A stock Envoy takes every golden case from our control plane

@@ -9,8 +9,8 @@
 set -eu
 
 # runc, CNI plug-ins, iptables and conntrack: the node. buildah: images without a container engine.
-# gcc and libc6-dev: the linker of Rust and the static pause program.
-packages="runc containernetworking-plugins iptables conntrack iproute2 nftables buildah gcc libc6-dev curl ca-certificates"
+# gcc and libc6-dev: the linker of Rust and the static pause program. testssl.sh: judges our TLS ports.
+packages="runc containernetworking-plugins iptables conntrack iproute2 nftables buildah gcc libc6-dev curl ca-certificates testssl.sh"
 bench="wrk nghttp2-client hey nginx-light libnginx-mod-stream haproxy linux-perf prometheus"
 
 case "${1:-}" in

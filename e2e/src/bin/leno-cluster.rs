@@ -48,6 +48,10 @@ enum Task {
     H2spec,
     /// Build the management server made of go-control-plane where it is not there, and print its path.
     XdsServer,
+    /// Build gRPC's own client and server for interoperability where they are not there, and print their folder.
+    GrpcInterop,
+    /// Fetch the WebSocket suite where it is not there, and print its folder.
+    WebsocketSuite,
     /// Bring an image archive into a cluster.
     LoadImage {
         #[command(flatten)]
@@ -152,6 +156,8 @@ fn run(task: Task) -> Result<(), Error> {
             println!("fortio     {}", binaries::fortio(&layout)?.display());
             println!("h2spec     {}", binaries::h2spec(&layout)?.display());
             println!("xds-server {}", binaries::xds_server(&layout)?.display());
+            println!("grpc       {}", binaries::grpc_interop(&layout)?.display());
+            println!("websocket  {}", binaries::websocket_suite(&layout)?.display());
             Ok(())
         }
         Task::Envoy => {
@@ -167,6 +173,16 @@ fn run(task: Task) -> Result<(), Error> {
         Task::XdsServer => {
             let layout = Layout::from_environment("demo".parse()?)?;
             println!("{}", binaries::xds_server(&layout)?.display());
+            Ok(())
+        }
+        Task::GrpcInterop => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::grpc_interop(&layout)?.display());
+            Ok(())
+        }
+        Task::WebsocketSuite => {
+            let layout = Layout::from_environment("demo".parse()?)?;
+            println!("{}", binaries::websocket_suite(&layout)?.display());
             Ok(())
         }
         Task::Forward { which, service, listen } => {

@@ -76,6 +76,18 @@ const XDS_SERVER: Module = Module {
     versions: &[],
 };
 
+const GRPC_INTEROP: Module = Module {
+    name: "grpc-interop",
+    manifest: include_str!("../../grpc-interop/go.mod"),
+    sums: include_str!("../../grpc-interop/go.sum"),
+    sources: &[],
+    renames: &[],
+    versions: &[],
+};
+
+/// The WebSocket suite and a server that gives every message back, with their versions and hashes.
+const WEBSOCKET_REQUIREMENTS: &str = include_str!("../../suites/requirements.txt");
+
 /// Envoy's version, from the wheel that carries it.
 const ENVOY_REQUIREMENT: &str = include_str!("../../cluster/envoy/requirements.txt");
 
@@ -243,6 +255,42 @@ pub fn h2spec(layout: &Layout) -> Result<PathBuf, Error> {
 /// As [`programs`].
 pub fn xds_server(layout: &Layout) -> Result<PathBuf, Error> {
     Ok(build(layout, &XDS_SERVER)?.join("xds-server"))
+}
+
+/// The folder of gRPC's own `client` and `server` for interoperability; builds them where they are not there.
+///
+/// # Errors
+/// As [`programs`].
+pub fn grpc_interop(layout: &Layout) -> Result<PathBuf, Error> {
+    build(layout, &GRPC_INTEROP)
+}
+
+/// The folder of the Python packages of the WebSocket suite; fetches them where they are not there.
+///
+/// # Errors
+/// [`Error::Command`] where they cannot be had.
+pub fn websocket_suite(layout: &Layout) -> Result<PathBuf, Error> {
+    let key = fingerprint(&[WEBSOCKET_REQUIREMENTS.as_bytes()]);
+    let folder = binaries_folder(layout)?;
+    let target = folder.join(format!("websocket-{key}"));
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let _lock = lock(&folder)?;
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let mut progress = Progress::new("WebSocket suite");
+    fill_folder(&target, |partial| {
+        let requirement = partial.join("requirements.txt");
+        std::fs::write(&requirement, WEBSOCKET_REQUIREMENTS).map_err(Error::io("write", &requirement))?;
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes"]);
+        pip.args(["--only-binary", ":all:", "--requirement"]).arg(&requirement).arg("--target").arg(partial);
+        run::output(&mut pip).map(drop)
+    })?;
+    progress.done("fetched");
+    Ok(target)
 }
 
 /// The path of a stock Envoy; fetches it where it is not there.

@@ -23,6 +23,7 @@ pub fn normal(line: &str, own: &str) -> String {
 
 fn rounded(milliseconds: &str) -> String {
     match milliseconds.parse::<u64>() {
+        Ok(left) if left > 5000 => format!("about {}", (left + 2500) / 5000 * 5000),
         Ok(left) if left > 1000 => format!("about {}", (left + 250) / 500 * 500),
         _ => milliseconds.to_owned(),
     }

@@ -86,15 +86,174 @@ impl Maker<'_> {
             if self.chance(0.2) {
                 host["response_headers_to_add"] = json!([self.header_op()]);
             }
+            for (key, part) in [
+                ("include_request_attempt_count", 0.1),
+                ("include_attempt_count_in_response", 0.1),
+                ("include_is_timeout_retry_header", 0.05),
+            ] {
+                if self.chance(part) {
+                    host[key] = json!(true);
+                }
+            }
+            if self.chance(0.05) {
+                host["require_tls"] = json!(self.text(&["EXTERNAL_ONLY", "ALL"]));
+            }
+            if self.chance(0.1) {
+                host["retry_policy"] = self.retries();
+            }
             hosts.push(host);
         }
         let requests = (0..EACH).map(|_| self.request(&hosts)).collect();
-        let text = json!({"about": "made at random", "virtual_hosts": hosts, "requests": [{}]});
+        let mut text = json!({"about": "made at random", "virtual_hosts": hosts, "requests": [{}]});
+        text["hcm"] = self.manager();
+        text["route_config"] = self.table();
+        text["http_filters"] = self.filters();
+        text["backends"] = json!({"a": {}, "b": {}, "h2": {"protocol": "h2"}});
         // The shape is ours; what cannot be read is an empty case.
         let mut case: Case = serde_json::from_value(text).unwrap_or_else(|_| empty());
         case.name = name;
         case.requests = requests;
         case
+    }
+
+    /// Settings of the connection manager.
+    fn manager(&mut self) -> Value {
+        let mut manager = json!({});
+        for (key, part) in [
+            ("normalize_path", 0.3),
+            ("merge_slashes", 0.2),
+            ("use_remote_address", 0.2),
+            ("skip_xff_append", 0.1),
+            ("preserve_external_request_id", 0.1),
+            ("always_set_request_id_in_response", 0.1),
+            ("strip_matching_host_port", 0.1),
+            ("strip_trailing_host_dot", 0.1),
+            ("append_x_forwarded_port", 0.1),
+            ("proxy_100_continue", 0.1),
+        ] {
+            if self.chance(part) {
+                manager[key] = json!(true);
+            }
+        }
+        if self.chance(0.2) {
+            manager["xff_num_trusted_hops"] = json!(self.rng.random_range(1..=2));
+        }
+        if self.chance(0.3) {
+            manager["path_with_escaped_slashes_action"] = json!(self.text(&[
+                "REJECT_REQUEST",
+                "UNESCAPE_AND_REDIRECT",
+                "UNESCAPE_AND_FORWARD",
+                "KEEP_UNCHANGED"
+            ]));
+        }
+        if self.chance(0.2) {
+            manager["server_header_transformation"] = json!(self.text(&["APPEND_IF_ABSENT", "PASS_THROUGH"]));
+        }
+        if self.chance(0.1) {
+            manager["via"] = json!("1.1 us");
+        }
+        if self.chance(0.2) {
+            manager["common_http_protocol_options"] =
+                json!({"headers_with_underscores_action": self.text(&["REJECT_REQUEST", "DROP_HEADER"])});
+        }
+        if self.chance(0.3) {
+            manager["http_protocol_options"] = json!({"accept_http_10": true, "default_host_for_http_10": "a.example", "enable_trailers": self.chance(0.5)});
+        }
+        if self.chance(0.1) {
+            manager["local_reply_config"] = json!({
+                "mappers": [{
+                    "filter": {"status_code_filter": {"comparison":
+                        {"op": "GE", "value": {"default_value": 404, "runtime_key": "none"}}}},
+                    "status_code": 404,
+                    "headers_to_add": [self.header_op()],
+                }],
+                "body_format": {"text_format_source": {"inline_string": "%RESPONSE_CODE% %LOCAL_REPLY_BODY%\n"}},
+            });
+        }
+        manager
+    }
+
+    /// Settings of the route table.
+    fn table(&mut self) -> Value {
+        let mut table = json!({});
+        if self.chance(0.15) {
+            table["request_headers_to_add"] = json!([self.header_op()]);
+        }
+        if self.chance(0.15) {
+            table["response_headers_to_add"] = json!([self.header_op()]);
+        }
+        if self.chance(0.1) {
+            table["request_headers_to_remove"] = json!([self.text(&NAMES)]);
+        }
+        for key in [
+            "most_specific_header_mutations_wins",
+            "ignore_port_in_host_matching",
+            "ignore_path_parameters_in_path_matching",
+        ] {
+            if self.chance(0.1) {
+                table[key] = json!(true);
+            }
+        }
+        table
+    }
+
+    /// Filters before the router.
+    fn filters(&mut self) -> Value {
+        let mut filters = Vec::new();
+        if self.chance(0.2) {
+            filters.push(json!({"name": "cors", "typed_config":
+                {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}}));
+        }
+        if self.chance(0.2) {
+            filters.push(json!({"name": "fault", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+                "abort": {"http_status": self.one(&[400, 429, 503]), "percentage": {"numerator": 100}},
+                "headers": [self.header_match()],
+            }}));
+        }
+        if self.chance(0.2) {
+            filters.push(json!({"name": "rbac", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+                "rules": {
+                    "action": self.text(&["ALLOW", "DENY"]),
+                    "policies": {"one": {
+                        "permissions": [{"header": self.header_match()}, {"url_path": {"path": self.string_match()}}],
+                        "principals": [{"any": true}],
+                    }},
+                },
+            }}));
+        }
+        json!(filters)
+    }
+
+    /// A retry policy that waits for next to nothing.
+    fn retries(&mut self) -> Value {
+        let on = self.text(&[
+            "5xx",
+            "gateway-error",
+            "retriable-4xx",
+            "connect-failure,reset",
+            "5xx,retriable-4xx",
+            "retriable-status-codes",
+            "reset-before-request",
+            "retriable-headers",
+            "refused-stream",
+        ]);
+        let mut policy = json!({
+            "retry_on": on,
+            "num_retries": self.rng.random_range(0..=3),
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
+        });
+        if on == "retriable-status-codes" {
+            policy["retriable_status_codes"] = json!([404, 503]);
+        }
+        if on == "retriable-headers" {
+            policy["retriable_headers"] = json!([self.header_match()]);
+        }
+        if self.chance(0.15) {
+            policy["retriable_request_headers"] = json!([self.header_match()]);
+        }
+        policy
     }
 
     fn path(&mut self) -> String {
@@ -166,8 +325,9 @@ impl Maker<'_> {
         match self.rng.random_range(0..8) {
             0 | 1 => forward["prefix_rewrite"] = json!(self.path()),
             2 => {
-                let (regex, substitution) =
-                    self.one(&[("a", "z"), ("^/([^/]*)", "/w-\\1"), ("(.)(.)$", "\\2\\1")]).unwrap_or(("a", "b"));
+                let (regex, substitution) = self
+                    .one(&[("a", "z"), ("^/([^/]*)", "/w-\\1"), ("([^/])([^/])$", "\\2\\1"), ("/+", "/")])
+                    .unwrap_or(("a", "b"));
                 forward["regex_rewrite"] = json!({"pattern": {"regex": regex}, "substitution": substitution});
             }
             _ => {}
@@ -176,22 +336,65 @@ impl Maker<'_> {
             forward["host_rewrite_literal"] = json!("rewritten.example");
         }
         if self.chance(0.25) {
-            let on =
-                self.text(&["5xx", "gateway-error", "retriable-4xx", "connect-failure,reset", "5xx,retriable-4xx"]);
-            forward["retry_policy"] = json!({
-                "retry_on": on,
-                "num_retries": self.rng.random_range(1..=3),
-                "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
-            });
+            forward["retry_policy"] = self.retries();
+        }
+        if self.chance(0.1) {
+            forward["host_rewrite_header"] = json!(self.text(&NAMES));
+            if let Some(map) = forward.as_object_mut() {
+                map.remove("host_rewrite_literal");
+            }
+        }
+        if self.chance(0.1) {
+            forward["append_x_forwarded_host"] = json!(true);
+        }
+        if self.chance(0.1) {
+            forward["timeout"] = json!(self.text(&["0s", "7s", "30s"]));
+        }
+        if self.chance(0.1) {
+            forward["idle_timeout"] = json!("9s");
+        }
+        if self.chance(0.05) {
+            forward["max_stream_duration"] = json!({"grpc_timeout_header_max": "3s"});
+        }
+        if self.chance(0.1) {
+            forward["cluster"] = json!(self.text(&["none", "h2"]));
+            forward["cluster_not_found_response_code"] = json!(self.text(&["NOT_FOUND", "SERVICE_UNAVAILABLE"]));
+        }
+        if self.chance(0.1) {
+            if let Some(map) = forward.as_object_mut() {
+                map.remove("cluster");
+            }
+            let one = |maker: &mut Self, name: &str, weight: u32| {
+                let mut cluster = json!({"name": name, "weight": weight});
+                if maker.chance(0.4) {
+                    cluster["request_headers_to_add"] = json!([maker.header_op()]);
+                }
+                if maker.chance(0.3) {
+                    cluster["response_headers_to_add"] = json!([maker.header_op()]);
+                }
+                if maker.chance(0.2) {
+                    cluster["host_rewrite_literal"] = json!("weighted.example");
+                }
+                cluster
+            };
+            forward["weighted_clusters"] = json!({"clusters": [one(self, "a", 1), one(self, "b", 0)]});
+        }
+        if self.chance(0.15) {
+            forward["internal_redirect_policy"] =
+                json!({"redirect_response_codes": [302, 303], "max_internal_redirects": 2});
         }
         forward
     }
 
     fn redirect(&mut self) -> Value {
-        let mut redirect = match self.rng.random_range(0..4) {
+        let mut redirect = match self.rng.random_range(0..9) {
             0 => json!({"https_redirect": true}),
             1 => json!({"host_redirect": "elsewhere.example"}),
             2 => json!({"path_redirect": "/elsewhere"}),
+            3 => json!({"path_redirect": "/elsewhere?own=1"}),
+            4 => json!({"scheme_redirect": self.text(&["http", "https"]), "port_redirect": 8443}),
+            5 => json!({"host_redirect": "elsewhere.example", "port_redirect": 80, "https_redirect": true}),
+            6 => json!({"regex_rewrite": {"pattern": {"regex": "^/([^/]*)"}, "substitution": "/r-\\1"}}),
             _ => json!({"prefix_rewrite": self.path()}),
         };
         if self.chance(0.3) {
@@ -220,6 +423,10 @@ impl Maker<'_> {
         match self.rng.random_range(0..6) {
             0 => matcher["present_match"] = json!(self.chance(0.7)),
             1 => matcher["range_match"] = json!({"start": 1, "end": 15}),
+            2 => {
+                matcher["string_match"] = self.string_match();
+                matcher["treat_missing_header_as_empty"] = json!(true);
+            }
             _ => matcher["string_match"] = self.string_match(),
         }
         if self.chance(0.2) {
@@ -235,7 +442,19 @@ impl Maker<'_> {
             "OVERWRITE_IF_EXISTS_OR_ADD",
             "OVERWRITE_IF_EXISTS",
         ]);
-        let value = self.text(&["fixed", "%REQ(x-one)%", "%PROTOCOL%", "<%REQ(:path)%>", "100%%"]);
+        let value = self.text(&[
+            "fixed",
+            "%REQ(x-one)%",
+            "%PROTOCOL%",
+            "<%REQ(:path)%>",
+            "100%%",
+            "%RESPONSE_CODE%",
+            "%RESPONSE_FLAGS%",
+            "%REQ(x-two?x-one):3%",
+            "%ROUTE_NAME%",
+            "%REQ(:authority)%%REQ(:method)%",
+            "",
+        ]);
         json!({"header": {"key": self.text(&NAMES), "value": value}, "append_action": action})
     }
 
@@ -259,13 +478,58 @@ impl Maker<'_> {
             },
             _ => self.path(),
         };
+        if self.chance(0.15) {
+            request.path.push_str(&self.text(&[
+                "/../x",
+                "/./",
+                "//",
+                "/%2e%2E/y",
+                "/%2f",
+                "\\z",
+                "/%5Cb",
+                "/%7Eu",
+                "/..;/w",
+                "/%",
+            ]));
+        }
         request.path.push_str(&self.text(&QUERIES));
+        if self.chance(0.3) {
+            let more = self.text(&[
+                "x-forwarded-for: 1.2.3.4",
+                "x-forwarded-for: 10.0.0.1, 9.9.9.9",
+                "x-forwarded-proto: https",
+                "x-forwarded-host: told.example",
+                "x-request-id: told-by-the-client",
+                "x-envoy-retry-on: 5xx",
+                "x-envoy-max-retries: 2",
+                "x-envoy-upstream-rq-timeout-ms: 6000",
+                "x-envoy-expected-rq-timeout-ms: 5500",
+                "x-envoy-internal: true",
+                "x_under_score: 1",
+                "content-type: application/grpc",
+                "origin: http://a.example",
+                "te: trailers",
+                "connection: x-two",
+                "via: 1.0 before",
+                "user-agent: curl",
+                "referer: not-a-url",
+                "expect: 100-continue",
+                "x-envoy-hedge-on-per-try-timeout: true",
+            ]);
+            request.headers.push(more);
+        }
+        if self.chance(0.1) {
+            let again = request.headers.first().cloned();
+            request.headers.extend(again.map(|line| line.replace(": ", ": 1 ")));
+        }
         for name in NAMES {
             if self.chance(0.3) {
                 request.headers.push(format!("{name}: {}", self.text(&VALUES)));
             }
         }
-        if self.chance(0.3) {
+        // Only HTTP/1 has a `connection`.
+        let named = request.headers.iter().any(|line| line.starts_with("connection"));
+        if !named && self.chance(0.3) {
             request.protocol = Speaks::H2;
         }
         if request.method == "POST" && self.chance(0.8) {
@@ -275,7 +539,13 @@ impl Maker<'_> {
         if self.chance(0.4) {
             for _ in 0..self.rng.random_range(1..=2) {
                 let status = self.one(&[200, 201, 204, 302, 404, 409, 500, 502, 503, 504]);
-                let headers = if self.chance(0.3) { vec![format!("{}: back", self.text(&NAMES))] } else { Vec::new() };
+                let headers = match self.rng.random_range(0..10) {
+                    0..=2 => vec![format!("{}: back", self.text(&NAMES))],
+                    3 => vec![format!("location: http://{}{}", self.text(&HOSTS), self.path())],
+                    4 => vec!["server: theirs".to_owned(), "via: 1.1 them".to_owned()],
+                    5 => vec!["x-envoy-ratelimited: true".to_owned()],
+                    _ => Vec::new(),
+                };
                 request.replies.push(Reply { status, headers, chunked: self.chance(0.2), ..Reply::default() });
             }
         }
@@ -316,6 +586,21 @@ pub fn smaller(case: &Case) -> Vec<Case> {
     let mut found = Vec::new();
     let hosts = case.virtual_hosts.clone().unwrap_or_default();
     let with = |hosts: Vec<Value>| Case { virtual_hosts: Some(hosts), ..case.clone() };
+    for at in 0..case.http_filters.len() {
+        let mut fewer = case.clone();
+        fewer.http_filters.remove(at);
+        found.push(fewer);
+    }
+    for key in keys(&case.hcm) {
+        let mut fewer = case.clone();
+        remove(&mut fewer.hcm, &key);
+        found.push(fewer);
+    }
+    for key in keys(&case.route_config) {
+        let mut fewer = case.clone();
+        remove(&mut fewer.route_config, &key);
+        found.push(fewer);
+    }
     for (at, host) in hosts.iter().enumerate() {
         if hosts.len() > 1 {
             let mut fewer = hosts.clone();
@@ -327,10 +612,8 @@ pub fn smaller(case: &Case) -> Vec<Case> {
             change(&mut changed[at]);
             with(changed)
         };
-        for key in ["request_headers_to_add", "response_headers_to_add"] {
-            if !host[key].is_null() {
-                found.push(edit(&|host| remove(host, key)));
-            }
+        for key in keys(host).into_iter().filter(|key| !matches!(key.as_str(), "name" | "domains" | "routes")) {
+            found.push(edit(&|host| remove(host, &key)));
         }
         let routes = host["routes"].as_array().cloned().unwrap_or_default();
         for (number, route) in routes.iter().enumerate() {
@@ -341,26 +624,12 @@ pub fn smaller(case: &Case) -> Vec<Case> {
                     }
                 }));
             }
-            let optional = [
-                (
-                    "",
-                    vec![
-                        "request_headers_to_add",
-                        "request_headers_to_remove",
-                        "response_headers_to_add",
-                        "response_headers_to_remove",
-                    ],
-                ),
-                ("match", vec!["case_sensitive", "headers", "query_parameters"]),
-                ("route", vec!["prefix_rewrite", "regex_rewrite", "host_rewrite_literal", "retry_policy"]),
-                ("redirect", vec!["response_code", "strip_query"]),
-            ];
-            for (part, keys) in optional {
+            for part in ["", "match", "route", "redirect"] {
                 let place = if part.is_empty() { route } else { &route[part] };
-                for key in keys.into_iter().filter(|key| !place[key].is_null()) {
+                for key in keys(place).into_iter().filter(|key| !ESSENTIAL.contains(&key.as_str())) {
                     found.push(edit(&|host| {
                         let route = &mut host["routes"][number];
-                        remove(if part.is_empty() { route } else { &mut route[part] }, key);
+                        remove(if part.is_empty() { route } else { &mut route[part] }, &key);
                     }));
                 }
             }
@@ -393,6 +662,26 @@ pub fn smaller(case: &Case) -> Vec<Case> {
     found
 }
 
+/// What no route can be without.
+const ESSENTIAL: [&str; 12] = [
+    "match",
+    "route",
+    "redirect",
+    "direct_response",
+    "name",
+    "prefix",
+    "path",
+    "path_separated_prefix",
+    "safe_regex",
+    "cluster",
+    "weighted_clusters",
+    "path_redirect",
+];
+
+fn keys(of: &Value) -> Vec<String> {
+    of.as_object().map(|map| map.keys().cloned().collect()).unwrap_or_default()
+}
+
 fn remove(from: &mut Value, key: &str) {
     if let Some(map) = from.as_object_mut() {
         map.remove(key);
@@ -420,7 +709,15 @@ pub fn as_file(case: &Case) -> String {
             }
         }
     }
-    let file = json!({"about": "Found at random.", "virtual_hosts": case.virtual_hosts, "requests": [sent]});
+    let file = json!({
+        "about": "Found at random.",
+        "backends": {"a": {}, "b": {}, "h2": {"protocol": "h2"}},
+        "hcm": case.hcm,
+        "route_config": case.route_config,
+        "http_filters": case.http_filters,
+        "virtual_hosts": case.virtual_hosts,
+        "requests": [sent],
+    });
     serde_yaml::to_string(&file).unwrap_or_else(|_| file.to_string())
 }
 
