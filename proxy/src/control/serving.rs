@@ -213,7 +213,7 @@ impl Slot<'_> {
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let stop_admin = stop.child_token();
-        admin::serve(&self.settings.ports, &self.sockets, &engine.view(connection), &stop_admin)?;
+        admin::serve(&self.settings.ports, self.sockets, &engine.view(connection), &stop_admin)?;
         tokio::spawn(identity.run(stop.clone()));
         tokio::spawn(follow_revision(self.settings.clone(), link, stop.clone()));
 
