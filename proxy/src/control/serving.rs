@@ -216,7 +216,7 @@ impl Slot<'_> {
         let view = engine.view(connection);
         let node = format!("{}.{}", self.settings.pod, self.settings.namespace);
         let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ..view };
-        admin::serve(&self.settings.ports, &self.sockets, &view, &stop_admin)?;
+        admin::serve(&self.settings.ports, self.sockets, &view, &stop_admin)?;
         tokio::spawn(identity.run(stop.clone()));
         tokio::spawn(follow_revision(self.settings.clone(), link, stop.clone()));
 
