@@ -28,7 +28,7 @@ impl Attempted {
         }
         if let Some(every) = policy.other_priorities {
             self.priorities.push(host.endpoint().priority);
-            self.due |= self.priorities.len() as u32 % every.max(1) == 0;
+            self.due |= (self.priorities.len() as u32).is_multiple_of(every.max(1));
         }
     }
 
