@@ -122,7 +122,7 @@ mod tests {
             let offset = of_length.iter().position(|&symbol| symbol == u16::from(byte)).unwrap();
             bits += &format!("{:0length$b}", TABLE.first[length] as usize + offset);
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes()
