@@ -11,10 +11,11 @@
 //!   and keeps it for the log. The outbound side sends it only to where every endpoint is of the mesh: Leno's own proxy
 //!   decides that for each endpoint, Envoy's routes can do it for a cluster.
 
-use leno_core::policy::ClientTls;
+use leno_core::policy::{ClientTls, TrafficPolicy};
 use leno_xds::envoy::config::accesslog::v3::{
     AccessLog, AccessLogFilter, LogTypeFilter, ResponseFlagFilter, access_log, access_log_filter::FilterSpecifier,
 };
+use leno_xds::envoy::config::cluster::v3::Cluster as Message;
 use leno_xds::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use leno_xds::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use leno_xds::envoy::config::core::v3::{ApiVersion, GrpcService};
@@ -50,6 +51,8 @@ const LOG_DELAY: prost_types::Duration = prost_types::Duration { seconds: 0, nan
 const TCP_INTERVAL: prost_types::Duration = prost_types::Duration { seconds: 5, nanos: 0 };
 /// Where the inbound side keeps who calls: namespace and key of a request's metadata.
 const PEER_METADATA: (&str, &str) = ("leno", "peer");
+/// Retries under way that are always allowed.
+const RETRIES_ALWAYS: u32 = 16;
 /// How often Envoy draws an endpoint that has not failed the request yet. It draws blindly, and may draw the same again: five
 /// draws, as our own proxy is told, would miss the one of three that works for every eighth request.
 const HOST_ATTEMPTS: i64 = 20;
@@ -250,6 +253,19 @@ pub(super) fn routes(config: &mut xds::RouteConfiguration, ir: &Ir, clusters: &C
             }
             _ => route.request_headers_to_remove.push(PEER_HEADER.to_owned()),
         }
+    }
+}
+
+/// Leaves room for the retries of a moment in which an endpoint goes, where nobody wrote a budget: Leno's own proxy lets each of
+/// its workers have the minimum, and retries at once; Envoy has one for all, and its retries wait a little first.
+pub(super) fn cluster(message: &mut Message, policy: &TrafficPolicy) {
+    let limited = policy.connections.as_ref().is_some_and(|limits| limits.max_retries.is_some());
+    if policy.retry_budget.is_some() || limited {
+        return;
+    }
+    let thresholds = message.circuit_breakers.iter_mut().flat_map(|breakers| &mut breakers.thresholds);
+    for budget in thresholds.filter_map(|thresholds| thresholds.retry_budget.as_mut()) {
+        budget.min_retry_concurrency = Some(RETRIES_ALWAYS);
     }
 }
 

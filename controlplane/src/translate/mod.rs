@@ -104,7 +104,10 @@ fn clusters(ir: &Ir) -> Named {
     let mut named = Named::new();
     for service in &ir.outbound.services {
         for cluster in service.ports.iter().flat_map(|port| &port.clusters) {
-            let message = clusters::outbound(cluster, &service.service, &ir.mesh);
+            let mut message = clusters::outbound(cluster, &service.service, &ir.mesh);
+            if ir.workload.engine == Engine::Envoy {
+                envoy::cluster(&mut message, &cluster.policy);
+            }
             let origins = cluster.origin.iter().chain(&cluster.others).cloned().collect();
             named.insert(message.name.clone(), resource(&message, origins));
         }
