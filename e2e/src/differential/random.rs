@@ -175,7 +175,7 @@ impl Maker<'_> {
 
     /// Settings of the route table.
     fn table(&mut self) -> Value {
-        let mut table = json!({});
+        let mut table = json!({"validate_clusters": false});
         if self.chance(0.15) {
             table["request_headers_to_add"] = json!([self.header_op()]);
         }
@@ -512,7 +512,7 @@ impl Maker<'_> {
                 "connection: x-two",
                 "via: 1.0 before",
                 "user-agent: curl",
-                "referer: not-a-url",
+                "referer: http://a.example/from",
                 "expect: 100-continue",
                 "x-envoy-hedge-on-per-try-timeout: true",
             ]);

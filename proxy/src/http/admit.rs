@@ -168,17 +168,22 @@ pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>) -> Result
     }
 }
 
-/// Takes a `referer` away that is no URL of HTTP, as Envoy does.
+/// Takes a `referer` away that is no reference, as Envoy does: one with blanks, a fragment or a user, or a scheme without a host.
 fn referer(headers: &mut Headers) {
-    let url = |value: &[u8]| {
-        let rest = [&b"http://"[..], b"https://"].iter().find_map(|scheme| {
-            let matches = value.len() > scheme.len() && value[..scheme.len()].eq_ignore_ascii_case(scheme);
-            matches.then(|| &value[scheme.len()..])
-        });
-        rest.is_some_and(|rest| !matches!(rest[0], b'/' | b'?' | b'#' | b':'))
+    let reference = |value: &[u8]| {
+        if !value.iter().all(|&b| b.is_ascii_graphic() && b != b'#') {
+            return false;
+        }
+        let end = |text: &[u8]| text.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(text.len());
+        let Some(at) = value.windows(3).position(|part| part == b"://") else {
+            return !value[..end(value)].contains(&b':');
+        };
+        let authority = &value[at + 3..][..end(&value[at + 3..])];
+        let port = &authority[crate::route::without_port(authority).len()..];
+        !authority.is_empty() && !authority.contains(&b'@') && port.iter().skip(1).all(u8::is_ascii_digit)
     };
     let mut values = headers.known_values(Known::Referer);
-    let good = values.next().is_none_or(url) && values.next().is_none();
+    let good = values.next().is_none_or(reference) && values.next().is_none();
     drop(values);
     if !good {
         headers.remove_known(Known::Referer);
@@ -260,7 +265,14 @@ mod tests {
         for (values, stays) in [
             (&["http://a.example/x"][..], true),
             (&["HTTPS://a"], true),
-            (&["/relative"], false),
+            (&["/relative"], true),
+            (&["no-url"], true),
+            (&["ftp://a/x"], true),
+            (&["about:blank"], false),
+            (&["http://a:b/x"], false),
+            (&["http://u@a/x"], false),
+            (&["http://a/x#f"], false),
+            (&["a b"], false),
             (&["http://"], false),
             (&["http:///x"], false),
             (&["http://a", "http://b"], false),

@@ -10,6 +10,7 @@ use crate::{
     config::{AccessLog, CertDetails, Direction, HttpManager, Route},
     listen::Proxied,
     pool::{ClusterState, Host},
+    route::Selected,
     telemetry::{
         ConnectionSecurity, LogEntry, LogKind, Moments, Reporter, RequestProtocol, RequestRecord, ResponseFlags,
         ServiceLabels, WorkloadLabels, peer, stats::CountedConnection,
@@ -144,6 +145,8 @@ pub struct Tally<'a> {
     pub client: Option<SocketAddr>,
     /// The route.
     pub route: Option<&'a Arc<Route>>,
+    /// The same with its virtual host and target: what it changes about answers, it changes about the proxy's own ones too.
+    pub(super) selected: Option<Selected<'a>>,
     /// The cluster.
     pub cluster: Option<Rc<ClusterState>>,
     /// The endpoint.
@@ -192,6 +195,7 @@ impl<'a> Tally<'a> {
             source: None,
             client: None,
             route: None,
+            selected: None,
             cluster: None,
             host: None,
             upstream_local: None,

@@ -25,11 +25,13 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let text = &*text;
     let grpc = call.request.is_grpc();
     reply::begin(call, if grpc { 200 } else { code });
+    reply::of_route(call);
     if reply == reply::ELSEWHERE {
         let path = call.request.path().to_vec();
         call.response.headers.push(b"location", &path);
     }
     reply::overloaded(call, reply);
+    call.tally.code = code;
     if let Some(mapper) = mapper {
         edit::response(call, &mapper.headers);
     }
@@ -69,6 +71,7 @@ pub(super) fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
+    call.tally.code = code;
     if let Some(mapper) = mapper {
         edit::response(call, &mapper.headers);
     }

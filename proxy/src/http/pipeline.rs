@@ -112,10 +112,13 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
-    admit(call)?;
+    if let Err(stop) = admit(call) {
+        note_route(call);
+        return Err(stop);
+    }
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
-        let selected = choose(call)?;
+        let selected = choose(call);
         tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
@@ -125,7 +128,8 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
         wait_for_body(call, down, &mut body).await?;
-        let selected = selected.ok_or(reply::NO_ROUTE)?;
+        let needs_tls = selected.is_none() && call.tally.filters.as_ref().is_some_and(|state| state.redirect.is_some());
+        let selected = selected.ok_or(if needs_tls { reply::NEEDS_TLS } else { reply::NO_ROUTE })?;
         let forward = match &selected.route.action {
             Action::Forward(forward) => forward,
             Action::Redirect(redirect) => {
@@ -151,26 +155,42 @@ enum Way {
 }
 
 /// Finds the route and its target; `None` when there is none. A virtual host that wants TLS answers here.
-fn choose<'a>(call: &mut Call<'a>) -> Result<Option<Selected<'a>>, Stop> {
+fn choose<'a>(call: &mut Call<'a>) -> Option<Selected<'a>> {
     let manager = call.manager;
     let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
     match route::select(&manager.routes, call.request, asker) {
-        Choice::None => Ok(None),
+        Choice::None => None,
         Choice::NeedsTls => {
             let location = [b"https://", call.request.authority(), call.request.path()].concat();
             call.tally.filters().redirect = Some(location);
-            Err(reply::NEEDS_TLS.into())
+            None
         }
-        Choice::Route(mut selected) => {
-            call.tally.route = Some(selected.route);
-            if let Action::Forward(forward) = &selected.route.action {
-                selected.target = target(call, forward);
-                // Known from here on: a filter that answers answers for this cluster.
-                let cluster = selected.target.and_then(|target| call.root.cluster(target.cluster));
-                call.tally.cluster = cluster.cloned();
-            }
-            Ok(Some(selected))
-        }
+        Choice::Route(selected) => Some(take(call, selected)),
+    }
+}
+
+/// Takes note of the route: from here on whoever answers answers for it and its cluster.
+fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
+    call.tally.route = Some(selected.route);
+    if let Action::Forward(forward) = &selected.route.action {
+        selected.target = target(call, forward);
+        let cluster = selected.target.and_then(|target| call.root.cluster(target.cluster));
+        call.tally.cluster = cluster.cloned();
+    }
+    call.tally.selected = Some(selected);
+    selected
+}
+
+/// Takes note of the route that a request would have had that is refused before it is looked for: as with Envoy, the refusal
+/// is an answer of that route.
+fn note_route(call: &mut Call<'_>) {
+    if !call.request.has_authority() {
+        return;
+    }
+    let manager = call.manager;
+    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
+    if let Choice::Route(selected) = route::select(&manager.routes, call.request, asker) {
+        take(call, selected);
     }
 }
 
@@ -362,7 +382,7 @@ async fn proxy<'a, D: Downstream>(
                     // An answer to half a request may be about that half; "nothing was sent" is not.
                     if !again || body.kept.unrepeatable || !(body.done || not_sent) {
                         if let Some(policy) = policy
-                            && retries > 0
+                            && retries >= policy.attempts
                             && retry::wanted(failure, Some(policy), safe)
                         {
                             call.tally.flags |= ResponseFlags::RETRY_LIMIT;
@@ -426,7 +446,7 @@ async fn proxy<'a, D: Downstream>(
             continue;
         }
         let Some(policy) = policy.filter(|policy| retries < policy.attempts) else {
-            call.tally.flags |= if retries > 0 { ResponseFlags::RETRY_LIMIT } else { ResponseFlags::none() };
+            call.tally.flags |= ResponseFlags::RETRY_LIMIT;
             return Err(or_else.into());
         };
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint

@@ -146,7 +146,9 @@ pub fn late(reply: Reply, complete: bool) -> Reply {
 
 /// Answers with a reply. The response is complete; it still has to be flushed.
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
-    let close = close || reply.close && !call.manager.stream_error_on_invalid;
+    // What a 400 is the answer to may be followed by more of it.
+    let untrusted = reply.close || reply.code == 400 && !call.is_http2();
+    let close = close || untrusted && !call.manager.stream_error_on_invalid;
     call.tally.flags |= reply.flags;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
@@ -157,11 +159,13 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     let body = &*body;
     if call.request.is_grpc() {
         begin(call, 200);
+        of_route(call);
         grpc(call, own.grpc.unwrap_or_else(|| grpc_status(reply.code)), body);
         overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
         begin(call, reply.code);
+        of_route(call);
         if reply == ELSEWHERE {
             let path = call.request.path().to_vec();
             call.response.headers.push(b"location", &path);
@@ -171,6 +175,13 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
         }
         overloaded(call, reply);
         finish(call, down, body.as_bytes(), close);
+    }
+}
+
+/// Changes an answer of the proxy as the request's route wants answers changed.
+pub(super) fn of_route(call: &mut Call<'_>) {
+    if let Some(selected) = call.tally.selected {
+        super::edit::for_client(call, selected);
     }
 }
 
@@ -261,9 +272,6 @@ pub fn dress(call: &mut Call<'_>) {
 pub fn begin(call: &mut Call<'_>, code: u16) {
     call.response.clear();
     call.response.status = code;
-    if call.manager.server_header == ServerHeader::PassThrough {
-        call.response.headers.push(b"server", b"leno");
-    }
     if call.tally.unsent && call.manager.direction == Direction::Inbound && call.conn.peer.is_some() {
         call.response.headers.push(NOT_SENT.as_bytes(), b"1");
     }

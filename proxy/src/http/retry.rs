@@ -118,7 +118,7 @@ pub fn keeps_body(policy: &RetryPolicy) -> bool {
         grpc_statuses,
     } = policy.on;
     let answered = server_error || gateway_error || retriable_4xx || statuses || headers || grpc_statuses != 0;
-    stale || refused_stream || reset || answered || rate_limited
+    stale || policy.attempts > 0 && (refused_stream || reset || answered || rate_limited)
 }
 
 /// How long to wait before retry number `retry` (from 1): at random up to the base doubled each time, as Envoy does.
