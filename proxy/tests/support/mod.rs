@@ -12,9 +12,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_proxy::config::{
-    Action, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, FilterChains, Forward,
-    HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route, RouteMatch, RouteTable,
-    ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
+    AccessLog, Action, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, FilterChains,
+    Forward, HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route, RouteMatch,
+    RouteTable, ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
 };
 use leno_proxy::telemetry::{LogFormat, ServiceLabels, Telemetry, WorkloadLabels};
 use leno_proxy::tls::{CredentialStore, Credentials};
@@ -128,7 +128,7 @@ pub fn start(plan: Plan) -> Proxy {
     let manager = HttpManager {
         direction: plan.direction,
         routes: Arc::new(RouteTable::new("t", vec![host], HeaderOps::default()).unwrap()),
-        access_log: Some(Arc::new(LogFormat::istio())),
+        access_logs: vec![AccessLog::stdout(LogFormat::istio())],
         ..plan.manager
     };
     let chain = FilterChain {
