@@ -293,7 +293,7 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Refusal> {
         let mut filter = leno_runtime::logging::level().unwrap_or_else(|| "info".to_owned());
         for path in paths.split(',') {
             let (name, wanted) = path
-                .split_once(':')
+                .rsplit_once(':')
                 .ok_or_else(|| (StatusCode::BAD_REQUEST, "error: empty logger name or level\n".to_owned()))?;
             write!(filter, ",{name}={}", level(wanted)?).ok();
         }
