@@ -112,10 +112,7 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
-    if let Err(stop) = admit(call) {
-        note_route(call);
-        return Err(stop);
-    }
+    admit(call)?;
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let selected = choose(call);
@@ -179,19 +176,6 @@ fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
     }
     call.tally.selected = Some(selected);
     selected
-}
-
-/// Takes note of the route that a request would have had that is refused before it is looked for: as with Envoy, the refusal
-/// is an answer of that route.
-fn note_route(call: &mut Call<'_>) {
-    if !call.request.has_authority() {
-        return;
-    }
-    let manager = call.manager;
-    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
-    if let Choice::Route(selected) = route::select(&manager.routes, call.request, asker) {
-        take(call, selected);
-    }
 }
 
 /// Chooses among a route's targets.
@@ -276,7 +260,8 @@ fn answer<'a, D: Downstream>(
     body: &[u8],
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
-    let close = call.worker.is_draining();
+    // What a 400 is the answer to may be followed by more of it.
+    let close = call.worker.is_draining() || code == 400 && !call.is_http2();
     if call.manager.local_replies.is_some() || call.request.is_grpc() {
         local_reply::answer(call, down, selected, (code, location), body, close);
         return Ok(());
