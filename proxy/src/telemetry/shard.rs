@@ -25,8 +25,8 @@ pub const MAX_SERIES: usize = 2048;
 /// Most entries of the look-up by address; when it is full it is emptied and fills again (old config's objects go).
 pub const MAX_CACHED: usize = 8192;
 
-/// A label set, a manager or a listener of which nothing was counted for so long is no longer told; when it counts again, it
-/// begins at zero. Clusters and endpoints go with their configuration.
+/// A label set of which nothing was counted for so long is no longer told; when it counts again, it begins at zero. Clusters and
+/// endpoints go with their configuration; managers and listeners stay, as many as [`MAX_NAMES`].
 pub const EXPIRY: Duration = Duration::from_secs(1800);
 /// Connection managers, or listeners, that are counted apart; further ones are counted as `overflow`.
 pub const MAX_NAMES: usize = 1024;
@@ -117,7 +117,7 @@ pub(super) struct Published {
     pub(super) named: Mutex<Named>,
 }
 
-/// Numbers by name. What is not in use by a connection goes when it was not for [`EXPIRY`].
+/// Numbers by name: at most [`MAX_NAMES`] of each kind.
 #[derive(Debug, Default)]
 pub(super) struct Named {
     pub(super) http: HashMap<Arc<str>, Arc<HttpStats>>,
