@@ -115,7 +115,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
     admit(call)?;
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
-        let selected = choose(call);
+        let (selected, needs_tls) = choose(call);
         tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
@@ -125,8 +125,12 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
         wait_for_body(call, down, &mut body).await?;
-        let needs_tls = selected.is_none() && call.tally.filters.as_ref().is_some_and(|state| state.redirect.is_some());
-        let selected = selected.ok_or(if needs_tls { reply::NEEDS_TLS } else { reply::NO_ROUTE })?;
+        if needs_tls {
+            let location = [b"https://", call.request.authority(), call.request.path()].concat();
+            call.tally.filters().redirect = Some(location);
+            return Err(reply::NEEDS_TLS.into());
+        }
+        let selected = selected.ok_or(reply::NO_ROUTE)?;
         let forward = match &selected.route.action {
             Action::Forward(forward) => forward,
             Action::Redirect(redirect) => {
@@ -151,18 +155,15 @@ enum Way {
     Redirected,
 }
 
-/// Finds the route and its target; `None` when there is none. A virtual host that wants TLS answers here.
-fn choose<'a>(call: &mut Call<'a>) -> Option<Selected<'a>> {
+/// Finds the route and its target; `None` when there is none. Whether that is because the virtual host wants TLS: the client is
+/// told so unless a filter answers before.
+fn choose<'a>(call: &mut Call<'a>) -> (Option<Selected<'a>>, bool) {
     let manager = call.manager;
     let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
     match route::select(&manager.routes, call.request, asker) {
-        Choice::None => None,
-        Choice::NeedsTls => {
-            let location = [b"https://", call.request.authority(), call.request.path()].concat();
-            call.tally.filters().redirect = Some(location);
-            None
-        }
-        Choice::Route(selected) => Some(take(call, selected)),
+        Choice::None => (None, false),
+        Choice::NeedsTls => (None, true),
+        Choice::Route(selected) => (Some(take(call, selected)), false),
     }
 }
 
