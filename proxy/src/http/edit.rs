@@ -97,8 +97,11 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
     for ops in levels(call, selected).into_iter().flatten() {
         request(call, &ops.request);
     }
-    let target = selected.target.and_then(|target| target.host.as_ref());
-    match target.or(forward.host.as_ref()) {
+    // A target's own host takes the request's place without a trace, and before the route's.
+    if let Some(HostRewrite::Literal(host)) = selected.target.and_then(|target| target.host.as_ref()) {
+        call.request.set_authority(host.as_bytes());
+    }
+    match forward.host.as_ref() {
         Some(HostRewrite::Literal(host)) => set_host(call, host.as_bytes(), forward.append_forwarded_host),
         Some(HostRewrite::Header(name)) => {
             let host = call.request.headers.get(name).filter(|host| !host.is_empty()).map(<[u8]>::to_vec);
@@ -129,9 +132,8 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
 }
 
 /// Names the endpoint itself where the route wants that.
-pub(super) fn for_attempt(call: &mut Call<'_>, selected: Selected<'_>, forward: &Forward, host: &Host, first: bool) {
-    let target = selected.target.and_then(|target| target.host.as_ref());
-    if let (Some(HostRewrite::Endpoint), Some(name)) = (target.or(forward.host.as_ref()), &host.endpoint().hostname) {
+pub(super) fn for_attempt(call: &mut Call<'_>, forward: &Forward, host: &Host, first: bool) {
+    if let (Some(HostRewrite::Endpoint), Some(name)) = (forward.host.as_ref(), &host.endpoint().hostname) {
         match first {
             true => set_host(call, name.as_bytes(), forward.append_forwarded_host),
             false => call.request.set_authority(name.as_bytes()),

@@ -154,9 +154,12 @@ impl RequestHead {
 
     /// Whether it is a gRPC call.
     pub fn is_grpc(&self) -> bool {
-        self.headers
-            .known(super::headers::Known::ContentType)
-            .is_some_and(|value| value.starts_with(b"application/grpc") && !matches!(value.get(16), Some(b'-')))
+        // Several types are one that is none (Envoy joins them).
+        let mut types = self.headers.known_values(super::headers::Known::ContentType);
+        let grpc = types
+            .next()
+            .is_some_and(|value| value.starts_with(b"application/grpc") && matches!(value.get(16), None | Some(b'+')));
+        grpc && types.next().is_none()
     }
 }
 

@@ -342,7 +342,7 @@ async fn proxy<'a, D: Downstream>(
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
-        edit::for_attempt(call, selected, forward, &host, retries == 0);
+        edit::for_attempt(call, forward, &host, retries == 0);
         tell_attempt(call, selected, retries, timed_out, &limits);
         if call.tally.trace.is_some() {
             trace::on_attempt(call, &host, retries + 1);

@@ -166,8 +166,7 @@ pub fn effective<'p>(
     }
     policy.filter(|policy| {
         let fits = |header| crate::route::header_matches(header, request);
-        (policy.attempts > 0 || policy.on.stale)
-            && (policy.request_headers.is_empty() || policy.request_headers.iter().any(fits))
+        policy.request_headers.is_empty() || policy.request_headers.iter().any(fits)
     })
 }
 

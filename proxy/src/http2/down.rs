@@ -70,6 +70,10 @@ impl Downstream for Down {
         if close {
             mux.leave();
         }
+        // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
+        if std::mem::take(&mut self.owes_continue) {
+            mux.send_interim(self.key, 100);
+        }
         self.begun = true;
         let to_head = request.method() == b"HEAD";
         mux.send_response(self.key, head, to_head, to_head || head.body == BodyLength::Empty);

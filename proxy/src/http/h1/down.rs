@@ -112,7 +112,7 @@ impl Connection {
                         self.input.consume(count);
                         head.secure = self.io.is_tls();
                         self.reader = Reader::new(head.body, false);
-                        self.awaits = match head.expects_continue && head.body != BodyLength::Empty {
+                        self.awaits = match head.expects_continue {
                             true => Awaits::Ours,
                             false => Awaits::Nothing,
                         };
@@ -209,11 +209,13 @@ impl Downstream for Connection {
 
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
         self.closing |= close;
+        // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
+        if self.awaits == Awaits::Ours {
+            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
         let to_head = request.method() == b"HEAD";
         let until_end = head.body == BodyLength::Unknown && request.version == Version::Http10;
         self.closing |= until_end;
-        // A client that was not asked for its body may send it or not: only the end of the connection tells.
-        self.closing |= self.awaits != Awaits::Nothing;
         let tunnel = head.body == BodyLength::Tunnel;
         // What is left of a request that is answered already is not read: the client is told. Nor is what comes behind a tunnel
         // that is not granted: it may be meant for the other protocol.

@@ -187,11 +187,10 @@ fn forward(
         }
     }
     forward.idle_timeout = maybe_duration(idle_timeout, "idle_timeout")?;
-    let retry = match retry_policy {
+    forward.retry = match retry_policy {
         Some(value) => Some(Arc::new(retry::policy(value).within("retry_policy")?)),
         None => defaults.retry.clone(),
     };
-    forward.retry = retry.filter(|retry| retry.attempts > 0);
     let mirrors = if request_mirror_policies.is_empty() { &defaults.mirrors } else { &request_mirror_policies };
     for (index, value) in mirrors.iter().enumerate() {
         let within = format!("request_mirror_policies[{index}]");
