@@ -23,6 +23,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     if manager.direction == Direction::Inbound {
         call.tally.source = Some(call.conn.source(call.request.headers.known(Known::Peer)));
     }
+    call.request.headers.join_single();
     if call.request.version == Version::Http10 {
         http_10(call.request, manager)?;
     }

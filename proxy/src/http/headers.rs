@@ -42,6 +42,8 @@ pub enum Known {
     ForwardedClientCert,
     Referer,
     Date,
+    UserAgent,
+    Via,
     /// Any name that begins with `x-envoy-`.
     Envoy,
 }
@@ -54,7 +56,8 @@ impl Known {
             4 => &[("host", Self::Host), ("date", Self::Date)],
             6 => &[("expect", Self::Expect), ("server", Self::Server)],
             7 => &[("upgrade", Self::Upgrade), ("trailer", Self::Trailer), ("referer", Self::Referer)],
-            10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive)],
+            3 => &[("via", Self::Via)],
+            10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive), ("user-agent", Self::UserAgent)],
             11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
             12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
             14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
@@ -88,6 +91,15 @@ impl Known {
         )
     }
 
+    /// Headers of a request of which there is one: further lines are parts of its value.
+    const SINGLE: u32 = Self::UserAgent.bit()
+        | Self::Via.bit()
+        | Self::ForwardedFor.bit()
+        | Self::ForwardedProto.bit()
+        | Self::ContentType.bit()
+        | Self::RequestId.bit()
+        | Self::Te.bit();
+
     const HOP_BY_HOP: u32 = Self::Connection.bit()
         | Self::KeepAlive.bit()
         | Self::ProxyConnection.bit()
@@ -116,6 +128,9 @@ pub struct Headers {
     /// The recognised headers that may be there, a bit each: what has no bit is not there, and nobody looks for it.
     seen: u32,
 }
+
+/// Says among the recognised headers that one came twice of which there should be one.
+const REPEATED: u32 = 1 << 31;
 
 /// Memory that is kept for the next message.
 const KEEP: usize = 4096;
@@ -179,6 +194,9 @@ impl Headers {
 
     pub(super) fn push_spans(&mut self, name: Span, value: Span) -> Known {
         let known = Known::of(self.text(name));
+        if known.bit() & self.seen & Known::SINGLE != 0 {
+            self.seen |= REPEATED;
+        }
         self.seen |= known.bit();
         self.entries.push(Entry { name, value, known });
         known
@@ -240,6 +258,36 @@ impl Headers {
     /// Every value of a recognised header.
     pub fn known_values(&self, known: Known) -> impl Iterator<Item = &[u8]> {
         self.entries.iter().filter(move |entry| entry.known == known).map(|entry| self.text(entry.value))
+    }
+
+    /// Makes several lines of a header of which there should be one into one value, as Envoy does.
+    pub fn join_single(&mut self) {
+        if self.seen & REPEATED == 0 {
+            return;
+        }
+        self.seen &= !REPEATED;
+        let mut at = 0;
+        while at < self.entries.len() {
+            let first = self.entries[at];
+            at += 1;
+            if first.known.bit() & Known::SINGLE == 0 || !self.entries[at..].iter().any(|e| e.known == first.known) {
+                continue;
+            }
+            let mut all = self.text(first.value).to_vec();
+            for entry in self.entries[at..].iter().filter(|entry| entry.known == first.known) {
+                let more = self.text(entry.value);
+                if !all.is_empty() && !more.is_empty() {
+                    all.push(b',');
+                }
+                all.extend_from_slice(more);
+            }
+            self.entries[at - 1].value = self.keep(&all);
+            let mut index = 0;
+            self.entries.retain(|entry| {
+                index += 1;
+                index <= at || entry.known != first.known
+            });
+        }
     }
 
     /// Removes a header with all its values; whether it was there.
@@ -393,6 +441,14 @@ mod tests {
         ]);
         all.remove_hop_by_hop(true);
         assert_eq!(text(&all), ["Host: a", "TE: trailers", "X: y"]);
+    }
+
+    #[test]
+    fn headers_when_one_that_is_single_comes_twice_then_it_is_one() {
+        let mut all =
+            headers(&[("User-Agent", "curl"), ("x", "1"), ("user-agent", "1 curl"), ("x", "2"), ("user-agent", "")]);
+        all.join_single();
+        assert_eq!(text(&all), ["User-Agent: curl,1 curl", "x: 1", "x: 2"]);
     }
 
     #[test]

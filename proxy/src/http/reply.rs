@@ -9,7 +9,7 @@ use super::{
     local_reply, trace,
 };
 use crate::{
-    config::{Direction, ServerHeader},
+    config::{Action, Direction, ServerHeader},
     telemetry::ResponseFlags,
 };
 use std::borrow::Cow;
@@ -180,7 +180,8 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
 
 /// Changes an answer of the proxy as the request's route wants answers changed.
 pub(super) fn of_route(call: &mut Call<'_>) {
-    if let Some(selected) = call.tally.selected {
+    // A route that would have answered by itself has no say in the answers of others.
+    if let Some(selected) = call.tally.selected.filter(|selected| matches!(selected.route.action, Action::Forward(_))) {
         super::edit::for_client(call, selected);
     }
 }

@@ -114,6 +114,8 @@ struct Stream {
     promised: Option<u64>,
     /// No body is read whatever the length says (an answer to HEAD).
     bodiless: bool,
+    /// What follows the head is no body.
+    tunnel: bool,
     recv_window: i64,
     /// Bytes that were used and not yet given back to the peer's window.
     used: u32,

@@ -296,7 +296,12 @@ impl Mux {
             }
             return Ok(());
         }
-        let promised = promised.filter(|_| !stream.bodiless && status != 304);
+        let promised = match (stream.bodiless, status) {
+            // Whatever it says about its length, nothing may follow.
+            (true, _) | (_, 204 | 304) if !stream.tunnel => Some(0),
+            _ if stream.tunnel => None,
+            _ => promised,
+        };
         if end && promised.is_some_and(|promised| promised > 0) {
             return self.stream_fault(key, Code::PROTOCOL_ERROR, "less DATA than the content-length");
         }

@@ -22,7 +22,8 @@ impl Mux {
         self.next += 2;
         let ended = head.body == BodyLength::Empty && !head.wants_tunnel();
         if let Some(stream) = self.get_mut(key) {
-            stream.bodiless = head.method() == b"HEAD" || head.wants_tunnel();
+            stream.bodiless = head.method() == b"HEAD";
+            stream.tunnel = head.wants_tunnel();
             stream.end = if ended { End::Done } else { End::Open };
         }
         let at = self.begin_head();
