@@ -55,6 +55,8 @@ fn tables(rows: &[Measurement], versions: &[(Peer, String)], missing: &[String])
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     writeln!(text, "On {cores} cores, {}.\n", std::env::consts::ARCH)?;
     for (peer, version) in versions {
+        // Envoy begins with the path by which it was called, which says nothing to others.
+        let version = version.split_once("  version: ").map_or(version.as_str(), |(_, version)| version);
         writeln!(text, "- {}: {}", peer.name(), version.replace('|', "/"))?;
     }
     writeln!(
