@@ -123,8 +123,8 @@ pub struct WeightedCluster {
     pub headers: HeaderOps,
     /// Settings of filters, looked at before all others.
     pub filters: FilterSettings,
-    /// Replaces the route's change of the authority.
-    pub host: Option<HostRewrite>,
+    /// Becomes the authority, before the route changes it.
+    pub host: Option<Box<str>>,
     /// Labels that the endpoint must have, with those of the route.
     pub labels: Option<Arc<Labels>>,
 }

@@ -98,7 +98,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
         request(call, &ops.request);
     }
     // A target's own host takes the request's place without a trace, and before the route's.
-    if let Some(HostRewrite::Literal(host)) = selected.target.and_then(|target| target.host.as_ref()) {
+    if let Some(host) = selected.target.and_then(|target| target.host.as_deref()) {
         call.request.set_authority(host.as_bytes());
     }
     match forward.host.as_ref() {

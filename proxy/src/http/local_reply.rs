@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{BodyFormat, LocalReplies, Mapper},
     route::Selected,
-    telemetry::LogEntry,
+    telemetry::{LogEntry, grpc_of_http},
 };
 
 /// Answers with the reply as the configuration changes it.
@@ -40,7 +40,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
         None => (text.as_bytes().to_vec(), "text/plain"),
     };
     if grpc {
-        let status = own.grpc.unwrap_or_else(|| reply::grpc_status(code));
+        let status = own.grpc.unwrap_or_else(|| grpc_of_http(code));
         reply::grpc(call, status, &String::from_utf8_lossy(&body));
         return reply::finish(call, down, b"", close);
     }
@@ -82,7 +82,7 @@ pub(super) fn answer<'a, D: Downstream>(
         None => (body.to_vec(), "text/plain"),
     };
     if grpc {
-        reply::grpc(call, reply::grpc_status(code), &String::from_utf8_lossy(&body));
+        reply::grpc(call, grpc_of_http(code), &String::from_utf8_lossy(&body));
         return reply::finish(call, down, b"", close);
     }
     if !body.is_empty() && (format.is_some() || call.response.headers.known(Known::ContentType).is_none()) {

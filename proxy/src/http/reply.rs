@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{Action, Direction, ServerHeader},
-    telemetry::ResponseFlags,
+    telemetry::{ResponseFlags, grpc_of_http},
 };
 use std::borrow::Cow;
 
@@ -160,7 +160,7 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     if call.request.is_grpc() {
         begin(call, 200);
         of_route(call);
-        grpc(call, own.grpc.unwrap_or_else(|| grpc_status(reply.code)), body);
+        grpc(call, own.grpc.unwrap_or_else(|| grpc_of_http(reply.code)), body);
         overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
@@ -199,18 +199,6 @@ pub(super) fn text(call: &Call<'_>, reply: Reply) -> Cow<'static, str> {
 pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
     if reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW) && !call.manager.router.suppress_envoy_headers {
         call.response.headers.push(b"x-envoy-overloaded", b"true");
-    }
-}
-
-/// What a gRPC client is told instead of a status of HTTP.
-pub(super) fn grpc_status(code: u16) -> u16 {
-    match code {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{
     config::{CertDetails, ClientCert},
     tls::{
         TlsInfo,
-        facts::{hex, pem},
+        facts::{hex, url_pem},
     },
 };
 use std::rc::Rc;
@@ -54,25 +54,11 @@ fn write(tls: &TlsInfo, own: &[Box<str>], details: CertDetails) -> String {
     let mut parts: Vec<String> = own.iter().map(|uri| format!("By={uri}")).collect();
     let Some(peer) = tls.peer() else { return parts.join(";") };
     parts.push(format!("Hash={}", hex(&peer.sha256)));
-    let encoded = |text: String| {
-        let mut out = String::with_capacity(text.len() + text.len() / 8);
-        for c in text.chars() {
-            match c {
-                '\n' => out.push_str("%0A"),
-                ' ' => out.push_str("%20"),
-                '+' => out.push_str("%2B"),
-                '/' => out.push_str("%2F"),
-                '=' => out.push_str("%3D"),
-                c => out.push(c),
-            }
-        }
-        out
-    };
     if let (true, Some(leaf)) = (details.cert, tls.chain().first()) {
-        parts.push(format!("Cert=\"{}\"", encoded(pem(leaf))));
+        parts.push(format!("Cert=\"{}\"", url_pem(leaf)));
     }
     if details.chain {
-        parts.push(format!("Chain=\"{}\"", tls.chain().iter().map(|cert| encoded(pem(cert))).collect::<String>()));
+        parts.push(format!("Chain=\"{}\"", tls.chain().iter().map(url_pem).collect::<String>()));
     }
     if details.subject {
         parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));

@@ -10,7 +10,12 @@ const OVERHEAD: usize = 32;
 
 /// Whether a field may have this name: a token without large letters (section 8.2.1).
 pub(super) fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&b| matches!(b, b'a'..=b'z' | b'0'..=b'9') || b"-_!#$%&'*+.^`|~".contains(&b))
+    is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
+}
+
+/// Whether it is a token (RFC 9110, section 5.6.2), as a method is.
+fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|&b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(&b))
 }
 
 /// Whether a field may have this value (section 8.2.1; other control characters are refused as HTTP/1 does).
@@ -148,7 +153,7 @@ impl Request {
         let bit = match name {
             b":method" => {
                 self.head.set_method(value);
-                if !is_method(value) {
+                if !is_token(value) {
                     self.fields.malformed = Some("a method with a character that none has");
                 }
                 METHOD
@@ -223,10 +228,6 @@ impl Request {
         };
         Ok((Ok(self.head), length.filter(|_| !connect)))
     }
-}
-
-fn is_method(method: &[u8]) -> bool {
-    !method.is_empty() && method.iter().all(|&b| b.is_ascii_alphanumeric() || b"-_!#$%&'*+.^`|~".contains(&b))
 }
 
 /// Checks and completes what does not end the stream.
@@ -311,7 +312,7 @@ fn passes(known: Known, value: &[u8]) -> bool {
 /// Writes headers; what cannot be one in HTTP/2 is left out.
 fn write_headers(headers: &Headers, peer_may_know: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
     for (name, value, known) in headers.iter() {
-        if passes(known, value) && (known != Known::Peer || peer_may_know) && is_method(name) && is_value(value) {
+        if passes(known, value) && (known != Known::Peer || peer_may_know) && is_token(name) && is_value(value) {
             encoder.header(name, value, out);
         }
     }

@@ -107,7 +107,7 @@ impl LogFilter {
 }
 
 /// The status of gRPC that clients read from one of HTTP. A 200 says nothing about it.
-fn grpc_of_http(code: u16) -> u16 {
+pub(crate) fn grpc_of_http(code: u16) -> u16 {
     match code {
         400 => 13,
         401 => 16,

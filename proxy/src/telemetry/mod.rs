@@ -25,6 +25,7 @@ pub mod stats;
 pub use entry::{HeaderLookup, LogEntry, LogKind, Moments};
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
+pub(crate) use logfilter::grpc_of_http;
 pub use logfilter::{Comparison, LogFilter};
 pub use logformat::{FormatError, LogFormat};
 pub use logsink::{LogSink, LogSinks};

@@ -100,6 +100,23 @@ pub fn pem(certificate: &CertificateDer<'_>) -> String {
     pem
 }
 
+/// The same as a URL may carry it, which is how Envoy writes it into headers and logs.
+pub fn url_pem(certificate: &CertificateDer<'_>) -> String {
+    let pem = pem(certificate);
+    let mut out = String::with_capacity(pem.len() + pem.len() / 8);
+    for c in pem.chars() {
+        match c {
+            '\n' => out.push_str("%0A"),
+            ' ' => out.push_str("%20"),
+            '+' => out.push_str("%2B"),
+            '/' => out.push_str("%2F"),
+            '=' => out.push_str("%3D"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// Bytes in hexadecimal, lower case.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {

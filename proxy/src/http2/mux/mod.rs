@@ -5,18 +5,15 @@
 //! they write in one turn leaves in one system call. Bounds: streams by the limit that the peer was told, the bytes of each by
 //! its window, the bytes that wait to be written by [`ROOM`] and the answers that a peer may ask for by the guard.
 
+mod io;
 mod receive;
 mod send;
 
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::io;
-use std::pin::Pin;
+use std::io::{Error, ErrorKind};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
-
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::{Context, Waker};
 
 use super::frame::{self, Code};
 use super::guard::Guard;
@@ -28,10 +25,6 @@ use crate::http::parse::HeadError;
 
 /// Bytes of bodies that wait to be written to the connection; heads and answers to questions come on top.
 const ROOM: usize = 64 * 1024;
-/// With so many bytes waiting, nothing more is read.
-const DEAF: usize = 4 * ROOM;
-/// Bytes that are read at once.
-const READ: usize = 64 * 1024;
 /// Memory of a stream or of the connection that is kept for the next one.
 const KEEP: usize = 4 * 1024;
 /// Streams that are kept as memory when they are over.
@@ -40,11 +33,6 @@ const SPARE: usize = 32;
 const REMEMBERED: usize = 256;
 /// The window that everything begins with (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: u32 = 65_535;
-
-thread_local! {
-    /// What connections read into. A connection that waits holds none of it.
-    static INCOMING: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
-}
 
 /// What we allow the peer.
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +123,13 @@ impl Stream {
         self.waiting.len() - self.waiting_at
     }
 
+    /// Says why it ends, if nothing did before; what waits is not sent any more.
+    fn end_early(&mut self, reset: Reset) {
+        self.reset.get_or_insert(reset);
+        self.waiting.clear();
+        self.waiting_at = 0;
+    }
+
     fn listen(&mut self, cx: &Context<'_>) {
         match &self.waker {
             Some(waker) if waker.will_wake(cx.waker()) => {}
@@ -189,7 +184,7 @@ struct Block {
 enum Death {
     /// The peer closed it.
     Ended,
-    Broken(io::ErrorKind, Rc<str>),
+    Broken(ErrorKind, Rc<str>),
 }
 
 /// A request that came: its stream, its head or why it is refused, and whether its body is over.
@@ -419,15 +414,15 @@ impl Mux {
     }
 
     /// Ends the connection because of the peer's fault: it is told, and every stream fails.
-    pub(super) fn fail(&mut self, fault: Fault) -> io::Error {
+    pub(super) fn fail(&mut self, fault: Fault) -> Error {
         self.go_away(self.last, fault.code, fault.what);
         let text = format!("{}: {}", fault.code, fault.what);
-        self.die(Death::Broken(io::ErrorKind::InvalidData, text.as_str().into()));
-        io::Error::new(io::ErrorKind::InvalidData, text)
+        self.die(Death::Broken(ErrorKind::InvalidData, text.as_str().into()));
+        Error::new(ErrorKind::InvalidData, text)
     }
 
     /// The connection is gone: `None` when the peer closed it. Every stream that is not complete fails.
-    pub(super) fn lose(&mut self, error: Option<&io::Error>) {
+    pub(super) fn lose(&mut self, error: Option<&Error>) {
         self.die(match error {
             None => Death::Ended,
             Some(error) => Death::Broken(error.kind(), error.to_string().into()),
@@ -439,99 +434,6 @@ impl Mux {
         self.sendable.clear();
         for stream in &self.streams {
             stream.wake();
-        }
-    }
-
-    /// Reads what there is and takes it in. Ready with false at the end of the connection.
-    ///
-    /// # Errors
-    /// When the connection breaks; the peer's fault is handed to [`Mux::fail`] already.
-    pub(super) fn poll_read<IO: AsyncRead + Unpin>(
-        &mut self,
-        io: &mut IO,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<bool>> {
-        if self.out.len() - self.out_at > DEAF {
-            self.deaf = true;
-            return Poll::Pending;
-        }
-        INCOMING.with_borrow_mut(|bytes| {
-            let mut read = ReadBuf::new(bytes);
-            ready!(Pin::new(io).poll_read(cx, &mut read))?;
-            let came = read.filled();
-            if came.is_empty() {
-                return Poll::Ready(Ok(false));
-            }
-            Poll::Ready(match self.receive(came) {
-                Ok(()) => Ok(true),
-                Err(fault) => Err(self.fail(fault)),
-            })
-        })
-    }
-
-    /// Writes what waits; ready when nothing does.
-    ///
-    /// # Errors
-    /// When the connection breaks.
-    pub(super) fn poll_write<IO: AsyncWrite + Unpin>(
-        &mut self,
-        io: &mut IO,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        loop {
-            self.pump();
-            if self.out_at == self.out.len() {
-                break;
-            }
-            let count = ready!(Pin::new(&mut *io).poll_write(cx, &self.out[self.out_at..]))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.out_at += count;
-            self.unflushed = true;
-            self.tail = None;
-            if self.out_at == self.out.len() {
-                self.out.clear();
-                self.out.shrink_to(KEEP);
-                self.out_at = 0;
-            }
-        }
-        if self.unflushed {
-            ready!(Pin::new(io).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        if std::mem::take(&mut self.deaf) {
-            cx.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// What waits to be written.
-    #[cfg(test)]
-    pub(super) fn unwritten(&self) -> &[u8] {
-        &self.out[self.out_at..]
-    }
-
-    /// The driver begins a turn: it will see what streams do until [`Mux::turn_ends`].
-    pub(super) fn turn_begins(&mut self, cx: &Context<'_>) {
-        self.woken = true;
-        match &self.driver {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            _ => self.driver = Some(cx.waker().clone()),
-        }
-    }
-
-    /// From here on the driver must be woken.
-    pub(super) fn turn_ends(&mut self) {
-        self.woken = false;
-    }
-
-    /// There is something for the driver to write.
-    fn touch(&mut self) {
-        if !std::mem::replace(&mut self.woken, true)
-            && let Some(driver) = &self.driver
-        {
-            driver.wake_by_ref();
         }
     }
 
@@ -595,7 +497,7 @@ impl Mux {
 
     /// Why a stream cannot go on; what the peer is to blame for in an answer is told apart.
     fn error(&self, key: Key) -> Option<SideError> {
-        let broken = |kind, text: String| SideError::Broken(io::Error::new(kind, text));
+        let broken = |kind, text: String| SideError::Broken(Error::new(kind, text));
         let death = || {
             Some(match self.death.as_ref()? {
                 Death::Ended => SideError::Ended,
@@ -607,7 +509,7 @@ impl Mux {
             Some(Reset::Unserved | Reset::Peer(Code::REFUSED_STREAM)) => Some(SideError::Refused),
             Some(Reset::Peer(code)) => Some(SideError::Reset(code.to_string())),
             Some(Reset::Own(what)) if self.role == Role::Client => Some(SideError::Head(HeadError::Malformed(what))),
-            Some(Reset::Own(what)) => Some(broken(io::ErrorKind::InvalidData, what.to_owned())),
+            Some(Reset::Own(what)) => Some(broken(ErrorKind::InvalidData, what.to_owned())),
             None => death(),
         }
     }

@@ -230,31 +230,29 @@ impl Mux {
             }
             return self.request(id, end, dependent, block);
         }
-        self.skip(block)?;
+        self.decode(block, |_, _| {})?;
         if self.reset_by_us.contains(&id) || self.role == Role::Client {
             return Ok(());
         }
         fault(Code::STREAM_CLOSED, "HEADERS on a stream that is over")
     }
 
-    fn skip(&mut self, block: &[u8]) -> Result {
-        self.decoder.decode(block, |_, _| {}).or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
+    fn decode(&mut self, block: &[u8], take: impl FnMut(&[u8], &[u8])) -> Result {
+        self.decoder.decode(block, take).or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
     }
 
     fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8]) -> Result {
         self.last = id;
         let full = self.ids.len() >= self.limits.streams as usize;
         if full || matches!(self.leaving, Leaving::Last(last) if id > last) {
-            self.skip(block)?;
+            self.decode(block, |_, _| {})?;
             if full {
                 self.refuse(id, Code::REFUSED_STREAM);
             }
             return Ok(());
         }
         let mut request = Request::new(self.limits.head_bytes, self.limits.headers, self.limits.connect);
-        if self.decoder.decode(block, |name, value| request.take(name, value)).is_err() {
-            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
-        }
+        self.decode(block, |name, value| request.take(name, value))?;
         match request.finish(end) {
             Ok((head, promised)) if !dependent => {
                 let key = self.open(id);
@@ -275,9 +273,7 @@ impl Mux {
     /// The head of an answer, or an interim one.
     fn answer(&mut self, key: Key, end: bool, block: &[u8]) -> Result {
         let mut answer = Answer::new(self.limits.head_bytes, self.limits.headers);
-        if self.decoder.decode(block, |name, value| answer.take(name, value)).is_err() {
-            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
-        }
+        self.decode(block, |name, value| answer.take(name, value))?;
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         if stream.reset.is_some() {
             return Ok(());
@@ -317,16 +313,13 @@ impl Mux {
         let mut trailers = Box::<Headers>::default();
         let (mut count, mut bytes, mut malformed) = (0usize, 0usize, false);
         let limits = self.limits;
-        let decoded = self.decoder.decode(block, |name, value| {
+        self.decode(block, |name, value| {
             (count, bytes) = (count + 1, bytes + name.len() + value.len() + 32);
             malformed |= !heads::is_name(name) || !heads::is_value(value) || heads::is_of_a_connection(name, value);
             if bytes <= limits.head_bytes && count <= limits.headers {
                 trailers.push(name, value);
             }
-        });
-        if decoded.is_err() {
-            return fault(Code::COMPRESSION_ERROR, "headers that cannot be read");
-        }
+        })?;
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         let wrong = if let Some(reset) = stream.reset {
             return self.after_reset(key.id, reset);
@@ -381,9 +374,7 @@ impl Mux {
         }
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         let code = Code(payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)));
-        stream.reset.get_or_insert(Reset::Peer(code));
-        stream.waiting.clear();
-        stream.waiting_at = 0;
+        stream.end_early(Reset::Peer(code));
         stream.wake();
         Ok(())
     }
@@ -549,9 +540,7 @@ impl Mux {
         if self.incoming.iter().any(|incoming| incoming.key == key) {
             self.forget(key);
         } else if let Some(stream) = self.get_mut(key) {
-            stream.reset.get_or_insert(Reset::Own(what));
-            stream.waiting.clear();
-            stream.waiting_at = 0;
+            stream.end_early(Reset::Own(what));
             stream.wake();
         }
         self.count_fault()

@@ -243,9 +243,7 @@ impl Mux {
             self.refuse(key.id, code);
             self.touch();
             if let Some(stream) = self.get_mut(key) {
-                stream.reset = Some(Reset::Own("the stream was reset"));
-                stream.waiting.clear();
-                stream.waiting_at = 0;
+                stream.end_early(Reset::Own("the stream was reset"));
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::operator::{Certificate, End, Field, GrpcForm, Moment, Operator, Origin, Owner, Part, Unit, network};
 use super::{MAX_VALUE_BYTES, Sink};
 use crate::telemetry::{HeaderLookup, LogEntry};
-use crate::tls::facts::{CertificateFacts, hex, pem};
+use crate::tls::facts::{CertificateFacts, hex, url_pem};
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
@@ -344,7 +344,7 @@ fn certificate<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, Q, S
         Certificate::Issuer => Some(facts.issuer.to_string()).filter(|issuer| !issuer.is_empty()),
         Certificate::Serial => Some(facts.serial.to_string()),
         Certificate::Sha256 => Some(hex(&facts.sha256)),
-        Certificate::Pem => tls.chain().first().map(|leaf| encoded(&pem(leaf))),
+        Certificate::Pem => tls.chain().first().map(|leaf| url_pem(leaf)),
         Certificate::NotBefore(format) => {
             format.write(facts.not_before, out);
             return Given::Own;
@@ -355,19 +355,4 @@ fn certificate<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, Q, S
         }
     };
     foreign(text.as_deref().map(str::as_bytes), out)
-}
-
-fn encoded(pem: &str) -> String {
-    let mut out = String::with_capacity(pem.len() + pem.len() / 8);
-    for c in pem.chars() {
-        match c {
-            '\n' => out.push_str("%0A"),
-            ' ' => out.push_str("%20"),
-            '+' => out.push_str("%2B"),
-            '/' => out.push_str("%2F"),
-            '=' => out.push_str("%3D"),
-            c => out.push(c),
-        }
-    }
-    out
 }

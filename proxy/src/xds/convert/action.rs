@@ -428,7 +428,7 @@ fn cluster_weight(context: &mut Context, value: ClusterWeight) -> Converted<Weig
     };
     let host = host_rewrite_specifier.map(|value| {
         let cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(text) = value;
-        HostRewrite::Literal(text.into())
+        text.into()
     });
     Ok(WeightedCluster {
         cluster,
