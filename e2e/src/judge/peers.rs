@@ -77,7 +77,8 @@ async fn connection(stream: TcpStream, acceptor: Option<tokio_rustls::TlsAccepto
     }
 }
 
-/// HTTP where it looks like HTTP; else lines, each answered with what was seen.
+/// HTTP where it looks like HTTP; else lines, each answered with what was seen. The random bytes of a TLS client's
+/// first message may spell anything, so the first byte must be that of a method.
 async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, seen: Value) -> Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let mut start = vec![0; 64];
@@ -91,7 +92,8 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, se
     start.truncate(read);
     let reader = Cursor::new(start.clone()).chain(reader);
     let text = String::from_utf8_lossy(&start);
-    if !text.contains(" HTTP/1.") && !text.contains(" /") && !text.starts_with("PRI * ") {
+    let method = start.first().is_some_and(u8::is_ascii_uppercase);
+    if !method || !(text.contains(" HTTP/1.") || text.contains(" /") || text.starts_with("PRI * ")) {
         return lines(reader, writer, seen).await;
     }
     let stream = TokioIo::new(tokio::io::join(reader, writer));
