@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, path::PathBuf};
 
-const PROTOCOLS: [&str; 2] = ["proto/identity.proto", "proto/status.proto"];
+const PROTOCOLS: [&str; 3] = ["proto/identity.proto", "proto/proxies.proto", "proto/status.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -91,6 +91,8 @@ pub fn status(
         version: report.control_plane.version.clone(),
         control_plane: Some(report.control_plane.status.clone()),
         data_plane: Some(report.data_plane.status.clone()),
+        upgrade: before.upgrade.clone(),
+        last_upgrade: before.last_upgrade.clone(),
         conditions: list,
     };
     (status, transitions)

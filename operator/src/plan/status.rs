@@ -268,7 +268,8 @@ pub fn data_plane(
             },
         )
     };
-    let status = DataPlaneStatus { current, total, not_injected: missing, summary: format!("{current}/{total}") };
+    let summary = format!("{current}/{total}");
+    let status = DataPlaneStatus { current, total, not_injected: missing, summary, ..DataPlaneStatus::default() };
     DataPlaneReport { condition, status, not_injected }
 }
 

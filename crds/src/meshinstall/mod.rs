@@ -4,24 +4,26 @@
 //! [`MeshInstallSpec`], in one place for operator and control plane. The schema refuses what it can know to be wrong; the
 //! operator checks the same again ([`MeshInstallSpec::problems`]), since objects can be written past a schema.
 
+mod definition;
+mod problems;
+mod status;
+mod update;
+
 use std::collections::BTreeMap;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
-    CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceSubresourceStatus,
-    CustomResourceSubresources, CustomResourceValidation, JSONSchemaProps,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::CustomResource;
-use kube::api::ObjectMeta;
-use kube::core::Resource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use crate::definition::DefinitionError;
-use crate::schema::structural;
+pub use definition::definition;
+pub use problems::Problem;
+pub use status::{
+    ControlPlaneStatus, DataPlaneStatus, Measured, MeshInstallStatus, PastUpgrade, UpgradeStatus, VersionCount,
+    Wave as WaveStatus,
+};
+pub use update::{Gate, MaintenanceWindow, QuietGate, UpdateStrategy, UpdateType, Wave};
 
 /// Where the control plane runs when nothing is said.
 pub const DEFAULT_NAMESPACE: &str = "leno-system";
@@ -191,6 +193,9 @@ pub struct DataPlaneSpec {
     /// What one sidecar asks for and may use: `cpu`, `memory`. For pods that are created from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// How running sidecars get to another release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_strategy: Option<UpdateStrategy>,
 }
 
 /// What the sidecars run.
@@ -258,69 +263,6 @@ pub enum OutboundMode {
     RegistryOnly,
 }
 
-/// What the operator has seen of a MeshInstall.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct MeshInstallStatus {
-    /// The generation of the object that this status is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// One word for people: `Pending`, `Installing`, `Upgrading`, `Ready`, `Degraded`, `Invalid` or `Deleting`. Programs
-    /// read the conditions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub phase: Option<String>,
-    /// The release that every replica of the control plane runs; absent while they differ.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<String>,
-    /// The control plane.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control_plane: Option<ControlPlaneStatus>,
-    /// The data plane.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data_plane: Option<DataPlaneStatus>,
-    /// `Accepted`, `ControlPlaneReady`, `DataPlaneReady`, and `Ready`, which is all that must hold for the mesh to serve.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(schema_with = "crate::schema::conditions")]
-    pub conditions: Vec<Condition>,
-}
-
-/// Replicas of the control plane.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ControlPlaneStatus {
-    /// Replicas of the wanted release that serve.
-    pub ready: i32,
-    /// Replicas that are wanted.
-    pub replicas: i32,
-    /// Both, for people: `2/2`.
-    pub summary: String,
-}
-
-/// Injected pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DataPlaneStatus {
-    /// Injected pods whose sidecar is of the wanted release and ready.
-    pub current: i32,
-    /// Injected pods.
-    pub total: i32,
-    /// Pods that ask for a sidecar and have none: they were created while the mesh was not there. Restart them.
-    pub not_injected: i32,
-    /// Current and all, for people: `9/9`.
-    pub summary: String,
-}
-
-/// Something in a spec that cannot be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// CamelCase, of a bounded set.
-    pub reason: &'static str,
-    /// Path of the field.
-    pub field: &'static str,
-    /// What is wrong and what to write instead.
-    pub message: String,
-}
-
 impl MeshInstallSpec {
     /// The namespace of the control plane.
     pub fn system_namespace(&self) -> &str {
@@ -369,70 +311,18 @@ impl MeshInstallSpec {
 
     /// The image of a component (`control-plane`, `proxy`, `envoy`) in the wanted release.
     pub fn image(&self, component: &str) -> String {
-        let hub = self.image.as_ref().and_then(|image| image.hub.as_deref()).filter(|hub| !hub.is_empty());
-        format!("{}/{component}:{}", hub.unwrap_or(DEFAULT_HUB).trim_end_matches('/'), self.version)
+        self.image_of(component, &self.version)
     }
 
-    /// What is wrong with the spec by itself. The schema refuses the same; this is for objects written past it.
-    /// `supported` are the releases that the operator can render.
-    pub fn problems(&self, supported: &[String]) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let mut problem = |reason, field, message: String| problems.push(Problem { reason, field, message });
-        if !supported.contains(&self.version) {
-            problem(
-                "UnknownVersion",
-                "spec.version",
-                format!(
-                    "spec.version: this operator does not know release {:?}, only {}; upgrade the operator first (its Helm chart), or write one of these",
-                    self.version,
-                    supported.join(" and "),
-                ),
-            );
-        }
-        if self.autoscaling().is_none() && self.replicas() < 1 {
-            problem(
-                "NoReplicas",
-                "spec.controlPlane.replicas",
-                format!(
-                    "spec.controlPlane.replicas: {} leaves no control plane, and no pod could start in the mesh; write at least 1, or delete the MeshInstall to remove the mesh",
-                    self.replicas(),
-                ),
-            );
-        }
-        if let Some(autoscaling) = self.autoscaling()
-            && (autoscaling.min_replicas() < 1 || autoscaling.max_replicas < autoscaling.min_replicas())
-        {
-            problem(
-                "BadAutoscaling",
-                "spec.controlPlane.autoscaling",
-                format!(
-                    "spec.controlPlane.autoscaling: from {} to {} replicas is no range; minReplicas must be at least 1 and not greater than maxReplicas",
-                    autoscaling.min_replicas(),
-                    autoscaling.max_replicas,
-                ),
-            );
-        }
-        if !is_dns_name(self.trust_domain()) {
-            problem(
-                "BadTrustDomain",
-                "spec.mesh.trustDomain",
-                format!(
-                    "spec.mesh.trustDomain: {:?} cannot be part of an identity; write a DNS name in lower case such as cluster.local",
-                    self.trust_domain(),
-                ),
-            );
-        }
-        if self.system_namespace().starts_with("kube-") || !is_dns_label(self.system_namespace()) {
-            problem(
-                "BadNamespace",
-                "spec.namespace",
-                format!(
-                    "spec.namespace: {:?} cannot hold a control plane; write the name of a namespace that is not Kubernetes' own",
-                    self.system_namespace(),
-                ),
-            );
-        }
-        problems
+    /// The image of a component in another release.
+    pub fn image_of(&self, component: &str, version: &str) -> String {
+        let hub = self.image.as_ref().and_then(|image| image.hub.as_deref()).filter(|hub| !hub.is_empty());
+        format!("{}/{component}:{}", hub.unwrap_or(DEFAULT_HUB).trim_end_matches('/'), version)
+    }
+
+    /// How running sidecars get to another release.
+    pub fn update_strategy(&self) -> UpdateStrategy {
+        self.data_plane.as_ref().and_then(|data_plane| data_plane.update_strategy.clone()).unwrap_or_default()
     }
 }
 
@@ -446,19 +336,6 @@ impl Autoscaling {
     pub fn target_cpu(&self) -> i32 {
         self.target_cpu_utilization_percentage.unwrap_or(80)
     }
-}
-
-fn is_dns_label(text: &str) -> bool {
-    let inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let bytes = text.as_bytes();
-    bytes.len() <= 63
-        && bytes.first().is_some_and(|byte| inside(*byte))
-        && bytes.last().is_some_and(|byte| inside(*byte))
-        && bytes.iter().all(|byte| inside(*byte) || *byte == b'-')
-}
-
-fn is_dns_name(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 fn namespace_name(_: &mut SchemaGenerator) -> Schema {
@@ -485,7 +362,7 @@ fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-fn label_selector(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "properties": {
@@ -493,7 +370,7 @@ fn label_selector(_: &mut SchemaGenerator) -> Schema {
                 "type": "object",
                 "maxProperties": 64,
                 "additionalProperties": { "type": "string", "maxLength": 63 },
-                "description": "Labels that a namespace must have, with these values.",
+                "description": "Labels that must be there, with these values.",
             },
             "matchExpressions": {
                 "type": "array",
@@ -524,126 +401,4 @@ fn label_selector(_: &mut SchemaGenerator) -> Schema {
             },
         },
     })
-}
-
-/// The definition of [`MeshInstall`].
-///
-/// # Errors
-///
-/// [`DefinitionError`], which is a mistake in this crate.
-pub fn definition() -> Result<CustomResourceDefinition, DefinitionError> {
-    let (group, kind, plural) = (MeshInstall::group(&()), MeshInstall::kind(&()), MeshInstall::plural(&()));
-    let root = json!({
-        "type": "object",
-        "description": "A service mesh in this cluster. The operator keeps it as written in `spec`.",
-        "required": ["spec"],
-        "properties": {
-            "spec": structural::<MeshInstallSpec>(),
-            "status": structural::<MeshInstallStatus>(),
-            // The name becomes part of others' names (`leno-control-plane-<name>`, 63 characters) and a label's value.
-            "metadata": {
-                "type": "object",
-                "properties": { "name": { "type": "string", "maxLength": 32, "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$" } },
-            },
-        },
-    });
-    let schema: JSONSchemaProps =
-        serde_json::from_value(root).map_err(|source| DefinitionError { kind: kind.to_string(), source })?;
-    let column = |name: &str, json_path: &str, description: &str| CustomResourceColumnDefinition {
-        name: name.to_owned(),
-        type_: if name == "Age" { "date" } else { "string" }.to_owned(),
-        json_path: json_path.to_owned(),
-        description: Some(description.to_owned()),
-        ..CustomResourceColumnDefinition::default()
-    };
-    Ok(CustomResourceDefinition {
-        metadata: ObjectMeta { name: Some(format!("{plural}.{group}")), ..ObjectMeta::default() },
-        spec: CustomResourceDefinitionSpec {
-            group: group.into_owned(),
-            names: CustomResourceDefinitionNames {
-                kind: kind.to_string(),
-                list_kind: Some(format!("{kind}List")),
-                plural: plural.into_owned(),
-                singular: Some(kind.to_lowercase()),
-                short_names: Some(vec!["mesh".to_owned()]),
-                categories: Some(vec!["leno".to_owned()]),
-            },
-            scope: "Cluster".to_owned(),
-            versions: vec![CustomResourceDefinitionVersion {
-                name: MeshInstall::version(&()).into_owned(),
-                served: true,
-                storage: true,
-                schema: Some(CustomResourceValidation { open_api_v3_schema: Some(schema) }),
-                additional_printer_columns: Some(vec![
-                    column("Version", ".status.version", "The release that every replica runs"),
-                    column("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether the mesh serves"),
-                    column("Control Plane", ".status.controlPlane.summary", "Replicas that serve, of those wanted"),
-                    column("Data Plane", ".status.dataPlane.summary", "Injected pods that are current, of all"),
-                    column("Age", ".metadata.creationTimestamp", "When the object was created"),
-                ]),
-                subresources: Some(CustomResourceSubresources {
-                    status: Some(CustomResourceSubresourceStatus(json!({}))),
-                    ..CustomResourceSubresources::default()
-                }),
-                ..CustomResourceDefinitionVersion::default()
-            }],
-            ..CustomResourceDefinitionSpec::default()
-        },
-        status: None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(yaml: &str) -> MeshInstallSpec {
-        serde_yaml::from_str(yaml).unwrap()
-    }
-
-    fn reasons(spec: &MeshInstallSpec) -> Vec<&'static str> {
-        spec.problems(&["0.1.0".to_owned(), "0.0.9".to_owned()]).iter().map(|problem| problem.reason).collect()
-    }
-
-    #[test]
-    fn spec_when_only_the_version_is_given_then_the_rest_has_meaning() {
-        let spec = spec("version: 0.1.0");
-        assert_eq!(spec.system_namespace(), "leno-system");
-        assert_eq!(spec.trust_domain(), "cluster.local");
-        assert_eq!((spec.replicas(), spec.mtls(), spec.outbound()), (2, MtlsMode::Permissive, OutboundMode::AllowAny));
-        assert_eq!(spec.image("proxy"), "docker.io/leno/proxy:0.1.0");
-        assert!(reasons(&spec).is_empty());
-    }
-
-    #[test]
-    fn spec_when_the_design_writes_it_then_it_parses() {
-        let spec = spec(
-            "{version: 0.0.9, namespace: leno-system, image: {hub: '', pullPolicy: IfNotPresent}, \
-             controlPlane: {replicas: 2, autoscaling: null, resources: {}}, dataPlane: {engine: leno, resources: {}}, \
-             mesh: {trustDomain: cluster.local, mtls: Permissive, outbound: AllowAny, namespaces: {}}}",
-        );
-        assert!(reasons(&spec).is_empty());
-        assert_eq!(spec.image("control-plane"), "docker.io/leno/control-plane:0.0.9");
-    }
-
-    #[test]
-    fn spec_when_it_cannot_be_then_every_problem_names_its_field() {
-        let spec = spec(
-            "{version: 9.9.9, namespace: kube-system, controlPlane: {replicas: 0}, dataPlane: {engine: envoy}, \
-             mesh: {trustDomain: 'Not A Domain'}}",
-        );
-        assert_eq!(reasons(&spec), ["UnknownVersion", "NoReplicas", "BadTrustDomain", "BadNamespace"]);
-        for problem in spec.problems(&[]) {
-            assert!(problem.message.starts_with(problem.field), "{}", problem.message);
-        }
-    }
-
-    #[test]
-    fn definition_when_made_then_is_cluster_scoped_with_the_promised_columns() {
-        let definition = definition().unwrap();
-        assert_eq!(definition.spec.scope, "Cluster");
-        let columns = definition.spec.versions[0].additional_printer_columns.clone().unwrap();
-        let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-        assert_eq!(names, ["Version", "Ready", "Control Plane", "Data Plane", "Age"]);
-    }
 }

@@ -1,0 +1,177 @@
+//! What the operator says about a MeshInstall.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator has seen of a MeshInstall.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshInstallStatus {
+    /// The generation of the object that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// One word for people: `Pending`, `Installing`, `Upgrading`, `Ready`, `Degraded`, `Invalid` or `Deleting`. Programs
+    /// read the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// The release that every replica of the control plane runs; absent while they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlaneStatus>,
+    /// The data plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_plane: Option<DataPlaneStatus>,
+    /// The change of release that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradeStatus>,
+    /// How the last change of release ended. A release that was rolled back is not tried again until `spec.version` names
+    /// another, or the annotation `mesh.leno.dev/retry` of the MeshInstall changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_upgrade: Option<PastUpgrade>,
+    /// `Accepted`, `ControlPlaneReady`, `DataPlaneReady`, `Upgrading`, and `Ready`, which is all that must hold for the mesh to serve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Replicas of the control plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ControlPlaneStatus {
+    /// Replicas of the wanted release that serve.
+    pub ready: i32,
+    /// Replicas that are wanted.
+    pub replicas: i32,
+    /// Both, for people: `2/2`.
+    pub summary: String,
+}
+
+/// Injected pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DataPlaneStatus {
+    /// Injected pods whose sidecar is of the wanted release and ready.
+    pub current: i32,
+    /// Injected pods.
+    pub total: i32,
+    /// Pods that ask for a sidecar and have none: they were created while the mesh was not there. Restart them.
+    pub not_injected: i32,
+    /// Current and all, for people: `9/9`.
+    pub summary: String,
+    /// The release that pods get which are created now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub injected_version: Option<String>,
+    /// Injected pods by the release that serves in them, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<VersionCount>,
+}
+
+/// How many pods a release serves in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VersionCount {
+    /// The release.
+    pub version: String,
+    /// Injected pods in which it serves.
+    pub pods: i32,
+}
+
+/// A change of release that is under way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UpgradeStatus {
+    /// The release from which it started, and to which it goes back when the gate fails.
+    pub from: String,
+    /// The release to which it goes.
+    pub to: String,
+    /// `ControlPlane`, `DataPlane`, or `RollingBack`.
+    pub step: String,
+    /// When the change began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub started_at: Option<Time>,
+    /// When the present step, or the present part of its wave, began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub since: Option<Time>,
+    /// The wave that is being moved, or looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wave: Option<Wave>,
+    /// What is being waited for, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub waiting_for: String,
+    /// What comes next, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub next: String,
+    /// Why it goes back; empty while it goes forward.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub failure: String,
+}
+
+/// A wave of an upgrade.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Wave {
+    /// Which, from 1.
+    pub number: i32,
+    /// Of how many.
+    pub of: i32,
+    /// For people: `2/4`.
+    pub summary: String,
+    /// Pods that this wave and those before it move.
+    pub pods: i32,
+    /// Of them, those in which the new release serves.
+    pub moved: i32,
+    /// When the gate began to measure; absent while pods are still moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub gate_since: Option<Time>,
+    /// What the old release had done in the window before the wave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<Measured>,
+    /// What the new release has done since the gate began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<Measured>,
+}
+
+/// What proxies counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Measured {
+    /// Requests.
+    pub requests: i64,
+    /// Of them, those that failed.
+    pub failures: i64,
+    /// The time within which nine of ten were answered, milliseconds (an upper bound of the class that it falls into).
+    pub p90_ms: i64,
+    /// The mean time, in milliseconds, by the middle of the classes.
+    pub mean_ms: i64,
+}
+
+/// How a change of release ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PastUpgrade {
+    /// From this release.
+    pub from: String,
+    /// To this one.
+    pub to: String,
+    /// `Completed`, `RolledBack`, or `Superseded`.
+    pub result: String,
+    /// Why, when it did not complete.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// What was seen, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// Pods in which the new release ever served.
+    pub moved: i32,
+    /// Seconds from start to end.
+    pub seconds: i64,
+    /// The value of the annotation `mesh.leno.dev/retry` when it ended.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub retry: String,
+}
