@@ -12,6 +12,7 @@
 //! process.
 
 pub mod execute;
+pub mod meter;
 pub mod metrics;
 pub mod names;
 pub mod observe;

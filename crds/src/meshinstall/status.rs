@@ -87,7 +87,7 @@ pub struct UpgradeStatus {
     pub from: String,
     /// The release to which it goes.
     pub to: String,
-    /// `ControlPlane`, `DataPlane`, or `RollingBack`.
+    /// `ControlPlane`, `DataPlane`, `Finishing` (the idle slots follow), or `RollingBack`.
     pub step: String,
     /// When the change began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,16 +106,22 @@ pub struct UpgradeStatus {
     /// What comes next, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub next: String,
-    /// Why it goes back; empty while it goes forward.
+    /// Why it goes back, one CamelCase word; empty while it goes forward.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// What was seen, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub failure: String,
+    /// Most pods in which the new release served at a time.
+    #[serde(default)]
+    pub reached: i32,
 }
 
 /// A wave of an upgrade.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Wave {
-    /// Which, from 1.
+    /// Which, from 1; 0 is the control plane.
     pub number: i32,
     /// Of how many.
     pub of: i32,
@@ -149,6 +155,12 @@ pub struct Measured {
     pub p90_ms: i64,
     /// The mean time, in milliseconds, by the middle of the classes.
     pub mean_ms: i64,
+    /// Resources that they refused.
+    #[serde(default)]
+    pub rejected: i64,
+    /// What the largest of them takes in memory, MiB.
+    #[serde(default)]
+    pub resident_mebibytes: i64,
 }
 
 /// How a change of release ended.
@@ -167,8 +179,8 @@ pub struct PastUpgrade {
     /// What was seen, for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Pods in which the new release ever served.
-    pub moved: i32,
+    /// Most pods in which the new release served at a time.
+    pub reached: i32,
     /// Seconds from start to end.
     pub seconds: i64,
     /// The value of the annotation `mesh.leno.dev/retry` when it ended.

@@ -7,6 +7,7 @@ pub mod claims;
 pub mod injection;
 pub mod render;
 pub mod status;
+pub mod upgrade;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,0 +1,170 @@
+//! From Kubernetes' objects and proxies' reports to what the planner looks at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
+use kube::api::DynamicObject;
+use leno_api::proxies::v1::ProxyReport;
+use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
+use leno_crds::meshinstall::MeshInstall;
+use leno_kubeutil::watch::Key;
+use serde_json::Value;
+
+use super::pods::{Owner, PodView, Serving, Slot};
+use super::{ControlPlaneView, SERVE_SLOT, UPGRADE};
+use crate::names;
+
+const SLOTS: [&str; 2] = ["leno-proxy-0", "leno-proxy-1"];
+/// What the kubelet says of a container that will not come up by itself, or has failed more than once.
+const HOPELESS: [&str; 7] = [
+    "CrashLoopBackOff",
+    "ImagePullBackOff",
+    "ErrImageNeverPull",
+    "InvalidImageName",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+];
+
+/// The injected pods of one MeshInstall that run.
+pub fn pods(
+    install: &str,
+    namespaces: &BTreeMap<Key, Arc<Namespace>>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+    reports: &BTreeMap<Key, Vec<ProxyReport>>,
+) -> Vec<PodView> {
+    let ours = pods.iter().filter(|(_, pod)| is_injected(install, pod));
+    ours.map(|(key, pod)| view(key, pod, namespaces, reports.get(key).map_or(&[][..], Vec::as_slice))).collect()
+}
+
+fn is_injected(install: &str, pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+    let annotations = pod.metadata.annotations.as_ref();
+    let labels = pod.metadata.labels.as_ref();
+    phase == "Running"
+        && pod.metadata.deletion_timestamp.is_none()
+        && annotations.and_then(|all| all.get(names::STATUS)).is_some_and(|status| status == "injected")
+        && labels.and_then(|all| all.get(names::REVISION)).is_some_and(|revision| revision == install)
+}
+
+fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, reports: &[ProxyReport]) -> PodView {
+    let empty = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let opted_out = |from: &BTreeMap<String, String>| from.get(UPGRADE).is_some_and(|value| value == "disabled");
+    let namespace = namespaces.get(&Key::new("", key.namespace.clone()));
+    let of_namespace = namespace.and_then(|namespace| namespace.metadata.labels.as_ref()).unwrap_or(&empty);
+    let slots = SLOTS.map(|name| slot(pod, name));
+    let held = if opted_out(annotations) || opted_out(&labels) || opted_out(of_namespace) {
+        Some("it is marked mesh.leno.dev/upgrade: disabled")
+    } else if slots.iter().any(|slot| slot.image.is_empty()) {
+        Some("its sidecar has no slots; restart its workload")
+    } else {
+        None
+    };
+    let engine = annotations.get(INJECTED_ENGINE_ANNOTATION).and_then(|name| Engine::named(name));
+    PodView {
+        key: key.clone(),
+        owner: owner(pod),
+        labels,
+        slots,
+        asked: annotations.get(SERVE_SLOT).and_then(|slot| slot.parse().ok()).filter(|slot| *slot < 2),
+        serving: serving(reports),
+        component: engine.unwrap_or_default().component(),
+        held,
+    }
+}
+
+/// The process that serves: the one that began last, if both say so in the moment of a hand-over.
+fn serving(reports: &[ProxyReport]) -> Option<Serving> {
+    let serves = |report: &&ProxyReport| report.serving_since_ms > 0 && report.ready && !report.draining;
+    let report = reports.iter().filter(serves).max_by_key(|report| report.serving_since_ms)?;
+    Some(Serving {
+        slot: u8::try_from(report.slot).ok()?,
+        version: report.version.clone(),
+        hand_over_failure: report.hand_over_failure.clone(),
+    })
+}
+
+fn owner(pod: &Pod) -> Owner {
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let owners = pod.metadata.owner_references.iter().flatten();
+    let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
+        return Owner { kind: String::new(), name };
+    };
+    let hash = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
+    let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-'));
+    match (owner.kind.as_str(), deployment) {
+        ("ReplicaSet", Some(deployment)) => Owner { kind: "Deployment".to_owned(), name: deployment.to_owned() },
+        (kind, _) => Owner { kind: kind.to_owned(), name: owner.name.clone() },
+    }
+}
+
+fn slot(pod: &Pod, name: &str) -> Slot {
+    let mut containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let image = containers.find(|container| container.name == name).and_then(|container| container.image.clone());
+    let Some(image) = image else { return Slot::default() };
+    let mut statuses = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let Some(status) = statuses.find(|status| status.name == name) else {
+        return Slot { image, up: false, trouble: None };
+    };
+    let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
+    let up = runs && status.started == Some(true) && is_same_image(&status.image, &image);
+    Slot { up, trouble: trouble(status), image }
+}
+
+/// The runtime may write an image's registry where the spec does not.
+fn is_same_image(running: &str, wanted: &str) -> bool {
+    running == wanted || running.strip_suffix(wanted).is_some_and(|registry| registry.ends_with('/'))
+}
+
+fn trouble(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().filter(|reason| HOPELESS.contains(reason))?;
+    let ended = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    Some(match (reason, ended) {
+        ("CrashLoopBackOff", Some(ended)) => {
+            format!("container {} keeps ending with code {} (image {})", status.name, ended.exit_code, status.image)
+        }
+        ("ImagePullBackOff" | "ErrImageNeverPull" | "InvalidImageName", _) => {
+            format!("container {} cannot get image {} ({reason})", status.name, status.image)
+        }
+        _ => format!("container {}: {reason}", status.name),
+    })
+}
+
+/// The control plane of one MeshInstall.
+pub fn control_plane(
+    install: &MeshInstall,
+    name: &str,
+    deployment: Option<&DynamicObject>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+) -> ControlPlaneView {
+    let Some(deployment) = deployment else { return ControlPlaneView::default() };
+    let number = |pointer: &str| deployment.data.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let image = deployment.data.pointer("/spec/template/spec/containers/0/image").and_then(Value::as_str);
+    let version = image.and_then(|image| image.rsplit_once(':')).map(|(_, version)| version.to_owned());
+    let replicas = number("/spec/replicas");
+    let rolled_out = number("/status/observedGeneration") >= deployment.metadata.generation.unwrap_or(i64::MAX)
+        && replicas > 0
+        && ["updatedReplicas", "availableReplicas", "replicas"]
+            .iter()
+            .all(|field| number(&format!("/status/{field}")) == replicas);
+    let selector = names::control_plane_selector(name);
+    let trouble = pods
+        .iter()
+        .filter(|(key, pod)| {
+            let labels = pod.metadata.labels.as_ref();
+            let label = |key: &str| labels.and_then(|labels| labels.get(key));
+            key.namespace == install.spec.system_namespace()
+                && selector.iter().all(|(key, value)| label(key) == Some(value))
+                && label(names::VERSION) == version.as_ref()
+                && pod.metadata.deletion_timestamp.is_none()
+        })
+        .find_map(|(key, pod)| {
+            let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+            Some(format!("replica {}: {}", key.name, statuses.iter().find_map(trouble)?))
+        });
+    ControlPlaneView { version, rolled_out, trouble }
+}

@@ -1,0 +1,496 @@
+//! The steps of a change of release that is under way.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use leno_crds::meshinstall::{Measured, PastUpgrade, UpdateStrategy, UpdateType, UpgradeStatus, WaveStatus};
+use leno_kubeutil::conditions::Wanted;
+use leno_kubeutil::watch::Key;
+
+use super::gate::{Verdict, judge};
+use super::pods::{PodStep, PodView, Progress};
+use super::{
+    CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, ROLLING_BACK, SOON, UPGRADING, WINDOW, image, is_older,
+    movable, rest, rolled_back, waves, when,
+};
+
+/// The next step of a change that is under way.
+pub(super) fn advance(inputs: &Inputs<'_>, stored: &UpgradeStatus) -> Outcome {
+    let wanted = inputs.spec.version.as_str();
+    let superseded = stored.step != ROLLING_BACK && wanted != stored.to;
+    if superseded && stored.from == stored.to {
+        // Nothing to go back to: plan anew from what is there.
+        return rest(inputs);
+    }
+    let mut walk = Walk::new(inputs, stored);
+    if superseded {
+        walk.turn_back("Superseded", format!("spec.version was changed to {wanted}"));
+        return walk.outcome();
+    }
+    match stored.step.as_str() {
+        CONTROL_PLANE => walk.control_plane(),
+        DATA_PLANE => walk.data_plane(),
+        FINISHING => walk.finishing(),
+        _ => walk.rolling_back(),
+    }
+    walk.outcome()
+}
+
+struct Walk<'a> {
+    inputs: &'a Inputs<'a>,
+    strategy: UpdateStrategy,
+    /// As it is written.
+    stored: &'a UpgradeStatus,
+    /// As it is to be written.
+    next: UpgradeStatus,
+    /// How it ended.
+    ended: Option<PastUpgrade>,
+    steps: Vec<PodStep>,
+    reason: &'static str,
+    wake: Duration,
+}
+
+impl<'a> Walk<'a> {
+    fn new(inputs: &'a Inputs<'a>, stored: &'a UpgradeStatus) -> Self {
+        let mut next = stored.clone();
+        let serving = |pod: &&PodView| pod.serving.as_ref().is_some_and(|serving| serving.version == stored.to);
+        let reached = i32::try_from(inputs.pods.iter().filter(serving).count()).unwrap_or(i32::MAX);
+        next.reached = if stored.from == stored.to { 0 } else { next.reached.max(reached) };
+        next.waiting_for.clear();
+        next.next.clear();
+        Walk {
+            inputs,
+            strategy: inputs.spec.update_strategy(),
+            stored,
+            next,
+            ended: None,
+            steps: Vec::new(),
+            reason: "Begun",
+            wake: SOON,
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        is_older(&self.stored.to, &self.stored.from)
+    }
+
+    /// Seconds since a time in status.
+    fn elapsed(&self, since: Option<&Time>) -> i64 {
+        since.map_or(0, |since| self.inputs.now.as_second() - since.0.as_second())
+    }
+
+    /// Whether something new may begin now; says why not.
+    fn may_begin(&mut self) -> bool {
+        if self.strategy.paused() {
+            self.reason = "Paused";
+            self.next.waiting_for = "spec.dataPlane.updateStrategy.paused to be false".to_owned();
+            return false;
+        }
+        if !when::open(&self.strategy.maintenance_windows, self.inputs.now) {
+            self.reason = "OutsideMaintenanceWindow";
+            self.next.waiting_for = "a maintenance window to open".to_owned();
+            self.wake = WINDOW;
+            return false;
+        }
+        true
+    }
+
+    fn step(&mut self, step: &str) {
+        self.next.step = step.to_owned();
+        self.next.since = Some(Time(self.inputs.now));
+        self.next.wave = None;
+    }
+
+    fn turn_back(&mut self, reason: &str, message: String) {
+        self.steps.clear();
+        self.reason = "RollingBack";
+        self.next.step = ROLLING_BACK.to_owned();
+        self.next.since = Some(Time(self.inputs.now));
+        self.next.reason = reason.to_owned();
+        self.next.failure = message;
+        self.next.waiting_for = format!("what was moved to return to release {}", self.stored.from);
+    }
+
+    fn end(&mut self, result: &str) {
+        self.ended = Some(PastUpgrade {
+            from: self.stored.from.clone(),
+            to: self.stored.to.clone(),
+            result: result.to_owned(),
+            reason: self.next.reason.clone(),
+            message: self.next.failure.clone(),
+            reached: self.next.reached,
+            seconds: self.elapsed(self.stored.started_at.as_ref()),
+            retry: self.inputs.retry.to_owned(),
+        });
+    }
+
+    /// All pods that may be moved and whose proxies report, or that the release has reached already.
+    fn pods(&self) -> Vec<&'a PodView> {
+        let stored = self.stored;
+        let inputs = self.inputs;
+        movable(inputs).filter(|pod| pod.serving.is_some() || pod.has(&image(inputs, pod, &stored.to))).collect()
+    }
+
+    fn toward(&self, pod: &PodView, version: &str) -> Progress {
+        let image = image(self.inputs, pod, version);
+        match self.strategy.kind() {
+            UpdateType::Restart => {
+                let started = self.stored.started_at.as_ref().map_or(0, |at| at.0.as_second());
+                pod.toward_by_restart(version, &image, &format!("{version}-{started}"))
+            }
+            UpdateType::InPlace | UpdateType::OnRestart => pod.toward(version, &image),
+        }
+    }
+
+    fn begin_wave(&mut self, number: i32, of: usize, pods: usize, old: Measured) {
+        let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        self.next.since = Some(Time(self.inputs.now));
+        self.next.wave = Some(WaveStatus {
+            number,
+            of: count(of),
+            summary: format!("{number}/{of}"),
+            pods: count(pods),
+            moved: 0,
+            gate_since: None,
+            old: Some(old),
+            new: None,
+        });
+        self.next.waiting_for = "the wave to begin".to_owned();
+    }
+
+    fn control_plane(&mut self) {
+        let (inputs, to) = (self.inputs, self.stored.to.as_str());
+        self.reason = "ControlPlane";
+        let all: BTreeSet<Key> = inputs.pods.iter().map(|pod| pod.key.clone()).collect();
+        let Some(wave) = &self.stored.wave else {
+            if self.may_begin() {
+                self.begin_wave(0, 0, all.len(), inputs.meter.lately(&all));
+                self.next.waiting_for = format!("the control plane to run release {to}");
+            }
+            return;
+        };
+        let there = inputs.control_plane.version.as_deref() == Some(to);
+        if there && inputs.control_plane.rolled_out {
+            let Some(since) = &wave.gate_since else {
+                self.gate_begins();
+                return;
+            };
+            let new = inputs.meter.since(&all, since.0);
+            if self.gate(wave, new, self.elapsed(Some(since))) {
+                if self.is_down() { self.end("Completed") } else { self.step(DATA_PLANE) }
+            }
+            return;
+        }
+        let deadline = self.strategy.gate().progress_deadline_seconds();
+        match inputs.control_plane.trouble.clone().filter(|_| there) {
+            Some(trouble) => self.turn_back("ControlPlaneFailed", trouble),
+            None if self.elapsed(self.stored.since.as_ref()) > deadline => self.turn_back(
+                "ProgressDeadline",
+                format!("the control plane did not come to run release {to} within {deadline} s"),
+            ),
+            None => {
+                self.next.waiting_for = format!("all replicas of the control plane to run release {to} and serve");
+                self.next.next = "the gate, then the sidecars".to_owned();
+            }
+        }
+    }
+
+    fn gate_begins(&mut self) {
+        self.reason = "Gate";
+        if let Some(wave) = &mut self.next.wave {
+            wave.gate_since = Some(Time(self.inputs.now));
+        }
+        self.next.waiting_for = "the gate".to_owned();
+    }
+
+    /// Whether the gate lets the upgrade go on; says what it waits for, or turns back.
+    fn gate(&mut self, wave: &WaveStatus, new: Measured, elapsed: i64) -> bool {
+        let verdict = judge(&self.strategy.gate(), &wave.old.clone().unwrap_or_default(), &new, elapsed);
+        if let Some(wave) = &mut self.next.wave {
+            wave.new = Some(new);
+        }
+        match verdict {
+            Verdict::Pass => true,
+            Verdict::Wait(what) => {
+                self.reason = "Gate";
+                self.next.waiting_for = what;
+                false
+            }
+            Verdict::Fail { reason, message } => {
+                self.turn_back(reason, message);
+                false
+            }
+        }
+    }
+
+    fn data_plane(&mut self) {
+        self.reason = "MovingPods";
+        if self.strategy.kind() == UpdateType::OnRestart {
+            self.step(FINISHING);
+            return;
+        }
+        let (inputs, to) = (self.inputs, self.stored.to.clone());
+        let pods = self.pods();
+        let begun: BTreeSet<Key> =
+            pods.iter().filter(|pod| pod.has(&image(inputs, pod, &to))).map(|pod| pod.key.clone()).collect();
+        let sets = waves::waves(&self.strategy, &pods, inputs.namespaces, &begun);
+        let number = self.stored.wave.as_ref().map_or(0, |wave| wave.number);
+        let set = usize::try_from(number).ok().and_then(|number| sets.get(number.checked_sub(1)?));
+        let (Some(wave), Some(set)) = (&self.stored.wave, set) else {
+            self.next_wave(&pods, &sets, number);
+            return;
+        };
+        let mut moved = BTreeSet::new();
+        let (mut first, mut waiting, mut on_the_way) = (Vec::new(), Vec::new(), 0);
+        for pod in &pods {
+            match self.toward(pod, &to) {
+                Progress::Untouched(step) => {
+                    if set.contains(&pod.key) {
+                        first.push((pod.key.clone(), step));
+                    }
+                }
+                Progress::Act(step) => {
+                    self.steps.push(step);
+                    on_the_way += 1;
+                }
+                Progress::Waiting(what) => {
+                    waiting.push(format!("pod {}: {what}", pod.key));
+                    on_the_way += 1;
+                }
+                Progress::Moved(_) | Progress::Done => drop(moved.insert(pod.key.clone())),
+                Progress::Failed { reason, message } => return self.turn_back(reason, message),
+            }
+        }
+        let there = set.iter().filter(|key| moved.contains(*key)).count();
+        if let Some(wave) = &mut self.next.wave {
+            wave.moved = i32::try_from(there).unwrap_or(i32::MAX);
+            wave.pods = i32::try_from(set.len()).unwrap_or(i32::MAX);
+        }
+        if there > 0 {
+            // What is bad by much must not wait for the rest of the wave.
+            let elapsed = if there == set.len() { self.elapsed(wave.gate_since.as_ref()) } else { -1 };
+            let new = inputs.meter.of_release(&moved, &to);
+            let passed = self.gate(wave, new, elapsed);
+            if self.next.step == ROLLING_BACK {
+                return;
+            }
+            if there == set.len() {
+                match (&wave.gate_since, passed) {
+                    (None, _) => self.gate_begins(),
+                    (Some(_), true) => self.next_wave(&pods, &sets, number),
+                    (Some(_), false) => self.next.next = self.after(number, &sets),
+                }
+                return;
+            }
+        }
+        self.reason = "MovingPods";
+        self.next.next = "the gate".to_owned();
+        let budget = self.strategy.max_unavailable(pods.len()).saturating_sub(on_the_way);
+        let idle = on_the_way == 0 && !first.is_empty();
+        if self.strategy.paused() {
+            // What is on the way arrives; nothing else begins.
+            self.may_begin();
+            return;
+        }
+        // Workloads are restarted as a whole: one write for all of its pods.
+        let mut begun = BTreeSet::new();
+        for (key, step) in first {
+            if begun.len() >= budget {
+                break;
+            }
+            if !self.steps.contains(&step) {
+                self.steps.push(step);
+            }
+            begun.insert(key);
+        }
+        let deadline = self.strategy.gate().progress_deadline_seconds();
+        if self.elapsed(self.stored.since.as_ref()) > deadline {
+            let what = waiting.first().cloned().unwrap_or_else(|| "pods that were not reached".to_owned());
+            self.turn_back(
+                "ProgressDeadline",
+                format!("{there} of {} pods were moved within {deadline} s; {what}", set.len()),
+            );
+            return;
+        }
+        self.next.waiting_for = match waiting.first() {
+            Some(what) => what.clone(),
+            None if idle => "the first pods to be moved".to_owned(),
+            None => "pods to be moved".to_owned(),
+        };
+    }
+
+    fn after(&self, number: i32, sets: &[BTreeSet<Key>]) -> String {
+        let next = usize::try_from(number).unwrap_or(0);
+        match sets.get(next) {
+            Some(set) => format!("wave {} of {}, {} pods", next + 1, sets.len(), set.len()),
+            None => "the idle slots".to_owned(),
+        }
+    }
+
+    fn next_wave(&mut self, pods: &[&PodView], sets: &[BTreeSet<Key>], number: i32) {
+        let Some(set) = usize::try_from(number).ok().and_then(|number| sets.get(number)) else {
+            self.step(FINISHING);
+            return;
+        };
+        if !self.may_begin() {
+            return;
+        }
+        let to = &self.stored.to;
+        let old = |pod: &&&PodView| pod.serving.as_ref().is_some_and(|serving| serving.version != *to);
+        let all: BTreeSet<Key> = pods.iter().filter(old).map(|pod| pod.key.clone()).collect();
+        let own = self.inputs.meter.lately(&set.intersection(&all).cloned().collect());
+        let enough = own.requests >= self.strategy.gate().min_requests();
+        let old = if enough { own } else { self.inputs.meter.lately(&all) };
+        self.begin_wave(number + 1, sets.len(), set.len(), old);
+    }
+
+    fn finishing(&mut self) {
+        self.reason = "Finishing";
+        let to = self.stored.to.clone();
+        let mut left = 0;
+        if self.strategy.kind() == UpdateType::InPlace {
+            for pod in self.pods().into_iter().filter(|pod| pod.has(&image(self.inputs, pod, &to))) {
+                match self.toward(pod, &to) {
+                    Progress::Moved(step) => {
+                        self.steps.push(step);
+                        left += 1;
+                    }
+                    Progress::Done => {}
+                    _ => left += 1,
+                }
+            }
+        }
+        let deadline = self.strategy.gate().progress_deadline_seconds();
+        if left == 0 || self.elapsed(self.stored.since.as_ref()) > deadline {
+            if self.is_down() {
+                self.step(CONTROL_PLANE)
+            } else {
+                self.end("Completed")
+            }
+            return;
+        }
+        self.next.waiting_for = format!("the idle slots of {left} pods to get release {to}");
+    }
+
+    fn rolling_back(&mut self) {
+        self.reason = "RollingBack";
+        let from = self.stored.from.clone();
+        let control_plane = &self.inputs.control_plane;
+        let control_plane_there = control_plane.version.as_deref() == Some(from.as_str()) && control_plane.rolled_out;
+        let mut left = 0;
+        let mut waiting = None;
+        if from != self.stored.to {
+            let may_move = !self.is_down() || control_plane_there;
+            for pod in self.inputs.pods.iter().filter(|pod| pod.has(&image(self.inputs, pod, &self.stored.to))) {
+                left += 1;
+                match self.toward(pod, &from) {
+                    Progress::Untouched(step) | Progress::Act(step) | Progress::Moved(step) if may_move => {
+                        if !self.steps.contains(&step) {
+                            self.steps.push(step);
+                        }
+                    }
+                    Progress::Waiting(what) => drop(waiting.get_or_insert(format!("pod {}: {what}", pod.key))),
+                    Progress::Failed { message, .. } => drop(waiting.get_or_insert(message)),
+                    _ => {}
+                }
+            }
+        }
+        if left == 0 && (control_plane_there || from == self.stored.to) {
+            let superseded = self.stored.reason == "Superseded";
+            self.end(if superseded { "Superseded" } else { "RolledBack" });
+            return;
+        }
+        self.next.waiting_for = match (left, waiting) {
+            (0, _) => format!("the control plane to run release {from} again"),
+            (_, Some(what)) => format!("{left} pods to return to release {from}; {what}"),
+            (_, None) => format!("{left} pods to return to release {from}"),
+        };
+    }
+
+    fn control_plane_version(&self) -> String {
+        let (stored, view) = (self.stored, &self.inputs.control_plane);
+        let present = view.version.as_deref().unwrap_or(&stored.to);
+        let carries_new = |pod: &PodView| pod.has(&image(self.inputs, pod, &stored.to));
+        let version = match stored.step.as_str() {
+            CONTROL_PLANE if stored.wave.is_none() => present,
+            CONTROL_PLANE => &stored.to,
+            ROLLING_BACK if self.is_down() => &stored.from,
+            // Sidecars first: they are never newer than what programs them.
+            ROLLING_BACK
+                if present == stored.to && stored.from != stored.to && self.inputs.pods.iter().any(carries_new) =>
+            {
+                &stored.to
+            }
+            ROLLING_BACK => &stored.from,
+            _ if self.is_down() => &stored.from,
+            _ => &stored.to,
+        };
+        version.to_owned()
+    }
+
+    fn injected_version(&self) -> String {
+        let stored = self.stored;
+        let version = match (stored.step.as_str(), self.strategy.kind()) {
+            (CONTROL_PLANE, _) if self.is_down() => &stored.to,
+            (DATA_PLANE, UpdateType::Restart | UpdateType::OnRestart) | (FINISHING, _) => &stored.to,
+            _ => &stored.from,
+        };
+        version.clone()
+    }
+
+    fn outcome(self) -> Outcome {
+        let (control_plane_version, injected_version) = (self.control_plane_version(), self.injected_version());
+        let (from, to) = (&self.stored.from, &self.stored.to);
+        if let Some(ended) = self.ended {
+            let condition = if ended.result == "RolledBack" {
+                Wanted::no(UPGRADING, "RolledBack", rolled_back(&ended))
+            } else if ended.result == "Superseded" {
+                Wanted::no(UPGRADING, "Superseded", format!("release {to} was given up: {}", ended.message))
+            } else {
+                Wanted::no(UPGRADING, "UpToDate", format!("the mesh is on release {to}"))
+            };
+            return Outcome {
+                control_plane_version,
+                injected_version,
+                upgrade: None,
+                last_upgrade: Some(ended),
+                steps: Vec::new(),
+                versions: Vec::new(),
+                condition,
+                wake: Some(SOON),
+            };
+        }
+        let wave = match &self.next.wave {
+            Some(wave) if wave.number > 0 => {
+                format!(", wave {} of {}: {} of {} pods moved", wave.number, wave.of, wave.moved, wave.pods)
+            }
+            _ => String::new(),
+        };
+        let why = if self.next.failure.is_empty() {
+            String::new()
+        } else {
+            format!("; it goes back to {from} ({}): {}", self.next.reason, self.next.failure)
+        };
+        let waiting = if self.next.waiting_for.is_empty() {
+            String::new()
+        } else {
+            format!("; waiting for {}", self.next.waiting_for)
+        };
+        let after = if self.next.next.is_empty() { String::new() } else { format!("; then {}", self.next.next) };
+        let message = format!("from release {from} to {to}{wave}{why}{waiting}{after}");
+        // What begins is written first and done in the next round.
+        let written = self.next.step == self.stored.step
+            && self.next.wave.as_ref().map(|wave| wave.number) == self.stored.wave.as_ref().map(|wave| wave.number);
+        Outcome {
+            control_plane_version,
+            injected_version,
+            condition: Wanted::yes(UPGRADING, self.reason, message),
+            upgrade: Some(self.next),
+            last_upgrade: self.inputs.status.last_upgrade.clone(),
+            steps: if written { self.steps } else { Vec::new() },
+            versions: Vec::new(),
+            wake: Some(self.wake),
+        }
+    }
+}
