@@ -5,6 +5,7 @@
 //! plan     look → steps and claims, pure (plan, plan::render, plan::status)
 //! apply    steps → server-side apply, delete (execute)
 //! report   look → status, events (report)
+//! proxies  control planes' streams → what the proxies of every pod count (proxies)
 //! traffic  control planes' streams → status of VirtualServices and DestinationRules (traffic)
 //! ```
 //!
@@ -17,6 +18,7 @@ pub mod metrics;
 pub mod names;
 pub mod observe;
 pub mod plan;
+pub mod proxies;
 pub mod reconcile;
 pub mod report;
 pub mod traffic;

@@ -23,6 +23,7 @@ use leno_kubeutil::watch::Key;
 use self::claims::{Claim, claims};
 use self::render::{Inputs, Replicas};
 use crate::names;
+use crate::proxies::Snapshot;
 
 /// What an object is called, sorted in the order in which leftovers are removed: nothing that could refuse pods outlives
 /// what serves it.
@@ -49,6 +50,8 @@ pub struct Observed {
     pub owned: BTreeMap<ObjectId, Arc<DynamicObject>>,
     /// Releases that this operator can render.
     pub supported: Vec<String>,
+    /// What the proxies of each pod last told, by pod; a pod whose proxies tell nothing is not there.
+    pub reports: Snapshot,
 }
 
 /// One thing to do.
