@@ -29,8 +29,9 @@ has "definitions are kept" 'helm.sh/resource-policy: keep'
 lacks "Istio's definitions" 'name: virtualservices.networking.istio.io' --set crds.istio=false
 has "our definition without Istio's" 'name: meshinstalls.mesh.leno.dev' --set crds.istio=false
 lacks "definitions" 'kind: CustomResourceDefinition' --set crds.install=false
-has "protection" 'kind: ValidatingAdmissionPolicyBinding'
-lacks "protection" 'kind: ValidatingAdmissionPolicy' --set protectMeshInUse=false
+has "protection" 'leno-protect-mesh-in-use'
+has "bounds of the operator" 'policyName: leno-hold-operator-pods'
+lacks "protection" 'leno-protect-mesh-in-use' --set protectMeshInUse=false
 lacks "wildcards in roles" "\[\"\*\"\]\|'\*'$" --set protectMeshInUse=false,crds.install=false
 lacks "escalation" 'verbs:.*\(escalate\|bind\|impersonate\)' --set crds.install=false
 refuses --set replicas=0

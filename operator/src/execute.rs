@@ -2,7 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::{Client, ResourceExt};
 use leno_crds::meshinstall::MeshInstall;
 use leno_kubeutil::apply::{Applier, ApplyError, Desired, Outcome};
@@ -11,6 +15,10 @@ use serde_json::json;
 
 use crate::names;
 use crate::observe::resource;
+use crate::plan::upgrade::{
+    self,
+    pods::{Owner, PodStep},
+};
 use crate::plan::{ObjectId, Observed, Step, render};
 
 /// How long a new authority lasts: ten years.
@@ -86,7 +94,7 @@ impl Executor {
     pub async fn run(&mut self, name: &str, install: &MeshInstall, steps: &[Step], observed: &Observed) -> Done {
         let mut done = Done::default();
         for step in steps {
-            let is_apply = matches!(step, Step::Apply(_));
+            let is_apply = matches!(step, Step::Apply(_) | Step::Pod(_));
             if done.error.is_some() && !is_apply {
                 break;
             }
@@ -128,6 +136,7 @@ impl Executor {
             }
             Step::HandOverReplicas { replicas } => self.hand_over(name, install, *replicas).await,
             Step::Finalizer { present } => self.finalizer(name, install, *present).await,
+            Step::Pod(step) => self.pod(step).await,
         }
     }
 
@@ -148,7 +157,7 @@ impl Executor {
     async fn delete(&self, id: &ObjectId, observed: &Observed) -> Result<Outcome, StepError> {
         let object = format!("{} {}", id.kind, id.key);
         let Some(resource) = resource(id.kind) else { return Ok(Outcome::Unchanged) };
-        let api: Api<kube::api::DynamicObject> = if id.key.namespace.is_empty() {
+        let api: Api<DynamicObject> = if id.key.namespace.is_empty() {
             Api::all_with(self.client.clone(), &resource)
         } else {
             Api::namespaced_with(self.client.clone(), &id.key.namespace, &resource)
@@ -181,13 +190,62 @@ impl Executor {
             "metadata": { "name": deployment, "namespace": namespace },
             "spec": { "replicas": replicas },
         });
-        let api: Api<k8s_openapi::api::apps::v1::Deployment> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(names::HANDOVER_MANAGER).force();
         match api.patch(&deployment, &params, &Patch::Apply(&body)).await {
             Ok(_) => Ok(Outcome::Changed),
             Err(source) => Err(StepError::Refused {
                 verb: "hand the replicas over of",
                 object: format!("Deployment {namespace}/{deployment}"),
+                source: Box::new(source),
+            }),
+        }
+    }
+
+    /// Pods are patched, not applied: nothing but the one field is ours, and the pod's maker stays its owner.
+    async fn pod(&self, step: &PodStep) -> Result<Outcome, StepError> {
+        let (pod, patch) = match step {
+            PodStep::SetImage { pod, slot, image } => {
+                let container = json!({ "name": format!("leno-proxy-{slot}"), "image": image });
+                (pod, Patch::Strategic(json!({ "spec": { "initContainers": [container] } })))
+            }
+            PodStep::Serve { pod, slot } => {
+                let annotations = json!({ upgrade::SERVE_SLOT: slot.to_string() });
+                (pod, Patch::Merge(json!({ "metadata": { "annotations": annotations } })))
+            }
+            PodStep::Restart { namespace, owner, stamp } => return self.restart(namespace, owner, stamp).await,
+        };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match api.patch(&pod.name, &params, &patch).await {
+            Ok(_) => Ok(Outcome::Changed),
+            // Gone meanwhile: the next plan does without it.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
+            Err(source) => {
+                Err(StepError::Refused { verb: "patch", object: format!("Pod {pod}"), source: Box::new(source) })
+            }
+        }
+    }
+
+    /// As `kubectl rollout restart` does, with an annotation of our own, so that the same restart is asked for once.
+    async fn restart(&self, namespace: &str, owner: &Owner, stamp: &str) -> Result<Outcome, StepError> {
+        let resource = match owner.kind.as_str() {
+            "Deployment" => ApiResource::erase::<Deployment>(&()),
+            "StatefulSet" => ApiResource::erase::<StatefulSet>(&()),
+            "DaemonSet" => ApiResource::erase::<DaemonSet>(&()),
+            // Nobody replaces its pods while they run; the plan says so in status.
+            _ => return Ok(Outcome::Unchanged),
+        };
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
+        let annotations = json!({ upgrade::RESTARTED_FOR: stamp });
+        let patch = Patch::Merge(json!({ "spec": { "template": { "metadata": { "annotations": annotations } } } }));
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match api.patch(&owner.name, &params, &patch).await {
+            Ok(_) => Ok(Outcome::Changed),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
+            Err(source) => Err(StepError::Refused {
+                verb: "restart",
+                object: format!("{} {namespace}/{}", owner.kind, owner.name),
                 source: Box::new(source),
             }),
         }
@@ -216,7 +274,7 @@ impl Executor {
 }
 
 /// What is observed of an object that should be applied.
-fn find<'a>(desired: &Desired, observed: &'a Observed) -> Option<&'a kube::api::DynamicObject> {
+fn find<'a>(desired: &Desired, observed: &'a Observed) -> Option<&'a DynamicObject> {
     let kind = crate::observe::OWNED.iter().map(|(_, _, kind, _)| *kind).find(|kind| *kind == desired.resource.kind)?;
     let key = leno_kubeutil::watch::Key::new(desired.namespace.clone().unwrap_or_default(), desired.name.clone());
     observed.owned.get(&ObjectId { kind, key }).map(|object| object.as_ref())
@@ -232,5 +290,10 @@ fn describe(step: &Step) -> String {
         Step::HandOverReplicas { replicas } => format!("hand {replicas} replicas over to the autoscaler"),
         Step::Apply(desired) => format!("apply {}", desired.describe()),
         Step::Delete(id) => format!("delete {} {}", id.kind, id.key),
+        Step::Pod(PodStep::SetImage { pod, slot, image }) => format!("give slot {slot} of Pod {pod} image {image}"),
+        Step::Pod(PodStep::Serve { pod, slot }) => format!("ask slot {slot} of Pod {pod} to serve"),
+        Step::Pod(PodStep::Restart { namespace, owner, stamp }) => {
+            format!("restart {} {namespace}/{} for {stamp}", owner.kind, owner.name)
+        }
     }
 }

@@ -157,7 +157,6 @@ fn trim_pod(pod: &mut Pod) {
     if let Some(annotations) = &mut pod.metadata.annotations {
         annotations.retain(|key, _| key.contains("leno.dev/") || key.contains("istio.io/"));
     }
-    pod.metadata.owner_references = None;
     if let Some(spec) = &mut pod.spec {
         let kept = std::mem::take(spec);
         spec.host_network = kept.host_network;

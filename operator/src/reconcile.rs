@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use leno_kubeutil::apply::SETTLE;
 use leno_kubeutil::backoff::Backoff;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::Executor;
+use crate::meter::History;
 use crate::metrics::{Category, Metrics, What};
 use crate::observe::Watches;
 use crate::plan::{Observed, Plan, Step, leftovers, plan};
@@ -40,6 +42,7 @@ pub async fn run(
         backoff: Backoff::new(),
         blocked: BTreeMap::new(),
         metrics,
+        history: History::default(),
     };
     let mut next = Duration::ZERO;
     loop {
@@ -53,7 +56,11 @@ pub async fn run(
             recorder.publish(malformed(&key, &error));
         }
         let started = Instant::now();
-        next = loop_.round(&watches.look(&supported)).await.min(AT_LATEST);
+        let mut observed = watches.look(&supported);
+        observed.now = Timestamp::now();
+        loop_.history.push(observed.now, &observed.reports);
+        observed.history = loop_.history.clone();
+        next = loop_.round(&observed).await.min(AT_LATEST);
         loop_.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
     }
 }
@@ -81,6 +88,8 @@ struct Loop {
     /// Installs whose last attempt failed: with what, and when to try again.
     blocked: BTreeMap<String, (String, Instant)>,
     metrics: Metrics,
+    /// What proxies told in the last minute.
+    history: History,
 }
 
 impl Loop {
@@ -105,7 +114,7 @@ impl Loop {
 
     async fn one(&mut self, name: &str, plan: &Plan, observed: &Observed) -> Duration {
         let Some(install) = observed.installs.get(&Key::new("", name)) else { return AT_LATEST };
-        let mut next = AT_LATEST;
+        let mut next = plan.upgrade.as_ref().and_then(|outcome| outcome.wake).unwrap_or(AT_LATEST);
         let settled = plan.steps.iter().all(|step| match step {
             Step::Apply(desired) if desired.resource.kind == "Deployment" => !self.executor.is_due(desired, observed),
             Step::CreateNamespace(_) | Step::CreateAuthority { .. } | Step::HandOverReplicas { .. } => false,

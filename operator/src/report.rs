@@ -19,6 +19,7 @@ use crate::plan::status::{
     ACCEPTED, CONTROL_PLANE_READY, ControlPlaneReport, DATA_PLANE_READY, DataPlaneReport, READY, control_plane,
     data_plane, phase, ready,
 };
+use crate::plan::upgrade::{Outcome, UPGRADING};
 use crate::plan::{ObjectId, Observed, Plan};
 
 /// How long figures alone wait after a write.
@@ -34,6 +35,8 @@ pub struct Report {
     pub data_plane: DataPlaneReport,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// Where it is between two releases.
+    pub upgrade: Option<Outcome>,
 }
 
 /// What is to be said, from what is observed and planned. `settled` is whether the control plane's Deployment is already as
@@ -51,13 +54,33 @@ pub fn describe(
     // Another install's Deployment of the same name cannot be: the name holds the install's.
     let deployment = observed.owned.get(&id).map(|object| object.as_ref());
     let accepted = plan.accepted.status == Status::True;
-    let mut control_plane = control_plane(install, name, deployment, &observed.pods, accepted, settled, problem);
+    let of_release = |version: &str| {
+        let mut install = install.clone();
+        version.clone_into(&mut install.spec.version);
+        install
+    };
+    let upgrade = plan.upgrade.as_ref();
+    let wanted = install.spec.version.as_str();
+    let effective = of_release(upgrade.map_or(wanted, |outcome| &outcome.control_plane_version));
+    let mut control_plane = control_plane(&effective, name, deployment, &observed.pods, accepted, settled, problem);
     if plan.deleting {
         let message = problem.unwrap_or("the control plane is being removed");
         control_plane.condition = Wanted::no(CONTROL_PLANE_READY, "Deleting", message);
     }
-    let data_plane = data_plane(install, name, &plan.claim, &observed.namespaces, &observed.pods);
-    Report { accepted: plan.accepted.clone(), control_plane, data_plane, deleting: plan.deleting }
+    // Sidecars that are moved are current when they are where they are moved to.
+    let goal = upgrade.map_or(wanted, |outcome| match &outcome.upgrade {
+        Some(under_way) if under_way.failure.is_empty() => &under_way.to,
+        Some(under_way) => &under_way.from,
+        None => &outcome.control_plane_version,
+    });
+    let data_plane = data_plane(&of_release(goal), name, &plan.claim, observed, upgrade);
+    Report {
+        accepted: plan.accepted.clone(),
+        control_plane,
+        data_plane,
+        deleting: plan.deleting,
+        upgrade: plan.upgrade.clone(),
+    }
 }
 
 /// The new status and what changed in it. Pure; `before` is the status as last known.
@@ -67,19 +90,27 @@ pub fn status(
     before: &MeshInstallStatus,
     now: Timestamp,
 ) -> (MeshInstallStatus, Vec<Wanted>) {
-    let known = [ACCEPTED, CONTROL_PLANE_READY, DATA_PLANE_READY, READY];
+    let known = [ACCEPTED, CONTROL_PLANE_READY, DATA_PLANE_READY, UPGRADING, READY];
     let mut list = before.conditions.clone();
     list.retain(|condition| known.contains(&condition.type_.as_str()));
     let was_ready = list.iter().any(|condition| condition.type_ == READY && condition.status == "True")
-        || matches!(before.phase.as_deref(), Some("Ready" | "Upgrading" | "Degraded"));
+        || matches!(before.phase.as_deref(), Some("Ready" | "Upgrading" | "RollingBack" | "Paused" | "Degraded"));
+    let outcome = report.upgrade.as_ref();
+    let upgrading = outcome.map(|outcome| &outcome.condition);
     let overall = if report.deleting {
         Wanted::no(READY, "Deleting", "the mesh is being removed")
     } else {
-        ready(&report.accepted, &report.control_plane.condition)
+        ready(&report.accepted, &report.control_plane.condition, upgrading)
     };
-    let wanted = [&report.accepted, &report.control_plane.condition, &report.data_plane.condition, &overall];
+    let wanted = [
+        Some(&report.accepted),
+        Some(&report.control_plane.condition),
+        Some(&report.data_plane.condition),
+        upgrading,
+        Some(&overall),
+    ];
     let mut transitions = Vec::new();
-    for condition in wanted {
+    for condition in wanted.into_iter().flatten() {
         if conditions::set(&mut list, condition, generation, now) == Change::Transition {
             transitions.push(condition.clone());
         }
@@ -87,15 +118,23 @@ pub fn status(
     list.sort_by_key(|condition| known.iter().position(|kind| *kind == condition.type_));
     let status = MeshInstallStatus {
         observed_generation: Some(generation),
-        phase: Some(phase(&report.accepted, &report.control_plane.condition, report.deleting, was_ready).to_owned()),
+        phase: Some(
+            phase(&report.accepted, &report.control_plane.condition, upgrading, report.deleting, was_ready).to_owned(),
+        ),
         version: report.control_plane.version.clone(),
         control_plane: Some(report.control_plane.status.clone()),
         data_plane: Some(report.data_plane.status.clone()),
-        upgrade: before.upgrade.clone(),
-        last_upgrade: before.last_upgrade.clone(),
+        upgrade: outcome.map_or_else(|| before.upgrade.clone(), |outcome| outcome.upgrade.clone()),
+        last_upgrade: outcome.map_or_else(|| before.last_upgrade.clone(), |outcome| outcome.last_upgrade.clone()),
         conditions: list,
     };
     (status, transitions)
+}
+
+/// What of an upgrade must be written before it is done.
+fn begun(status: &MeshInstallStatus) -> Option<(&str, Option<(i32, bool)>)> {
+    let upgrade = status.upgrade.as_ref()?;
+    Some((&upgrade.step, upgrade.wave.as_ref().map(|wave| (wave.number, wave.gate_since.is_some()))))
 }
 
 /// What was last written for one MeshInstall.
@@ -145,6 +184,7 @@ impl Reporter {
         if let Some(written) = self.written.get(name)
             && transitions.is_empty()
             && before.observed_generation == Some(generation)
+            && begun(&before) == begun(&status)
             && before.data_plane.as_ref().map(|before| before.total) == status.data_plane.as_ref().map(|now| now.total)
             && let wait = FIGURES_EVERY.saturating_sub(written.at.elapsed())
             && !wait.is_zero()
@@ -174,8 +214,10 @@ impl Reporter {
     }
 
     fn publish(&self, regarding: ObjectReference, transition: &Wanted) {
-        let progress =
-            matches!(transition.reason.as_str(), "Installing" | "RollingOut" | "ProxiesNotReady" | "Deleting");
+        let progress = matches!(
+            transition.reason.as_str(),
+            "Installing" | "RollingOut" | "ProxiesNotReady" | "Deleting" | "Upgrading" | "UpToDate"
+        );
         self.recorder.publish(News {
             regarding,
             warning: transition.status == Status::False && !progress,

@@ -100,6 +100,7 @@ fn readable(step: &Step, full: bool) -> Value {
         Step::Apply(desired) if full => json!({ "apply": body(&desired.body) }),
         Step::Apply(desired) => json!({ "apply": desired.describe() }),
         Step::Delete(id) => json!({ "delete": format!("{} {}", id.kind, id.key) }),
+        Step::Pod(step) => json!({ "pod": format!("{step:?}") }),
     }
 }
 

@@ -71,9 +71,12 @@ impl Settings {
     fn current(&self) -> Option<Mesh> {
         let install = self.installs.get(&self.install)?;
         let spec = &install.spec;
+        // While a release changes, the operator says which one new pods get.
+        let said = install.status.as_ref().and_then(|status| status.data_plane.as_ref()?.injected_version.as_deref());
+        let image = |engine: Engine| spec.image_of(engine.component(), said.unwrap_or(&spec.version));
         Some(Mesh {
-            image: self.image.clone().unwrap_or_else(|| spec.image(Engine::Leno.component())),
-            envoy_image: self.envoy_image.clone().unwrap_or_else(|| spec.image(Engine::Envoy.component())),
+            image: self.image.clone().unwrap_or_else(|| image(Engine::Leno)),
+            envoy_image: self.envoy_image.clone().unwrap_or_else(|| image(Engine::Envoy)),
             engine: spec.engine().into(),
             pull_policy: spec.pull_policy().as_str().to_owned(),
             revision: self.revision.clone(),

@@ -13,15 +13,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use leno_crds::meshinstall::MeshInstall;
+use leno_crds::meshinstall::{MeshInstall, MeshInstallStatus};
 use leno_kubeutil::apply::{ApplyError, Desired};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
 use self::claims::{Claim, claims};
 use self::render::{Inputs, Replicas};
+use self::upgrade::pods::PodStep;
+use crate::meter::{Comparison, History};
 use crate::names;
 use crate::proxies::Snapshot;
 
@@ -52,6 +55,10 @@ pub struct Observed {
     pub supported: Vec<String>,
     /// What the proxies of each pod last told, by pod; a pod whose proxies tell nothing is not there.
     pub reports: Snapshot,
+    /// What they told in the last minute.
+    pub history: History,
+    /// Now.
+    pub now: Timestamp,
 }
 
 /// One thing to do.
@@ -78,6 +85,8 @@ pub enum Step {
     Apply(Box<Desired>),
     /// Delete an object of ours.
     Delete(ObjectId),
+    /// Move a pod's sidecar towards another release.
+    Pod(PodStep),
 }
 
 /// What to do about one MeshInstall, and what to say.
@@ -91,6 +100,8 @@ pub struct Plan {
     pub claim: Claim,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// Where it is between two releases; `None` when nothing is decided about that.
+    pub upgrade: Option<upgrade::Outcome>,
 }
 
 /// Plans for all MeshInstalls, by name.
@@ -121,14 +132,18 @@ pub fn leftovers(observed: &Observed) -> Vec<ObjectId> {
 }
 
 fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim) -> Result<Plan, ApplyError> {
-    let accepted = accepted(install, &claim, &observed.supported);
+    let deployment =
+        ObjectId { kind: "Deployment", key: Key::new(install.spec.system_namespace(), names::control_plane(name)) };
+    let deployment = observed.owned.get(&deployment);
+    let control_plane = upgrade::control_plane(install, name, deployment.map(Arc::as_ref), &observed.pods);
+    let accepted = accepted(install, &claim, &observed.supported, control_plane.version.as_deref());
     let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     if install.metadata.deletion_timestamp.is_some() {
         let steps = if has_finalizer { removal(observed, name, install) } else { Vec::new() };
-        return Ok(Plan { steps, accepted, claim, deleting: true });
+        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None });
     }
     if accepted.status != leno_kubeutil::conditions::Status::True {
-        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false });
+        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false, upgrade: None });
     }
     let mut steps = Vec::new();
     if !has_finalizer {
@@ -143,7 +158,7 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     let Some(authority) = authority else {
         steps.push(Step::CreateAuthority { also_trust: roots_in_use(observed, name) });
         // The rest needs the roots; the Secret's arrival makes the next plan.
-        return Ok(Plan { steps, accepted, claim, deleting: false });
+        return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None });
     };
     let roots = match roots_of(authority) {
         Ok(roots) => roots,
@@ -153,11 +168,13 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
                 "BadAuthority",
                 format!("Secret {system}/{}: {message}", names::CA_SECRET),
             );
-            return Ok(Plan { steps, accepted, claim, deleting: false });
+            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None });
         }
     };
-    let deployment = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
-    let deployment = observed.owned.get(&deployment);
+    let upgrade = decide(observed, name, install, control_plane);
+    // Everything is rendered in the release that the control plane should run now.
+    let mut effective = install.clone();
+    effective.spec.version.clone_from(&upgrade.control_plane_version);
     let replicas = decide_replicas(install, deployment.map(Arc::as_ref));
     if let (Replicas::Autoscaler, Some(deployment)) = (replicas, deployment)
         && deployment.annotations().get(names::REPLICAS_BY).is_none_or(|by| by != "autoscaler")
@@ -165,7 +182,7 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
         steps.push(Step::HandOverReplicas { replicas: running_replicas(deployment).max(1) });
     }
     let inputs = Inputs {
-        install,
+        install: &effective,
         name,
         claim: &claim,
         system_namespaces: observed.installs.values().map(|one| one.spec.system_namespace().to_owned()).collect(),
@@ -183,15 +200,47 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     // An autoscaler goes before the Deployment gets its replicas back, or they would pull in two directions.
     steps.extend(orphans.filter(|id| id.kind != "Namespace").map(Step::Delete));
     steps.extend(objects.into_iter().map(|object| Step::Apply(Box::new(object))));
-    Ok(Plan { steps, accepted, claim, deleting: false })
+    steps.extend(upgrade.steps.iter().cloned().map(Step::Pod));
+    Ok(Plan { steps, accepted, claim, deleting: false, upgrade: Some(upgrade) })
+}
+
+/// Where a mesh is between two releases.
+fn decide(
+    observed: &Observed,
+    name: &str,
+    install: &MeshInstall,
+    control_plane: upgrade::ControlPlaneView,
+) -> upgrade::Outcome {
+    let nothing = MeshInstallStatus::default();
+    let namespaces = observed
+        .namespaces
+        .iter()
+        .map(|(key, namespace)| (key.name.clone(), namespace.metadata.labels.clone().unwrap_or_default()))
+        .collect();
+    upgrade::decide(&upgrade::Inputs {
+        spec: &install.spec,
+        status: install.status.as_ref().unwrap_or(&nothing),
+        retry: install.annotations().get(upgrade::RETRY).map_or("", String::as_str),
+        now: observed.now,
+        control_plane,
+        pods: &upgrade::pods(name, &observed.namespaces, &observed.pods, &observed.reports),
+        namespaces: &namespaces,
+        meter: &Comparison { now: &observed.reports, history: &observed.history },
+    })
 }
 
 /// Whether a MeshInstall can be, with everything that is wrong.
-fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String]) -> Wanted {
+fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String], present: Option<&str>) -> Wanted {
     let problems = install.spec.problems(supported);
     if let Some(first) = problems.first() {
         let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         return Wanted::no(status::ACCEPTED, first.reason, messages.join(". "));
+    }
+    let allowed = install.annotations().get(upgrade::ALLOW_SKEW).is_some_and(|value| value == "true");
+    if let Some(present) = present.filter(|_| !allowed)
+        && let Some(message) = upgrade::skew(present, &install.spec.version)
+    {
+        return Wanted::no(status::ACCEPTED, "SkippedRelease", message);
     }
     if let Some(older) = &claim.conflict {
         return Wanted::no(

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::DynamicObject;
 use leno_crds::meshinstall::{ControlPlaneStatus, DataPlaneStatus, MeshInstall};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 use serde_json::Value;
 
+use super::Observed;
 use super::claims::Claim;
 use super::injection::{Images, Membership, membership};
+use super::upgrade::{self, Outcome};
 use crate::names;
 
 /// Condition: the spec can be.
@@ -198,25 +200,32 @@ fn is_ready(pod: &Pod) -> bool {
     conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// Looks at the pods of the mesh's namespaces.
+/// Looks at the pods of the mesh's namespaces. `install` names the release that its sidecars should run now.
 pub fn data_plane(
     install: &MeshInstall,
     name: &str,
     claim: &Claim,
-    namespaces: &BTreeMap<Key, Arc<Namespace>>,
-    pods: &BTreeMap<Key, Arc<Pod>>,
+    observed: &Observed,
+    outcome: Option<&Outcome>,
 ) -> DataPlaneReport {
     let images = Images::of(&install.spec);
-    let (mut current, mut total, mut outdated, mut on_envoy) = (0, 0, 0, 0);
+    let (mut ready, mut total, mut outdated, mut on_envoy) = (0, 0, 0, 0);
     let mut not_injected = BTreeSet::new();
-    for (key, pod) in pods {
-        let Some(namespace) = namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
+    for (key, pod) in &observed.pods {
+        let Some(namespace) = observed.namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
         match membership(name, namespace, pod, &images) {
             // A sidecar counts wherever it is: the namespace may have left the mesh while the pod runs.
-            Membership::Injected { current: is_current, wanted_image, envoy } => {
+            Membership::Injected { current, wanted_image, envoy } => {
+                // While a pod is moved, its slots differ: what it says itself counts.
+                let serves = observed.reports.get(key).and_then(|reports| upgrade::serving(reports));
+                let (current, wanted_image) = match serves {
+                    Some(serving) if serving.version == install.spec.version && !wanted_image => (true, true),
+                    Some(serving) if serving.version != install.spec.version => (false, false),
+                    _ => (current, wanted_image),
+                };
                 on_envoy += i32::from(envoy);
                 total += 1;
-                current += i32::from(is_current);
+                ready += i32::from(current);
                 outdated += i32::from(!wanted_image);
             }
             Membership::NotInjected if claim.namespaces.contains(&key.namespace) => {
@@ -225,6 +234,7 @@ pub fn data_plane(
             Membership::NotInjected | Membership::Outside => {}
         }
     }
+    let current = ready;
     let missing = not_injected.len() as i32;
     let kind = DATA_PLANE_READY;
     let condition = if missing > 0 {
@@ -245,13 +255,17 @@ pub fn data_plane(
             "no pod has a sidecar yet; label a namespace istio-injection=enabled and restart its workloads",
         )
     } else if outdated > 0 {
+        let reason = if outcome.is_some_and(|outcome| outcome.upgrade.is_some()) { "Upgrading" } else { "Outdated" };
         Wanted::no(
             kind,
-            "Outdated",
-            format!(
-                "{outdated} of {total} sidecars run another release than {}, or another engine than is wanted; restart their workloads",
-                install.spec.version,
-            ),
+            reason,
+            match reason {
+                "Upgrading" => format!("{} of {total} sidecars run release {}", total - outdated, install.spec.version),
+                _ => format!(
+                    "{outdated} of {total} sidecars run another release than {}, or another engine than is wanted; restart their workloads",
+                    install.spec.version,
+                ),
+            },
         )
     } else if current < total {
         Wanted::no(kind, "ProxiesNotReady", format!("{current} of {total} sidecars are ready"))
@@ -269,12 +283,19 @@ pub fn data_plane(
         )
     };
     let summary = format!("{current}/{total}");
-    let status = DataPlaneStatus { current, total, not_injected: missing, summary, ..DataPlaneStatus::default() };
+    let status = DataPlaneStatus {
+        current,
+        total,
+        not_injected: missing,
+        summary,
+        injected_version: outcome.map(|outcome| outcome.injected_version.clone()),
+        versions: outcome.map(|outcome| outcome.versions.clone()).unwrap_or_default(),
+    };
     DataPlaneReport { condition, status, not_injected }
 }
 
-/// `Ready`, from the conditions that it stands on.
-pub fn ready(accepted: &Wanted, control_plane: &Wanted) -> Wanted {
+/// `Ready`, from the conditions that it stands on: not while releases change, nor by halves.
+pub fn ready(accepted: &Wanted, control_plane: &Wanted, upgrading: Option<&Wanted>) -> Wanted {
     use leno_kubeutil::conditions::Status;
     for part in [accepted, control_plane] {
         if part.status != Status::True {
@@ -286,15 +307,37 @@ pub fn ready(accepted: &Wanted, control_plane: &Wanted) -> Wanted {
             };
         }
     }
-    Wanted::yes(READY, "Ready", control_plane.message.clone())
+    match upgrading {
+        Some(upgrading) if upgrading.status == Status::True => {
+            Wanted::no(READY, "Upgrading", upgrading.message.clone())
+        }
+        Some(upgrading) if upgrading.reason == "RolledBack" => {
+            Wanted::yes(READY, "RolledBack", format!("{}; {}", control_plane.message, upgrading.message))
+        }
+        _ => Wanted::yes(READY, "Ready", control_plane.message.clone()),
+    }
 }
 
 /// One word for people.
-pub fn phase(accepted: &Wanted, control_plane: &Wanted, deleting: bool, was_ready: bool) -> &'static str {
+pub fn phase(
+    accepted: &Wanted,
+    control_plane: &Wanted,
+    upgrading: Option<&Wanted>,
+    deleting: bool,
+    was_ready: bool,
+) -> &'static str {
     use leno_kubeutil::conditions::Status;
     if deleting {
-        "Deleting"
-    } else if accepted.status != Status::True {
+        return "Deleting";
+    }
+    if let Some(upgrading) = upgrading.filter(|upgrading| upgrading.status == Status::True) {
+        return match upgrading.reason.as_str() {
+            "RollingBack" => "RollingBack",
+            "Paused" => "Paused",
+            _ => "Upgrading",
+        };
+    }
+    if accepted.status != Status::True {
         "Invalid"
     } else if control_plane.status == Status::True {
         "Ready"

@@ -76,8 +76,8 @@ fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, report
     }
 }
 
-/// The process that serves: the one that began last, if both say so in the moment of a hand-over.
-fn serving(reports: &[ProxyReport]) -> Option<Serving> {
+/// The process that serves a pod: the one that began last, if both say so in the moment of a hand-over.
+pub fn serving(reports: &[ProxyReport]) -> Option<Serving> {
     let serves = |report: &&ProxyReport| report.serving_since_ms > 0 && report.ready && !report.draining;
     let report = reports.iter().filter(serves).max_by_key(|report| report.serving_since_ms)?;
     Some(Serving {
