@@ -232,7 +232,7 @@ impl Reporter {
         );
         self.recorder.publish(News {
             regarding,
-            warning: transition.status == Status::False && !progress,
+            warning: transition.status == Status::False && !progress || transition.reason == "RollingBack",
             reason: transition.reason.clone(),
             action: transition.kind.to_owned(),
             note: format!("{}: {}", transition.kind, transition.message),

@@ -63,6 +63,8 @@ pub fn definition() -> Result<CustomResourceDefinition, DefinitionError> {
                 schema: Some(CustomResourceValidation { open_api_v3_schema: Some(schema) }),
                 additional_printer_columns: Some(vec![
                     column("Version", ".status.version", "The release that every replica runs"),
+                    column("Phase", ".status.phase", "What goes on, in one word"),
+                    column("Wave", ".status.upgrade.wave.summary", "The wave of an upgrade that is under way"),
                     column("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether the mesh serves"),
                     column("Control Plane", ".status.controlPlane.summary", "Replicas that serve, of those wanted"),
                     column("Data Plane", ".status.dataPlane.summary", "Injected pods that are current, of all"),
@@ -90,6 +92,6 @@ mod tests {
         assert_eq!(definition.spec.scope, "Cluster");
         let columns = definition.spec.versions[0].additional_printer_columns.clone().unwrap();
         let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
-        assert_eq!(names, ["Version", "Ready", "Control Plane", "Data Plane", "Age"]);
+        assert_eq!(names, ["Version", "Phase", "Wave", "Ready", "Control Plane", "Data Plane", "Age"]);
     }
 }

@@ -11,7 +11,8 @@ pub struct MeshInstallStatus {
     /// The generation of the object that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// One word for people: `Pending`, `Installing`, `Upgrading`, `Ready`, `Degraded`, `Invalid` or `Deleting`. Programs
+    /// One word for people: `Pending`, `Installing`, `Upgrading`, `Paused`, `RollingBack`, `Ready`, `Degraded`, `Invalid` or
+    /// `Deleting`. Programs
     /// read the conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
@@ -60,6 +61,9 @@ pub struct DataPlaneStatus {
     pub current: i32,
     /// Injected pods.
     pub total: i32,
+    /// Injected pods of another release that ask to be left as they are (`mesh.leno.dev/upgrade: disabled`).
+    #[serde(default)]
+    pub held: i32,
     /// Pods that ask for a sidecar and have none: they were created while the mesh was not there. Restart them.
     pub not_injected: i32,
     /// Current and all, for people: `9/9`.

@@ -49,6 +49,7 @@ const ALL: &[Scenario] = &[
     ("strict_mode_when_set_then_plain_text_is_refused_and_probes_pass", security::strict_refuses_plain_text),
     ("impostor_when_it_takes_an_endpoint_then_refused", security::impostor_is_refused),
     ("control_plane_when_it_would_write_then_may_not", security::rbac_of_the_control_plane_has_no_write),
+    ("operator_when_it_would_change_more_then_may_not", security::operator_is_held_to_what_it_needs),
     ("injection_when_asked_or_declined_then_obeys", injection::who_is_injected),
     ("injected_pod_then_has_the_shape_of_the_contract", injection::shape_of_the_pod),
     ("job_when_injected_then_completes", injection::job_completes),

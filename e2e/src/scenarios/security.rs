@@ -6,7 +6,7 @@ use crate::{
     metrics::sum,
 };
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 
 const CLIENT: &str = "deploy/client";
@@ -164,4 +164,68 @@ pub(super) fn rbac_of_the_control_plane_has_no_write(bed: &Bed) -> Result<()> {
     }
     ensure(may("create", "tokenreviews.authentication.k8s.io")?, || "the control plane cannot review tokens".into())?;
     ensure(!may("get", "secrets")?, || "the control plane may read all secrets".into())
+}
+
+pub(super) fn operator_is_held_to_what_it_needs(bed: &Bed) -> Result<()> {
+    let account = format!("system:serviceaccount:{}:leno-operator", crate::install::SYSTEM);
+    let pod = bed.pod(LAB, "app=echo")?;
+    let name = pod["metadata"]["name"].as_str().context("no name")?.to_owned();
+    let outside = bed.pod(OUTSIDE, "app=client")?;
+    let outside = outside["metadata"]["name"].as_str().context("no name")?.to_owned();
+    let image = |container: &str| {
+        let containers = ["initContainers", "containers"].map(|list| pod["spec"][list].as_array().cloned());
+        let mut all = containers.into_iter().flatten().flatten();
+        all.find(|one| one["name"] == container).and_then(|one| one["image"].as_str().map(str::to_owned))
+    };
+    let hub = image("leno-proxy-0").context("no sidecar")?;
+    let (hub, _) = hub.rsplit_once(":").context("the image has no version")?;
+    let app = pod["spec"]["containers"][0]["name"].as_str().context("no app")?;
+    let attempt = |object: &[&str], patch: &Value| {
+        let patch = patch.to_string();
+        let mut all = vec!["patch", "--as", &account, "--dry-run=server", "--type=strategic", "-p", &patch];
+        all.extend(object);
+        bed.kubectl(&all)
+    };
+    let own = ["-n", LAB, "pod", &name];
+    let set = |list: &str, container: &str, image: &str| json!({"spec": {list: [{"name": container, "image": image}]}});
+    let note = |kind: &str, key: &str| json!({"metadata": {kind: {key: "1"}}});
+    let allowed = [
+        set("initContainers", "leno-proxy-1", &format!("{hub}:0.9.9")),
+        note("annotations", "mesh.leno.dev/serve-slot"),
+        note("labels", "mesh.leno.dev/upgrade"),
+    ];
+    for patch in &allowed {
+        attempt(&own, patch).with_context(|| format!("the operator needs {patch}"))?;
+    }
+    let restart = |key: &str| json!({"spec": {"template": {"metadata": {"annotations": {key: "0.9.9"}}}}});
+    attempt(&["-n", LAB, "deployment", "echo"], &restart("mesh.leno.dev/restarted-for"))?;
+    let refused: [(&[&str], Value); 9] = [
+        (&own, set("containers", app, "elsewhere.invalid/app:1")),
+        (&own, set("initContainers", "leno-capture", &format!("{hub}:0.9.9"))),
+        (&own, set("initContainers", "leno-proxy-1", "elsewhere.invalid/leno/proxy:0.9.9")),
+        (&own, note("annotations", "example.com/mine")),
+        (&own, note("labels", "app")),
+        (&own, json!({"metadata": {"finalizers": ["example.com/held"]}})),
+        (&["-n", OUTSIDE, "pod", &outside], note("annotations", "mesh.leno.dev/serve-slot")),
+        (&["-n", LAB, "deployment", "echo"], json!({"spec": {"replicas": 0}})),
+        (&["-n", LAB, "deployment", "echo"], restart("example.com/mine")),
+    ];
+    for (object, patch) in refused {
+        let said = match attempt(object, &patch) {
+            Ok(_) => "nothing: it was let through".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure(said.contains("the operator may"), || format!("{} {patch}: it said {said}", object.join(" ")))?;
+    }
+    for (kind, name) in [("configmap", "other"), ("secret", "other")] {
+        let object = json!({"apiVersion": "v1", "kind": kind_of(kind), "metadata": {"name": name, "namespace": LAB}});
+        let all = ["create", "--as", &account, "--dry-run=server", "-f", "-"];
+        let said = bed.kubectl_with(&all, &object.to_string()).map_or_else(|error| format!("{error:#}"), |said| said);
+        ensure(said.contains("the operator may create"), || format!("{kind} {name}: it said {said}"))?;
+    }
+    Ok(())
+}
+
+fn kind_of(resource: &str) -> &'static str {
+    if resource == "secret" { "Secret" } else { "ConfigMap" }
 }

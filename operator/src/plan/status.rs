@@ -209,7 +209,7 @@ pub fn data_plane(
     outcome: Option<&Outcome>,
 ) -> DataPlaneReport {
     let images = Images::of(&install.spec);
-    let (mut ready, mut total, mut outdated, mut on_envoy) = (0, 0, 0, 0);
+    let (mut ready, mut total, mut outdated, mut held, mut on_envoy) = (0, 0, 0, 0, 0);
     let mut not_injected = BTreeSet::new();
     for (key, pod) in &observed.pods {
         let Some(namespace) = observed.namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
@@ -226,7 +226,11 @@ pub fn data_plane(
                 on_envoy += i32::from(envoy);
                 total += 1;
                 ready += i32::from(current);
-                outdated += i32::from(!wanted_image);
+                if !wanted_image && upgrade::opted_out(pod, Some(namespace.as_ref())) {
+                    held += 1;
+                } else {
+                    outdated += i32::from(!wanted_image);
+                }
             }
             Membership::NotInjected if claim.namespaces.contains(&key.namespace) => {
                 not_injected.insert(key.clone());
@@ -267,25 +271,26 @@ pub fn data_plane(
                 ),
             },
         )
-    } else if current < total {
+    } else if current + held < total {
         Wanted::no(kind, "ProxiesNotReady", format!("{current} of {total} sidecars are ready"))
     } else {
-        Wanted::yes(
-            kind,
-            "AllCurrent",
-            match on_envoy {
-                0 => format!("{current} of {total} sidecars run release {} and are ready", install.spec.version),
-                _ => format!(
-                    "{current} of {total} sidecars run release {} and are ready; the engine of {on_envoy} is Envoy",
-                    install.spec.version
-                ),
-            },
-        )
+        Wanted::yes(kind, "AllCurrent", {
+            let mut message =
+                format!("{current} of {total} sidecars run release {} and are ready", install.spec.version);
+            if held > 0 {
+                message += &format!("; {held} are left on another, as they ask ({}: disabled)", upgrade::UPGRADE);
+            }
+            if on_envoy > 0 {
+                message += &format!("; the engine of {on_envoy} is Envoy");
+            }
+            message
+        })
     };
     let summary = format!("{current}/{total}");
     let status = DataPlaneStatus {
         current,
         total,
+        held,
         not_injected: missing,
         summary,
         injected_version: outcome.map(|outcome| outcome.injected_version.clone()),

@@ -27,7 +27,7 @@ use leno_crds::meshinstall::{
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
-pub use observe::{control_plane, pods, serving};
+pub use observe::{control_plane, opted_out, pods, serving};
 pub use policy::{ALLOW_SKEW, is_older, skew};
 
 use self::pods::{PodStep, PodView, Progress};
@@ -43,6 +43,8 @@ pub const UPGRADE: &str = "mesh.leno.dev/upgrade";
 /// The annotation in the template of a workload that is restarted for a release.
 pub const RESTARTED_FOR: &str = "mesh.leno.dev/restarted-for";
 
+/// Owners whose pods a rolling restart replaces.
+const RESTARTABLE: [&str; 3] = ["Deployment", "StatefulSet", "DaemonSet"];
 /// Writes to pods in one round.
 const MAX_STEPS: usize = 50;
 /// How soon to look again while something is under way.
@@ -219,7 +221,13 @@ fn begin(inputs: &Inputs<'_>, from: &str, to: &str, mut outcome: Outcome) -> Out
 
 /// Pods that may be moved.
 fn movable<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a PodView> + use<'a> {
-    inputs.pods.iter().filter(|pod| pod.held.is_none())
+    let restarts = inputs.spec.update_strategy().kind() == UpdateType::Restart;
+    inputs
+        .pods
+        .iter()
+        .filter(|pod| pod.held.is_none())
+        // Nobody would replace a bare pod or one of a job.
+        .filter(move |pod| !restarts || RESTARTABLE.contains(&pod.owner.kind.as_str()))
 }
 
 /// The image of a release for a pod's engine.

@@ -52,11 +52,9 @@ fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, report
     let empty = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     let labels = pod.metadata.labels.clone().unwrap_or_default();
-    let opted_out = |from: &BTreeMap<String, String>| from.get(UPGRADE).is_some_and(|value| value == "disabled");
     let namespace = namespaces.get(&Key::new("", key.namespace.clone()));
-    let of_namespace = namespace.and_then(|namespace| namespace.metadata.labels.as_ref()).unwrap_or(&empty);
     let slots = SLOTS.map(|name| slot(pod, name));
-    let held = if opted_out(annotations) || opted_out(&labels) || opted_out(of_namespace) {
+    let held = if opted_out(pod, namespace.map(Arc::as_ref)) {
         Some("it is marked mesh.leno.dev/upgrade: disabled")
     } else if slots.iter().any(|slot| slot.image.is_empty()) {
         Some("its sidecar has no slots; restart its workload")
@@ -74,6 +72,13 @@ fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, report
         component: engine.unwrap_or_default().component(),
         held,
     }
+}
+
+/// Whether a pod or its namespace asks to be left as it is.
+pub fn opted_out(pod: &Pod, namespace: Option<&Namespace>) -> bool {
+    let metadata = [Some(&pod.metadata), namespace.map(|namespace| &namespace.metadata)];
+    let maps = metadata.into_iter().flatten().flat_map(|metadata| [&metadata.annotations, &metadata.labels]);
+    maps.flatten().any(|map| map.get(UPGRADE).is_some_and(|value| value == "disabled"))
 }
 
 /// The process that serves a pod: the one that began last, if both say so in the moment of a hand-over.

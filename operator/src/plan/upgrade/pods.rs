@@ -145,6 +145,10 @@ impl PodView {
 
     fn one_slot(&self, new: u8, serving: &Serving, is_served: bool, image: &str) -> Progress {
         let slot = self.slot(new);
+        if is_served && serving.slot == new && self.asked.is_some_and(|asked| asked != new) {
+            // Turned back before it took over: it must not be tried any more.
+            return Progress::Act(PodStep::Serve { pod: self.key.clone(), slot: new });
+        }
         if is_served && serving.slot == new {
             return Progress::Moved(self.set_image(1 - new, image));
         }
@@ -270,5 +274,6 @@ mod tests {
         pod.asked = Some(1);
         pod.serving.as_mut().unwrap().hand_over_failure = "slot 1 did not serve within 20 s".to_owned();
         assert!(matches!(pod.toward("0.2.0", NEW), Progress::Failed { reason: "HandOverFailed", .. }));
+        assert_eq!(pod.toward("0.1.0", OLD), Progress::Act(serve(0)), "the request is taken back first");
     }
 }

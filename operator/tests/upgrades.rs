@@ -1,0 +1,517 @@
+//! The planner of upgrades, driven by a model of the cluster through random events and failures.
+//!
+//! The model knows pods with two slots, a control plane that rolls out, proxies that report, and builds that are bad in different
+//! ways. Time goes by seconds. An operator looks, decides, writes status and then does a part of what it decided: it may be killed
+//! between any two writes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use leno_crds::meshinstall::{Measured, MeshInstallSpec, MeshInstallStatus};
+use leno_kubeutil::watch::Key;
+use leno_operator::plan::upgrade::pods::{Owner, PodStep, PodView, Serving, Slot};
+use leno_operator::plan::upgrade::{ControlPlaneView, Inputs, Meter, decide, is_older};
+use proptest::prelude::*;
+use serde_json::json;
+
+const OLD: &str = "0.1.0";
+const NEW: &str = "0.2.0";
+const MAX_UNAVAILABLE: usize = 2;
+/// Seconds after which everything must have come to an end.
+const PATIENCE: u32 = 2_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    Crash,
+    NeverReady,
+    Errors,
+    Slow,
+    Rejects,
+    Leaks,
+    ControlPlaneCrash,
+    ControlPlaneNeverReady,
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    OperatorAway(u32),
+    PodAdded,
+    PodDeleted(usize),
+    ServingCrashes(usize),
+    ReportsLost(usize, u32),
+    ControlPlaneRestarts(u32),
+    Version(bool),
+    Pause(u32),
+}
+
+#[derive(Clone, Debug)]
+struct Pod {
+    key: Key,
+    slots: [String; 2],
+    up_at: [u32; 2],
+    asked: Option<u8>,
+    serving: u8,
+    /// The process that serves: its release and since when.
+    version: String,
+    since: u32,
+    /// When a hand-over that is asked for ends.
+    hand_over_at: Option<u32>,
+    failure: String,
+    silent_until: u32,
+}
+
+struct Model {
+    now: u32,
+    wanted: String,
+    paused_until: u32,
+    status: MeshInstallStatus,
+    fault: Fault,
+    control_plane: String,
+    control_plane_at: u32,
+    injected: String,
+    pods: Vec<Pod>,
+    made: usize,
+    operator_at: u32,
+    random: u64,
+    reached: BTreeSet<Key>,
+}
+
+fn image(version: &str) -> String {
+    format!("docker.io/leno/proxy:{version}")
+}
+
+fn version_of(image: &str) -> &str {
+    image.rsplit_once(':').unwrap().1
+}
+
+impl Model {
+    fn new(pods: usize, fault: Fault, seed: u64) -> Self {
+        let mut model = Model {
+            now: 1000,
+            wanted: OLD.to_owned(),
+            paused_until: 0,
+            status: MeshInstallStatus::default(),
+            fault,
+            control_plane: OLD.to_owned(),
+            control_plane_at: 0,
+            injected: OLD.to_owned(),
+            pods: Vec::new(),
+            made: 0,
+            operator_at: 0,
+            random: seed | 1,
+            reached: BTreeSet::new(),
+        };
+        (0..pods).for_each(|_| model.add());
+        model
+    }
+
+    fn roll(&mut self, below: u32) -> u32 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        u32::try_from(self.random % u64::from(below.max(1))).unwrap()
+    }
+
+    fn bad(&self, version: &str) -> Fault {
+        if version == NEW { self.fault } else { Fault::None }
+    }
+
+    fn add(&mut self) {
+        self.made += 1;
+        let version = self.injected.clone();
+        self.pods.push(Pod {
+            key: Key::new(if self.made.is_multiple_of(3) { "edge" } else { "shop" }, format!("pod-{:03}", self.made)),
+            slots: [image(&version), image(&version)],
+            up_at: [self.now + 2, self.now + 2],
+            asked: None,
+            serving: 0,
+            version,
+            since: self.now + 2,
+            hand_over_at: None,
+            failure: String::new(),
+            silent_until: self.now + 3,
+        });
+    }
+
+    fn up(&self, pod: &Pod, slot: usize) -> bool {
+        pod.up_at[slot] <= self.now && self.bad(version_of(&pod.slots[slot])) != Fault::Crash
+    }
+
+    fn views(&self) -> Vec<PodView> {
+        let view = |pod: &Pod| {
+            let slot = |number: usize| Slot {
+                image: pod.slots[number].clone(),
+                up: self.up(pod, number),
+                trouble: (self.bad(version_of(&pod.slots[number])) == Fault::Crash
+                    && pod.up_at[number] + 10 < self.now)
+                    .then(|| "it keeps ending".to_owned()),
+            };
+            PodView {
+                key: pod.key.clone(),
+                owner: Owner { kind: "Deployment".to_owned(), name: pod.key.namespace.clone() },
+                slots: [slot(0), slot(1)],
+                asked: pod.asked,
+                serving: (pod.silent_until <= self.now).then(|| Serving {
+                    slot: pod.serving,
+                    version: pod.version.clone(),
+                    hand_over_failure: pod.failure.clone(),
+                }),
+                component: "proxy",
+                ..PodView::default()
+            }
+        };
+        self.pods.iter().map(view).collect()
+    }
+
+    fn control_plane(&self) -> ControlPlaneView {
+        let fault = self.bad(&self.control_plane);
+        let bad = matches!(fault, Fault::ControlPlaneCrash | Fault::ControlPlaneNeverReady);
+        ControlPlaneView {
+            version: Some(self.control_plane.clone()),
+            rolled_out: !bad && self.control_plane_at <= self.now,
+            trouble: (fault == Fault::ControlPlaneCrash && self.control_plane_at < self.now)
+                .then(|| "replica a: it keeps ending".to_owned()),
+        }
+    }
+
+    /// What the kubelet and the proxies do in a second.
+    fn second(&mut self) {
+        self.now += 1;
+        let (now, fault) = (self.now, self.fault);
+        let bad = |version: &str| if version == NEW { fault } else { Fault::None };
+        for pod in &mut self.pods {
+            let Some(asked) = pod.asked.filter(|asked| *asked != pod.serving) else {
+                pod.hand_over_at = None;
+                continue;
+            };
+            let other = usize::from(asked);
+            let version = version_of(&pod.slots[other]).to_owned();
+            let stands_by = pod.up_at[other] + 3 <= now && bad(&version) != Fault::Crash;
+            if !stands_by {
+                pod.hand_over_at = None;
+                continue;
+            }
+            let at = *pod.hand_over_at.get_or_insert(now + 2);
+            if bad(&version) == Fault::NeverReady {
+                if at + 18 <= now {
+                    pod.failure = "it did not serve within 20 s".to_owned();
+                }
+            } else if at <= now {
+                pod.serving = asked;
+                pod.version = version;
+                pod.since = now;
+                pod.failure.clear();
+                pod.hand_over_at = None;
+                if pod.version == NEW {
+                    self.reached.insert(pod.key.clone());
+                }
+            }
+        }
+    }
+
+    fn happen(&mut self, event: &Event) {
+        let count = self.pods.len();
+        match event {
+            Event::OperatorAway(seconds) => self.operator_at = self.now + seconds,
+            Event::PodAdded => self.add(),
+            Event::PodDeleted(which) if count > 1 => drop(self.pods.remove(which % count)),
+            Event::ServingCrashes(which) if count > 0 => {
+                let now = self.now;
+                let pod = &self.pods[which % count];
+                let other = 1 - usize::from(pod.serving);
+                let version = version_of(&pod.slots[other]).to_owned();
+                let takes_over = self.up(pod, other) && self.bad(&version) != Fault::NeverReady;
+                let pod = &mut self.pods[which % count];
+                if takes_over {
+                    pod.up_at[usize::from(pod.serving)] = now + 2;
+                    pod.serving = 1 - pod.serving;
+                    pod.version = version;
+                }
+                pod.since = now;
+            }
+            Event::ReportsLost(which, seconds) if count > 0 => {
+                self.pods[which % count].silent_until = self.now + seconds;
+            }
+            Event::ControlPlaneRestarts(seconds) => self.control_plane_at = self.now + seconds,
+            Event::Version(new) => self.wanted = if *new { NEW } else { OLD }.to_owned(),
+            Event::Pause(seconds) => self.paused_until = self.now + seconds,
+            Event::PodDeleted(_) | Event::ServingCrashes(_) | Event::ReportsLost(..) => {}
+        }
+    }
+
+    /// One round of the operator, which may be killed after any of its writes.
+    fn operate(&mut self) {
+        if self.operator_at > self.now {
+            return;
+        }
+        let spec: MeshInstallSpec = serde_json::from_value(json!({
+            "version": self.wanted,
+            "dataPlane": { "updateStrategy": {
+                "maxUnavailable": MAX_UNAVAILABLE, "paused": self.now < self.paused_until,
+                "gate": { "windowSeconds": 10, "progressDeadlineSeconds": 120 },
+            } },
+        }))
+        .unwrap();
+        let pods = self.views();
+        let meter = Counted { model: RefCell::new(self) };
+        let outcome = {
+            let model = meter.model.borrow();
+            decide(&Inputs {
+                spec: &spec,
+                status: &model.status.clone(),
+                retry: "",
+                now: Timestamp::from_second(model.now.into()).unwrap(),
+                control_plane: model.control_plane(),
+                pods: &pods,
+                namespaces: &BTreeMap::new(),
+                meter: &meter,
+            })
+        };
+        let killed_after = self.roll(40);
+        // As the loop does: objects, then pods, then status; what begins is in status before it is done.
+        let mut writes = 0;
+        let mut may_write = || {
+            writes += 1;
+            writes <= killed_after || killed_after > 12
+        };
+        if outcome.control_plane_version != self.control_plane && may_write() {
+            self.control_plane.clone_from(&outcome.control_plane_version);
+            self.control_plane_at = self.now + 5;
+        }
+        for step in &outcome.steps {
+            if !may_write() {
+                return;
+            }
+            self.write(step);
+        }
+        if !may_write() {
+            return;
+        }
+        self.injected.clone_from(&outcome.injected_version);
+        self.status.upgrade = outcome.upgrade;
+        self.status.last_upgrade = outcome.last_upgrade;
+    }
+
+    fn write(&mut self, step: &PodStep) {
+        let now = self.now;
+        let (PodStep::SetImage { pod: key, .. } | PodStep::Serve { pod: key, .. }) = step else { panic!("{step:?}") };
+        let Some(pod) = self.pods.iter_mut().find(|pod| pod.key == *key) else { return };
+        match step {
+            PodStep::SetImage { slot, image, .. } => {
+                assert_ne!(pod.serving, *slot, "{key}: the image of the slot that serves is never changed");
+                pod.slots[usize::from(*slot)].clone_from(image);
+                pod.up_at[usize::from(*slot)] = now + 4;
+            }
+            PodStep::Serve { slot, .. } => {
+                pod.asked = Some(*slot);
+                pod.failure.clear();
+            }
+            PodStep::Restart { .. } => {}
+        }
+    }
+
+    fn check(&self) {
+        for pod in &self.pods {
+            assert!(
+                !is_older(&self.control_plane, &pod.version),
+                "second {}: {} runs {}, newer than the control plane's {}; {:?}",
+                self.now,
+                pod.key,
+                pod.version,
+                self.control_plane,
+                self.status.upgrade,
+            );
+        }
+        let Some(upgrade) = &self.status.upgrade else { return };
+        if upgrade.step == "DataPlane" {
+            let on_the_way = self.pods.iter().filter(|pod| {
+                pod.slots.contains(&image(&upgrade.to)) && pod.version != upgrade.to && pod.slots[0] != pod.slots[1]
+            });
+            let names: Vec<String> = on_the_way.map(|pod| pod.key.to_string()).collect();
+            // Those that crashed back to the old release were on the way before.
+            assert!(names.len() <= MAX_UNAVAILABLE + self.crashed(), "{names:?} are on the way at a time");
+        }
+    }
+
+    fn crashed(&self) -> usize {
+        self.pods.iter().filter(|pod| pod.asked.is_some_and(|asked| asked != pod.serving)).count()
+    }
+
+    fn is_at_rest_on(&self, version: &str) -> bool {
+        self.status.upgrade.is_none()
+            && self.control_plane == version
+            && self.pods.iter().all(|pod| pod.version == version && pod.slots == [image(version), image(version)])
+    }
+}
+
+/// Counts of proxies, from what their release does wrong.
+struct Counted<'a> {
+    model: RefCell<&'a mut Model>,
+}
+
+impl Counted<'_> {
+    fn sum(&self, pods: &BTreeSet<Key>, wanted: Option<&str>, since: u32) -> Measured {
+        let model = self.model.borrow();
+        let mut sum = Measured { p90_ms: 5, mean_ms: 3, ..Measured::default() };
+        for pod in model.pods.iter().filter(|pod| pods.contains(&pod.key)) {
+            if wanted.is_some_and(|wanted| wanted != pod.version) {
+                continue;
+            }
+            let served = i64::from(model.now.saturating_sub(pod.since.max(since))) * 20;
+            sum.requests += served;
+            sum.resident_mebibytes = sum.resident_mebibytes.max(14);
+            match model.bad(&pod.version) {
+                Fault::Errors => sum.failures += served / 10,
+                Fault::Slow => (sum.p90_ms, sum.mean_ms) = (250, 205),
+                Fault::Rejects => sum.rejected += 1,
+                Fault::Leaks => sum.resident_mebibytes = 14 + served,
+                _ => {}
+            }
+        }
+        sum
+    }
+}
+
+impl Meter for Counted<'_> {
+    fn lately(&self, pods: &BTreeSet<Key>) -> Measured {
+        let now = self.model.borrow().now;
+        self.sum(pods, None, now.saturating_sub(60))
+    }
+
+    fn since(&self, pods: &BTreeSet<Key>, then: Timestamp) -> Measured {
+        self.sum(pods, None, u32::try_from(then.as_second()).unwrap())
+    }
+
+    fn of_release(&self, pods: &BTreeSet<Key>, version: &str) -> Measured {
+        self.sum(pods, Some(version), 0)
+    }
+}
+
+/// Lets the model run until nothing is under way any more.
+fn come_to_rest(model: &mut Model) {
+    for _ in 0..PATIENCE {
+        model.second();
+        model.operate();
+        model.check();
+        let quiet = model.status.upgrade.is_none() && model.operator_at <= model.now && model.paused_until <= model.now;
+        if quiet && (model.is_at_rest_on(OLD) || model.is_at_rest_on(NEW)) && settled(model) {
+            return;
+        }
+    }
+    panic!(
+        "no end: wanted {}, control plane {}, {:#?}, {:#?}",
+        model.wanted, model.control_plane, model.status, model.pods
+    );
+}
+
+/// Whether the mesh is where it should end.
+fn settled(model: &Model) -> bool {
+    let rejected =
+        model.status.last_upgrade.as_ref().is_some_and(|last| last.result == "RolledBack" && last.to == model.wanted);
+    let goal = if rejected { OLD } else { model.wanted.as_str() };
+    model.is_at_rest_on(goal)
+}
+
+fn upgrade(pods: usize, fault: Fault) -> Model {
+    let mut model = Model::new(pods, fault, 0);
+    for _ in 0..30 {
+        model.second();
+        model.operate();
+    }
+    model.wanted = NEW.to_owned();
+    model.random = 1;
+    come_to_rest(&mut model);
+    model
+}
+
+#[test]
+fn upgrade_when_the_release_is_good_then_ends_on_it_and_returns() {
+    let mut model = upgrade(30, Fault::None);
+    assert!(model.is_at_rest_on(NEW));
+    assert_eq!(model.status.last_upgrade.as_ref().unwrap().result, "Completed");
+    model.wanted = OLD.to_owned();
+    come_to_rest(&mut model);
+    assert!(model.is_at_rest_on(OLD));
+}
+
+#[test]
+fn upgrade_when_the_release_is_bad_then_returns_after_the_first_wave() {
+    for (fault, reason) in [
+        (Fault::Crash, "SidecarFailed"),
+        (Fault::NeverReady, "HandOverFailed"),
+        (Fault::Errors, "Failures"),
+        (Fault::Slow, "Latency"),
+        (Fault::Rejects, "ConfigurationRejected"),
+        (Fault::Leaks, "Memory"),
+        (Fault::ControlPlaneCrash, "ControlPlaneFailed"),
+        (Fault::ControlPlaneNeverReady, "ProgressDeadline"),
+    ] {
+        let model = upgrade(30, fault);
+        let last = model.status.last_upgrade.as_ref().unwrap();
+        assert_eq!((last.result.as_str(), last.reason.as_str()), ("RolledBack", reason), "{fault:?}");
+        assert!(model.is_at_rest_on(OLD), "{fault:?}");
+        assert!(model.reached.len() <= 1, "{fault:?} reached {:?}", model.reached);
+    }
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (1_u32..60).prop_map(Event::OperatorAway),
+        Just(Event::PodAdded),
+        any::<usize>().prop_map(Event::PodDeleted),
+        any::<usize>().prop_map(Event::ServingCrashes),
+        (any::<usize>(), 1_u32..40).prop_map(|(which, seconds)| Event::ReportsLost(which, seconds)),
+        (1_u32..30).prop_map(Event::ControlPlaneRestarts),
+        any::<bool>().prop_map(Event::Version),
+        (1_u32..60).prop_map(Event::Pause),
+    ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        4 => Just(Fault::None),
+        1 => Just(Fault::Crash),
+        1 => Just(Fault::NeverReady),
+        1 => Just(Fault::Errors),
+        1 => Just(Fault::Slow),
+        1 => Just(Fault::Rejects),
+        1 => Just(Fault::Leaks),
+        1 => Just(Fault::ControlPlaneCrash),
+        1 => Just(Fault::ControlPlaneNeverReady),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Never more than `maxUnavailable` on the way, never a sidecar newer than its control plane, never the image of a slot that
+    /// serves changed; and in the end all on one release, which is the wanted one unless that was rolled back.
+    #[test]
+    fn upgrade_when_anything_happens_then_keeps_its_bounds_and_comes_to_an_end(
+        pods in 1_usize..25,
+        fault in fault(),
+        seed in any::<u64>(),
+        events in prop::collection::vec((1_u32..40, event()), 0..25),
+    ) {
+        let mut model = Model::new(pods, fault, seed);
+        for _ in 0..10 {
+            model.second();
+            model.operate();
+        }
+        model.wanted = NEW.to_owned();
+        for (after, event) in &events {
+            for _ in 0..*after {
+                model.second();
+                model.operate();
+                model.check();
+            }
+            model.happen(event);
+        }
+        come_to_rest(&mut model);
+        prop_assert!(fault == Fault::None || model.is_at_rest_on(OLD));
+    }
+}
