@@ -4,25 +4,24 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
 };
 use kube::{Client, ResourceExt};
-use leno_crds::meshinstall::MeshInstall;
+use leno_crds::meshinstall::{IssuerType, MeshInstall};
 use leno_kubeutil::apply::{Applier, ApplyError, Desired, Outcome};
 use leno_runtime::certs::{Authority, CertError};
 use serde_json::json;
 
 use crate::names;
 use crate::observe::resource;
+use crate::plan::authority::{Change, Pair, held, user};
 use crate::plan::upgrade::{
     self,
     pods::{Owner, PodStep},
 };
-use crate::plan::{ObjectId, Observed, Step, render};
-
-/// How long a new authority lasts: ten years.
-pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+use crate::plan::{ObjectId, Observed, Step};
 
 /// A step could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +32,9 @@ pub enum StepError {
     /// No authority could be made.
     #[error("no authority can be made: {0}")]
     Authority(#[from] CertError),
+    /// What the user provides as authority, or what is held, cannot be used any more.
+    #[error("{0}")]
+    AuthorityUnusable(String),
     /// The API server refused something else.
     #[error("cannot {verb} {object}: {source}")]
     Refused {
@@ -51,7 +53,7 @@ impl StepError {
     pub fn category(&self) -> &'static str {
         match self {
             StepError::Apply(error) => error.category(),
-            StepError::Authority(_) => "Authority",
+            StepError::Authority(_) | StepError::AuthorityUnusable(_) => "Authority",
             StepError::Refused { source, .. } => match source.as_ref() {
                 kube::Error::Api(status) if status.code == 403 => "Forbidden",
                 kube::Error::Api(_) => "Refused",
@@ -128,12 +130,11 @@ impl Executor {
             Step::Apply(desired) => Ok(self.applier.apply(desired, find(desired, observed)).await?),
             Step::Delete(id) => self.delete(id, observed).await,
             Step::CreateNamespace(desired) => self.create(desired).await,
-            Step::CreateAuthority { also_trust } => {
-                let now = SystemTime::now();
-                let (certificate, key) = Authority::create(install.spec.trust_domain(), AUTHORITY_LIFETIME, now)?;
-                let roots = format!("{certificate}{also_trust}");
-                self.create(&render::authority(install, name, &certificate, &key, &roots)?).await
+            Step::CreateAuthority { also_trust, issuer } => {
+                let pair = pair(*issuer, install, observed)?;
+                self.create(&held::create(install, name, *issuer, &pair, also_trust, observed.now)?).await
             }
+            Step::ChangeAuthority(change) => self.change_authority(install, change, observed).await,
             Step::HandOverReplicas { replicas } => self.hand_over(name, install, *replicas).await,
             Step::Finalizer { present } => self.finalizer(name, install, *present).await,
             Step::Pod(step) => self.pod(step).await,
@@ -150,6 +151,33 @@ impl Executor {
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(Outcome::Unchanged),
             Err(source) => {
                 Err(StepError::Refused { verb: "create", object: desired.describe(), source: Box::new(source) })
+            }
+        }
+    }
+
+    /// Only the Secret that was planned with is changed; when it is another by now, the next plan sees that.
+    async fn change_authority(
+        &self,
+        install: &MeshInstall,
+        change: &Change,
+        observed: &Observed,
+    ) -> Result<Outcome, StepError> {
+        let namespace = install.spec.system_namespace();
+        let key = leno_kubeutil::watch::Key::new(namespace, names::CA_SECRET);
+        let Some(secret) = observed.authorities.get(&key) else { return Ok(Outcome::Unchanged) };
+        let pair = match change {
+            Change::Prepare { issuer, .. } => Some(pair(*issuer, install, observed)?),
+            _ => None,
+        };
+        let unusable = |problem| StepError::AuthorityUnusable(format!("Secret {key}: {problem}"));
+        let patch = held::patch(secret, install, change, pair.as_ref(), observed.now).map_err(unusable)?;
+        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        match api.patch(names::CA_SECRET, &params, &Patch::Merge(&patch)).await {
+            Ok(_) => Ok(Outcome::Changed),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Outcome::Unchanged),
+            Err(source) => {
+                Err(StepError::Refused { verb: "patch", object: format!("Secret {key}"), source: Box::new(source) })
             }
         }
     }
@@ -273,6 +301,19 @@ impl Executor {
     }
 }
 
+/// What is to sign: made here, or taken from what the user provides.
+fn pair(issuer: IssuerType, install: &MeshInstall, observed: &Observed) -> Result<Pair, StepError> {
+    match issuer {
+        IssuerType::Secret => user::provided(observed, install).map_err(StepError::AuthorityUnusable),
+        IssuerType::SelfSigned => {
+            let seconds = install.spec.certificates().root_lifetime_seconds();
+            let lifetime = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
+            let (certificate, key) = Authority::create(install.spec.trust_domain(), lifetime, SystemTime::now())?;
+            Ok(Pair { ca: certificate.clone(), certificate, key })
+        }
+    }
+}
+
 /// What is observed of an object that should be applied.
 fn find<'a>(desired: &Desired, observed: &'a Observed) -> Option<&'a DynamicObject> {
     let kind = crate::observe::OWNED.iter().map(|(_, _, kind, _)| *kind).find(|kind| *kind == desired.resource.kind)?;
@@ -287,6 +328,7 @@ fn describe(step: &Step) -> String {
         Step::Finalizer { present: false } => "take the finalizer off".to_owned(),
         Step::CreateNamespace(desired) => format!("create {}", desired.describe()),
         Step::CreateAuthority { .. } => "create the authority".to_owned(),
+        Step::ChangeAuthority(change) => format!("change the authority: {change:?}"),
         Step::HandOverReplicas { replicas } => format!("hand {replicas} replicas over to the autoscaler"),
         Step::Apply(desired) => format!("apply {}", desired.describe()),
         Step::Delete(id) => format!("delete {} {}", id.kind, id.key),

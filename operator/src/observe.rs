@@ -10,12 +10,13 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
 use kube::runtime::watcher::Config;
-use leno_crds::meshinstall::MeshInstall;
-use leno_kubeutil::watch::{Store, TolerantApi, Version, spawn, spawn_api};
+use leno_crds::meshinstall::{MeshInstall, USER_SECRET};
+use leno_kubeutil::watch::{Store, TolerantApi, spawn, spawn_api};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::names;
+use crate::plan::authority::Replicas;
 use crate::plan::{ObjectId, Observed};
 
 /// Kinds that the operator makes: group, version, kind, plural.
@@ -45,6 +46,8 @@ pub struct Watches {
     namespaces: Store<Namespace>,
     pods: Store<Pod>,
     authorities: Store<Secret>,
+    issuers: Store<Secret>,
+    replicas: watch::Sender<Replicas>,
     owned: Vec<(&'static str, Store<DynamicObject>)>,
     changed: Arc<Notify>,
 }
@@ -66,6 +69,8 @@ impl Watches {
             namespaces: spawn(client.clone(), Config::default(), trim_namespace, shutdown.clone()),
             pods: spawn(client.clone(), Config::default(), trim_pod, shutdown.clone()),
             authorities: spawn(client.clone(), by_name(names::CA_SECRET), |_| {}, shutdown.clone()),
+            issuers: spawn(client.clone(), by_name(USER_SECRET), |_| {}, shutdown.clone()),
+            replicas: watch::Sender::default(),
             owned,
             changed: Arc::default(),
         };
@@ -73,12 +78,14 @@ impl Watches {
         watches.forward(watches.namespaces.subscribe());
         watches.forward(watches.pods.subscribe());
         watches.forward(watches.authorities.subscribe());
+        watches.forward(watches.issuers.subscribe());
+        watches.forward(watches.replicas.subscribe());
         watches.owned.iter().for_each(|(_, store)| watches.forward(store.subscribe()));
         watches
     }
 
     /// Joins the changes of all stores into one signal.
-    fn forward(&self, mut receiver: watch::Receiver<Version>) {
+    fn forward<T: Send + Sync + 'static>(&self, mut receiver: watch::Receiver<T>) {
         let changed = self.changed.clone();
         tokio::spawn(async move {
             while receiver.changed().await.is_ok() {
@@ -93,6 +100,7 @@ impl Watches {
         self.namespaces.synced().await;
         self.pods.synced().await;
         self.authorities.synced().await;
+        self.issuers.synced().await;
         for (_, store) in &self.owned {
             store.synced().await;
         }
@@ -123,6 +131,11 @@ impl Watches {
         self.authorities.clone()
     }
 
+    /// Where what replicas say of what they trust is put.
+    pub fn replicas(&self) -> &watch::Sender<Replicas> {
+        &self.replicas
+    }
+
     /// MeshInstalls that do not parse, with what is wrong.
     pub fn malformed(&self) -> std::collections::BTreeMap<leno_kubeutil::watch::Key, String> {
         self.installs.malformed()
@@ -135,6 +148,8 @@ impl Watches {
             namespaces: self.namespaces.objects(),
             pods: self.pods.objects(),
             authorities: self.authorities.objects(),
+            issuers: self.issuers.objects(),
+            replicas: self.replicas.borrow().clone(),
             supported: supported.to_vec(),
             ..Observed::default()
         };

@@ -83,6 +83,11 @@ fn malformed(key: &Key, error: &str) -> News {
     }
 }
 
+/// How long until then; a moment at least.
+fn until(then: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(then.duration_since(now)).unwrap_or_default().max(SETTLE)
+}
+
 struct Loop {
     executor: Executor,
     reporter: Reporter,
@@ -117,6 +122,9 @@ impl Loop {
     async fn one(&mut self, name: &str, plan: &Plan, observed: &Observed) -> Duration {
         let Some(install) = observed.installs.get(&Key::new("", name)) else { return AT_LATEST };
         let mut next = plan.upgrade.as_ref().and_then(|outcome| outcome.wake).unwrap_or(AT_LATEST);
+        if let Some(wake) = plan.authority.as_ref().and_then(|authority| authority.wake) {
+            next = next.min(until(wake, observed.now));
+        }
         let settled = plan.steps.iter().all(|step| match step {
             Step::Apply(desired) if desired.resource.kind == "Deployment" => !self.executor.is_due(desired, observed),
             Step::CreateNamespace(_) | Step::CreateAuthority { .. } | Step::HandOverReplicas { .. } => false,

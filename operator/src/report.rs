@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
-use leno_crds::meshinstall::{MeshInstall, MeshInstallStatus};
+use leno_crds::meshinstall::{CertificatesStatus, MeshInstall, MeshInstallStatus};
 use leno_kubeutil::conditions::{self, Change, Status, Wanted};
 use leno_kubeutil::events::{News, Recorder};
 use leno_kubeutil::watch::Key;
@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::names;
+use crate::plan::authority::CERTIFICATES;
 use crate::plan::status::{
     ACCEPTED, CONTROL_PLANE_READY, ControlPlaneReport, DATA_PLANE_READY, DataPlaneReport, READY, control_plane,
     data_plane, phase, ready,
@@ -33,6 +34,8 @@ pub struct Report {
     pub control_plane: ControlPlaneReport,
     /// The data plane.
     pub data_plane: DataPlaneReport,
+    /// The authority, if it could be looked at.
+    pub certificates: Option<(Wanted, CertificatesStatus)>,
     /// Whether it is being deleted.
     pub deleting: bool,
     /// Where it is between two releases.
@@ -67,6 +70,7 @@ pub fn describe(
         let message = problem.unwrap_or("the control plane is being removed");
         control_plane.condition = Wanted::no(CONTROL_PLANE_READY, "Deleting", message);
     }
+    let certificates = plan.authority.as_ref().map(|authority| (authority.condition.clone(), authority.status.clone()));
     // Sidecars that are moved are current when they are where they are moved to.
     let goal = upgrade.map_or(wanted, |outcome| match &outcome.upgrade {
         Some(under_way) if under_way.failure.is_empty() => &under_way.to,
@@ -78,6 +82,7 @@ pub fn describe(
         accepted: plan.accepted.clone(),
         control_plane,
         data_plane,
+        certificates,
         deleting: plan.deleting,
         upgrade: plan.upgrade.clone(),
     }
@@ -90,7 +95,7 @@ pub fn status(
     before: &MeshInstallStatus,
     now: Timestamp,
 ) -> (MeshInstallStatus, Vec<Wanted>) {
-    let known = [ACCEPTED, CONTROL_PLANE_READY, DATA_PLANE_READY, UPGRADING, READY];
+    let known = [ACCEPTED, CONTROL_PLANE_READY, DATA_PLANE_READY, CERTIFICATES, UPGRADING, READY];
     let mut list = before.conditions.clone();
     list.retain(|condition| known.contains(&condition.type_.as_str()));
     let was_ready = list.iter().any(|condition| condition.type_ == READY && condition.status == "True")
@@ -102,10 +107,12 @@ pub fn status(
     } else {
         ready(&report.accepted, &report.control_plane.condition, upgrading)
     };
+    let certificates = report.certificates.as_ref().map(|(condition, _)| condition);
     let wanted = [
         Some(&report.accepted),
         Some(&report.control_plane.condition),
         Some(&report.data_plane.condition),
+        certificates,
         upgrading,
         Some(&overall),
     ];
@@ -124,6 +131,11 @@ pub fn status(
         version: report.control_plane.version.clone(),
         control_plane: Some(report.control_plane.status.clone()),
         data_plane: Some(report.data_plane.status.clone()),
+        // A look that did not get as far changes nothing of what is known.
+        certificates: report
+            .certificates
+            .as_ref()
+            .map_or_else(|| before.certificates.clone(), |(_, status)| Some(status.clone())),
         upgrade: outcome.map_or_else(|| before.upgrade.clone(), |outcome| outcome.upgrade.clone()),
         last_upgrade: outcome.map_or_else(|| before.last_upgrade.clone(), |outcome| outcome.last_upgrade.clone()),
         conditions: list,

@@ -2,7 +2,9 @@
 //!
 //! Adding a case is adding a folder. `UPDATE_GOLDEN=1 cargo test -p leno-operator --test golden` writes the outputs anew.
 //! An observed object with the annotation `test/as-applied` stands for what the operator itself would have applied, with
-//! the fields given in the case on top.
+//! the fields given in the case on top. Certificates are written as `@a`, `@b` and `@a+b`, for those in `authorities/`, in base64;
+//! a document of kind `Clock` says what time it is, one of kind `ProxyReport` what a proxy tells, and one of kind `Replica`
+//! what a replica of the control plane tells: roots and authority by the same letters.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
@@ -13,12 +15,16 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
+use leno_api::proxies::v1::ProxyReport;
 use leno_crds::meshinstall::MeshInstall;
 use leno_kubeutil::apply::{HASH_ANNOTATION, differs};
 use leno_kubeutil::watch::Key;
 use leno_operator::observe::OWNED;
+use leno_operator::plan::authority::ReplicaTrust;
 use leno_operator::plan::{ObjectId, Observed, Plan, Step, leftovers, plan};
 use leno_operator::report::{describe, status};
+use leno_runtime::certs::certificates_from_pem;
+use leno_runtime::trust::{roots_sha256, signer_fingerprint};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -46,6 +52,33 @@ fn merge(base: &mut Value, over: &Value) {
     }
 }
 
+/// The certificates that letters stand for, PEM.
+fn authority(letters: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/authorities");
+    letters.split('+').map(|letter| fs::read_to_string(folder.join(format!("{letter}.crt"))).unwrap()).collect()
+}
+
+fn trusted(value: &Value) -> Vec<u8> {
+    roots_sha256(&certificates_from_pem(authority(value["roots"].as_str().unwrap()).as_bytes()).unwrap()).to_vec()
+}
+
+fn signer(value: &Value) -> Vec<u8> {
+    let signer = certificates_from_pem(authority(value["signer"].as_str().unwrap()).as_bytes()).unwrap();
+    signer_fingerprint(&signer[0], &[]).unwrap().to_vec()
+}
+
+/// What stands for certificates in the cases, with what it stands for. An authority that no case looks into reads shorter.
+fn stand_ins() -> Vec<(String, String)> {
+    let encode = |text: String| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    let empty = "-----BEGIN CERTIFICATE-----\nTGVubw==\n-----END CERTIFICATE-----\n";
+    vec![
+        ("@a+b".to_owned(), encode(authority("a+b"))),
+        (encode(empty.to_owned()), encode(authority("a"))),
+        ("@a".to_owned(), encode(authority("a"))),
+        ("@b".to_owned(), encode(authority("b"))),
+    ]
+}
+
 fn observe(documents: &[Value]) -> Observed {
     let mut observed = Observed { supported: vec!["0.1.0".to_owned(), "0.0.9".to_owned()], ..Observed::default() };
     for value in documents {
@@ -53,6 +86,21 @@ fn observe(documents: &[Value]) -> Observed {
             "MeshInstall" => drop(observed.installs.insert(key(value), typed::<MeshInstall>(value))),
             "Namespace" => drop(observed.namespaces.insert(key(value), typed(value))),
             "Pod" => drop(observed.pods.insert(key(value), typed(value))),
+            "Clock" => observed.now = value["now"].as_str().unwrap().parse().unwrap(),
+            "ProxyReport" => {
+                let report = ProxyReport {
+                    pod_uid: value["uid"].as_str().unwrap().to_owned(),
+                    roots_sha256: trusted(value),
+                    certificate_issuer_sha256: signer(value),
+                    ..ProxyReport::default()
+                };
+                Arc::make_mut(&mut observed.reports).entry(key(value)).or_default().push(report);
+            }
+            "Replica" => {
+                let said = ReplicaTrust { roots: trusted(value), signer: signer(value) };
+                Arc::make_mut(&mut observed.replicas).insert(value["uid"].as_str().unwrap().to_owned(), said);
+            }
+            "Secret" if key(value).name == "leno-issuer" => drop(observed.issuers.insert(key(value), typed(value))),
             "Secret" => drop(observed.authorities.insert(key(value), typed(value))),
             other => {
                 let kind = OWNED.iter().map(|(_, _, kind, _)| *kind).find(|kind| *kind == other).unwrap();
@@ -95,7 +143,10 @@ fn readable(step: &Step, full: bool) -> Value {
     match step {
         Step::Finalizer { present } => json!({ "finalizer": present }),
         Step::CreateNamespace(desired) => json!({ "createNamespace": body(&desired.body) }),
-        Step::CreateAuthority { also_trust } => json!({ "createAuthority": { "alsoTrust": also_trust } }),
+        Step::CreateAuthority { also_trust, issuer } => {
+            json!({ "createAuthority": { "alsoTrust": also_trust, "issuer": issuer.as_str() } })
+        }
+        Step::ChangeAuthority(change) => json!({ "changeAuthority": format!("{change:?}") }),
         Step::HandOverReplicas { replicas } => json!({ "handOverReplicas": replicas }),
         Step::Apply(desired) if full => json!({ "apply": body(&desired.body) }),
         Step::Apply(desired) => json!({ "apply": desired.describe() }),
@@ -126,7 +177,10 @@ fn say(observed: &Observed, name: &str, plan: &Plan) -> Value {
 }
 
 fn run(case: &Path) -> String {
-    let text = fs::read_to_string(case.join("in.yaml")).unwrap();
+    let mut text = fs::read_to_string(case.join("in.yaml")).unwrap();
+    for (short, long) in stand_ins() {
+        text = text.replace(&short, &long);
+    }
     let mut documents: Vec<Value> =
         serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap()).collect();
     settle(&mut documents);
@@ -144,7 +198,11 @@ fn run(case: &Path) -> String {
     if !swept.is_empty() {
         out.insert("(leftovers)".to_owned(), json!(swept));
     }
-    serde_yaml::to_string(&Value::Object(out)).unwrap()
+    let mut out = serde_yaml::to_string(&Value::Object(out)).unwrap();
+    for (short, long) in stand_ins() {
+        out = out.replace(&long, &short);
+    }
+    out
 }
 
 #[test]

@@ -231,6 +231,11 @@ impl Authority {
         &self.certificate
     }
 
+    /// The public key that goes with the key that signs, as it stands in a certificate.
+    pub fn public_key(&self) -> &[u8] {
+        self.issuer.key().der_bytes()
+    }
+
     /// When the authority's own certificate ends.
     pub fn not_after(&self) -> SystemTime {
         self.not_after
@@ -402,8 +407,23 @@ pub fn spiffe_id(trust_domain: &str, namespace: &str, service_account: &str) -> 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// An authority under a root: its certificate and its key, PEM.
+    pub(crate) fn intermediate(root: &str, root_key: &str) -> (String, String) {
+        let root = Authority::from_pem(root.as_bytes(), root_key.as_bytes()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        let mut name = DistinguishedName::new();
+        name.push(DnType::CommonName, "an intermediate");
+        params.distinguished_name = name;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_before = OffsetDateTime::now_utc() - BACKDATE;
+        params.not_after = OffsetDateTime::now_utc() + Duration::from_secs(1800);
+        (params.signed_by(&key, &root.issuer).unwrap().pem(), key.serialize_pem())
+    }
 
     fn authority() -> Authority {
         let (certificate, key) =

@@ -31,6 +31,7 @@ pub mod memory;
 pub mod metrics;
 pub mod shutdown;
 pub mod tls;
+pub mod trust;
 pub mod version;
 
 pub use version::{previous_version, version};

@@ -4,6 +4,7 @@
 //! [`MeshInstallSpec`], in one place for operator and control plane. The schema refuses what it can know to be wrong; the
 //! operator checks the same again ([`MeshInstallSpec::problems`]), since objects can be written past a schema.
 
+mod certificates;
 mod definition;
 mod problems;
 mod status;
@@ -17,6 +18,7 @@ use kube::CustomResource;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+pub use certificates::{Certificates, CertificatesStatus, IssuerType, ROTATE_ROOT, RotationStatus, USER_SECRET};
 pub use definition::definition;
 pub use problems::Problem;
 pub use status::{
@@ -83,6 +85,9 @@ pub struct MeshInstallSpec {
     /// What holds for the whole mesh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh: Option<MeshSpec>,
+    /// The authority that signs certificates, and when it is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<Certificates>,
 }
 
 /// Where images come from.
@@ -318,6 +323,11 @@ impl MeshInstallSpec {
     pub fn image_of(&self, component: &str, version: &str) -> String {
         let hub = self.image.as_ref().and_then(|image| image.hub.as_deref()).filter(|hub| !hub.is_empty());
         format!("{}/{component}:{}", hub.unwrap_or(DEFAULT_HUB).trim_end_matches('/'), version)
+    }
+
+    /// The authority that signs certificates.
+    pub fn certificates(&self) -> Certificates {
+        self.certificates.clone().unwrap_or_default()
     }
 
     /// How running sidecars get to another release.

@@ -53,6 +53,17 @@ impl MeshInstallSpec {
                 ),
             );
         }
+        let certificates = self.certificates();
+        if certificates.root_lifetime_seconds() <= 0
+            || !(0..certificates.root_lifetime_seconds()).contains(&certificates.rotate_before_seconds())
+            || certificates.overlap_seconds() < 0
+        {
+            problem(
+                "BadCertificates",
+                "spec.certificates",
+                "spec.certificates: a root must last at least a day and be replaced less than its lifetime before its end; write rootLifetimeDays of at least 1, a smaller rotateBeforeDays, and overlapMinutes of at least 0".to_owned(),
+            );
+        }
         if !is_dns_name(self.trust_domain()) {
             problem(
                 "BadTrustDomain",

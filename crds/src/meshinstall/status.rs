@@ -25,6 +25,9 @@ pub struct MeshInstallStatus {
     /// The data plane.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_plane: Option<DataPlaneStatus>,
+    /// The authority that signs certificates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<super::CertificatesStatus>,
     /// The change of release that is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<UpgradeStatus>,
@@ -32,7 +35,7 @@ pub struct MeshInstallStatus {
     /// another, or the annotation `mesh.leno.dev/retry` of the MeshInstall changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_upgrade: Option<PastUpgrade>,
-    /// `Accepted`, `ControlPlaneReady`, `DataPlaneReady`, `Upgrading`, and `Ready`, which is all that must hold for the mesh to serve.
+    /// `Accepted`, `ControlPlaneReady`, `DataPlaneReady`, `CertificatesCurrent`, `Upgrading`, and `Ready`, which is all that must hold for the mesh to serve.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

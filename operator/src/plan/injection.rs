@@ -59,6 +59,14 @@ impl Images {
     }
 }
 
+/// Whether a pod has a sidecar of this install.
+pub fn has_sidecar(install: &str, pod: &Pod) -> bool {
+    let says = |map: &Option<BTreeMap<String, String>>, key: &str, value: &str| {
+        map.as_ref().and_then(|map| map.get(key)).is_some_and(|found| found == value)
+    };
+    says(&pod.metadata.annotations, names::STATUS, "injected") && says(&pod.metadata.labels, names::REVISION, install)
+}
+
 /// Decides about one pod in a namespace of the mesh.
 pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, images: &Images) -> Membership {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();

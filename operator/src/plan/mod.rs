@@ -3,6 +3,7 @@
 //! A plan is made again after every change and from nothing but what is observed, so it does not matter where the operator
 //! was killed: the next one sees what is there and plans the rest.
 
+pub mod authority;
 pub mod claims;
 pub mod injection;
 pub mod render;
@@ -21,6 +22,7 @@ use leno_kubeutil::apply::{ApplyError, Desired};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
+use self::authority::Look;
 use self::claims::{Claim, claims};
 use self::render::{Inputs, Replicas};
 use self::upgrade::pods::PodStep;
@@ -51,6 +53,10 @@ pub struct Observed {
     pub authorities: BTreeMap<Key, Arc<Secret>>,
     /// What carries our label, by kind.
     pub owned: BTreeMap<ObjectId, Arc<DynamicObject>>,
+    /// Secrets named `leno-issuer`: authorities that users provide.
+    pub issuers: BTreeMap<Key, Arc<Secret>>,
+    /// What replicas of control planes say of what they trust and sign with.
+    pub replicas: authority::Replicas,
     /// Releases that this operator can render.
     pub supported: Vec<String>,
     /// What the proxies of each pod last told, by pod; a pod whose proxies tell nothing is not there.
@@ -77,7 +83,11 @@ pub enum Step {
     CreateAuthority {
         /// PEM texts.
         also_trust: String,
+        /// Where it comes from.
+        issuer: leno_crds::meshinstall::IssuerType,
     },
+    /// Change the authority: the next step of a rotation.
+    ChangeAuthority(authority::Change),
     /// Give `spec.replicas` to a field manager of its own, so that it keeps its value when we stop applying it.
     HandOverReplicas {
         /// The value to keep.
@@ -102,6 +112,8 @@ pub struct Plan {
     pub claim: Claim,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// The authority, unless the plan did not get as far.
+    pub authority: Option<Box<authority::Outlook>>,
     /// Where it is between two releases; `None` when nothing is decided about that.
     pub upgrade: Option<upgrade::Outcome>,
 }
@@ -142,10 +154,10 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     if install.metadata.deletion_timestamp.is_some() {
         let steps = if has_finalizer { removal(observed, name, install) } else { Vec::new() };
-        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None });
+        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None, authority: None });
     }
     if accepted.status != leno_kubeutil::conditions::Status::True {
-        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false, upgrade: None });
+        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false, upgrade: None, authority: None });
     }
     let mut steps = Vec::new();
     if !has_finalizer {
@@ -156,21 +168,16 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     if namespace.is_none() {
         steps.push(Step::CreateNamespace(Box::new(render::namespace(install, name)?)));
     }
-    let authority = observed.authorities.get(&Key::new(system, names::CA_SECRET));
-    let Some(authority) = authority else {
-        steps.push(Step::CreateAuthority { also_trust: roots_in_use(observed, name) });
-        // The rest needs the roots; the Secret's arrival makes the next plan.
-        return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None });
-    };
-    let roots = match roots_of(authority) {
-        Ok(roots) => roots,
-        Err(message) => {
-            let accepted = Wanted::no(
-                status::ACCEPTED,
-                "BadAuthority",
-                format!("Secret {system}/{}: {message}", names::CA_SECRET),
-            );
-            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None });
+    let authority = match authority::look(observed, name, install) {
+        Look::There(outlook) => outlook,
+        Look::Missing(create) => {
+            steps.push(create);
+            // The rest needs the roots; the Secret's arrival makes the next plan.
+            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None, authority: None });
+        }
+        Look::Broken(message) => {
+            let accepted = Wanted::no(status::ACCEPTED, "BadAuthority", message);
+            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None, authority: None });
         }
     };
     let upgrade = decide(observed, name, install, control_plane);
@@ -188,7 +195,8 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
         name,
         claim: &claim,
         system_namespaces: observed.installs.values().map(|one| one.spec.system_namespace().to_owned()).collect(),
-        roots: &roots,
+        roots: &authority.roots,
+        announced: &authority.announced,
         replicas,
     };
     let objects = live(observed, render::objects(&inputs)?);
@@ -203,7 +211,9 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     steps.extend(orphans.filter(|id| id.kind != "Namespace").map(Step::Delete));
     steps.extend(objects.into_iter().map(|object| Step::Apply(Box::new(object))));
     steps.extend(upgrade.steps.iter().cloned().map(Step::Pod));
-    Ok(Plan { steps, accepted, claim, deleting: false, upgrade: Some(upgrade) })
+    // Last, so that what the step after it stands on is in place: the roots where they are read.
+    steps.extend(authority.change.clone().map(Step::ChangeAuthority));
+    Ok(Plan { steps, accepted, claim, deleting: false, upgrade: Some(upgrade), authority: Some(authority) })
 }
 
 /// Where a mesh is between two releases.
@@ -347,33 +357,6 @@ fn decide_replicas(install: &MeshInstall, deployment: Option<&DynamicObject>) ->
 
 fn running_replicas(deployment: &DynamicObject) -> i32 {
     deployment.data.pointer("/spec/replicas").and_then(serde_json::Value::as_i64).unwrap_or(1) as i32
-}
-
-/// The roots of an authority, or what is wrong with it. What is wrong is never replaced: every identity hangs on it.
-fn roots_of(secret: &Secret) -> Result<String, String> {
-    let text = |key: &str| {
-        let data = secret.data.as_ref().and_then(|data| data.get(key)).ok_or_else(|| {
-            format!("it has no key {key}; add it (tls.crt and tls.key are the signing pair, roots.pem all trusted roots, PEM), or delete the Secret and a new authority is made")
-        })?;
-        String::from_utf8(data.0.clone()).map_err(|_| format!("its key {key} is no text; write PEM"))
-    };
-    text("tls.crt")?;
-    text("tls.key")?;
-    let roots = text(names::ROOTS_KEY)?;
-    leno_runtime::certs::certificates_from_pem(roots.as_bytes())
-        .map_err(|error| format!("its key {}: {error}", names::ROOTS_KEY))?;
-    Ok(roots)
-}
-
-/// The roots that proxies trust now, for when the Secret is gone and they are not.
-fn roots_in_use(observed: &Observed, name: &str) -> String {
-    let maps = observed.owned.iter().filter(|(id, object)| {
-        id.kind == "ConfigMap" && object.labels().get(names::INSTANCE).is_some_and(|instance| instance == name)
-    });
-    maps.filter_map(|(_, object)| object.data.pointer("/data/roots.pem").and_then(serde_json::Value::as_str))
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }
 
 /// The signing pair and roots of an authority, for whoever has to sign.

@@ -10,8 +10,9 @@ use std::time::{Duration, SystemTime};
 use hyper_util::rt::TokioIo;
 use leno_api::status::v1::mesh_status_client::MeshStatusClient;
 use leno_api::status::v1::{Report, WatchRequest};
-use leno_runtime::certs::{Authority, CertError, LeafSpec, certificates_from_pem, spiffe_id};
+use leno_runtime::certs::{CertError, LeafSpec, spiffe_id};
 use leno_runtime::tls::{ExpectedPeer, client_config};
+use leno_runtime::trust::Signing;
 use rustls_pki_types::ServerName;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -120,17 +121,16 @@ async fn stream(
     said: &mut bool,
 ) -> Result<(), DialError> {
     let identity = |account: &str| spiffe_id(&replica.trust_domain, &replica.namespace, account);
-    let authority = Authority::from_pem(&pair.certificate, &pair.key)?;
+    let signing = Signing::from_pem(&pair.certificate, &pair.key, &pair.roots)?;
     let spec = LeafSpec {
         identity: identity(names::OPERATOR_ACCOUNT),
         common_name: names::OPERATOR_ACCOUNT.to_owned(),
         lifetime: CERTIFICATE,
         ..LeafSpec::default()
     };
-    let own = authority.issue(&spec, SystemTime::now())?;
-    let roots = certificates_from_pem(&pair.roots)?;
+    let own = signing.issue(&spec, SystemTime::now())?;
     let expected = ExpectedPeer::Identity(identity(names::CONTROL_PLANE_ACCOUNT));
-    let mut config = client_config(&roots, Some(own), expected)?;
+    let mut config = client_config(&signing.roots, Some(own), expected)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let address = SocketAddr::new(replica.address, PORT);

@@ -24,7 +24,7 @@ use leno_kubeutil::conditions::{self, Change, Status, Wanted};
 use leno_kubeutil::events::{News, Recorder};
 use leno_kubeutil::watch::{Key, Store, TolerantApi, spawn_api};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,7 @@ use self::sum::{PROGRAMMED, Sums, Target, Verdict};
 use crate::metrics::{Category, Metrics, What};
 use crate::names;
 use crate::observe::Watches;
+use crate::plan::authority::{ReplicaTrust, Replicas};
 use crate::plan::signing_pair;
 
 /// The field manager of traffic resources' status.
@@ -80,7 +81,7 @@ pub async fn run(client: Client, watches: &Watches, recorder: Recorder, metrics:
             Ok(()) = installs.changed() => traffic.follow(watches, &sender),
             Ok(()) = virtual_services.changed() => traffic.touch_all("VirtualService"),
             Ok(()) = destination_rules.changed() => traffic.touch_all("DestinationRule"),
-            Some(message) = incoming.recv() => traffic.hear(message),
+            Some(message) = incoming.recv() => traffic.hear(message, watches.replicas()),
             _ = round.tick() => traffic.round().await,
         }
     }
@@ -154,10 +155,17 @@ impl Traffic {
         }
     }
 
-    fn hear(&mut self, message: Incoming) {
+    fn hear(&mut self, message: Incoming, trust: &watch::Sender<Replicas>) {
         let touched = match message {
-            Incoming::Report(replica, report) => self.sums.report(&replica, *report),
-            Incoming::Gone(replica) => self.sums.gone(&replica),
+            Incoming::Report(replica, report) => {
+                let said = ReplicaTrust { roots: report.roots_sha256.clone(), signer: report.signer_sha256.clone() };
+                note(trust, &replica, Some(said));
+                self.sums.report(&replica, *report)
+            }
+            Incoming::Gone(replica) => {
+                note(trust, &replica, None);
+                self.sums.gone(&replica)
+            }
         };
         self.due.extend(touched);
         let complete = self.sums.complete();
@@ -307,6 +315,21 @@ impl Traffic {
             reference: object.object_ref(&resource(&target.kind)),
         })
     }
+}
+
+/// Notes what a replica says of what it trusts and signs with; wakes whoever plans only when that is news.
+fn note(trust: &watch::Sender<Replicas>, replica: &str, said: Option<ReplicaTrust>) {
+    trust.send_if_modified(|known| {
+        if known.get(replica) == said.as_ref() {
+            return false;
+        }
+        let known = Arc::make_mut(known);
+        match said {
+            Some(said) => known.insert(replica.to_owned(), said),
+            None => known.remove(replica),
+        };
+        true
+    });
 }
 
 /// Only metadata and status are read here, so that an object that was written past its schema has a status too.

@@ -25,6 +25,8 @@ pub struct Inputs<'a> {
     pub system_namespaces: Vec<String>,
     /// The trusted roots, PEM.
     pub roots: &'a str,
+    /// The same for proxies, with what signs now in front.
+    pub announced: &'a str,
     /// What the control plane's Deployment should say about its replicas.
     pub replicas: Replicas,
 }
@@ -83,34 +85,6 @@ pub fn namespace(install: &MeshInstall, name: &str) -> Result<Desired, ApplyErro
     Desired::new(&object, "namespaces")
 }
 
-/// The Secret with a new authority.
-///
-/// # Errors
-///
-/// [`ApplyError::Malformed`], which is a mistake here.
-pub fn authority(
-    install: &MeshInstall,
-    name: &str,
-    certificate: &str,
-    key: &str,
-    roots: &str,
-) -> Result<Desired, ApplyError> {
-    let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
-    let object = json!({
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "kubernetes.io/tls",
-        "metadata": {
-            "name": names::CA_SECRET,
-            "namespace": install.spec.system_namespace(),
-            "labels": names::labels(name, names::CONTROL_PLANE),
-            "ownerReferences": [names::owner(install)],
-        },
-        "data": { "tls.crt": encode(certificate), "tls.key": encode(key), names::ROOTS_KEY: encode(roots) },
-    });
-    Desired::new(&object, "secrets")
-}
-
 /// Everything that is applied once namespace and authority are there, in the order in which it is applied.
 ///
 /// # Errors
@@ -142,7 +116,7 @@ fn root_config_map(inputs: &Inputs<'_>, namespace: &str) -> Value {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": inputs.metadata(names::ROOT_CONFIG_MAP, Some(namespace)),
-        "data": { names::ROOTS_KEY: inputs.roots },
+        "data": { names::ROOTS_KEY: inputs.announced },
     })
 }
 
