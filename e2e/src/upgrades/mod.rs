@@ -215,7 +215,7 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
         let last = &seen.0["status"]["lastUpgrade"];
         if *last != before {
             row.result = last["result"].as_str().unwrap_or_default().to_owned();
-            row.moved = last["moved"].as_i64().unwrap_or(0);
+            row.moved = last["reached"].as_i64().unwrap_or(0);
         }
         row.note = result?;
         let counted = &row.counted;
