@@ -41,7 +41,7 @@ fn comes_back(run: &Run, most: i64) -> Result<String> {
     })?;
     mesh::in_every_pod(run.bed, version)?;
     let last = Seen::now(run.bed)?.0["status"]["lastUpgrade"].clone();
-    let moved = last["moved"].as_i64().unwrap_or(0);
+    let moved = last["reached"].as_i64().unwrap_or(0);
     ensure(moved <= most, || format!("it came to serve in {moved} pods, and the first wave has {most}"))?;
     let text = |field: &str| last[field].as_str().unwrap_or_default().to_owned();
     ensure(!text("reason").is_empty() && !text("message").is_empty(), || {
