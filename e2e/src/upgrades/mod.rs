@@ -1,8 +1,8 @@
 //! Upgrades under load: what a release must survive, on a real Kubernetes, with every kind of workload and client. Each scenario
 //! counts the requests that failed and the containers of apps that restarted; none of either is what is wanted, always.
 //!
-//! The two releases are the tree under two versions. A bad build (`e2e/faulty`) takes the name of the older one for the time of a
-//! scenario, so an upgrade of these scenarios mostly goes from the newer to the older: the operator knows no difference.
+//! The two releases are the tree under two versions; a bad build (`e2e/faulty`) takes the name of one of them for the time of a
+//! scenario. Most scenarios go from the newer to the older, where sidecars go first; those of the control plane the other way.
 
 mod bad;
 mod broken;
@@ -92,9 +92,9 @@ const ALL: &[Scenario] = &[
     ("bad_proxy_is_slow", From::Current, |run| bad::proxy(run, "slow")),
     ("bad_proxy_rejects_its_configuration", From::Current, |run| bad::proxy(run, "rejects")),
     ("bad_proxy_leaks", From::Current, |run| bad::proxy(run, "leaks")),
-    ("bad_control_plane_crashes", From::Current, |run| bad::control_plane(run, "crashes")),
-    ("bad_control_plane_unready", From::Current, |run| bad::control_plane(run, "unready")),
-    ("bad_control_plane_sends_what_is_refused", From::Current, |run| bad::control_plane(run, "rejects")),
+    ("bad_control_plane_crashes", From::Previous, |run| bad::control_plane(run, "crashes")),
+    ("bad_control_plane_unready", From::Previous, |run| bad::control_plane(run, "unready")),
+    ("bad_control_plane_sends_what_is_refused", From::Previous, |run| bad::control_plane(run, "rejects")),
     ("image_missing", From::Current, bad::image_missing),
     ("operator_killed_every_2_s", From::Current, broken::operator_killed),
     ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
@@ -200,7 +200,7 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
         pods: size.pods.max(10),
         final_version: String::new(),
         result: String::new(),
-        moved: 0,
+        reached: 0,
         note: String::new(),
         counted: Counted::default(),
     };
@@ -215,7 +215,7 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
         let last = &seen.0["status"]["lastUpgrade"];
         if *last != before {
             row.result = last["result"].as_str().unwrap_or_default().to_owned();
-            row.moved = last["reached"].as_i64().unwrap_or(0);
+            row.reached = last["reached"].as_i64().unwrap_or(0);
         }
         row.note = result?;
         let counted = &row.counted;

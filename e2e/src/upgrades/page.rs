@@ -27,8 +27,8 @@ pub struct Row {
     pub final_version: String,
     /// How the change of release ended: `Completed`, `RolledBack`, `Superseded`; empty where there was none.
     pub result: String,
-    /// Pods in which the other release ever served, of an upgrade that was rolled back: its blast radius.
-    pub moved: i64,
+    /// Most pods in which the other release served at a time: of a bad build its blast radius.
+    pub reached: i64,
     /// What the scenario itself has to say.
     pub note: String,
     /// What was counted.
@@ -90,7 +90,7 @@ fn table(rows: &[Row]) -> Result<String> {
     writeln!(text, "{pods} injected pods on one node of {cores} cores, {}.\n", std::env::consts::ARCH)?;
     writeln!(
         text,
-        "| scenario | ends | on | pods moved | requests | failed | by the bad build | app restarts | streams ended | s |"
+        "| scenario | ends | on | pods reached | requests | failed | by the bad build | app restarts | streams ended | s |"
     )?;
     writeln!(text, "|---|---|---|--:|--:|--:|--:|--:|--:|--:|")?;
     for row in rows {
@@ -105,7 +105,7 @@ fn table(rows: &[Row]) -> Result<String> {
                 (true, result) => result,
             },
             row.final_version,
-            if row.result.is_empty() { "–".to_owned() } else { row.moved.to_string() },
+            if row.result.is_empty() { "–".to_owned() } else { row.reached.to_string() },
             counted.requests,
             counted.failed_requests,
             counted.failed_by_the_bad_build,
@@ -145,7 +145,7 @@ mod tests {
             pods: 30,
             final_version: "0.1.0".to_owned(),
             result: "Completed".to_owned(),
-            moved: 30,
+            reached: 30,
             note: String::new(),
             counted: Counted { requests: 1000, seconds: 12.4, ..Counted::default() },
         }
