@@ -4,6 +4,7 @@
 #   BIN               the file in the build context, and its path in the image: the same name, but leno-proxy for leno-envoy
 #   VERSION           the release that the binary is
 #   PREVIOUS_VERSION  the release before it: an operator renders its own and this one
+#   FAULT             what is wrong with a build that is bad on purpose, in the two stages of tests of upgrades
 FROM scratch AS base
 ARG BIN
 ARG VERSION
@@ -36,6 +37,15 @@ COPY envoy/ /
 ENV LENO_ENGINE=envoy LENO_ENVOY_BINARY=/envoy
 USER 1337:1337
 ENTRYPOINT ["/leno-proxy"]
+
+# Builds that are bad on purpose (e2e/faulty): the file in the build context is one of those.
+FROM leno-proxy AS leno-proxy-faulty
+ARG FAULT
+ENV LENO_FAULT=${FAULT}
+
+FROM leno-control-plane AS leno-control-plane-faulty
+ARG FAULT
+ENV LENO_FAULT=${FAULT}
 
 FROM base AS leno-demo
 USER 65532:65532

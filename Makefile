@@ -84,6 +84,10 @@ flamegraph: build ## Where the proxy's time goes: target/bench/flame.svg; TLS=1
 scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name, ENGINE=envoy|mixed
 	@$(BIN)/leno-e2e scenarios --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) $(if $(ENGINE),--engine $(ENGINE)) $(if $(ONLY),--only $(ONLY))
 
+.PHONY: test-upgrade
+test-upgrade: build ## Change releases under load on a local Kubernetes (needs root); ONLY=name,name PODS=30 WRITE_DOCS=1
+	@$(BIN)/leno-e2e upgrades --bin-dir $(BIN) --version $(VERSION) --previous-version $(PREVIOUS) --pods $(or $(PODS),30) $(if $(ONLY),--only $(ONLY)) $(if $(WRITE_DOCS),--write-docs)
+
 .PHONY: generate
 generate: tools ## Write the generated files anew: CRDs, Envoy's descriptors, golden files
 	@cd xds/gen && go run . ../envoy.binpb

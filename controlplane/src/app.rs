@@ -1,8 +1,8 @@
 //! Putting the process together.
 //!
 //! Order of the start: authority and serving certificate, servers that answer "not ready", the source; ready when everything
-//! has been read and published once. Order of the end: not ready, a short wait in which proxies find other replicas, streams
-//! end, exit.
+//! has been read and published once. Order of the end: not ready, a short wait in which no new connections come any longer,
+//! streams end one by one while those that are left go on being told of changes, exit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::acks::{Acknowledgements, StatusService};
 use crate::admin::routes;
 use crate::ads::server::Ads;
+use crate::ads::spread;
 use crate::compile::Mesh;
 use crate::flags::Flags;
 use crate::grpc::{self, Services};
 use crate::identity::ca::CaError;
 use crate::identity::{Ca, Serving, Signer, Tokens};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ResultLabel};
 use crate::pipeline::{self, Publisher};
 use crate::source::folder::FolderError;
 use crate::source::{Folder, Kubernetes, Source};
@@ -76,6 +77,8 @@ struct World<S> {
     trust_domain: String,
     reader: Option<(String, String)>,
     drain: Duration,
+    /// Ends the source and the servers, a while after the signal.
+    stop: CancellationToken,
 }
 
 /// Runs until SIGTERM.
@@ -86,6 +89,7 @@ struct World<S> {
 pub async fn run(flags: Flags) -> Result<(), AppError> {
     leno_runtime::certs::install_crypto_provider();
     let shutdown = shutdown::signal().map_err(AppError::Signals)?;
+    let stop = CancellationToken::new();
     match &flags.config_dir {
         Some(dir) => {
             let mut source = Folder::open(dir)?;
@@ -98,15 +102,22 @@ pub async fn run(flags: Flags) -> Result<(), AppError> {
                 std::fs::write(path, roots).map_err(|source| AppError::RootOut { path: path.clone(), source })?;
             }
             tracing::warn!("reading a folder: tokens of the form dev:<namespace>/<pod> are believed");
-            let world =
-                World { source, ca, tokens: Tokens::Development, trust_domain, reader: None, drain: Duration::ZERO };
+            let world = World {
+                source,
+                ca,
+                tokens: Tokens::Development,
+                trust_domain,
+                reader: None,
+                drain: Duration::ZERO,
+                stop,
+            };
             serve(&flags, world, None, shutdown).await
         }
         None => {
             let ca = Ca::from_dir(flags.ca_dir.as_deref().unwrap_or("/etc/leno/ca".as_ref()))?;
             let client = leno_kubeutil::client::connect("leno-control-plane").await?;
             let Some(trust_domain) = trust_domain(&client, &flags.mesh_install, &shutdown).await else { return Ok(()) };
-            let source = Kubernetes::watch(&client, &flags.mesh_install, &shutdown);
+            let source = Kubernetes::watch(&client, &flags.mesh_install, &stop);
             let settings = webhook::Settings::new(&flags, source.installs());
             let webhook = Some((listen(flags.webhook_address).await?, settings));
             let world = World {
@@ -116,6 +127,7 @@ pub async fn run(flags: Flags) -> Result<(), AppError> {
                 trust_domain,
                 reader: Some((flags.namespace.clone(), OPERATOR_ACCOUNT.to_owned())),
                 drain: Duration::from_secs(flags.drain),
+                stop,
             };
             serve(&flags, world, webhook, shutdown).await
         }
@@ -143,9 +155,7 @@ async fn serve(
     webhook: Option<(tokio::net::TcpListener, webhook::Settings)>,
     signal: CancellationToken,
 ) -> Result<(), AppError> {
-    let World { source, ca, tokens, trust_domain, reader, drain } = world;
-    // Servers live a little longer than the signal, so that proxies find other replicas.
-    let stop = CancellationToken::new();
+    let World { source, ca, tokens, trust_domain, reader, drain, stop } = world;
     let (registry, health) = (Registry::new(), Health::new());
     let metrics = Metrics::new(&registry);
     let book = Arc::new(Acknowledgements::new());
@@ -153,8 +163,10 @@ async fn serve(
 
     let identity = spiffe_id(&trust_domain, &flags.namespace, OWN_ACCOUNT);
     let (serving, renewal) = Serving::new(ca.clone(), identity, flags.dns_names())?;
+    let ads = Ads::new(publisher.clone(), metrics.clone(), stop.clone());
+    let streams = ads.streams();
     let services = Services {
-        ads: Ads::new(publisher.clone(), metrics.clone(), stop.clone()),
+        ads,
         signer: Signer::new(ca.clone(), tokens, publisher.clone(), flags.certificate_lifetime(), metrics.clone()),
         status: StatusService::new(book.clone(), reader, stop.clone()),
     };
@@ -187,13 +199,20 @@ async fn serve(
         ready.set_ready(true);
         tracing::info!("everything has been read: ready");
     };
-    pipeline::run(source, publisher, metrics, on_first, signal.clone()).await;
-    if !signal.is_cancelled() {
+    let of = (flags.revision.clone(), flags.namespace.clone());
+    tokio::spawn(spread::run(streams.clone(), publisher.snapshots(), of, metrics.clone(), signal.clone()));
+    // It goes on after the signal: a proxy must not miss a change only because its stream is not among the first that end.
+    let ended = metrics.ended.clone();
+    let mut pipeline = tokio::spawn(pipeline::run(source, publisher, metrics, on_first, stop.clone()));
+    tokio::select! {
+        () = signal.cancelled() => {}
         // The source ended by itself: a replica that learns of nothing must not go on.
-        tracing::error!("the source has ended; leaving, to be started again");
+        _ = &mut pipeline => tracing::error!("the source has ended; leaving, to be started again"),
     }
     health.set_ready(false);
     tokio::time::sleep(drain).await;
+    let left = streams.leave(spread::LEAVE_WITHIN).await;
+    ended.get_or_create(&ResultLabel::new("leaving")).inc_by(left as u64);
     stop.cancel();
     match tokio::time::timeout(Duration::from_secs(5), grpc).await {
         Ok(Ok(result)) => Ok(result?),

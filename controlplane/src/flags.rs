@@ -66,7 +66,8 @@ pub struct Flags {
     /// Lifetime of workload certificates, in seconds.
     #[arg(long, default_value_t = 86_400, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(60..=2_592_000))]
     pub certificate_lifetime: u64,
-    /// Seconds between SIGTERM and the end of open streams: proxies find other replicas meanwhile.
+    /// Seconds between SIGTERM and the end of the first stream: by then no new connections are sent here any longer. Streams
+    /// then end one by one, within 15 more.
     #[arg(long, default_value_t = 2, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=60))]
     pub drain: u64,
 }

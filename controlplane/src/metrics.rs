@@ -60,6 +60,8 @@ pub struct Metrics {
     pub malformed: Gauge,
     /// Certificates asked for, by how it ended.
     pub certificates: Family<ResultLabel, Counter>,
+    /// Streams that this replica ended, to spread them or to leave.
+    pub ended: Family<ResultLabel, Counter>,
     /// Pods that the webhook was asked about, by what it did.
     pub injections: Family<ResultLabel, Counter>,
 }
@@ -114,6 +116,11 @@ impl Metrics {
             certificates: registry.register(
                 "leno_control_plane_certificates",
                 "Certificates asked for, by how it ended",
+                Family::default(),
+            ),
+            ended: registry.register(
+                "leno_control_plane_ended_streams",
+                "Streams that this replica ended, to spread them or to leave",
                 Family::default(),
             ),
             injections: registry.register(

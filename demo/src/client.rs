@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What to speak.
 #[derive(Clone, Copy, ValueEnum, PartialEq)]
-enum Protocol {
+pub(crate) enum Protocol {
     /// HTTP/1.1.
     Http1,
     /// HTTP/2 in clear text, with prior knowledge.
@@ -36,17 +36,17 @@ enum Protocol {
 }
 
 #[derive(clap::Args, Clone)]
-struct Target {
+pub(crate) struct Target {
     /// What to ask, e.g. http://reviews:9080/reviews/1
-    url: String,
+    pub(crate) url: String,
     /// `NAME=VALUE`, sent with every request; may be repeated.
     #[arg(long = "header", short = 'H')]
-    headers: Vec<String>,
+    pub(crate) headers: Vec<String>,
     #[arg(long, value_enum, default_value = "http1")]
-    protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// A new connection for every request.
     #[arg(long)]
-    no_keep_alive: bool,
+    pub(crate) no_keep_alive: bool,
 }
 
 /// Example: `leno-demo client http://reviews:9080/reviews/1 --requests 1000 --concurrency 8 -H x-user=tester`
@@ -60,6 +60,9 @@ pub(crate) struct Args {
     /// Sends for so long instead of counting requests.
     #[arg(long)]
     seconds: Option<f64>,
+    /// Sends until its standard input is closed instead of counting requests.
+    #[arg(long, conflicts_with = "seconds")]
+    until_closed: bool,
     /// How many are under way at once.
     #[arg(long, default_value_t = 4)]
     concurrency: usize,
@@ -100,22 +103,27 @@ struct Figures {
 }
 
 /// One answer: its status, in words, whether it is a failure, and the version that gave it.
-struct Outcome {
-    status: String,
-    failed: bool,
-    version: String,
+pub(crate) struct Outcome {
+    pub(crate) status: String,
+    pub(crate) failed: bool,
+    pub(crate) version: String,
+    /// A proxy says that it failed the request on purpose.
+    pub(crate) injected: bool,
 }
+
+/// What a proxy answers with when it was told to fail a request.
+const INJECTED: &str = "fault filter abort";
 
 /// Sends one request after another, in whatever protocol.
 #[derive(Clone)]
-enum Asker {
+pub(crate) enum Asker {
     Http(net::HttpClient, String, HeaderMap),
     Grpc(RatingsClient<tonic::transport::Channel>, HeaderMap),
     Tcp(net::Connector, String),
 }
 
 impl Asker {
-    fn new(target: &Target) -> Result<Asker, Failure> {
+    pub(crate) fn new(target: &Target) -> Result<Asker, Failure> {
         let mut headers = HeaderMap::new();
         for header in &target.headers {
             let (name, value) = header
@@ -140,7 +148,8 @@ impl Asker {
         })
     }
 
-    async fn ask(&self) -> Outcome {
+    pub(crate) async fn ask(&self) -> Outcome {
+        let failed = |status| Outcome { status, failed: true, version: String::new(), injected: false };
         match tokio::time::timeout(PATIENCE, self.ask_once()).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => {
@@ -150,11 +159,9 @@ impl Asker {
                     words = format!("{words}: {deeper}");
                     cause = deeper.source();
                 }
-                Outcome { status: words, failed: true, version: String::new() }
+                failed(words)
             }
-            Err(_) => {
-                Outcome { status: format!("no answer within {PATIENCE:?}"), failed: true, version: String::new() }
-            }
+            Err(_) => failed(format!("no answer within {PATIENCE:?}")),
         }
     }
 
@@ -166,24 +173,29 @@ impl Asker {
                 let answer = client.request(request).await?;
                 let version = text(answer.headers().get("x-version"));
                 let status = answer.status();
-                answer.into_body().collect().await?;
-                Ok(Outcome { status: status.as_u16().to_string(), failed: status.is_server_error(), version })
+                let body = answer.into_body().collect().await?.to_bytes();
+                let injected = status.is_server_error() && body == INJECTED.as_bytes();
+                Ok(Outcome { status: status.as_u16().to_string(), failed: status.is_server_error(), version, injected })
             }
             Asker::Grpc(client, headers) => {
                 let mut call = tonic::Request::new(RatingsRequest { product: 1 });
                 *call.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers.clone());
                 match client.clone().get(call).await {
-                    Ok(reply) => Ok(Outcome { status: "0".into(), failed: false, version: reply.into_inner().version }),
+                    Ok(reply) => {
+                        let version = reply.into_inner().version;
+                        Ok(Outcome { status: "0".into(), failed: false, version, injected: false })
+                    }
                     Err(status) => Ok(Outcome {
                         status: format!("grpc {:?}: {}", status.code(), status.message()),
                         failed: true,
                         version: String::new(),
+                        injected: status.message() == INJECTED,
                     }),
                 }
             }
             Asker::Tcp(connector, address) => {
                 let stock = crate::details::in_stock(connector, address).await?;
-                Ok(Outcome { status: stock.to_string(), failed: false, version: String::new() })
+                Ok(Outcome { status: stock.to_string(), failed: false, version: String::new(), injected: false })
             }
         }
     }
@@ -197,7 +209,8 @@ fn text(value: Option<&HeaderValue>) -> String {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let asker = Asker::new(&args.target)?;
     let figures = Rc::new(RefCell::new((Figures::default(), Vec::<u64>::new())));
-    let left = Rc::new(RefCell::new(if args.seconds.is_some() { u64::MAX } else { args.requests }));
+    let left =
+        Rc::new(RefCell::new(if args.seconds.is_some() || args.until_closed { u64::MAX } else { args.requests }));
     let start = Instant::now();
     let end = args.seconds.map(|seconds| start + Duration::from_secs_f64(seconds));
     let tasks = LocalSet::new();
@@ -235,7 +248,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             }
         });
     }
-    tokio::select! { () = tasks => {}, () = server::terminated() => {} }
+    tokio::select! {
+        () = tasks => {},
+        () = server::terminated() => {},
+        () = closed(), if args.until_closed => {},
+    }
     let (figures, times) = &mut *figures.borrow_mut();
     times.sort_unstable();
     let at = |share: f64| times.get(((times.len() as f64 - 1.0) * share).round() as usize).copied().unwrap_or(0);
@@ -246,6 +263,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         return Err(format!("{} of {} requests failed", figures.failed, figures.requests).into());
     }
     Ok(())
+}
+
+/// Returns at the end of the standard input.
+async fn closed() {
+    tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.ok();
 }
 
 /// Prints `{"at_ms": …, "version": …, "status": …}` (milliseconds since the Unix epoch) at the start and at every change.

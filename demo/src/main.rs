@@ -14,6 +14,7 @@ mod details;
 mod echo;
 mod front;
 mod inventory;
+mod load;
 mod net;
 mod ratings;
 mod reviews;
@@ -48,6 +49,8 @@ enum Role {
     Echo(echo::Args),
     /// Sends requests, counts what came back, and prints it as JSON.
     Client(client::Args),
+    /// Keeps up constant loads of every kind until it is told to end, and tells what they counted over HTTP.
+    Load(load::Args),
     /// Sends one request and prints all of its answer.
     Ask(ask::Args),
     /// Asks again and again, and prints a line of JSON each time the answering version changes.
@@ -82,6 +85,7 @@ async fn main() -> ExitCode {
             Role::Inventory(args) => inventory::serve(args).await,
             Role::Echo(args) => echo::serve(args).await,
             Role::Client(args) => client::run(args).await,
+            Role::Load(args) => load::run(args).await,
             Role::Ask(args) => ask::run(args).await,
             Role::Watch(args) => client::watch(args).await,
             Role::Idle => {

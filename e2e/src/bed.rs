@@ -358,6 +358,22 @@ impl Bed {
         Ok(Load(child))
     }
 
+    /// Starts the counting client in a pod for as long as it takes: [`Load::stop`] ends it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn load_until_stopped(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<Load> {
+        let child = self
+            .command("kubectl")?
+            .args(["-n", namespace, "exec", "-i", pod, "--", "/leno-demo", "client", "--until-closed"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Load(child))
+    }
+
     /// Starts watching which version answers.
     ///
     /// # Errors
@@ -401,6 +417,16 @@ pub fn ensure(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
 pub struct Load(Child);
 
 impl Load {
+    /// Ends one that was begun by [`Bed::load_until_stopped`] and gives what it counted.
+    ///
+    /// # Errors
+    /// When it did not run.
+    pub fn stop(mut self) -> Result<Counted> {
+        // The client sees the end of its standard input.
+        drop(self.0.stdin.take());
+        self.finish()
+    }
+
     /// Waits for its end and gives what it counted.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The local cluster, the demo, scenario tests on a real Kubernetes, and a stock Envoy as judge.
 
+pub mod audit;
 pub mod bed;
 pub mod bench;
 pub mod cluster;
@@ -12,3 +13,4 @@ pub mod judge;
 pub mod lab;
 pub mod metrics;
 pub mod scenarios;
+pub mod upgrades;

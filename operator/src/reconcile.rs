@@ -44,6 +44,7 @@ pub async fn run(
         metrics,
         history: History::default(),
     };
+    let leads_since = Timestamp::now();
     let mut next = Duration::ZERO;
     loop {
         tokio::select! {
@@ -58,6 +59,7 @@ pub async fn run(
         let started = Instant::now();
         let mut observed = watches.look(&supported);
         observed.now = Timestamp::now();
+        observed.leads_since = leads_since;
         loop_.history.push(observed.now, &observed.reports);
         observed.history = loop_.history.clone();
         next = loop_.round(&observed).await.min(AT_LATEST);

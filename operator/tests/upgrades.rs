@@ -265,6 +265,7 @@ impl Model {
                 status: &model.status.clone(),
                 retry: "",
                 now: Timestamp::from_second(model.now.into()).unwrap(),
+                leads_since: Timestamp::from_second(model.operator_at.into()).unwrap(),
                 control_plane: model.control_plane(),
                 pods: &pods,
                 namespaces: &BTreeMap::new(),
@@ -318,11 +319,12 @@ impl Model {
         for pod in &self.pods {
             assert!(
                 !is_older(&self.control_plane, &pod.version),
-                "second {}: {} runs {}, newer than the control plane's {}; {:?}",
+                "second {}: {} runs {}, newer than the control plane's {}; {:?}; {:?}",
                 self.now,
                 pod.key,
                 pod.version,
                 self.control_plane,
+                pod,
                 self.status.upgrade,
             );
         }
@@ -412,7 +414,8 @@ fn come_to_rest(model: &mut Model) {
 fn settled(model: &Model) -> bool {
     let rejected =
         model.status.last_upgrade.as_ref().is_some_and(|last| last.result == "RolledBack" && last.to == model.wanted);
-    let goal = if rejected { OLD } else { model.wanted.as_str() };
+    let last = model.status.last_upgrade.as_ref();
+    let goal = last.filter(|_| rejected).map_or(model.wanted.as_str(), |last| last.from.as_str());
     model.is_at_rest_on(goal)
 }
 
@@ -486,7 +489,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Never more than `maxUnavailable` on the way, never a sidecar newer than its control plane, never the image of a slot that
     /// serves changed; and in the end all on one release, which is the wanted one unless that was rolled back.
@@ -513,5 +516,7 @@ proptest! {
         }
         come_to_rest(&mut model);
         prop_assert!(fault == Fault::None || model.is_at_rest_on(OLD));
+        let last = model.status.last_upgrade.as_ref();
+        prop_assert!(fault != Fault::None || last.is_none_or(|last| last.result != "RolledBack"), "{:?}", last);
     }
 }

@@ -4,12 +4,13 @@
 //! one scope should hold, with the versions that go over the wire. [`session`] is the protocol with one proxy as a pure
 //! state machine: requests and configurations in, responses out; [`state_of_the_world`] puts the older variant of the
 //! protocol on top of it. [`server`] is the thin part that moves its messages over
-//! gRPC, one task a stream. Where configurations come from, and who is told what a proxy has acknowledged, is behind the
+//! gRPC, one task a stream; [`spread`] ends streams so that the replicas hold equally many. Where configurations come from, and who is told what a proxy has acknowledged, is behind the
 //! trait [`Configs`].
 
 pub mod configuration;
 pub mod server;
 pub mod session;
+pub mod spread;
 pub mod state_of_the_world;
 mod variant;
 

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session::{Outcome, Session};
+use super::spread::{Membership, Reason, Streams};
 use super::state_of_the_world::StateOfTheWorld;
 use super::variant::Variant;
 use super::{Configs, Kind, PodIdentity, Target};
@@ -44,12 +45,18 @@ pub struct Ads<C> {
     metrics: Metrics,
     shutdown: CancellationToken,
     streams: AtomicU64,
+    open: Streams,
 }
 
 impl<C: Configs> Ads<C> {
     /// A service that serves what `configs` has, until `shutdown`.
     pub fn new(configs: Arc<C>, metrics: Metrics, shutdown: CancellationToken) -> Self {
-        Ads { configs, metrics, shutdown, streams: AtomicU64::new(0) }
+        Ads { configs, metrics, shutdown, streams: AtomicU64::new(0), open: Streams::default() }
+    }
+
+    /// The open streams, for those who spread them.
+    pub fn streams(&self) -> Streams {
+        self.open.clone()
     }
 
     /// The service for a gRPC server, with its limits.
@@ -88,9 +95,12 @@ impl<C: Configs> Ads<C> {
         let certificate = connection.certificate()?;
         let peer = certificate.pod()?;
         let life = certificate.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let number = self.streams.fetch_add(1, Ordering::Relaxed);
+        let membership = self.open.enter(number).ok_or_else(|| Status::unavailable(Reason::Leaving.message()))?;
         let (replies, outgoing) = mpsc::channel(QUEUE);
         let stream = ProxyStream::<C, V> {
-            number: self.streams.fetch_add(1, Ordering::Relaxed),
+            number,
+            membership,
             target: self.configs.follow(&peer),
             peer,
             configs: self.configs.clone(),
@@ -106,6 +116,7 @@ impl<C: Configs> Ads<C> {
 
 struct ProxyStream<C: Configs, V: Variant> {
     number: u64,
+    membership: Membership,
     peer: PodIdentity,
     target: watch::Receiver<Target>,
     configs: Arc<C>,
@@ -149,9 +160,8 @@ impl<C: Configs, V: Variant> ProxyStream<C, V> {
             let deadline = session.deadline(Instant::now());
             tokio::select! {
                 biased;
-                () = shutdown.cancelled() => {
-                    return Err(Status::unavailable("this control plane replica is leaving: connect to another"));
-                }
+                () = shutdown.cancelled() => return Err(Status::unavailable(Reason::Leaving.message())),
+                reason = self.membership.ended() => return Err(Status::unavailable(reason.message())),
                 changed = self.target.changed() => {
                     if changed.is_err() {
                         return Err(Status::unavailable("configuration is no longer served here: connect again"));
@@ -186,6 +196,7 @@ impl<C: Configs, V: Variant> ProxyStream<C, V> {
                     return Ok(());
                 }
             }
+            self.membership.set_settled(known && session.settled());
             if known {
                 self.configs.progress(self.number, &self.peer, session.progress(Instant::now()));
             }

@@ -96,4 +96,9 @@ impl StateOfTheWorld {
     pub fn progress(&self, now: Instant) -> Progress {
         self.session.progress(now)
     }
+
+    /// As [`Session::settled`].
+    pub fn settled(&self) -> bool {
+        self.session.settled()
+    }
 }

@@ -50,6 +50,8 @@ pub trait Variant: Send + Sync + 'static {
     fn deadline(&self, now: Instant) -> Option<Instant>;
     /// How far the proxy is.
     fn progress(&self, now: Instant) -> Progress;
+    /// Whether the proxy has everything that it should hold, as far as it takes it.
+    fn settled(&self) -> bool;
 }
 
 /// The nonce of answers that nobody waits to have acknowledged.
@@ -104,6 +106,10 @@ impl Variant for Session {
     fn progress(&self, now: Instant) -> Progress {
         Session::progress(self, now)
     }
+
+    fn settled(&self) -> bool {
+        Session::settled(self)
+    }
 }
 
 impl Variant for StateOfTheWorld {
@@ -149,5 +155,9 @@ impl Variant for StateOfTheWorld {
 
     fn progress(&self, now: Instant) -> Progress {
         StateOfTheWorld::progress(self, now)
+    }
+
+    fn settled(&self) -> bool {
+        StateOfTheWorld::settled(self)
     }
 }

@@ -3,6 +3,7 @@
 //! What comes out is a set of named resources, sorted and with a version that is a hash of the content: equal input gives
 //! equal bytes. Endpoints are translated apart from all else ([`endpoints`]).
 
+pub mod amend;
 mod cluster_options;
 mod clusters;
 mod endpoints;

@@ -34,6 +34,7 @@ impl Resource {
     /// A resource from its encoded message.
     pub fn new(body: Any, origins: BTreeSet<ObjectRef>) -> Self {
         use std::fmt::Write as _;
+        let body = super::amend::amended(body);
         let digest = Sha256::digest(&body.value);
         let version = digest.iter().take(8).fold(String::with_capacity(16), |mut text, byte| {
             // Writing to a String cannot fail.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use hyper_util::rt::TokioIo;
 use leno_controlplane::acks::{Acknowledgements, StatusService};
 use leno_controlplane::ads::server::Ads;
+use leno_controlplane::ads::spread::Streams;
 use leno_controlplane::ads::{Configs, Configuration, Kind, PodIdentity, Progress, Target};
 use leno_controlplane::grpc::{self, Services};
 use leno_controlplane::identity::sign::KnownPod;
@@ -80,39 +81,63 @@ impl Directory for Fixed {
 }
 
 /// A server on a loopback port.
+#[derive(Clone)]
 pub struct Server {
     pub address: SocketAddr,
     pub ca: Ca,
     pub configs: Arc<Fixed>,
     pub shutdown: CancellationToken,
+    pub streams: Streams,
+}
+
+/// One of several servers with the same authority and the same configurations.
+#[derive(Clone)]
+pub struct Replica {
+    pub address: SocketAddr,
+    pub streams: Streams,
+    pub stop: CancellationToken,
+}
+
+/// Another replica of `server`.
+pub async fn server_beside(server: &Server) -> Replica {
+    serve(server.ca.clone(), server.configs.clone()).await.replica()
 }
 
 pub async fn server() -> Server {
     leno_runtime::certs::install_crypto_provider();
     let (ca, _) = Ca::in_memory("cluster.local").unwrap();
-    let shutdown = CancellationToken::new();
-    let book = Arc::new(Acknowledgements::new());
     let configs = Arc::new(Fixed {
         target: watch::Sender::new(Target::Unknown),
-        book: book.clone(),
+        book: Arc::new(Acknowledgements::new()),
         pods: Mutex::default(),
         last_id: Mutex::new(0),
     });
+    serve(ca, configs).await
+}
+
+async fn serve(ca: Ca, configs: Arc<Fixed>) -> Server {
+    let (shutdown, book) = (CancellationToken::new(), configs.book.clone());
     let metrics = Metrics::new(&Registry::new());
     let identity = spiffe_id("cluster.local", "leno-system", "leno-control-plane");
     let (serving, _) = Serving::new(ca.clone(), identity, vec!["localhost".into()]).unwrap();
+    let ads = Ads::new(configs.clone(), metrics.clone(), shutdown.clone());
+    let streams = ads.streams();
     let services = Services {
-        ads: Ads::new(configs.clone(), metrics.clone(), shutdown.clone()),
+        ads,
         signer: Signer::new(ca.clone(), Tokens::Development, configs.clone(), Duration::from_secs(3600), metrics),
         status: StatusService::new(book, Some(("leno-system".into(), "leno-operator".into())), shutdown.clone()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(grpc::serve(listener, serving.grpc(), services, shutdown.clone()));
-    Server { address, ca, configs, shutdown }
+    Server { address, ca, configs, shutdown, streams }
 }
 
 impl Server {
+    pub fn replica(&self) -> Replica {
+        Replica { address: self.address, streams: self.streams.clone(), stop: self.shutdown.clone() }
+    }
+
     /// A certificate as `Sign` issues it to a pod.
     pub fn pod_certificate(&self, namespace: &str, pod: &str, uid: &str) -> Keypair {
         let spec = LeafSpec {
@@ -137,10 +162,14 @@ impl Server {
     }
 
     pub async fn channel(&self, own: Option<Keypair>) -> Channel {
+        self.channel_to(self.address, own).await
+    }
+
+    pub async fn channel_to(&self, address: SocketAddr, own: Option<Keypair>) -> Channel {
         let expected = spiffe_id("cluster.local", "leno-system", "leno-control-plane");
         let mut tls = client_config(&self.ca.current().roots, own, ExpectedPeer::Identity(expected)).unwrap();
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        let (tls, address) = (TlsConnector::from(Arc::new(tls)), self.address);
+        let tls = TlsConnector::from(Arc::new(tls));
         let connect = tower::service_fn(move |_: Uri| {
             let tls = tls.clone();
             async move {
@@ -220,6 +249,11 @@ impl Proxy {
             ..DeltaDiscoveryRequest::default()
         })
         .await;
+    }
+
+    /// The next response, whatever it is and however long it takes.
+    pub async fn message(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+        self.responses.message().await
     }
 
     /// The next response, which must be of this kind.
@@ -342,6 +376,11 @@ pub fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
 
 pub fn versions(response: &DeltaDiscoveryResponse) -> BTreeMap<String, String> {
     response.resources.iter().map(|resource| (resource.name.clone(), resource.version.clone())).collect()
+}
+
+/// The configuration that a stream works towards or holds.
+pub fn configuration_of(proxy: &impl serde::Serialize) -> u64 {
+    serde_json::to_value(proxy).unwrap()["configuration"].as_u64().unwrap()
 }
 
 pub fn virtual_service() -> ObjectRef {

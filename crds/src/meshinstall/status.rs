@@ -100,10 +100,13 @@ pub struct UpgradeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub started_at: Option<Time>,
-    /// When the present step, or the present part of its wave, began.
+    /// When the present step began, or last came forward.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub since: Option<Time>,
+    /// What all proxies had done in the minute before the change began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Measured>,
     /// The wave that is being moved, or looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wave: Option<Wave>,

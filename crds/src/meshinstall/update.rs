@@ -97,8 +97,8 @@ pub struct Gate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_048_576))]
     pub max_memory_increase_mebibytes: Option<i32>,
-    /// How long a wave may take until all its pods are moved, and the control plane until all its replicas are, in seconds;
-    /// 300 unless given. After that it counts as failed.
+    /// How long a wave may go without another pod being moved, and the control plane may take until all its replicas run the
+    /// release, in seconds; 300 unless given. After that it counts as failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 10, max = 86400))]
     pub progress_deadline_seconds: Option<i32>,

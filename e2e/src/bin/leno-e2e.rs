@@ -1,7 +1,7 @@
 //! The demo and the tests that need a cluster, from the command line.
 
 use clap::{Parser, Subcommand};
-use leno_e2e::{bed::Release, bench, cluster, demo, differential, judge, scenarios};
+use leno_e2e::{bed::Release, bench, cluster, demo, differential, judge, scenarios, upgrades};
 use std::{path::PathBuf, process::ExitCode};
 
 /// Leno's demo and scenario tests; `make demo` and `make scenarios` call it.
@@ -48,6 +48,13 @@ enum Task {
         #[command(flatten)]
         options: scenarios::Options,
     },
+    /// Change releases under load, with bad builds and with everything breaking that can.
+    Upgrades {
+        #[command(flatten)]
+        release: Release,
+        #[command(flatten)]
+        options: upgrades::Options,
+    },
 }
 
 fn main() -> ExitCode {
@@ -58,6 +65,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Flamegraph(options) => bench::flamegraph(&options),
         Task::Differential(options) => differential::run(&options),
+        Task::Upgrades { release, options } => upgrades::run(release, &options),
         Task::Scenarios { release, options } => scenarios::run(release, &options),
     };
     match result {

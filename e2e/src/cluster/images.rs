@@ -42,6 +42,39 @@ pub struct Image {
     pub version: String,
     /// The release before it, or nothing.
     pub previous_version: String,
+    /// What is wrong with a build that is bad on purpose; nothing for all others.
+    pub fault: String,
+}
+
+/// The image of a build that is bad on purpose (`e2e/faulty`), of the component `proxy` or `control-plane`, under the name of a good
+/// one.
+///
+/// # Errors
+/// [`Error::Missing`] where its binary is not in `folder`, or the component has no bad build.
+pub fn faulty(folder: &Path, component: &str, fault: &str, version: &str) -> Result<Image, Error> {
+    let known = COMPONENTS.iter().find(|(name, ..)| *name == component && ["proxy", "control-plane"].contains(name));
+    let Some((_, stage, binary)) = known else {
+        return Err(Error::Missing {
+            what: format!("a bad build of component {component:?}"),
+            remedy: "name proxy or control-plane".to_owned(),
+        });
+    };
+    let path = folder.join(format!("{binary}-faulty"));
+    if !path.is_file() {
+        return Err(Error::Missing {
+            what: path.display().to_string(),
+            remedy: format!("build it (cargo build --bin {binary}-faulty)"),
+        });
+    }
+    Ok(Image {
+        name: format!("docker.io/leno/{component}:{version}"),
+        stage: format!("{stage}-faulty"),
+        binary: (*binary).to_owned(),
+        path,
+        version: version.to_owned(),
+        previous_version: String::new(),
+        fault: fault.to_owned(),
+    })
 }
 
 /// The images of all components whose binary lies in `folder`. `tag` is usually the version.
@@ -83,6 +116,7 @@ pub fn images(
             path,
             version: version.to_owned(),
             previous_version: previous_version.to_owned(),
+            fault: String::new(),
         });
     }
     Ok(images)
@@ -181,13 +215,17 @@ pub fn build(images: &[Image], folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn arguments(image: &Image) -> Vec<String> {
-    vec![
+    let mut arguments = vec![
         format!("--tag={}", image.name),
         format!("--target={}", image.stage),
         format!("--build-arg=BIN={}", image.binary),
         format!("--build-arg=VERSION={}", image.version),
         format!("--build-arg=PREVIOUS_VERSION={}", image.previous_version),
-    ]
+    ];
+    if !image.fault.is_empty() {
+        arguments.push(format!("--build-arg=FAULT={}", image.fault));
+    }
+    arguments
 }
 
 /// Puts Envoy and the libraries that it is linked to into a folder, each file where it will be in the image.
@@ -248,6 +286,7 @@ pub fn pause(layout: &Layout) -> Result<PathBuf, Error> {
         path: binary,
         version: "1".to_owned(),
         previous_version: String::new(),
+        fault: String::new(),
     };
     build(&[image], &folder)?;
     Ok(archive)
@@ -263,6 +302,22 @@ mod tests {
             assert!(DOCKERFILE.contains(&format!("FROM base AS {stage}\n")), "{stage}");
             assert!(DOCKERFILE.contains(&format!("ENTRYPOINT [\"/{binary}\"]")), "{binary}");
         }
+    }
+
+    #[test]
+    fn dockerfile_when_a_build_is_bad_on_purpose_then_its_stage_adds_the_fault_and_no_other_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("leno-proxy-faulty"), "").unwrap();
+        let image = faulty(folder.path(), "proxy", "errors", "0.0.9").unwrap();
+        assert_eq!((image.name.as_str(), image.binary.as_str()), ("docker.io/leno/proxy:0.0.9", "leno-proxy"));
+        assert!(arguments(&image).contains(&"--build-arg=FAULT=errors".to_owned()));
+        assert!(faulty(folder.path(), "control-plane", "errors", "0.0.9").is_err());
+        assert!(faulty(folder.path(), "operator", "errors", "0.0.9").is_err());
+        for stage in DOCKERFILE.split("\nFROM ").filter(|stage| stage.contains("LENO_FAULT")) {
+            let head = stage.lines().next().unwrap_or_default();
+            assert!(head.ends_with("-faulty"), "{head} says LENO_FAULT");
+        }
+        assert!(DOCKERFILE.contains(&format!("AS {}\n", image.stage)));
     }
 
     #[test]

@@ -477,6 +477,36 @@ impl Cluster {
         Ok(command)
     }
 
+    /// Ends a program of the node with SIGKILL, such as `kubelet`; the supervisor starts it again after a second. Gives how many
+    /// processes that were: none while it is just not running.
+    ///
+    /// # Errors
+    /// Where a process cannot be ended.
+    pub fn kill_program(&self, name: &str) -> Result<usize, Error> {
+        // The kernel keeps 15 bytes of a name.
+        let name = &name[..name.len().min(15)];
+        let named = |process: &i32| {
+            std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let found: Vec<i32> = inhabitants(&self.layout).into_iter().filter(named).collect();
+        for process in &found {
+            kill(Pid::from_raw(*process), Signal::SIGKILL).or_else(|error| match error {
+                // It ended by itself meanwhile.
+                nix::errno::Errno::ESRCH => Ok(()),
+                error => Err(Error::system(format!("end {name}"))(error)),
+            })?;
+        }
+        Ok(found.len())
+    }
+
+    /// Removes an image from the node, by its full name. What runs from it goes on.
+    ///
+    /// # Errors
+    /// Where containerd refuses.
+    pub fn remove_image(&self, name: &str) -> Result<(), Error> {
+        self.ctr(["--namespace", "k8s.io", "images", "rm", "--sync", name]).map(drop)
+    }
+
     /// Brings the images of an archive (OCI or Docker) into the cluster and returns their names.
     ///
     /// # Errors

@@ -1,14 +1,14 @@
 //! The life of a mesh: scaled, changed, repaired, at rest, and removed.
 
 use crate::{
+    audit::Audit,
     bed::{Bed, condition_of, ensure},
-    cluster::Target,
     install::SYSTEM,
     lab::{LAB, namespace},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 const CLIENT: &str = "deploy/client";
 const MESH: [&str; 2] = ["meshinstall", "default"];
@@ -168,7 +168,7 @@ pub(super) fn deleting_a_mesh_in_use_is_refused(bed: &Bed) -> Result<()> {
 }
 
 /// Names of all objects of the kinds that a mesh is made of.
-fn everything(bed: &Bed) -> Result<BTreeSet<String>> {
+pub(crate) fn everything(bed: &Bed) -> Result<BTreeSet<String>> {
     let mut all = BTreeSet::new();
     for kinds in [
         "namespaces,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations",
@@ -229,56 +229,12 @@ pub(super) fn delete_removes_all_and_nothing_else(bed: &Bed) -> Result<()> {
 }
 
 pub(super) fn nothing_is_written_at_rest(bed: &Bed) -> Result<()> {
-    let Target::Local(cluster) = &bed.target else {
+    let Some(audit) = Audit::of(bed) else {
         println!("  not looked at: the audit log of this cluster cannot be read from here");
         return Ok(());
     };
-    let log = cluster.audit_log();
     bed.wait_condition(&MESH, "Ready", Duration::from_secs(60))?;
     // What the scenario before set off comes to its end.
-    let size =
-        || Ok::<usize, anyhow::Error>(fs::metadata(&log).with_context(|| log.display().to_string())?.len() as usize);
-    let writes = |from: usize| -> Result<Vec<String>> {
-        let text = fs::read(&log)?;
-        let text = String::from_utf8_lossy(text.get(from..).unwrap_or_default());
-        let by_us = format!("system:serviceaccount:{SYSTEM}:leno-");
-        Ok(text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-            .filter(|event| {
-                event["stage"] == "ResponseComplete"
-                    && event["user"]["username"].as_str().is_some_and(|user| user.starts_with(&by_us))
-            })
-            .filter(|event| {
-                matches!(event["verb"].as_str(), Some("create" | "update" | "patch" | "delete" | "deletecollection"))
-            })
-            .filter(|event| !matches!(event["objectRef"]["resource"].as_str(), Some("leases" | "tokenreviews")))
-            .map(|event| {
-                format!(
-                    "{} {} {}/{} at {}",
-                    event["verb"],
-                    event["objectRef"]["resource"],
-                    event["objectRef"]["namespace"],
-                    event["objectRef"]["name"],
-                    event["requestReceivedTimestamp"]
-                )
-            })
-            .collect())
-    };
-    let mut from = size()?;
-    let mut quiet = std::time::Instant::now();
-    bed.wait("ten seconds without a write", Duration::from_secs(60), || {
-        let seen = writes(from)?;
-        if !seen.is_empty() {
-            from = size()?;
-            quiet = std::time::Instant::now();
-        }
-        Ok((quiet.elapsed() > Duration::from_secs(10)).then_some(()))
-    })?;
-    let from = size()?;
-    bed.stays("at rest", AT_REST, || {
-        let seen = writes(from)?;
-        std::thread::sleep(Duration::from_secs(1));
-        if seen.is_empty() { Ok(()) } else { bail!("{} writes: {}", seen.len(), seen.join("; ")) }
-    })
+    audit.settle(bed)?;
+    audit.stays_quiet(bed, AT_REST, || Ok(()))
 }

@@ -5,7 +5,7 @@ use crate::{
     install::SYSTEM,
     lab::LAB,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -129,39 +129,4 @@ pub(super) fn image_that_does_not_exist(bed: &Bed) -> Result<()> {
     bed.patch(&MESH, &json!({"spec": {"image": {"hub": hub}}}))?;
     ready(bed)?;
     result
-}
-
-pub(super) fn version_rolls_without_a_failed_request(bed: &Bed) -> Result<()> {
-    let (version, previous) = (bed.release.version.clone(), bed.release.previous_version.clone());
-    let load = bed.load(LAB, CLIENT, &["http://echo/", "--seconds", "45", "--rate", "100", "--concurrency", "8"])?;
-    let result = [&previous, &version].into_iter().try_for_each(|wanted| {
-        bed.patch(&MESH, &json!({"spec": {"version": wanted}}))?;
-        bed.wait(&format!("the control plane to run {wanted}"), Duration::from_secs(60), || {
-            let mesh = bed.get(&MESH)?;
-            let at = condition_of(&mesh, "ControlPlaneReady").context("no condition")?;
-            ensure(
-                mesh["status"]["version"] == wanted.as_str()
-                    && at["status"] == "True"
-                    && at["observedGeneration"] == mesh["metadata"]["generation"],
-                || mesh["status"].to_string(),
-            )?;
-            Ok(Some(()))
-        })?;
-        let image = bed.get(&CONTROL_PLANE)?["spec"]["template"]["spec"]["containers"][0]["image"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        ensure(image.ends_with(&format!(":{wanted}")), || format!("the control plane runs {image}"))
-    });
-    bed.patch(&MESH, &json!({"spec": {"version": version}}))?;
-    let counted = load.finish()?;
-    bed.figures.add("version_roll_failed", counted.failed as f64, "requests");
-    ready(bed)?;
-    result?;
-    ensure(counted.failed == 0 && counted.requests > 1000, || {
-        format!(
-            "{} of {} failed while the version changed twice: {:?}",
-            counted.failed, counted.requests, counted.errors
-        )
-    })
 }

@@ -7,7 +7,7 @@ mod engines;
 mod external;
 mod injection;
 mod interrupted;
-mod lifecycle;
+pub(crate) mod lifecycle;
 mod meshinstalls;
 mod objects;
 mod resilience;
@@ -71,7 +71,7 @@ const ALL: &[Scenario] = &[
     ("mesh_install_when_version_is_unknown_then_old_mesh_stays", meshinstalls::unknown_version),
     ("mesh_install_when_second_in_a_namespace_then_told", meshinstalls::second_for_the_same_namespace),
     ("mesh_install_when_image_is_missing_then_told", meshinstalls::image_that_does_not_exist),
-    ("mesh_install_when_version_changes_then_no_request_fails", meshinstalls::version_rolls_without_a_failed_request),
+    ("data_plane_when_moved_under_load_then_no_request_fails_and_a_bad_build_comes_back", crate::upgrades::short),
     ("mesh_install_when_scaled_then_replicas_follow", lifecycle::scales),
     ("mesh_install_when_autoscaled_then_replicas_are_left_alone", lifecycle::autoscaler_decides),
     ("outbound_mode_when_changed_then_applies_live", lifecycle::outbound_mode_applies_live),

@@ -65,6 +65,8 @@ pub struct Observed {
     pub history: History,
     /// Now.
     pub now: Timestamp,
+    /// When this operator began to lead.
+    pub leads_since: Timestamp,
 }
 
 /// One thing to do.
@@ -232,6 +234,7 @@ fn decide(
         status: install.status.as_ref().unwrap_or(&nothing),
         retry: install.annotations().get(upgrade::RETRY).map_or("", String::as_str),
         now: observed.now,
+        leads_since: observed.leads_since,
         control_plane,
         pods: &upgrade::pods(name, &observed.namespaces, &observed.pods, &observed.reports),
         namespaces: &namespaces,

@@ -335,7 +335,8 @@ impl Connect for Dial {
     }
 }
 
-/// Follows the pod's revision label: connections made from now on go to that revision's control plane.
+/// Follows the pod's revision label: the connection to the control plane of the revision before ends, and the next one goes
+/// to that of this revision.
 pub(crate) async fn follow_revision(settings: Settings, link: Link, stop: CancellationToken) {
     loop {
         tokio::select! {

@@ -4,9 +4,14 @@ use leno_runtime::certs::{CertError, Keypair};
 use leno_runtime::dns::{DnsError, Resolver};
 use leno_runtime::tls::{ExpectedPeer, client_config};
 use rustls_pki_types::{CertificateDer, ServerName};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::Future as _;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long name resolution, TCP and TLS together may take.
@@ -56,30 +61,45 @@ pub enum LinkError {
     },
 }
 
-/// Makes connections. Clones share the target, which may change while the process runs.
+/// The target, and what ends the connections to it.
+struct Aim {
+    target: Target,
+    connections: CancellationToken,
+}
+
+/// Makes connections. Clones share the target, which may change while the process runs: connections to the one before end
+/// then, so that whoever used them connects to the new one.
 #[derive(Clone)]
 pub struct Link {
-    target: Arc<Mutex<Target>>,
+    aim: Arc<Mutex<Aim>>,
     resolver: Resolver,
 }
 
 impl Link {
     /// Connections to that target.
     pub fn new(target: Target) -> Self {
-        Self { target: Arc::new(Mutex::new(target)), resolver: Resolver::system() }
+        let aim = Aim { target, connections: CancellationToken::new() };
+        Self { aim: Arc::new(Mutex::new(aim)), resolver: Resolver::system() }
+    }
+
+    fn aim(&self) -> MutexGuard<'_, Aim> {
+        self.aim.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The target now.
     pub fn target(&self) -> Target {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.aim().target.clone()
     }
 
-    /// Connections made from now on go there. True when that is a change.
+    /// Connections made from now on go there, and those to another target end. True when that is a change.
     pub fn retarget(&self, target: Target) -> bool {
-        let mut held = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = *held != target;
-        *held = target;
-        changed
+        let mut aim = self.aim();
+        if aim.target == target {
+            return false;
+        }
+        aim.connections.cancel();
+        *aim = Aim { target, connections: CancellationToken::new() };
+        true
     }
 
     /// One connection, made now. It is not made again by itself when it breaks: whoever uses it asks for another.
@@ -87,7 +107,10 @@ impl Link {
     /// # Errors
     /// [`LinkError`].
     pub async fn channel(&self, roots: &[CertificateDer<'static>], own: Option<Keypair>) -> Result<Channel, LinkError> {
-        let target = self.target();
+        let (target, connections) = {
+            let aim = self.aim();
+            (aim.target.clone(), aim.connections.clone())
+        };
         let mut config = client_config(roots, own, ExpectedPeer::Identity(target.identity.clone()))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         let connector = TlsConnector::from(Arc::new(config));
@@ -109,12 +132,43 @@ impl Link {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(1 << 21);
+        let stream = Severed { stream, end: Box::pin(connections.cancelled_owned()) };
         let mut once = Some(hyper_util::rt::TokioIo::new(stream));
         let connector = tower::service_fn(move |_| {
             let stream = once.take().ok_or_else(|| std::io::Error::other("the connection has ended"));
             std::future::ready(stream)
         });
         endpoint.connect_with_connector(connector).await.map_err(|error| transport(error.to_string()))
+    }
+}
+
+/// A connection that ends when its target is not the target any more.
+struct Severed<S> {
+    stream: S,
+    end: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Severed<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        // HTTP/2 always reads, so this is polled whatever else goes on; nothing read is the end.
+        if self.end.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Severed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -348,7 +348,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
     }
 
     async fn take(&mut self, response: Response, stream: &mut Stream) -> Result<(), String> {
-        let Response { type_url, nonce, version, update } = response;
+        let Response { type_url, nonce, version, mut update } = response;
+        super::amend::update(&mut update);
         let Some(kind) = Kind::of(&type_url).filter(|kind| self.role.kinds().contains(kind)) else {
             return Err(format!("the server sent {type_url}, which was not asked for"));
         };

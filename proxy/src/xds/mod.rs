@@ -4,6 +4,7 @@
 //! [`client`] speaks the protocol, [`state`] decides what is in force, [`convert`] knows Envoy's messages. Listeners and
 //! clusters are taken as a whole; endpoints and routes are asked for by the names that these use.
 
+pub mod amend;
 pub mod backoff;
 pub mod bootstrap;
 pub mod client;

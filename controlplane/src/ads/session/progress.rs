@@ -50,6 +50,20 @@ impl Session {
         progress
     }
 
+    /// Whether the proxy has asked for all that is for everybody, and has answered everything that it should hold: a stream
+    /// that ends now takes nothing from it.
+    pub fn settled(&self) -> bool {
+        self.has_target
+            && Kind::ALL.into_iter().all(|kind| {
+                let state = &self.states[kind as usize];
+                (state.subscribed || !kind.has_wildcard())
+                    && (state.answered || !state.subscribed)
+                    && state.in_flight.is_none()
+                    && state.unanswered.is_empty()
+                    && !self.has_additions(kind)
+            })
+    }
+
     /// The objects behind a resource that is not in order, before and after.
     fn outstanding(&self, kind: Kind, name: &str, outstanding: &mut BTreeSet<ObjectRef>) {
         let state = &self.states[kind as usize];

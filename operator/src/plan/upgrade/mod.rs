@@ -88,6 +88,8 @@ pub struct Inputs<'a> {
     pub retry: &'a str,
     /// Now.
     pub now: Timestamp,
+    /// When this operator began to lead: what happened before it did not wait for anybody.
+    pub leads_since: Timestamp,
     /// The control plane.
     pub control_plane: ControlPlaneView,
     /// The injected pods that run.
@@ -171,7 +173,11 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
         }
     }
     if inputs.spec.update_strategy().kind() != UpdateType::OnRestart && !inputs.spec.update_strategy().paused() {
-        let outdated = movable(inputs).find(|pod| !pod.has(&image(inputs, pod, version)) && pod.serving.is_some());
+        let outdated = movable(inputs).find(|pod| {
+            pod.serving
+                .as_ref()
+                .is_some_and(|serving| serving.version != version || !pod.has(&image(inputs, pod, version)))
+        });
         if let Some(pod) = outdated {
             let from = pod.serving.as_ref().map_or(version, |serving| serving.version.as_str());
             return match rejected {
@@ -211,6 +217,7 @@ fn begin(inputs: &Inputs<'_>, from: &str, to: &str, mut outcome: Outcome) -> Out
         step: if down { DATA_PLANE } else { CONTROL_PLANE }.to_owned(),
         started_at: Some(Time(inputs.now)),
         since: Some(Time(inputs.now)),
+        before: Some(inputs.meter.lately(&inputs.pods.iter().map(|pod| pod.key.clone()).collect())),
         waiting_for: "the first step".to_owned(),
         ..UpgradeStatus::default()
     });

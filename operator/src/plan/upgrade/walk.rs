@@ -15,6 +15,9 @@ use super::{
     movable, rest, rolled_back, waves, when,
 };
 
+/// What a paused upgrade waits for.
+const RESUMED: &str = "spec.dataPlane.updateStrategy.paused to be false";
+
 /// The next step of a change that is under way.
 pub(super) fn advance(inputs: &Inputs<'_>, stored: &UpgradeStatus) -> Outcome {
     let wanted = inputs.spec.version.as_str();
@@ -57,6 +60,9 @@ impl<'a> Walk<'a> {
         let serving = |pod: &&PodView| pod.serving.as_ref().is_some_and(|serving| serving.version == stored.to);
         let reached = i32::try_from(inputs.pods.iter().filter(serving).count()).unwrap_or(i32::MAX);
         next.reached = if stored.from == stored.to { 0 } else { next.reached.max(reached) };
+        if next.waiting_for == RESUMED && !inputs.spec.update_strategy().paused() {
+            next.since = Some(Time(inputs.now));
+        }
         next.waiting_for.clear();
         next.next.clear();
         Walk {
@@ -80,11 +86,17 @@ impl<'a> Walk<'a> {
         since.map_or(0, |since| self.inputs.now.as_second() - since.0.as_second())
     }
 
+    /// Seconds without progress, as far as there was an operator that could have made any.
+    fn idle(&self) -> i64 {
+        let led = self.inputs.now.as_second() - self.inputs.leads_since.as_second();
+        self.elapsed(self.stored.since.as_ref()).min(led)
+    }
+
     /// Whether something new may begin now; says why not.
     fn may_begin(&mut self) -> bool {
         if self.strategy.paused() {
             self.reason = "Paused";
-            self.next.waiting_for = "spec.dataPlane.updateStrategy.paused to be false".to_owned();
+            self.next.waiting_for = RESUMED.to_owned();
             return false;
         }
         if !when::open(&self.strategy.maintenance_windows, self.inputs.now) {
@@ -185,7 +197,7 @@ impl<'a> Walk<'a> {
         let deadline = self.strategy.gate().progress_deadline_seconds();
         match inputs.control_plane.trouble.clone().filter(|_| there) {
             Some(trouble) => self.turn_back("ControlPlaneFailed", trouble),
-            None if self.elapsed(self.stored.since.as_ref()) > deadline => self.turn_back(
+            None if self.idle() > deadline => self.turn_back(
                 "ProgressDeadline",
                 format!("the control plane did not come to run release {to} within {deadline} s"),
             ),
@@ -264,6 +276,9 @@ impl<'a> Walk<'a> {
         }
         let there = set.iter().filter(|key| moved.contains(*key)).count();
         if let Some(wave) = &mut self.next.wave {
+            if wave.moved != i32::try_from(there).unwrap_or(i32::MAX) {
+                self.next.since = Some(Time(inputs.now));
+            }
             wave.moved = i32::try_from(there).unwrap_or(i32::MAX);
             wave.pods = i32::try_from(set.len()).unwrap_or(i32::MAX);
         }
@@ -305,11 +320,11 @@ impl<'a> Walk<'a> {
             begun.insert(key);
         }
         let deadline = self.strategy.gate().progress_deadline_seconds();
-        if self.elapsed(self.stored.since.as_ref()) > deadline {
+        if self.idle() > deadline {
             let what = waiting.first().cloned().unwrap_or_else(|| "pods that were not reached".to_owned());
             self.turn_back(
                 "ProgressDeadline",
-                format!("{there} of {} pods were moved within {deadline} s; {what}", set.len()),
+                format!("{there} of {} pods are moved, and none was in the last {deadline} s; {what}", set.len()),
             );
             return;
         }
@@ -339,9 +354,13 @@ impl<'a> Walk<'a> {
         let to = &self.stored.to;
         let old = |pod: &&&PodView| pod.serving.as_ref().is_some_and(|serving| serving.version != *to);
         let all: BTreeSet<Key> = pods.iter().filter(old).map(|pod| pod.key.clone()).collect();
-        let own = self.inputs.meter.lately(&set.intersection(&all).cloned().collect());
-        let enough = own.requests >= self.strategy.gate().min_requests();
-        let old = if enough { own } else { self.inputs.meter.lately(&all) };
+        let meter = self.inputs.meter;
+        // The pods themselves, if they had enough to do; else all that are not moved; else all as they were at the beginning.
+        let own = meter.lately(&set.intersection(&all).cloned().collect());
+        let choices = [own, meter.lately(&all), self.stored.before.clone().unwrap_or_default()];
+        let enough = self.strategy.gate().min_requests();
+        let old =
+            choices.iter().find(|choice| choice.requests >= enough).or(choices.last()).cloned().unwrap_or_default();
         self.begin_wave(number + 1, sets.len(), set.len(), old);
     }
 
@@ -349,20 +368,30 @@ impl<'a> Walk<'a> {
         self.reason = "Finishing";
         let to = self.stored.to.clone();
         let mut left = 0;
-        if self.strategy.kind() == UpdateType::InPlace {
-            for pod in self.pods().into_iter().filter(|pod| pod.has(&image(self.inputs, pod, &to))) {
+        if self.strategy.kind() != UpdateType::OnRestart {
+            for pod in self.pods() {
                 match self.toward(pod, &to) {
                     Progress::Moved(step) => {
                         self.steps.push(step);
                         left += 1;
                     }
                     Progress::Done => {}
+                    // It went back to the old release by itself, or came with it.
+                    _ if pod.serving.as_ref().is_some_and(|serving| serving.version != to) => {
+                        self.step(DATA_PLANE);
+                        return;
+                    }
                     _ => left += 1,
                 }
             }
         }
         let deadline = self.strategy.gate().progress_deadline_seconds();
-        if left == 0 || self.elapsed(self.stored.since.as_ref()) > deadline {
+        let late = self.idle() > deadline;
+        if self.is_down() && self.strategy.kind() != UpdateType::OnRestart {
+            self.leave_the_newer_release(late, deadline);
+            return;
+        }
+        if left == 0 || late {
             if self.is_down() {
                 self.step(CONTROL_PLANE)
             } else {
@@ -371,6 +400,25 @@ impl<'a> Walk<'a> {
             return;
         }
         self.next.waiting_for = format!("the idle slots of {left} pods to get release {to}");
+    }
+
+    /// The control plane must not become older than any sidecar that it programs, silent ones included.
+    fn leave_the_newer_release(&mut self, late: bool, deadline: i64) {
+        let (from, to) = (&self.stored.from, &self.stored.to);
+        let newer: Vec<&PodView> = movable(self.inputs).filter(|pod| pod.has(&image(self.inputs, pod, from))).collect();
+        let untouched = |pod: &&PodView| pod.serving.is_some() && !pod.has(&image(self.inputs, pod, to));
+        match newer.first() {
+            None => self.step(CONTROL_PLANE),
+            Some(pod) if late => self.turn_back(
+                "ProgressDeadline",
+                format!("pod {} did not leave release {from} within {deadline} s", pod.key),
+            ),
+            Some(_) if newer.iter().any(untouched) => self.step(DATA_PLANE),
+            Some(pod) => {
+                let others = newer.len() - 1;
+                self.next.waiting_for = format!("pod {} and {others} others to leave release {from}", pod.key);
+            }
+        }
     }
 
     fn rolling_back(&mut self) {

@@ -1,0 +1,276 @@
+//! Upgrades under load: what a release must survive, on a real Kubernetes, with every kind of workload and client. Each scenario
+//! counts the requests that failed and the containers of apps that restarted; none of either is what is wanted, always.
+//!
+//! The two releases are the tree under two versions; a bad build (`e2e/faulty`) takes the name of one of them for the time of a
+//! scenario. Most scenarios go from the newer to the older, where sidecars go first; those of the control plane the other way.
+
+mod bad;
+mod broken;
+mod builds;
+mod fleet;
+mod gauge;
+mod life;
+mod mesh;
+mod moves;
+mod page;
+
+use crate::{
+    bed::{Bed, Release},
+    cluster::{self, Target, run::Progress},
+    install,
+};
+use anyhow::{Context, Result};
+use builds::Builds;
+use fleet::Size;
+use gauge::{Counted, Gauge};
+use mesh::Seen;
+use page::Row;
+use serde_json::{Value, json};
+use std::{path::Path, time::Duration};
+
+/// How long a change of release of the whole fleet may take, on a slow machine.
+const MOVED: Duration = Duration::from_secs(900);
+
+/// How to run them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Only those whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Injected pods, ten at least.
+    #[arg(long, default_value_t = 30)]
+    pods: u32,
+    /// Requests a second of each larger kind of load, from inside and from outside the mesh.
+    #[arg(long, default_value_t = 20.0)]
+    rate: f64,
+    /// Leave the cluster running afterwards.
+    #[arg(long)]
+    keep: bool,
+    /// Leno is on the cluster already: a run with --keep left it.
+    #[arg(long)]
+    installed: bool,
+    /// The name of the local cluster.
+    #[arg(long, default_value = "upgrades")]
+    cluster: String,
+    /// Put the table into docs/upgrades.md.
+    #[arg(long)]
+    write_docs: bool,
+}
+
+/// What scenarios work with.
+struct Run<'a> {
+    bed: &'a Bed,
+    builds: Builds,
+}
+
+impl Run<'_> {
+    fn version(&self) -> &str {
+        &self.bed.release.version
+    }
+
+    fn previous(&self) -> &str {
+        &self.bed.release.previous_version
+    }
+}
+
+/// The release on which a scenario begins.
+#[derive(Clone, Copy, PartialEq)]
+enum From {
+    Current,
+    Previous,
+}
+
+/// A scenario: its name, where it begins, and what it does. It gives what is to be said besides the figures.
+type Scenario = (&'static str, From, fn(&Run) -> Result<String>);
+
+const ALL: &[Scenario] = &[
+    ("downgrade_in_place", From::Current, moves::to_the_previous),
+    ("upgrade_in_place", From::Previous, moves::to_the_current),
+    ("bad_proxy_crashes", From::Current, |run| bad::proxy(run, "crashes")),
+    ("bad_proxy_unready", From::Current, |run| bad::proxy(run, "unready")),
+    ("bad_proxy_answers_500", From::Current, |run| bad::proxy(run, "errors")),
+    ("bad_proxy_is_slow", From::Current, |run| bad::proxy(run, "slow")),
+    ("bad_proxy_rejects_its_configuration", From::Current, |run| bad::proxy(run, "rejects")),
+    ("bad_proxy_leaks", From::Current, |run| bad::proxy(run, "leaks")),
+    ("bad_control_plane_crashes", From::Previous, |run| bad::control_plane(run, "crashes")),
+    ("bad_control_plane_unready", From::Previous, |run| bad::control_plane(run, "unready")),
+    ("bad_control_plane_sends_what_is_refused", From::Previous, |run| bad::control_plane(run, "rejects")),
+    ("image_missing", From::Current, bad::image_missing),
+    ("operator_killed_every_2_s", From::Current, broken::operator_killed),
+    ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
+    ("api_server_away_for_a_minute", From::Current, broken::api_server_away),
+    ("node_agent_restarted", From::Previous, broken::kubelet_restarted),
+    ("paused_changed_resumed", From::Current, moves::paused),
+    ("aborted", From::Current, moves::aborted),
+    ("control_plane_scaled_1_5_2", From::Current, life::scaled),
+    ("root_rotated", From::Current, life::root_rotated),
+    ("two_meshes_one_upgraded_then_uninstalled", From::Current, life::two_meshes),
+    ("at_rest_nothing_is_written", From::Current, life::at_rest),
+];
+
+/// How the fleet is moved here: one pod first, then a third, then all, each looked at for long enough to see what a bad build does.
+fn strategy() -> Value {
+    json!({
+        "type": "InPlace",
+        "maxUnavailable": "34%",
+        "paused": false,
+        "waves": [
+            {"pods": {"matchLabels": {"app": "single"}}},
+            {"percent": 30},
+            {"percent": 100},
+        ],
+        "gate": {
+            "windowSeconds": 15,
+            "minRequests": 30,
+            "maxMemoryIncreaseMebibytes": 32,
+            "progressDeadlineSeconds": 120,
+        },
+    })
+}
+
+/// Runs the scenarios, prints what each found, and gives whether none failed.
+///
+/// # Errors
+/// When there is no cluster to run them on, or Leno and the fleet cannot be brought there.
+pub fn run(release: Release, options: &Options) -> Result<bool> {
+    let mut progress = Progress::new("upgrades");
+    let bed = Bed::start(&options.cluster, release)?;
+    progress.done("the cluster is there");
+    if !options.installed {
+        install::load_images(&bed, false, &mut progress)?;
+        install::operator(&bed, &mut progress)?;
+        install::mesh(&bed, &mut progress)?;
+    }
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
+    let size = Size { pods: options.pods, rate: options.rate };
+    let rows = on_a_fleet(&bed, size, ALL.iter().filter(|(name, ..)| wanted(name)), &mut progress)?;
+    if options.write_docs {
+        page::write_page(Path::new(page::PAGE), &rows)?;
+    }
+    let failed: Vec<&Row> = rows.iter().filter(|row| !row.passed).collect();
+    for row in &failed {
+        println!("\nfailed: {}\n  {}", row.scenario, row.failure);
+        row.counted.words.iter().for_each(|words| println!("    {words}"));
+    }
+    progress.finished(&format!("figures are in {}", page::LATEST));
+    println!("\n{} passed, {} failed", rows.len() - failed.len(), failed.len());
+    if !options.keep && matches!(bed.target, Target::Local(_)) {
+        cluster::lifecycle::down(options.cluster.parse()?)?;
+    }
+    Ok(failed.is_empty())
+}
+
+/// Sets a fleet up, runs scenarios on it, and takes it away.
+fn on_a_fleet<'s>(
+    bed: &Bed,
+    size: Size,
+    scenarios: impl Iterator<Item = &'s Scenario>,
+    progress: &mut Progress,
+) -> Result<Vec<Row>> {
+    let run = Run { bed, builds: Builds::default() };
+    let set_up = rest(&run, From::Current).and_then(|()| fleet::set_up(bed, size));
+    progress.done("the fleet sails");
+    let mut rows = Vec::new();
+    if set_up.is_ok() {
+        for (name, from, scenario) in scenarios {
+            println!("scenario {name} ...");
+            let row = one(&run, size, name, *from, *scenario);
+            println!("scenario {name} ... {}: {}", if row.passed { "ok" } else { "FAILED" }, row.line());
+            if !row.passed {
+                println!("  {}", row.failure);
+            }
+            rows.push(row);
+            page::write_latest(Path::new(page::LATEST), &rows)?;
+        }
+    }
+    // As it was, whatever happened.
+    let rested = rest(&run, From::Current);
+    bed.patch(&mesh::MESH, &json!({"spec": {"dataPlane": {"updateStrategy": null}}}))?;
+    fleet::tear_down(bed)?;
+    set_up.and(rested)?;
+    Ok(rows)
+}
+
+/// One scenario with its figures.
+fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Result<String>) -> Row {
+    let mut row = Row {
+        scenario: name.to_owned(),
+        passed: false,
+        failure: String::new(),
+        pods: size.pods.max(10),
+        final_version: String::new(),
+        result: String::new(),
+        reached: 0,
+        note: String::new(),
+        counted: Counted::default(),
+    };
+    let measured = (|| {
+        rest(run, from).context("before it began")?;
+        let before = Seen::now(run.bed)?.0["status"]["lastUpgrade"].clone();
+        let gauge = Gauge::begin(run.bed)?;
+        let result = scenario(run);
+        row.counted = gauge.end(run.bed)?;
+        let seen = Seen::now(run.bed)?;
+        row.final_version = seen.version();
+        let last = &seen.0["status"]["lastUpgrade"];
+        if *last != before {
+            row.result = last["result"].as_str().unwrap_or_default().to_owned();
+            row.reached = last["reached"].as_i64().unwrap_or(0);
+        }
+        row.note = result?;
+        let counted = &row.counted;
+        crate::bed::ensure(counted.failed_requests == 0 && counted.app_restarts == 0, || {
+            format!("{} requests failed, {} app restarts", counted.failed_requests, counted.app_restarts)
+        })?;
+        crate::bed::ensure(counted.requests > 100, || format!("only {} requests were sent", counted.requests))
+    })();
+    match measured {
+        Ok(()) => row.passed = true,
+        Err(error) => row.failure = format!("{error:#}"),
+    }
+    row
+}
+
+/// Everything on the wanted release, with good builds and the strategy of the scenarios.
+fn rest(run: &Run, from: From) -> Result<()> {
+    run.builds.restore(run.bed)?;
+    let version = if from == From::Current { run.version() } else { run.previous() };
+    mesh::spec(run.bed, &json!({"version": version, "dataPlane": {"updateStrategy": strategy()}}))?;
+    mesh::rests_on(run.bed, version, MOVED)
+}
+
+/// The short form for `make scenarios`: few pods, there and back, and one bad build.
+pub(crate) fn short(bed: &Bed) -> Result<()> {
+    let size = Size { pods: 10, rate: 10.0 };
+    let wanted = ["downgrade_in_place", "upgrade_in_place", "bad_proxy_answers_500"];
+    let scenarios = ALL.iter().filter(|(name, ..)| wanted.contains(name));
+    let rows = on_a_fleet(bed, size, scenarios, &mut Progress::new("upgrades"))?;
+    for row in &rows {
+        bed.figures.add(format!("{}_seconds", row.scenario), row.counted.seconds, "s");
+        bed.figures.add(format!("{}_failed", row.scenario), row.counted.failed_requests as f64, "requests");
+    }
+    let failed: Vec<String> = rows
+        .iter()
+        .filter(|row| !row.passed)
+        .map(|row| format!("{}: {} {:?}", row.scenario, row.failure, row.counted.words))
+        .collect();
+    crate::bed::ensure(failed.is_empty(), || failed.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn scenarios_when_listed_then_no_name_is_there_twice() {
+        let names: BTreeSet<_> = ALL.iter().map(|(name, ..)| name).collect();
+        assert_eq!(names.len(), ALL.len());
+    }
+
+    #[test]
+    fn strategy_when_read_by_the_operator_then_is_one() {
+        let strategy: leno_crds::meshinstall::UpdateStrategy = serde_json::from_value(strategy()).unwrap();
+        assert_eq!((strategy.waves.len(), strategy.max_unavailable(30), strategy.gate().window_seconds()), (3, 11, 15));
+    }
+}
