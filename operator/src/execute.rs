@@ -10,6 +10,7 @@ use kube::api::{
 use kube::{Client, ResourceExt};
 use leno_crds::meshinstall::MeshInstall;
 use leno_kubeutil::apply::{Applier, ApplyError, Desired, Outcome};
+use leno_kubeutil::watch::Key;
 use leno_runtime::certs::{Authority, CertError};
 use serde_json::json;
 
@@ -94,7 +95,7 @@ impl Executor {
     pub async fn run(&mut self, name: &str, install: &MeshInstall, steps: &[Step], observed: &Observed) -> Done {
         let mut done = Done::default();
         for step in steps {
-            let is_apply = matches!(step, Step::Apply(_) | Step::Pod(_));
+            let is_apply = matches!(step, Step::Apply(_) | Step::Pod(_) | Step::Revision(_));
             if done.error.is_some() && !is_apply {
                 break;
             }
@@ -134,9 +135,13 @@ impl Executor {
                 let roots = format!("{certificate}{also_trust}");
                 self.create(&render::authority(install, name, &certificate, &key, &roots)?).await
             }
-            Step::HandOverReplicas { replicas } => self.hand_over(name, install, *replicas).await,
+            Step::HandOverReplicas { revision, replicas } => self.hand_over(revision, install, *replicas).await,
             Step::Finalizer { present } => self.finalizer(name, install, *present).await,
             Step::Pod(step) => self.pod(step).await,
+            Step::Revision(step) => {
+                let labels = json!({ names::REVISION: step.to });
+                self.patch_pod(&step.pod, &Patch::Merge(json!({ "metadata": { "labels": labels } }))).await
+            }
         }
     }
 
@@ -182,8 +187,8 @@ impl Executor {
         }
     }
 
-    async fn hand_over(&self, name: &str, install: &MeshInstall, replicas: i32) -> Result<Outcome, StepError> {
-        let (namespace, deployment) = (install.spec.system_namespace(), names::control_plane(name));
+    async fn hand_over(&self, revision: &str, install: &MeshInstall, replicas: i32) -> Result<Outcome, StepError> {
+        let (namespace, deployment) = (install.spec.system_namespace(), names::control_plane(revision));
         let body = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -215,9 +220,13 @@ impl Executor {
             }
             PodStep::Restart { namespace, owner, stamp } => return self.restart(namespace, owner, stamp).await,
         };
+        self.patch_pod(pod, &patch).await
+    }
+
+    async fn patch_pod(&self, pod: &Key, patch: &Patch<serde_json::Value>) -> Result<Outcome, StepError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch(&pod.name, &params, &patch).await {
+        match api.patch(&pod.name, &params, patch).await {
             Ok(_) => Ok(Outcome::Changed),
             // Gone meanwhile: the next plan does without it.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
@@ -287,7 +296,10 @@ fn describe(step: &Step) -> String {
         Step::Finalizer { present: false } => "take the finalizer off".to_owned(),
         Step::CreateNamespace(desired) => format!("create {}", desired.describe()),
         Step::CreateAuthority { .. } => "create the authority".to_owned(),
-        Step::HandOverReplicas { replicas } => format!("hand {replicas} replicas over to the autoscaler"),
+        Step::HandOverReplicas { revision, replicas } => {
+            format!("hand {replicas} replicas of {revision} over to the autoscaler")
+        }
+        Step::Revision(step) => format!("move Pod {} to revision {}", step.pod, step.to),
         Step::Apply(desired) => format!("apply {}", desired.describe()),
         Step::Delete(id) => format!("delete {} {}", id.kind, id.key),
         Step::Pod(PodStep::SetImage { pod, slot, image }) => format!("give slot {slot} of Pod {pod} image {image}"),

@@ -114,7 +114,11 @@ impl Loop {
 
     async fn one(&mut self, name: &str, plan: &Plan, observed: &Observed) -> Duration {
         let Some(install) = observed.installs.get(&Key::new("", name)) else { return AT_LATEST };
-        let mut next = plan.upgrade.as_ref().and_then(|outcome| outcome.wake).unwrap_or(AT_LATEST);
+        let wakes = [
+            plan.upgrade.as_ref().and_then(|outcome| outcome.wake),
+            plan.revisions.as_ref().and_then(|revisions| revisions.wake),
+        ];
+        let mut next = wakes.into_iter().flatten().min().unwrap_or(AT_LATEST);
         let settled = plan.steps.iter().all(|step| match step {
             Step::Apply(desired) if desired.resource.kind == "Deployment" => !self.executor.is_due(desired, observed),
             Step::CreateNamespace(_) | Step::CreateAuthority { .. } | Step::HandOverReplicas { .. } => false,

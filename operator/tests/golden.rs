@@ -96,10 +96,11 @@ fn readable(step: &Step, full: bool) -> Value {
         Step::Finalizer { present } => json!({ "finalizer": present }),
         Step::CreateNamespace(desired) => json!({ "createNamespace": body(&desired.body) }),
         Step::CreateAuthority { also_trust } => json!({ "createAuthority": { "alsoTrust": also_trust } }),
-        Step::HandOverReplicas { replicas } => json!({ "handOverReplicas": replicas }),
+        Step::HandOverReplicas { replicas, .. } => json!({ "handOverReplicas": replicas }),
         Step::Apply(desired) if full => json!({ "apply": body(&desired.body) }),
         Step::Apply(desired) => json!({ "apply": desired.describe() }),
         Step::Delete(id) => json!({ "delete": format!("{} {}", id.kind, id.key) }),
+        Step::Revision(step) => json!({ "revision": format!("{} to {}", step.pod, step.to) }),
         Step::Pod(step) => json!({ "pod": format!("{step:?}") }),
     }
 }

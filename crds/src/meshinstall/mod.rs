@@ -6,6 +6,7 @@
 
 mod definition;
 mod problems;
+mod revision;
 mod status;
 mod update;
 
@@ -19,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use definition::definition;
 pub use problems::Problem;
+pub use revision::{
+    CANARY, ControlPlaneUpdateStrategy, ControlPlaneUpdateType, DEFAULT_GRACE_PERIOD, RevisionStatus, STABLE,
+};
 pub use status::{
     ControlPlaneStatus, DataPlaneStatus, Measured, MeshInstallStatus, PastUpgrade, UpgradeStatus, VersionCount,
     Wave as WaveStatus,
@@ -145,6 +149,9 @@ pub struct ControlPlaneSpec {
     /// What one replica asks for and may use: `cpu`, `memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// How the control plane gets to another release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_strategy: Option<ControlPlaneUpdateStrategy>,
 }
 
 /// Bounds and target of the autoscaler.
