@@ -11,6 +11,7 @@ use kube::api::{
 use kube::{Client, ResourceExt};
 use leno_crds::meshinstall::{IssuerType, MeshInstall};
 use leno_kubeutil::apply::{Applier, ApplyError, Desired, Outcome};
+use leno_kubeutil::watch::Key;
 use leno_runtime::certs::{Authority, CertError};
 use serde_json::json;
 
@@ -96,7 +97,7 @@ impl Executor {
     pub async fn run(&mut self, name: &str, install: &MeshInstall, steps: &[Step], observed: &Observed) -> Done {
         let mut done = Done::default();
         for step in steps {
-            let is_apply = matches!(step, Step::Apply(_) | Step::Pod(_));
+            let is_apply = matches!(step, Step::Apply(_) | Step::Pod(_) | Step::Revision(_));
             if done.error.is_some() && !is_apply {
                 break;
             }
@@ -135,9 +136,13 @@ impl Executor {
                 self.create(&held::create(install, name, *issuer, &pair, also_trust, observed.now)?).await
             }
             Step::ChangeAuthority(change) => self.change_authority(install, change, observed).await,
-            Step::HandOverReplicas { replicas } => self.hand_over(name, install, *replicas).await,
+            Step::HandOverReplicas { revision, replicas } => self.hand_over(revision, install, *replicas).await,
             Step::Finalizer { present } => self.finalizer(name, install, *present).await,
             Step::Pod(step) => self.pod(step).await,
+            Step::Revision(step) => {
+                let labels = json!({ names::REVISION: step.to });
+                self.patch_pod(&step.pod, &Patch::Merge(json!({ "metadata": { "labels": labels } }))).await
+            }
         }
     }
 
@@ -210,8 +215,8 @@ impl Executor {
         }
     }
 
-    async fn hand_over(&self, name: &str, install: &MeshInstall, replicas: i32) -> Result<Outcome, StepError> {
-        let (namespace, deployment) = (install.spec.system_namespace(), names::control_plane(name));
+    async fn hand_over(&self, revision: &str, install: &MeshInstall, replicas: i32) -> Result<Outcome, StepError> {
+        let (namespace, deployment) = (install.spec.system_namespace(), names::control_plane(revision));
         let body = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -243,9 +248,13 @@ impl Executor {
             }
             PodStep::Restart { namespace, owner, stamp } => return self.restart(namespace, owner, stamp).await,
         };
+        self.patch_pod(pod, &patch).await
+    }
+
+    async fn patch_pod(&self, pod: &Key, patch: &Patch<serde_json::Value>) -> Result<Outcome, StepError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch(&pod.name, &params, &patch).await {
+        match api.patch(&pod.name, &params, patch).await {
             Ok(_) => Ok(Outcome::Changed),
             // Gone meanwhile: the next plan does without it.
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
@@ -329,7 +338,10 @@ fn describe(step: &Step) -> String {
         Step::CreateNamespace(desired) => format!("create {}", desired.describe()),
         Step::CreateAuthority { .. } => "create the authority".to_owned(),
         Step::ChangeAuthority(change) => format!("change the authority: {change:?}"),
-        Step::HandOverReplicas { replicas } => format!("hand {replicas} replicas over to the autoscaler"),
+        Step::HandOverReplicas { revision, replicas } => {
+            format!("hand {replicas} replicas of {revision} over to the autoscaler")
+        }
+        Step::Revision(step) => format!("move Pod {} to revision {}", step.pod, step.to),
         Step::Apply(desired) => format!("apply {}", desired.describe()),
         Step::Delete(id) => format!("delete {} {}", id.kind, id.key),
         Step::Pod(PodStep::SetImage { pod, slot, image }) => format!("give slot {slot} of Pod {pod} image {image}"),

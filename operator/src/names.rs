@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leno_crds::meshinstall::MeshInstall;
+use leno_crds::meshinstall::{CANARY, MeshInstall, STABLE};
 use serde_json::{Value, json};
 
 /// The field manager of every apply.
@@ -23,6 +23,8 @@ pub const NAME: &str = "app.kubernetes.io/name";
 pub const VERSION: &str = "app.kubernetes.io/version";
 /// The label of injected pods with their revision, and of namespaces that ask for one.
 pub const REVISION: &str = "mesh.leno.dev/rev";
+/// The label of namespaces and pods that ask for a revision or a tag, as Istio calls it.
+pub const ISTIO_REVISION: &str = "istio.io/rev";
 /// The annotation of injected pods.
 pub const STATUS: &str = "mesh.leno.dev/status";
 /// The annotation of the control plane's Deployment that says who decides about its replicas.
@@ -40,9 +42,55 @@ pub const OPERATOR_ACCOUNT: &str = "leno-operator";
 /// The component label's value of the control plane.
 pub const CONTROL_PLANE: &str = "control-plane";
 
-/// Deployment, Service and others of one install's control plane.
-pub fn control_plane(install: &str) -> String {
-    format!("leno-control-plane-{install}")
+/// Deployment, Service and others of one revision of the control plane.
+pub fn control_plane(revision: &str) -> String {
+    format!("leno-control-plane-{revision}")
+}
+
+/// Longest name of a revision, in bytes: its Service's name has at most 63.
+pub const MAX_REVISION: usize = 63 - "leno-control-plane-".len();
+
+/// The name of the revision of a release: `<install>-<version with dashes for dots>`. What of a pre-release cannot be read back
+/// from that, or is too long, becomes eight hexadecimal digits.
+pub fn revision(install: &str, version: &str) -> String {
+    let (release, pre) = version.split_once('-').unwrap_or((version, ""));
+    let release = release.replace('.', "-");
+    let plain = !pre.is_empty()
+        && pre.split('.').all(|part| {
+            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        });
+    let name = match (pre, plain) {
+        ("", _) => format!("{install}-{release}"),
+        (_, true) => format!("{install}-{release}-{}", pre.replace('.', "-")),
+        (_, false) => String::new(),
+    };
+    if !name.is_empty() && name.len() <= MAX_REVISION {
+        return name;
+    }
+    let hash = version.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{install}-{release}-{hash:08x}")
+}
+
+/// Whether a revision is one of an install: it is called as the install, or as [`revision`] says.
+pub fn is_of(install: &str, revision: &str) -> bool {
+    let release = revision.strip_prefix(install).and_then(|rest| rest.strip_prefix('-'));
+    revision == install
+        || release.is_some_and(|release| {
+            let mut parts = release.split('-');
+            (0..3).all(|_| {
+                parts.next().is_some_and(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+            })
+        })
+}
+
+/// Whether who names this tag or revision asks for this install.
+pub fn asks_for(install: &str, named: &str) -> bool {
+    named == STABLE || named == CANARY || is_of(install, named)
+}
+
+/// The tag or revision that a namespace names by its labels.
+pub fn asked_revision(labels: &BTreeMap<String, String>) -> Option<&str> {
+    labels.get(ISTIO_REVISION).or_else(|| labels.get(REVISION)).map(String::as_str)
 }
 
 /// The webhook configuration of one install.
@@ -68,9 +116,15 @@ pub fn labels(install: &str, component: &str) -> BTreeMap<String, String> {
     .into()
 }
 
-/// What selects the control plane's pods; it cannot change once the Deployment exists.
-pub fn control_plane_selector(install: &str) -> BTreeMap<String, String> {
-    [(NAME, "leno-control-plane"), (INSTANCE, install)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+/// Whether these are the labels of a control plane pod of an install, of any revision.
+pub fn is_control_plane(install: &str, labels: &BTreeMap<String, String>) -> bool {
+    labels.get(NAME).is_some_and(|name| name == "leno-control-plane")
+        && labels.get(INSTANCE).is_some_and(|revision| is_of(install, revision))
+}
+
+/// What selects the pods of one revision of the control plane; it cannot change once the Deployment exists.
+pub fn control_plane_selector(revision: &str) -> BTreeMap<String, String> {
+    [(NAME, "leno-control-plane"), (INSTANCE, revision)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 /// The owner reference that makes garbage collection remove an object after its MeshInstall.
@@ -82,4 +136,34 @@ pub fn owner(install: &MeshInstall) -> Value {
         "uid": install.metadata.uid.clone().unwrap_or_default(),
         "controller": true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revision_when_named_then_is_a_label_and_tells_releases_apart() {
+        assert_eq!(revision("default", "0.2.0"), "default-0-2-0");
+        assert_eq!(revision("default", "0.2.0-rc.1"), "default-0-2-0-rc-1");
+        let long = "0.2.0-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+        let all = ["0.2.0", "0.2.0-rc.1", "0.2.0-rc-1", "0.2.0-RC.1", "0.2.0-rc.", long];
+        let names: Vec<String> = all.iter().map(|version| revision("default", version)).collect();
+        for name in &names {
+            assert!(is_of("default", name) && control_plane(name).len() <= 63, "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'));
+            assert!(!name.ends_with('-'), "{name}");
+        }
+        let distinct: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "{names:?}");
+    }
+
+    #[test]
+    fn revision_when_of_another_install_then_is_not_ours() {
+        assert!(is_of("default", "default") && is_of("default", "default-0-2-0"));
+        for other in ["default-two", "default-", "default-0-2", "other", "other-0-2-0", "defaults-0-2-0"] {
+            assert!(!is_of("default", other), "{other}");
+        }
+        assert!(asks_for("default", "canary") && asks_for("default", "stable") && !asks_for("default", "prod"));
+    }
 }

@@ -121,7 +121,11 @@ impl Loop {
 
     async fn one(&mut self, name: &str, plan: &Plan, observed: &Observed) -> Duration {
         let Some(install) = observed.installs.get(&Key::new("", name)) else { return AT_LATEST };
-        let mut next = plan.upgrade.as_ref().and_then(|outcome| outcome.wake).unwrap_or(AT_LATEST);
+        let wakes = [
+            plan.upgrade.as_ref().and_then(|outcome| outcome.wake),
+            plan.revisions.as_ref().and_then(|revisions| revisions.wake),
+        ];
+        let mut next = wakes.into_iter().flatten().min().unwrap_or(AT_LATEST);
         if let Some(wake) = plan.authority.as_ref().and_then(|authority| authority.wake) {
             next = next.min(until(wake, observed.now));
         }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
-use leno_crds::meshinstall::{CertificatesStatus, MeshInstall, MeshInstallStatus};
+use leno_crds::meshinstall::{CertificatesStatus, ControlPlaneUpdateType, MeshInstall, MeshInstallStatus};
 use leno_kubeutil::conditions::{self, Change, Status, Wanted};
 use leno_kubeutil::events::{News, Recorder};
 use leno_kubeutil::watch::Key;
@@ -42,6 +42,10 @@ pub struct Report {
     pub upgrade: Option<Outcome>,
 }
 
+fn is_canary(install: &MeshInstall) -> bool {
+    install.spec.control_plane_update_strategy().kind() == ControlPlaneUpdateType::Canary
+}
+
 /// What is to be said, from what is observed and planned. `settled` is whether the control plane's Deployment is already as
 /// planned; `problem` is why a step failed.
 pub fn describe(
@@ -53,7 +57,9 @@ pub fn describe(
     problem: Option<&str>,
 ) -> Report {
     let system = install.spec.system_namespace();
-    let id = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
+    let revisions = plan.revisions.as_ref();
+    let stable = revisions.map_or(name, |revisions| &revisions.stable().name);
+    let id = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(stable)) };
     // Another install's Deployment of the same name cannot be: the name holds the install's.
     let deployment = observed.owned.get(&id).map(|object| object.as_ref());
     let accepted = plan.accepted.status == Status::True;
@@ -65,7 +71,16 @@ pub fn describe(
     let upgrade = plan.upgrade.as_ref();
     let wanted = install.spec.version.as_str();
     let effective = of_release(upgrade.map_or(wanted, |outcome| &outcome.control_plane_version));
-    let mut control_plane = control_plane(&effective, name, deployment, &observed.pods, accepted, settled, problem);
+    let mut control_plane = control_plane(&effective, stable, deployment, &observed.pods, accepted, settled, problem);
+    control_plane.status.revisions = match revisions {
+        Some(revisions) if is_canary(install) || revisions.list.len() > 1 => revisions.status(),
+        Some(_) => Vec::new(),
+        // Nothing is decided about them: they stay as they are.
+        None => {
+            let status = install.status.as_ref().and_then(|status| status.control_plane.as_ref());
+            status.map(|status| status.revisions.clone()).unwrap_or_default()
+        }
+    };
     if plan.deleting {
         let message = problem.unwrap_or("the control plane is being removed");
         control_plane.condition = Wanted::no(CONTROL_PLANE_READY, "Deleting", message);
@@ -75,7 +90,7 @@ pub fn describe(
     let goal = upgrade.map_or(wanted, |outcome| match &outcome.upgrade {
         Some(under_way) if under_way.failure.is_empty() => &under_way.to,
         Some(under_way) => &under_way.from,
-        None => &outcome.control_plane_version,
+        None => &outcome.injected_version,
     });
     let data_plane = data_plane(&of_release(goal), name, &plan.claim, observed, upgrade);
     Report {

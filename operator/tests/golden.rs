@@ -147,10 +147,11 @@ fn readable(step: &Step, full: bool) -> Value {
             json!({ "createAuthority": { "alsoTrust": also_trust, "issuer": issuer.as_str() } })
         }
         Step::ChangeAuthority(change) => json!({ "changeAuthority": format!("{change:?}") }),
-        Step::HandOverReplicas { replicas } => json!({ "handOverReplicas": replicas }),
+        Step::HandOverReplicas { replicas, .. } => json!({ "handOverReplicas": replicas }),
         Step::Apply(desired) if full => json!({ "apply": body(&desired.body) }),
         Step::Apply(desired) => json!({ "apply": desired.describe() }),
         Step::Delete(id) => json!({ "delete": format!("{} {}", id.kind, id.key) }),
+        Step::Revision(step) => json!({ "revision": format!("{} to {}", step.pod, step.to) }),
         Step::Pod(step) => json!({ "pod": format!("{step:?}") }),
     }
 }

@@ -7,6 +7,7 @@
 mod certificates;
 mod definition;
 mod problems;
+mod revision;
 mod status;
 mod update;
 
@@ -21,6 +22,9 @@ use serde::{Deserialize, Serialize};
 pub use certificates::{Certificates, CertificatesStatus, IssuerType, ROTATE_ROOT, RotationStatus, USER_SECRET};
 pub use definition::definition;
 pub use problems::Problem;
+pub use revision::{
+    CANARY, ControlPlaneUpdateStrategy, ControlPlaneUpdateType, DEFAULT_GRACE_PERIOD, RevisionStatus, STABLE,
+};
 pub use status::{
     ControlPlaneStatus, DataPlaneStatus, Measured, MeshInstallStatus, PastUpgrade, UpgradeStatus, VersionCount,
     Wave as WaveStatus,
@@ -150,6 +154,9 @@ pub struct ControlPlaneSpec {
     /// What one replica asks for and may use: `cpu`, `memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// How the control plane gets to another release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_strategy: Option<ControlPlaneUpdateStrategy>,
 }
 
 /// Bounds and target of the autoscaler.

@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::RevisionStatus;
+
 /// What the operator has seen of a MeshInstall.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -51,6 +53,10 @@ pub struct ControlPlaneStatus {
     pub replicas: i32,
     /// Both, for people: `2/2`.
     pub summary: String,
+    /// The revisions, the stable one first, when there may be more than one (`updateStrategy.type: Canary`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub revisions: Vec<RevisionStatus>,
 }
 
 /// Injected pods.

@@ -77,7 +77,7 @@ pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, images: &Imag
     let labels = pod.metadata.labels.as_ref().unwrap_or(&empty);
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     if annotations.get(names::STATUS).is_some_and(|status| status == "injected") {
-        if labels.get(names::REVISION).is_none_or(|revision| revision != install) {
+        if labels.get(names::REVISION).is_none_or(|revision| !names::is_of(install, revision)) {
             return Membership::Outside;
         }
         let wanted_image = runs_image(pod, images.wanted(annotations));
@@ -111,8 +111,10 @@ pub fn asks(install: &str, namespace_labels: &BTreeMap<String, String>, pod: &Po
     }
     namespace("istio-injection", "enabled")
         || namespace("mesh.leno.dev/inject", "enabled")
-        || namespace("istio.io/rev", install)
-        || namespace(names::REVISION, install)
+        || [names::ISTIO_REVISION, names::REVISION]
+            .iter()
+            .any(|key| namespace_labels.get(*key).is_some_and(|named| names::asks_for(install, named)))
+        || labels.get(names::ISTIO_REVISION).is_some_and(|named| names::asks_for(install, named))
         || labels.get("sidecar.istio.io/inject").is_some_and(|found| found == "true")
 }
 
@@ -160,6 +162,9 @@ mod tests {
             json!({ "mesh.leno.dev/inject": "enabled" }),
             json!({ "istio.io/rev": "default" }),
             json!({ "mesh.leno.dev/rev": "default" }),
+            json!({ "istio.io/rev": "canary" }),
+            json!({ "mesh.leno.dev/rev": "stable" }),
+            json!({ "istio.io/rev": "default-0-2-0" }),
         ] {
             let namespace = namespace(labels);
             let of = |metadata| membership("default", &namespace, &plain(metadata), &images(Engine::Leno));
@@ -168,7 +173,7 @@ mod tests {
             assert_eq!(of(json!({ "annotations": { "sidecar.istio.io/inject": "false" } })), Membership::Outside);
             assert_eq!(of(json!({ "annotations": { "mesh.leno.dev/inject": "disabled" } })), Membership::Outside);
         }
-        let other = namespace(json!({ "istio.io/rev": "canary" }));
+        let other = namespace(json!({ "istio.io/rev": "other" }));
         assert_eq!(membership("default", &other, &plain(json!({})), &images(Engine::Leno)), Membership::Outside);
     }
 

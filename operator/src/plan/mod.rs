@@ -7,6 +7,7 @@ pub mod authority;
 pub mod claims;
 pub mod injection;
 pub mod render;
+pub mod revisions;
 pub mod status;
 pub mod upgrade;
 
@@ -17,7 +18,7 @@ use k8s_openapi::api::core::v1::{Namespace, Pod, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
-use leno_crds::meshinstall::{MeshInstall, MeshInstallStatus};
+use leno_crds::meshinstall::{CANARY, ControlPlaneUpdateType, MeshInstall, MeshInstallSpec, MeshInstallStatus, STABLE};
 use leno_kubeutil::apply::{ApplyError, Desired};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
@@ -25,6 +26,7 @@ use leno_kubeutil::watch::Key;
 use self::authority::Look;
 use self::claims::{Claim, claims};
 use self::render::{Inputs, Replicas};
+use self::revisions::Revisions;
 use self::upgrade::pods::PodStep;
 use crate::meter::{Comparison, History};
 use crate::names;
@@ -90,6 +92,8 @@ pub enum Step {
     ChangeAuthority(authority::Change),
     /// Give `spec.replicas` to a field manager of its own, so that it keeps its value when we stop applying it.
     HandOverReplicas {
+        /// The revision of the control plane.
+        revision: String,
         /// The value to keep.
         replicas: i32,
     },
@@ -99,6 +103,8 @@ pub enum Step {
     Delete(ObjectId),
     /// Move a pod's sidecar towards another release.
     Pod(PodStep),
+    /// Let a pod's sidecar be programmed by another revision of the control plane.
+    Revision(revisions::Move),
 }
 
 /// What to do about one MeshInstall, and what to say.
@@ -116,6 +122,8 @@ pub struct Plan {
     pub authority: Option<Box<authority::Outlook>>,
     /// Where it is between two releases; `None` when nothing is decided about that.
     pub upgrade: Option<upgrade::Outcome>,
+    /// The revisions of its control plane; `None` when nothing is decided about them.
+    pub revisions: Option<Revisions>,
 }
 
 /// Plans for all MeshInstalls, by name.
@@ -146,18 +154,32 @@ pub fn leftovers(observed: &Observed) -> Vec<ObjectId> {
 }
 
 fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim) -> Result<Plan, ApplyError> {
-    let deployment =
-        ObjectId { kind: "Deployment", key: Key::new(install.spec.system_namespace(), names::control_plane(name)) };
-    let deployment = observed.owned.get(&deployment);
-    let control_plane = upgrade::control_plane(install, name, deployment.map(Arc::as_ref), &observed.pods);
+    let deployment_of = |revision: &str| {
+        let key = Key::new(install.spec.system_namespace(), names::control_plane(revision));
+        observed.owned.get(&ObjectId { kind: "Deployment", key }).map(Arc::as_ref)
+    };
+    let is_canary = install.spec.control_plane_update_strategy().kind() == ControlPlaneUpdateType::Canary;
+    // A release that is tried beside the old one is no upgrade yet: that begins with its promotion.
+    let tried = is_canary.then(|| revise(observed, name, install, &install.spec.version));
+    let stable = tried.as_ref().map(|tried| tried.stable().clone());
+    let serving = stable.as_ref().map_or(name, |stable| &stable.name);
+    let control_plane = upgrade::control_plane(install, serving, deployment_of(serving), &observed.pods);
     let accepted = accepted(install, &claim, &observed.supported, control_plane.version.as_deref());
     let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     if install.metadata.deletion_timestamp.is_some() {
         let steps = if has_finalizer { removal(observed, name, install) } else { Vec::new() };
-        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None, authority: None });
+        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None, authority: None, revisions: None });
     }
     if accepted.status != leno_kubeutil::conditions::Status::True {
-        return Ok(Plan { steps: Vec::new(), accepted, claim, deleting: false, upgrade: None, authority: None });
+        return Ok(Plan {
+            steps: Vec::new(),
+            accepted,
+            claim,
+            deleting: false,
+            upgrade: None,
+            authority: None,
+            revisions: None,
+        });
     }
     let mut steps = Vec::new();
     if !has_finalizer {
@@ -173,26 +195,53 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
         Look::Missing(create) => {
             steps.push(create);
             // The rest needs the roots; the Secret's arrival makes the next plan.
-            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None, authority: None });
+            return Ok(Plan {
+                steps,
+                accepted,
+                claim,
+                deleting: false,
+                upgrade: None,
+                authority: None,
+                revisions: None,
+            });
         }
         Look::Broken(message) => {
             let accepted = Wanted::no(status::ACCEPTED, "BadAuthority", message);
-            return Ok(Plan { steps, accepted, claim, deleting: false, upgrade: None, authority: None });
+            return Ok(Plan {
+                steps,
+                accepted,
+                claim,
+                deleting: false,
+                upgrade: None,
+                authority: None,
+                revisions: None,
+            });
         }
     };
-    let upgrade = decide(observed, name, install, control_plane);
-    // Everything is rendered in the release that the control plane should run now.
-    let mut effective = install.clone();
-    effective.spec.version.clone_from(&upgrade.control_plane_version);
-    let replicas = decide_replicas(install, deployment.map(Arc::as_ref));
-    if let (Replicas::Autoscaler, Some(deployment)) = (replicas, deployment)
-        && deployment.annotations().get(names::REPLICAS_BY).is_none_or(|by| by != "autoscaler")
-    {
-        steps.push(Step::HandOverReplicas { replicas: running_replicas(deployment).max(1) });
+    let (upgrade, revisions) = match tried {
+        Some(tried) => (decide_promoted(observed, name, install, control_plane, &tried), tried),
+        None => {
+            let upgrade = decide(observed, name, &install.spec, install, control_plane);
+            let revisions = revise(observed, name, install, &upgrade.control_plane_version);
+            (upgrade, revisions)
+        }
+    };
+    let mut replicas = BTreeMap::new();
+    for revision in &revisions.list {
+        let deployment = deployment_of(&revision.name);
+        let decided = decide_replicas(install, deployment);
+        replicas.insert(revision.name.clone(), decided);
+        if let (Replicas::Autoscaler, Some(deployment)) = (decided, deployment)
+            && deployment.annotations().get(names::REPLICAS_BY).is_none_or(|by| by != "autoscaler")
+        {
+            let (revision, replicas) = (revision.name.clone(), running_replicas(deployment).max(1));
+            steps.push(Step::HandOverReplicas { revision, replicas });
+        }
     }
     let inputs = Inputs {
-        install: &effective,
+        install,
         name,
+        revisions: &revisions,
         claim: &claim,
         system_namespaces: observed.installs.values().map(|one| one.spec.system_namespace().to_owned()).collect(),
         roots: &authority.roots,
@@ -211,26 +260,80 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     steps.extend(orphans.filter(|id| id.kind != "Namespace").map(Step::Delete));
     steps.extend(objects.into_iter().map(|object| Step::Apply(Box::new(object))));
     steps.extend(upgrade.steps.iter().cloned().map(Step::Pod));
+    steps.extend(revisions.moves.iter().cloned().map(Step::Revision));
     // Last, so that what the step after it stands on is in place: the roots where they are read.
     steps.extend(authority.change.clone().map(Step::ChangeAuthority));
-    Ok(Plan { steps, accepted, claim, deleting: false, upgrade: Some(upgrade), authority: Some(authority) })
+    let (upgrade, authority, revisions) = (Some(upgrade), Some(authority), Some(revisions));
+    Ok(Plan { steps, accepted, claim, deleting: false, upgrade, authority, revisions })
+}
+
+/// The revisions of a control plane whose release should be `version`.
+fn revise(observed: &Observed, name: &str, install: &MeshInstall, version: &str) -> Revisions {
+    let system = install.spec.system_namespace();
+    let control_plane = install.status.as_ref().and_then(|status| status.control_plane.as_ref());
+    let own = ObjectId { kind: "Deployment", key: Key::new(system, names::control_plane(name)) };
+    let own = observed.owned.get(&own).map(Arc::as_ref);
+    revisions::revisions(&revisions::Inputs {
+        install: name,
+        strategy: &install.spec.control_plane_update_strategy(),
+        known: control_plane.map_or(&[][..], |control_plane| &control_plane.revisions),
+        version,
+        present: upgrade::control_plane(install, name, own, &observed.pods).version.as_deref(),
+        standings: &revisions::standings(system, &observed.owned),
+        pods: &revisions::pods(name, &observed.pods),
+        namespaces: &namespace_labels(observed),
+        now: observed.now,
+    })
+}
+
+/// As [`decide`], for a control plane whose releases come and go as revisions: sidecars follow the stable one, and when they
+/// turn back, it stays as it is.
+fn decide_promoted(
+    observed: &Observed,
+    name: &str,
+    install: &MeshInstall,
+    mut control_plane: upgrade::ControlPlaneView,
+    tried: &Revisions,
+) -> upgrade::Outcome {
+    let stable = tried.stable();
+    let status = install.status.as_ref();
+    let back = status.and_then(|status| status.upgrade.as_ref()).filter(|upgrade| !upgrade.failure.is_empty());
+    let last = status.and_then(|status| status.last_upgrade.as_ref());
+    let rejected = last.filter(|last| last.result == "RolledBack" && last.to == stable.version);
+    let shown = back.map(|upgrade| &upgrade.from).or_else(|| rejected.map(|last| &last.from));
+    if let Some(version) = &mut control_plane.version {
+        version.clone_from(shown.unwrap_or(&stable.version));
+    }
+    let mut spec = install.spec.clone();
+    spec.version.clone_from(&stable.version);
+    let mut outcome = decide(observed, name, &spec, install, control_plane);
+    outcome.control_plane_version.clone_from(&stable.version);
+    if let (Some(message), None) = (tried.message(), &outcome.upgrade) {
+        outcome.condition = Wanted::yes(upgrade::UPGRADING, "Canary", message);
+    }
+    outcome
+}
+
+fn namespace_labels(observed: &Observed) -> BTreeMap<String, BTreeMap<String, String>> {
+    observed
+        .namespaces
+        .iter()
+        .map(|(key, namespace)| (key.name.clone(), namespace.metadata.labels.clone().unwrap_or_default()))
+        .collect()
 }
 
 /// Where a mesh is between two releases.
 fn decide(
     observed: &Observed,
     name: &str,
+    spec: &MeshInstallSpec,
     install: &MeshInstall,
     control_plane: upgrade::ControlPlaneView,
 ) -> upgrade::Outcome {
     let nothing = MeshInstallStatus::default();
-    let namespaces = observed
-        .namespaces
-        .iter()
-        .map(|(key, namespace)| (key.name.clone(), namespace.metadata.labels.clone().unwrap_or_default()))
-        .collect();
+    let namespaces = namespace_labels(observed);
     upgrade::decide(&upgrade::Inputs {
-        spec: &install.spec,
+        spec,
         status: install.status.as_ref().unwrap_or(&nothing),
         retry: install.annotations().get(upgrade::RETRY).map_or("", String::as_str),
         now: observed.now,
@@ -248,6 +351,9 @@ fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String], present:
     if let Some(first) = problems.first() {
         let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         return Wanted::no(status::ACCEPTED, first.reason, messages.join(". "));
+    }
+    if let Some(message) = bad_name(install) {
+        return Wanted::no(status::ACCEPTED, "BadName", message);
     }
     let allowed = install.annotations().get(upgrade::ALLOW_SKEW).is_some_and(|value| value == "true");
     if let Some(present) = present.filter(|_| !allowed)
@@ -280,6 +386,27 @@ fn accepted(install: &MeshInstall, claim: &Claim, supported: &[String], present:
     Wanted::yes(status::ACCEPTED, "Valid", "the spec is valid")
 }
 
+/// Why revisions cannot be called after a MeshInstall that wants them.
+fn bad_name(install: &MeshInstall) -> Option<String> {
+    let name = install.metadata.name.as_deref().unwrap_or_default();
+    if install.spec.control_plane_update_strategy().kind() != ControlPlaneUpdateType::Canary {
+        return None;
+    }
+    if name == STABLE || name == CANARY {
+        return Some(format!(
+            "metadata.name: {name:?} is a tag of revisions; with spec.controlPlane.updateStrategy.type Canary the MeshInstall needs another name"
+        ));
+    }
+    let longest = names::revision(name, &install.spec.version).len();
+    (longest > names::MAX_REVISION).then(|| {
+        format!(
+            "metadata.name: with {} bytes it is too long for revisions to be called after it; with spec.controlPlane.updateStrategy.type Canary it may have {}",
+            name.len(),
+            (name.len() + names::MAX_REVISION).saturating_sub(longest),
+        )
+    })
+}
+
 /// What removes a mesh, in order: first what could refuse pods, then what serves, then the rest; the finalizer last.
 fn removal(observed: &Observed, name: &str, install: &MeshInstall) -> Vec<Step> {
     let ids: Vec<ObjectId> = of_install(observed, install).filter(|id| id.kind != "Namespace").collect();
@@ -302,10 +429,8 @@ fn removal(observed: &Observed, name: &str, install: &MeshInstall) -> Vec<Step> 
             return due.into_iter().map(Step::Delete).collect();
         }
     }
-    let selector = names::control_plane_selector(name);
     let still_running = observed.pods.iter().any(|(key, pod)| {
-        key.namespace == install.spec.system_namespace()
-            && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+        key.namespace == install.spec.system_namespace() && names::is_control_plane(name, pod.labels())
     });
     if still_running { Vec::new() } else { vec![Step::Finalizer { present: false }] }
 }

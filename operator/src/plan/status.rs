@@ -97,7 +97,12 @@ pub fn control_plane(
         && number("/status/updatedReplicas") == wanted
         && number("/status/availableReplicas") == wanted
         && number("/status/replicas") == wanted;
-    let status = ControlPlaneStatus { ready, replicas: wanted, summary: format!("{ready}/{wanted}") };
+    let status = ControlPlaneStatus {
+        ready,
+        replicas: wanted,
+        summary: format!("{ready}/{wanted}"),
+        ..ControlPlaneStatus::default()
+    };
     let kind = CONTROL_PLANE_READY;
     let serving = ours.iter().filter(|pod| is_ready(pod)).count();
     let condition = if !accepted {

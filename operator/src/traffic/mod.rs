@@ -347,14 +347,13 @@ fn resource(kind: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("networking.istio.io", "v1", kind), plural)
 }
 
-/// The control plane replicas that should be listened to: those whose pod is ready.
+/// The control plane replicas that should be listened to, of all revisions: those whose pod is ready.
 fn replicas(installs: &BTreeMap<Key, Arc<MeshInstall>>, pods: &BTreeMap<Key, Arc<Pod>>) -> BTreeMap<String, Replica> {
     let mut replicas = BTreeMap::new();
     for (key, install) in installs {
-        let selector = names::control_plane_selector(&key.name);
         for pod in pods.values() {
             let ours = pod.namespace().as_deref() == Some(install.spec.system_namespace())
-                && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+                && names::is_control_plane(&key.name, pod.labels());
             let status = pod.status.as_ref();
             let ready = status
                 .iter()

@@ -1,18 +1,19 @@
-//! The control plane's Deployment, Service, disruption budget and autoscaler.
+//! Deployment, Service, disruption budget and autoscaler of one revision of the control plane.
 
 use leno_crds::meshinstall::{Autoscaling, Resources};
 use serde_json::{Map, Value, json};
 
 use super::{Inputs, Replicas, object};
 use crate::names;
+use crate::plan::revisions::Revision;
 
-pub(super) fn service(inputs: &Inputs<'_>) -> Value {
+pub(super) fn service(inputs: &Inputs<'_>, revision: &Revision) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": inputs.in_system(&names::control_plane(inputs.name)),
+        "metadata": inputs.in_system(&names::control_plane(&revision.name)),
         "spec": {
-            "selector": names::control_plane_selector(inputs.name),
+            "selector": names::control_plane_selector(&revision.name),
             "ports": [
                 { "name": "grpc-xds", "port": 15012, "targetPort": 15012, "protocol": "TCP", "appProtocol": "grpc" },
                 { "name": "https-webhook", "port": 443, "targetPort": 15017, "protocol": "TCP", "appProtocol": "https" },
@@ -23,25 +24,25 @@ pub(super) fn service(inputs: &Inputs<'_>) -> Value {
 }
 
 /// At most one replica at a time is taken away on purpose. With a single replica that would forbid draining its node.
-pub(super) fn disruption_budget(inputs: &Inputs<'_>) -> Value {
+pub(super) fn disruption_budget(inputs: &Inputs<'_>, revision: &Revision) -> Value {
     json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": inputs.in_system(&names::control_plane(inputs.name)),
+        "metadata": inputs.in_system(&names::control_plane(&revision.name)),
         "spec": {
             "maxUnavailable": 1,
-            "selector": { "matchLabels": names::control_plane_selector(inputs.name) },
+            "selector": { "matchLabels": names::control_plane_selector(&revision.name) },
         },
     })
 }
 
-pub(super) fn autoscaler(inputs: &Inputs<'_>, autoscaling: &Autoscaling) -> Value {
+pub(super) fn autoscaler(inputs: &Inputs<'_>, revision: &Revision, autoscaling: &Autoscaling) -> Value {
     json!({
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
-        "metadata": inputs.in_system(&names::control_plane(inputs.name)),
+        "metadata": inputs.in_system(&names::control_plane(&revision.name)),
         "spec": {
-            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": names::control_plane(inputs.name) },
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": names::control_plane(&revision.name) },
             "minReplicas": autoscaling.min_replicas(),
             "maxReplicas": autoscaling.max_replicas,
             "metrics": [{
@@ -56,18 +57,17 @@ pub(super) fn autoscaler(inputs: &Inputs<'_>, autoscaling: &Autoscaling) -> Valu
 }
 
 /// No replica leaves before its successor is ready: an image that does not exist changes nothing for the mesh.
-pub(super) fn deployment(inputs: &Inputs<'_>) -> Value {
-    let spec = inputs.spec();
-    let selector = names::control_plane_selector(inputs.name);
-    let mut metadata = inputs.in_system(&names::control_plane(inputs.name));
-    metadata["labels"][names::VERSION] = json!(spec.version);
-    let decides = match inputs.replicas {
+pub(super) fn deployment(inputs: &Inputs<'_>, revision: &Revision) -> Value {
+    let selector = names::control_plane_selector(&revision.name);
+    let mut metadata = inputs.in_system(&names::control_plane(&revision.name));
+    metadata["labels"][names::VERSION] = json!(revision.version);
+    let decides = match inputs.replicas(revision) {
         Replicas::Operator(_) => "operator",
         Replicas::Autoscaler => "autoscaler",
     };
     metadata["annotations"] = json!({ names::REPLICAS_BY: decides });
-    let mut labels = object(names::labels(inputs.name, names::CONTROL_PLANE));
-    labels.insert(names::VERSION.to_owned(), json!(spec.version));
+    let mut labels = object(names::labels(&revision.name, names::CONTROL_PLANE));
+    labels.insert(names::VERSION.to_owned(), json!(revision.version));
     // The control plane is no workload of the mesh, whatever its namespace says.
     labels.insert("sidecar.istio.io/inject".to_owned(), json!("false"));
     let mut deployment = json!({
@@ -111,19 +111,19 @@ pub(super) fn deployment(inputs: &Inputs<'_>) -> Value {
                         "whenUnsatisfiable": "ScheduleAnyway",
                         "labelSelector": { "matchLabels": selector },
                     }],
-                    "containers": [container(inputs)],
+                    "containers": [container(inputs, revision)],
                     "volumes": [{ "name": "leno-ca", "secret": { "secretName": names::CA_SECRET, "defaultMode": 288 } }],
                 },
             },
         },
     });
-    if let Replicas::Operator(replicas) = inputs.replicas {
+    if let Replicas::Operator(replicas) = inputs.replicas(revision) {
         deployment["spec"]["replicas"] = json!(replicas);
     }
     deployment
 }
 
-fn container(inputs: &Inputs<'_>) -> Value {
+fn container(inputs: &Inputs<'_>, revision: &Revision) -> Value {
     let spec = inputs.spec();
     let from_field =
         |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
@@ -133,11 +133,11 @@ fn container(inputs: &Inputs<'_>) -> Value {
     };
     json!({
         "name": names::CONTROL_PLANE,
-        "image": spec.image("control-plane"),
+        "image": spec.image_of("control-plane", &revision.version),
         "imagePullPolicy": spec.pull_policy().as_str(),
         "args": [
             "--mesh-install", inputs.name,
-            "--revision", inputs.name,
+            "--revision", revision.name,
             "--namespace", spec.system_namespace(),
             "--ca-dir", "/etc/leno/ca",
         ],

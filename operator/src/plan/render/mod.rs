@@ -11,14 +11,17 @@ use leno_kubeutil::apply::{ApplyError, Desired};
 use serde_json::{Map, Value, json};
 
 use super::claims::Claim;
+use super::revisions::{Revision, Revisions};
 use crate::names;
 
 /// What rendering needs beside the MeshInstall.
 pub struct Inputs<'a> {
     /// The MeshInstall.
     pub install: &'a MeshInstall,
-    /// Its name, which is the revision too.
+    /// Its name.
     pub name: &'a str,
+    /// The revisions of its control plane.
+    pub revisions: &'a Revisions,
     /// The namespaces that belong to it and those that do not.
     pub claim: &'a Claim,
     /// Namespaces of control planes, this one's and others'.
@@ -27,8 +30,8 @@ pub struct Inputs<'a> {
     pub roots: &'a str,
     /// The same for proxies, with what signs now in front.
     pub announced: &'a str,
-    /// What the control plane's Deployment should say about its replicas.
-    pub replicas: Replicas,
+    /// What the Deployment of each revision should say about its replicas.
+    pub replicas: BTreeMap<String, Replicas>,
 }
 
 /// Who decides about the number of replicas.
@@ -44,6 +47,11 @@ impl Inputs<'_> {
     /// The spec.
     pub fn spec(&self) -> &MeshInstallSpec {
         &self.install.spec
+    }
+
+    /// What the Deployment of a revision should say about its replicas.
+    fn replicas(&self, revision: &Revision) -> Replicas {
+        self.replicas.get(&revision.name).copied().unwrap_or(Replicas::Operator(self.spec().replicas()))
     }
 
     /// Metadata of an object of this mesh; `namespace` is `None` for cluster-scoped kinds.
@@ -95,16 +103,20 @@ pub fn objects(inputs: &Inputs<'_>) -> Result<Vec<Desired>, ApplyError> {
         Desired::new(&access::service_account(inputs), "serviceaccounts")?,
         Desired::new(&access::cluster_role(inputs), "clusterroles")?,
         Desired::new(&access::cluster_role_binding(inputs), "clusterrolebindings")?,
-        Desired::new(&control_plane::service(inputs), "services")?,
-        Desired::new(&control_plane::disruption_budget(inputs), "poddisruptionbudgets")?,
     ];
+    for revision in &inputs.revisions.list {
+        objects.push(Desired::new(&control_plane::service(inputs, revision), "services")?);
+        objects.push(Desired::new(&control_plane::disruption_budget(inputs, revision), "poddisruptionbudgets")?);
+    }
     for namespace in &inputs.claim.namespaces {
         objects.push(Desired::new(&root_config_map(inputs, namespace), "configmaps")?);
     }
-    objects.push(Desired::new(&control_plane::deployment(inputs), "deployments")?);
-    if let (Some(autoscaling), Replicas::Autoscaler) = (inputs.spec().autoscaling(), inputs.replicas) {
-        let scaler = control_plane::autoscaler(inputs, autoscaling);
-        objects.push(Desired::new(&scaler, "horizontalpodautoscalers")?);
+    for revision in &inputs.revisions.list {
+        objects.push(Desired::new(&control_plane::deployment(inputs, revision), "deployments")?);
+        if let (Some(autoscaling), Replicas::Autoscaler) = (inputs.spec().autoscaling(), inputs.replicas(revision)) {
+            let scaler = control_plane::autoscaler(inputs, revision, autoscaling);
+            objects.push(Desired::new(&scaler, "horizontalpodautoscalers")?);
+        }
     }
     objects.push(Desired::new(&webhook::configuration(inputs), "mutatingwebhookconfigurations")?);
     Ok(objects)

@@ -3,38 +3,63 @@
 //! A webhook whose failure refuses pods must not see any other pod, or its loss would lock the cluster. Selectors within
 //! one entry must all hold, so each way of asking is an entry of its own; they exclude each other, so that no pod is sent
 //! twice (injecting is idempotent, so twice would only be slow).
+//!
+//! Each revision of the control plane has entries for those who name it, or a tag that points at it. A pod that names one
+//! (`istio.io/rev`) goes by that, else its namespace does, and who only asks for injection gets the stable one.
 
 use serde_json::{Value, json};
 
 use super::Inputs;
 use crate::names;
 use crate::plan::claims::KUBERNETES_NAMESPACES;
+use crate::plan::revisions::Revision;
+
+/// The labels of a namespace that names a revision.
+const NAMES: [(&str, &str); 2] = [("istio-rev", names::ISTIO_REVISION), ("leno-rev", names::REVISION)];
+/// The labels of a namespace that asks for injection, each with the value that does, and with `disabled` for the opposite.
+const ASKS: [(&str, &str); 2] = [("istio", "istio-injection"), ("leno", "mesh.leno.dev/inject")];
 
 pub(super) fn configuration(inputs: &Inputs<'_>) -> Value {
-    let ways: [(&str, &str, &str); 4] = [
-        ("istio", "istio-injection", "enabled"),
-        ("leno", "mesh.leno.dev/inject", "enabled"),
-        ("istio-rev", "istio.io/rev", inputs.name),
-        ("leno-rev", names::REVISION, inputs.name),
-    ];
+    let all: Vec<String> = inputs.revisions.list.iter().flat_map(|revision| answers_to(inputs, revision)).collect();
+    let names_none = |keys: &[(&str, &str)]| -> Vec<Value> { keys.iter().map(|(_, key)| not_in(key, &all)).collect() };
+    let not_disabled = |but: &str| -> Vec<Value> {
+        ASKS.iter().filter(|(_, key)| *key != but).map(|(_, key)| not_in(key, &["disabled".to_owned()])).collect()
+    };
     let mut webhooks: Vec<Value> = Vec::new();
-    for (position, (name, key, value)) in ways.iter().enumerate() {
-        let mut selector = vec![json!({ "key": key, "operator": "In", "values": [value] })];
-        for (_, earlier, value) in &ways[..position] {
-            selector.push(json!({ "key": earlier, "operator": "NotIn", "values": [value] }));
+    for revision in &inputs.revisions.list {
+        let answers = answers_to(inputs, revision);
+        if answers.is_empty() {
+            continue;
         }
-        for opt_out in ["istio-injection", "mesh.leno.dev/inject"].iter().filter(|opt_out| *opt_out != key) {
-            selector.push(json!({ "key": opt_out, "operator": "NotIn", "values": ["disabled"] }));
+        let is_stable = revision.name == inputs.revisions.stable().name;
+        let prefix = if is_stable { String::new() } else { format!("{}.", revision.name) };
+        for (position, (name, key)) in NAMES.iter().enumerate() {
+            let mut selector = vec![is_in(key, &answers)];
+            selector.extend(names_none(&NAMES[..position]));
+            selector.extend(not_disabled(""));
+            let pod = vec![not_in(names::ISTIO_REVISION, &all)];
+            webhooks.push(entry(inputs, revision, &format!("{prefix}{name}.namespace"), selector, pod));
         }
-        webhooks.push(entry(inputs, &format!("{name}.namespace"), selector, vec![]));
+        let pod = vec![is_in(names::ISTIO_REVISION, &answers)];
+        webhooks.push(entry(inputs, revision, &format!("{prefix}istio-rev.object"), not_disabled(""), pod));
+        if !is_stable {
+            continue;
+        }
+        let enabled = ["enabled".to_owned()];
+        for (position, (name, key)) in ASKS.iter().enumerate() {
+            let mut selector = vec![is_in(key, &enabled)];
+            selector.extend(ASKS[..position].iter().map(|(_, earlier)| not_in(earlier, &enabled)));
+            selector.extend(names_none(&NAMES));
+            selector.extend(not_disabled(key));
+            let pod = vec![not_in(names::ISTIO_REVISION, &all)];
+            webhooks.push(entry(inputs, revision, &format!("{name}.namespace"), selector, pod));
+        }
+        let mut selector: Vec<Value> = ASKS.iter().map(|(_, key)| not_in(key, &enabled)).collect();
+        selector.extend(names_none(&NAMES));
+        selector.extend(not_disabled(""));
+        let pod = vec![is_in("sidecar.istio.io/inject", &["true".to_owned()]), not_in(names::ISTIO_REVISION, &all)];
+        webhooks.push(entry(inputs, revision, "object", selector, pod));
     }
-    let mut selector: Vec<Value> =
-        ways.iter().map(|(_, key, value)| json!({ "key": key, "operator": "NotIn", "values": [value] })).collect();
-    for opt_out in ["istio-injection", "mesh.leno.dev/inject"] {
-        selector.push(json!({ "key": opt_out, "operator": "NotIn", "values": ["disabled"] }));
-    }
-    let asks = json!({ "key": "sidecar.istio.io/inject", "operator": "In", "values": ["true"] });
-    webhooks.push(entry(inputs, "object", selector, vec![asks]));
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
@@ -43,7 +68,34 @@ pub(super) fn configuration(inputs: &Inputs<'_>) -> Value {
     })
 }
 
-fn entry(inputs: &Inputs<'_>, name: &str, mut namespaces: Vec<Value>, mut objects: Vec<Value>) -> Value {
+/// The values of a label by which a revision is asked for. The MeshInstall's name means whichever is stable.
+fn answers_to(inputs: &Inputs<'_>, revision: &Revision) -> Vec<String> {
+    let mut answers: Vec<String> = revision.tags.iter().map(|tag| (*tag).to_owned()).collect();
+    if revision.name != inputs.name {
+        answers.push(revision.name.clone());
+    }
+    if revision.name == inputs.revisions.stable().name {
+        answers.push(inputs.name.to_owned());
+    }
+    answers.sort();
+    answers
+}
+
+fn is_in(key: &str, values: &[String]) -> Value {
+    json!({ "key": key, "operator": "In", "values": values })
+}
+
+fn not_in(key: &str, values: &[String]) -> Value {
+    json!({ "key": key, "operator": "NotIn", "values": values })
+}
+
+fn entry(
+    inputs: &Inputs<'_>,
+    revision: &Revision,
+    name: &str,
+    mut namespaces: Vec<Value>,
+    mut objects: Vec<Value>,
+) -> Value {
     let mut never: Vec<String> = KUBERNETES_NAMESPACES.map(str::to_owned).into();
     never.extend(inputs.system_namespaces.iter().cloned());
     never.extend(inputs.claim.taken.keys().cloned());
@@ -71,7 +123,7 @@ fn entry(inputs: &Inputs<'_>, name: &str, mut namespaces: Vec<Value>, mut object
         "admissionReviewVersions": ["v1"],
         "clientConfig": {
             "service": {
-                "name": names::control_plane(inputs.name),
+                "name": names::control_plane(&revision.name),
                 "namespace": inputs.spec().system_namespace(),
                 "path": "/inject",
                 "port": 443,

@@ -45,7 +45,7 @@ fn is_injected(install: &str, pod: &Pod) -> bool {
     phase == "Running"
         && pod.metadata.deletion_timestamp.is_none()
         && annotations.and_then(|all| all.get(names::STATUS)).is_some_and(|status| status == "injected")
-        && labels.and_then(|all| all.get(names::REVISION)).is_some_and(|revision| revision == install)
+        && labels.and_then(|all| all.get(names::REVISION)).is_some_and(|revision| names::is_of(install, revision))
 }
 
 fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, reports: &[ProxyReport]) -> PodView {
