@@ -299,6 +299,10 @@ impl<'a> Walk<'a> {
                 return;
             }
         }
+        // Who went back since the gate began is moved again, and looked at from the beginning.
+        if let Some(wave) = &mut self.next.wave {
+            wave.gate_since = None;
+        }
         self.reason = "MovingPods";
         self.next.next = "the gate".to_owned();
         let budget = self.strategy.max_unavailable(pods.len()).saturating_sub(on_the_way);
