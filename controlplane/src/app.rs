@@ -26,6 +26,7 @@ use crate::identity::ca::CaError;
 use crate::identity::{Ca, Serving, Signer, Tokens};
 use crate::metrics::{Metrics, ResultLabel};
 use crate::pipeline::{self, Publisher};
+use crate::proxies;
 use crate::source::folder::FolderError;
 use crate::source::{Folder, Kubernetes, Source};
 use crate::webhook;
@@ -161,6 +162,7 @@ async fn serve(
     let book = Arc::new(Acknowledgements::new());
     let publisher = Arc::new(Publisher::<Mesh>::new(book.clone(), metrics.clone()));
 
+    let told = Arc::new(proxies::Table::default());
     let identity = spiffe_id(&trust_domain, &flags.namespace, OWN_ACCOUNT);
     let (serving, renewal) = Serving::new(ca.clone(), identity, flags.dns_names())?;
     let ads = Ads::new(publisher.clone(), metrics.clone(), stop.clone());
@@ -168,7 +170,9 @@ async fn serve(
     let services = Services {
         ads,
         signer: Signer::new(ca.clone(), tokens, publisher.clone(), flags.certificate_lifetime(), metrics.clone()),
-        status: StatusService::new(book.clone(), reader, stop.clone()),
+        status: StatusService::new(book.clone(), reader.clone(), stop.clone()),
+        reports: proxies::ReportService::new(told.clone(), publisher.clone(), stop.clone()),
+        proxies: proxies::StatusService::new(told, reader, stop.clone()),
     };
     let grpc = listen(flags.grpc_address).await?;
     let health_server = serve_health(flags.health_address, health.clone(), registry.clone(), stop.clone());

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use leno_api::identity::v1::workload_certificates_server::WorkloadCertificatesServer;
+use leno_api::proxies::v1::proxy_reports_server::ProxyReportsServer;
+use leno_api::proxies::v1::proxy_status_server::ProxyStatusServer;
 use leno_api::status::v1::mesh_status_server::MeshStatusServer;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -17,6 +19,7 @@ use crate::acks::StatusService;
 use crate::ads::Configs;
 use crate::ads::server::Ads;
 use crate::identity::{Directory, Signer};
+use crate::proxies;
 use crate::tls::accept;
 
 const MAX_STREAMS: u32 = 64;
@@ -29,8 +32,12 @@ pub struct Services<C, D> {
     pub ads: Ads<C>,
     /// Certificates.
     pub signer: Signer<D>,
-    /// Reports.
+    /// Reports about configuration.
     pub status: StatusService,
+    /// Reports of proxies.
+    pub reports: proxies::ReportService<D>,
+    /// Reports of proxies, for the operator.
+    pub proxies: proxies::StatusService,
 }
 
 /// Serves until `shutdown`; open streams are ended by their services, which know the same token.
@@ -52,6 +59,8 @@ pub async fn serve<C: Configs, D: Directory>(
         .add_service(services.ads.into_server())
         .add_service(WorkloadCertificatesServer::new(services.signer).max_decoding_message_size(64 * 1024))
         .add_service(MeshStatusServer::new(services.status).max_decoding_message_size(1024))
+        .add_service(ProxyReportsServer::new(services.reports).max_decoding_message_size(proxies::MAX_REPORT))
+        .add_service(ProxyStatusServer::new(services.proxies).max_decoding_message_size(1024))
         .serve_with_incoming_shutdown(connections, shutdown.cancelled_owned())
         .await
 }

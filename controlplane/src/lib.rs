@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod identity;
 pub mod metrics;
 pub mod pipeline;
+pub mod proxies;
 pub mod resolve;
 pub mod source;
 pub mod stores;

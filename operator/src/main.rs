@@ -10,7 +10,7 @@ use leno_kubeutil::events::Recorder;
 use leno_kubeutil::lease::{Election, End};
 use leno_operator::metrics::Metrics;
 use leno_operator::observe::Watches;
-use leno_operator::{names, reconcile, traffic};
+use leno_operator::{names, proxies, reconcile, traffic};
 use leno_runtime::http::{Health, ListenError};
 use leno_runtime::logging::{LogError, LogFlags};
 use leno_runtime::metrics::Registry;
@@ -106,6 +106,7 @@ async fn run(flags: Flags) -> Result<(), Error> {
         tokio::join!(
             reconcile::run(client.clone(), &watches, recorder.clone(), supported, metrics.clone(), work.clone()),
             traffic::run(client, &watches, recorder, metrics, work.clone()),
+            proxies::run(&watches, work.clone()),
         );
     });
     // Work stops before the lease is given back, so that two leaders never overlap.

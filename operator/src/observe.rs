@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::names;
 use crate::plan::authority::Replicas;
 use crate::plan::{ObjectId, Observed};
+use crate::proxies::Snapshot;
 
 /// Kinds that the operator makes: group, version, kind, plural.
 pub const OWNED: [(&str, &str, &str, &str); 10] = [
@@ -48,6 +49,7 @@ pub struct Watches {
     authorities: Store<Secret>,
     issuers: Store<Secret>,
     replicas: watch::Sender<Replicas>,
+    reports: watch::Sender<Snapshot>,
     owned: Vec<(&'static str, Store<DynamicObject>)>,
     changed: Arc<Notify>,
 }
@@ -71,6 +73,7 @@ impl Watches {
             authorities: spawn(client.clone(), by_name(names::CA_SECRET), |_| {}, shutdown.clone()),
             issuers: spawn(client.clone(), by_name(USER_SECRET), |_| {}, shutdown.clone()),
             replicas: watch::Sender::default(),
+            reports: watch::Sender::default(),
             owned,
             changed: Arc::default(),
         };
@@ -136,6 +139,11 @@ impl Watches {
         &self.replicas
     }
 
+    /// Where what proxies tell is put. That alone wakes nobody: counts grow all the time.
+    pub fn reports(&self) -> &watch::Sender<Snapshot> {
+        &self.reports
+    }
+
     /// MeshInstalls that do not parse, with what is wrong.
     pub fn malformed(&self) -> std::collections::BTreeMap<leno_kubeutil::watch::Key, String> {
         self.installs.malformed()
@@ -150,6 +158,7 @@ impl Watches {
             authorities: self.authorities.objects(),
             issuers: self.issuers.objects(),
             replicas: self.replicas.borrow().clone(),
+            reports: self.reports.borrow().clone(),
             supported: supported.to_vec(),
             ..Observed::default()
         };

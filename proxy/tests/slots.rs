@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
 use leno_proxy::slots::Folder;
-use leno_proxy::slots::active::{Active, HandOver};
+use leno_proxy::slots::active::{Active, HandOver, Refusal};
 use leno_proxy::slots::desk::{self, Drain, Phase};
 use leno_proxy::slots::lock::{lock_within, try_lock};
 use leno_proxy::slots::sockets::Sockets;
@@ -96,7 +96,7 @@ async fn active_when_it_hands_over_waits_for_the_standby_to_serve_and_lets_go() 
         // The end of the connection: the lock is free.
         assert_eq!(standby.event().await, Event::Lost);
     });
-    assert_eq!(timeout(LIMIT, active.hand_over(LIMIT)).await.unwrap(), HandOver::Done);
+    assert!(matches!(timeout(LIMIT, active.hand_over(LIMIT)).await.unwrap(), HandOver::Done(_)));
     timeout(LIMIT, relieved).await.unwrap().unwrap();
     assert!(try_lock(&folder).unwrap().is_some());
 }
@@ -106,22 +106,46 @@ async fn active_when_nobody_can_take_over_goes_on() {
     let (_directory, folder) = folder();
     let (sockets, _) = sockets();
     let active = active(&folder, &sockets);
-    assert_eq!(active.hand_over(LIMIT).await, HandOver::Refused, "there is no standby");
+    assert_eq!(active.hand_over(LIMIT).await.refusal(), Some(Refusal::Nobody), "there is no standby");
 
     let (mut leaving, _held) = connect(&folder).await;
     leaving.leaving().await.unwrap();
-    assert_eq!(timeout(LIMIT, refused(&active)).await.unwrap(), HandOver::Refused, "the standby leaves as well");
+    let refusal = Some(Refusal::Leaving);
+    assert_eq!(timeout(LIMIT, refused(&active)).await.unwrap(), refusal, "the standby leaves as well");
 
     let (mut slow, _held) = connect(&folder).await;
-    assert_eq!(active.hand_over(Duration::from_millis(50)).await, HandOver::Refused, "the standby is too slow");
-    assert_eq!(timeout(LIMIT, slow.event()).await.unwrap(), Event::TakeOver);
+    let warming = async {
+        assert_eq!(timeout(LIMIT, slow.event()).await.unwrap(), Event::TakeOver);
+        slow.warming("it has\nno certificate").await.unwrap();
+    };
+    let (refused, ()) = tokio::join!(active.hand_over(Duration::from_millis(300)), warming);
+    let (limit, waits_for) = (Duration::from_millis(300), "it has no certificate".to_owned());
+    assert_eq!(refused.refusal(), Some(Refusal::Late { limit, waits_for }), "the standby is too slow");
     assert_eq!(timeout(LIMIT, slow.event()).await.unwrap(), Event::Lost, "and it is told to begin anew");
     assert!(try_lock(&folder).unwrap().is_none(), "the slot is still active");
 }
 
+#[tokio::test]
+async fn active_when_the_standby_ends_while_it_takes_over_says_why() {
+    let (_directory, folder) = folder();
+    let (sockets, _) = sockets();
+    let active = active(&folder, &sockets);
+    let (mut standby, _held) = connect(&folder).await;
+    let since = active.standby().wait_for(Option::is_some).await.unwrap().to_owned();
+    assert!(since.is_some());
+    let failing = tokio::spawn(async move {
+        assert_eq!(standby.event().await, Event::TakeOver);
+        standby.failed("the engine cannot serve").await.unwrap();
+    });
+    let refused = timeout(LIMIT, active.hand_over(LIMIT)).await.unwrap();
+    assert_eq!(refused.refusal(), Some(Refusal::Ended("the engine cannot serve".to_owned())));
+    failing.await.unwrap();
+    assert_eq!(*active.standby().borrow(), None);
+}
+
 /// What the standby said may still be on its way.
-async fn refused(active: &Active) -> HandOver {
-    active.hand_over(Duration::from_millis(100)).await
+async fn refused(active: &Active) -> Option<Refusal> {
+    active.hand_over(Duration::from_millis(100)).await.refusal()
 }
 
 #[tokio::test]

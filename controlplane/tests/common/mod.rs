@@ -16,6 +16,7 @@ use leno_controlplane::grpc::{self, Services};
 use leno_controlplane::identity::sign::KnownPod;
 use leno_controlplane::identity::{Ca, Directory, Serving, Signer, Tokens};
 use leno_controlplane::metrics::Metrics;
+use leno_controlplane::proxies;
 use leno_controlplane::translate::{Resource, Resources};
 use leno_core::{ObjectKey, ObjectRef};
 use leno_runtime::certs::{Keypair, LeafSpec, spiffe_id};
@@ -122,10 +123,14 @@ async fn serve(ca: Ca, configs: Arc<Fixed>) -> Server {
     let (serving, _) = Serving::new(ca.clone(), identity, vec!["localhost".into()]).unwrap();
     let ads = Ads::new(configs.clone(), metrics.clone(), shutdown.clone());
     let streams = ads.streams();
+    let told = Arc::new(proxies::Table::default());
+    let reader = Some(("leno-system".to_owned(), "leno-operator".to_owned()));
     let services = Services {
         ads,
         signer: Signer::new(ca.clone(), Tokens::Development, configs.clone(), Duration::from_secs(3600), metrics),
-        status: StatusService::new(book, Some(("leno-system".into(), "leno-operator".into())), shutdown.clone()),
+        status: StatusService::new(book, reader.clone(), shutdown.clone()),
+        reports: proxies::ReportService::new(told.clone(), configs.clone(), shutdown.clone()),
+        proxies: proxies::StatusService::new(told, reader, shutdown.clone()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -16,7 +16,7 @@ use leno_runtime::trust::Signing;
 use rustls_pki_types::ServerName;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::names;
 
@@ -27,7 +27,7 @@ const CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// First and longest wait before a new attempt.
-const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+pub const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// A replica to listen to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,13 +66,17 @@ pub struct Pair {
 
 /// A stream could not be opened or ended.
 #[derive(Debug, thiserror::Error)]
-enum DialError {
+pub enum DialError {
+    /// The authority cannot be used.
     #[error(transparent)]
     Certificate(#[from] CertError),
+    /// Nobody answers, or somebody else.
     #[error("cannot connect: {0}")]
     Connect(#[from] tonic::transport::Error),
+    /// The replica refused, or the connection broke.
     #[error("the stream ended: {0}")]
     Stream(#[from] tonic::Status),
+    /// It ended without a reason.
     #[error("the replica closed the stream")]
     Closed,
 }
@@ -120,6 +124,24 @@ async fn stream(
     incoming: &mpsc::Sender<Incoming>,
     said: &mut bool,
 ) -> Result<(), DialError> {
+    let channel = connect(replica, pair).await?;
+    let mut reports = MeshStatusClient::new(channel).watch(WatchRequest {}).await?.into_inner();
+    tracing::info!(pod = replica.pod, "listening to the status of a control plane replica");
+    while let Some(report) = reports.message().await? {
+        *said = true;
+        if incoming.send(Incoming::Report(replica.uid.clone(), Box::new(report))).await.is_err() {
+            return Ok(());
+        }
+    }
+    Err(DialError::Closed)
+}
+
+/// A connection to the replica, as the operator.
+///
+/// # Errors
+///
+/// [`DialError`].
+pub async fn connect(replica: &Replica, pair: &Pair) -> Result<Channel, DialError> {
     let identity = |account: &str| spiffe_id(&replica.trust_domain, &replica.namespace, account);
     let signing = Signing::from_pem(&pair.certificate, &pair.key, &pair.roots)?;
     let spec = LeafSpec {
@@ -150,13 +172,5 @@ async fn stream(
         .keep_alive_while_idle(true)
         .connect_with_connector(connect)
         .await?;
-    let mut reports = MeshStatusClient::new(channel).watch(WatchRequest {}).await?.into_inner();
-    tracing::info!(pod = replica.pod, "listening to the status of a control plane replica");
-    while let Some(report) = reports.message().await? {
-        *said = true;
-        if incoming.send(Incoming::Report(replica.uid.clone(), Box::new(report))).await.is_err() {
-            return Ok(());
-        }
-    }
-    Err(DialError::Closed)
+    Ok(channel)
 }

@@ -143,14 +143,7 @@ impl Traffic {
                 continue;
             }
             let cancel = self.shutdown.child_token();
-            let authorities = watches.authorities();
-            let secret = Key::new(replica.namespace.clone(), names::CA_SECRET);
-            let pair = move || {
-                let secret = authorities.get(&secret)?;
-                let (certificate, key, roots) = signing_pair(&secret)?;
-                Some(Pair { certificate, key, roots })
-            };
-            tokio::spawn(listen(replica.clone(), pair, sender.clone(), cancel.clone()));
+            tokio::spawn(listen(replica.clone(), pair(watches, &replica), sender.clone(), cancel.clone()));
             self.streams.insert(uid, (replica, cancel));
         }
     }
@@ -347,8 +340,22 @@ fn resource(kind: &str) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("networking.istio.io", "v1", kind), plural)
 }
 
+/// Gives the authority of a replica's mesh as it is now.
+pub(crate) fn pair(watches: &Watches, replica: &Replica) -> impl Fn() -> Option<Pair> + Send + Sync + use<> {
+    let authorities = watches.authorities();
+    let secret = Key::new(replica.namespace.clone(), names::CA_SECRET);
+    move || {
+        let secret = authorities.get(&secret)?;
+        let (certificate, key, roots) = signing_pair(&secret)?;
+        Some(Pair { certificate, key, roots })
+    }
+}
+
 /// The control plane replicas that should be listened to, of all revisions: those whose pod is ready.
-fn replicas(installs: &BTreeMap<Key, Arc<MeshInstall>>, pods: &BTreeMap<Key, Arc<Pod>>) -> BTreeMap<String, Replica> {
+pub(crate) fn replicas(
+    installs: &BTreeMap<Key, Arc<MeshInstall>>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+) -> BTreeMap<String, Replica> {
     let mut replicas = BTreeMap::new();
     for (key, install) in installs {
         for pod in pods.values() {

@@ -28,11 +28,14 @@ pub mod relay;
 pub mod secrets;
 pub mod socket;
 
-use crate::control::RunError;
-use crate::control::serving::{Slot, Standing, Traffic};
+use crate::control::report::{Newest, Reporter};
+use crate::control::serving::Slot;
+use crate::control::traffic::{Standing, Traffic};
+use crate::control::{End, RunError};
 use crate::identity::Identity;
 use crate::identity::link::Link;
 use crate::slots::Folder;
+use crate::slots::sockets::Sockets;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
 use crate::xds::node;
@@ -84,7 +87,7 @@ fn engine_node(pod: &str, namespace: &str) -> Node {
 }
 
 /// Runs the agent and its Envoy as the active slot.
-pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<(), RunError> {
+pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<End, RunError> {
     let settings = slot.settings.clone();
     slot.sockets.add(&settings.ports.addresses())?;
     let link = Link::new(settings.target());
@@ -96,8 +99,11 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<(), RunError
     let node = engine_node(&settings.pod, &settings.namespace);
 
     let (entries, received) = mpsc::channel(LOG_QUEUE);
-    let (relay, connection) = relay::Relay::new(link.clone(), current.clone(), node.clone());
-    let services = socket::Services { relay, secrets: secrets::Secrets::new(current), log: log::Log::new(entries) };
+    let newest = Newest::new();
+    let (relay, connection) = relay::Relay::new(link.clone(), current.clone(), node.clone(), newest.clone());
+    let rejections = relay.rejections();
+    let secrets = secrets::Secrets::new(current.clone());
+    let services = socket::Services { relay, secrets, log: log::Log::new(entries) };
     tokio::spawn(socket::serve(&paths.agent, services, stop.clone())?);
     tokio::spawn(identity.run(stop.clone()));
     tokio::spawn(crate::control::serving::follow_revision(settings.clone(), link, stop.clone()));
@@ -113,8 +119,8 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<(), RunError
         admin: paths.admin.clone(),
     };
     let health = Health::new();
-    let engine = Engine { process: Process::start(spec, stop.clone()), admin: paths.admin };
-    let stop_admin = stop.child_token();
+    let process = Process::start(spec, stop.clone());
+    let engine = Engine { process, admin: paths.admin, connection: connection.clone() };
     let view = admin::View {
         health: health.clone(),
         telemetry,
@@ -122,8 +128,24 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<(), RunError
         connection,
         restarts: engine.process.restarts(),
     };
-    admin::serve(&settings.ports, slot.sockets, &view, &stop_admin)?;
-    let result = local.run_until(slot.life(&engine, &health, &stop_admin)).await;
+    let reporter = Reporter {
+        namespace: settings.namespace.clone(),
+        pod: settings.pod.clone(),
+        slot: settings.slot,
+        engine: "envoy",
+        newest,
+        current,
+        situation: slot.situation.subscribe(),
+        rejections,
+        telemetry: view.telemetry.clone(),
+        beside: engine.process.pid(),
+    };
+    tokio::spawn(reporter.run(stop.clone()));
+    let admin = |sockets: &Sockets| {
+        let open = stop.child_token();
+        admin::serve(&settings.ports, sockets, &view, &open).map(|()| open.drop_guard())
+    };
+    let result = local.run_until(slot.life(&engine, &health, &admin)).await;
     engine.process.end().await;
     result
 }
@@ -132,6 +154,7 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<(), RunError
 struct Engine {
     process: Process,
     admin: PathBuf,
+    connection: relay::Connection,
 }
 
 impl Traffic for Engine {
@@ -182,6 +205,15 @@ impl Traffic for Engine {
             }
             tokio::time::sleep(DRAIN_POLL).await;
         }
+    }
+
+    /// Envoy opens no listener again that it has drained.
+    async fn resume(&self, _: &Sockets) -> bool {
+        false
+    }
+
+    fn waits_for(&self) -> String {
+        format!("Envoy does not serve; its discovery: {}", *self.connection.borrow())
     }
 }
 

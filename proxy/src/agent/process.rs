@@ -5,11 +5,11 @@
 //! kubelet starts the container anew.
 
 use super::admin;
-use crate::control::serving::Standing;
+use crate::control::traffic::Standing;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -78,6 +78,7 @@ impl Spec {
 pub struct Process {
     standing: watch::Receiver<Standing>,
     restarts: Arc<AtomicU64>,
+    pid: Arc<AtomicU32>,
     end: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -88,8 +89,9 @@ impl Process {
         let (sender, standing) = watch::channel(Standing::Starting);
         let restarts = Arc::new(AtomicU64::new(0));
         let end = stop.child_token();
-        let task = tokio::spawn(keep(spec, sender, restarts.clone(), end.clone()));
-        Self { standing, restarts, end, task }
+        let pid = Arc::new(AtomicU32::new(0));
+        let task = tokio::spawn(keep(spec, sender, restarts.clone(), pid.clone(), end.clone()));
+        Self { standing, restarts, pid, end, task }
     }
 
     /// Whether it serves.
@@ -102,6 +104,11 @@ impl Process {
         self.restarts.clone()
     }
 
+    /// The number of its process; 0 while there is none.
+    pub fn pid(&self) -> Arc<AtomicU32> {
+        self.pid.clone()
+    }
+
     /// Ends it, and returns when it is gone.
     pub async fn end(self) {
         self.end.cancel();
@@ -110,10 +117,18 @@ impl Process {
 }
 
 /// Keeps one Envoy alive until `end`.
-async fn keep(spec: Spec, standing: watch::Sender<Standing>, restarts: Arc<AtomicU64>, end: CancellationToken) {
+async fn keep(
+    spec: Spec,
+    standing: watch::Sender<Standing>,
+    restarts: Arc<AtomicU64>,
+    pid: Arc<AtomicU32>,
+    end: CancellationToken,
+) {
     let mut deaths: Vec<Instant> = Vec::new();
     loop {
-        let why = match once(&spec, &standing, &end).await {
+        let ended = once(&spec, &standing, &pid, &end).await;
+        pid.store(0, Ordering::Relaxed);
+        let why = match ended {
             Ok(None) => return,
             Ok(Some(status)) => format!("Envoy ended by itself: {status}"),
             Err(error) => format!("Envoy does not serve: {}: {error}", spec.binary.display()),
@@ -146,10 +161,12 @@ fn pause(deaths: usize) -> Duration {
 async fn once(
     spec: &Spec,
     standing: &watch::Sender<Standing>,
+    pid: &AtomicU32,
     end: &CancellationToken,
 ) -> std::io::Result<Option<ExitStatus>> {
     let begun = Instant::now();
     let mut child = spec.command().spawn()?;
+    pid.store(child.id().unwrap_or(0), Ordering::Relaxed);
     let ready = async {
         let mut without = None;
         loop {

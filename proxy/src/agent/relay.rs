@@ -5,8 +5,10 @@
 //! comes again, with what it has.
 
 use super::socket::MAX_MESSAGE;
+use crate::control::report::Newest;
 use crate::identity::Current;
 use crate::identity::link::Link;
+use crate::xds::Rejections;
 use leno_xds::envoy::config::core::v3::Node;
 use leno_xds::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use leno_xds::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -14,6 +16,7 @@ use leno_xds::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use std::pin::Pin;
+use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::Channel;
@@ -30,13 +33,20 @@ pub struct Relay {
     current: Current,
     node: Node,
     connection: watch::Sender<String>,
+    newest: Newest,
+    rejections: Arc<watch::Sender<Rejections>>,
 }
 
 impl Relay {
     /// Relays over `link`, with the current certificate. The receiver tells for people what became of it.
-    pub fn new(link: Link, current: Current, node: Node) -> (Self, Connection) {
+    pub(crate) fn new(link: Link, current: Current, node: Node, newest: Newest) -> (Self, Connection) {
         let (connection, receiver) = watch::channel("Envoy has not asked yet".to_owned());
-        (Self { link, current, node, connection }, receiver)
+        (Self { link, current, node, connection, newest, rejections: Arc::default() }, receiver)
+    }
+
+    /// What Envoy has refused.
+    pub fn rejections(&self) -> watch::Receiver<Rejections> {
+        self.rejections.subscribe()
     }
 
     async fn channel(&self) -> Result<Channel, Status> {
@@ -45,7 +55,8 @@ impl Relay {
         let Some(material) = held.map_err(|_| Status::unavailable("the agent is leaving"))? else {
             return Err(Status::unavailable("there is no certificate"));
         };
-        self.link.channel(&material.roots, Some(material.own.clone())).await.map_err(|error| {
+        let channel = self.link.channel(&material.roots, Some(material.own.clone())).await;
+        channel.inspect(|channel| self.newest.set(channel)).map_err(|error| {
             tracing::warn!(%error, "no stream with the control plane");
             self.connection.send_replace(error.to_string());
             Status::unavailable(error.to_string())
@@ -89,12 +100,13 @@ impl AggregatedDiscoveryService for Relay {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let channel = self.channel().await?;
-        let node = self.node.clone();
+        let (node, rejections) = (self.node.clone(), self.rejections.clone());
         let requests = request.into_inner().map_while(move |request| {
             let mut request = request.ok()?;
             if let Some(error) = &request.error_detail {
                 // Envoy's own log has it as a warning.
                 tracing::debug!(kind = request.type_url, reason = error.message, "Envoy refused what was sent");
+                rejections.send_modify(|rejections| rejections.add(&error.message));
             }
             if request.node.is_some() {
                 request.node = Some(node.clone());

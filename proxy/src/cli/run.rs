@@ -2,15 +2,17 @@
 
 use crate::admin::Ports;
 use crate::agent;
-use crate::control;
 use crate::control::podinfo::PodInfo;
 use crate::control::serving::Settings;
+use crate::control::{self, End};
 use crate::identity::Files;
 use crate::slots::Folder;
 use clap::{Args, ValueEnum};
 use std::error::Error;
 use std::num::NonZero;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 /// Workers when nothing is said: a sidecar seldom needs more, and each costs a thread and its pools.
@@ -99,10 +101,28 @@ enum EngineFlag {
 pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
     leno_runtime::certs::install_crypto_provider();
     let settings = settings(flags)?;
-    super::runtime()?.block_on(async {
+    let runtime = super::runtime()?;
+    let end = runtime.block_on(async {
         let shutdown = leno_runtime::shutdown::signal()?;
-        Ok(control::run(settings, shutdown).await?)
-    })
+        Ok::<_, Box<dyn Error>>(control::run(settings, shutdown).await?)
+    })?;
+    drop(runtime);
+    match end {
+        End::Leave => Ok(()),
+        End::Again => Err(again().into()),
+    }
+}
+
+/// Executes this program again, as it was called: the process, its environment and its place stay, everything else begins anew.
+/// Gives why it could not.
+fn again() -> std::io::Error {
+    tracing::info!("beginning anew");
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    command.args(arguments).exec()
 }
 
 fn settings(flags: Flags) -> Result<Settings, String> {

@@ -4,9 +4,9 @@ use super::plane::{Listening, Plane};
 use crate::admin::View;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
-use crate::xds::{Connection, SharedState, State};
+use crate::xds::{Connection, Rejections, SharedState, State};
 use leno_runtime::http::Health;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 /// The data plane with what belongs to it. Nothing is served before the first root is published.
@@ -36,6 +36,11 @@ impl Engine {
             store,
             begun: std::time::Instant::now(),
         }
+    }
+
+    /// Resources refused.
+    pub fn rejections(&self) -> watch::Receiver<Rejections> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).rejections()
     }
 
     /// What the admin server shows.

@@ -1,19 +1,25 @@
 //! The control thread: certificate → discovery → configuration → workers, and the life of the process around them.
 //!
 //! A process is first a standby or at once the active slot (see [`crate::slots`]); what it does as the active one is in
-//! [`serving`]. A process without slots and without a pod is in [`standalone`].
+//! [`serving`] and [`life`]. When it hands over because another slot should serve ([`succession`]), it begins anew as a standby: the
+//! process executes its own program again, so that all that it held is given back. A process without slots and without a pod is in [`standalone`].
 
 mod code;
 mod engine;
+pub mod life;
 pub mod plane;
 pub mod podinfo;
+pub mod report;
 pub mod serving;
 pub mod sockets;
 mod sources;
 pub mod standalone;
+pub mod succession;
+pub(crate) mod traffic;
 pub mod upstreams;
 
 use crate::slots::desk::{self, Drain, Phase};
+use crate::slots::failures::Failures;
 use crate::slots::lock::try_lock;
 use crate::slots::sockets::Sockets;
 use crate::slots::standby::{Event, Standby};
@@ -22,7 +28,7 @@ use serving::{Relieved, Serving, Settings};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -55,12 +61,18 @@ pub enum RunError {
     /// A resource of the bootstrap.
     #[error("{0}")]
     Refused(String),
-    /// The other slot went on serving while this one took over: only one may.
-    #[error("the other slot goes on serving; beginning anew as its standby")]
-    NotRelieved,
     /// The engine.
     #[error("the engine cannot serve any more: {0}")]
     Engine(Arc<str>),
+}
+
+/// What a process does after it has served or stood by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It leaves.
+    Leave,
+    /// It begins anew: the other slot serves, and this one is to stand by for it.
+    Again,
 }
 
 /// A wish to leave: the answer is given when it is fulfilled.
@@ -70,7 +82,7 @@ pub type DrainRequest = oneshot::Sender<()>;
 ///
 /// # Errors
 /// When a socket or port cannot be had, or the other slot does not let go.
-pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
+pub async fn run(settings: Settings, shutdown: CancellationToken) -> Result<End, RunError> {
     let folder = settings.folder.clone();
     let (phase, phases) = watch::channel(Phase::Starting);
     // More than one wish at a time adds nothing.
@@ -97,7 +109,7 @@ async fn live(
     phase: &watch::Sender<Phase>,
     wishes: &mut mpsc::Receiver<DrainRequest>,
     shutdown: &CancellationToken,
-) -> Result<(), RunError> {
+) -> Result<End, RunError> {
     let mut held = Sockets::default();
     loop {
         if let Some(lock) = try_lock(folder)? {
@@ -112,10 +124,18 @@ async fn live(
                 phase.send_replace(Phase::Standby);
                 code::unmap_unused();
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(End::Leave),
                     event = standby.event() => match event {
-                        Event::Lost => tracing::warn!("the other slot is gone"),
+                        Event::Lost => {
+                            tracing::warn!("the other slot is gone");
+                            let (other, now) = (succession::other(settings.slot), SystemTime::now());
+                            let reason = format!("slot {other} ended while it served");
+                            if let Err(error) = Failures::read(folder, other, now).add(folder, other, &reason, now) {
+                                tracing::warn!(%error, "that is not remembered");
+                            }
+                        }
                         Event::TakeOver => {
+                            phase.send_replace(Phase::Starting);
                             tracing::info!("taking over from the other slot");
                             return Serving::new(settings, held, phase.clone())
                                 .run(Relieved::Other(standby), wishes, shutdown)
@@ -129,14 +149,14 @@ async fn live(
                         }
                         wish.send(()).ok();
                         shutdown.cancelled().await;
-                        return Ok(());
+                        return Ok(End::Leave);
                     }
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, "no active slot to stand by");
                 tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
+                    () = shutdown.cancelled() => return Ok(End::Leave),
                     () = tokio::time::sleep(RETRY) => {}
                 }
             }

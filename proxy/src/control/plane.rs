@@ -20,7 +20,7 @@ const SETTLED: Duration = Duration::from_secs(3);
 
 /// Where connections are accepted.
 pub enum Listening {
-    /// On these sockets, whatever listeners say.
+    /// On these sockets, from the first root on that has a listener for each of their ports.
     These(Vec<(SocketAddr, TcpListener)>),
     /// Wherever the listeners in force say.
     AsConfigured(LiveSockets),
@@ -29,6 +29,8 @@ pub enum Listening {
 impl Listening {
     fn change(&mut self, root: &Root) -> Change {
         match self {
+            // A root without a listener for one of them (refused, say) must not be handed connections.
+            Self::These(sockets) if !covers(root, sockets) => Change::default(),
             Self::These(sockets) => {
                 let open = sockets.drain(..).map(|(address, socket)| ListenSocket { address, socket });
                 Change { open: open.collect(), close: Vec::new() }
@@ -36,6 +38,20 @@ impl Listening {
             Self::AsConfigured(sockets) => sockets.change(root),
         }
     }
+
+    /// Whether connections are accepted as far as that has been decided.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::These(waiting) => waiting.is_empty(),
+            Self::AsConfigured(_) => true,
+        }
+    }
+}
+
+/// Whether some listener is for each port of the sockets.
+fn covers(root: &Root, sockets: &[(SocketAddr, TcpListener)]) -> bool {
+    let has = |port| root.listeners.all().iter().any(|listener| listener.addresses.iter().any(|at| at.port() == port));
+    sockets.iter().all(|(address, _)| has(address.port()))
 }
 
 /// The data plane of this process.
@@ -49,8 +65,8 @@ pub struct Plane {
 /// What the workers have done with the roots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Taken {
-    /// Every worker has taken the root of this version; 0 is none.
-    Version(u64),
+    /// Every worker has taken the root of this version; 0 is none. Whether connections are accepted.
+    Version { version: u64, open: bool },
     /// They could not be started.
     Failed(String),
 }
@@ -59,7 +75,7 @@ impl Plane {
     /// A data plane without workers; they begin when the first root is published.
     pub fn new(listening: Listening, shards: Vec<Shard>, credentials: CredentialStore) -> Self {
         let (roots, receiver) = watch::channel(None);
-        let (sender, taken) = watch::channel(Taken::Version(0));
+        let (sender, taken) = watch::channel(Taken::Version { version: 0, open: false });
         let workers = Arc::new(OnceLock::new());
         let receiver = super::upstreams::stage(receiver, credentials.clone());
         let task = tokio::spawn(publish(receiver, sender, workers.clone(), listening, shards, credentials));
@@ -71,15 +87,16 @@ impl Plane {
         Publisher { roots: self.roots.clone(), taken: self.taken.clone() }
     }
 
-    /// Resolves when the first root is in force.
+    /// Resolves when a root is in force that serves all sockets.
     ///
     /// # Errors
     /// When the workers could not be started.
     pub async fn served(&self) -> Result<(), RunError> {
         let mut taken = self.taken.clone();
-        let state = taken.wait_for(|taken| *taken != Taken::Version(0)).await.map(|state| state.clone());
+        let there = |taken: &Taken| !matches!(taken, Taken::Version { open: false, .. });
+        let state = taken.wait_for(there).await.map(|state| state.clone());
         match state {
-            Ok(Taken::Version(_)) => Ok(()),
+            Ok(Taken::Version { .. }) => Ok(()),
             Ok(Taken::Failed(reason)) => Err(RunError::Workers(reason)),
             Err(_) => Err(RunError::Workers("the task that starts them has ended".to_owned())),
         }
@@ -99,6 +116,19 @@ impl Plane {
     pub async fn stop_accepting(&self) {
         if let Some(workers) = self.workers.get() {
             workers.stop_accepting().await;
+        }
+    }
+
+    /// Accepts again from these, and lets connections be. False when there are no workers, or a socket cannot be used.
+    pub async fn resume(&self, sockets: Vec<ListenSocket>) -> bool {
+        let Some(workers) = self.workers.get() else { return false };
+        workers.resume().await;
+        match workers.listen(sockets).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "a listening socket cannot be used");
+                false
+            }
         }
     }
 
@@ -170,7 +200,7 @@ async fn publish(
             }
         }
         tracing::debug!(version, "every worker has taken the root");
-        taken.send_replace(Taken::Version(version));
+        taken.send_replace(Taken::Version { version, open: listening.is_open() });
     }
 }
 
@@ -187,7 +217,7 @@ impl Publish for Publisher {
         self.roots.send_replace(Some(root));
         let mut taken = self.taken.clone();
         Box::pin(async move {
-            let there = |state: &Taken| matches!(state, Taken::Version(taken) if *taken >= version);
+            let there = |state: &Taken| matches!(state, Taken::Version { version: taken, .. } if *taken >= version);
             // Never, when the workers could not be started: then nothing is in force, and nothing is acknowledged.
             if taken.wait_for(there).await.is_err() {
                 std::future::pending::<()>().await;

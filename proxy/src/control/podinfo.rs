@@ -33,10 +33,25 @@ impl PodInfo {
         read(&self.0.join("annotations"))
     }
 
+    /// Tells one state of the annotations' file from another without reading it; `None` when there is no such file.
+    pub fn annotations_stamp(&self) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt as _;
+        let of = std::fs::metadata(self.0.join("annotations")).ok()?;
+        Some(Stamp { file: (of.dev(), of.ino()), changed: (of.ctime(), of.ctime_nsec()), bytes: of.len() })
+    }
+
     /// The revision of the mesh.
     pub fn revision(&self) -> String {
         self.labels().remove(REVISION_LABEL).unwrap_or_else(|| DEFAULT_REVISION.to_owned())
     }
+}
+
+/// A state of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    file: (u64, u64),
+    changed: (i64, i64),
+    bytes: u64,
 }
 
 fn read(path: &Path) -> BTreeMap<String, String> {

@@ -9,13 +9,18 @@
 //! - [`lock`]: who is active.
 //! - [`sockets`]: the listening sockets, and how they travel.
 //! - [`standby`] and [`active`]: the two ends of the connection between the slots.
+//! - [`failures`]: how often a slot did not serve, or not for long, when it should.
 //! - [`desk`]: where a command in the same container asks (`wait`, `drain`).
+//!
+//! The pod's annotation `mesh.leno.dev/serve-slot` says which slot should be the active one; the active one follows it by
+//! handing over, and is a standby afterwards (see [`crate::control::succession`]).
 //!
 //! The two may be of different versions. What they say to each other therefore changes only by additions, and every
 //! line is bounded.
 
 pub mod active;
 pub mod desk;
+pub mod failures;
 pub mod lock;
 pub mod sockets;
 pub mod standby;
@@ -31,6 +36,10 @@ pub(crate) const TAKEOVER: &str = "TAKEOVER";
 pub(crate) const SERVING: &str = "SERVING";
 /// Said by the standby: do not hand over to me, I am leaving as well.
 pub(crate) const LEAVING: &str = "LEAVING";
+/// Said by the standby while it takes over, with what it waits for: `WARMING <words>`.
+pub(crate) const WARMING: &str = "WARMING";
+/// Said by the standby that cannot take over, with the reason: `FAILED <words>`.
+pub(crate) const FAILED: &str = "FAILED";
 
 /// Something between the slots failed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +88,11 @@ impl Folder {
     /// Where the active slot listens for the standby.
     pub fn active(&self) -> PathBuf {
         self.0.join("active.sock")
+    }
+
+    /// What is remembered of a slot that failed to serve.
+    pub fn failures(&self, slot: u8) -> PathBuf {
+        self.0.join(format!("slot-{slot}.failures"))
     }
 
     /// A further file of that name.

@@ -1,7 +1,7 @@
 //! The standby's end of the connection between the slots.
 
 use super::sockets::Sockets;
-use super::{Folder, LEAVING, SERVING, SlotError, TAKEOVER, read_line};
+use super::{FAILED, Folder, LEAVING, MAX_LINE_BYTES, SERVING, SlotError, TAKEOVER, WARMING, read_line};
 use std::os::unix::net::UnixStream as StdStream;
 use tokio::io::{AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -66,7 +66,47 @@ impl Standby {
         self.say(LEAVING).await
     }
 
-    async fn say(&mut self, word: &str) -> Result<(), SlotError> {
-        Ok(self.stream.get_mut().write_all(format!("{word}\n").as_bytes()).await?)
+    /// Tells the active slot what this one waits for before it can serve.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn warming(&mut self, waits_for: &str) -> Result<(), SlotError> {
+        self.say(&words(WARMING, waits_for)).await
+    }
+
+    /// Tells the active slot why this one does not take over.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn failed(&mut self, why: &str) -> Result<(), SlotError> {
+        self.say(&words(FAILED, why)).await
+    }
+
+    async fn say(&mut self, line: &str) -> Result<(), SlotError> {
+        Ok(self.stream.get_mut().write_all(format!("{line}\n").as_bytes()).await?)
+    }
+}
+
+/// A word and what follows it, as one line that is short enough.
+fn words(word: &str, rest: &str) -> String {
+    let room = MAX_LINE_BYTES - word.len() - 2;
+    let mut line = format!("{word} ");
+    for character in rest.chars().map(|character| if character.is_control() { ' ' } else { character }) {
+        if line.len() + character.len_utf8() > room {
+            break;
+        }
+        line.push(character);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_when_they_have_lines_or_are_long_are_one_line_that_fits() {
+        assert_eq!(words(FAILED, "a\nb"), "FAILED a b");
+        assert!(words(WARMING, &"\u{fc}".repeat(MAX_LINE_BYTES)).len() < MAX_LINE_BYTES);
     }
 }

@@ -21,6 +21,7 @@ pub mod process;
 pub mod render;
 pub mod shard;
 pub mod stats;
+pub mod tally;
 
 pub use entry::{HeaderLookup, LogEntry, LogKind, Moments};
 pub use flags::ResponseFlags;
@@ -31,3 +32,4 @@ pub use logformat::{FormatError, LogFormat};
 pub use logsink::{LogSink, LogSinks};
 pub use render::{Exposition, Telemetry};
 pub use shard::{RequestRecord, Shard, TcpRecord, TcpRecorder};
+pub use tally::Tally;

@@ -38,6 +38,13 @@ pub fn write(out: &mut Exposition) {
     }
 }
 
+/// Memory in RAM of a process of ours, in bytes; `None` when there is no such process.
+pub fn resident(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096) as u64;
+    Some(statm.split(' ').nth(1)?.parse::<u64>().ok()? * page)
+}
+
 /// A number of thousandths as decimal text without needless zeros.
 pub(super) fn thousandths(value: u64) -> String {
     let (whole, part) = (value / 1000, value % 1000);

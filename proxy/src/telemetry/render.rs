@@ -88,7 +88,7 @@ impl Telemetry {
             let series = worker.series.lock().unwrap_or_else(PoisonError::into_inner).clone();
             for series in series {
                 match &series.values {
-                    Values::Http(values) => {
+                    Values::Http(_, values) => {
                         let sum = http.entry(series.labels.clone()).or_default();
                         sum.requests += values.requests.get();
                         sum.duration.add(&values.duration);

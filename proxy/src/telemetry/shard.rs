@@ -16,6 +16,7 @@ use super::histogram::{Counter, Histogram};
 use super::labels::{self, ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, Tail, WorkloadLabels};
 use super::logbuffer::LogBuffer;
 use super::stats::{HttpStats, ListenerStats, PublishedCluster};
+use super::tally::{Meaning, Tally};
 use super::{HeaderLookup, LogEntry, LogFormat, LogSink, ResponseFlags};
 
 /// Most series (label sets) a worker keeps; what would be more is counted in one series a reporter whose labels say
@@ -100,7 +101,7 @@ pub(super) struct Series {
 
 #[derive(Debug)]
 pub(super) enum Values {
-    Http(Box<HttpValues>),
+    Http(Meaning, Box<HttpValues>),
     Tcp(TcpValues),
 }
 
@@ -108,6 +109,8 @@ pub(super) enum Values {
 #[derive(Debug, Default)]
 pub(super) struct Published {
     pub(super) series: Mutex<Vec<Arc<Series>>>,
+    /// What was counted of label sets that are no longer told.
+    pub(super) forgotten: Mutex<Tally>,
     pub(super) overflow: Counter,
     pub(super) dropped_log_lines: Counter,
     pub(super) sent_spans: Counter,
@@ -187,7 +190,7 @@ impl Series {
     /// A number that changes whenever something is counted.
     fn total(&self) -> u64 {
         match &self.values {
-            Values::Http(values) => values.requests.get(),
+            Values::Http(_, values) => values.requests.get(),
             Values::Tcp(values) => {
                 let sums = [&values.opened, &values.closed, &values.sent, &values.received];
                 sums.into_iter().map(Counter::get).fold(0, u64::wrapping_add)
@@ -200,7 +203,8 @@ impl Series {
 struct Index {
     by_address: HashMap<Key, Cached, BuildHasherDefault<IntegerHasher>>,
     by_text: HashMap<String, Kept>,
-    overflow: HashMap<(Reporter, bool), Arc<Series>>,
+    /// By reporter, and for HTTP by whether the requests failed: those have the same labels.
+    overflow: HashMap<(Reporter, Option<Meaning>), Arc<Series>>,
 }
 
 /// A worker's metrics and log buffer. It can be sent to its worker once and stays there (it is not `Sync`).
@@ -237,7 +241,7 @@ impl Shard {
             security: record.security,
         };
         let add = |series: &Series| {
-            if let Values::Http(values) = &series.values {
+            if let Values::Http(_, values) = &series.values {
                 values.requests.add(1);
                 values.duration.record_thousandths(u64::try_from(record.duration.as_micros()).unwrap_or(u64::MAX));
                 values.request_bytes.record(record.request_bytes);
@@ -302,17 +306,19 @@ impl Shard {
     /// Forgets label sets of which nothing was counted for [`EXPIRY`], so that those who are gone are not told for ever.
     pub fn expire(&self, now: Instant) {
         let mut index = self.index.borrow_mut();
-        let mut gone = false;
+        let mut gone = Vec::new();
         index.by_text.retain(|_, kept| {
             let total = kept.series.total();
             if total != kept.seen {
                 (kept.seen, kept.since) = (total, now);
             }
             let stays = now.saturating_duration_since(kept.since) < EXPIRY;
-            gone |= !stays;
+            if !stays {
+                gone.push(kept.series.clone());
+            }
             stays
         });
-        if !gone {
+        if gone.is_empty() {
             return;
         }
         index.by_address.clear();
@@ -320,6 +326,12 @@ impl Shard {
         let overflow = index.overflow.values().cloned();
         let all: Vec<Arc<Series>> = kept.into_iter().chain(overflow).collect();
         *self.published.series.lock().unwrap_or_else(PoisonError::into_inner) = all;
+        let mut forgotten = self.published.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        for series in gone {
+            if let Values::Http(meaning, values) = &series.values {
+                forgotten.add(*meaning, values);
+            }
+        }
     }
 
     /// Passes gathered log lines on, at latest [`super::logbuffer::FLUSH_DELAY`] after the first; runs as one task of
@@ -354,21 +366,22 @@ impl Shard {
             return;
         }
         let text = labels::label_text(key.reporter, source, destination, service, tail);
+        let meaning = tail.http.map(|(status, grpc)| Meaning::new(key.reporter, status, grpc));
         let series = match index.by_text.get(&text) {
             Some(kept) => kept.series.clone(),
             None if index.by_text.len() < MAX_SERIES => {
-                let series = self.publish(text.clone(), tail.http.is_some());
+                let series = self.publish(text.clone(), meaning);
                 index.by_text.insert(text, Kept { series: series.clone(), seen: 0, since: Instant::now() });
                 series
             }
             None => {
                 self.published.overflow.add(1);
                 let http = tail.http.is_some();
-                let series = index.overflow.entry((key.reporter, http)).or_insert_with(|| {
+                let series = index.overflow.entry((key.reporter, meaning)).or_insert_with(|| {
                     let over = WorkloadLabels::new(OVER, OVER, OVER, OVER, OVER, OVER);
                     let service = ServiceLabels::new(OVER, OVER, OVER);
                     let tail = Tail { http: http.then_some((0, None)), flags: ResponseFlags::none(), ..*tail };
-                    self.publish(labels::label_text(key.reporter, &over, &over, &service, &tail), http)
+                    self.publish(labels::label_text(key.reporter, &over, &over, &service, &tail), meaning)
                 });
                 // Not cached: each such request must count in the overflow counter too.
                 add(series);
@@ -383,8 +396,11 @@ impl Shard {
         index.by_address.insert(key, Cached { series, _keep: keep });
     }
 
-    fn publish(&self, labels: String, http: bool) -> Arc<Series> {
-        let values = if http { Values::Http(Box::default()) } else { Values::Tcp(TcpValues::default()) };
+    fn publish(&self, labels: String, http: Option<Meaning>) -> Arc<Series> {
+        let values = match http {
+            Some(meaning) => Values::Http(meaning, Box::default()),
+            None => Values::Tcp(TcpValues::default()),
+        };
         let series = Arc::new(Series { labels, values });
         self.published.series.lock().unwrap_or_else(PoisonError::into_inner).push(series.clone());
         series

@@ -72,6 +72,7 @@ pub(super) enum Command {
     Close(Vec<SocketAddr>, oneshot::Sender<()>),
     StopAccepting(oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
+    Resume(oneshot::Sender<()>),
     Stop,
 }
 
@@ -175,6 +176,10 @@ async fn run(
                 let _ = done.send(());
             }
             Command::Stop => break,
+            Command::Resume(done) => {
+                worker.resume();
+                let _ = done.send(());
+            }
             Command::Drain(done) => {
                 worker.drain();
                 worker.shard.flush_logs_now();
@@ -253,6 +258,13 @@ impl Workers {
                 return open;
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Takes back [`Self::drain`]: connections that have not been told to end go on.
+    pub async fn resume(&self) {
+        for told in self.tell(Command::Resume).await {
+            let _ = told.await;
         }
     }
 

@@ -166,6 +166,11 @@ impl Worker {
         }
     }
 
+    /// Takes back [`Self::drain`]: connections that have not been told to end go on.
+    pub fn resume(&self) {
+        self.draining.set(None);
+    }
+
     /// Registers the calling task to be woken when draining begins, for as long as the guard lives.
     pub async fn register(self: &Rc<Self>) -> Registered {
         let key = self.next_waker.get();

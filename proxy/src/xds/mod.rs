@@ -11,9 +11,11 @@ pub mod client;
 pub mod convert;
 pub mod files;
 pub mod management;
+pub mod rejections;
 pub mod source;
 pub mod state;
 mod wire;
 
 pub use client::{Changes, Client, Connect, Connection, LocalFuture, Publish, Role, SharedState, node};
+pub use rejections::Rejections;
 pub use state::{Bind, Kind, State};

@@ -14,6 +14,7 @@ pub use kind::{Kind, Update};
 use super::convert::cluster::Template;
 use super::convert::listener::Parts;
 use super::convert::{Context, Refused};
+use super::rejections::Rejections;
 use super::source::{SourceId, Sources};
 use crate::config::{Cluster, ClusterId, Listener, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
 
 /// How long a new form waits for what it needs.
 pub const WARMING_LIMIT: Duration = Duration::from_secs(5);
@@ -118,6 +120,7 @@ pub struct State {
     listeners: BTreeMap<String, ListenerEntry>,
     routes: BTreeMap<String, RouteEntry>,
     refusals: BTreeMap<(Kind, String), Refusal>,
+    rejections: watch::Sender<Rejections>,
     /// Clusters that exist and have no endpoints yet.
     warming: HashSet<ClusterId>,
     /// Resources that were there from the start.
@@ -148,6 +151,7 @@ impl State {
             listeners: BTreeMap::new(),
             routes: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            rejections: watch::Sender::default(),
             warming: HashSet::new(),
             fixed: BTreeSet::new(),
             expiries: BTreeMap::new(),
@@ -272,6 +276,11 @@ impl State {
     /// Resources whose newest form was refused.
     pub fn refusals(&self) -> &BTreeMap<(Kind, String), Refusal> {
         &self.refusals
+    }
+
+    /// Resources refused so far, each version of one once.
+    pub fn rejections(&self) -> watch::Receiver<Rejections> {
+        self.rejections.subscribe()
     }
 
     /// The clusters in force, by name.

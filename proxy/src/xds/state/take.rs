@@ -100,6 +100,11 @@ impl State {
                 }
                 Err(reason) => {
                     tracing::warn!(kind = kind.noun(), %name, %version, %reason, "refused a resource; its last good form stays");
+                    let again = self.refusals.get(&(kind, name.clone())).is_some_and(|held| held.version == version);
+                    if !again {
+                        let what = format!("{} {name}: {reason}", kind.noun());
+                        self.rejections.send_modify(|rejections| rejections.add(&what));
+                    }
                     let refusal = Refusal { version, reason: reason.clone(), since: time };
                     self.refusals.insert((kind, name.clone()), refusal);
                     refused.push((name, reason));

@@ -1,0 +1,373 @@
+//! Two slots as processes under load: the one that should serve does, forward and back, and no request fails; what cannot
+//! serve is left alone.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
+
+#[path = "support/mesh.rs"]
+mod mesh;
+#[path = "support/process.rs"]
+mod process;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use leno_proxy::control::succession::SERVE_SLOT_ANNOTATION;
+use leno_proxy::slots::Folder;
+use leno_proxy::slots::failures::Failures;
+use mesh::{ControlPlane, Traffic};
+use process::{LIMIT, again, upstream, wait};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long connections may take to end, in seconds.
+const DRAIN: u64 = 2;
+
+/// A pod: its volumes, its ports, and the processes of its slots.
+struct Pod {
+    control_plane: ControlPlane,
+    traffic: Traffic,
+    folder: tempfile::TempDir,
+    ports: [u16; 2],
+    slots: [Option<Child>; 2],
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        (0..2).for_each(|slot| self.kill(slot));
+    }
+}
+
+impl Pod {
+    fn new() -> Self {
+        let traffic = Traffic { http: port(), tcp: port(), app: upstream() };
+        let (control_plane, folder) = (ControlPlane::start(traffic), tempfile::tempdir().unwrap());
+        std::fs::write(folder.path().join("token"), "secret").unwrap();
+        std::fs::write(folder.path().join("bad-token"), "forged").unwrap();
+        std::fs::write(folder.path().join("roots.pem"), &control_plane.roots).unwrap();
+        let ports = [port(), port()];
+        Self { control_plane, traffic, folder, ports, slots: [None, None] }
+    }
+
+    /// Starts the process of a slot; with a bad token it never gets a certificate.
+    fn start(&mut self, slot: usize, token: &str) {
+        let path = |name: &str| self.folder.path().join(name);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leno-proxy"));
+        command.args(["run", "--workers", "2", "--metrics-port", "0", "--merged-port", "0"]);
+        for (flag, value) in [
+            ("--slot", slot.to_string()),
+            ("--control-plane", self.control_plane.address.to_string()),
+            ("--outbound-port", self.traffic.http.to_string()),
+            ("--inbound-port", self.traffic.tcp.to_string()),
+            ("--admin-port", self.ports[0].to_string()),
+            ("--health-port", self.ports[1].to_string()),
+            ("--drain-limit", DRAIN.to_string()),
+        ] {
+            command.args([flag, &value]);
+        }
+        command.arg("--folder").arg(self.folder.path()).arg("--podinfo").arg(self.folder.path());
+        command.arg("--token").arg(path(token)).arg("--roots").arg(path("roots.pem"));
+        command.env("POD_NAME", "reviews-1").env("POD_NAMESPACE", "default");
+        self.slots[slot] = Some(command.spawn().unwrap());
+    }
+
+    fn kill(&mut self, slot: usize) {
+        if let Some(mut child) = self.slots[slot].take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// Writes the annotation, as the kubelet does.
+    fn wants(&self, slot: usize) {
+        let fresh = self.folder.path().join("fresh");
+        std::fs::write(&fresh, format!("{SERVE_SLOT_ANNOTATION}=\"{slot}\"\n")).unwrap();
+        std::fs::rename(fresh, self.folder.path().join("annotations")).unwrap();
+    }
+
+    /// What a slot says of itself.
+    fn phase(&self, slot: usize) -> Option<String> {
+        let mut stream = UnixStream::connect(self.folder.path().join(format!("slot-{slot}.sock"))).ok()?;
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(b"STATUS\n").ok()?;
+        let mut word = String::new();
+        stream.read_to_string(&mut word).ok()?;
+        Some(word.trim().to_owned())
+    }
+
+    fn wait_for(&self, slot: usize, phase: &str) {
+        wait(&format!("slot {slot} to be {phase}"), || self.phase(slot).filter(|word| word == phase));
+    }
+
+    /// Waits until `slot` serves and the other one stands by for it.
+    fn wait_until_serves(&self, slot: usize) {
+        self.wait_for(slot, "serving");
+        self.wait_for(1 - slot, "standby");
+    }
+
+    fn failures(&self, slot: u8) -> Failures {
+        Failures::read(&Folder::new(self.folder.path()), slot, SystemTime::now())
+    }
+
+    fn alive(&mut self, slot: usize) -> bool {
+        self.slots[slot].as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    fn resident_kib(&self, slot: usize) -> u64 {
+        let pid = self.slots[slot].as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+/// A port of which no other call gave one, below those that the kernel gives to others: it must be free again and again.
+fn port() -> u16 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let first = u64::from(std::process::id()) * 61;
+    let any = (0..4000).find_map(|_| {
+        let port = u16::try_from(20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 9000).unwrap();
+        std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok().then_some(port)
+    });
+    any.expect("a free port")
+}
+
+/// Clients that ask all the time.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(http: u16) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, http));
+        let clients: [fn(SocketAddr, &AtomicBool, &AtomicU64) -> Vec<String>; 4] =
+            [new_connections, keep_alive, keep_alive, http2];
+        let clients = clients.map(|client| {
+            let (stop, answered) = (stop.clone(), answered.clone());
+            std::thread::spawn(move || client(address, &stop, &answered))
+        });
+        Self { stop, answered, clients: clients.into() }
+    }
+
+    /// Waits until so many more were answered.
+    fn answers(&self, more: u64) {
+        let wanted = self.answered.load(Ordering::Relaxed) + more;
+        wait("answers", || (self.answered.load(Ordering::Relaxed) >= wanted).then_some(()));
+    }
+
+    /// Ends it; no request may have failed.
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failed: Vec<String> = self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let answered = self.answered.load(Ordering::Relaxed);
+        assert!(failed.is_empty(), "{} failed, {answered} answered; the first: {:?}", failed.len(), failed.first());
+        assert!(answered > 100, "{answered} answered");
+    }
+}
+
+fn good(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+/// A connection a request.
+fn new_connections(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Vec<String> {
+    let mut failed = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        match process::get(address, "/") {
+            Some(answer) if good(&answer) => drop(answered.fetch_add(1, Ordering::Relaxed)),
+            other => failed.push(format!("on a new connection: {other:?}")),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    failed
+}
+
+/// A connection for as long as the proxy lets it be.
+fn keep_alive(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Vec<String> {
+    let mut failed = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stream) = TcpStream::connect(address) else {
+            failed.push("no connection".to_owned());
+            continue;
+        };
+        while !stop.load(Ordering::Relaxed) {
+            let answer = again(&mut stream);
+            if !good(&answer) {
+                failed.push(format!("on a kept connection: {answer:?}"));
+                break;
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+            if answer.contains("connection: close") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    failed
+}
+
+/// HTTP/2 with several requests at a time, on a connection for as long as the proxy lets it be.
+fn http2(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut failed = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let Ok(stream) = tokio::net::TcpStream::connect(address).await else {
+                failed.push("no connection".to_owned());
+                continue;
+            };
+            let (mut sender, connection) =
+                hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+            let connection = tokio::spawn(connection);
+            // It is not ready any more when the proxy has said that it goes away.
+            while !stop.load(Ordering::Relaxed) && sender.ready().await.is_ok() {
+                let ask =
+                    |sender: &mut hyper::client::conn::http2::SendRequest<http_body_util::Empty<bytes::Bytes>>| {
+                        let request = hyper::Request::get("http://test/").body(http_body_util::Empty::new()).unwrap();
+                        sender.send_request(request)
+                    };
+                for answer in futures::future::join_all([ask(&mut sender), ask(&mut sender), ask(&mut sender)]).await {
+                    match answer {
+                        Ok(answer) if answer.status() == 200 => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        // Never sent: the connection was told to end before.
+                        Err(error) if error.is_canceled() => {}
+                        other => failed.push(format!("by HTTP/2: {other:?}")),
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            drop(sender);
+            connection.abort();
+        }
+        failed
+    })
+}
+
+/// A TCP connection that is used all the time; joined, it tells how long it lasted after `since`.
+fn long_connection(port: u16, since: Instant) -> JoinHandle<Duration> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut say = move || {
+        let mut bytes = [0; 4096];
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").is_ok() && matches!(stream.read(&mut bytes), Ok(1..))
+    };
+    assert!(say());
+    std::thread::spawn(move || {
+        while say() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        since.elapsed()
+    })
+}
+
+#[test]
+fn slots_when_another_should_serve_change_places_forward_and_back_and_no_request_fails() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "token");
+    pod.wait_until_serves(0);
+    let load = Load::start(pod.traffic.http);
+    load.answers(50);
+    for wanted in [1, 0, 1, 0] {
+        let asked = Instant::now();
+        let long = long_connection(pod.traffic.tcp, asked);
+        pod.wants(wanted);
+        pod.wait_for(wanted, "serving");
+        let served = asked.elapsed();
+        pod.wait_until_serves(wanted);
+        let lasted = long.join().unwrap();
+        assert!(
+            lasted + Duration::from_millis(200) > served + Duration::from_secs(DRAIN),
+            "{lasted:?} after {served:?}"
+        );
+        load.answers(50);
+        assert!(pod.alive(0) && pod.alive(1), "both processes are the same ones");
+    }
+    load.finish();
+    let (active, standby) = (pod.resident_kib(0), pod.resident_kib(1));
+    println!("resident: active {active} KiB, standby {standby} KiB");
+    assert!(standby < active, "the standby has given back what it held: {standby} KiB and {active} KiB");
+}
+
+#[test]
+fn slots_when_the_wanted_one_never_gets_ready_then_the_other_serves_on_and_says_why() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "bad-token");
+    pod.wait_until_serves(0);
+    let load = Load::start(pod.traffic.http);
+    pod.wants(1);
+    let failures = wait("a failure", || Some(pod.failures(1)).filter(|failures| failures.count > 0));
+    assert!(failures.reason.contains("it has no certificate"), "{failures:?}");
+    pod.wait_until_serves(0);
+    assert!(pod.alive(1), "the standby begins anew by itself");
+    // A good one is handed the traffic after all, at once when it is wished again.
+    pod.kill(1);
+    pod.start(1, "token");
+    pod.wants(0);
+    wait("the new wish to be seen", || (pod.failures(1).count == 0).then_some(()));
+    pod.wants(1);
+    pod.wait_until_serves(1);
+    load.finish();
+}
+
+#[test]
+fn slots_when_the_wanted_one_dies_while_it_warms_up_or_soon_after_then_no_request_fails() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "bad-token");
+    pod.wait_until_serves(0);
+    let load = Load::start(pod.traffic.http);
+    pod.wants(1);
+    pod.wait_for(1, "starting");
+    pod.kill(1);
+    let failures = wait("a failure", || Some(pod.failures(1)).filter(|failures| failures.count == 1));
+    assert!(failures.reason.contains("ended while it took over"), "{failures:?}");
+    load.answers(50);
+
+    // It takes over, and dies while the other one still drains.
+    let long = long_connection(pod.traffic.tcp, Instant::now());
+    pod.start(1, "token");
+    pod.wait_for(1, "serving");
+    load.stop.store(true, Ordering::Relaxed);
+    pod.kill(1);
+    pod.wait_for(0, "serving");
+    let failures = wait("a failure", || Some(pod.failures(1)).filter(|failures| failures.count == 2));
+    assert!(failures.reason.contains("soon after"), "{failures:?}");
+    load.finish();
+    let load = Load::start(pod.traffic.http);
+    load.answers(50);
+    assert!(!long.is_finished(), "what was open stays open");
+
+    // And again, after a longer pause.
+    pod.start(1, "token");
+    pod.wait_until_serves(1);
+    load.finish();
+}
+
+#[test]
+fn slots_when_the_wanted_one_dies_while_it_serves_then_the_other_takes_over_and_hands_back() {
+    let mut pod = Pod::new();
+    pod.wants(0);
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "token");
+    pod.wait_until_serves(0);
+    pod.kill(0);
+    pod.wait_for(1, "serving");
+    assert!(pod.failures(0).reason.contains("ended while it served"));
+    let load = Load::start(pod.traffic.http);
+    load.answers(50);
+    pod.start(0, "token");
+    pod.wait_until_serves(0);
+    load.finish();
+}
