@@ -12,7 +12,7 @@ use leno_kubeutil::apply::SETTLE;
 use leno_kubeutil::backoff::Backoff;
 use leno_kubeutil::events::{News, Recorder};
 use leno_kubeutil::watch::Key;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::execute::Executor;
@@ -24,6 +24,8 @@ use crate::report::{Reporter, describe};
 
 /// Changes are collected for so long after the first.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often what proxies report is remembered, for upgrades to compare with.
+const REMEMBER: Duration = Duration::from_secs(10);
 /// A look without a change, in case a watch lost one.
 const AT_LATEST: Duration = Duration::from_secs(300);
 
@@ -45,11 +47,17 @@ pub async fn run(
         history: History::default(),
     };
     let leads_since = Timestamp::now();
-    let mut next = Duration::ZERO;
+    let mut due = Instant::now();
+    let mut remember = tokio::time::interval(REMEMBER);
+    remember.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(next) => {}
+            _ = remember.tick() => {
+                loop_.history.push(Timestamp::now(), &watches.reports().borrow().clone());
+                continue;
+            }
+            () = tokio::time::sleep_until(due) => {}
             () = watches.changed() => tokio::time::sleep(DEBOUNCE).await,
         }
         for (key, error) in watches.malformed() {
@@ -60,9 +68,8 @@ pub async fn run(
         let mut observed = watches.look(&supported);
         observed.now = Timestamp::now();
         observed.leads_since = leads_since;
-        loop_.history.push(observed.now, &observed.reports);
         observed.history = loop_.history.clone();
-        next = loop_.round(&observed).await.min(AT_LATEST);
+        due = Instant::now() + loop_.round(&observed).await.min(AT_LATEST);
         loop_.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
     }
 }
