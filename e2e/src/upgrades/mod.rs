@@ -43,7 +43,7 @@ pub struct Options {
     /// Requests a second of each larger kind of load, from inside and from outside the mesh.
     #[arg(long, default_value_t = 20.0)]
     rate: f64,
-    /// Leave the cluster running afterwards.
+    /// Leave the cluster running afterwards, with the fleet.
     #[arg(long)]
     keep: bool,
     /// Leno is on the cluster already: a run with --keep left it.
@@ -143,7 +143,7 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
     }
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
     let size = Size { pods: options.pods, rate: options.rate };
-    let rows = on_a_fleet(&bed, size, ALL.iter().filter(|(name, ..)| wanted(name)), &mut progress)?;
+    let rows = on_a_fleet(&bed, size, ALL.iter().filter(|(name, ..)| wanted(name)), options.keep, &mut progress)?;
     if options.write_docs {
         page::write_page(Path::new(page::PAGE), &rows)?;
     }
@@ -165,6 +165,7 @@ fn on_a_fleet<'s>(
     bed: &Bed,
     size: Size,
     scenarios: impl Iterator<Item = &'s Scenario>,
+    keep: bool,
     progress: &mut Progress,
 ) -> Result<Vec<Row>> {
     let run = Run { bed, builds: Builds::default() };
@@ -186,7 +187,9 @@ fn on_a_fleet<'s>(
     // As it was, whatever happened.
     let rested = rest(&run, From::Current);
     bed.patch(&mesh::MESH, &json!({"spec": {"dataPlane": {"updateStrategy": null}}}))?;
-    fleet::tear_down(bed)?;
+    if !keep {
+        fleet::tear_down(bed)?;
+    }
     set_up.and(rested)?;
     Ok(rows)
 }
@@ -244,7 +247,7 @@ pub(crate) fn short(bed: &Bed) -> Result<()> {
     let size = Size { pods: 10, rate: 10.0 };
     let wanted = ["downgrade_in_place", "upgrade_in_place", "bad_proxy_answers_500"];
     let scenarios = ALL.iter().filter(|(name, ..)| wanted.contains(name));
-    let rows = on_a_fleet(bed, size, scenarios, &mut Progress::new("upgrades"))?;
+    let rows = on_a_fleet(bed, size, scenarios, false, &mut Progress::new("upgrades"))?;
     for row in &rows {
         bed.figures.add(format!("{}_seconds", row.scenario), row.counted.seconds, "s");
         bed.figures.add(format!("{}_failed", row.scenario), row.counted.failed_requests as f64, "requests");
