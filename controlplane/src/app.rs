@@ -170,7 +170,7 @@ async fn serve(
     let services = Services {
         ads,
         signer: Signer::new(ca.clone(), tokens, publisher.clone(), flags.certificate_lifetime(), metrics.clone()),
-        status: StatusService::new(book.clone(), reader.clone(), stop.clone()),
+        status: StatusService::new(book.clone(), reader.clone(), serving.in_force(), stop.clone()),
         reports: proxies::ReportService::new(told.clone(), publisher.clone(), stop.clone()),
         proxies: proxies::StatusService::new(told, reader, stop.clone()),
     };

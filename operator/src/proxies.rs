@@ -239,6 +239,7 @@ struct Standing<'a> {
     draining: bool,
     rejected: u64,
     roots: &'a [u8],
+    issuer: &'a [u8],
     hand_over_failure: &'a str,
 }
 
@@ -253,6 +254,7 @@ fn standing(snapshot: &BTreeMap<Key, Vec<ProxyReport>>) -> BTreeSet<Standing<'_>
         draining: report.draining,
         rejected: report.rejected,
         roots: &report.roots_sha256,
+        issuer: &report.certificate_issuer_sha256,
         hand_over_failure: &report.hand_over_failure,
     })
     .collect()

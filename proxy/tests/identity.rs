@@ -7,10 +7,11 @@ use leno_api::identity::v1::{
     workload_certificates_server::{WorkloadCertificates, WorkloadCertificatesServer},
 };
 use leno_proxy::identity::link::{Link, Target};
-use leno_proxy::identity::{Current, Files, Identity};
+use leno_proxy::identity::{Current, Files, Identity, Material};
 use leno_proxy::tls::CredentialStore;
 use leno_runtime::certs::{Authority, LeafSpec, certificates_from_pem, spiffe_id};
 use leno_runtime::tls::{ClientCertificates, peer_identity, server_config};
+use leno_runtime::trust::{Signing, announce};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -241,6 +242,34 @@ async fn identity_when_the_roots_are_replaced_gets_a_certificate_of_the_new_auth
     wait("a second certificate", || fixture.proofs().len() >= 2).await;
     let roots = || fixture.store.get().unwrap().root_certificates().len();
     wait("both roots", || roots() == 2).await;
+}
+
+#[tokio::test]
+async fn identity_when_another_authority_is_said_to_sign_then_renews_without_waiting_for_half_of_its_life() {
+    let fixture = Fixture::new(Duration::from_secs(3600)).await;
+    let old = fixture.signer.lock().unwrap().authority.clone();
+    let fresh = Authority::create("cluster.local", Duration::from_secs(86400), SystemTime::now()).unwrap();
+    let of = |pair: &(String, String)| {
+        let signing = Signing::from_pem(pair.0.as_bytes(), pair.1.as_bytes(), pair.0.as_bytes()).unwrap();
+        signing.fingerprint().unwrap()
+    };
+    let roots = |signer: &(String, String)| {
+        let text = announce(&of(signer), &format!("{}{}", old.0, fresh.0));
+        std::fs::write(fixture.directory.path().join("roots.pem"), text).unwrap();
+    };
+    roots(&old);
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let mut current = fixture.start(&stop);
+    let first = tokio::time::timeout(LIMIT, current.wait_for(Option::is_some)).await.unwrap().unwrap().clone().unwrap();
+    assert_eq!(first.issuer, of(&old));
+    fixture.signer.lock().unwrap().authority = fresh.clone();
+    roots(&fresh);
+    let renewed = |held: &Option<Arc<Material>>| held.as_ref().is_some_and(|held| held.issuer == of(&fresh));
+    let second = tokio::time::timeout(LIMIT, current.wait_for(renewed)).await.unwrap().unwrap().clone().unwrap();
+    assert_eq!(second.roots_sha256(), first.roots_sha256(), "the same roots are trusted");
+    let renewal = Proof::Certificate(WORKLOAD.to_owned());
+    assert_eq!(fixture.proofs(), [Proof::Token("Bearer secret".to_owned()), renewal]);
 }
 
 #[tokio::test]

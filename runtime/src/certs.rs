@@ -304,6 +304,34 @@ impl Authority {
     }
 }
 
+/// Makes an authority under another one, for meshes whose root is kept elsewhere. Gives its certificate and its key, PEM.
+///
+/// # Errors
+///
+/// [`CertError`].
+pub fn new_intermediate(
+    above: &str,
+    above_key: &str,
+    name: &str,
+    lifetime: Duration,
+) -> Result<(String, String), CertError> {
+    let failed = |source| CertError::Make { what: "an intermediate", source };
+    let above = Authority::from_pem(above.as_bytes(), above_key.as_bytes())?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let mut params = CertificateParams::default();
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    params.distinguished_name = subject;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    let now = SystemTime::now();
+    params.not_before = OffsetDateTime::from(now - BACKDATE);
+    params.not_after = OffsetDateTime::from((now + lifetime).min(above.not_after));
+    let certificate = params.signed_by(&key, &above.issuer).map_err(failed)?;
+    Ok((certificate.pem(), key.serialize_pem()))
+}
+
 /// Makes a new key and a certificate request for it (DER). Only the public key in it means anything to the signer.
 ///
 /// # Errors
@@ -407,23 +435,8 @@ pub fn spiffe_id(trust_domain: &str, namespace: &str, service_account: &str) -> 
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// An authority under a root: its certificate and its key, PEM.
-    pub(crate) fn intermediate(root: &str, root_key: &str) -> (String, String) {
-        let root = Authority::from_pem(root.as_bytes(), root_key.as_bytes()).unwrap();
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let mut params = CertificateParams::default();
-        let mut name = DistinguishedName::new();
-        name.push(DnType::CommonName, "an intermediate");
-        params.distinguished_name = name;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.not_before = OffsetDateTime::now_utc() - BACKDATE;
-        params.not_after = OffsetDateTime::now_utc() + Duration::from_secs(1800);
-        (params.signed_by(&key, &root.issuer).unwrap().pem(), key.serialize_pem())
-    }
 
     fn authority() -> Authority {
         let (certificate, key) =

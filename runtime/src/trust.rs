@@ -265,7 +265,8 @@ mod tests {
     #[test]
     fn leaf_when_signed_by_an_intermediate_then_brings_it_and_is_trusted_by_the_root() {
         let (certificate, key) = root();
-        let (chain, key) = crate::certs::tests::intermediate(&certificate, &key);
+        let lifetime = Duration::from_secs(1800);
+        let (chain, key) = crate::certs::new_intermediate(&certificate, &key, "an intermediate", lifetime).unwrap();
         let signing = Signing::from_pem(chain.as_bytes(), key.as_bytes(), certificate.as_bytes()).unwrap();
         let own = signing.issue(&spec(), SystemTime::now()).unwrap();
         assert_eq!(own.chain.len(), 2);

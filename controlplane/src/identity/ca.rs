@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use leno_runtime::certs::{Authority, CertError, certificates_from_pem};
+use leno_runtime::certs::{Authority, CertError};
+use leno_runtime::trust::{Fingerprint, Signing, roots_sha256};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,15 @@ pub enum CaError {
     },
 }
 
+/// What an authority and its roots are known by. The operator goes on with a rotation when every replica says the new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprints {
+    /// Of the trusted roots.
+    pub roots: Fingerprint,
+    /// Of what signs.
+    pub signer: Fingerprint,
+}
+
 /// The authority and the roots at one moment.
 pub struct Material {
     /// Signs.
@@ -47,17 +57,23 @@ pub struct Material {
     pub intermediates: Vec<CertificateDer<'static>>,
     /// All roots that the mesh trusts.
     pub roots: Vec<CertificateDer<'static>>,
+    /// What it is known by.
+    pub fingerprints: Fingerprints,
     /// The files as they were read, to see changes.
     files: [Vec<u8>; 3],
 }
 
 impl Material {
     fn from_pem(certificate: Vec<u8>, key: Vec<u8>, roots: Vec<u8>) -> Result<Self, CertError> {
-        let authority = Authority::from_pem(&certificate, &key)?;
-        let trusted = certificates_from_pem(&roots)?;
-        let mut intermediates = certificates_from_pem(&certificate)?;
-        intermediates.retain(|certificate| !trusted.contains(certificate));
-        Ok(Material { authority, intermediates, roots: trusted, files: [certificate, key, roots] })
+        let signing = Signing::from_pem(&certificate, &key, &roots)?;
+        // The files are read one after the other, and may be replaced between two of them.
+        if !signing.owns_its_key() {
+            let reason = "it is not the key of the certificate".to_owned();
+            return Err(CertError::Parse { what: "the authority's key", reason });
+        }
+        let fingerprints = Fingerprints { roots: roots_sha256(&signing.roots), signer: signing.fingerprint()? };
+        let Signing { authority, intermediates, roots: trusted } = signing;
+        Ok(Material { authority, intermediates, roots: trusted, fingerprints, files: [certificate, key, roots] })
     }
 }
 

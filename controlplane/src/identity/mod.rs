@@ -9,7 +9,7 @@ pub mod serving;
 pub mod sign;
 pub mod tokens;
 
-pub use ca::Ca;
+pub use ca::{Ca, Fingerprints};
 pub use serving::Serving;
 pub use sign::{Directory, Signer};
 pub use tokens::{TokenError, TokenPod, Tokens};

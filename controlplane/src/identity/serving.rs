@@ -8,9 +8,10 @@ use arc_swap::ArcSwap;
 use leno_runtime::certs::{CertError, LeafSpec, describe};
 use leno_runtime::tls::{ClientCertificates, server_config};
 use rustls::ServerConfig;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::ca::Ca;
+use super::ca::{Ca, Fingerprints};
 
 /// How long a certificate of this process lasts.
 pub const LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -24,9 +25,11 @@ pub struct Serving {
     dns_names: Vec<String>,
     grpc: Arc<ArcSwap<ServerConfig>>,
     webhook: Arc<ArcSwap<ServerConfig>>,
+    in_force: Arc<watch::Sender<Fingerprints>>,
 }
 
 struct Issued {
+    fingerprints: Fingerprints,
     grpc: ServerConfig,
     webhook: ServerConfig,
     half_life: SystemTime,
@@ -39,13 +42,14 @@ impl Serving {
     ///
     /// [`CertError`].
     pub fn new(ca: Ca, identity: String, dns_names: Vec<String>) -> Result<(Self, SystemTime), CertError> {
-        let Issued { grpc, webhook, half_life } = issue(&ca, &identity, &dns_names)?;
+        let Issued { fingerprints, grpc, webhook, half_life } = issue(&ca, &identity, &dns_names)?;
         let serving = Serving {
             ca,
             identity,
             dns_names,
             grpc: Arc::new(ArcSwap::from_pointee(grpc)),
             webhook: Arc::new(ArcSwap::from_pointee(webhook)),
+            in_force: Arc::new(watch::Sender::new(fingerprints)),
         };
         Ok((serving, half_life))
     }
@@ -60,6 +64,11 @@ impl Serving {
         self.webhook.clone()
     }
 
+    /// What connections meet that begin now: the roots that are trusted, and what signed our certificate.
+    pub fn in_force(&self) -> watch::Receiver<Fingerprints> {
+        self.in_force.subscribe()
+    }
+
     /// Keeps the certificate fresh until `shutdown`.
     pub async fn renew(self, mut due: SystemTime, shutdown: CancellationToken) {
         let mut changes = self.ca.subscribe();
@@ -71,9 +80,10 @@ impl Serving {
                 Ok(()) = changes.changed() => {}
             }
             match issue(&self.ca, &self.identity, &self.dns_names) {
-                Ok(Issued { grpc, webhook, half_life }) => {
+                Ok(Issued { fingerprints, grpc, webhook, half_life }) => {
                     self.grpc.store(Arc::new(grpc));
                     self.webhook.store(Arc::new(webhook));
+                    self.in_force.send_if_modified(|known| std::mem::replace(known, fingerprints) != fingerprints);
                     due = half_life.max(SystemTime::now() + RETRY);
                     tracing::info!("the serving certificate is renewed");
                 }
@@ -103,5 +113,5 @@ fn issue(ca: &Ca, identity: &str, dns_names: &[String]) -> Result<Issued, CertEr
     grpc.alpn_protocols = vec![b"h2".to_vec()];
     let mut webhook = server_config(&material.roots, own, ClientCertificates::None)?;
     webhook.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Issued { grpc, webhook, half_life })
+    Ok(Issued { fingerprints: material.fingerprints, grpc, webhook, half_life })
 }

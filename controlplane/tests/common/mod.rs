@@ -32,7 +32,7 @@ use leno_xds::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use leno_xds::google::rpc::Status as WireStatus;
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
@@ -105,8 +105,12 @@ pub async fn server_beside(server: &Server) -> Replica {
 }
 
 pub async fn server() -> Server {
+    server_of(Ca::in_memory("cluster.local").unwrap().0).await
+}
+
+/// A server with this authority.
+pub async fn server_of(ca: Ca) -> Server {
     leno_runtime::certs::install_crypto_provider();
-    let (ca, _) = Ca::in_memory("cluster.local").unwrap();
     let configs = Arc::new(Fixed {
         target: watch::Sender::new(Target::Unknown),
         book: Arc::new(Acknowledgements::new()),
@@ -120,7 +124,7 @@ async fn serve(ca: Ca, configs: Arc<Fixed>) -> Server {
     let (shutdown, book) = (CancellationToken::new(), configs.book.clone());
     let metrics = Metrics::new(&Registry::new());
     let identity = spiffe_id("cluster.local", "leno-system", "leno-control-plane");
-    let (serving, _) = Serving::new(ca.clone(), identity, vec!["localhost".into()]).unwrap();
+    let (serving, renewal) = Serving::new(ca.clone(), identity, vec!["localhost".into()]).unwrap();
     let ads = Ads::new(configs.clone(), metrics.clone(), shutdown.clone());
     let streams = ads.streams();
     let told = Arc::new(proxies::Table::default());
@@ -128,13 +132,14 @@ async fn serve(ca: Ca, configs: Arc<Fixed>) -> Server {
     let services = Services {
         ads,
         signer: Signer::new(ca.clone(), Tokens::Development, configs.clone(), Duration::from_secs(3600), metrics),
-        status: StatusService::new(book, reader.clone(), shutdown.clone()),
+        status: StatusService::new(book, reader.clone(), serving.in_force(), shutdown.clone()),
         reports: proxies::ReportService::new(told.clone(), configs.clone(), shutdown.clone()),
         proxies: proxies::StatusService::new(told, reader, shutdown.clone()),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(grpc::serve(listener, serving.grpc(), services, shutdown.clone()));
+    tokio::spawn(serving.renew(renewal, shutdown.clone()));
     Server { address, ca, configs, shutdown, streams }
 }
 
@@ -171,19 +176,16 @@ impl Server {
     }
 
     pub async fn channel_to(&self, address: SocketAddr, own: Option<Keypair>) -> Channel {
-        let expected = spiffe_id("cluster.local", "leno-system", "leno-control-plane");
-        let mut tls = client_config(&self.ca.current().roots, own, ExpectedPeer::Identity(expected)).unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
-        let tls = TlsConnector::from(Arc::new(tls));
-        let connect = tower::service_fn(move |_: Uri| {
-            let tls = tls.clone();
-            async move {
-                let stream = TcpStream::connect(address).await?;
-                let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap()
+        connect(address, &self.ca.current().roots, own).await.unwrap()
+    }
+
+    /// A connection of a client that trusts only these roots.
+    pub async fn channel_trusting(
+        &self,
+        roots: &[CertificateDer<'static>],
+        own: Option<Keypair>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        connect(self.address, roots, own).await
     }
 
     pub async fn whole_proxy(&self) -> WholeProxy {
@@ -194,6 +196,26 @@ impl Server {
     pub async fn proxy(&self) -> Proxy {
         Proxy::open(self.channel(Some(self.pod_certificate("shop", "reviews-1", "u-1"))).await).await.unwrap()
     }
+}
+
+async fn connect(
+    address: SocketAddr,
+    roots: &[CertificateDer<'static>],
+    own: Option<Keypair>,
+) -> Result<Channel, tonic::transport::Error> {
+    let expected = spiffe_id("cluster.local", "leno-system", "leno-control-plane");
+    let mut tls = client_config(roots, own, ExpectedPeer::Identity(expected)).unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let tls = TlsConnector::from(Arc::new(tls));
+    let connect = tower::service_fn(move |_: Uri| {
+        let tls = tls.clone();
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            let stream = tls.connect(ServerName::try_from("localhost").unwrap(), stream).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    Endpoint::from_static("http://localhost").connect_with_connector(connect).await
 }
 
 /// A client of the delta protocol.

@@ -31,7 +31,7 @@ pub struct Certificates {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 36500))]
     pub rotate_before_days: Option<i32>,
-    /// How long the old root stays trusted at least after the new one has begun to sign, in minutes; 10 unless given. For
+    /// How long the old root stays trusted at least after the new one has begun to sign, in minutes; 1 unless given. For
     /// those who trust the mesh's roots and are no part of it; the mesh itself waits for acknowledgements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 525_600))]
@@ -78,7 +78,7 @@ impl Certificates {
 
     /// How long the old root stays trusted at least, seconds.
     pub fn overlap_seconds(&self) -> i64 {
-        i64::from(self.overlap_minutes.unwrap_or(10)) * 60
+        i64::from(self.overlap_minutes.unwrap_or(1)) * 60
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
         let default = Certificates::default();
         assert_eq!(default.issuer(), IssuerType::SelfSigned);
         assert_eq!((default.root_lifetime_seconds(), default.rotate_before_seconds()), (3650 * DAY, 730 * DAY));
-        assert_eq!(default.overlap_seconds(), 600);
+        assert_eq!(default.overlap_seconds(), 60);
         let short: Certificates =
             serde_yaml::from_str("{issuer: Secret, rootLifetimeDays: 10, overlapMinutes: 0}").unwrap();
         assert_eq!((short.issuer(), short.rotate_before_seconds()), (IssuerType::Secret, 2 * DAY));

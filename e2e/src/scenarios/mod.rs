@@ -3,6 +3,7 @@
 //! One that fails is run once more; if it passes then, it counts as passed and is named as unsteady at the end.
 
 pub(crate) mod canary;
+mod certificates;
 mod engines;
 mod external;
 mod injection;
@@ -77,6 +78,11 @@ const ALL: &[Scenario] = &[
     ("control_plane_when_scaled_1_5_2_1_then_streams_are_even_and_no_request_fails", revisions::scales_evenly),
     ("control_plane_release_when_tried_promoted_and_aborted_then_no_request_fails", revisions::canary),
     ("mesh_install_when_autoscaled_then_replicas_are_left_alone", lifecycle::autoscaler_decides),
+    ("root_when_rotated_under_load_then_no_request_fails", certificates::root_rotated_under_load),
+    (
+        "certificates_when_the_users_secret_is_unusable_then_named_and_nothing_changes",
+        certificates::unusable_secret_is_named,
+    ),
     ("outbound_mode_when_changed_then_applies_live", lifecycle::outbound_mode_applies_live),
     ("drift_when_made_then_repaired", lifecycle::drift_is_repaired),
     ("mesh_in_use_when_deleted_then_refused", lifecycle::deleting_a_mesh_in_use_is_refused),

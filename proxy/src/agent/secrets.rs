@@ -192,7 +192,7 @@ mod tests {
         let identity = "spiffe://cluster.local/ns/shop/sa/reviews".to_owned();
         let spec = LeafSpec { identity, lifetime: Duration::from_secs(60), ..LeafSpec::default() };
         let own = authority.issue(&spec, now).unwrap();
-        Material { own, roots: vec![authority.certificate().clone()], not_after: now, renew_at: now }
+        Material { own, roots: vec![authority.certificate().clone()], issuer: [0; 32], not_after: now, renew_at: now }
     }
 
     fn names(names: &[&str]) -> Vec<String> {

@@ -3,7 +3,8 @@
 //! The first one is bought with the pod's service account token; a renewal uses the certificate itself, so that a
 //! restarted control plane costs the API server no token review for each proxy, and falls back to the token when that is
 //! refused. Every certificate has a key of its own. The trusted roots come from a file (the mesh's ConfigMap) that is
-//! read again while the process runs: a root that is taken out there is distrusted within seconds.
+//! read again while the process runs: a root that is taken out there is distrusted within seconds. The same file says what
+//! signs now; when that is not what signed ours, we renew without waiting for half of its life.
 
 pub mod link;
 
@@ -11,6 +12,7 @@ use crate::tls::{CredentialStore, Credentials};
 use crate::xds::backoff::Backoff;
 use leno_api::identity::v1::{SignRequest, workload_certificates_client::WorkloadCertificatesClient};
 use leno_runtime::certs::{CertError, Keypair, certificates_from_pem, describe, new_request};
+use leno_runtime::trust::{Fingerprint, announced, issuer_sha256, roots_sha256};
 use link::{Link, LinkError};
 use rand::Rng as _;
 use rustls_pki_types::CertificateDer;
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
@@ -26,6 +29,9 @@ use tonic::metadata::MetadataValue;
 const ROOTS_INTERVAL: Duration = Duration::from_secs(5);
 /// After a change of the roots, the proxies of a mesh ask for new certificates within this time, each at a random moment.
 const ROTATION_SPREAD: Duration = Duration::from_secs(3);
+/// When a new certificate is still not of what the roots' file says that signs (the control plane may learn of it later than
+/// we), the next is asked for after this time, then after twice that, up to the limit.
+const SIGNER_PATIENCE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(600));
 /// How long a signature may take.
 const SIGN_LIMIT: Duration = Duration::from_secs(10);
 /// Largest file that is read, in bytes.
@@ -79,10 +85,19 @@ pub struct Material {
     pub own: Keypair,
     /// The trusted roots.
     pub roots: Vec<CertificateDer<'static>>,
+    /// What signed the certificate.
+    pub issuer: Fingerprint,
     /// When the leaf ends.
     pub not_after: SystemTime,
     /// When to renew.
     pub renew_at: SystemTime,
+}
+
+impl Material {
+    /// The fingerprint of the trusted roots, as the operator compares it.
+    pub fn roots_sha256(&self) -> Fingerprint {
+        roots_sha256(&self.roots)
+    }
 }
 
 impl std::fmt::Debug for Material {
@@ -113,10 +128,17 @@ impl Identity {
     /// Runs until `shutdown`. Waits between attempts grow to three seconds, jittered.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        let mut patience = Backoff::new(SIGNER_PATIENCE.0, SIGNER_PATIENCE.1);
+        let mut not_before = Instant::now();
         loop {
             let wait = match self.obtain().await {
-                Ok(material) => {
+                Ok((material, signer)) => {
                     backoff.reset();
+                    if signer.is_some_and(|signer| signer != material.issuer) {
+                        not_before = Instant::now() + patience.next();
+                    } else {
+                        patience.reset();
+                    }
                     let until = material.renew_at.duration_since(SystemTime::now()).unwrap_or_default();
                     tracing::info!(renew_in = ?until, "got a workload certificate");
                     until.max(SHORTEST_RENEWAL)
@@ -130,19 +152,20 @@ impl Identity {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
-                () = self.watch_roots() => {}
+                () = self.watch_roots(not_before) => {}
             }
         }
     }
 
     /// Takes over changed roots, and returns when it is time for a certificate of the authority behind them: the old one may
-    /// have been replaced without an overlap.
-    async fn watch_roots(&self) {
+    /// have been replaced without an overlap. Returns too when another authority signs than the one that signed ours, but
+    /// not before `not_before`.
+    async fn watch_roots(&self, not_before: Instant) {
         loop {
             tokio::time::sleep(ROOTS_INTERVAL).await;
             let Some(held) = self.current.borrow().clone() else { continue };
             match read_roots(&self.files.roots) {
-                Ok(roots) if roots != held.roots => {
+                Ok((roots, _)) if roots != held.roots => {
                     tracing::info!(roots = roots.len(), "the trusted roots have changed");
                     let material = Material { roots, ..(*held).clone() };
                     match self.publish(material) {
@@ -154,15 +177,21 @@ impl Identity {
                         Err(error) => tracing::error!(%error, "the new roots cannot be used; keeping the old ones"),
                     }
                 }
+                Ok((_, Some(signer))) if signer != held.issuer && Instant::now() >= not_before => {
+                    tracing::info!("another authority signs now; renewing");
+                    let spread = ROTATION_SPREAD.mul_f64(rand::rng().random_range(0.0..1.0));
+                    tokio::time::sleep(spread).await;
+                    return;
+                }
                 Ok(_) => {}
                 Err(error) => tracing::warn!(%error, "the trusted roots cannot be read; keeping the old ones"),
             }
         }
     }
 
-    /// Gets one certificate and publishes it.
-    async fn obtain(&self) -> Result<Arc<Material>, IdentityError> {
-        let roots = read_roots(&self.files.roots)?;
+    /// Gets one certificate and publishes it. Gives what should have signed it too, if that is known.
+    async fn obtain(&self) -> Result<(Arc<Material>, Option<Fingerprint>), IdentityError> {
+        let (roots, signer) = read_roots(&self.files.roots)?;
         let (key, request) = new_request()?;
         let held = self.current.borrow().clone();
         let renewed = match held.filter(|held| held.not_after > SystemTime::now()) {
@@ -185,12 +214,14 @@ impl Identity {
         };
         let Some(leaf) = chain.first() else { return Err(IdentityError::Unusable("the chain is empty".to_owned())) };
         let info = describe(leaf)?;
-        self.publish(Material {
+        let material = self.publish(Material {
+            issuer: issuer_sha256(&chain)?,
             own: Keypair { chain, key },
             roots,
             not_after: info.not_after,
             renew_at: info.half_life(),
-        })
+        })?;
+        Ok((material, signer))
     }
 
     async fn sign(
@@ -243,6 +274,8 @@ fn read(path: &Path) -> Result<String, IdentityError> {
     Ok(text)
 }
 
-fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    Ok(certificates_from_pem(read(path)?.as_bytes())?)
+/// The trusted roots, and what signs now, if the file says so.
+fn read_roots(path: &Path) -> Result<(Vec<CertificateDer<'static>>, Option<Fingerprint>), IdentityError> {
+    let text = read(path)?;
+    Ok((certificates_from_pem(text.as_bytes())?, announced(&text)))
 }
