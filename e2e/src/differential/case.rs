@@ -140,6 +140,8 @@ pub struct Request {
     pub times: u32,
     /// All at once, each on a connection of its own; the answers are compared without regard to their order.
     pub together: bool,
+    /// Milliseconds between one of those and the next.
+    pub stagger: u64,
     /// Only the shares of the back ends are compared, not which one got which request.
     pub shares: bool,
     /// On the connection of the request before.
@@ -183,6 +185,7 @@ impl Default for Request {
             replies: Vec::new(),
             times: 1,
             together: false,
+            stagger: 0,
             shares: false,
             keep: false,
             then: None,

@@ -208,6 +208,8 @@ pub struct Rbac {
 /// Which requests are health checks that the proxy answers.
 #[derive(Debug)]
 pub struct HealthFilter {
+    /// What its answers call this proxy: the cluster of its node.
+    pub cluster: Arc<str>,
     /// All of these hold.
     pub headers: Vec<HeaderMatch>,
 }

@@ -101,7 +101,7 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let dynamic = &mut bootstrap.dynamic;
     let expected = dynamic.expected.iter().map(|(kind, limit)| (*kind, limit.map(|limit| now + limit)));
     let mut state = state
-        .with_node(&bootstrap.node.id)
+        .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)
         .with_sources(std::mem::take(&mut dynamic.sources));

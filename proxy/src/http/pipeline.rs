@@ -120,7 +120,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
-        filter::on_request(call, down, selected).await?;
+        filter::on_request(call, down, selected, &mut body).await?;
         if redirects == 0 {
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
@@ -213,7 +213,11 @@ fn target<'a>(call: &mut Call<'a>, forward: &'a Forward) -> Option<&'a WeightedC
 }
 
 /// Waits for the whole request where a filter wants that.
-async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
+pub(super) async fn wait_for_body<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    body: &mut RequestPump,
+) -> Result<(), Stop> {
     let Some(limit) = call.tally.filters.as_mut().and_then(|state| state.buffer.take()) else { return Ok(()) };
     if call.request.wants_tunnel() {
         return Ok(());
@@ -351,6 +355,7 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
+                    call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
                     let not_sent = headers.known(Known::NotSent).is_some();
                     let failure = Failure::Response {
@@ -378,6 +383,9 @@ async fn proxy<'a, D: Downstream>(
                             && !body.kept.unrepeatable
                             && redirect::follow(call, follow, redirects)
                         {
+                            // To logs the request that was redirected and the one that it becomes are two, as in Envoy.
+                            call.tally.code = call.response.status;
+                            call.log();
                             body.forget_if(call.request.body == BodyLength::Empty);
                             return Ok(Way::Redirected);
                         }
@@ -438,7 +446,11 @@ async fn proxy<'a, D: Downstream>(
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
         // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
         if !unsent && retry_ticket.is_none() {
-            retry_ticket = Some(cluster.begin_retry(limits.priority).map_err(|_| Stop::Reply(or_else))?);
+            let Ok(ticket) = cluster.begin_retry(limits.priority) else {
+                call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                return Err(or_else.into());
+            };
+            retry_ticket = Some(ticket);
         }
         retries += 1;
         attempted.note(&host, policy);

@@ -58,14 +58,14 @@ pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
     let Asked { compressor, accepts, enabled } = asked;
     let (wanted, headers) = (&compressor.responses, &call.response.headers);
     let body = call.response.body;
-    let promised = match (headers.known(Known::ContentLength), body) {
-        // An answer to HEAD tells what a GET would get.
-        (Some(length), BodyLength::Empty) => number(length).map_or(body, BodyLength::Exact),
-        _ => body,
+    // An answer to HEAD tells what a GET would get. What says nothing of its length may be of any, even of none.
+    let long_enough = match (headers.known(Known::ContentLength), body) {
+        (Some(length), _) => number(length).is_some_and(|length| length >= wanted.min_length),
+        (None, BodyLength::Exact(length)) => length >= wanted.min_length,
+        (None, _) => true,
     };
-    let chunked = call.tally.filters().chunked;
     let compressible = *enabled
-        && long_enough(wanted, promised, chunked)
+        && long_enough
         && body != BodyLength::Tunnel
         && has_type(wanted, headers)
         && !says_no_transform(headers)

@@ -199,6 +199,13 @@ pub fn manager(
     let options = http_protocol_options.unwrap_or_default();
     let (accept_http_10, default_host) = (options.accept_http_10, options.default_host_for_http_10.clone());
     let stream_error = options.override_stream_error_on_invalid_http_message;
+    let overridden = http2_protocol_options
+        .as_ref()
+        .is_some_and(|options| options.override_stream_error_on_invalid_http_message.is_some());
+    let mut http2 = http2(http2_protocol_options).within("http2_protocol_options")?;
+    if let (Some(of_all), false) = (stream_error_on_invalid_http_message, overridden) {
+        http2.malformed_ends_stream = of_all;
+    }
     let http1 = http1_options(Some(options)).within("http_protocol_options")?;
     let default_host_for_http_10 = match default_host.is_empty() {
         true => None,
@@ -249,7 +256,7 @@ pub fn manager(
         any_method: http1.any_method,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
-        http2: http2(http2_protocol_options).within("http2_protocol_options")?,
+        http2,
     })
 }
 
@@ -382,8 +389,8 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent: _,
-        stream_error_on_invalid_http_messaging: _,
-        override_stream_error_on_invalid_http_message: _,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
         // Reported in status: connections are not probed yet.
         connection_keepalive: _,
@@ -406,5 +413,7 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         allow_connect,
         max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
         max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),
+        malformed_ends_stream: override_stream_error_on_invalid_http_message
+            .unwrap_or(stream_error_on_invalid_http_messaging),
     })
 }

@@ -127,6 +127,8 @@ pub struct Context {
     ids: HashMap<Arc<str>, ClusterId>,
     /// This proxy's name, as spans tell it.
     pub node: String,
+    /// The name of the cluster that it belongs to.
+    pub node_cluster: String,
     /// Places to which is logged.
     pub sinks: LogSinks,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,

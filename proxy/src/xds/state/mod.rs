@@ -183,9 +183,10 @@ impl State {
         self.context.runtime.texts()
     }
 
-    /// With the proxy's own name, as spans tell it.
-    pub fn with_node(mut self, id: &str) -> Self {
+    /// With the proxy's own name, as spans tell it, and its cluster's, as answers to health checks do.
+    pub fn with_node(mut self, id: &str, cluster: &str) -> Self {
         id.clone_into(&mut self.context.node);
+        cluster.clone_into(&mut self.context.node_cluster);
         self
     }
 

@@ -99,7 +99,7 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(value) = optional::<Decompressor>(any)? {
         HttpFilter::Decompressor(Arc::new(compression::decompressor(value)?))
     } else if let Some(value) = optional::<Check>(any)? {
-        HttpFilter::HealthCheck(Arc::new(health_check(value)?))
+        HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
     } else {
         return Ok(None);
     }))
@@ -129,7 +129,7 @@ fn buffer_limit(value: Option<u32>) -> Converted<u64> {
     }
 }
 
-fn health_check(value: Check) -> Converted<HealthFilter> {
+fn health_check(context: &Context, value: Check) -> Converted<HealthFilter> {
     let Check { pass_through_mode, cache_time, cluster_min_healthy_percentages, headers } = value;
     refuse!(cache_time, cluster_min_healthy_percentages);
     match pass_through_mode {
@@ -137,7 +137,7 @@ fn health_check(value: Check) -> Converted<HealthFilter> {
         Some(true) => return Err(Refused::new("pass_through_mode", "is not supported by this proxy")),
         None => return Err(Refused::new("pass_through_mode", "is missing")),
     }
-    Ok(HealthFilter { headers: matcher::headers(headers, "headers")? })
+    Ok(HealthFilter { cluster: context.node_cluster.as_str().into(), headers: matcher::headers(headers, "headers")? })
 }
 
 fn router(value: Router) -> Converted<RouterOptions> {
