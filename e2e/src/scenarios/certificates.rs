@@ -59,10 +59,7 @@ fn rotated(bed: &Bed) -> Result<()> {
     let before = certificates(bed)?;
     let restarts_before = restarts(bed)?;
     let value = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs().to_string();
-    let loads = LOADS
-        .iter()
-        .map(|load| bed.load_until_stopped(LAB, CLIENT, load))
-        .collect::<Result<Vec<_>>>()?;
+    let loads = LOADS.iter().map(|load| bed.load_until_stopped(LAB, CLIENT, load)).collect::<Result<Vec<_>>>()?;
     let began = Instant::now();
     bed.patch(&MESH, &json!({"metadata": {"annotations": {"mesh.leno.dev/rotate-root": value}}}))?;
     let mut last = String::new();
