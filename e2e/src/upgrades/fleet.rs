@@ -172,9 +172,9 @@ fn loader(namespace: &str, size: Size) -> App {
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     // It does the work of all others together, and who measures must not be what is slow.
-    with_proxy(App::client(namespace, LOADER), "100m").args(&args).container(container(json!({
+    with_proxy(App::client(namespace, LOADER), "50m").args(&args).container(container(json!({
         "ports": [], "readinessProbe": null,
-        "resources": {"requests": {"cpu": "200m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}},
+        "resources": {"requests": {"cpu": "100m", "memory": "16Mi"}, "limits": {"memory": "128Mi"}},
     })))
 }
 

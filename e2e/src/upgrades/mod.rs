@@ -86,6 +86,7 @@ type Scenario = (&'static str, From, fn(&Run) -> Result<String>);
 const ALL: &[Scenario] = &[
     ("downgrade_in_place", From::Current, moves::to_the_previous),
     ("upgrade_in_place", From::Previous, moves::to_the_current),
+    ("canary_of_the_control_plane", From::Current, moves::canary),
     ("bad_proxy_crashes", From::Current, |run| bad::proxy(run, "crashes")),
     ("bad_proxy_unready", From::Current, |run| bad::proxy(run, "unready")),
     ("bad_proxy_answers_500", From::Current, |run| bad::proxy(run, "errors")),
@@ -186,7 +187,7 @@ fn on_a_fleet<'s>(
     }
     // As it was, whatever happened.
     let rested = rest(&run, From::Current);
-    bed.patch(&mesh::MESH, &json!({"spec": {"dataPlane": {"updateStrategy": null}}}))?;
+    mesh::spec(bed, &json!({"dataPlane": {"updateStrategy": null}, "controlPlane": {"updateStrategy": null}}))?;
     if !keep {
         fleet::tear_down(bed)?;
     }
@@ -238,7 +239,10 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
 fn rest(run: &Run, from: From) -> Result<()> {
     run.builds.restore(run.bed)?;
     let version = if from == From::Current { run.version() } else { run.previous() };
-    mesh::spec(run.bed, &json!({"version": version, "dataPlane": {"updateStrategy": strategy()}}))?;
+    let in_place = json!({"type": "InPlace", "canaryPercent": null, "promote": null, "gracePeriodSeconds": 1});
+    let data_plane = json!({"updateStrategy": strategy()});
+    let control_plane = json!({"updateStrategy": in_place});
+    mesh::spec(run.bed, &json!({"version": version, "dataPlane": data_plane, "controlPlane": control_plane}))?;
     mesh::rests_on(run.bed, version, MOVED)
 }
 
