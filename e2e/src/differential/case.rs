@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, path::Path};
 /// The folder of the hand-picked cases.
 pub const CASES: &str = "e2e/differential/cases";
 
-/// One file of the folder. Cluster names are local to it; places `${port:NAME}`, `${address:NAME}`, `${cluster:NAME}`
-/// and `${tls}` are filled in wherever they stand.
+/// One file of the folder. Cluster names are local to it; places `${port:NAME}`, `${address:NAME}`, `${cluster:NAME}`,
+/// `${file:NAME}` and `${tls}` are filled in wherever they stand.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
@@ -59,6 +59,9 @@ pub struct Case {
     /// Laid over the listener.
     #[serde(default)]
     pub listener: Value,
+    /// Files by name, for both proxies; `${file:NAME}` is the path of one.
+    #[serde(default)]
+    pub files: BTreeMap<String, Value>,
     /// Runtime values, shared by all cases.
     #[serde(default)]
     pub runtime: Value,

@@ -10,7 +10,8 @@ pub fn normal(line: &str, own: &str) -> String {
         // What is left of a timeout at a later attempt.
         "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
         "x-request-id" if uuid(value) => Some("<uuid>"),
-        "traceparent" | "x-b3-traceid" | "x-b3-spanid" => Some("<trace>"),
+        "traceparent" => Some("<trace>"),
+        "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} digits>", value.len()),
         // Each proxy names itself.
         "server" if matches!(value, "envoy" | "leno" | "leno-proxy") => Some("<self>"),
         _ => None,

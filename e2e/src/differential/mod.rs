@@ -165,6 +165,7 @@ impl Session {
     fn observe(&self, cases: Vec<case::Case>) -> Result<Vec<Outcome>> {
         let folder = tempfile::Builder::new().prefix("leno-differential-").tempdir()?;
         let pki = Arc::new(tls::Pki::new(folder.path())?);
+        cases.iter().try_for_each(|case| config::write_files(case, &pki.folder))?;
         // Addresses of this run alone: others may run at the same time.
         let (x, y) = (rand::random_range(1..=250u8), rand::random_range(1..=250u8));
         let own = |last| Ipv4Addr::new(127, x, y, last);

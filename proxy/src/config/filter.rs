@@ -43,6 +43,8 @@ pub enum HttpFilter {
     Decompressor(Arc<Decompressor>),
     /// Counts gRPC calls, which this proxy's own metrics do anyway.
     GrpcStats,
+    /// Its configuration has not come: answers 500.
+    Missing,
     /// Answers health checks.
     HealthCheck(Arc<HealthFilter>),
 }

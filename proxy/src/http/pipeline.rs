@@ -25,6 +25,7 @@ use super::{
 use crate::{
     balance::{self, PickContext},
     config::{Action, Forward, LbPolicy, TargetChoice, WeightedCluster},
+    overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Asker, Certificate, Choice, Selected},
     telemetry::ResponseFlags,
@@ -65,7 +66,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     match respond(call, down).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
-            let close = call.worker.is_draining();
+            let close = call.worker.ends_connections();
             reply::send(call, down, reply, close);
         }
         Err(Stop::Abort(flags, details)) => {
@@ -112,6 +113,9 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
+    if call.worker.sheds(overload::Action::StopRequests) {
+        return Err(reply::OVERLOADED.into());
+    }
     admit(call)?;
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
@@ -266,7 +270,7 @@ fn answer<'a, D: Downstream>(
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
-    let close = call.worker.is_draining() || code == 400 && !call.is_http2();
+    let close = call.worker.ends_connections() || code == 400 && !call.is_http2();
     if call.manager.local_replies.is_some() || call.request.is_grpc() {
         local_reply::answer(call, down, selected, (code, location), body, close);
         return Ok(());
@@ -548,7 +552,7 @@ async fn relay<'a, D: Downstream>(
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
-    let close = call.worker.is_draining() || unfinished;
+    let close = call.worker.ends_connections() || unfinished;
     down.send_head(call.request, call.response, close);
     let mut before = 0;
     if tunnel {

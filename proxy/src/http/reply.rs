@@ -40,6 +40,8 @@ const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &
 
 /// No virtual host or route matches.
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
+/// Memory runs short.
+pub const OVERLOADED: Reply = reply(503, "envoy overloaded", ResponseFlags::OVERLOAD_MANAGER, "overload");
 /// The virtual host wants TLS.
 pub const NEEDS_TLS: Reply = reply(301, "", ResponseFlags::none(), "direct_response");
 /// The route's cluster does not exist.

@@ -395,6 +395,7 @@ impl Maker<'_> {
 fn empty() -> Case {
     Case {
         logs: Vec::new(),
+        files: std::collections::BTreeMap::new(),
         name: String::new(),
         about: "empty".to_owned(),
         difference: None,

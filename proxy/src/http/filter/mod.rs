@@ -186,6 +186,10 @@ async fn pass<'a, D: Downstream>(
             Ok(())
         }
         (HttpFilter::GrpcStats, _) => Ok(()),
+        (HttpFilter::Missing, _) => {
+            let flags = ResponseFlags::NO_FILTER_CONFIG;
+            Err(Reply { code: 500, body: "", flags, details: "", close: false }.into())
+        }
     }
 }
 

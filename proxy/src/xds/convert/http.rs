@@ -3,6 +3,7 @@
 use super::access_log::access_logs;
 use super::common::{maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
+use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
@@ -25,7 +26,6 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_xds::envoy::r#type::v3::Percent;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,14 +35,14 @@ const SERVER_NAME: &str = "leno";
 /// Finds a route table by its resource's name; `None` while it has not come.
 pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
 
-/// A connection manager. Names of route configurations that it takes from the stream are added to `wanted`; where one
-/// has not come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
+/// A connection manager. What it takes from the stream by name is added to `found`; where a route configuration has not
+/// come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
 pub fn manager(
     context: &mut Context,
     value: HttpConnectionManager,
     (direction, egress): (Direction, bool),
     tables: Tables<'_>,
-    wanted: &mut BTreeSet<String>,
+    found: &mut Found,
 ) -> Converted<HttpManager> {
     let HttpConnectionManager {
         codec_type,
@@ -177,7 +177,7 @@ pub fn manager(
     };
     let local_replies =
         local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
-    let (filters, router) = filter::chain(context, http_filters)?;
+    let (filters, router) = filter::chain(context, http_filters, &mut found.extensions)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {
@@ -186,7 +186,7 @@ pub fn manager(
             let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
             asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
-            wanted.insert(route_config_name);
+            found.routes.insert(route_config_name);
             table
         }
         Some(RouteSpecifier::RouteConfig(value)) => Arc::new(route::table(context, value).within("route_config")?),
