@@ -104,7 +104,8 @@ fn paths(call: &mut Call<'_>) -> Result<(), Stop> {
         }
         Ok(Outcome::Redirect(path)) => {
             call.request.set_path(&path);
-            Err(reply::ELSEWHERE.into())
+            // A client of gRPC follows no redirect.
+            Err(if call.request.is_grpc() { reply::BAD_PATH } else { reply::ELSEWHERE }.into())
         }
         // Logs and answers tell what was understood.
         Ok(Outcome::Refused(path)) => {

@@ -120,6 +120,10 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
+        // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
+        if redirects > 0 {
+            call.log();
+        }
         tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
@@ -320,7 +324,7 @@ async fn proxy<'a, D: Downstream>(
     let asked = call.request.headers.may_have(Known::Envoy);
     let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
     let policy = policy.as_deref();
-    let mut limits = timeout::limits(call, forward, policy, asked);
+    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
     let ends_here = raw::ends_here(call.request, forward);
     edit::for_endpoint(call, selected, forward);
     if cluster.drops(&call.worker.rng) {
@@ -387,9 +391,7 @@ async fn proxy<'a, D: Downstream>(
                             && !body.kept.unrepeatable
                             && redirect::follow(call, follow, redirects)
                         {
-                            // To logs the request that was redirected and the one that it becomes are two, as in Envoy.
                             call.tally.code = call.response.status;
-                            call.log();
                             body.forget_if(call.request.body == BodyLength::Empty);
                             return Ok(Way::Redirected);
                         }
@@ -527,9 +529,6 @@ async fn relay<'a, D: Downstream>(
     let tunnel = call.response.body == BodyLength::Tunnel;
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
-    }
-    if let Some(state) = &mut call.tally.filters {
-        state.chunked = call.response.headers.known(Known::TransferEncoding).is_some();
     }
     // What the endpoint's `connection` lists passes, as it does through Envoy.
     call.response.headers.remove_hop_by_hop(false);

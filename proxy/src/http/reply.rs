@@ -169,15 +169,16 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     let body = &*body;
     if call.request.is_grpc() {
         begin(call, 200);
-        call.tally.code = reply.code;
         of_route(call);
+        call.tally.code = reply.code;
         grpc(call, own.grpc.unwrap_or_else(|| grpc_of_http(reply.code)), body);
         overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
         begin(call, reply.code);
-        call.tally.code = reply.code;
         of_route(call);
+        // What the route changes does not know it yet, what filters change does.
+        call.tally.code = reply.code;
         if reply == ELSEWHERE {
             let path = call.request.path().to_vec();
             call.response.headers.push(b"location", &path);

@@ -35,8 +35,6 @@ pub struct State<'a> {
     pub(super) recode_request: Option<Box<Recode>>,
     /// What is done to the response's body.
     pub(super) recode_response: Option<Box<Recode>>,
-    /// The response came in chunks.
-    pub(super) chunked: bool,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
 }
