@@ -8,6 +8,7 @@ use crate::control::{self, End};
 use crate::identity::Files;
 use crate::slots::Folder;
 use clap::{Args, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
 use std::error::Error;
 use std::num::NonZero;
 use std::os::unix::process::CommandExt as _;
@@ -102,15 +103,33 @@ pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
     leno_runtime::certs::install_crypto_provider();
     let settings = settings(flags)?;
     let runtime = super::runtime()?;
-    let end = runtime.block_on(async {
+    let (end, shutdown) = runtime.block_on(async {
         let shutdown = leno_runtime::shutdown::signal()?;
-        Ok::<_, Box<dyn Error>>(control::run(settings, shutdown).await?)
+        // Those that came while the program before gave way to this one.
+        signals().thread_unblock()?;
+        let end = control::run(settings, shutdown.clone()).await?;
+        Ok::<_, Box<dyn Error>>((end, shutdown))
     })?;
-    drop(runtime);
-    match end {
-        End::Leave => Ok(()),
-        End::Again => Err(again().into()),
+    if end == End::Leave {
+        return Ok(());
     }
+    // From now on they wait for the handlers of the next program; what has come is still heard here.
+    signals().thread_block()?;
+    runtime.block_on(async {
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    });
+    if shutdown.is_cancelled() {
+        return Ok(());
+    }
+    drop(runtime);
+    Err(again().into())
+}
+
+/// The signals that ask a process to leave.
+fn signals() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
 }
 
 /// Executes this program again, as it was called: the process, its environment and its place stay, everything else begins anew.

@@ -4,6 +4,8 @@
 
 use leno_api::identity::v1::workload_certificates_server::{WorkloadCertificates, WorkloadCertificatesServer};
 use leno_api::identity::v1::{SignRequest, SignResponse};
+use leno_api::proxies::v1::proxy_reports_server::{ProxyReports, ProxyReportsServer};
+use leno_api::proxies::v1::{ProxyReport, ReportRequest};
 use leno_runtime::certs::{Authority, LeafSpec, certificates_from_pem, spiffe_id};
 use leno_runtime::tls::{ClientCertificates, peer_identity, server_config};
 use leno_xds::envoy::config::cluster::v3::{Cluster, cluster};
@@ -30,7 +32,7 @@ use prost::{Message, Name};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -57,6 +59,8 @@ pub struct Traffic {
 pub struct ControlPlane {
     pub address: SocketAddr,
     pub roots: String,
+    /// Every report that came.
+    pub reports: Arc<Mutex<Vec<ProxyReport>>>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -87,11 +91,13 @@ impl ControlPlane {
                 }
             }
         });
+        let reports: Arc<Mutex<Vec<ProxyReport>>> = Arc::default();
         let server = Server::builder()
             .add_service(WorkloadCertificatesServer::new(Signer(authority())))
-            .add_service(AggregatedDiscoveryServiceServer::new(Ads(traffic)));
+            .add_service(AggregatedDiscoveryServiceServer::new(Ads(traffic)))
+            .add_service(ProxyReportsServer::new(Reports(reports.clone())));
         runtime.spawn(server.serve_with_incoming(ReceiverStream::new(incoming)));
-        Self { address, roots: pair.0, _runtime: runtime }
+        Self { address, roots: pair.0, reports, _runtime: runtime }
     }
 }
 
@@ -155,6 +161,29 @@ impl WorkloadCertificates for Signer {
     }
 }
 
+struct Reports(Arc<Mutex<Vec<ProxyReport>>>);
+
+#[tonic::async_trait]
+impl ProxyReports for Reports {
+    type ReportStream = BoxStream<ReportRequest>;
+
+    async fn report(&self, request: Request<Streaming<ProxyReport>>) -> Result<Response<Self::ReportStream>, Status> {
+        if request.extensions().get::<Peer>().is_none_or(|peer| peer.0.as_deref() != Some(WORKLOAD)) {
+            return Err(Status::unauthenticated("no certificate"));
+        }
+        let (book, mut reports) = (self.0.clone(), request.into_inner());
+        let (answers, outgoing) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            answers.send(Ok(ReportRequest { every_seconds: 1 })).await.ok();
+            while let Ok(Some(report)) = reports.message().await {
+                book.lock().unwrap().push(report);
+            }
+            drop(answers);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
 struct Ads(Traffic);
 
 type BoxStream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
@@ -185,8 +214,8 @@ impl AggregatedDiscoveryService for Ads {
                     vec![resource("web", &cluster("web", traffic.app)), resource("raw", &cluster("raw", traffic.app))]
                 } else if request.type_url.ends_with(".Listener") {
                     vec![
-                        resource("http", &listener("http", traffic.http, "http", &manager())),
-                        resource("tcp", &listener("tcp", traffic.tcp, "tcp", &tcp())),
+                        resource("virtualOutbound", &listener("virtualOutbound", traffic.http, &manager())),
+                        resource("virtualInbound", &listener("virtualInbound", traffic.tcp, &tcp())),
                     ]
                 } else {
                     continue;
@@ -272,14 +301,14 @@ fn tcp() -> TcpProxy {
     }
 }
 
-fn listener<M: Message + Name>(name: &str, port: u16, filter: &str, config: &M) -> Listener {
+fn listener<M: Message + Name>(name: &str, port: u16, config: &M) -> Listener {
     Listener {
         name: name.to_owned(),
         address: address(([0, 0, 0, 0], port).into()),
         traffic_direction: TrafficDirection::Outbound.into(),
         filter_chains: vec![FilterChain {
             filters: vec![Filter {
-                name: filter.to_owned(),
+                name: name.to_owned(),
                 config_type: Some(filter::ConfigType::TypedConfig(leno_xds::any(config))),
             }],
             ..Default::default()
