@@ -111,6 +111,8 @@ pub(crate) struct Outcome {
     pub(crate) injected: bool,
 }
 
+/// How often a call that was not sent is repeated.
+const UNSENT: usize = 2;
 /// What a proxy answers with when it was told to fail a request.
 const INJECTED: &str = "fault filter abort";
 
@@ -180,7 +182,20 @@ impl Asker {
             Asker::Grpc(client, headers) => {
                 let mut call = tonic::Request::new(RatingsRequest { product: 1 });
                 *call.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers.clone());
-                match client.clone().get(call).await {
+                let mut answer = client.clone().get(call).await;
+                // The connection ended before the call was sent: gRPC has clients repeat such a call by themselves, tonic does not.
+                for _ in 0..UNSENT {
+                    let unsent = |status: &tonic::Status| {
+                        status.code() == tonic::Code::Cancelled && status.message() == "operation was canceled"
+                    };
+                    if !answer.as_ref().is_err_and(unsent) {
+                        break;
+                    }
+                    let mut call = tonic::Request::new(RatingsRequest { product: 1 });
+                    *call.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers.clone());
+                    answer = client.clone().get(call).await;
+                }
+                match answer {
                     Ok(reply) => {
                         let version = reply.into_inner().version;
                         Ok(Outcome { status: "0".into(), failed: false, version, injected: false })

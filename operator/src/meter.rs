@@ -15,7 +15,7 @@ use crate::plan::upgrade::Meter;
 pub type Reports = BTreeMap<Key, Vec<ProxyReport>>;
 
 /// Seconds between two entries of the history.
-pub const EVERY_SECONDS: i64 = 10;
+pub const EVERY_SECONDS: i64 = 9;
 /// Entries that are kept: what was a minute ago is compared with.
 const ENTRIES: usize = 7;
 

@@ -150,6 +150,28 @@ fn resident(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// A proxy that a control plane of the test's own drives.
+async fn driven() -> (Proxy, Control) {
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let (sender, mut streams) = mpsc::channel(1);
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(socket);
+    let server = Server::builder().add_service(AggregatedDiscoveryServiceServer::new(Ads(sender)));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    let proxy = Proxy::start(&format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
+         ads_config: {{api_type: DELTA_GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n  \
+         cds_config: {{ads: {{}}}}\n  lds_config: {{ads: {{}}}}\n\
+         static_resources:\n  clusters:\n  - name: xds\n    load_assignment: {{cluster_name: xds, endpoints: \
+         [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]}}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        socket_address(address),
+    ));
+    let (requests, responses) = tokio::time::timeout(LIMIT, streams.recv()).await.unwrap().unwrap();
+    let control = Control { requests, responses, nonce: 0 };
+    (proxy, control)
+}
+
 #[test]
 fn proxy_when_ten_thousand_updates_come_under_load_fails_no_request_and_keeps_its_memory() {
     use leno_xds::envoy::config::{
@@ -163,23 +185,7 @@ fn proxy_when_ten_thousand_updates_come_under_load_fails_no_request_and_keeps_it
     let stop = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = socket.local_addr().unwrap();
-        let (sender, mut streams) = mpsc::channel(1);
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(socket);
-        let server = Server::builder().add_service(AggregatedDiscoveryServiceServer::new(Ads(sender)));
-        tokio::spawn(server.serve_with_incoming(incoming));
-        let proxy = Proxy::start(&format!(
-            "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
-             ads_config: {{api_type: DELTA_GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}\n  \
-             cds_config: {{ads: {{}}}}\n  lds_config: {{ads: {{}}}}\n\
-             static_resources:\n  clusters:\n  - name: xds\n    load_assignment: {{cluster_name: xds, endpoints: \
-             [{{lb_endpoints: [{{endpoint: {{address: {}}}}}]}}]}}\n",
-            socket_address(([127, 0, 0, 1], 0).into()),
-            socket_address(address),
-        ));
-        let (requests, responses) = tokio::time::timeout(LIMIT, streams.recv()).await.unwrap().unwrap();
-        let mut control = Control { requests, responses, nonce: 0 };
+        let (proxy, mut control) = driven().await;
         let mut nonces = Vec::new();
         for name in ["a", "b"] {
             nonces.push(control.send::<Cluster>(Kind::Cluster, name, cluster(name, 0)).await);
@@ -233,5 +239,39 @@ fn proxy_when_ten_thousand_updates_come_under_load_fails_no_request_and_keeps_it
             (now <= before + GROWTH).then_some(now)
         });
         println!("{} requests, {before} KiB before, {after} KiB after", answered.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+fn connection_when_a_filters_configuration_comes_and_changes_has_it_and_stays() {
+    use leno_xds::envoy::config::{core::v3::TypedExtensionConfig, listener::v3::Listener};
+    let web = free();
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
+    let mutation = |value: &str| {
+        let header =
+            json!({"header": {"key": "x-told", "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"});
+        json!({"name": "tell", "typed_config": {"@type": kind, "mutations": {"response_mutations": [{"append": header}]}}})
+    };
+    let mut listener = listener("web", web, None);
+    let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["rds"] = Value::Null;
+    manager["route_config"] = json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+        {"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "hello"}}}]}]});
+    let discovery = json!({"config_source": {"ads": {}}, "type_urls": [kind]});
+    manager["http_filters"].as_array_mut().unwrap().insert(0, json!({"name": "tell", "config_discovery": discovery}));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (_proxy, mut control) = driven().await;
+        let nonces = vec![
+            control.send::<Listener>(Kind::Listener, "web", listener).await,
+            control.send::<TypedExtensionConfig>(Kind::Extension, "tell", mutation("first")).await,
+        ];
+        control.acknowledged(nonces).await;
+        let mut stream = wait("the listener", || TcpStream::connect(web).ok());
+        assert!(again(&mut stream).contains("x-told: first"));
+        let nonces = vec![control.send::<TypedExtensionConfig>(Kind::Extension, "tell", mutation("second")).await];
+        control.acknowledged(nonces).await;
+        let answer = again(&mut stream);
+        assert!(answer.contains("x-told: second") && !answer.contains("connection: close"), "{answer}");
     });
 }

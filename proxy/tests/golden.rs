@@ -5,7 +5,8 @@
 
 use leno_proxy::xds::{Kind, State};
 use leno_xds::envoy::config::{
-    cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
+    cluster::v3::Cluster, core::v3::TypedExtensionConfig, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+    route::v3::RouteConfiguration,
 };
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
@@ -24,6 +25,7 @@ fn packed(kind: Kind, value: &Value) -> Any {
         Kind::Secret => leno_xds::any(&leno_xds::json::from_value::<Secret>(value).unwrap()),
         Kind::Listener => leno_xds::any(&leno_xds::json::from_value::<Listener>(value).unwrap()),
         Kind::Routes => leno_xds::any(&leno_xds::json::from_value::<RouteConfiguration>(value).unwrap()),
+        Kind::Extension => leno_xds::any(&leno_xds::json::from_value::<TypedExtensionConfig>(value).unwrap()),
     }
 }
 
@@ -34,6 +36,7 @@ fn section(kind: Kind) -> &'static str {
         Kind::Secret => "secrets",
         Kind::Listener => "listeners",
         Kind::Routes => "routes",
+        Kind::Extension => "extensions",
     }
 }
 

@@ -12,8 +12,8 @@ use leno_xds::envoy::config::cluster::v3::{
     cluster::{ClusterDiscoveryType, DiscoveryType, EdsClusterConfig},
 };
 use leno_xds::envoy::config::core::v3::{
-    Address, AggregatedConfigSource, ConfigSource, SocketAddress, TrafficDirection, address, config_source,
-    socket_address,
+    Address, AggregatedConfigSource, ConfigSource, ExtensionConfigSource, SocketAddress, TrafficDirection,
+    TypedExtensionConfig, address, config_source, socket_address,
 };
 use leno_xds::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
@@ -700,5 +700,42 @@ fn listener_when_its_secret_has_not_come_waits_for_it_and_asks_for_it_by_name() 
         let state = fixture.state.lock().unwrap();
         let held = format!("{:?}", state.raws(Kind::Secret).collect::<Vec<_>>());
         assert!(!held.contains("PRIVATE KEY"), "keys are not kept where they are shown");
+    });
+}
+
+#[test]
+fn whole_client_when_a_listener_names_a_filters_configuration_asks_for_it_and_waits() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        stream.accepted(Kind::Cluster, "c1", vec![leno_xds::any(&cluster("a"))]).await;
+        stream.accepted(Kind::Endpoints, "e1", vec![leno_xds::any(&endpoints("a", 8001))]).await;
+        let source = ExtensionConfigSource {
+            config_source: ads(),
+            type_urls: vec![Router::type_url()],
+            ..ExtensionConfigSource::default()
+        };
+        let mut wanted = listener("l", 80, "r");
+        let first = &mut wanted.filter_chains[0].filters[0];
+        let Some(filter::ConfigType::TypedConfig(any)) = &mut first.config_type else { panic!("a filter") };
+        let mut manager = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+        manager.http_filters[0].config_type = Some(http_filter::ConfigType::ConfigDiscovery(source));
+        *any = leno_xds::any(&manager);
+        stream.send(Kind::Listener, "l1", vec![leno_xds::any(&wanted)]).await;
+        stream.accepted(Kind::Routes, "r1", vec![leno_xds::any(&routes("r", "a"))]).await;
+        assert_eq!(stream.request_of(Kind::Extension).await.resource_names, ["router"]);
+        assert!(fixture.workers.newest().is_none(), "the listener is not in force without");
+        let mut router = TypedExtensionConfig { name: "router".to_owned(), typed_config: None };
+        let nonce = stream.send(Kind::Extension, "x1", vec![leno_xds::any(&router)]).await;
+        let nack = stream.request_of(Kind::Extension).await;
+        let message = nack.error_detail.expect("a refusal").message;
+        assert_eq!((nack.response_nonce, nack.version_info.as_str()), (nonce, ""));
+        assert!(message.contains("extension configuration router: field `typed_config`"), "{message}");
+        router.typed_config = Some(leno_xds::any(&Router { suppress_envoy_headers: true, ..Router::default() }));
+        stream.accepted(Kind::Extension, "x2", vec![leno_xds::any(&router)]).await;
+        let quiet = |root: &Root| match root.listeners.all().first().map(|found| &found.chains.all()[0].network) {
+            Some(leno_proxy::config::Network::Http(manager)) => manager.router.suppress_envoy_headers,
+            _ => false,
+        };
+        fixture.workers.wait("the router is the one that came", quiet).await;
     });
 }

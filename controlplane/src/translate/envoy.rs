@@ -31,16 +31,17 @@ use leno_xds::envoy::extensions::access_loggers::stream::v3::{StdoutAccessLog, s
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::Config as HeaderToMetadata;
 use leno_xds::envoy::extensions::filters::http::header_to_metadata::v3::config::{KeyValuePair, Rule, ValueType};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper, http_filter,
+    HttpConnectionManager, HttpFilter, LocalReplyConfig, ResponseMapper, http_connection_manager::RouteSpecifier,
+    http_filter,
 };
 use leno_xds::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::TcpAccessLogOptions};
 use leno_xds::envoy::r#type::metadata::v3::{MetadataKey, MetadataKind, metadata_key, metadata_kind};
 use leno_xds::envoy::r#type::tracing::v3::{CustomTag, custom_tag};
 use leno_xds::{any, unpack};
 
-use super::Clusters;
 use super::routes::{NOT_SENT_HEADER, PEER_HEADER, peer_value};
 use super::values::header;
+use super::{Clusters, harmless};
 use crate::resolve::{Cluster, ClusterName, Discovery, Ir};
 
 /// The name under which Envoy finds the agent's log service.
@@ -77,6 +78,10 @@ fn tell(filter: &mut Filter, ir: &Ir, inbound: bool, from_the_mesh: bool) {
         manager.access_log.push(http_log(ir, inbound));
         if inbound {
             manager.http_filters.insert(0, take_peer());
+            // The outbound side's tables come by name.
+            if let Some(RouteSpecifier::RouteConfig(table)) = &mut manager.route_specifier {
+                table.virtual_hosts.iter_mut().for_each(|host| harmless::split(&mut host.routes));
+            }
         }
         if from_the_mesh {
             manager.local_reply_config = Some(not_sent());
@@ -254,6 +259,7 @@ pub(super) fn routes(config: &mut xds::RouteConfiguration, ir: &Ir, clusters: &C
             _ => route.request_headers_to_remove.push(PEER_HEADER.to_owned()),
         }
     }
+    config.virtual_hosts.iter_mut().for_each(|host| harmless::split(&mut host.routes));
 }
 
 /// Leaves room for the retries of a moment in which an endpoint goes, where nobody wrote a budget: Leno's own proxy lets each of

@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, path::Path};
 /// The folder of the hand-picked cases.
 pub const CASES: &str = "e2e/differential/cases";
 
-/// One file of the folder. Cluster names are local to it; places `${port:NAME}`, `${address:NAME}`, `${cluster:NAME}`
-/// and `${tls}` are filled in wherever they stand.
+/// One file of the folder. Cluster names are local to it; places `${port:NAME}`, `${address:NAME}`, `${cluster:NAME}`,
+/// `${file:NAME}` and `${tls}` are filled in wherever they stand.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Case {
@@ -59,6 +59,9 @@ pub struct Case {
     /// Laid over the listener.
     #[serde(default)]
     pub listener: Value,
+    /// Files by name, for both proxies; `${file:NAME}` is the path of one.
+    #[serde(default)]
+    pub files: BTreeMap<String, Value>,
     /// Runtime values, shared by all cases.
     #[serde(default)]
     pub runtime: Value,
@@ -140,6 +143,8 @@ pub struct Request {
     pub times: u32,
     /// All at once, each on a connection of its own; the answers are compared without regard to their order.
     pub together: bool,
+    /// Milliseconds between one of those and the next.
+    pub stagger: u64,
     /// Only the shares of the back ends are compared, not which one got which request.
     pub shares: bool,
     /// On the connection of the request before.
@@ -183,6 +188,7 @@ impl Default for Request {
             replies: Vec::new(),
             times: 1,
             together: false,
+            stagger: 0,
             shares: false,
             keep: false,
             then: None,

@@ -5,7 +5,7 @@ use super::{
     recorder::{field_lines, fields},
     reply::{ID, REPLY, header},
     tls::Pki,
-    wire::{Wire, summary, text},
+    wire::{Wire, summary, text, undone},
 };
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -240,7 +240,8 @@ async fn answer(wire: &mut Wire, request: &Request, expected: Option<&[u8]>, see
     if !bodiless {
         let body = wire.body(&head, true).await?;
         let cut = if body.cut { " (cut)" } else { "" };
-        seen.say(format!("body: {}{cut}", summary(&body.content)));
+        let content = undone(head.get("content-encoding"), body.content);
+        seen.say(format!("body: {}{cut}", summary(&content)));
         seen.lines.extend(field_lines("trailer", &body.trailers));
         if body.cut {
             return Ok(false);
@@ -375,7 +376,8 @@ async fn http2(sender: &h2::client::SendRequest<Bytes>, request: &Request, id: &
             return Ok(());
         }
     }
-    seen.say(format!("body: {}", summary(&content)));
+    let coding = parts.headers.get("content-encoding").and_then(|coding| coding.to_str().ok());
+    seen.say(format!("body: {}", summary(&undone(coding, content))));
     match body.trailers().await {
         Ok(Some(trailers)) => seen.lines.extend(field_lines("trailer", &fields(&trailers))),
         Ok(None) => {}

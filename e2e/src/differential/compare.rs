@@ -10,7 +10,8 @@ pub fn normal(line: &str, own: &str) -> String {
         // What is left of a timeout at a later attempt.
         "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
         "x-request-id" if uuid(value) => Some("<uuid>"),
-        "traceparent" | "x-b3-traceid" | "x-b3-spanid" => Some("<trace>"),
+        "traceparent" => Some("<trace>"),
+        "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} digits>", value.len()),
         // Each proxy names itself.
         "server" if matches!(value, "envoy" | "leno" | "leno-proxy") => Some("<self>"),
         _ => None,
@@ -64,6 +65,27 @@ pub fn difference(left: &[String], right: &[String], ignore: &[&str]) -> Vec<Str
     found
 }
 
+/// The deliberate difference that explains all of what differs, for requests that nobody has written a difference at.
+pub fn deliberate(found: &[String], status: Option<u16>) -> Option<&'static str> {
+    let found: Vec<&str> = found.iter().map(String::as_str).collect();
+    match *found {
+        [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
+            Some("length-of-204")
+        }
+        ["leno:  header connection: close", "leno:  connection: closed"] if status == Some(503) => {
+            Some("unread-bodies")
+        }
+        ["envoy: log cluster: -", "envoy: log route: -", cluster, route]
+            if status.is_some_and(|status| (300..400).contains(&status))
+                && cluster.starts_with("leno:  log cluster: ")
+                && route.starts_with("leno:  log route: ") =>
+        {
+            Some("unfollowed-redirects")
+        }
+        _ => None,
+    }
+}
+
 /// Whether two counts out of `n` each can come from one and the same share: within four standard deviations.
 pub fn same_share(left: usize, right: usize, n: usize) -> bool {
     let (left, right, n) = (left as f64, right as f64, n.max(1) as f64);
@@ -92,6 +114,14 @@ mod tests {
         let found = difference(&lines("a;b;c"), &lines("a;c;d"), &[]);
         assert_eq!(found, ["envoy: b", "leno:  d"]);
         assert!(difference(&lines("a;b"), &lines("a"), &["b"]).is_empty());
+    }
+
+    #[test]
+    fn deliberate_when_more_differs_than_it_explains_then_it_is_none() {
+        let length = "envoy: header content-length: 5";
+        assert_eq!(deliberate(&lines(length), Some(204)), Some("length-of-204"));
+        assert_eq!(deliberate(&lines(length), Some(200)), None);
+        assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), Some(204)), None);
     }
 
     #[test]

@@ -251,6 +251,19 @@ fn fill(placed: &Placed, places: &Places<'_>, value: &mut Value) -> Result<()> {
     }
 }
 
+/// The file of a case, in the folder of all.
+fn file_name(case: &str, name: &str) -> String {
+    format!("{case}--{name}.json")
+}
+
+/// Writes the files of a case.
+pub fn write_files(case: &Case, folder: &Path) -> Result<()> {
+    for (name, content) in &case.files {
+        std::fs::write(folder.join(file_name(&case.name, name)), serde_json::to_string_pretty(content)?)?;
+    }
+    Ok(())
+}
+
 /// Fills places in a text. What is no place of ours is left alone.
 pub fn fill_text(placed: &Placed, tls: &Path, text: &str) -> Result<String> {
     let mut filled = String::new();
@@ -269,6 +282,9 @@ pub fn fill_text(placed: &Placed, tls: &Path, text: &str) -> Result<String> {
             Some(("many", count)) => {
                 let count = count.parse::<usize>()?.min(1 << 12);
                 filled.push_str(&(0..count).map(|n| format!("x-many-{n}: {n}")).collect::<Vec<_>>().join("\r\n"));
+            }
+            Some(("file", name)) => {
+                filled.push_str(&tls.join(file_name(&placed.case.name, name)).display().to_string())
             }
             None if place == "tls" => filled.push_str(&tls.display().to_string()),
             _ => filled.push_str(&format!("${{{place}}}")),

@@ -60,6 +60,9 @@ pub struct Options {
     /// The seed of the random ones.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Write what fails at random into this folder, a case each, to be run again with `--cases`.
+    #[arg(long, value_name = "DIR")]
+    pub failing: Option<PathBuf>,
     /// Print everything that was seen, not only what differs.
     #[arg(long)]
     pub all: bool,
@@ -109,8 +112,17 @@ fn at_random(session: &Session, options: &Options, report: &mut Report<'_>) -> R
     let mut failing = Vec::new();
     for some in cases.chunks(AT_ONCE) {
         for outcome in session.observe(some.to_vec())? {
-            if let Some(&first) = report.case(&outcome).first() {
+            let unexplained = report.case(&outcome);
+            if let Some(&first) = unexplained.first() {
                 failing.push(random::alone(&outcome.case, &outcome.case.requests[first]));
+            }
+            if let Some(folder) = &options.failing {
+                for number in unexplained {
+                    let alone = random::alone(&outcome.case, &outcome.case.requests[number]);
+                    let file = folder.join(format!("{}-{}.yaml", outcome.case.name, number + 1));
+                    std::fs::write(&file, random::as_file(&alone))
+                        .with_context(|| format!("cannot write {}", file.display()))?;
+                }
             }
         }
     }
@@ -153,6 +165,7 @@ impl Session {
     fn observe(&self, cases: Vec<case::Case>) -> Result<Vec<Outcome>> {
         let folder = tempfile::Builder::new().prefix("leno-differential-").tempdir()?;
         let pki = Arc::new(tls::Pki::new(folder.path())?);
+        cases.iter().try_for_each(|case| config::write_files(case, &pki.folder))?;
         // Addresses of this run alone: others may run at the same time.
         let (x, y) = (rand::random_range(1..=250u8), rand::random_range(1..=250u8));
         let own = |last| Ipv4Addr::new(127, x, y, last);

@@ -4,7 +4,7 @@ use super::{
     case::{Backend, Speaks},
     reply::{Fail, ID, REPLY, Reply, header},
     tls::Pki,
-    wire::{Field, Head, Wire, summary, text},
+    wire::{Field, Head, Wire, summary, text, undone},
 };
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// No connection of a back end lives longer.
@@ -85,11 +85,19 @@ pub async fn start(
     pki: &Pki,
     stop: &CancellationToken,
 ) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((ip, 0)).await.with_context(|| format!("cannot listen on {ip}"))?;
-    let address = listener.local_addr()?;
     if backend.protocol == Speaks::Dead {
+        // Bound, so that nobody else gets the port, and deaf.
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((ip, 0).into())?;
+        let (address, stop) = (socket.local_addr()?, stop.clone());
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            drop(socket);
+        });
         return Ok(address);
     }
+    let listener = TcpListener::bind((ip, 0)).await.with_context(|| format!("cannot listen on {ip}"))?;
+    let address = listener.local_addr()?;
     let alpn: &[&[u8]] = if backend.protocol == Speaks::H2 { &[b"h2"] } else { &[b"http/1.1"] };
     let tls = match backend.tls {
         true => Some(tokio_rustls::TlsAcceptor::from(pki.server("backend", alpn, backend.client_certificate)?)),
@@ -179,7 +187,8 @@ impl Server {
                 let body = wire.body(&head, false).await?;
                 if !body.content.is_empty() || body.cut {
                     let cut = if body.cut { " (cut)" } else { "" };
-                    self.recorder.append(&id, &self.name, format!("body: {}{cut}", summary(&body.content)));
+                    let content = undone(head.get("content-encoding"), body.content);
+                    self.recorder.append(&id, &self.name, format!("body: {}{cut}", summary(&content)));
                 }
                 for line in field_lines("trailer", &body.trailers) {
                     self.recorder.append(&id, &self.name, line);
@@ -302,7 +311,8 @@ impl Server {
                 content.extend_from_slice(&data);
             }
             if !content.is_empty() {
-                self.recorder.append(&id, &self.name, format!("body: {}", summary(&content)));
+                let coding = Some(get("content-encoding"));
+                self.recorder.append(&id, &self.name, format!("body: {}", summary(&undone(coding, content))));
             }
             if let Some(trailers) = body.trailers().await? {
                 for line in field_lines("trailer", &self::fields(&trailers)) {
@@ -330,7 +340,8 @@ impl Server {
         for (name, value) in reply.headers.iter().map(|line| header(line)) {
             answer = answer.header(name, value);
         }
-        let content = if parts.method == http::Method::HEAD { Vec::new() } else { reply.content(&self.name) };
+        let bodiless = parts.method == http::Method::HEAD || matches!(reply.status, Some(204 | 304));
+        let content = if bodiless { Vec::new() } else { reply.content(&self.name) };
         let alone = content.is_empty() && reply.trailers.is_empty();
         let mut send = respond.send_response(answer.body(())?, alone)?;
         pause(reply.body_delay).await;

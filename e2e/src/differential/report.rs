@@ -3,7 +3,7 @@
 use super::{
     Options, Outcome,
     case::{Case, Request},
-    compare::{difference, same_share},
+    compare::{deliberate, difference, same_share},
     run::{Observed, shares},
 };
 use anyhow::Result;
@@ -32,7 +32,11 @@ impl<'a> Report<'a> {
     /// Whether the first request of a case is seen and differs.
     pub fn differs(&self, outcome: &Outcome) -> bool {
         let first = outcome.case.requests.first().zip(outcome.seen.first());
-        first.is_some_and(|(request, both)| !compare(request, both, &self.ignored(&outcome.case, request)).is_empty())
+        first.is_some_and(|(request, both)| {
+            let found = compare(request, both, &self.ignored(&outcome.case, request));
+            let status = both[0].first().and_then(|one| one.status);
+            !found.is_empty() && deliberate(&found, status).is_none()
+        })
     }
 
     fn ignored<'b>(&'b self, case: &'b Case, request: &'b Request) -> Vec<&'b str> {
@@ -64,7 +68,10 @@ impl<'a> Report<'a> {
                 println!("{}: {title}", case.name);
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }
-            let explained = request.difference.as_ref().or(case.difference.as_ref());
+            let written = request.difference.as_ref().or(case.difference.as_ref());
+            let seen = both[0].first().and_then(|one| one.status);
+            let explained = written.cloned().or_else(|| deliberate(&found, seen).map(str::to_owned));
+            let explained = explained.as_ref();
             match (expected(request, &both[0]), found.is_empty(), explained) {
                 (Some(broken), _, _) => {
                     self.fail(case, &title, &[format!("the case does not show what it says: {broken}")]);

@@ -81,7 +81,10 @@ async fn one(
         if request.together {
             let sent = (0..request.times).map(|n| {
                 let (mut client, request, id) = (Client::new(address, pki.clone()), request.clone(), id(n));
-                async move { (id.clone(), client.send(&request, &id).await) }
+                async move {
+                    tokio::time::sleep(Duration::from_millis(request.stagger) * n).await;
+                    (id.clone(), client.send(&request, &id).await)
+                }
             });
             seen = futures::future::join_all(sent).await;
             tokio::time::sleep(Duration::from_millis(request.settle)).await;
@@ -107,7 +110,7 @@ fn gather(id: &str, seen: Seen, recorder: &Recorder, own: &str, copied: bool) ->
     let mut records = recorder.take(id);
     // Copies arrive before or after what they are copies of.
     if copied {
-        records.sort_by(|a, b| a.backend.cmp(&b.backend));
+        records.sort_by(|a, b| (&a.backend, &a.lines).cmp(&(&b.backend, &b.lines)));
     }
     let backends = records.iter().map(|record| record.backend.clone()).collect();
     for record in records {

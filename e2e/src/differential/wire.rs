@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    io::Read as _,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Heads and bodies longer than this end the reading.
@@ -169,6 +172,20 @@ pub fn text(bytes: &[u8]) -> String {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.escape_ascii().to_string(),
     }
+}
+
+/// A body as it was before it was compressed: what two libraries make of it differs, and what it means must not.
+pub fn undone(coding: Option<&str>, body: Vec<u8>) -> Vec<u8> {
+    let mut plain = Vec::new();
+    let read = match coding {
+        Some("gzip") => flate2::read::MultiGzDecoder::new(&*body).read_to_end(&mut plain),
+        Some("br") => brotli::Decompressor::new(&*body, 4096).read_to_end(&mut plain),
+        Some("zstd") => {
+            zstd::stream::read::Decoder::new(&*body).and_then(|mut decoder| decoder.read_to_end(&mut plain))
+        }
+        _ => return body,
+    };
+    if read.is_ok() { plain } else { body }
 }
 
 /// A body in a line: itself where it is short, else its length and a sum of it.

@@ -58,6 +58,19 @@ impl Seen {
         )
     }
 
+    /// Whether this release is wanted and was rolled back.
+    fn is_rejected(&self, version: &str) -> bool {
+        let condition = condition_of(&self.0, "Upgrading").is_some_and(|condition| {
+            condition["reason"] == "RolledBack" && condition["observedGeneration"] == self.0["metadata"]["generation"]
+        });
+        let (_, to, result) = self.last();
+        condition
+            && !self.is_moving()
+            && result == "RolledBack"
+            && to == version
+            && self.text("/spec/version") == version
+    }
+
     /// Pods by the release that serves in them, for people.
     pub fn versions(&self) -> String {
         let all = self.0["status"]["dataPlane"]["versions"].as_array().cloned().unwrap_or_default();
@@ -179,17 +192,22 @@ pub fn follow<T>(
 pub fn rests_on(bed: &Bed, version: &str, limit: Duration) -> Result<()> {
     // Between a change of the spec and its first step the old state looks like rest: it must hold for a moment.
     let since = Cell::new(None);
-    follow(bed, &format!("everything to run {version}"), limit, |seen| match seen.rests_on(version) {
+    let back = follow(bed, &format!("everything to run {version}"), limit, |seen| match seen.rests_on(version) {
         Ok(()) => {
             let at = since.get().unwrap_or_else(Instant::now);
             since.set(Some(at));
-            Ok((at.elapsed() > Duration::from_secs(3)).then_some(()))
+            Ok((at.elapsed() > Duration::from_secs(3)).then_some(None))
         }
+        // It will not be tried again by itself.
+        Err(_) if seen.is_rejected(version) => Ok(Some(Some(seen.0["status"]["lastUpgrade"].to_string()))),
         Err(error) => {
             since.set(None);
             Err(error)
         }
     })?;
+    if let Some(last) = back {
+        bail!("release {version} was rolled back: {last}");
+    }
     in_every_pod(bed, version)
 }
 

@@ -2,8 +2,8 @@
 
 use super::{MOVED, Run, mesh, mesh::Seen};
 use crate::bed::ensure;
-use anyhow::Result;
-use serde_json::json;
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 pub(super) fn to_the_previous(run: &Run) -> Result<String> {
@@ -28,6 +28,30 @@ pub(super) fn completed(run: &Run, from: &str, to: &str) -> Result<()> {
     ensure(seen.last() == (from, to, "Completed"), || {
         format!("the status says of the last upgrade: {}", seen.0["status"]["lastUpgrade"])
     })
+}
+
+/// The other release as a revision beside the first, with half of the workloads, then promoted; sidecars follow in place.
+pub(super) fn canary(run: &Run) -> Result<String> {
+    let strategy = |patch: Value| mesh::spec(run.bed, &json!({"controlPlane": {"updateStrategy": patch}}));
+    strategy(json!({"type": "Canary", "canaryPercent": 50, "gracePeriodSeconds": 1}))?;
+    mesh::spec(run.bed, &json!({"version": run.previous()}))?;
+    let tried = mesh::follow(run.bed, "half of the pods to be on the canary", MOVED, |seen| {
+        let all = seen.0["status"]["controlPlane"]["revisions"].as_array().cloned().unwrap_or_default();
+        let tried = all.iter().find(|one| one["version"] == run.previous() && one["tags"] == json!(["canary"]));
+        let tried = tried.with_context(|| format!("revisions: {all:?}"))?;
+        let there = tried["ready"] == tried["replicas"] && tried["pods"].as_i64() > Some(0);
+        ensure(there && all.iter().any(|one| one["pods"].as_i64() > Some(0) && one != tried), || format!("{all:?}"))?;
+        Ok(Some(tried["pods"].clone()))
+    })?;
+    run.bed.stays("the canary", Duration::from_secs(15), || Ok(()))?;
+    strategy(json!({"promote": run.previous()}))?;
+    mesh::rests_on(run.bed, run.previous(), MOVED)?;
+    mesh::follow(run.bed, "the old revision to be gone", MOVED, |seen| {
+        let left = &seen.0["status"]["controlPlane"]["revisions"];
+        ensure(left.as_array().is_none_or(|all| all.len() <= 1), || left.to_string())?;
+        Ok(Some(()))
+    })?;
+    Ok(format!("{tried} pods on the canary before it was promoted"))
 }
 
 /// Begins a change to the previous release, and waits until the first pods are moved.

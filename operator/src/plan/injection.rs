@@ -61,10 +61,11 @@ impl Images {
 
 /// Whether a pod has a sidecar of this install.
 pub fn has_sidecar(install: &str, pod: &Pod) -> bool {
-    let says = |map: &Option<BTreeMap<String, String>>, key: &str, value: &str| {
-        map.as_ref().and_then(|map| map.get(key)).is_some_and(|found| found == value)
+    let of = |map: &Option<BTreeMap<String, String>>, key: &str, fits: &dyn Fn(&str) -> bool| {
+        map.as_ref().and_then(|map| map.get(key)).is_some_and(|found| fits(found))
     };
-    says(&pod.metadata.annotations, names::STATUS, "injected") && says(&pod.metadata.labels, names::REVISION, install)
+    of(&pod.metadata.annotations, names::STATUS, &|status| status == "injected")
+        && of(&pod.metadata.labels, names::REVISION, &|revision| names::is_of(install, revision))
 }
 
 /// Decides about one pod in a namespace of the mesh.

@@ -23,6 +23,7 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
         Kind::Secret => ("SecretsConfigDump", "dynamic_active_secrets", "secret"),
         Kind::Listener => ("ListenersConfigDump", "dynamic_listeners", "listener"),
         Kind::Routes => ("RoutesConfigDump", "dynamic_route_configs", "route_config"),
+        Kind::Extension => ("EcdsConfigDump", "ecds_filters", "ecds_filter"),
     }
 }
 

@@ -18,6 +18,7 @@ mod upstreams;
 pub use pages::is_failed;
 
 use crate::control::podinfo::PodInfo;
+use crate::overload::Board;
 use crate::slots::SlotError;
 use crate::slots::sockets::Sockets;
 use crate::telemetry::Telemetry;
@@ -26,8 +27,9 @@ use crate::worker::Workers;
 use crate::xds::{Connection, SharedState};
 use hyper::StatusCode;
 use leno_runtime::http::{Health, Routes, serve as serve_routes, text, with_type};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -77,6 +79,8 @@ pub struct View {
     pub state: SharedState,
     /// What traffic was.
     pub telemetry: Telemetry,
+    /// How short memory is.
+    pub overload: Arc<Board>,
     /// Our certificate.
     pub store: CredentialStore,
     /// Whether the control plane is there.
@@ -93,6 +97,8 @@ pub struct View {
     pub node: String,
     /// Since when this process runs.
     pub begun: Instant,
+    /// What counters were when they were last reset, by name; as many as there are statistics.
+    pub reset: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 impl View {

@@ -10,6 +10,7 @@ use regex::Regex;
 use serde_json::{Value, json as value};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -146,7 +147,7 @@ pub(super) fn routes(view: &View) -> Routes {
             crate::telemetry::logsink::reopen();
             Ok(text(StatusCode::OK, "OK\n"))
         }),
-        ("/reset_counters", "not done here", |_, _| Err(no("counters are never reset; subtract what they were"))),
+        ("/reset_counters", "lets the counters of /stats begin at zero; those for Prometheus go on", reset_counters),
     ];
     let all = |routes, pages: &[(&str, &str, Page)], post| {
         pages.iter().fold(routes, |routes, (path, help, of)| page(routes, view, path, help, post, *of))
@@ -217,6 +218,26 @@ fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
     }
 }
 
+/// Prometheus takes a counter that falls for a process that began anew, and loses what was counted before it looked: for it
+/// counters go on.
+fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
+    let counters = view.telemetry.stats().into_iter().filter(|stat| !stat.gauge);
+    let now = counters.map(|stat| (stat.name, stat.value)).collect();
+    *view.reset.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    Ok(text(StatusCode::OK, "OK\n"))
+}
+
+fn since_reset(view: &View) -> Vec<Stat> {
+    let mut all = view.telemetry.stats();
+    let reset = view.reset.lock().unwrap_or_else(PoisonError::into_inner);
+    for stat in all.iter_mut().filter(|stat| !stat.gauge && !reset.is_empty()) {
+        let before = reset.get(&stat.name).copied().unwrap_or(0);
+        // One that went and came again is counted anew.
+        stat.value = stat.value.checked_sub(before).unwrap_or(stat.value);
+    }
+    all
+}
+
 fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     let used = query.has("usedonly");
@@ -229,9 +250,10 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             && (!used || stat.value > 0)
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
-    let mut all = view.telemetry.stats();
+    let mut all = since_reset(view);
     let server = [("server.live", u64::from(state(view) == "LIVE")), ("server.uptime", view.begun.elapsed().as_secs())];
     all.extend(server.map(|(name, value)| Stat::gauge(name, value)));
+    all.extend(view.overload.numbers().into_iter().map(|(name, value)| Stat::gauge(&name, value)));
     let stats = all.into_iter().filter(wanted);
     if query.is_json() {
         let list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();

@@ -81,7 +81,7 @@ impl Counter {
             protocol,
             response_code: response.response_code.and_then(|code| u16::try_from(code).ok()).unwrap_or_default(),
             grpc_status: (protocol == RequestProtocol::Grpc).then(grpc_status).flatten(),
-            flags: flags(common.response_flags.as_ref()),
+            flags: flags(common.response_flags.as_ref(), ResponseFlags::RETRY_LIMIT),
             security: security(reporter, common),
             duration: duration.and_then(|duration| Duration::try_from(duration).ok()).unwrap_or_default(),
             request_bytes: request.request_headers_bytes + request.request_body_bytes,
@@ -113,7 +113,7 @@ impl Counter {
         open.recorder.received(bytes.received_bytes.saturating_sub(open.received));
         open.recorder.sent(bytes.sent_bytes.saturating_sub(open.sent));
         if ended {
-            open.recorder.set_flags(flags(common.response_flags.as_ref()));
+            open.recorder.set_flags(flags(common.response_flags.as_ref(), ResponseFlags::CONNECT_ATTEMPTS));
             return;
         }
         (open.received, open.sent) = (bytes.received_bytes, bytes.sent_bytes);
@@ -182,8 +182,9 @@ fn security(reporter: Reporter, common: &AccessLogCommon) -> ConnectionSecurity 
     }
 }
 
-/// Envoy's flags as ours. Those that our proxy never has are of features that the mesh does not configure.
-fn flags(flags: Option<&EnvoyFlags>) -> ResponseFlags {
+/// Envoy's flags as ours; `limit` is the one for attempts that came to their limit. Those that our proxy never has are of features
+/// that the mesh does not configure.
+fn flags(flags: Option<&EnvoyFlags>, limit: ResponseFlags) -> ResponseFlags {
     let Some(flags) = flags else { return ResponseFlags::none() };
     let EnvoyFlags {
         failed_local_healthcheck: _,
@@ -230,7 +231,7 @@ fn flags(flags: Option<&EnvoyFlags>) -> ResponseFlags {
         (*rate_limited, ResponseFlags::RATE_LIMITED),
         (external, ResponseFlags::UNAUTHORIZED_EXTERNAL),
         (*downstream_connection_termination, ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION),
-        (*upstream_retry_limit_exceeded, ResponseFlags::RETRY_LIMIT),
+        (*upstream_retry_limit_exceeded, limit),
         (*stream_idle_timeout, ResponseFlags::STREAM_IDLE_TIMEOUT),
         (*downstream_protocol_error, ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR),
         (*upstream_max_stream_duration_reached, ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED),

@@ -43,6 +43,8 @@ pub enum HttpFilter {
     Decompressor(Arc<Decompressor>),
     /// Counts gRPC calls, which this proxy's own metrics do anyway.
     GrpcStats,
+    /// Its configuration has not come: answers 500.
+    Missing,
     /// Answers health checks.
     HealthCheck(Arc<HealthFilter>),
 }
@@ -208,6 +210,8 @@ pub struct Rbac {
 /// Which requests are health checks that the proxy answers.
 #[derive(Debug)]
 pub struct HealthFilter {
+    /// What its answers call this proxy: the cluster of its node.
+    pub cluster: Arc<str>,
     /// All of these hold.
     pub headers: Vec<HeaderMatch>,
 }

@@ -224,6 +224,8 @@ pub struct Http2Options {
     pub max_empty_frames: u32,
     /// PRIORITY frames that a client may send for each stream; default 100, more disconnects it.
     pub max_priority_frames: u32,
+    /// A malformed request ends its stream alone; default false, it ends the connection.
+    pub malformed_ends_stream: bool,
 }
 
 impl Default for Http2Options {
@@ -235,6 +237,7 @@ impl Default for Http2Options {
             allow_connect: false,
             max_empty_frames: 1,
             max_priority_frames: 100,
+            malformed_ends_stream: false,
         }
     }
 }

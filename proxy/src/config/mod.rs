@@ -79,6 +79,7 @@ pub use template::{TemplateError, UriTemplate};
 pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
 pub use tracing::{
     CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
+    Zipkin,
 };
 
 use crate::telemetry::WorkloadLabels;

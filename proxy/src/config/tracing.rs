@@ -129,6 +129,8 @@ pub struct Tracer {
     pub node: Box<str>,
     /// Which requests are sampled, whatever the manager says.
     pub sampler: Sampler,
+    /// Zipkin's headers and spans, instead of W3C's and OpenTelemetry's.
+    pub zipkin: Option<Zipkin>,
     /// Whether the resource tells what made the spans.
     pub sdk: bool,
     /// Whether the resource tells the service's name.
@@ -141,7 +143,24 @@ pub struct Tracer {
     pub timeout: Duration,
 }
 
-/// How spans are sent (OTLP).
+/// What is special about traces of Zipkin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Zipkin {
+    /// New traces have ids of 128 bits, otherwise of 64.
+    pub wide: bool,
+    /// New traces have ids that begin with the time, in seconds since 1970.
+    pub stamped: bool,
+    /// A server's span is its client's; default true.
+    pub shared: bool,
+    /// The proxy is a hop of its own: what it takes is a server's, whichever way the traffic goes.
+    pub split: bool,
+    /// The headers of W3C are read where there are none of B3, and written beside them.
+    pub w3c: bool,
+    /// Spans are sent as protocol buffers, otherwise as JSON.
+    pub protobuf: bool,
+}
+
+/// How spans are sent.
 #[derive(Debug)]
 pub enum SpanTransport {
     /// By gRPC.
@@ -151,7 +170,7 @@ pub enum SpanTransport {
         /// Further headers.
         metadata: Vec<(Box<str>, Box<str>)>,
     },
-    /// By HTTP, as protocol buffers.
+    /// By HTTP.
     Http {
         /// The host.
         authority: Box<str>,

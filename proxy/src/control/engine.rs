@@ -2,6 +2,7 @@
 
 use super::plane::{Listening, Plane};
 use crate::admin::View;
+use crate::overload::{self, Board, Overload};
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
 use crate::xds::{Connection, Rejections, SharedState, State};
@@ -18,18 +19,25 @@ pub(super) struct Engine {
     /// Whether traffic may come.
     pub health: Health,
     telemetry: Telemetry,
+    overload: Arc<Board>,
+    shedding: tokio::task::JoinHandle<()>,
     store: CredentialStore,
     begun: std::time::Instant,
 }
 
 impl Engine {
     /// A data plane of so many workers (at least 1). Must be called inside a tokio runtime, on which log lines are written.
-    pub fn new(workers: usize, state: State, store: CredentialStore, listening: Listening) -> Self {
+    /// `overload` says what is done when memory runs short.
+    pub fn new(workers: usize, state: State, store: CredentialStore, listening: Listening, overload: Overload) -> Self {
         let (telemetry, shards) = Telemetry::new(workers.max(1));
         let logs = telemetry.clone();
         tokio::spawn(async move { logs.write_logs().await });
+        let (plane, board) = (Plane::new(listening, shards, store.clone()), Arc::<Board>::default());
+        let shedding = tokio::spawn(overload::watch(overload, plane.workers(), board.clone()));
         Self {
-            plane: Plane::new(listening, shards, store.clone()),
+            plane,
+            overload: board,
+            shedding,
             state: Arc::new(Mutex::new(state)),
             health: Health::new(),
             telemetry,
@@ -48,6 +56,7 @@ impl Engine {
         View {
             state: self.state.clone(),
             telemetry: self.telemetry.clone(),
+            overload: self.overload.clone(),
             store: self.store.clone(),
             connection,
             health: self.health.clone(),
@@ -56,6 +65,13 @@ impl Engine {
             pod: None,
             node: String::new(),
             begun: self.begun,
+            reset: Arc::default(),
         }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shedding.abort();
     }
 }

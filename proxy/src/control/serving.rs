@@ -10,6 +10,7 @@ use crate::admin::{self, Ports};
 use crate::agent;
 use crate::identity::link::{Link, Target};
 use crate::identity::{Current, Files, Identity};
+use crate::overload::Overload;
 use crate::slots::Folder;
 use crate::slots::desk::Phase;
 use crate::slots::lock::Lock;
@@ -156,7 +157,7 @@ impl Slot<'_> {
             .filter(|address| self.sockets.addresses().any(|held| held == *address))
             .map(|address| Ok((address, self.sockets.copy(address)?)))
             .collect::<Result<Vec<_>, RunError>>()?;
-        let engine = Engine::new(self.settings.workers, state, store, Listening::These(traffic));
+        let engine = Engine::new(self.settings.workers, state, store, Listening::These(traffic), Overload::usual());
         let newest = Newest::new();
         let dial = Dial { link: link.clone(), current: current.clone(), newest: newest.clone() };
         let node = node(&self.settings.pod, &self.settings.namespace, &leno_runtime::version());

@@ -6,6 +6,7 @@ use super::plane::Listening;
 use super::sockets::LiveSockets;
 use super::sources::Feed;
 use crate::admin;
+use crate::overload::Overload;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
 use crate::xds::{Changes, State};
@@ -48,7 +49,9 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
     // The descriptors were only needed to read the file.
     leno_xds::json::release();
-    let engine = Engine::new(settings.workers, state, CredentialStore::new(), Listening::AsConfigured(sockets));
+    let overload = settings.bootstrap.overload.take().unwrap_or_else(Overload::usual);
+    let listening = Listening::AsConfigured(sockets);
+    let engine = Engine::new(settings.workers, state, CredentialStore::new(), listening, overload);
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let local = LocalSet::new();
@@ -101,7 +104,7 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let dynamic = &mut bootstrap.dynamic;
     let expected = dynamic.expected.iter().map(|(kind, limit)| (*kind, limit.map(|limit| now + limit)));
     let mut state = state
-        .with_node(&bootstrap.node.id)
+        .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)
         .with_sources(std::mem::take(&mut dynamic.sources));

@@ -23,7 +23,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     if manager.direction == Direction::Inbound {
         call.tally.source = Some(call.conn.source(call.request.headers.known(Known::Peer)));
     }
-    call.request.headers.join_single();
+    call.request.headers.join_of_request();
     if call.request.version == Version::Http10 {
         http_10(call.request, manager)?;
     }
@@ -104,7 +104,13 @@ fn paths(call: &mut Call<'_>) -> Result<(), Stop> {
         }
         Ok(Outcome::Redirect(path)) => {
             call.request.set_path(&path);
-            Err(reply::ELSEWHERE.into())
+            // A client of gRPC follows no redirect.
+            Err(if call.request.is_grpc() { reply::BAD_PATH } else { reply::ELSEWHERE }.into())
+        }
+        // Logs and answers tell what was understood.
+        Ok(Outcome::Refused(path)) => {
+            call.request.set_path(&path);
+            Err(reply::BAD_PATH.into())
         }
         Err(_) => Err(reply::BAD_PATH.into()),
     }
@@ -181,12 +187,12 @@ fn referer(headers: &mut Headers) {
         };
         let authority = &value[at + 3..][..end(&value[at + 3..])];
         let port = &authority[crate::route::without_port(authority).len()..];
-        !authority.is_empty() && !authority.contains(&b'@') && port.iter().skip(1).all(u8::is_ascii_digit)
+        let host = crate::route::without_port(authority);
+        let good = |&b: &u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        (host.starts_with(b"[") || !host.is_empty() && host.iter().all(good))
+            && port.iter().skip(1).all(u8::is_ascii_digit)
     };
-    let mut values = headers.known_values(Known::Referer);
-    let good = values.next().is_none_or(reference) && values.next().is_none();
-    drop(values);
-    if !good {
+    if !headers.known(Known::Referer).is_none_or(reference) {
         headers.remove_known(Known::Referer);
     }
 }
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn referer_when_it_is_no_url_or_there_are_two_then_it_goes() {
+    fn referer_when_it_is_no_url_then_it_goes() {
         for (values, stays) in [
             (&["http://a.example/x"][..], true),
             (&["HTTPS://a"], true),
@@ -276,7 +282,9 @@ mod tests {
             (&["a b"], false),
             (&["http://"], false),
             (&["http:///x"], false),
-            (&["http://a", "http://b"], false),
+            (&["http://[::1]:80/x"], true),
+            (&["http://a,http://b"], false),
+            (&["1,2"], true),
         ] {
             let mut headers = Headers::default();
             for value in values {

@@ -260,8 +260,13 @@ impl Call<'_> {
             request_bytes: tally.request_bytes,
             response_bytes: tally.response_bytes,
         });
+        self.log();
+    }
+
+    /// Writes the lines of the access logs.
+    pub(super) fn log(&self) {
         if !self.manager.access_logs.is_empty() {
-            let entry = LogEntry { kind: LogKind::DownstreamEnd, duration, ..self.entry() };
+            let entry = LogEntry { kind: LogKind::DownstreamEnd, duration: self.tally.start.elapsed(), ..self.entry() };
             AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
         }
     }

@@ -13,36 +13,18 @@ pub(super) fn request(call: &mut Call<'_>, ops: &[HeaderOp]) {
     for op in ops {
         match text(op) {
             None => call.request.headers.change(op, b""),
-            Some(HeaderText::Literal(value)) => change_request(call, op, value.as_bytes()),
+            Some(HeaderText::Literal(value)) => call.request.headers.change(op, value.as_bytes()),
             Some(HeaderText::Format { format, keep_empty }) => {
                 let mut value = Vec::new();
                 // Nothing is decided about the answer yet.
                 format.write_header(&LogEntry { code_details: None, ..call.entry() }, &mut value);
                 if *keep_empty || !value.is_empty() {
-                    change_request(call, op, &value);
+                    call.request.headers.change(op, &value);
                 }
             }
         }
     }
-}
-
-/// Headers of a request that have one value only: what is appended becomes part of it.
-const SINGLE: [&str; 8] = [
-    "user-agent",
-    "via",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "content-type",
-    "x-request-id",
-    "te",
-];
-
-fn change_request(call: &mut Call<'_>, op: &HeaderOp, value: &[u8]) {
-    match op {
-        HeaderOp::Append(name, _) if SINGLE.contains(&&**name) => call.request.headers.append_to(name, b",", value),
-        op => call.request.headers.change(op, value),
-    }
+    call.request.headers.join_of_request();
 }
 
 /// Applies changes to the response, in order.
@@ -59,6 +41,7 @@ pub(super) fn response(call: &mut Call<'_>, ops: &[HeaderOp]) {
             }
         }
     }
+    call.response.headers.join_of_answer();
 }
 
 fn text(op: &HeaderOp) -> Option<&HeaderText> {

@@ -44,6 +44,35 @@ pub enum Known {
     Date,
     UserAgent,
     Via,
+    Origin,
+    Accept,
+    AcceptEncoding,
+    AccessControlRequestMethod,
+    AccessControlRequestHeaders,
+    AccessControlAllowOrigin,
+    AccessControlAllowMethods,
+    AccessControlAllowHeaders,
+    AccessControlAllowCredentials,
+    AccessControlExposeHeaders,
+    AccessControlMaxAge,
+    Age,
+    Authorization,
+    CacheControl,
+    ClientTraceId,
+    ContentEncoding,
+    Etag,
+    Expires,
+    ForwardedHost,
+    GrpcAcceptEncoding,
+    GrpcMessage,
+    GrpcTimeout,
+    IfMatch,
+    IfNoneMatch,
+    LastModified,
+    Location,
+    Pragma,
+    ProxyStatus,
+    Vary,
     /// Any name that begins with `x-envoy-`.
     Envoy,
 }
@@ -53,18 +82,68 @@ impl Known {
     pub fn of(name: &[u8]) -> Self {
         let table: &[(&str, Self)] = match name.len() {
             2 => &[("te", Self::Te)],
-            4 => &[("host", Self::Host), ("date", Self::Date)],
-            6 => &[("expect", Self::Expect), ("server", Self::Server)],
-            7 => &[("upgrade", Self::Upgrade), ("trailer", Self::Trailer), ("referer", Self::Referer)],
-            3 => &[("via", Self::Via)],
+            3 => &[("via", Self::Via), ("age", Self::Age)],
+            4 => &[("host", Self::Host), ("date", Self::Date), ("vary", Self::Vary), ("etag", Self::Etag)],
+            6 => &[
+                ("accept", Self::Accept),
+                ("origin", Self::Origin),
+                ("expect", Self::Expect),
+                ("server", Self::Server),
+                ("pragma", Self::Pragma),
+            ],
+            7 => &[
+                ("upgrade", Self::Upgrade),
+                ("trailer", Self::Trailer),
+                ("referer", Self::Referer),
+                ("expires", Self::Expires),
+            ],
+            8 => &[("location", Self::Location), ("if-match", Self::IfMatch)],
             10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive), ("user-agent", Self::UserAgent)],
             11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
-            12 => &[("content-type", Self::ContentType), ("x-request-id", Self::RequestId)],
+            12 => &[
+                ("content-type", Self::ContentType),
+                ("x-request-id", Self::RequestId),
+                ("grpc-timeout", Self::GrpcTimeout),
+                ("grpc-message", Self::GrpcMessage),
+                ("proxy-status", Self::ProxyStatus),
+            ],
+            13 => &[
+                ("authorization", Self::Authorization),
+                ("cache-control", Self::CacheControl),
+                ("if-none-match", Self::IfNoneMatch),
+                ("last-modified", Self::LastModified),
+            ],
             14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
-            15 => &[("x-forwarded-for", Self::ForwardedFor), (NOT_SENT, Self::NotSent)],
-            16 => &[("proxy-connection", Self::ProxyConnection), ("x-forwarded-port", Self::ForwardedPort)],
-            17 => &[("transfer-encoding", Self::TransferEncoding), ("x-forwarded-proto", Self::ForwardedProto)],
+            15 => &[
+                ("accept-encoding", Self::AcceptEncoding),
+                ("x-forwarded-for", Self::ForwardedFor),
+                (NOT_SENT, Self::NotSent),
+            ],
+            16 => &[
+                ("content-encoding", Self::ContentEncoding),
+                ("proxy-connection", Self::ProxyConnection),
+                ("x-forwarded-port", Self::ForwardedPort),
+                ("x-forwarded-host", Self::ForwardedHost),
+            ],
+            17 => &[
+                ("transfer-encoding", Self::TransferEncoding),
+                ("x-forwarded-proto", Self::ForwardedProto),
+                ("x-client-trace-id", Self::ClientTraceId),
+            ],
+            20 => &[("grpc-accept-encoding", Self::GrpcAcceptEncoding)],
+            22 => &[("access-control-max-age", Self::AccessControlMaxAge)],
             23 => &[("x-forwarded-client-cert", Self::ForwardedClientCert)],
+            27 => &[("access-control-allow-origin", Self::AccessControlAllowOrigin)],
+            28 => &[
+                ("access-control-allow-headers", Self::AccessControlAllowHeaders),
+                ("access-control-allow-methods", Self::AccessControlAllowMethods),
+            ],
+            29 => &[
+                ("access-control-request-method", Self::AccessControlRequestMethod),
+                ("access-control-expose-headers", Self::AccessControlExposeHeaders),
+            ],
+            30 => &[("access-control-request-headers", Self::AccessControlRequestHeaders)],
+            32 => &[("access-control-allow-credentials", Self::AccessControlAllowCredentials)],
             _ => &[],
         };
         match table.iter().find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes())) {
@@ -74,7 +153,7 @@ impl Known {
         }
     }
 
-    const fn bit(self) -> u32 {
+    const fn bit(self) -> u64 {
         1 << self as u8
     }
 
@@ -91,16 +170,57 @@ impl Known {
         )
     }
 
-    /// Headers of a request of which there is one: further lines are parts of its value.
-    const SINGLE: u32 = Self::UserAgent.bit()
-        | Self::Via.bit()
-        | Self::ForwardedFor.bit()
-        | Self::ForwardedProto.bit()
-        | Self::ContentType.bit()
+    /// Headers of requests and answers of which there is one: further lines are parts of its value.
+    const SINGLE: u64 = Self::ContentType.bit()
+        | Self::ContentEncoding.bit()
+        | Self::CacheControl.bit()
+        | Self::ProxyStatus.bit()
         | Self::RequestId.bit()
-        | Self::Te.bit();
+        | Self::Via.bit()
+        | Self::Envoy.bit();
 
-    const HOP_BY_HOP: u32 = Self::Connection.bit()
+    /// The same of requests alone.
+    const SINGLE_IN_REQUESTS: u64 = Self::SINGLE
+        | Self::Accept.bit()
+        | Self::AcceptEncoding.bit()
+        | Self::AccessControlRequestHeaders.bit()
+        | Self::AccessControlRequestMethod.bit()
+        | Self::Authorization.bit()
+        | Self::ClientTraceId.bit()
+        | Self::Expect.bit()
+        | Self::ForwardedFor.bit()
+        | Self::ForwardedHost.bit()
+        | Self::ForwardedPort.bit()
+        | Self::ForwardedProto.bit()
+        | Self::GrpcAcceptEncoding.bit()
+        | Self::GrpcTimeout.bit()
+        | Self::IfMatch.bit()
+        | Self::IfNoneMatch.bit()
+        | Self::Origin.bit()
+        | Self::Pragma.bit()
+        | Self::Referer.bit()
+        | Self::Te.bit()
+        | Self::UserAgent.bit();
+
+    /// The same of answers alone.
+    const SINGLE_IN_ANSWERS: u64 = Self::SINGLE
+        | Self::AccessControlAllowCredentials.bit()
+        | Self::AccessControlAllowHeaders.bit()
+        | Self::AccessControlAllowMethods.bit()
+        | Self::AccessControlAllowOrigin.bit()
+        | Self::AccessControlExposeHeaders.bit()
+        | Self::AccessControlMaxAge.bit()
+        | Self::Age.bit()
+        | Self::Date.bit()
+        | Self::Etag.bit()
+        | Self::Expires.bit()
+        | Self::GrpcMessage.bit()
+        | Self::GrpcStatus.bit()
+        | Self::LastModified.bit()
+        | Self::Location.bit()
+        | Self::Vary.bit();
+
+    const HOP_BY_HOP: u64 = Self::Connection.bit()
         | Self::KeepAlive.bit()
         | Self::ProxyConnection.bit()
         | Self::TransferEncoding.bit()
@@ -126,11 +246,41 @@ pub struct Headers {
     store: Vec<u8>,
     entries: Vec<Entry>,
     /// The recognised headers that may be there, a bit each: what has no bit is not there, and nobody looks for it.
-    seen: u32,
+    seen: u64,
 }
 
 /// Says among the recognised headers that one came twice of which there should be one.
-const REPEATED: u32 = 1 << 31;
+const REPEATED: u64 = 1 << 63;
+
+/// Headers of Envoy's own of which there is one, without their common beginning.
+const SINGLE_OF_ENVOY: [&str; 26] = [
+    "attempt-count",
+    "decorator-operation",
+    "degraded",
+    "downstream-service-cluster",
+    "downstream-service-node",
+    "expected-rq-timeout-ms",
+    "external-address",
+    "force-trace",
+    "hedge-on-per-try-timeout",
+    "immediate-health-check-fail",
+    "internal",
+    "ip-tags",
+    "is-timeout-retry",
+    "max-retries",
+    "original-host",
+    "original-path",
+    "ratelimited",
+    "retriable-header-names",
+    "retriable-status-codes",
+    "retry-grpc-on",
+    "retry-on",
+    "upstream-alt-stat-name",
+    "upstream-canary",
+    "upstream-healthchecked-cluster",
+    "upstream-rq-per-try-timeout-ms",
+    "upstream-rq-timeout-ms",
+];
 
 /// Memory that is kept for the next message.
 const KEEP: usize = 4096;
@@ -194,7 +344,7 @@ impl Headers {
 
     pub(super) fn push_spans(&mut self, name: Span, value: Span) -> Known {
         let known = Known::of(self.text(name));
-        if known.bit() & self.seen & Known::SINGLE != 0 {
+        if known.bit() & self.seen & (Known::SINGLE_IN_REQUESTS | Known::SINGLE_IN_ANSWERS) != 0 {
             self.seen |= REPEATED;
         }
         self.seen |= known.bit();
@@ -260,8 +410,17 @@ impl Headers {
         self.entries.iter().filter(move |entry| entry.known == known).map(|entry| self.text(entry.value))
     }
 
-    /// Makes several lines of a header of which there should be one into one value, as Envoy does.
-    pub fn join_single(&mut self) {
+    /// Makes several lines of a request's header of which there should be one into one value, as Envoy does.
+    pub fn join_of_request(&mut self) {
+        self.join(Known::SINGLE_IN_REQUESTS);
+    }
+
+    /// The same for an answer.
+    pub fn join_of_answer(&mut self) {
+        self.join(Known::SINGLE_IN_ANSWERS);
+    }
+
+    fn join(&mut self, single: u64) {
         if self.seen & REPEATED == 0 {
             return;
         }
@@ -270,24 +429,36 @@ impl Headers {
         while at < self.entries.len() {
             let first = self.entries[at];
             at += 1;
-            if first.known.bit() & Known::SINGLE == 0 || !self.entries[at..].iter().any(|e| e.known == first.known) {
+            if first.known.bit() & single == 0 || !self.entries[at..].iter().any(|next| self.is_more_of(&first, next)) {
                 continue;
             }
             let mut all = self.text(first.value).to_vec();
-            for entry in self.entries[at..].iter().filter(|entry| entry.known == first.known) {
+            for entry in self.entries[at..].iter().filter(|next| self.is_more_of(&first, next)) {
                 let more = self.text(entry.value);
                 if !all.is_empty() && !more.is_empty() {
                     all.push(b',');
                 }
                 all.extend_from_slice(more);
             }
-            self.entries[at - 1].value = self.keep(&all);
+            let mut entries = std::mem::take(&mut self.entries);
             let mut index = 0;
-            self.entries.retain(|entry| {
+            entries.retain(|next| {
                 index += 1;
-                index <= at || entry.known != first.known
+                index <= at || !self.is_more_of(&first, next)
             });
+            entries[at - 1].value = self.keep(&all);
+            self.entries = entries;
         }
+    }
+
+    /// Whether a line belongs to a header of which there should be one.
+    fn is_more_of(&self, first: &Entry, next: &Entry) -> bool {
+        next.known == first.known
+            && (first.known != Known::Envoy || {
+                let name = self.text(first.name);
+                name.eq_ignore_ascii_case(self.text(next.name))
+                    && SINGLE_OF_ENVOY.iter().any(|single| name[8..].eq_ignore_ascii_case(single.as_bytes()))
+            })
     }
 
     /// Removes a header with all its values; whether it was there.
@@ -363,9 +534,15 @@ impl Headers {
         self.seen &= !Known::HOP_BY_HOP;
         let store = &self.store;
         let text = |span: Span| &store[span.start as usize..(span.start + span.len) as usize];
-        self.entries.retain(|entry| {
+        self.entries.retain_mut(|entry| {
+            if entry.known == Known::Te {
+                let whole = text(entry.value);
+                let trailers = whole.split(|&b| b == b',').map(<[u8]>::trim_ascii).find(|token| token == b"trailers");
+                let Some(token) = trailers else { return false };
+                let offset = (token.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
+                entry.value = Span { start: entry.value.start + offset as u32, len: token.len() as u32 };
+            }
             !(entry.known.is_hop_by_hop()
-                || entry.known == Known::Te && !text(entry.value).eq_ignore_ascii_case(b"trailers")
                 || listed[..count].iter().any(|&name| text(name).eq_ignore_ascii_case(text(entry.name))))
         });
     }
@@ -447,7 +624,7 @@ mod tests {
     fn headers_when_one_that_is_single_comes_twice_then_it_is_one() {
         let mut all =
             headers(&[("User-Agent", "curl"), ("x", "1"), ("user-agent", "1 curl"), ("x", "2"), ("user-agent", "")]);
-        all.join_single();
+        all.join_of_request();
         assert_eq!(text(&all), ["User-Agent: curl,1 curl", "x: 1", "x: 2"]);
     }
 

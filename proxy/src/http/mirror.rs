@@ -150,6 +150,9 @@ fn head(call: &mut Call<'_>, mirror: &Mirror, limit: Option<Duration>) -> Reques
         let mut text = [0; 20];
         headers.set("x-envoy-expected-rq-timeout-ms", pipeline::decimal(limit.as_millis(), &mut text));
     }
+    if call.tally.selected.is_some_and(|selected| selected.host.attempt_count_in_request) {
+        headers.set("x-envoy-attempt-count", b"1");
+    }
     if let Some(host) = &mirror.host {
         head.set_authority(host.as_bytes());
     } else if mirror.suffix {

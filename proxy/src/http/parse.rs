@@ -34,9 +34,6 @@ pub enum HeadError {
     /// More headers than allowed.
     #[error("the head has more headers than allowed")]
     TooMany,
-    /// An expectation other than `100-continue`.
-    #[error("the expectation is not `100-continue`")]
-    Expectation,
     /// A header's name has an underscore where those are refused.
     #[error("a header's name has an underscore")]
     Underscore,
@@ -50,7 +47,6 @@ impl HeadError {
             Self::Coding => 501,
             Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
-            Self::Expectation => 417,
         }
     }
 }
@@ -171,7 +167,7 @@ pub fn request(
     head.set_spans(Headers::span_of(base, raw, method), Headers::span_of(base, raw, target));
 
     let mut framing = Framing::default();
-    let mut hosts = 0;
+    let (mut hosts, mut expectations) = (0, 0);
     let mut connection = Connection::default();
     let mut upgrade = None;
     for header in parsed.headers.iter() {
@@ -192,10 +188,11 @@ pub fn request(
                 head.set_authority(header.value);
             }
             Known::Expect => {
-                if !header.value.eq_ignore_ascii_case(b"100-continue") {
-                    return Err(HeadError::Expectation);
-                }
-                head.expects_continue = head.version == Version::Http11;
+                expectations += 1;
+                // Any other is for the endpoint to meet or to refuse.
+                head.expects_continue = head.version == Version::Http11
+                    && expectations == 1
+                    && header.value.eq_ignore_ascii_case(b"100-continue");
             }
             _ => {}
         }
@@ -464,11 +461,9 @@ impl Connection {
             self.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
             self.tokens += usize::from(!token.is_empty());
             match Known::of(token) {
-                Known::ForwardedFor | Known::ForwardedProto => self.forbidden = true,
+                Known::ForwardedFor | Known::ForwardedProto | Known::ForwardedHost => self.forbidden = true,
                 Known::Host => self.host = true,
-                Known::Other => {
-                    self.forbidden |= token.first() == Some(&b':') || token.eq_ignore_ascii_case(b"x-forwarded-host");
-                }
+                Known::Other => self.forbidden |= token.first() == Some(&b':'),
                 _ => {}
             }
         }

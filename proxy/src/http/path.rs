@@ -29,12 +29,14 @@ pub enum Outcome {
     Changed(Vec<u8>),
     /// The client is to ask for this instead.
     Redirect(Vec<u8>),
+    /// It is refused; without its escaped slashes it is this.
+    Refused(Vec<u8>),
 }
 
 /// Applies the rules to a target; the query stays as it is.
 ///
 /// # Errors
-/// When it has a fragment, an escaped NUL (where paths are normalised), or an escaped slash where those are refused.
+/// When it has a fragment, or an escaped NUL (where paths are normalised).
 pub fn clean(target: &[u8], rules: Rules) -> Result<Outcome, BadPath> {
     let mut end = target.len();
     let mut dirty = false;
@@ -63,7 +65,10 @@ pub fn clean(target: &[u8], rules: Rules) -> Result<Outcome, BadPath> {
         EscapedSlashes::Keep => None,
         action => match unescape_slashes(path) {
             None => None,
-            Some(_) if action == EscapedSlashes::Reject => return Err(BadPath("an escaped slash")),
+            Some(mut path) if action == EscapedSlashes::Reject => {
+                path.extend_from_slice(query);
+                return Ok(Outcome::Refused(path));
+            }
             Some(path) => {
                 redirect = action == EscapedSlashes::Redirect;
                 Some(path)
@@ -194,6 +199,11 @@ fn resolve(path: &[u8]) -> Vec<u8> {
 
 fn merge(path: &[u8]) -> Vec<u8> {
     let mut out = path.to_vec();
+    // Of nothing but slashes Envoy keeps the first and the last.
+    if out.len() > 1 && out.iter().all(|&byte| byte == b'/') {
+        out.truncate(2);
+        return out;
+    }
     out.dedup_by(|next, before| *next == b'/' && *before == b'/');
     out
 }
@@ -210,6 +220,7 @@ mod tests {
             Outcome::Unchanged => path.to_owned(),
             Outcome::Changed(bytes) => String::from_utf8(bytes).unwrap(),
             Outcome::Redirect(bytes) => format!("redirect to {}", String::from_utf8(bytes).unwrap()),
+            Outcome::Refused(bytes) => format!("refused {}", String::from_utf8(bytes).unwrap()),
         })
     }
 
@@ -257,6 +268,7 @@ mod tests {
         let rules = Rules { merge_slashes: true, ..NORMAL };
         assert_eq!(after("//a//b//", rules).as_deref(), Ok("/a/b/"));
         assert_eq!(after("/a%41%2f%2F//", rules).as_deref(), Ok("/aA%2f%2F/"));
+        assert_eq!(after("////", Rules { normalize: false, ..rules }).as_deref(), Ok("//"));
         let rules = Rules { normalize: false, ..rules };
         assert_eq!(after("//a//../b?x=//", rules).as_deref(), Ok("/a/../b?x=//"), "the rules are each for themselves");
     }
@@ -264,7 +276,7 @@ mod tests {
     #[test]
     fn path_when_slashes_are_escaped_then_the_action_decides() {
         let rules = |escaped_slashes, normalize| Rules { normalize, merge_slashes: false, escaped_slashes };
-        assert!(after("/a%2fb", rules(EscapedSlashes::Reject, false)).is_err());
+        assert_eq!(after("/a%2fb?c", rules(EscapedSlashes::Reject, false)).as_deref(), Ok("refused /a/b?c"));
         assert_eq!(after("/a?b=%2f", rules(EscapedSlashes::Reject, false)).as_deref(), Ok("/a?b=%2f"));
         assert_eq!(after("/a%2F..%2fb?c", rules(EscapedSlashes::Unescape, true)).as_deref(), Ok("/b?c"));
         assert_eq!(after("/a%2fb", rules(EscapedSlashes::Redirect, false)).as_deref(), Ok("redirect to /a/b"));

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     balance::{self, PickContext},
     config::{Action, Forward, LbPolicy, TargetChoice, WeightedCluster},
+    overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Asker, Certificate, Choice, Selected},
     telemetry::ResponseFlags,
@@ -65,7 +66,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     match respond(call, down).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
-            let close = call.worker.is_draining();
+            let close = call.worker.ends_connections();
             reply::send(call, down, reply, close);
         }
         Err(Stop::Abort(flags, details)) => {
@@ -112,15 +113,22 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
+    if call.worker.sheds(overload::Action::StopRequests) {
+        return Err(reply::OVERLOADED.into());
+    }
     admit(call)?;
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
+        // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
+        if redirects > 0 {
+            call.log();
+        }
         tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
-        filter::on_request(call, down, selected).await?;
+        filter::on_request(call, down, selected, &mut body).await?;
         if redirects == 0 {
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
@@ -213,7 +221,11 @@ fn target<'a>(call: &mut Call<'a>, forward: &'a Forward) -> Option<&'a WeightedC
 }
 
 /// Waits for the whole request where a filter wants that.
-async fn wait_for_body<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
+pub(super) async fn wait_for_body<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    body: &mut RequestPump,
+) -> Result<(), Stop> {
     let Some(limit) = call.tally.filters.as_mut().and_then(|state| state.buffer.take()) else { return Ok(()) };
     if call.request.wants_tunnel() {
         return Ok(());
@@ -262,7 +274,7 @@ fn answer<'a, D: Downstream>(
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
-    let close = call.worker.is_draining() || code == 400 && !call.is_http2();
+    let close = call.worker.ends_connections() || code == 400 && !call.is_http2();
     if call.manager.local_replies.is_some() || call.request.is_grpc() {
         local_reply::answer(call, down, selected, (code, location), body, close);
         return Ok(());
@@ -312,7 +324,7 @@ async fn proxy<'a, D: Downstream>(
     let asked = call.request.headers.may_have(Known::Envoy);
     let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
     let policy = policy.as_deref();
-    let mut limits = timeout::limits(call, forward, policy, asked);
+    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
     let ends_here = raw::ends_here(call.request, forward);
     edit::for_endpoint(call, selected, forward);
     if cluster.drops(&call.worker.rng) {
@@ -351,6 +363,7 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
+                    call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
                     let not_sent = headers.known(Known::NotSent).is_some();
                     let failure = Failure::Response {
@@ -378,6 +391,7 @@ async fn proxy<'a, D: Downstream>(
                             && !body.kept.unrepeatable
                             && redirect::follow(call, follow, redirects)
                         {
+                            call.tally.code = call.response.status;
                             body.forget_if(call.request.body == BodyLength::Empty);
                             return Ok(Way::Redirected);
                         }
@@ -438,7 +452,11 @@ async fn proxy<'a, D: Downstream>(
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
         // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
         if !unsent && retry_ticket.is_none() {
-            retry_ticket = Some(cluster.begin_retry(limits.priority).map_err(|_| Stop::Reply(or_else))?);
+            let Ok(ticket) = cluster.begin_retry(limits.priority) else {
+                call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                return Err(or_else.into());
+            };
+            retry_ticket = Some(ticket);
         }
         retries += 1;
         attempted.note(&host, policy);
@@ -512,9 +530,6 @@ async fn relay<'a, D: Downstream>(
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
     }
-    if let Some(state) = &mut call.tally.filters {
-        state.chunked = call.response.headers.known(Known::TransferEncoding).is_some();
-    }
     // What the endpoint's `connection` lists passes, as it does through Envoy.
     call.response.headers.remove_hop_by_hop(false);
     // Only a proxy says so, and only to a proxy.
@@ -536,7 +551,7 @@ async fn relay<'a, D: Downstream>(
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
-    let close = call.worker.is_draining() || unfinished;
+    let close = call.worker.ends_connections() || unfinished;
     down.send_head(call.request, call.response, close);
     let mut before = 0;
     if tunnel {

@@ -7,11 +7,20 @@ use crate::{
     route::{self, Asker, Certificate, Choice, Selected},
 };
 
-/// Where a route's redirect leads to.
-pub(super) fn location(call: &Call<'_>, selected: Selected<'_>, redirect: &Redirect) -> Vec<u8> {
+/// Where a route's redirect leads to. Of a rewritten path the log and the answer's headers tell the new one, as in Envoy.
+pub(super) fn location(call: &mut Call<'_>, selected: Selected<'_>, redirect: &Redirect) -> Vec<u8> {
+    if let (None, Some(rewrite)) = (&redirect.path, &redirect.rewrite)
+        && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, call.request.path())
+    {
+        if !call.manager.router.suppress_envoy_headers {
+            let original = call.request.path().to_vec();
+            call.request.headers.set("x-envoy-original-path", &original);
+        }
+        call.request.set_path(&path);
+    }
     let target = call.request.path();
-    let mut path = match (&redirect.path, &redirect.rewrite) {
-        (Some(path), _) => {
+    let mut path = match &redirect.path {
+        Some(path) => {
             let mut path = path.as_bytes().to_vec();
             if !path.contains(&b'?')
                 && let Some(at) = target.iter().position(|&b| b == b'?')
@@ -20,10 +29,7 @@ pub(super) fn location(call: &Call<'_>, selected: Selected<'_>, redirect: &Redir
             }
             path
         }
-        (None, Some(rewrite)) => {
-            route::rewritten_path(rewrite, &selected.route.matches, target).unwrap_or_else(|| target.to_vec())
-        }
-        (None, None) => target.to_vec(),
+        None => target.to_vec(),
     };
     // A query that the redirect brings itself stays.
     if redirect.strip_query && !redirect.path.as_ref().is_some_and(|path| path.contains('?')) {

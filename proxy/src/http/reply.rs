@@ -40,6 +40,8 @@ const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &
 
 /// No virtual host or route matches.
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
+/// Memory runs short.
+pub const OVERLOADED: Reply = reply(503, "envoy overloaded", ResponseFlags::OVERLOAD_MANAGER, "overload");
 /// The virtual host wants TLS.
 pub const NEEDS_TLS: Reply = reply(301, "", ResponseFlags::none(), "direct_response");
 /// The route's cluster does not exist.
@@ -146,10 +148,18 @@ pub fn late(reply: Reply, complete: bool) -> Reply {
 
 /// Answers with a reply. The response is complete; it still has to be flushed.
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
+    // Of a limit the answer itself does not know yet, as in Envoy.
+    if reply.flags != ResponseFlags::RATE_LIMITED {
+        call.tally.flags |= reply.flags;
+    }
+    answer(call, down, reply, close);
+    call.tally.flags |= reply.flags;
+}
+
+fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
     // What a 400 is the answer to may be followed by more of it.
     let untrusted = reply.close || reply.code == 400 && !call.is_http2();
     let close = close || untrusted && !call.manager.stream_error_on_invalid;
-    call.tally.flags |= reply.flags;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
     if let Some(config) = call.manager.local_replies.as_deref() {
@@ -160,12 +170,15 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     if call.request.is_grpc() {
         begin(call, 200);
         of_route(call);
+        call.tally.code = reply.code;
         grpc(call, own.grpc.unwrap_or_else(|| grpc_of_http(reply.code)), body);
         overloaded(call, reply);
         finish(call, down, b"", close);
     } else {
         begin(call, reply.code);
         of_route(call);
+        // What the route changes does not know it yet, what filters change does.
+        call.tally.code = reply.code;
         if reply == ELSEWHERE {
             let path = call.request.path().to_vec();
             call.response.headers.push(b"location", &path);
@@ -183,6 +196,10 @@ pub(super) fn of_route(call: &mut Call<'_>) {
     // A route that would have answered by itself has no say in the answers of others.
     if let Some(selected) = call.tally.selected.filter(|selected| matches!(selected.route.action, Action::Forward(_))) {
         super::edit::for_client(call, selected);
+        if selected.host.attempt_count_in_response && call.tally.attempts > 0 {
+            let count = call.tally.attempts.to_string();
+            call.response.headers.set("x-envoy-attempt-count", count.as_bytes());
+        }
     }
 }
 

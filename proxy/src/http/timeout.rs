@@ -31,7 +31,9 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
                 if !own.is_zero() {
                     own = own.checked_sub(offset).unwrap_or_default();
                 }
-                set_grpc_timeout(request, own);
+                if grpc {
+                    set_grpc_timeout(request, own);
+                }
                 stream = own;
             }
         }

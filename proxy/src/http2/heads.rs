@@ -350,8 +350,11 @@ pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder
         encoder.authority(head.authority(), out);
     }
     write_headers(&head.headers, tls, encoder, out);
-    if let BodyLength::Exact(length) = head.body {
-        write_length(length, encoder, out);
+    match head.body {
+        BodyLength::Exact(length) => write_length(length, encoder, out),
+        // A body of nothing is told where the client told of it.
+        BodyLength::Empty if head.headers.known(Known::ContentLength).is_some() => write_length(0, encoder, out),
+        _ => {}
     }
 }
 

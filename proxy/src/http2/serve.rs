@@ -44,6 +44,8 @@ pub struct Settings {
     pub max_duration: Option<Duration>,
     /// Streams of the connection at most.
     pub max_requests: Option<u32>,
+    /// A malformed request ends the connection, as a client that cannot be understood may be an attack; else its stream alone.
+    pub malformed_ends: bool,
 }
 
 impl From<&HttpManager> for Settings {
@@ -56,6 +58,7 @@ impl From<&HttpManager> for Settings {
             idle_timeout: manager.idle_timeout,
             max_duration: manager.max_connection_duration,
             max_requests: manager.max_requests_per_connection,
+            malformed_ends: !manager.http2.malformed_ends_stream,
         }
     }
 }
@@ -87,6 +90,7 @@ where
         head_bytes: settings.max_head_bytes,
         headers: settings.max_headers,
         connect: options.allow_connect,
+        malformed_ends: settings.malformed_ends,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, Some(Guard::new(allowance)))));
     greet(&mux, &mut io, settings.preface_timeout).await?;

@@ -80,6 +80,7 @@ where
         head_bytes: super::MAX_RESPONSE_HEAD as usize,
         headers: super::MAX_HEADERS,
         connect: false,
+        malformed_ends: false,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Client, limits, None)));
     let state = Rc::new(State { active: Cell::new(0), served: Cell::new(0), idle_since: Cell::new(Instant::now()) });

@@ -189,7 +189,7 @@ async fn open(
     }
     told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
     if proxy.connect_attempts > 1 {
-        told.flags |= ResponseFlags::RETRY_LIMIT;
+        told.flags |= ResponseFlags::CONNECT_ATTEMPTS;
     }
     None
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A set of response flags. The empty set prints as `-`, others as short names joined by commas, in Envoy's order.
+/// A set of response flags. The empty set prints as `-`, others as short names joined by commas, in the order in which Envoy
+/// comes to set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ResponseFlags(u32);
 
@@ -17,16 +18,20 @@ macro_rules! flags {
 }
 
 flags! {
+    /// A configured delay was added.
+    DELAY_INJECTED = 12, "DI", "DelayInjected";
+    /// The limit of a request's retries was reached.
+    RETRY_LIMIT = 4, "URX", "UpstreamRetryLimitExceeded";
+    /// A circuit breaker refused the request (too many connections, requests or waiting requests).
+    UPSTREAM_OVERFLOW = 2, "UO", "UpstreamOverflow";
     /// No healthy upstream host in the cluster.
     NO_HEALTHY_UPSTREAM = 0, "UH", "NoHealthyUpstream";
     /// The upstream could not be connected.
     UPSTREAM_CONNECTION_FAILURE = 1, "UF", "UpstreamConnectionFailure";
-    /// A circuit breaker refused the request (too many connections, requests or waiting requests).
-    UPSTREAM_OVERFLOW = 2, "UO", "UpstreamOverflow";
     /// No route matched, or no filter chain for the connection.
     NO_ROUTE = 3, "NR", "NoRouteFound";
-    /// The retry limit, or for TCP the limit of connection attempts, was reached.
-    RETRY_LIMIT = 4, "URX", "UpstreamRetryLimitExceeded";
+    /// The limit of a TCP connection's attempts was reached.
+    CONNECT_ATTEMPTS = 30, "URX", "UpstreamRetryLimitExceeded";
     /// The route names a cluster that is not there.
     NO_CLUSTER = 5, "NC", "NoClusterFound";
     /// The connection or request ran longer than allowed.
@@ -41,8 +46,6 @@ flags! {
     UPSTREAM_CONNECTION_TERMINATION = 10, "UC", "UpstreamConnectionTermination";
     /// The route's timeout passed.
     UPSTREAM_TIMEOUT = 11, "UT", "UpstreamRequestTimeout";
-    /// A configured delay was added.
-    DELAY_INJECTED = 12, "DI", "DelayInjected";
     /// A configured fault was returned.
     FAULT_INJECTED = 13, "FI", "FaultInjected";
     /// A rate limit refused the request.
@@ -102,7 +105,8 @@ impl ResponseFlags {
 
     /// The flag of a short name, e.g. `UH`.
     pub fn named(short: &str) -> Option<Self> {
-        Self::NAMES.iter().find(|(_, name, _)| *name == short).map(|&(flag, ..)| flag)
+        let all = Self::NAMES.iter().filter(|(_, name, _)| *name == short);
+        all.map(|&(flag, ..)| flag).reduce(|all, flag| all | flag)
     }
 
     /// The set under the long names of its flags.
@@ -168,7 +172,13 @@ mod tests {
 
     #[test]
     fn flags_when_several_are_set_then_print_in_a_fixed_order() {
-        assert_eq!((ResponseFlags::RETRY_LIMIT | ResponseFlags::UPSTREAM_CONNECTION_FAILURE).to_string(), "UF,URX");
+        assert_eq!((ResponseFlags::RETRY_LIMIT | ResponseFlags::UPSTREAM_CONNECTION_FAILURE).to_string(), "URX,UF");
+        assert_eq!(
+            (ResponseFlags::CONNECT_ATTEMPTS | ResponseFlags::UPSTREAM_CONNECTION_FAILURE).to_string(),
+            "UF,URX"
+        );
+        let named = ResponseFlags::named("URX").unwrap();
+        assert!(named.contains(ResponseFlags::RETRY_LIMIT) && named.contains(ResponseFlags::CONNECT_ATTEMPTS));
         assert_eq!(ResponseFlags::none().to_string(), "-");
         assert_eq!(ResponseFlags::NO_ROUTE.long().to_string(), "NoRouteFound");
     }

@@ -366,7 +366,7 @@ impl Shard {
             return;
         }
         let text = labels::label_text(key.reporter, source, destination, service, tail);
-        let meaning = tail.http.map(|(status, grpc)| Meaning::new(key.reporter, status, grpc));
+        let meaning = tail.http.map(|(status, grpc)| Meaning::new(key.reporter, status, grpc, tail.flags));
         let series = match index.by_text.get(&text) {
             Some(kept) => kept.series.clone(),
             None if index.by_text.len() < MAX_SERIES => {

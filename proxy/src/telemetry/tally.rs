@@ -1,5 +1,6 @@
 //! Requests counted without their labels: what a process tells of itself.
 
+use super::flags::ResponseFlags;
 use super::histogram::{BOUNDS, Summed};
 use super::labels::Reporter;
 use super::render::Telemetry;
@@ -12,16 +13,19 @@ use std::sync::PoisonError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Meaning {
     pub(super) reporter: Reporter,
-    /// A status of 5xx, a gRPC status that means the same, or no answer.
+    /// A status of 5xx, a gRPC status that means the same, or no answer to a client that waited for it.
     pub(super) failed: bool,
 }
 
 impl Meaning {
-    /// That of requests with this status (0 when there was none), and with this gRPC status, if they had one.
-    pub(super) fn new(reporter: Reporter, status: u16, grpc: Option<u16>) -> Self {
+    /// That of requests with this status (0 when there was none), with this gRPC status, if they had one, and with these flags. A
+    /// client that gives up before the answer is nobody's failure.
+    pub(super) fn new(reporter: Reporter, status: u16, grpc: Option<u16>, flags: ResponseFlags) -> Self {
+        let given_up = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION | ResponseFlags::DOWNSTREAM_REMOTE_RESET;
+        let unanswered = status == 0 && !flags.intersects(given_up);
         // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and DATA_LOSS: a server's failures, as
         // google.rpc.Code maps them to HTTP.
-        let failed = status == 0 || status >= 500 || matches!(grpc, Some(2 | 4 | 12..=15));
+        let failed = unanswered || status >= 500 || matches!(grpc, Some(2 | 4 | 12..=15));
         Self { reporter, failed }
     }
 }
@@ -136,8 +140,10 @@ mod tests {
 
     #[test]
     fn failures_when_statuses_are_told_are_those_of_servers() {
-        let failed = |status, grpc| Meaning::new(Reporter::Source, status, grpc).failed;
+        let failed = |status, grpc| Meaning::new(Reporter::Source, status, grpc, ResponseFlags::default()).failed;
         assert!(failed(500, None) && failed(503, None) && failed(0, None) && failed(200, Some(14)));
         assert!(!failed(200, None) && !failed(404, None) && !failed(200, Some(0)) && !failed(200, Some(5)));
+        let given_up = ResponseFlags::DOWNSTREAM_REMOTE_RESET;
+        assert!(!Meaning::new(Reporter::Source, 0, None, given_up).failed);
     }
 }

@@ -1,7 +1,7 @@
 //! Accepts connections and hands each to the worker that has the fewest.
 
 use super::{Worker, group::Command};
-use crate::listen;
+use crate::{listen, overload::Action};
 use std::{
     io::ErrorKind,
     net::SocketAddr,
@@ -76,9 +76,16 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener, bound: Soc
     let mut door = Door { worker, bound, peers, limit, reserve: reserve(), told: None };
     let mut short = false;
     loop {
+        while door.worker.sheds(Action::StopConnections) {
+            tokio::time::sleep(PAUSE).await;
+        }
         match listener.accept().await {
             Ok((tcp, _)) => {
                 short = false;
+                if door.worker.sheds(Action::RejectConnections) {
+                    door.warn("memory runs short");
+                    continue;
+                }
                 door.hand_over(tcp);
             }
             // A client that is gone already is no reason to wait; a lack of descriptors is.

@@ -4,7 +4,7 @@ use super::{
     Worker,
     accept::{self, Open, Peer},
 };
-use crate::{config::Root, telemetry::Shard, tls::CredentialStore};
+use crate::{config::Root, overload::Levels, telemetry::Shard, tls::CredentialStore};
 use std::{
     io,
     net::SocketAddr,
@@ -71,6 +71,7 @@ pub(super) enum Command {
     Listen(Vec<ListenSocket>, oneshot::Sender<io::Result<()>>),
     Close(Vec<SocketAddr>, oneshot::Sender<()>),
     StopAccepting(oneshot::Sender<()>),
+    Shed(Levels),
     Drain(oneshot::Sender<()>),
     Resume(oneshot::Sender<()>),
     Stop,
@@ -175,6 +176,7 @@ async fn run(
                 tokio::task::yield_now().await;
                 let _ = done.send(());
             }
+            Command::Shed(levels) => worker.shed(levels),
             Command::Stop => break,
             Command::Resume(done) => {
                 worker.resume();
@@ -276,6 +278,14 @@ impl Workers {
     /// Open connections of clients by worker.
     pub fn connections_by_worker(&self) -> Vec<usize> {
         self.peers.iter().map(|peer| peer.open.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Says how much is to be refused from now on.
+    pub async fn shed(&self, levels: Levels) {
+        for peer in &self.peers {
+            // A worker that has ended refuses everything.
+            peer.commands.send(Command::Shed(levels)).await.ok();
+        }
     }
 
     async fn tell<T>(&self, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<oneshot::Receiver<T>> {

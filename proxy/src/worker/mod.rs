@@ -18,6 +18,7 @@ use crate::{
     balance::Rng,
     config::Root,
     listen::Place,
+    overload::{self, Levels},
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
     tls::{Connector, CredentialStore, Pace},
 };
@@ -68,6 +69,7 @@ pub struct Worker {
     workers: u32,
     root: RefCell<Rc<WorkerRoot>>,
     draining: Cell<Option<Instant>>,
+    levels: Cell<Levels>,
     /// When a listener last went; while none has, no connection has to look for its own.
     listeners_gone: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
@@ -100,6 +102,7 @@ impl Worker {
             workers,
             root: RefCell::new(root),
             draining: Cell::new(None),
+            levels: Cell::default(),
             listeners_gone: Cell::new(None),
             wakers: RefCell::default(),
             next_waker: Cell::new(0),
@@ -149,6 +152,25 @@ impl Worker {
     /// Whether connections should end when they can.
     pub fn is_draining(&self) -> bool {
         self.draining.get().is_some()
+    }
+
+    /// Whether a connection should end with the answer that it is about to carry: draining, or to save memory.
+    pub fn ends_connections(&self) -> bool {
+        self.is_draining() || self.sheds(overload::Action::NoKeepAlive)
+    }
+
+    /// Notes how much is to be refused from now on.
+    pub fn shed(&self, levels: Levels) {
+        self.levels.set(levels);
+    }
+
+    /// Whether an action that saves memory is taken now; one that is taken for a share falls by chance.
+    pub fn sheds(&self, action: overload::Action) -> bool {
+        match self.levels.get().of(action) {
+            0 => false,
+            Levels::WHOLE => true,
+            level => self.rng.below(u64::from(Levels::WHOLE)) < u64::from(level),
+        }
     }
 
     /// Since when connections should end when they can.

@@ -227,6 +227,10 @@ fn path(protocol: Protocol, only: Option<Kind>) -> &'static str {
             "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
             "/envoy.service.route.v3.RouteDiscoveryService/DeltaRoutes",
         ),
+        Some(Kind::Extension) => (
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs",
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs",
+        ),
     };
     match protocol {
         Protocol::StateOfTheWorld => whole,

@@ -94,7 +94,6 @@ fn census(
     replica_has: impl Fn(&ReplicaTrust) -> bool,
 ) -> Census {
     let mut census = Census::default();
-    let selector = names::control_plane_selector(name);
     for (key, pod) in observed.pods.iter().filter(|(_, pod)| runs(pod, observed)) {
         if has_sidecar(name, pod) {
             census.pods += 1;
@@ -106,9 +105,7 @@ fn census(
             } else if !reports.all(&pod_has) {
                 census.lacking.push((key.clone(), "not yet"));
             }
-        } else if key.namespace == install.spec.system_namespace()
-            && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
-        {
+        } else if key.namespace == install.spec.system_namespace() && names::is_control_plane(name, pod.labels()) {
             match observed.replicas.get(&pod.uid().unwrap_or_default()) {
                 None => census.replicas.push((key.clone(), "it is not heard")),
                 Some(replica) if replica.signer.is_empty() => {

@@ -24,11 +24,10 @@ pub(super) fn on_request<'a>(
 ) -> Option<Asked<'a>> {
     let mut lines = call.request.headers.values("accept-encoding").peekable();
     let accepts = lines.peek().is_some().then(|| lines.collect::<Vec<_>>().join(&b","[..]).into());
-    let chunked = !call.is_http2() && call.request.body == BodyLength::Unknown;
     if let Some(wanted) = compressor.requests.as_ref().filter(|wanted| wanted.enabled)
         && !call.request.wants_tunnel()
         && call.request.body != BodyLength::Empty
-        && long_enough(wanted, call.request.body, chunked)
+        && long_enough(wanted, call.request.body)
         && has_type(wanted, &call.request.headers)
         && call.request.headers.get("content-encoding").is_none()
         && let Some(recode) = compress(call.tally.filters().recode_request.take(), compressor)
@@ -58,14 +57,14 @@ pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
     let Asked { compressor, accepts, enabled } = asked;
     let (wanted, headers) = (&compressor.responses, &call.response.headers);
     let body = call.response.body;
-    let promised = match (headers.known(Known::ContentLength), body) {
-        // An answer to HEAD tells what a GET would get.
-        (Some(length), BodyLength::Empty) => number(length).map_or(body, BodyLength::Exact),
-        _ => body,
+    // An answer to HEAD tells what a GET would get. What says nothing of its length may be of any, even of none.
+    let long_enough = match (headers.known(Known::ContentLength), body) {
+        (Some(length), _) => number(length).is_some_and(|length| length >= wanted.min_length),
+        (None, BodyLength::Exact(length)) => length >= wanted.min_length,
+        (None, _) => true,
     };
-    let chunked = call.tally.filters().chunked;
     let compressible = *enabled
-        && long_enough(wanted, promised, chunked)
+        && long_enough
         && body != BodyLength::Tunnel
         && has_type(wanted, headers)
         && !says_no_transform(headers)
@@ -120,10 +119,10 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn long_enough(wanted: &Compressible, body: BodyLength, chunked: bool) -> bool {
+fn long_enough(wanted: &Compressible, body: BodyLength) -> bool {
     match body {
         BodyLength::Exact(length) => length >= wanted.min_length,
-        BodyLength::Unknown => chunked,
+        BodyLength::Unknown => true,
         BodyLength::Empty | BodyLength::Tunnel => false,
     }
 }

@@ -12,9 +12,9 @@ mod rbac;
 
 pub(super) use fault::ActiveFault;
 
-use super::{body::Downstream, call::Call, edit, pipeline::Stop, recode::Recode, reply::Reply};
+use super::{body::Downstream, call::Call, edit, pipeline::Stop, pump::RequestPump, recode::Recode, reply::Reply};
 use crate::{
-    config::{Decompressor, FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
+    config::{Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
     route::{self, Selected},
     telemetry::ResponseFlags,
 };
@@ -35,8 +35,6 @@ pub struct State<'a> {
     pub(super) recode_request: Option<Box<Recode>>,
     /// What is done to the response's body.
     pub(super) recode_response: Option<Box<Recode>>,
-    /// The response came in chunks.
-    pub(super) chunked: bool,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
 }
@@ -67,6 +65,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
     call: &mut Call<'a>,
     down: &mut D,
     selected: Option<Selected<'a>>,
+    body: &mut RequestPump,
 ) -> Result<(), Stop> {
     let mut stopped = Ok(());
     for entry in &call.manager.filters {
@@ -76,7 +75,16 @@ pub(super) async fn on_request<'a, D: Downstream>(
         }
         // A filter that answers by itself ends the way; those behind it still see the answer.
         let passed = match stopped {
-            Ok(()) => pass(call, down, selected, entry, setting).await,
+            Ok(()) => {
+                let passed = pass(call, down, selected, entry, setting).await;
+                // Those behind a filter that wants the whole body see the request when it is there; what compresses it, before.
+                match (&entry.filter, passed) {
+                    (HttpFilter::Buffer(_), Ok(())) if !recodes_requests(call) => {
+                        super::pipeline::wait_for_body(call, down, body).await
+                    }
+                    (_, passed) => passed,
+                }
+            }
             Err(_) => Ok(()),
         };
         if let HttpFilter::HeaderMutation(own) = &entry.filter {
@@ -87,6 +95,15 @@ pub(super) async fn on_request<'a, D: Downstream>(
         }
     }
     stopped
+}
+
+/// Whether a filter of the chain changes the bodies of requests.
+fn recodes_requests(call: &Call<'_>) -> bool {
+    call.manager.filters.iter().any(|entry| match &entry.filter {
+        HttpFilter::Compressor(compressor) => compressor.requests.is_some(),
+        HttpFilter::Decompressor(_) => true,
+        _ => false,
+    })
 }
 
 async fn pass<'a, D: Downstream>(
@@ -104,7 +121,13 @@ async fn pass<'a, D: Downstream>(
             };
             fault::pass(call, down, own, used, selected).await
         }
-        (HttpFilter::Cors, _) => cors::pass(call, settings(call, selected), &entry.name),
+        // Routes that answer by themselves have no say in this, as in Envoy.
+        (HttpFilter::Cors, _) => {
+            match selected.is_none_or(|selected| matches!(selected.route.action, Action::Forward(_))) {
+                true => cors::pass(call, settings(call, selected), &entry.name),
+                false => Ok(()),
+            }
+        }
         (HttpFilter::Rbac(own), setting) => match setting {
             Some(FilterSetting::Rbac(None)) => Ok(()),
             Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route),
@@ -138,6 +161,8 @@ async fn pass<'a, D: Downstream>(
                     true => (503, ResponseFlags::none()),
                     false => (200, ResponseFlags::none()),
                 };
+                let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
+                call.tally.filters().steps.push(Step::Add(vec![cluster]));
                 return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
             }
             Ok(())
@@ -159,6 +184,10 @@ async fn pass<'a, D: Downstream>(
             Ok(())
         }
         (HttpFilter::GrpcStats, _) => Ok(()),
+        (HttpFilter::Missing, _) => {
+            let flags = ResponseFlags::NO_FILTER_CONFIG;
+            Err(Reply { code: 500, body: "", flags, details: "", close: false }.into())
+        }
     }
 }
 

@@ -208,7 +208,7 @@ fn connection_end(worker: &Worker, manager: &HttpManager) -> Option<Instant> {
 /// What a client is told whose request was not understood.
 fn refusal(error: HeadError) -> Reply {
     let details = match error {
-        HeadError::Malformed(_) | HeadError::Expectation => "http1.codec_error",
+        HeadError::Malformed(_) => "http1.codec_error",
         HeadError::Framing(_) => "http1.content_length_and_chunked_not_allowed",
         HeadError::Coding => "http1.invalid_transfer_encoding",
         HeadError::Version => "low_version",

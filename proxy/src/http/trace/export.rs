@@ -9,7 +9,7 @@ use super::super::{
     head::{BodyLength, RequestHead, ResponseHead},
     upstream::Up,
 };
-use super::otlp;
+use super::{otlp, span::Span, zipkin};
 use crate::{
     balance::PickContext,
     config::{HeaderText, Priority, SpanTransport, Tracer},
@@ -46,7 +46,7 @@ thread_local! {
 }
 
 /// Adds a span.
-pub(super) fn add(worker: &Rc<Worker>, tracer: &Arc<Tracer>, span: &otlp::Span<'_>) {
+pub(super) fn add(worker: &Rc<Worker>, tracer: &Arc<Tracer>, span: &Span<'_>) {
     let begun = QUEUES.with_borrow_mut(|queues| {
         let at = queues.iter().position(|queue| Arc::ptr_eq(&queue.tracer, tracer));
         let begun = at.is_none();
@@ -59,7 +59,10 @@ pub(super) fn add(worker: &Rc<Worker>, tracer: &Arc<Tracer>, span: &otlp::Span<'
         if queue.count >= tracer.max_waiting {
             worker.shard.spans(0, 1);
         } else {
-            otlp::span(span, &mut queue.spans);
+            match &tracer.zipkin {
+                Some(zipkin) => zipkin::span(span, tracer, zipkin, &mut queue.spans),
+                None => otlp::span(span, &mut queue.spans),
+            }
             queue.count += 1;
             if queue.count >= BATCH {
                 queue.full.notify_one();
@@ -97,7 +100,11 @@ async fn run(worker: Rc<Worker>, tracer: Arc<Tracer>) {
         if count == 0 {
             return;
         }
-        let sent = tokio::time::timeout(tracer.timeout, send(&worker, &tracer, otlp::request(&tracer, &spans))).await;
+        let message = match &tracer.zipkin {
+            Some(zipkin) => zipkin::request(zipkin, &spans),
+            None => otlp::request(&tracer, &spans),
+        };
+        let sent = tokio::time::timeout(tracer.timeout, send(&worker, &tracer, message)).await;
         let sent = matches!(sent, Ok(Some(true)));
         if !sent {
             tracing::debug!(count, service = %tracer.service, "spans could not be sent, and are lost");
@@ -124,8 +131,11 @@ fn head(tracer: &Tracer, length: u64) -> RequestHead {
         SpanTransport::Http { authority, path, headers } => {
             head.set_path(path.as_bytes());
             head.set_authority(authority.as_bytes());
-            head.headers.push(b"content-type", b"application/x-protobuf");
-            head.headers.push(b"user-agent", b"OTel-OTLP-Exporter-Leno");
+            let json = tracer.zipkin.as_ref().is_some_and(|zipkin| !zipkin.protobuf);
+            head.headers.push(b"content-type", if json { b"application/json" } else { b"application/x-protobuf" });
+            if tracer.zipkin.is_none() {
+                head.headers.push(b"user-agent", b"OTel-OTLP-Exporter-Leno");
+            }
             for op in headers {
                 use crate::config::HeaderOp as Op;
                 if let Op::Set(_, text) | Op::Append(_, text) | Op::AddIfAbsent(_, text) | Op::SetIfPresent(_, text) =

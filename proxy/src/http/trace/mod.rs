@@ -1,24 +1,27 @@
-//! Traces: whether a request is traced, what its endpoint is told about it, and the spans that tell of it, as Envoy's tracer for
-//! OpenTelemetry makes them.
+//! Traces: whether a request is traced, what its endpoint is told about it, and the spans that tell of it, as Envoy's tracers for
+//! OpenTelemetry and Zipkin make them.
 //!
 //! Nothing of this is done, and nothing is kept, where the manager has no `tracing`.
 
+mod b3;
 mod context;
 mod export;
 mod otlp;
+mod span;
+mod zipkin;
 
 use super::{
     call::Call,
     headers::{Headers, Known},
 };
 use crate::{
-    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing},
+    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin},
     pool::Host,
     route::Selected,
     telemetry::{LogFormat, logfilter::leading},
 };
 use context::Context;
-use otlp::Kind;
+use span::{Kind, Span};
 use std::{
     borrow::Cow,
     net::SocketAddr,
@@ -35,6 +38,8 @@ pub struct Trace {
     tracer: Arc<Tracer>,
     context: Context,
     parent: Option<u64>,
+    /// The parent is another process's.
+    remote: bool,
     state: Vec<u8>,
     name: String,
     /// The tag of the trace that its client wants to know it by.
@@ -75,22 +80,16 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
     let traced = decide(call, tracing, sampling);
     call.tally.traced = traced;
     let Some(tracer) = &tracing.tracer else { return };
-    let headers = &call.request.headers;
-    let parent = match headers.get("traceparent") {
-        None => None,
-        // What is malformed is passed on as it is, and no span is made.
-        Some(value) => match Context::parse(value) {
-            Some(parent) => Some(parent),
-            None => return,
-        },
+    let placed = match &tracer.zipkin {
+        None => place(call, tracer, traced),
+        Some(zipkin) => place_b3(call, zipkin, tracing, traced),
     };
-    let rng = &call.worker.rng;
-    let trace = parent.map_or_else(|| (u128::from(rng.next()) << 64) | u128::from(rng.next()), |parent| parent.trace);
-    let sampled = sample(&tracer.sampler, trace, parent, traced);
-    let context = Context { trace, span: rng.next(), sampled };
-    let state = parent.and_then(|_| headers.get("tracestate")).unwrap_or_default().to_vec();
+    // What is malformed is passed on as it is, and no span is made.
+    let Some(Placed { context, parent, remote, state }) = placed else { return };
+    let authority = String::from_utf8_lossy(call.request.authority());
     let mut name = match tracing.egress {
-        true => format!("egress {}", String::from_utf8_lossy(call.request.authority())),
+        _ if tracer.zipkin.is_some() => authority.into_owned(),
+        true => format!("egress {authority}"),
         false => "ingress".to_owned(),
     };
     let operation = route.and_then(|route| route.operation.as_ref()).or(tracing.operation.as_ref());
@@ -118,15 +117,81 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
     let client_id = call.request.headers.get("x-client-trace-id").map(<[u8]>::to_vec);
     call.tally.trace = Some(Box::new(Trace {
         tracer: tracer.clone(),
-        ids: (format!("{trace:032x}"), format!("{:016x}", context.span)),
+        ids: (trace_id(tracer, context.trace), format!("{:016x}", context.span)),
         context,
-        parent: parent.map(|parent| parent.span),
+        parent,
+        remote,
         state,
         name,
         client_id,
         decorated,
         child: None,
     }));
+}
+
+/// Where the span of a request belongs.
+struct Placed {
+    context: Context,
+    parent: Option<u64>,
+    remote: bool,
+    state: Vec<u8>,
+}
+
+/// By the headers of W3C; `None` when they are malformed.
+fn place(call: &Call<'_>, tracer: &Tracer, traced: bool) -> Option<Placed> {
+    let headers = &call.request.headers;
+    let parent = match headers.get("traceparent") {
+        None => None,
+        Some(value) => Some(Context::parse(value)?),
+    };
+    let rng = &call.worker.rng;
+    let trace = parent.map_or_else(|| (u128::from(rng.next()) << 64) | u128::from(rng.next()), |parent| parent.trace);
+    let sampled = sample(&tracer.sampler, trace, parent, traced);
+    Some(Placed {
+        context: Context { trace, span: rng.next(), sampled },
+        parent: parent.map(|parent| parent.span),
+        remote: parent.is_some(),
+        state: parent.and_then(|_| headers.get("tracestate")).unwrap_or_default().to_vec(),
+    })
+}
+
+/// By the headers of Zipkin; `None` when they are malformed. A server may share its client's span.
+fn place_b3(call: &Call<'_>, zipkin: &Zipkin, tracing: &Tracing, traced: bool) -> Option<Placed> {
+    let told = b3::read(&call.request.headers, zipkin.w3c).ok()?;
+    let rng = &call.worker.rng;
+    let (id, sampled) = (rng.next(), told.sampled.unwrap_or(traced));
+    let (context, parent) = match told.parent {
+        None => {
+            let stamped = |random: u64| if zipkin.stamped { seconds() << 32 | random & 0xffff_ffff } else { random };
+            let trace = match zipkin.wide {
+                true => u128::from(stamped(rng.next())) << 64 | u128::from(id),
+                false => u128::from(stamped(id)),
+            };
+            (Context { trace, span: id, sampled }, None)
+        }
+        Some(b3::Parent { trace, span, parent }) if zipkin.shared && own_kind(tracing) == Kind::Server => {
+            (Context { trace, span, sampled }, parent)
+        }
+        Some(b3::Parent { trace, span, parent: _ }) => (Context { trace, span: id, sampled }, Some(span)),
+    };
+    Some(Placed { context, parent, remote: told.parent.is_some(), state: Vec::new() })
+}
+
+/// Since 1970.
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Whose side the request's own span shows.
+fn own_kind(tracing: &Tracing) -> Kind {
+    let zipkin = tracing.tracer.as_ref().and_then(|tracer| tracer.zipkin.as_ref());
+    let hop = tracing.spawn_upstream || zipkin.is_some_and(|zipkin| zipkin.split);
+    if tracing.egress && !hop { Kind::Client } else { Kind::Server }
+}
+
+/// A trace's id in hexadecimal.
+fn trace_id(tracer: &Tracer, trace: u128) -> String {
+    if tracer.zipkin.is_some() { b3::trace_id(trace) } else { format!("{trace:032x}") }
 }
 
 /// Whether a request is traced; its id is marked with the reason.
@@ -186,10 +251,10 @@ pub(super) fn on_attempt(call: &mut Call<'_>, host: &Host, attempt: u32) {
     let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref_mut()) else {
         return;
     };
-    let mut told = trace.context;
+    let (mut told, mut parent) = (trace.context, trace.parent);
     if tracing.spawn_upstream {
         let id = call.worker.rng.next();
-        told.span = id;
+        parent = Some(std::mem::replace(&mut told.span, id));
         let child = Child { id, start: Instant::now(), host: host.address(), attempt };
         if let Some(before) = trace.child.replace(child) {
             let status = call.response.status;
@@ -198,8 +263,17 @@ pub(super) fn on_attempt(call: &mut Call<'_>, host: &Host, attempt: u32) {
     }
     if !tracing.keep_context {
         let Some(trace) = &call.tally.trace else { return };
-        call.request.headers.set("traceparent", told.to_header().as_bytes());
-        call.request.headers.set("tracestate", &trace.state);
+        let headers = &mut call.request.headers;
+        let zipkin = trace.tracer.zipkin.as_ref();
+        if zipkin.is_some() {
+            b3::write(headers, told, parent);
+        }
+        if zipkin.is_none_or(|zipkin| zipkin.w3c) {
+            headers.set("traceparent", told.to_header().as_bytes());
+        }
+        if zipkin.is_none() {
+            headers.set("tracestate", &trace.state);
+        }
     }
 }
 
@@ -270,16 +344,15 @@ pub(super) fn end(call: &Call<'_>) {
             tags.push((&tag.name, value.into_owned()));
         }
     }
-    let kind = if tracing.egress && !tracing.spawn_upstream { Kind::Client } else { Kind::Server };
     let (start, end) = times(call, tally.start);
-    let span = otlp::Span {
+    let span = Span {
         trace: trace.context.trace,
         id: trace.context.span,
         parent: trace.parent,
-        remote: trace.parent.is_some(),
+        remote: trace.remote,
         state: &trace.state,
         name: &trace.name,
-        kind,
+        kind: own_kind(tracing),
         start,
         end,
         tags: &tags,
@@ -348,7 +421,7 @@ fn end_child(call: &Call<'_>, tracing: &Tracing, child: &Child, code: u16) {
     }
     let failed = common_tags(call, code, &mut tags);
     let (start, end) = times(call, child.start);
-    let span = otlp::Span {
+    let span = Span {
         trace: trace.context.trace,
         id: child.id,
         parent: Some(trace.context.span),

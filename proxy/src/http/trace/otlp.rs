@@ -1,9 +1,10 @@
 //! Spans in the form of OTLP (opentelemetry-proto 1.x, `trace/v1/trace.proto`), written as protocol buffers at once.
 
+use super::span::{Kind, Span};
 use crate::config::Tracer;
 
 /// Appends fields of protocol buffers.
-struct Writer<'a>(&'a mut Vec<u8>);
+pub(super) struct Writer<'a>(pub(super) &'a mut Vec<u8>);
 
 impl Writer<'_> {
     fn varint(&mut self, mut value: u64) {
@@ -14,14 +15,14 @@ impl Writer<'_> {
         self.0.push(value as u8);
     }
 
-    fn number(&mut self, field: u32, value: u64) {
+    pub(super) fn number(&mut self, field: u32, value: u64) {
         if value != 0 {
             self.varint(u64::from(field << 3));
             self.varint(value);
         }
     }
 
-    fn fixed64(&mut self, field: u32, value: u64) {
+    pub(super) fn fixed64(&mut self, field: u32, value: u64) {
         self.varint(u64::from(field << 3 | 1));
         self.0.extend_from_slice(&value.to_le_bytes());
     }
@@ -31,14 +32,14 @@ impl Writer<'_> {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    fn bytes(&mut self, field: u32, value: &[u8]) {
+    pub(super) fn bytes(&mut self, field: u32, value: &[u8]) {
         self.varint(u64::from(field << 3 | 2));
         self.varint(value.len() as u64);
         self.0.extend_from_slice(value);
     }
 
     /// A message, of which the length is known when it has been written.
-    fn message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
+    pub(super) fn message(&mut self, field: u32, write: impl FnOnce(&mut Writer<'_>)) {
         let mut inner = Vec::new();
         write(&mut Writer(&mut inner));
         self.bytes(field, &inner);
@@ -54,30 +55,6 @@ impl Writer<'_> {
     }
 }
 
-/// Whose side a span shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Server = 2,
-    Client = 3,
-}
-
-/// A span that has ended.
-pub(super) struct Span<'a> {
-    pub(super) trace: u128,
-    pub(super) id: u64,
-    pub(super) parent: Option<u64>,
-    /// The parent is another process's.
-    pub(super) remote: bool,
-    pub(super) state: &'a [u8],
-    pub(super) name: &'a str,
-    pub(super) kind: Kind,
-    /// Nanoseconds since 1970.
-    pub(super) start: u64,
-    pub(super) end: u64,
-    pub(super) tags: &'a [(&'a str, Vec<u8>)],
-    pub(super) failed: bool,
-}
-
 /// Appends a span as a field of `ScopeSpans`.
 pub(super) fn span(span: &Span<'_>, out: &mut Vec<u8>) {
     Writer(out).message(2, |out| {
@@ -90,7 +67,11 @@ pub(super) fn span(span: &Span<'_>, out: &mut Vec<u8>) {
             out.bytes(4, &parent.to_be_bytes());
         }
         out.bytes(5, span.name.as_bytes());
-        out.number(6, span.kind as u64);
+        let kind = match span.kind {
+            Kind::Server => 2,
+            Kind::Client => 3,
+        };
+        out.number(6, kind);
         out.fixed64(7, span.start);
         out.fixed64(8, span.end);
         for (name, value) in span.tags {

@@ -49,6 +49,8 @@ pub(super) struct Limits {
     pub(super) headers: usize,
     /// Whether a client may ask for tunnels of other protocols (extended CONNECT, RFC 8441).
     pub(super) connect: bool,
+    /// Whether a malformed request (RFC 9113, section 8.1.1) ends the connection, and not its stream alone.
+    pub(super) malformed_ends: bool,
 }
 
 /// Which side we are.

@@ -158,7 +158,7 @@ impl Mux {
         };
         if let Some((code, what)) = wrong {
             self.give_back(None, length);
-            return self.stream_fault(key, code, what);
+            return self.wrong(key, code, what);
         }
         if let Some(promised) = &mut stream.promised {
             *promised -= data.len() as u64;
@@ -263,6 +263,7 @@ impl Mux {
                 self.incoming.push_back(Incoming { key, head });
                 Ok(())
             }
+            Err(()) if self.limits.malformed_ends => fault(Code::PROTOCOL_ERROR, "a malformed request"),
             _ => {
                 self.refuse(id, Code::PROTOCOL_ERROR);
                 self.count_fault()
@@ -335,7 +336,7 @@ impl Mux {
             None
         };
         if let Some((code, what)) = wrong {
-            return self.stream_fault(key, code, what);
+            return self.wrong(key, code, what);
         }
         stream.ended = true;
         stream.trailers = Some(trailers).filter(|trailers| !trailers.is_empty());
@@ -544,6 +545,14 @@ impl Mux {
             stream.wake();
         }
         self.count_fault()
+    }
+
+    /// The peer broke the rules in one stream; if that made a message malformed, that may end the whole connection.
+    fn wrong(&mut self, key: Key, code: Code, what: &'static str) -> Result {
+        match code {
+            Code::PROTOCOL_ERROR if self.limits.malformed_ends => fault(code, what),
+            code => self.stream_fault(key, code, what),
+        }
     }
 
     /// A peer that makes us reset one stream after the other is told to go ("MadeYouReset").

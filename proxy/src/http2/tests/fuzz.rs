@@ -22,6 +22,7 @@ const LIMITS: Limits = Limits {
     head_bytes: 8192,
     headers: 20,
     connect: true,
+    malformed_ends: false,
 };
 
 fn mux(role: Role) -> Mux {

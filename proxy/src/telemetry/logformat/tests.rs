@@ -179,7 +179,7 @@ fn operators_when_everything_is_known_then_each_says_its_own() {
     for (format, wanted) in [
         ("%START_TIME(%s.%3f)%", "1700000000.123"),
         ("%START_TIME(%Y/%m/%dT%H:%M:%S%z %a %b %j)%", "2023/11/14T22:13:20+0000 Tue Nov 318"),
-        ("%RESPONSE_FLAGS_LONG%", "UpstreamConnectionFailure,UpstreamRetryLimitExceeded"),
+        ("%RESPONSE_FLAGS_LONG%", "UpstreamRetryLimitExceeded,UpstreamConnectionFailure"),
         ("%RESPONSE_CODE_DETAILS%|%RESPONSE_CODE_DETAILS(ALLOW_WHITESPACES)%", "a_b|a b"),
         ("%PATH%|%PATH(NQ)%|%PATH(WQ:PATH):4%|%PATH(NQ:PATH)%", "/before?x=1|/before|/now|/now"),
         ("%QUERY_PARAM(a)%|%QUERY_PARAM(d)%|%QUERY_PARAM(e)%|%QUERY_PARAMS%", "b c||-|a=b%20c&d"),

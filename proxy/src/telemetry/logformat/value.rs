@@ -2,7 +2,7 @@
 
 use super::operator::{Certificate, End, Field, GrpcForm, Moment, Operator, Origin, Owner, Part, Unit, network};
 use super::{MAX_VALUE_BYTES, Sink};
-use crate::telemetry::{HeaderLookup, LogEntry};
+use crate::telemetry::{HeaderLookup, LogEntry, grpc_of_http};
 use crate::tls::facts::{CertificateFacts, hex, url_pem};
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
@@ -90,7 +90,11 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         },
         Operator::UniqueId => unique(out),
         Operator::Hostname => own(Some(super::hostname()).filter(|name| !name.is_empty()), out),
-        Operator::GrpcStatus(form) => grpc_status(entry.grpc_status.filter(|_| entry.grpc), *form, out),
+        Operator::GrpcStatus(form) => {
+            // Where nobody has said one, the status of HTTP stands for it.
+            let status = entry.grpc_status.or_else(|| (entry.code != 0).then(|| grpc_of_http(entry.code)));
+            grpc_status(status.filter(|_| entry.grpc), *form, out)
+        }
         Operator::Certificate(owner, part) => certificate(*owner, part, entry, out),
         Operator::TlsVersion => own(entry.tls.map(|tls| tls.version), out),
         Operator::TlsCipher => own(entry.tls.map(|tls| tls.cipher), out),

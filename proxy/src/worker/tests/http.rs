@@ -175,7 +175,20 @@ fn client_when_it_expects_continue_then_it_is_told_and_the_header_ends_here() {
     assert_eq!(client.head().unwrap().head, "HTTP/1.1 100 Continue");
     client.send(b"hello");
     assert_eq!(client.message(false).unwrap().body, "hello");
-    assert_eq!(client.ask("POST / HTTP/1.1\r\nhost: t\r\nexpect: nonsense\r\ncontent-length: 0\r\n\r\n").status(), 417);
+}
+
+#[test]
+fn client_when_it_expects_something_else_then_that_is_for_the_endpoint_to_say() {
+    let backend = Backend::http(|request| match request.header("expect") {
+        Some("something") => "HTTP/1.1 417 Expectation Failed\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        other => panic!("it is told to meet {other:?}"),
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let mut client = proxy.client();
+    assert_eq!(
+        client.ask("POST / HTTP/1.1\r\nhost: t\r\nexpect: something\r\ncontent-length: 0\r\n\r\n").status(),
+        417
+    );
 }
 
 #[test]

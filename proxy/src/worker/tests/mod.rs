@@ -15,6 +15,7 @@ mod statistics;
 mod tcp;
 mod tls;
 mod traces;
+mod traces_b3;
 mod tunnels;
 mod upstreams;
 

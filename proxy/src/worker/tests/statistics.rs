@@ -19,6 +19,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
             let view = View {
                 state: Arc::new(Mutex::new(State::new(""))),
                 telemetry,
+                overload: Arc::default(),
                 store: CredentialStore::new(),
                 connection: tokio::sync::watch::channel(Default::default()).1,
                 health,
@@ -27,6 +28,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 pod: None,
                 node: "n".to_owned(),
                 begun: Instant::now(),
+                reset: Arc::default(),
             };
             let stop = tokio_util::sync::CancellationToken::new();
             admin::serve_at(listener, &view, &stop).unwrap();
@@ -77,6 +79,15 @@ fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
     let wanted =
         "envoy_cluster_upstream_rq_xx{envoy_response_code_class=\"5\",envoy_cluster_name=\"outbound|80||test\"} 1";
     assert!(scraped.contains(wanted), "{scraped}");
+    assert_eq!(ask(at, "POST", "/reset_counters").status(), 200);
+    client.ask(&get("/"));
+    let page = ask(at, "GET", "/stats").body;
+    assert!(page.contains("http.http.downstream_rq_total: 1\n") && page.contains("downstream_cx_active: 1"), "{page}");
+    assert!(
+        ask(at, "GET", "/stats/prometheus")
+            .body
+            .contains("downstream_rq_total{envoy_http_conn_manager_prefix=\"http\"} 4")
+    );
     drop(client);
     eventually("the connection gone", || ask(at, "GET", "/stats").body.contains("downstream_cx_active: 0"));
 }
@@ -114,7 +125,7 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
     }
     for (method, path, status) in [
         ("POST", "/cpuprofiler?enable=y", 501),
-        ("POST", "/reset_counters", 501),
+        ("POST", "/reset_counters", 200),
         ("POST", "/logging?level=loud", 400),
         ("POST", "/quitquitquit", 200),
         ("GET", "/config_dump?resource=foo", 404),

@@ -127,7 +127,7 @@ fn spans(seen: &Seen) -> Vec<proto::Span> {
     scopes.flat_map(|scope| scope.spans.clone()).collect()
 }
 
-fn listener(tracing: Value) -> Value {
+pub(super) fn listener(tracing: Value) -> Value {
     let manager = filter(
         "http_connection_manager.v3.HttpConnectionManager",
         json!({
@@ -164,7 +164,7 @@ fn clusters(backend: &Backend, collector: SocketAddr) -> Vec<Value> {
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
 
-fn told<'m>(answer: &'m Message, name: &str) -> Option<&'m str> {
+pub(super) fn told<'m>(answer: &'m Message, name: &str) -> Option<&'m str> {
     answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 

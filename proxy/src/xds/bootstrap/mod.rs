@@ -8,6 +8,7 @@
 #![allow(deprecated)]
 
 mod dynamic;
+mod overload;
 mod runtime;
 
 pub use dynamic::Dynamic;
@@ -17,6 +18,7 @@ use super::convert::common::address;
 use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::management::Server;
 use super::state::Kind;
+use crate::overload::Overload;
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
@@ -70,6 +72,8 @@ pub struct Bootstrap {
     pub admin: Option<SocketAddr>,
     /// Values by which runtime fractions may be changed.
     pub runtime: Layers,
+    /// What is done when memory runs short; none leaves it to this proxy.
+    pub overload: Option<Overload>,
 }
 
 impl Bootstrap {
@@ -139,7 +143,6 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         flags_path,
         stats_sinks,
         tracing,
-        overload_manager,
         header_prefix,
         use_tcp_for_dns_lookups,
         dns_resolution_config,
@@ -166,6 +169,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         dynamic,
         resources: resources(static_resources),
         admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
+        overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
         runtime: Layers::new(layered_runtime).within("layered_runtime")?,
     })
 }
@@ -263,6 +267,16 @@ mod tests {
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
             ("admin: {access_log_path: /tmp/log}", "field `admin.access_log_path`"),
             ("static_resuorces: {}", "static_resuorces"),
+            ("overload_manager: {loadshed_points: [{name: x}]}", "field `overload_manager.loadshed_points`"),
+            (
+                "overload_manager: {actions: [{name: envoy.overload_actions.reduce_timeouts}]}",
+                "field `overload_manager.actions[0].name`",
+            ),
+            (
+                "overload_manager: {actions: [{name: envoy.overload_actions.shrink_heap, \
+                 triggers: [{name: heap, threshold: {value: 0.5}}]}]}",
+                "field `overload_manager.actions[0].triggers[0].name`",
+            ),
             ("a: [", "neither YAML nor JSON"),
         ];
         for (text, wanted) in cases {

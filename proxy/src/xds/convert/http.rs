@@ -3,6 +3,7 @@
 use super::access_log::access_logs;
 use super::common::{maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
+use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
@@ -25,7 +26,6 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_xds::envoy::r#type::v3::Percent;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,14 +35,14 @@ const SERVER_NAME: &str = "leno";
 /// Finds a route table by its resource's name; `None` while it has not come.
 pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
 
-/// A connection manager. Names of route configurations that it takes from the stream are added to `wanted`; where one
-/// has not come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
+/// A connection manager. What it takes from the stream by name is added to `found`; where a route configuration has not
+/// come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
 pub fn manager(
     context: &mut Context,
     value: HttpConnectionManager,
     (direction, egress): (Direction, bool),
     tables: Tables<'_>,
-    wanted: &mut BTreeSet<String>,
+    found: &mut Found,
 ) -> Converted<HttpManager> {
     let HttpConnectionManager {
         codec_type,
@@ -177,7 +177,7 @@ pub fn manager(
     };
     let local_replies =
         local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
-    let (filters, router) = filter::chain(context, http_filters)?;
+    let (filters, router) = filter::chain(context, http_filters, &mut found.extensions)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {
@@ -186,7 +186,7 @@ pub fn manager(
             let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
             asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
-            wanted.insert(route_config_name);
+            found.routes.insert(route_config_name);
             table
         }
         Some(RouteSpecifier::RouteConfig(value)) => Arc::new(route::table(context, value).within("route_config")?),
@@ -199,6 +199,13 @@ pub fn manager(
     let options = http_protocol_options.unwrap_or_default();
     let (accept_http_10, default_host) = (options.accept_http_10, options.default_host_for_http_10.clone());
     let stream_error = options.override_stream_error_on_invalid_http_message;
+    let overridden = http2_protocol_options
+        .as_ref()
+        .is_some_and(|options| options.override_stream_error_on_invalid_http_message.is_some());
+    let mut http2 = http2(http2_protocol_options).within("http2_protocol_options")?;
+    if let (Some(of_all), false) = (stream_error_on_invalid_http_message, overridden) {
+        http2.malformed_ends_stream = of_all;
+    }
     let http1 = http1_options(Some(options)).within("http_protocol_options")?;
     let default_host_for_http_10 = match default_host.is_empty() {
         true => None,
@@ -249,7 +256,7 @@ pub fn manager(
         any_method: http1.any_method,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
-        http2: http2(http2_protocol_options).within("http2_protocol_options")?,
+        http2,
     })
 }
 
@@ -382,8 +389,8 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
         max_inbound_window_update_frames_per_data_frame_sent: _,
-        stream_error_on_invalid_http_messaging: _,
-        override_stream_error_on_invalid_http_message: _,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
         // Reported in status: connections are not probed yet.
         connection_keepalive: _,
@@ -406,5 +413,7 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         allow_connect,
         max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
         max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),
+        malformed_ends_stream: override_stream_error_on_invalid_http_message
+            .unwrap_or(stream_error_on_invalid_http_messaging),
     })
 }

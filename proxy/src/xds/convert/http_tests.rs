@@ -1,13 +1,12 @@
 //! Conversions of connection managers, written as JSON.
 
-use super::{Context, Refused, http};
+use super::{Context, Refused, http, listener::Found};
 use crate::config::{
     CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, Proportion, ServerHeader, StripPort,
     Underscores,
 };
 use crate::telemetry::{Comparison, LogFilter, LogFormat, LogSink};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 fn manager(fields: Value) -> Result<HttpManager, Refused> {
@@ -22,7 +21,7 @@ fn manager(fields: Value) -> Result<HttpManager, Refused> {
         value[name] = field.clone();
     }
     let value = leno_xds::json::from_value(&value).unwrap();
-    http::manager(&mut Context::new(""), value, (Direction::Outbound, false), &|_| None, &mut BTreeSet::new())
+    http::manager(&mut Context::new(""), value, (Direction::Outbound, false), &|_| None, &mut Found::default())
 }
 
 #[test]

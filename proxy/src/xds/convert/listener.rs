@@ -1,6 +1,7 @@
 //! Listeners and their filter chains.
 
 use super::common::{address, cidr, filter_metadata, maybe_duration, text};
+use super::filter::discovery::Discovered;
 use super::http::Tables;
 use super::listener_filters::listener_filters;
 use super::network::{Around, network};
@@ -35,6 +36,8 @@ pub struct Parts {
     pub clusters: BTreeSet<ClusterId>,
     /// Secrets without which it cannot serve.
     pub secrets: BTreeSet<String>,
+    /// Filters whose configurations it takes from the stream.
+    pub extensions: Vec<Discovered>,
     /// The workload that it says it serves.
     pub own: Option<Arc<WorkloadLabels>>,
 }
@@ -145,6 +148,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         routes: found.routes,
         clusters: found.clusters,
         secrets: found.secrets,
+        extensions: found.extensions,
         own,
     })
 }
@@ -162,11 +166,17 @@ fn own(metadata: Option<&Metadata>, trust_domain: &str) -> Option<Arc<WorkloadLa
     Some(WorkloadLabels::new(get("workload"), get("namespace"), get("app"), get("version"), get("cluster"), &principal))
 }
 
-#[derive(Default)]
-pub(super) struct Found {
-    pub(super) routes: BTreeSet<String>,
-    pub(super) clusters: BTreeSet<ClusterId>,
-    pub(super) secrets: BTreeSet<String>,
+/// What a listener's parts depend on.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Route configurations that are taken from the stream.
+    pub routes: BTreeSet<String>,
+    /// Clusters to which connections are sent.
+    pub clusters: BTreeSet<ClusterId>,
+    /// Secrets.
+    pub secrets: BTreeSet<String>,
+    /// Filters whose configurations are taken from the stream.
+    pub extensions: Vec<Discovered>,
 }
 
 fn chain(

@@ -116,6 +116,8 @@ pub struct Context {
     pub trust_domain: String,
     /// Secrets that have come or are waited for.
     pub secrets: Secrets,
+    /// Configurations of filters that have come by name, the last good form of each.
+    pub extensions: BTreeMap<String, prost_types::Any>,
     /// Counts and buckets that the forms of a filter share which follow each other.
     pub limits: limits::SharedLimits,
     /// TLS contexts in use.
@@ -127,6 +129,8 @@ pub struct Context {
     ids: HashMap<Arc<str>, ClusterId>,
     /// This proxy's name, as spans tell it.
     pub node: String,
+    /// The name of the cluster that it belongs to.
+    pub node_cluster: String,
     /// Places to which is logged.
     pub sinks: LogSinks,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,

@@ -167,7 +167,7 @@ fn terminal(
     found: &mut Found,
 ) -> Converted<Network> {
     if let Some(value) = optional::<HttpConnectionManager>(any)? {
-        let manager = manager(context, value, (around.direction, around.egress), around.tables, &mut found.routes)?;
+        let manager = manager(context, value, (around.direction, around.egress), around.tables, found)?;
         return Ok(Network::Http(Arc::new(manager)));
     }
     if let Some(value) = optional::<tcp::TcpProxy>(any)? {

@@ -4,13 +4,19 @@ use super::common::{header_ops, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{
     CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
+    Zipkin,
 };
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::core::v3::{
     GrpcService, HeaderValue, HttpService, HttpUri, TypedExtensionConfig, grpc_service, http_uri,
 };
 use leno_xds::envoy::config::route::v3 as route;
-use leno_xds::envoy::config::trace::v3::{OpenTelemetryConfig, tracing::Http, tracing::http};
+use leno_xds::envoy::config::trace::v3::{
+    OpenTelemetryConfig, ZipkinConfig,
+    tracing::Http,
+    tracing::http,
+    zipkin_config::{CollectorEndpointVersion, TraceContextOption},
+};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager as hcm;
 use leno_xds::envoy::extensions::tracers::opentelemetry::samplers::v3::{
     AlwaysOnSamplerConfig, ParentBasedSamplerConfig, TraceIdRatioBasedSamplerConfig,
@@ -31,6 +37,8 @@ const WAITING: usize = 1024;
 const MAX_WAITING: u32 = 65_536;
 /// How long sending may take where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for spans of Zipkin.
+const ZIPKIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The manager's settings.
 pub(super) fn manager(context: &mut Context, value: hcm::Tracing, egress: bool, marks: Marks) -> Converted<Tracing> {
@@ -183,10 +191,77 @@ fn tracer(context: &mut Context, value: Http) -> Converted<Tracer> {
     let Some(http::ConfigType::TypedConfig(any)) = config_type else {
         return Err(Refused::new("typed_config", "is missing"));
     };
-    let Some(value) = optional::<OpenTelemetryConfig>(&any).within("typed_config")? else {
-        return Err(unknown_type(&any).within("typed_config"));
+    if let Some(value) = optional::<OpenTelemetryConfig>(&any).within("typed_config")? {
+        return opentelemetry(context, value).within("typed_config");
+    }
+    if let Some(value) = optional::<ZipkinConfig>(&any).within("typed_config")? {
+        return zipkin(context, value).within("typed_config");
+    }
+    Err(unknown_type(&any).within("typed_config"))
+}
+
+fn zipkin(context: &mut Context, value: ZipkinConfig) -> Converted<Tracer> {
+    let ZipkinConfig {
+        collector_cluster,
+        collector_endpoint,
+        trace_id_128bit,
+        shared_span_context,
+        collector_endpoint_version,
+        collector_hostname,
+        split_spans_for_request,
+        trace_context_option,
+        collector_service,
+        timestamp_trace_ids,
+    } = value;
+    let protobuf = match CollectorEndpointVersion::try_from(collector_endpoint_version) {
+        Ok(CollectorEndpointVersion::HttpJson) => false,
+        Ok(CollectorEndpointVersion::HttpProto) => true,
+        _ => {
+            let reason = "is not supported by this proxy; use HTTP_JSON or HTTP_PROTO";
+            return Err(Refused::new("collector_endpoint_version", reason));
+        }
     };
-    opentelemetry(context, value).within("typed_config")
+    let w3c = match TraceContextOption::try_from(trace_context_option) {
+        Ok(TraceContextOption::UseB3) => false,
+        Ok(TraceContextOption::UseB3WithW3cPropagation) => true,
+        Err(_) => return Err(Refused::new("trace_context_option", "is not known to this proxy")),
+    };
+    let (cluster, transport, timeout) = match collector_service {
+        Some(service) => http(context, service).within("collector_service")?,
+        None => {
+            for (value, field) in
+                [(&collector_cluster, "collector_cluster"), (&collector_endpoint, "collector_endpoint")]
+            {
+                if value.is_empty() {
+                    return Err(Refused::new(field, "is missing"));
+                }
+            }
+            let host = if collector_hostname.is_empty() { collector_cluster.clone() } else { collector_hostname };
+            let authority = super::edge::header_value(host, "collector_hostname")?.into();
+            let path = super::edge::header_value(collector_endpoint, "collector_endpoint")?.into();
+            (collector_cluster, SpanTransport::Http { authority, path, headers: Vec::new() }, None)
+        }
+    };
+    Ok(Tracer {
+        cluster: context.cluster(&cluster).within("collector_cluster")?,
+        transport,
+        service: context.node_cluster.as_str().into(),
+        node: context.node.as_str().into(),
+        sampler: Sampler::Manager,
+        zipkin: Some(Zipkin {
+            wide: trace_id_128bit,
+            stamped: timestamp_trace_ids,
+            shared: shared_span_context.unwrap_or(true),
+            split: split_spans_for_request,
+            w3c,
+            protobuf,
+        }),
+        sdk: false,
+        named: false,
+        scope: false,
+        max_waiting: WAITING,
+        timeout: timeout.filter(|limit| !limit.is_zero()).unwrap_or(ZIPKIN_TIMEOUT),
+    })
 }
 
 fn opentelemetry(context: &mut Context, value: OpenTelemetryConfig) -> Converted<Tracer> {
@@ -218,6 +293,7 @@ fn opentelemetry(context: &mut Context, value: OpenTelemetryConfig) -> Converted
         service: if service_name.is_empty() { "unknown_service:envoy".into() } else { service_name.into() },
         node: context.node.as_str().into(),
         sampler: wanted.map(|value| sampler(value, DEPTH)).transpose().within("sampler")?.unwrap_or(Sampler::Manager),
+        zipkin: None,
         sdk: set_telemetry_sdk_resource_attributes.unwrap_or(true),
         named: set_service_name_resource_attribute.unwrap_or(true),
         scope: set_instrumentation_scope.unwrap_or(true),

@@ -19,13 +19,16 @@ pub enum Kind {
     Listener,
     /// Route configurations: those that listeners name.
     Routes,
+    /// Configurations of filters: those that listeners name.
+    Extension,
 }
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Kind; 5] = [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Routes];
+    pub const ALL: [Kind; 6] =
+        [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Routes, Kind::Extension];
     /// The kinds that are asked for by name.
-    pub const BY_NAME: [Kind; 3] = [Kind::Endpoints, Kind::Secret, Kind::Routes];
+    pub const BY_NAME: [Kind; 4] = [Kind::Endpoints, Kind::Secret, Kind::Routes, Kind::Extension];
 
     /// The type on the wire.
     pub fn type_url(self) -> &'static str {
@@ -35,6 +38,7 @@ impl Kind {
             Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
             Kind::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Kind::Routes => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+            Kind::Extension => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
         }
     }
 
@@ -51,6 +55,7 @@ impl Kind {
             Kind::Secret => "secret",
             Kind::Listener => "listener",
             Kind::Routes => "route configuration",
+            Kind::Extension => "extension configuration",
         }
     }
 

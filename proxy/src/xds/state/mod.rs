@@ -2,9 +2,12 @@
 //!
 //! The unit of failure is the resource. One that does not convert is refused by name and its last good form stays;
 //! everything else of the same response is taken. A new form takes force when what it needs is there ("warm"): a route
-//! table when the clusters that it names have their endpoints, a listener when its route tables have come as well. Until
+//! table when the clusters that it names have their endpoints, a listener when its route tables and its filters' configurations
+//! have come as well. Until
 //! then the old form serves; a bounded wait ends it, so that a control plane that never sends the rest blocks nothing.
 
+#[cfg(test)]
+mod extension_tests;
 mod kind;
 mod settle;
 mod take;
@@ -106,7 +109,7 @@ struct ListenerEntry {
     parts: Parts,
     current: Option<Arc<Listener>>,
     deadline: Option<Instant>,
-    /// One of its route tables has changed.
+    /// One of its route tables, or the configuration of one of its filters, has changed.
     stale: bool,
 }
 
@@ -119,6 +122,7 @@ pub struct State {
     secrets: BTreeMap<String, Raw>,
     listeners: BTreeMap<String, ListenerEntry>,
     routes: BTreeMap<String, RouteEntry>,
+    extensions: BTreeMap<String, Raw>,
     refusals: BTreeMap<(Kind, String), Refusal>,
     rejections: watch::Sender<Rejections>,
     /// Clusters that exist and have no endpoints yet.
@@ -150,6 +154,7 @@ impl State {
             secrets: BTreeMap::new(),
             listeners: BTreeMap::new(),
             routes: BTreeMap::new(),
+            extensions: BTreeMap::new(),
             refusals: BTreeMap::new(),
             rejections: watch::Sender::default(),
             warming: HashSet::new(),
@@ -183,9 +188,10 @@ impl State {
         self.context.runtime.texts()
     }
 
-    /// With the proxy's own name, as spans tell it.
-    pub fn with_node(mut self, id: &str) -> Self {
+    /// With the proxy's own name, as spans tell it, and its cluster's, as answers to health checks and spans do.
+    pub fn with_node(mut self, id: &str, cluster: &str) -> Self {
         id.clone_into(&mut self.context.node);
+        cluster.clone_into(&mut self.context.node_cluster);
         self
     }
 
@@ -220,6 +226,10 @@ impl State {
                 clusters.chain(listeners).filter(|name| !fixed(name)).cloned().collect()
             }
             Kind::Routes => self.listeners.values().flat_map(|entry| entry.parts.routes.iter().cloned()).collect(),
+            Kind::Extension => {
+                let used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
+                used.map(|used| used.name.clone()).collect()
+            }
         }
     }
 
@@ -248,6 +258,10 @@ impl State {
                     self.context.secrets.remove(name);
                 }
                 Kind::Routes => drop(self.routes.remove(name)),
+                Kind::Extension => {
+                    self.extensions.remove(name);
+                    self.context.extensions.remove(name);
+                }
                 Kind::Cluster | Kind::Listener => {}
             }
         }
@@ -270,6 +284,7 @@ impl State {
             Kind::Secret => Box::new(self.secrets.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Listener => Box::new(self.listeners.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
             Kind::Routes => Box::new(self.routes.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
+            Kind::Extension => Box::new(self.extensions.iter().map(|(name, raw)| (name.as_str(), raw))),
         }
     }
 

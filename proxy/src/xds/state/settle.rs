@@ -76,14 +76,15 @@ impl State {
                         || entry.parts.secrets.iter().all(|name| self.context.secrets.has(name))
                             && entry.parts.clusters.iter().all(|id| !self.warming.contains(id))
                             && entry.parts.routes.iter().all(|name| self.has_table(name))
+                            && entry.parts.extensions.iter().all(|used| !used.warms || self.is_decided(&used.name))
                 }
             })
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {
             let Some(mut entry) = self.listeners.remove(&name) else { continue };
-            // Again, because route tables have come since it was first converted.
-            if !entry.parts.routes.is_empty() {
+            // Again, because route tables and configurations of filters have come since it was first converted.
+            if !entry.parts.routes.is_empty() || !entry.parts.extensions.is_empty() {
                 match self.convert_listener(&entry.raw) {
                     Ok(parts) => entry.parts = parts,
                     Err(reason) => tracing::error!(listener = %name, %reason, "converted before and not now"),
@@ -118,12 +119,17 @@ impl State {
         self.routes.get(name).is_some_and(|entry| entry.current.is_some())
     }
 
+    /// Whether the configuration of a filter has come, good or bad: a bad one is not waited for.
+    fn is_decided(&self, name: &str) -> bool {
+        self.extensions.contains_key(name) || self.refusals.contains_key(&(Kind::Extension, name.to_owned()))
+    }
+
     /// Whether a resource has come whose newest form is not in force yet.
     pub fn waits(&self, kind: Kind, name: &str) -> bool {
         match kind {
             Kind::Listener => self.listeners.get(name).is_some_and(|entry| entry.deadline.is_some()),
             Kind::Routes => self.routes.get(name).is_some_and(|entry| entry.pending.is_some()),
-            Kind::Cluster | Kind::Endpoints | Kind::Secret => false,
+            Kind::Cluster | Kind::Endpoints | Kind::Secret | Kind::Extension => false,
         }
     }
 

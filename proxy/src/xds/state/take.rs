@@ -6,6 +6,7 @@ use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{Cluster, Listener};
 use crate::xds::convert::cluster::{Assignment, template};
 use crate::xds::convert::common::unpack;
+use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
 use crate::xds::convert::{Refused, route, secret as secrets};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source};
@@ -90,6 +91,7 @@ impl State {
                 Kind::Secret => self.take_secret(&name, raw),
                 Kind::Listener => self.take_listener(&name, raw, now),
                 Kind::Routes => self.take_routes(&name, raw, now),
+                Kind::Extension => self.take_extension(&name, raw),
             };
             match taken {
                 Ok(()) => {
@@ -130,6 +132,7 @@ impl State {
             Kind::Endpoints => self.endpoints.get_mut(name),
             Kind::Listener => self.listeners.get_mut(name).map(|entry| &mut entry.raw),
             Kind::Routes => self.routes.get_mut(name).map(|entry| &mut entry.raw),
+            Kind::Extension => self.extensions.get_mut(name),
             // Keys are not kept to be compared.
             Kind::Secret => None,
         };
@@ -266,6 +269,34 @@ impl State {
         Ok(())
     }
 
+    /// The configuration of a filter: good for every listener that uses it, or refused.
+    fn take_extension(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
+        let any = discovery::configuration(&mut self.context, name, unpack(&raw.body)?)?;
+        let used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
+        used.filter(|used| used.name == name).try_for_each(|used| used.check(&any))?;
+        self.extensions.insert(name.to_owned(), raw);
+        self.context.extensions.insert(name.to_owned(), any);
+        self.mark_users(name);
+        Ok(())
+    }
+
+    /// A filter's configuration is gone: its default is in force where each of its users has one. Where one has none, the
+    /// last good form stays, since a removal may overtake that of its user.
+    fn remove_extension(&mut self, name: &str) {
+        let mut used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
+        if used.all(|used| used.name != name || used.has_default) {
+            self.extensions.remove(name);
+            self.context.extensions.remove(name);
+            self.mark_users(name);
+        }
+    }
+
+    fn mark_users(&mut self, extension: &str) {
+        for entry in self.listeners.values_mut() {
+            entry.stale |= entry.parts.extensions.iter().any(|used| used.name == extension);
+        }
+    }
+
     fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let parts = self.convert_listener(&raw)?;
         self.addresses_changed = true;
@@ -327,6 +358,7 @@ impl State {
                 self.dirty |= self.listeners.remove(name).is_some();
                 self.addresses_changed = true;
             }
+            Kind::Extension => self.remove_extension(name),
             // What something here still uses stays until that goes (see `forget`): a removal may overtake it.
             Kind::Endpoints | Kind::Secret | Kind::Routes => {}
         }

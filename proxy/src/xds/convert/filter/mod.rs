@@ -2,6 +2,7 @@
 
 mod compression;
 mod cors;
+pub mod discovery;
 mod fault;
 mod mutation;
 mod ratelimit;
@@ -9,6 +10,7 @@ mod ratelimit;
 mod tests;
 
 pub use cors::legacy as legacy_cors;
+use discovery::Discovered;
 pub use mutation::list as header_mutations;
 pub use ratelimit::policies as rate_limits;
 
@@ -36,8 +38,13 @@ use prost_types::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The filters before the router, and how the router works.
-pub fn chain(context: &mut Context, values: Vec<Entry>) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
+/// The filters before the router, and how the router works. Those whose configurations come by name are added to
+/// `discovered`; while one has not come, and there is no other, requests are answered 500 in its place.
+pub fn chain(
+    context: &mut Context,
+    values: Vec<Entry>,
+    discovered: &mut Vec<Discovered>,
+) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
     let last = values.len().saturating_sub(1);
     let (mut entries, mut options) = (Vec::new(), RouterOptions::default());
     for (index, value) in values.into_iter().enumerate() {
@@ -45,8 +52,17 @@ pub fn chain(context: &mut Context, values: Vec<Entry>) -> Converted<(Vec<Filter
         let within = format!("http_filters[{index}]");
         let any = match config_type {
             Some(http_filter::ConfigType::TypedConfig(any)) => any,
-            Some(http_filter::ConfigType::ConfigDiscovery(_)) => {
-                return Err(Refused::new("config_discovery", "is not supported by this proxy").within(within));
+            Some(http_filter::ConfigType::ConfigDiscovery(value)) => {
+                let used = discovery::discovered(context, &name, value, index == last);
+                let (used, found) = used.within("config_discovery").within(&within)?;
+                discovered.push(used);
+                match found {
+                    Some(any) => any,
+                    None => {
+                        entries.push(FilterEntry { name: name.into(), disabled, filter: HttpFilter::Missing });
+                        continue;
+                    }
+                }
             }
             None => return Err(Refused::new("typed_config", format!("of `{name}` is missing")).within(within)),
         };
@@ -99,7 +115,7 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(value) = optional::<Decompressor>(any)? {
         HttpFilter::Decompressor(Arc::new(compression::decompressor(value)?))
     } else if let Some(value) = optional::<Check>(any)? {
-        HttpFilter::HealthCheck(Arc::new(health_check(value)?))
+        HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
     } else {
         return Ok(None);
     }))
@@ -129,7 +145,7 @@ fn buffer_limit(value: Option<u32>) -> Converted<u64> {
     }
 }
 
-fn health_check(value: Check) -> Converted<HealthFilter> {
+fn health_check(context: &Context, value: Check) -> Converted<HealthFilter> {
     let Check { pass_through_mode, cache_time, cluster_min_healthy_percentages, headers } = value;
     refuse!(cache_time, cluster_min_healthy_percentages);
     match pass_through_mode {
@@ -137,7 +153,7 @@ fn health_check(value: Check) -> Converted<HealthFilter> {
         Some(true) => return Err(Refused::new("pass_through_mode", "is not supported by this proxy")),
         None => return Err(Refused::new("pass_through_mode", "is missing")),
     }
-    Ok(HealthFilter { headers: matcher::headers(headers, "headers")? })
+    Ok(HealthFilter { cluster: context.node_cluster.as_str().into(), headers: matcher::headers(headers, "headers")? })
 }
 
 fn router(value: Router) -> Converted<RouterOptions> {

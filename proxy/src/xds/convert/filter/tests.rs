@@ -17,7 +17,7 @@ fn typed(kind: &str, mut value: Value) -> Value {
 fn filters(values: Vec<Value>) -> Result<Vec<FilterEntry>, Refused> {
     let router = json!({"name": "router", "typed_config": typed("router.v3.Router", json!({}))});
     let all = values.iter().chain([&router]).map(|value| leno_xds::json::from_value(value).unwrap()).collect();
-    chain(&mut Context::new("cluster.local"), all).map(|(entries, _)| entries)
+    chain(&mut Context::new("cluster.local"), all, &mut Vec::new()).map(|(entries, _)| entries)
 }
 
 fn filter(kind: &str, value: Value) -> Result<HttpFilter, Refused> {
