@@ -122,7 +122,6 @@ pub(super) fn canary(bed: &Bed) -> Result<()> {
     let before = restarts(bed)?;
     let result = tried_promoted_and_aborted(bed, &bird);
     let restored = restore(bed);
-    bed.kubectl(&["delete", "namespace", EARLY, "--ignore-not-found", "--wait=false"])?;
     let counted = load.finish()?;
     result?;
     restored?;
@@ -197,8 +196,11 @@ fn tried_promoted_and_aborted(bed: &Bed, bird: &App) -> Result<()> {
 
 /// One revision, called as the MeshInstall, in place.
 fn restore(bed: &Bed) -> Result<()> {
-    version(bed, &bed.release.version)?;
-    strategy(bed, &json!({"type": "InPlace", "gracePeriodSeconds": 1, "canaryPercent": null, "promote": null}))?;
+    let in_place = json!({"type": "InPlace", "gracePeriodSeconds": 1, "canaryPercent": null, "promote": null});
+    let spec = json!({"version": bed.release.version, "controlPlane": {"updateStrategy": in_place}});
+    bed.patch(&MESH, &json!({"spec": spec}))?;
+    // Its pods may have the other release, and would be moved once sidecars follow again.
+    bed.kubectl(&["delete", "namespace", EARLY, "--ignore-not-found", "--timeout=90s"])?;
     all_on(bed, "default", |_| true)?;
     alone(bed, "default")?;
     bed.patch(

@@ -176,3 +176,31 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Severed<S> {
 fn bracketed(host: &str) -> String {
     if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn target(host: &str) -> Target {
+        Target { host: host.to_owned(), port: 15012, identity: "spiffe://cluster.local/ns/leno-system/sa/x".to_owned() }
+    }
+
+    #[tokio::test]
+    async fn connection_when_the_target_changes_then_ends_and_while_it_stays_then_goes_on() {
+        let link = Link::new(target("one"));
+        let end = Box::pin(link.aim().connections.clone().cancelled_owned());
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut connection = Severed { stream: near, end };
+        let mut buffer = [0; 8];
+        assert!(!link.retarget(target("one")));
+        far.write_all(b"data").await.unwrap();
+        assert_eq!(connection.read(&mut buffer).await.unwrap(), 4);
+        let reading = tokio::spawn(async move { connection.read(&mut buffer).await });
+        assert!(link.retarget(target("two")));
+        let read = tokio::time::timeout(Duration::from_secs(10), reading).await.unwrap().unwrap().unwrap();
+        assert_eq!(read, 0, "whoever reads learns that it has ended");
+        assert_eq!(link.target(), target("two"));
+        assert!(!link.aim().connections.is_cancelled(), "connections to the new one stay");
+    }
+}

@@ -29,9 +29,9 @@ fn settle(mut held: Vec<usize>, seconds: usize, seed: u64) -> Vec<usize> {
 }
 
 #[test]
-fn share_when_one_replica_holds_all_then_they_are_even_within_a_minute() {
-    for (seed, proxies) in [(1, 30), (2, 30), (3, 200), (4, 1000)] {
-        let held = settle(vec![proxies, 0, 0, 0, 0], 60, seed);
+fn share_when_one_replica_holds_all_then_they_are_even_within_a_minute_or_two() {
+    for (seed, proxies, seconds) in [(1, 30, 30), (2, 30, 30), (3, 200, 60), (4, 1000, 120)] {
+        let held = settle(vec![proxies, 0, 0, 0, 0], seconds, seed);
         let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
         let fair = proxies.div_ceil(5);
         assert_eq!(held.iter().sum::<usize>(), proxies);
@@ -110,4 +110,55 @@ async fn streams_when_the_replica_leaves_then_end_evenly_within_the_limit_and_no
     // No earlier than their turn; a busy machine may make them later.
     assert!(times[300] >= WITHIN / 3, "{:?}", times[300]);
     assert!(times[599] >= WITHIN * 9 / 10, "{:?}", times[599]);
+}
+
+#[test]
+fn crowd_when_counted_then_is_the_revisions_endpoints_and_the_pods_that_name_it() {
+    use leno_core::service::{Endpoint, Workload};
+    use leno_core::{Identity, ObjectKey};
+
+    let mut snapshot = Snapshot::default();
+    for (number, revision, meshed) in
+        [(1, "default", true), (2, "default", true), (3, "default-0-2-0", true), (4, "default", false)]
+    {
+        let workload = Workload {
+            pod: ObjectKey::new("shop", &format!("pod-{number}")),
+            labels: [(REVISION_LABEL.to_owned(), revision.to_owned())].into(),
+            addresses: vec![[10, 0, 0, number].into()],
+            meshed,
+            ..workload()
+        };
+        snapshot.workloads.insert(workload.pod.clone(), Arc::new(workload));
+    }
+    fn workload() -> Workload {
+        Workload {
+            pod: ObjectKey::new("", ""),
+            uid: String::new(),
+            name: String::new(),
+            app: String::new(),
+            version: String::new(),
+            identity: Identity::new("cluster.local", "shop", "default"),
+            labels: Default::default(),
+            addresses: Vec::new(),
+            node: String::new(),
+            locality: Default::default(),
+            meshed: true,
+            engine: Default::default(),
+            inbound: Default::default(),
+        }
+    }
+    let endpoint = |last: u8| Endpoint {
+        address: [10, 0, 1, last].into(),
+        port: 15012,
+        workload: None,
+        locality: Default::default(),
+    };
+    let host =
+        |revision: &str| Host::of_service(&format!("leno-control-plane-{revision}"), "leno-system", "cluster.local");
+    let ports = |count: u8| [(15012, Arc::new((0..count).map(endpoint).collect::<Vec<_>>()))].into();
+    snapshot.endpoints.insert(host("default"), ports(3));
+    snapshot.endpoints.insert(host("default-0-2-0"), ports(1));
+    assert_eq!(Crowd::of(&snapshot, "default", "leno-system"), crowd(3, 2));
+    assert_eq!(Crowd::of(&snapshot, "default-0-2-0", "leno-system"), crowd(1, 1));
+    assert_eq!(Crowd::of(&snapshot, "default", "elsewhere"), crowd(0, 2));
 }
