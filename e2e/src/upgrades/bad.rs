@@ -31,8 +31,10 @@ pub(super) fn image_missing(run: &Run) -> Result<String> {
 /// Asks for another release, and waits until everything is on the present one again, by itself. The bad one may have served in
 /// `most` pods.
 fn comes_back(run: &Run, from: &str, to: &str, most: i64) -> Result<String> {
+    let before = Seen::now(run.bed)?.0["status"]["lastUpgrade"].clone();
     mesh::spec(run.bed, &json!({"version": to}))?;
     mesh::follow(run.bed, "the bad release to be rolled back", MOVED, |seen| {
+        ensure(seen.0["status"]["lastUpgrade"] != before, || "nothing has ended yet".to_owned())?;
         ensure(seen.last() == (from, to, "RolledBack"), || "it has not been rolled back".to_owned())?;
         ensure(!seen.is_moving(), || "it is still moving".to_owned())?;
         seen.runs(from)?;

@@ -190,6 +190,7 @@ pub fn follow<T>(
 /// # Errors
 /// After `limit`, with the last state.
 pub fn rests_on(bed: &Bed, version: &str, limit: Duration) -> Result<()> {
+    let before = Seen::now(bed)?.0["status"]["lastUpgrade"].clone();
     // Between a change of the spec and its first step the old state looks like rest: it must hold for a moment.
     let since = Cell::new(None);
     let back = follow(bed, &format!("everything to run {version}"), limit, |seen| match seen.rests_on(version) {
@@ -199,7 +200,9 @@ pub fn rests_on(bed: &Bed, version: &str, limit: Duration) -> Result<()> {
             Ok((at.elapsed() > Duration::from_secs(3)).then_some(None))
         }
         // It will not be tried again by itself.
-        Err(_) if seen.is_rejected(version) => Ok(Some(Some(seen.0["status"]["lastUpgrade"].to_string()))),
+        Err(_) if seen.is_rejected(version) && seen.0["status"]["lastUpgrade"] != before => {
+            Ok(Some(Some(seen.0["status"]["lastUpgrade"].to_string())))
+        }
         Err(error) => {
             since.set(None);
             Err(error)

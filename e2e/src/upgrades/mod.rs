@@ -123,7 +123,7 @@ fn strategy() -> Value {
         ],
         "gate": {
             "windowSeconds": 15,
-            "minRequests": 30,
+            "minRequests": 20,
             "maxMemoryIncreaseMebibytes": 32,
             // A bad build takes 200 ms more; a machine that does all of this at once is slow at times as well.
             "maxLatencyIncreaseMilliseconds": 120,
