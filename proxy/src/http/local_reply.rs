@@ -41,7 +41,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     };
     if grpc {
         let status = own.grpc.unwrap_or_else(|| grpc_of_http(code));
-        reply::grpc(call, status, &String::from_utf8_lossy(&body));
+        reply::grpc(call, status, message(&body, content_type).as_ref());
         return reply::finish(call, down, b"", close);
     }
     if !body.is_empty() {
@@ -82,7 +82,7 @@ pub(super) fn answer<'a, D: Downstream>(
         None => (body.to_vec(), "text/plain"),
     };
     if grpc {
-        reply::grpc(call, grpc_of_http(code), &String::from_utf8_lossy(&body));
+        reply::grpc(call, grpc_of_http(code), message(&body, content_type).as_ref());
         return reply::finish(call, down, b"", close);
     }
     if !body.is_empty() && (format.is_some() || call.response.headers.known(Known::ContentType).is_none()) {
@@ -90,6 +90,12 @@ pub(super) fn answer<'a, D: Downstream>(
         call.response.headers.push(b"content-type", content_type.as_bytes());
     }
     reply::finish(call, down, &body, close);
+}
+
+/// A body as the message of gRPC. The end of the line with which JSON is written is no part of it.
+fn message<'b>(body: &'b [u8], content_type: &str) -> std::borrow::Cow<'b, str> {
+    let json = content_type == "application/json";
+    String::from_utf8_lossy(body.strip_suffix(b"\n").filter(|_| json).unwrap_or(body))
 }
 
 fn holds(mapper: &Mapper, call: &Call<'_>, code: u16) -> bool {

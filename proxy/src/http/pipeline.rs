@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     balance::{self, PickContext},
-    config::{Action, Forward, LbPolicy, TargetChoice, WeightedCluster},
+    config::{Action, Forward, LbPolicy, Redirect, TargetChoice, WeightedCluster},
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Asker, Certificate, Choice, Selected},
@@ -145,7 +145,12 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
                 let location = redirect::location(call, selected, redirect);
                 return answer(call, down, selected, redirect.code, Some(location), b"");
             }
-            Action::Direct(direct) => return answer(call, down, selected, direct.code, None, &direct.body),
+            Action::Direct(direct) => {
+                // With a status that leads elsewhere Envoy names the place where the client already is.
+                let leads = matches!(direct.code, 201 | 300..=399);
+                let location = leads.then(|| redirect::location(call, selected, &Redirect::default()));
+                return answer(call, down, selected, direct.code, location, &direct.body);
+            }
         };
         match proxy(call, down, selected, forward, &mut body, redirects).await? {
             Way::Done => break,

@@ -76,14 +76,20 @@ pub fn select<'t>(table: &'t RouteTable, request: &RequestHead, asker: Asker<'_>
     if host.require_tls != RequireTls::Nobody && needs_tls(host.require_tls, request) {
         return Choice::NeedsTls;
     }
-    let mut path = request.path_only();
-    if table.options.ignore_path_parameters {
-        path = &path[..path.iter().position(|&b| b == b';').unwrap_or(path.len())];
-    }
-    match host.routes.iter().find(|route| matches(&route.matches, path, request, asker)) {
+    let path = match request.path_only() {
+        path if table.options.ignore_path_parameters && path.contains(&b';') => Cow::Owned(without_parameters(path)),
+        path => Cow::Borrowed(path),
+    };
+    match host.routes.iter().find(|route| matches(&route.matches, &path, request, asker)) {
         Some(route) => Choice::Route(Selected { host, route, target: None }),
         None => Choice::None,
     }
+}
+
+/// A path without the parameters of its segments: `/a/b` of `/a;x=1/b;y`.
+fn without_parameters(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|&b| b == b'/').map(|segment| segment.split(|&b| b == b';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join(&b'/')
 }
 
 fn needs_tls(who: RequireTls, request: &RequestHead) -> bool {

@@ -46,6 +46,12 @@ pub(super) fn on_request<'a>(
     enabled.then_some(Asked { compressor, accepts, enabled })
 }
 
+/// What decides about an answer whose request never came to the compressor: nobody has asked for it to be compressed.
+pub(super) fn unasked<'a>(compressor: &'a Compressor, setting: Option<&CompressorSetting>) -> Option<Asked<'a>> {
+    let enabled = setting.map_or(compressor.responses.enabled, |setting| setting.responses);
+    enabled.then_some(Asked { compressor, accepts: None, enabled })
+}
+
 fn compress(recode: Option<Box<Recode>>, compressor: &Compressor) -> Option<Box<Recode>> {
     let mut recode = recode.unwrap_or_default();
     recode.compress(compressor.library).ok()?;

@@ -85,7 +85,17 @@ pub(super) async fn on_request<'a, D: Downstream>(
                     (_, passed) => passed,
                 }
             }
-            Err(_) => Ok(()),
+            Err(_) => {
+                if let HttpFilter::Compressor(own) = &entry.filter {
+                    let setting = match setting {
+                        Some(FilterSetting::Compressor(of_route)) => Some(of_route),
+                        _ => None,
+                    };
+                    let steps = &mut call.tally.filters().steps;
+                    steps.extend(compression::unasked(own, setting).map(Step::Compress));
+                }
+                Ok(())
+            }
         };
         if let HttpFilter::HeaderMutation(own) = &entry.filter {
             mutate_response(call, selected, entry, own);

@@ -375,6 +375,7 @@ fn route_when_cookies_grpc_and_parameters_are_asked_for_then_they_count() {
     assert_eq!((grpc.status(), grpc.header("grpc-status")), (200, Some("2")), "told in gRPC's way");
     assert_eq!(status("/", &[("content-type", "application/grpc-web")]), 404);
     assert_eq!(status("/p;x=1?q", &[]), 203);
+    assert_eq!(status("/p;x=1/r", &[]), 404, "each segment loses its own");
 }
 
 #[test]
