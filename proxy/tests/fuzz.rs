@@ -222,7 +222,9 @@ fn paths_when_mutated_then_what_is_taken_has_one_form() {
                 let Ok(outcome) = path::clean(input, rules) else { continue };
                 let clean = match &outcome {
                     Outcome::Unchanged => input,
-                    Outcome::Changed(path) | Outcome::Redirect(path) | Outcome::Refused(path) => path,
+                    Outcome::Changed(path) | Outcome::Redirect(path) => path,
+                    // Only where escaped slashes are refused.
+                    Outcome::Refused(_) => panic!("refused"),
                 };
                 let path = clean.split(|&b| b == b'?').next().unwrap();
                 assert!(path.starts_with(b"/"));

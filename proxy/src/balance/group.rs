@@ -1,11 +1,11 @@
 //! The endpoints of one priority that may be chosen: all alike, by locality, or by hash.
 
-use super::{Rng, edf::Schedule, source::Source, table::Table};
+use super::{Rng, Sizes, edf::Schedule, source::Source, table::Table};
 use crate::{
     config::{Balancing, LbPolicy, Locality},
     pool::Host,
 };
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 /// Endpoints, and how one of them is found.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ struct Place {
 impl Group {
     /// The `eligible` ones of the endpoints of a priority; with `by_locality`, a locality is chosen first, by its weight and
     /// the part of it that is eligible.
+    #[allow(clippy::too_many_arguments)] // what a plan knows
     pub(super) fn new(
         all: &[Rc<Host>],
         eligible: impl Fn(&Host) -> bool,
@@ -35,6 +36,7 @@ impl Group {
         balancing: &Balancing,
         overprovisioning: u32,
         rng: &Rng,
+        whole: Option<&Sizes>,
     ) -> Self {
         let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
         if !by_locality {
@@ -46,7 +48,7 @@ impl Group {
             }
             return Self::Flat(Source::new(hosts, policy, balancing, rng));
         }
-        let mut places: BTreeMap<&Locality, Place> = BTreeMap::new();
+        let mut places: BTreeMap<&Arc<Locality>, Place> = BTreeMap::new();
         for host in all {
             let endpoint = host.endpoint();
             let place = places.entry(&endpoint.locality).or_default();
@@ -55,6 +57,14 @@ impl Group {
             place.excluded += usize::from(endpoint.excluded);
             if eligible(host) {
                 place.eligible.push(host.clone());
+            }
+        }
+        if let (Some(whole), Some(first)) = (whole, all.first()) {
+            let priority = first.endpoint().priority;
+            for (locality, place) in &mut places {
+                if let Some(size) = whole.get(&(priority, (*locality).clone())) {
+                    place.weight = scaled(place.weight, place.all, *size);
+                }
             }
         }
         if hashed {
@@ -99,6 +109,12 @@ impl Group {
         };
         flat.iter().chain(localities.iter().flat_map(Source::hosts))
     }
+}
+
+/// A locality's weight in a group that has `part` of its `whole` endpoints: at least 1, unless it had none.
+fn scaled(weight: u32, part: usize, whole: usize) -> u32 {
+    let scaled = (f64::from(weight) * part as f64 / whole.max(1) as f64).round() as u32;
+    scaled.max(u32::from(weight > 0))
 }
 
 fn weight(host: &Host) -> f64 {

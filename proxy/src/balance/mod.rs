@@ -19,12 +19,12 @@ pub use rng::Rng;
 pub use subset::MAX_SUBSETS;
 
 use crate::{
-    config::{Balancing, Health, Labels, LbPolicy, Spread},
+    config::{Balancing, Health, Labels, LbPolicy, Locality, Spread},
     pool::Host,
 };
 use group::Group;
 use load::Counts;
-use std::{net::SocketAddr, rc::Rc};
+use std::{collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
 use subset::SubsetTable;
 
 /// What a request says about where it wants to go.
@@ -63,7 +63,7 @@ impl Default for Balancer {
 impl Balancer {
     /// A balancer over these endpoints.
     pub fn new(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing, spread: Spread, rng: &Rng) -> Self {
-        let plan = Plan::new(all, policy, balancing, spread, rng);
+        let plan = Plan::new(all, policy, balancing, spread, rng, None);
         let subsets = balancing
             .subsets
             .as_ref()
@@ -87,6 +87,9 @@ impl Balancer {
     }
 }
 
+/// Endpoints of each locality, by priority.
+type Sizes = HashMap<(u32, Arc<Locality>), usize>;
+
 /// Endpoints by priority, with what each priority gets.
 #[derive(Debug)]
 struct Plan {
@@ -99,7 +102,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing, spread: Spread, rng: &Rng) -> Self {
+    /// Of a group of a cluster's endpoints `whole` tells how large the localities are altogether, where their weights are to
+    /// follow from that.
+    fn new(
+        all: &[Rc<Host>],
+        policy: LbPolicy,
+        balancing: &Balancing,
+        spread: Spread,
+        rng: &Rng,
+        whole: Option<&Sizes>,
+    ) -> Self {
         let last = all.iter().map(|host| host.endpoint().priority).max().map_or(0, |priority| priority as usize + 1);
         let mut priorities: Vec<Vec<Rc<Host>>> = vec![Vec::new(); last];
         for host in all {
@@ -129,7 +141,7 @@ impl Plan {
                 let sum = plan.shares.last().map_or(0, |(sum, _)| *sum) + percent;
                 plan.shares.push((sum, plan.groups.len()));
                 let over = spread.overprovisioning;
-                plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng));
+                plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng, whole));
             }
         }
         plan

@@ -1,6 +1,6 @@
 //! Groups of endpoints by labels, and which one a request is served from.
 
-use super::{PickContext, Plan, Rng};
+use super::{PickContext, Plan, Rng, Sizes};
 use crate::{
     config::{Balancing, Fallback, LabelValue, Labels, LbPolicy, Selector, Spread, Subsets},
     pool::Host,
@@ -31,7 +31,8 @@ impl SubsetTable {
         rng: &Rng,
     ) -> Self {
         let inner = Balancing { by_locality: balancing.by_locality && config.by_locality, ..balancing.clone() };
-        let plan = |hosts: &[Rc<Host>]| Plan::new(hosts, policy, &inner, spread, rng);
+        let whole = config.scale_localities.then(|| sizes(hosts));
+        let plan = |hosts: &[Rc<Host>]| Plan::new(hosts, policy, &inner, spread, rng, whole.as_ref());
         let mut room = MAX_SUBSETS;
         let groups = config
             .selectors
@@ -98,6 +99,15 @@ impl SubsetTable {
     fn selector<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>> + Clone) -> Option<usize> {
         self.config.selectors.iter().position(|selector| selector.keys.iter().eq(keys.clone()))
     }
+}
+
+/// Endpoints of each locality of each priority.
+fn sizes(hosts: &[Rc<Host>]) -> Sizes {
+    let mut sizes = Sizes::new();
+    for host in hosts {
+        *sizes.entry((host.endpoint().priority, host.endpoint().locality.clone())).or_default() += 1;
+    }
+    sizes
 }
 
 fn uses_default(config: &Subsets) -> bool {

@@ -241,3 +241,34 @@ fn weighted_when_weight_is_zero_then_it_is_never_chosen() {
     assert!((0..1000).all(|_| weighted([0, 5, 0].into_iter(), &rng) == Some(1)));
     assert_eq!(weighted([0, 0].into_iter(), &rng), None);
 }
+
+#[test]
+fn subsets_when_localities_are_scaled_then_their_weights_follow_the_part_that_is_in_the_group() {
+    let place =
+        |zone: &str, weight| Arc::new(Locality { zone: zone.into(), weight: Some(weight), ..Locality::default() });
+    let (near, far) = (place("near", 10), place("far", 10));
+    let of = |port, locality: &Arc<Locality>, stage: &str| Endpoint {
+        labels: labels(&[("stage", stage)]),
+        locality: locality.clone(),
+        ..at(port)
+    };
+    // All of the far ones are in the group, and one in four of the near ones.
+    let all = hosts([
+        of(1, &near, "prod"),
+        of(2, &near, "dev"),
+        of(3, &near, "dev"),
+        of(4, &near, "dev"),
+        of(5, &far, "prod"),
+    ]);
+    let share = |scale_localities| {
+        let selectors = vec![Selector { keys: vec!["stage".into()], single: false, fallback: None }];
+        let subsets = Subsets { selectors, by_locality: true, scale_localities, ..Subsets::default() };
+        let balancing = Balancing { by_locality: true, subsets: Some(subsets), ..Balancing::default() };
+        let labels = labels(&[("stage", "prod")]);
+        let context = PickContext { labels: Some(&labels), ..CONTEXT };
+        counts_for(&balancer(&all, LbPolicy::RoundRobin, &balancing), &context, 1300)[&1]
+    };
+    assert_eq!(share(false), 650);
+    // 10 * 1/4, rounded, against 10.
+    assert_eq!(share(true), 300);
+}

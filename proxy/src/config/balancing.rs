@@ -178,6 +178,8 @@ pub struct Subsets {
     pub panic_any: bool,
     /// Localities keep their weights within groups.
     pub by_locality: bool,
+    /// A locality's weight is less in a group, by the part of its endpoints that are in it.
+    pub scale_localities: bool,
 }
 
 /// Names of labels whose values make groups.

@@ -1,6 +1,6 @@
 //! Listeners, how a connection finds one, and how it finds a filter chain in it.
 
-use super::{FilterChains, Gate, Network, ServerTls};
+use super::{AccessLog, FilterChains, Gate, Network, ServerTls};
 use ipnet::IpNet;
 use std::{
     collections::HashMap,
@@ -99,6 +99,8 @@ pub struct Listener {
     pub continue_on_timeout: bool,
     /// The filter chains.
     pub chains: FilterChains,
+    /// What is logged about every connection when it has ended.
+    pub access_logs: Vec<AccessLog>,
     /// How sockets are made and what accepted connections get.
     pub socket: SocketSettings,
 }
@@ -118,6 +120,7 @@ impl Default for Listener {
             detect_timeout: Duration::from_secs(15),
             continue_on_timeout: false,
             chains: FilterChains::default(),
+            access_logs: Vec::new(),
             socket: SocketSettings::default(),
         }
     }

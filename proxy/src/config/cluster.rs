@@ -230,6 +230,8 @@ pub enum UpstreamProtocol {
     Http2,
     /// Whatever the client speaks.
     Follow,
+    /// HTTP/2 where TLS agrees on it with the endpoint, else HTTP/1.1.
+    Agreed,
 }
 
 /// Circuit breakers. Each worker enforces its share of a limit (rounded up), so that no counter is shared between cores.

@@ -43,6 +43,8 @@ pub enum HttpFilter {
     Decompressor(Arc<Decompressor>),
     /// Counts gRPC calls, which this proxy's own metrics do anyway.
     GrpcStats,
+    /// Makes calls of gRPC out of those of gRPC-Web.
+    GrpcWeb,
     /// Its configuration has not come: answers 500.
     Missing,
     /// Answers health checks.

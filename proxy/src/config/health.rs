@@ -294,6 +294,8 @@ pub struct Dns {
     pub servers: Vec<SocketAddr>,
     /// Only by TCP.
     pub tcp: bool,
+    /// Between two look-ups at least where answers say how long they are good; default none.
+    pub least: Duration,
 }
 
 /// A name, and what each of its addresses becomes.

@@ -238,11 +238,12 @@ fn is_alert(error: &std::io::Error) -> bool {
 }
 
 /// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
-pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster) -> bool {
+pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool {
     match cluster.config().protocol {
         UpstreamProtocol::Http1 => false,
         UpstreamProtocol::Http2 => true,
         UpstreamProtocol::Follow => http2,
+        UpstreamProtocol::Agreed => host.agrees_on_http2(),
     }
 }
 
@@ -281,10 +282,18 @@ pub(crate) async fn connection(
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
-    match http2 {
-        true => Box::pin(open_http2(worker, cluster, host, priority, name)).await.map(Up::Http2),
-        false => Box::pin(open(worker, cluster, host, priority, name)).await.map(Up::Http1),
+    if !http2 {
+        match Box::pin(open(worker, cluster, host, priority, name.clone())).await {
+            // It has changed its mind since it was asked last.
+            Err(_) if is_agreed(cluster) && host.agrees_on_http2() => {}
+            opened => return opened.map(Up::Http1),
+        }
     }
+    Box::pin(open_http2(worker, cluster, host, priority, name)).await
+}
+
+fn is_agreed(cluster: &Cluster) -> bool {
+    cluster.config().protocol == UpstreamProtocol::Agreed
 }
 
 async fn acquire(
@@ -297,7 +306,7 @@ async fn acquire(
     let connected = match ends_here {
         true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
         false => {
-            let http2 = speaks_http2(call.is_http2(), cluster);
+            let http2 = speaks_http2(call.is_http2(), cluster, host);
             let name = server_name(call.request, cluster);
             connection(call.worker, cluster, host, http2, priority, name).await
         }
@@ -334,6 +343,10 @@ async fn open(
         match admission {
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                if is_agreed(cluster) && stream.is_for_http2() {
+                    host.note_agreed(true);
+                    return Err(ConnectError::Tcp(host.address(), std::io::ErrorKind::Unsupported.into()));
+                }
                 let until = cluster.serves_until(&worker.rng);
                 return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
             }
@@ -346,14 +359,28 @@ async fn open(
     }
 }
 
-/// A stream on an HTTP/2 connection that is made now, or by another request just now.
+/// What came instead of a connection of HTTP/2.
+enum Instead {
+    Failed(ConnectError),
+    /// The endpoint agreed on HTTP/1.
+    Http1(Box<Lease>),
+}
+
+impl From<ConnectError> for Instead {
+    fn from(error: ConnectError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A stream on an HTTP/2 connection that is made now, or by another request just now; a connection of HTTP/1, where the endpoint
+/// may choose and agrees on that.
 async fn open_http2(
     worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
-) -> Result<http2::Up, ConnectError> {
+) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let address = host.address();
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
@@ -368,6 +395,14 @@ async fn open_http2(
             }
         };
         let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
+        if is_agreed(cluster) {
+            host.note_agreed(stream.is_for_http2());
+            if !stream.is_for_http2() {
+                let (until, connection) =
+                    (cluster.serves_until(&worker.rng), h1::up::Connection::new(stream, config.http1));
+                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, name.clone()))));
+            }
+        }
         let (tls, local) = (stream.is_tls(), stream.local_address());
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
@@ -379,9 +414,14 @@ async fn open_http2(
         });
         Ok(connection)
     };
-    match &name {
+    let opened = match &name {
         None => host.http2().acquire(config.max_requests_per_connection, dial).await,
         Some(name) => host.http2_named(name).acquire(config.max_requests_per_connection, dial).await,
+    };
+    match opened {
+        Ok(stream) => Ok(Up::Http2(stream)),
+        Err(Instead::Http1(lease)) => Ok(Up::Http1(*lease)),
+        Err(Instead::Failed(error)) => Err(error),
     }
 }
 

@@ -189,7 +189,7 @@ impl Copy {
         let _counted = self.cluster.begin_request(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let _active = host.enter();
-        let http2 = attempt::speaks_http2(self.http2, &self.cluster);
+        let http2 = attempt::speaks_http2(self.http2, &self.cluster, &host);
         let name = attempt::server_name(&self.head, &self.cluster);
         let mut up =
             attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;

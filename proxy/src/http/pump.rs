@@ -298,22 +298,24 @@ impl ResponsePump {
                     *moved = true;
                 }
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
-                    if let Some(recode) = &mut self.recode {
-                        let rest = recode.end().map_err(PumpError::Source)?;
-                        down.send_data(&rest);
-                        self.bytes += rest.len() as u64;
-                    }
                     let trailers = match end {
                         Piece::Trailers(trailers) => Some(trailers),
                         _ => None,
                     };
+                    let mut framed = false;
+                    if let Some(recode) = &mut self.recode {
+                        framed = trailers.is_some_and(|trailers| recode.take_trailers(trailers));
+                        let rest = recode.end().map_err(PumpError::Source)?;
+                        down.send_data(&rest);
+                        self.bytes += rest.len() as u64;
+                    }
                     self.grpc_status = trailers.and_then(|trailers| {
                         super::call::grpc_status(trailers.known(super::headers::Known::GrpcStatus))
                     });
                     if self.keep {
                         self.trailers = trailers.map(|trailers| Box::new(trailers.clone()));
                     }
-                    down.send_end(trailers);
+                    down.send_end(trailers.filter(|_| !framed));
                     self.ended = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Source(error))),

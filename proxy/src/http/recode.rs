@@ -1,7 +1,8 @@
-//! Bodies that filters compress or decompress while they pass.
+//! Bodies that filters compress, decompress or put into another form while they pass.
 
-use super::body::SideError;
+use super::{body::SideError, headers::Headers};
 use crate::config::{Coding, Library};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::io::{self, Write};
 
 /// Bytes that are taken in one go; with the ratio of a decompressor that bounds what one go can give.
@@ -50,6 +51,14 @@ enum Stage {
     Gunzip(flate2::write::MultiGzDecoder<Out>, Ratio),
     Unbrotli(Box<brotli::DecompressorWriter<Out>>, Ratio),
     Unzstd(zstd::stream::write::Decoder<'static, Out>, Ratio),
+    /// Out of base64; holds less than 4 bytes.
+    Unbase64(Vec<u8>),
+    /// What ends the body, and whether all of it is in base64; holds less than 3 bytes.
+    Framed {
+        last: Vec<u8>,
+        text: Option<Vec<u8>>,
+    },
+    Nothing,
 }
 
 /// What a decompressor has taken and given.
@@ -135,8 +144,36 @@ impl Stage {
                 write(decoder, data, if then == Then::End { Then::Flush } else { then })?;
                 Ok(ratio.gave(decoder.get_mut().take()))
             }
+            Self::Unbase64(held) => unbase64(held, data, then),
+            Self::Framed { last, text } => {
+                let last = if then == Then::End { std::mem::take(last) } else { Vec::new() };
+                let Some(held) = text else { return Ok([data, &last].concat()) };
+                held.extend_from_slice(data);
+                // Texts that end with padding may follow each other.
+                let whole = if then == Then::More { held.len() / 3 * 3 } else { held.len() };
+                let rest = held.split_off(whole);
+                let mut out = STANDARD.encode(std::mem::replace(held, rest));
+                STANDARD.encode_string(last, &mut out);
+                Ok(out.into_bytes())
+            }
+            Self::Nothing => Ok(Vec::new()),
         }
     }
+}
+
+fn unbase64(held: &mut Vec<u8>, data: &[u8], then: Then) -> io::Result<Vec<u8>> {
+    held.extend_from_slice(data);
+    let rest = held.split_off(held.len() / 4 * 4);
+    let text = std::mem::replace(held, rest);
+    if then == Then::End && !held.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    // Texts that end with padding may follow each other: each group by itself.
+    for group in text.chunks(4) {
+        STANDARD.decode_vec(group, &mut out).map_err(|_| io::ErrorKind::InvalidData)?;
+    }
+    Ok(out)
 }
 
 /// A body's way through all filters that change its coding.
@@ -193,6 +230,40 @@ impl Recode {
             }
         });
         Ok(())
+    }
+
+    /// Takes what comes out so far for base64.
+    pub fn from_base64(&mut self) {
+        self.stages.push(Stage::Unbase64(Vec::new()));
+    }
+
+    /// Ends the body with its trailers, as gRPC-Web does, all in base64 if it must be `text`.
+    pub fn frame_trailers(&mut self, text: bool) {
+        self.stages.push(Stage::Framed { last: Vec::new(), text: text.then(Vec::new) });
+    }
+
+    /// Leaves nothing of what comes out so far.
+    pub fn drop_all(&mut self) {
+        self.stages.push(Stage::Nothing);
+    }
+
+    /// Takes the trailers into the body, if that is wanted; then they are no trailers any more. The end comes after.
+    pub fn take_trailers(&mut self, trailers: &Headers) -> bool {
+        let framed = self.stages.iter_mut().find_map(|stage| match stage {
+            Stage::Framed { last, .. } => Some(last),
+            _ => None,
+        });
+        let Some(last) = framed else { return false };
+        let mut lines = Vec::new();
+        for (name, value, _) in trailers.iter() {
+            lines.extend(name.iter().map(u8::to_ascii_lowercase));
+            lines.extend_from_slice(&[b":", value, b"\r\n"].concat());
+        }
+        // A frame's length has 32 bits; heads are far shorter.
+        last.push(0x80);
+        last.extend_from_slice(&u32::try_from(lines.len()).unwrap_or(u32::MAX).to_be_bytes());
+        last.append(&mut lines);
+        true
     }
 
     /// Takes data, at most [`AT_ONCE`], and gives what comes of it.
@@ -321,5 +392,43 @@ mod tests {
         }
         let cut = &compressed(Library::Gzip(6), b"a body that is cut off before its end")[..20];
         assert!(decompressed(Library::Gzip(6), cut, 100).is_err());
+    }
+
+    #[test]
+    fn body_when_it_is_base64_in_pieces_then_it_comes_out_and_what_is_none_ends_it() {
+        let mut recode = Recode::default();
+        recode.from_base64();
+        let out: Vec<u8> = ["aGV", "sbG8", "=d29", "ybGQ", "="]
+            .iter()
+            .flat_map(|part| recode.data(part.as_bytes()).unwrap())
+            .collect();
+        assert_eq!((out.as_slice(), recode.end().unwrap().len()), (&b"helloworld"[..], 0));
+        for wrong in ["aGVsbG8", "a*Vs", "a==="] {
+            let mut recode = Recode::default();
+            recode.from_base64();
+            assert!(recode.whole(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn body_when_its_trailers_are_framed_then_they_end_it_in_its_own_form() {
+        let mut trailers = Headers::default();
+        trailers.push(b"grpc-status", b"0");
+        let frame = b"\x80\0\0\0\x0fgrpc-status:0\r\n";
+        for text in [false, true] {
+            let mut recode = Recode::default();
+            recode.frame_trailers(text);
+            let mut out = recode.data(b"abcd").unwrap();
+            out.append(&mut recode.flush().unwrap());
+            assert!(recode.take_trailers(&trailers));
+            out.append(&mut recode.end().unwrap());
+            let wanted = if text {
+                format!("YWJjZA=={}", STANDARD.encode(frame)).into_bytes()
+            } else {
+                [b"abcd", &frame[..]].concat()
+            };
+            assert_eq!(out, wanted);
+        }
+        assert!(!Recode::default().take_trailers(&trailers));
     }
 }

@@ -7,6 +7,7 @@ mod proxy_protocol;
 mod simple;
 mod socket;
 mod stream;
+mod visit;
 
 pub use detect::{Detected, detect};
 pub use proxy_protocol::{Proxied, write_header};
@@ -30,6 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
+use visit::Visit;
 
 /// Where a connection stands in the configuration: everything by which its filter chain is found, so that it can be found
 /// again when the configuration changed. Boxed, since it is rarely looked at and lies in every connection.
@@ -93,7 +95,8 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
     // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
     // many, pays for no other kind.
     let _counted = OfListener::new(&worker, bound);
-    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound)).await else { return };
+    let mut visit = None;
+    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound, &mut visit)).await else { return };
     match ready {
         Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
         Ready::Http2(stream, first, conn, place) => {
@@ -131,7 +134,12 @@ impl Drop for OfListener {
 }
 
 /// Finds out what serves a connection. `None` closes it.
-async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
+async fn prepare(
+    worker: &Rc<Worker>,
+    mut tcp: TcpStream,
+    bound: SocketAddr,
+    visit: &mut Option<Box<Visit>>,
+) -> Option<(Ready, Places)> {
     let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
@@ -176,6 +184,8 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         protocols: Vec::new(),
     }));
     let listener = place.listener(root.config())?;
+    let id = worker.connection_id();
+    *visit = Visit::begin(worker, listener, id, (destination, canonical(local)), (source, remote));
     let limit = deadline(listener.detect_timeout);
     let detected = detect(&mut tcp, &mut first, listener, destination.port(), limit).await?;
     place.0.transport = detected.transport;
@@ -184,12 +194,15 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     let Some(chain) = place.find(root.config()) else {
         tracing::debug!(%remote, %destination, listener = %listener.name, "no filter chain matches; closed");
         worker.shard.listener_stats(&listener.stat_name).no_filter_chain_match.add(1);
+        if let Some(visit) = visit {
+            visit.unclaimed(place.0.server_name.as_deref());
+        }
         return None;
     };
     let mut conn = ConnInfo::new(destination, source);
     conn.server_name = place.0.server_name.clone();
     conn.proxied = proxied;
-    conn.id = worker.connection_id();
+    conn.id = id;
     conn.chain = chain.name.clone();
     conn.direct_local = canonical(local);
     let places = gates::limits(&chain.gates).await?;
@@ -201,11 +214,17 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
                 Ok((stream, alpn)) => (Stream::Tls(stream), alpn),
                 Err(error) => {
                     tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
+                    if let Some(visit) = visit {
+                        visit.failed(&conn, error.to_string());
+                    }
                     return None;
                 }
             }
         }
     };
+    if let Some(visit) = visit {
+        visit.claimed(&conn);
+    }
     gates::policies(&chain.gates, &conn).await?;
     let manager = match &chain.network {
         Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, proxy.clone()), places)),

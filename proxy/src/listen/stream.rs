@@ -55,6 +55,14 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
+    /// Whether TLS agreed on HTTP/2.
+    pub fn is_for_http2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
     /// Whether bytes that were written wait in the TLS layer because the socket had no room: only a flush sends them.
     pub fn holds_back(&self) -> bool {
         match self {

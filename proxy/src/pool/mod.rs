@@ -70,6 +70,8 @@ struct HostState {
     epoch: Cell<u32>,
     /// Connections of HTTP/1, busy or idle.
     connections: Cell<u32>,
+    /// The endpoint has chosen HTTP/1 where it could choose.
+    prefers_http1: Cell<bool>,
     /// Since when no dial that is under way has come to anything.
     dialing: Cell<Option<Instant>>,
 }
@@ -122,6 +124,16 @@ impl Host {
     /// Its numbers.
     pub fn stats(&self) -> &Arc<HostStats> {
         &self.state.stats
+    }
+
+    /// Whether it is to be asked for HTTP/2 where it may choose: until it has chosen otherwise.
+    pub fn agrees_on_http2(&self) -> bool {
+        !self.state.prefers_http1.get()
+    }
+
+    /// Takes note of what it has chosen.
+    pub fn note_agreed(&self, http2: bool) {
+        self.state.prefers_http1.set(!http2);
     }
 
     /// Its HTTP/2 connections.

@@ -42,10 +42,10 @@ pub(super) async fn open(
 ) -> Result<Up, ConnectError> {
     let address = host.address();
     let head = head(conn, tunnel);
-    let http2 = http::speaks_http2(false, cluster);
     let patience = if patience.is_zero() { LONGEST } else { patience };
     let failed = |error: io::Error| ConnectError::Tcp(address, error);
     for stale in 0.. {
+        let http2 = http::speaks_http2(false, cluster, host);
         let mut up = http::connection(worker, cluster, host, http2, Priority::Default, None).await?;
         up.send_head(&head);
         if head.is_connect() {

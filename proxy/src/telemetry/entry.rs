@@ -150,6 +150,8 @@ pub struct LogEntry<'a, Q, S> {
     pub termination_details: Option<&'a str>,
     /// What failed in the transport to the upstream (TLS).
     pub transport_failure: Option<&'a str>,
+    /// What failed in the transport to the downstream (TLS).
+    pub downstream_failure: Option<&'a str>,
     /// The body of an answer of the proxy itself, where it is just being written.
     pub local_reply: Option<&'a str>,
     /// Whether the request is a gRPC call.
@@ -225,6 +227,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             code_details: None,
             termination_details: None,
             transport_failure: None,
+            downstream_failure: None,
             local_reply: None,
             grpc: false,
             grpc_status: None,

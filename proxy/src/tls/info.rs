@@ -45,6 +45,20 @@ impl TlsInfo {
         }
     }
 
+    /// The same once more, for who outlives the connection.
+    pub fn again(&self) -> Self {
+        let Self { version, cipher, alpn, verified, local, chain, peer: _ } = self;
+        Self {
+            version,
+            cipher,
+            alpn: alpn.clone(),
+            verified: *verified,
+            local: local.clone(),
+            chain: chain.clone(),
+            peer: OnceCell::new(),
+        }
+    }
+
     /// The peer's chain, leaf first; empty when it showed none.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain

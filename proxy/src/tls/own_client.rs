@@ -79,9 +79,22 @@ impl ClientContext {
 
     /// The same, but that the certificate must be for the server name that was sent.
     pub fn matching_server_name(&self) -> Self {
+        self.with(ClientSettings { match_server_name: true, ..self.settings.clone() })
+    }
+
+    /// The same, but that the server may choose between HTTP/2 and HTTP/1, unless it is said already what is offered.
+    pub fn offering_both(&self) -> Self {
+        let alpn = match self.settings.alpn.is_empty() {
+            true => vec!["h2".into(), "http/1.1".into()],
+            false => self.settings.alpn.clone(),
+        };
+        self.with(ClientSettings { alpn, ..self.settings.clone() })
+    }
+
+    fn with(&self, settings: ClientSettings) -> Self {
         let mut fingerprint = self.fingerprint;
-        fingerprint[0] ^= u8::from(!self.settings.match_server_name);
-        let settings = ClientSettings { match_server_name: true, ..self.settings.clone() };
+        fingerprint[0] ^= u8::from(settings.match_server_name != self.settings.match_server_name);
+        fingerprint[1] ^= u8::from(settings.alpn != self.settings.alpn);
         let key_pair = self.key_pair.as_ref().map(|source| match source {
             Source::Inline(pair) => Source::Inline(pair.clone()),
             Source::Slot(slot) => Source::Slot(slot.clone()),

@@ -105,7 +105,7 @@ fn pause(dns: &Dns, good: Option<Duration>, failures: u32, random: impl Fn(u64) 
         Duration::from_millis(random(millis.max(1)))
     };
     match (good, dns.failure_refresh) {
-        (Some(good), _) if dns.respect_ttl && !good.is_zero() => good + below(dns.jitter),
+        (Some(good), _) if dns.respect_ttl && !good.is_zero() => good.max(dns.least) + below(dns.jitter),
         (None, Some((base, most))) => {
             // At random below a bound that doubles, and not at once.
             let bound = base.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(most);
@@ -132,12 +132,15 @@ mod tests {
             family: DnsFamily::Auto,
             servers: Vec::new(),
             tcp: false,
+            least: Duration::ZERO,
         };
         let most = |bound: u64| bound - 1;
         assert_eq!(pause(&dns, Some(seconds(60)), 0, |_| 0), seconds(5));
         assert_eq!(pause(&dns, None, 3, |_| 0), seconds(5));
         dns.respect_ttl = true;
         assert_eq!(pause(&dns, Some(seconds(60)), 0, |_| 0), seconds(60));
+        dns.least = seconds(90);
+        assert_eq!(pause(&dns, Some(seconds(60)), 0, |_| 0), seconds(90));
         assert_eq!(pause(&dns, Some(Duration::ZERO), 0, |_| 0), seconds(5));
         dns.failure_refresh = Some((seconds(1), seconds(3)));
         let waits: Vec<Duration> = (1..=3).map(|failures| pause(&dns, None, failures, most)).collect();

@@ -7,6 +7,7 @@
 mod compression;
 mod cors;
 mod fault;
+mod grpc_web;
 mod ratelimit;
 mod rbac;
 
@@ -58,6 +59,8 @@ enum Step<'a> {
     Add(Vec<(&'static str, Vec<u8>)>),
     Compress(compression::Asked<'a>),
     Decompress(&'a Decompressor),
+    /// Whether it must be text.
+    GrpcWeb(bool),
 }
 
 /// Leads the request through the filters.
@@ -194,6 +197,12 @@ async fn pass<'a, D: Downstream>(
             Ok(())
         }
         (HttpFilter::GrpcStats, _) => Ok(()),
+        (HttpFilter::GrpcWeb, _) => {
+            if let Some(text) = grpc_web::on_request(call) {
+                call.tally.filters().steps.push(Step::GrpcWeb(text));
+            }
+            Ok(())
+        }
         (HttpFilter::Missing, _) => {
             let flags = ResponseFlags::NO_FILTER_CONFIG;
             Err(Reply { code: 500, body: "", flags, details: "", close: false }.into())
@@ -279,6 +288,7 @@ pub(super) fn on_response(call: &mut Call<'_>) {
             }
             Step::Compress(asked) => compression::on_response(call, &asked),
             Step::Decompress(decompressor) => compression::open_response(call, decompressor),
+            Step::GrpcWeb(text) => grpc_web::on_response(call, text),
         }
     }
 }

@@ -166,7 +166,7 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let destination = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
     let host = cluster.pick(&worker.rng, &PickContext::to(destination), |_| false)?;
     let _active = host.enter();
-    let http2 = attempt::speaks_http2(grpc, cluster);
+    let http2 = attempt::speaks_http2(grpc, cluster, &host);
     let name = attempt::server_name(&head, cluster);
     let mut up = attempt::connection(worker, cluster, &host, http2, Priority::Default, name).await.ok()?;
     up.send_head(&head);

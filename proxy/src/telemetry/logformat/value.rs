@@ -57,6 +57,7 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         Operator::ResponseCodeDetails { blanks } => word(entry.code_details, *blanks, out),
         Operator::ConnectionTerminationDetails => word(entry.termination_details, true, out),
         Operator::UpstreamTransportFailureReason => word(entry.transport_failure, false, out),
+        Operator::DownstreamTransportFailureReason => word(entry.downstream_failure, false, out),
         Operator::BytesReceived => number(entry.bytes_received, out),
         Operator::BytesSent => number(entry.bytes_sent, out),
         Operator::RequestHeaderBytes => number(request_bytes(entry), out),

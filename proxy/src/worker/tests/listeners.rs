@@ -249,3 +249,38 @@ fn connection_when_it_has_lasted_long_enough_then_it_is_closed_whatever_moves() 
     assert!(!said.is_empty() && start.elapsed() < LIMIT);
     configured.proxy.told("DT");
 }
+
+#[test]
+fn listener_when_it_logs_then_every_connection_has_a_line_whether_something_takes_it_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let format = "%CONNECTION_ID% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %FILTER_CHAIN_NAME% %ACCESS_LOG_TYPE% \
+                  %DOWNSTREAM_REMOTE_PORT%\n";
+    let mut chain = json!({"name": "only", "filters": [answer("hello")]});
+    chain["filter_chain_match"] = json!({"source_prefix_ranges": [{"address_prefix": "127.0.0.1", "prefix_len": 32}]});
+    let it = Configured::start(
+        json!({"filter_chains": [chain], "access_log": [{"name": "f", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": path.to_str().unwrap(), "log_format": {"text_format_source": {"inline_string": format}},
+        }}]}),
+        &[],
+    );
+    let telemetry = it.proxy.telemetry.clone();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(telemetry.write_logs());
+    });
+    let read = || std::fs::read_to_string(&path).unwrap_or_default();
+    let mut client = it.proxy.client();
+    let port = client.stream.local_addr().unwrap().port();
+    assert_eq!(client.ask(&get("/")).status(), 200);
+    assert_eq!(read(), "", "its connection is still open");
+    drop(client);
+    eventually("a line", || read().lines().count() == 1);
+    assert_eq!(read(), format!("1 - - only NotSet {port}\n"));
+    let stranger = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    stranger.bind(&SocketAddr::from(([127, 0, 0, 9], 0)).into()).unwrap();
+    stranger.connect(&it.proxy.address.into()).unwrap();
+    eventually("another line", || read().lines().count() == 2);
+    assert!(read().lines().nth(1).unwrap().starts_with("2 NR filter_chain_not_found - NotSet "), "{}", read());
+}

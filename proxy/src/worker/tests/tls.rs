@@ -1,6 +1,6 @@
 //! TLS with certificates of the configuration's own, to clients and to endpoints.
 
-use super::configured::{Configured, answer, static_cluster, tcp_to};
+use super::configured::{Configured, answer, filter, static_cluster, tcp_to};
 use super::*;
 use crate::tls::own_tests::Ca;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -192,4 +192,56 @@ fn endpoint_when_requests_decide_about_the_server_name_then_its_certificate_must
     let mut client = proxy.client();
     let mut ask = |host: &str| client.ask(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")).status();
     assert_eq!([ask("a.example:80"), ask("b.example"), ask("a.example")], [200, 503, 200]);
+}
+
+#[test]
+fn endpoint_when_tls_may_agree_on_the_version_then_each_is_spoken_to_in_its_own() {
+    let ca = Ca::new("ca");
+    let (chain, key) = ca.leaf(&["a.example"], -1..1);
+    let backend = |alpn: &str| {
+        let mut manager = answer("hello");
+        manager["typed_config"]["route_config"]["response_headers_to_add"] =
+            json!([{"header": {"key": "x-protocol", "value": "%PROTOCOL%"}}]);
+        let tls = socket(
+            "DownstreamTlsContext",
+            json!({"common_tls_context": {
+                "alpn_protocols": [alpn], "tls_certificates": [pair_json(&chain, &key)]
+            }}),
+        );
+        Configured::start(json!({"filter_chains": [{"filters": [manager], "transport_socket": tls}]}), &[])
+    };
+    let (two, one) = (backend("h2"), backend("http/1.1"));
+    let mut cluster = static_cluster("a", &[two.address(0), one.address(0)]);
+    cluster["transport_socket"] = socket(
+        "UpstreamTlsContext",
+        json!({"sni": "a.example", "common_tls_context": {
+            "validation_context": {"trusted_ca": {"inline_string": ca.pem()}}
+        }}),
+    );
+    cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "auto_config": {},
+    }});
+    let manager = filter(
+        "http_connection_manager.v3.HttpConnectionManager",
+        json!({
+            "stat_prefix": "h",
+            "http_filters": [{"name": "router", "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+            }}],
+            "route_config": {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [
+                {"match": {"prefix": "/"}, "route": {"cluster": "a"}}
+            ]}]}
+        }),
+    );
+    let it = Configured::start(json!({"filter_chains": [{"filters": [manager]}]}), &[cluster]);
+    let mut client = it.proxy.client();
+    let spoken: Vec<String> = (0..8)
+        .map(|_| {
+            let answer = client.ask(&get("/"));
+            assert_eq!(answer.status(), 200);
+            answer.header("x-protocol").unwrap().to_owned()
+        })
+        .collect();
+    let of = |version: &str| spoken.iter().filter(|spoken| *spoken == version).count();
+    assert_eq!((of("HTTP/2"), of("HTTP/1.1")), (4, 4), "{spoken:?}");
 }

@@ -1,5 +1,6 @@
 //! Listeners and their filter chains.
 
+use super::access_log::access_logs;
 use super::common::{address, cidr, filter_metadata, maybe_duration, text};
 use super::filter::discovery::Discovered;
 use super::http::Tables;
@@ -75,7 +76,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         connection_balance_config: _,
         reuse_port: _,
         enable_reuse_port: _,
-        access_log,
+        access_log: logs,
         tcp_backlog_size,
         max_connections_to_accept_per_socket_event: _,
         bind_to_port,
@@ -85,15 +86,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         tcp_keepalive,
         listener_specifier,
     } = value;
-    refuse!(
-        fcds_config,
-        filter_chain_matcher,
-        udp_listener_config,
-        api_listener,
-        access_log,
-        enable_mptcp,
-        listener_specifier
-    );
+    refuse!(fcds_config, filter_chain_matcher, udp_listener_config, api_listener, enable_mptcp, listener_specifier);
     let transparent = transparent.unwrap_or(false);
     refuse!(transparent);
     let direction = match TrafficDirection::try_from(traffic_direction) {
@@ -135,6 +128,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
             .unwrap_or(DEFAULT_DETECT_TIMEOUT),
         continue_on_timeout: continue_on_listener_filters_timeout,
         chains: chains.map_err(|error| Refused::new("filter_chains", error.to_string()))?,
+        access_logs: access_logs(context, logs)?,
         socket: socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?,
         stat_name: match stat_prefix.is_empty() {
             true => addresses_text.into(),

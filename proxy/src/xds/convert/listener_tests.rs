@@ -125,7 +125,7 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
     for (value, field) in [
         (json!({"transparent": true}), "transparent"),
         (json!({"enable_mptcp": true}), "enable_mptcp"),
-        (json!({"access_log": [{"name": "a"}]}), "access_log"),
+        (json!({"access_log": [{"name": "a"}]}), "access_log[0].typed_config"),
         (json!({"filter_chain_matcher": {}}), "filter_chain_matcher"),
         (
             json!({"socket_options": [{"level": 1, "name": 9, "int_value": 1, "state": "STATE_LISTENING"}]}),

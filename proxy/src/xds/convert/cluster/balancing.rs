@@ -217,7 +217,7 @@ fn subset_settings(value: LbSubsetConfig) -> Converted<Subsets> {
         list_as_any,
         metadata_fallback_policy,
     } = value;
-    refuse!(scale_locality_weight, metadata_fallback_policy);
+    refuse!(metadata_fallback_policy);
     let fallback = match LbSubsetFallbackPolicy::try_from(fallback_policy) {
         Ok(LbSubsetFallbackPolicy::NoFallback) => Fallback::None,
         Ok(LbSubsetFallbackPolicy::AnyEndpoint) => Fallback::Any,
@@ -235,6 +235,7 @@ fn subset_settings(value: LbSubsetConfig) -> Converted<Subsets> {
         list_as_any,
         panic_any: panic_mode_any,
         by_locality: locality_weight_aware,
+        scale_localities: scale_locality_weight,
     })
 }
 

@@ -1,11 +1,18 @@
 //! Endpoints that are found by name.
 
-use super::super::common::{maybe_duration, socket};
+use super::super::common::{maybe_duration, optional, socket};
 use super::super::{Converted, Refused, Within as _, refuse};
 use crate::config::{Dns, DnsFamily};
 use leno_xds::envoy::config::cluster::v3::cluster::{DnsLookupFamily, RefreshRate};
 use leno_xds::envoy::config::core::v3::{
     Address, DnsResolutionConfig, DnsResolverOptions, TypedExtensionConfig, address,
+};
+use leno_xds::envoy::extensions::clusters::{
+    common::dns::v3::DnsLookupFamily as ExtensionFamily,
+    dns::v3::{DnsCluster, dns_cluster},
+};
+use leno_xds::envoy::extensions::network::dns_resolver::{
+    cares::v3::CaresDnsResolverConfig, getaddrinfo::v3::GetAddrInfoDnsResolverConfig,
 };
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -24,6 +31,73 @@ pub(super) struct Fields {
     pub(super) tcp: bool,
     pub(super) resolution: Option<DnsResolutionConfig>,
     pub(super) typed_resolver: Option<TypedExtensionConfig>,
+    /// Least time between two look-ups when answers say how long they are good.
+    pub(super) least: Option<prost_types::Duration>,
+}
+
+/// The fields of the extension for clusters that are found by name.
+pub(super) fn of_extension(value: DnsCluster) -> Converted<Fields> {
+    let DnsCluster {
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        respect_dns_ttl,
+        dns_jitter,
+        typed_dns_resolver_config,
+        dns_lookup_family,
+        all_addresses_in_single_endpoint: _,
+        dns_min_refresh_rate,
+    } = value;
+    let family = match ExtensionFamily::try_from(dns_lookup_family) {
+        Ok(ExtensionFamily::Unspecified | ExtensionFamily::Auto) => DnsLookupFamily::Auto,
+        Ok(ExtensionFamily::V4Only) => DnsLookupFamily::V4Only,
+        Ok(ExtensionFamily::V6Only) => DnsLookupFamily::V6Only,
+        Ok(ExtensionFamily::V4Preferred) => DnsLookupFamily::V4Preferred,
+        Ok(ExtensionFamily::All) => DnsLookupFamily::All,
+        Err(_) => return Err(Refused::new("dns_lookup_family", "is not known to this proxy")),
+    };
+    let failure = dns_failure_refresh_rate
+        .map(|dns_cluster::RefreshRate { base_interval, max_interval }| RefreshRate { base_interval, max_interval });
+    Ok(Fields {
+        refresh_rate: dns_refresh_rate,
+        jitter: dns_jitter,
+        failure_refresh_rate: failure,
+        respect_ttl: respect_dns_ttl,
+        family: family.into(),
+        resolvers: Vec::new(),
+        tcp: false,
+        resolution: None,
+        typed_resolver: typed_dns_resolver_config,
+        least: dns_min_refresh_rate,
+    })
+}
+
+/// Which servers are asked, and how, as the extension of a resolver says. Which library asks makes no difference; so do the
+/// settings of its own machinery not.
+fn typed(value: TypedExtensionConfig) -> Converted<DnsResolutionConfig> {
+    let TypedExtensionConfig { name, typed_config } = value;
+    let any = typed_config.unwrap_or_default();
+    if let Some(GetAddrInfoDnsResolverConfig { num_retries: _, num_resolver_threads: _ }) = optional(&any)? {
+        return Ok(DnsResolutionConfig::default());
+    }
+    let Some(value) = optional::<CaresDnsResolverConfig>(&any)? else {
+        return Err(Refused::new("", format!("`{name}` is not supported; use c-ares or getaddrinfo, or leave it out")));
+    };
+    let CaresDnsResolverConfig {
+        resolvers,
+        use_resolvers_as_fallback,
+        filter_unroutable_families,
+        dns_resolver_options,
+        udp_max_queries: _,
+        query_timeout_seconds,
+        query_tries,
+        rotate_nameservers: _,
+        edns0_max_payload_size: _,
+        max_udp_channel_duration: _,
+        reinit_channel_on_timeout: _,
+        qcache_max_ttl: _,
+    } = value;
+    refuse!(use_resolvers_as_fallback, filter_unroutable_families, query_timeout_seconds, query_tries);
+    Ok(DnsResolutionConfig { resolvers, dns_resolver_options })
 }
 
 /// How names are looked up; the names themselves come with the load assignment.
@@ -38,11 +112,11 @@ pub(super) fn dns(fields: Fields, logical: bool) -> Converted<Dns> {
         tcp,
         resolution,
         typed_resolver,
+        least,
     } = fields;
-    if let Some(TypedExtensionConfig { name, typed_config: _ }) = typed_resolver {
-        // Which library asks makes no difference; whom it asks would.
-        return Err(Refused::new("typed_dns_resolver_config", format!("`{name}` is not supported; leave it out")));
-    }
+    // The newer of both goes first.
+    let typed = typed_resolver.map(typed).transpose().within("typed_dns_resolver_config")?;
+    let resolution = typed.or(resolution);
     let mut servers = Vec::new();
     let mut only_tcp = tcp;
     let mut listed = resolvers;
@@ -96,6 +170,7 @@ pub(super) fn dns(fields: Fields, logical: bool) -> Converted<Dns> {
         family,
         servers,
         tcp: only_tcp,
+        least: maybe_duration(least, "dns_min_refresh_rate")?.unwrap_or_default(),
     })
 }
 
@@ -112,6 +187,7 @@ pub(super) fn none(fields: Fields) -> Converted<()> {
         tcp: _,
         resolution: _,
         typed_resolver: _,
+        least: _,
     } = fields;
     refuse!(dns_resolvers);
     Ok(())

@@ -27,6 +27,7 @@ use leno_xds::envoy::config::cluster::v3::cluster::{
     TransportSocketMatch,
 };
 use leno_xds::envoy::config::core::v3::Metadata;
+use leno_xds::envoy::extensions::clusters::dns::v3::DnsCluster;
 use leno_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use std::collections::BTreeSet;
@@ -161,7 +162,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     );
     preconnect(preconnect_policy).within("preconnect_policy")?;
     let id = context.cluster(&name).within("name")?;
-    let (kind, logical) = kind(cluster_discovery_type)?;
+    let (kind, logical, found_by) = kind(cluster_discovery_type)?;
     let endpoints = match (kind, eds_cluster_config) {
         (ClusterKind::Eds, Some(EdsClusterConfig { eds_config, service_name })) => {
             let resource = if service_name.is_empty() { name.clone() } else { service_name };
@@ -239,6 +240,11 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         tcp: use_tcp_for_dns_lookups,
         resolution: dns_resolution_config,
         typed_resolver: typed_dns_resolver_config,
+        least: None,
+    };
+    let names = match found_by {
+        Some(own) => dns::of_extension(own).within("cluster_type.typed_config")?,
+        None => names,
     };
     match kind {
         ClusterKind::Dns => cluster.dns = Some(Arc::new(dns::dns(names, logical)?)),
@@ -274,6 +280,10 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         let field = "transport_socket_matches";
         return Err(Refused::new(field, "is not supported together with a server name from requests"));
     }
+    if cluster.protocol == UpstreamProtocol::Agreed && !matches.is_empty() {
+        let field = "transport_socket_matches";
+        return Err(Refused::new(field, "is not supported together with auto_config"));
+    }
     let mut template = Template { cluster, endpoints, matches };
     for (index, check) in health_checks.into_iter().enumerate() {
         let within = format!("health_checks[{index}]");
@@ -305,20 +315,24 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
 }
 
 /// How endpoints are found, and whether names stand for one endpoint each.
-fn kind(value: Option<ClusterDiscoveryType>) -> Converted<(ClusterKind, bool)> {
+fn kind(value: Option<ClusterDiscoveryType>) -> Converted<(ClusterKind, bool, Option<DnsCluster>)> {
     let kind = match value {
-        None => return Ok((ClusterKind::Static, false)),
+        None => return Ok((ClusterKind::Static, false, None)),
         Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(kind),
-        Some(ClusterDiscoveryType::ClusterType(xds::cluster::CustomClusterType { name, typed_config: _ })) => {
-            return Err(Refused::new("cluster_type", format!("`{name}` is not supported by this proxy")));
+        Some(ClusterDiscoveryType::ClusterType(xds::cluster::CustomClusterType { name, typed_config })) => {
+            let any = typed_config.unwrap_or_default();
+            return match optional::<DnsCluster>(&any).within("cluster_type.typed_config")? {
+                Some(own) => Ok((ClusterKind::Dns, own.all_addresses_in_single_endpoint, Some(own))),
+                None => Err(Refused::new("cluster_type", format!("`{name}` is not supported by this proxy"))),
+            };
         }
     };
     match kind {
-        Ok(DiscoveryType::Static) => Ok((ClusterKind::Static, false)),
-        Ok(DiscoveryType::Eds) => Ok((ClusterKind::Eds, false)),
-        Ok(DiscoveryType::StrictDns) => Ok((ClusterKind::Dns, false)),
-        Ok(DiscoveryType::LogicalDns) => Ok((ClusterKind::Dns, true)),
-        Ok(DiscoveryType::OriginalDst) => Ok((ClusterKind::OriginalDst, false)),
+        Ok(DiscoveryType::Static) => Ok((ClusterKind::Static, false, None)),
+        Ok(DiscoveryType::Eds) => Ok((ClusterKind::Eds, false, None)),
+        Ok(DiscoveryType::StrictDns) => Ok((ClusterKind::Dns, false, None)),
+        Ok(DiscoveryType::LogicalDns) => Ok((ClusterKind::Dns, true, None)),
+        Ok(DiscoveryType::OriginalDst) => Ok((ClusterKind::OriginalDst, false, None)),
         Err(_) => Err(Refused::new("type", "is not known to this proxy")),
     }
 }

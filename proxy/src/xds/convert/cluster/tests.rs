@@ -136,6 +136,24 @@ fn cluster_when_endpoints_are_names_then_they_are_kept_to_be_looked_up() {
     let endpoint = Dns::endpoint(&dns.names[0], [192, 0, 2, 1].into());
     assert_eq!((endpoint.address, endpoint.hostname.as_deref()), (([192, 0, 2, 1], 8080).into(), Some("one.test")));
     assert!(converted.endpoints.is_empty());
+    let mut own = cluster.clone();
+    for field in ["type", "dns_lookup_family", "dns_refresh_rate", "dns_failure_refresh_rate"] {
+        own.as_object_mut().unwrap().remove(field);
+    }
+    let resolver = json!({"name": "c", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [{"socket_address": {"address": "192.0.2.53", "port_value": 0}}],
+    }});
+    own["cluster_type"] = json!({"name": "envoy.cluster.dns", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.clusters.dns.v3.DnsCluster",
+        "dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "3s", "dns_failure_refresh_rate": {"base_interval": "1s"},
+        "dns_min_refresh_rate": "2s", "typed_dns_resolver_config": resolver,
+    }});
+    let of_extension = convert(own.clone(), json!({})).unwrap();
+    let wanted = Dns { least: Duration::from_secs(2), servers: vec![([192, 0, 2, 53], 53).into()], ..(**dns).clone() };
+    assert_eq!(format!("{:?}", of_extension.dns), format!("{:?}", Some(Arc::new(wanted))), "both mean the same");
+    own["cluster_type"]["typed_config"]["all_addresses_in_single_endpoint"] = json!(true);
+    assert_eq!(convert(own, json!({})).unwrap_err().field, "load_assignment", "one endpoint has one name");
     let mut logical = cluster;
     logical["type"] = json!("LOGICAL_DNS");
     assert_eq!(convert(logical, json!({})).unwrap_err().field, "load_assignment");

@@ -11,7 +11,8 @@ use leno_xds::envoy::config::core::v3::{
 use leno_xds::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
-        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig, explicit_http_config::ProtocolConfig,
+        AutoHttpConfig, ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+        explicit_http_config::ProtocolConfig,
     },
 };
 use std::net::IpAddr;
@@ -140,6 +141,26 @@ pub(super) fn server_name(cluster: &mut Cluster, value: UpstreamHttpProtocolOpti
     }
 }
 
+/// The version on which TLS agrees.
+fn agreed(cluster: &mut Cluster, value: AutoHttpConfig) -> Converted<()> {
+    let AutoHttpConfig {
+        http_protocol_options,
+        http2_protocol_options,
+        http3_protocol_options,
+        alternate_protocols_cache_options,
+    } = value;
+    refuse!(http3_protocol_options, alternate_protocols_cache_options);
+    cluster.http1.trailers = http::http1(http_protocol_options).within("http_protocol_options")?;
+    http2_options(cluster, http2_protocol_options).within("http2_protocol_options")?;
+    match cluster.default_tls.as_deref() {
+        Some(ClientTls::Own(context)) => {
+            cluster.default_tls = Some(Arc::new(ClientTls::Own(Arc::new(context.offering_both()))));
+            Ok(())
+        }
+        _ => Err(Refused::new("", "needs TLS with certificates of its own, by which the version is agreed on")),
+    }
+}
+
 /// The typed options of HTTP.
 pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) -> Converted<()> {
     let HttpProtocolOptions {
@@ -192,8 +213,9 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
             http2_options(cluster, http2_protocol_options).within(within)?;
             UpstreamProtocol::Follow
         }
-        Some(UpstreamProtocolOptions::AutoConfig(_)) => {
-            return Err(Refused::new("auto_config", "is not supported by this proxy; say which version it is"));
+        Some(UpstreamProtocolOptions::AutoConfig(config)) => {
+            agreed(cluster, config).within("auto_config")?;
+            UpstreamProtocol::Agreed
         }
     };
     Ok(())

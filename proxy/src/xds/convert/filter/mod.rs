@@ -26,6 +26,7 @@ use leno_xds::envoy::extensions::filters::http::{
     decompressor::v3::Decompressor,
     fault::v3::HttpFault,
     grpc_stats::v3::FilterConfig as GrpcStats,
+    grpc_web::v3::GrpcWeb,
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
     health_check::v3::HealthCheck as Check,
     local_ratelimit::v3::LocalRateLimit,
@@ -110,6 +111,8 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
         } = value;
         refuse!(emit_filter_state);
         HttpFilter::GrpcStats
+    } else if let Some(GrpcWeb {}) = optional(any)? {
+        HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
         HttpFilter::Compressor(Arc::new(compression::compressor(value)?))
     } else if let Some(value) = optional::<Decompressor>(any)? {
