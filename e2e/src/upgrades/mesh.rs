@@ -219,6 +219,13 @@ pub fn rests_on(bed: &Bed, version: &str, limit: Duration) -> Result<()> {
 /// # Errors
 /// With the pod that is otherwise.
 pub fn in_every_pod(bed: &Bed, version: &str) -> Result<()> {
+    // A pod whose idle slot crashed is not ready before that slot runs again.
+    bed.wait("every pod to have it in both slots and to be ready", Duration::from_secs(90), || {
+        everywhere(bed, version).map(Some)
+    })
+}
+
+fn everywhere(bed: &Bed, version: &str) -> Result<()> {
     let pods = bed.get(&["pods", "-n", FLEET])?;
     for pod in pods["items"].as_array().into_iter().flatten() {
         let name = &pod["metadata"]["name"];

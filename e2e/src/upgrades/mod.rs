@@ -117,7 +117,7 @@ fn strategy() -> Value {
         "maxUnavailable": "34%",
         "paused": false,
         "waves": [
-            {"pods": {"matchLabels": {"app": "single"}}},
+            {"pods": {"matchLabels": {"app": "echo"}}, "percent": 1},
             {"percent": 30},
             {"percent": 100},
         ],
@@ -241,14 +241,14 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
 /// Everything on the wanted release, with good builds and the strategy of the scenarios.
 fn rest(run: &Run, from: From) -> Result<()> {
     run.builds.restore(run.bed)?;
-    // What came back in the scenario before may be tried again.
-    let retry = format!("mesh.leno.dev/retry={}", Timestamp::now().as_millisecond());
-    run.bed.kubectl(&["annotate", "meshinstall", "default", &retry, "--overwrite"])?;
     let version = if from == From::Current { run.version() } else { run.previous() };
     let in_place = json!({"type": "InPlace", "canaryPercent": null, "promote": null, "gracePeriodSeconds": 1});
     let data_plane = json!({"updateStrategy": strategy()});
     let control_plane = json!({"updateStrategy": in_place});
     mesh::spec(run.bed, &json!({"version": version, "dataPlane": data_plane, "controlPlane": control_plane}))?;
+    // What came back in the scenario before may be tried again, now that it is not wanted any more.
+    let retry = format!("mesh.leno.dev/retry={}", Timestamp::now().as_millisecond());
+    run.bed.kubectl(&["annotate", "meshinstall", "default", &retry, "--overwrite"])?;
     mesh::rests_on(run.bed, version, MOVED)
 }
 
