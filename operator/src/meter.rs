@@ -142,7 +142,8 @@ mod tests {
 
     fn report(slot: u32, since: u64, version: &str, requests: u64, failures: u64) -> ProxyReport {
         let mut durations = vec![0; BOUNDS_MS.len() + 1];
-        durations[2] = requests;
+        let class = BOUNDS_MS.iter().position(|bound| *bound == 5).unwrap();
+        durations[class] = requests;
         ProxyReport {
             slot,
             version: version.to_owned(),

@@ -120,7 +120,7 @@ async fn drain_when_http2_streams_are_open_then_they_end_and_the_connection_goes
         }
     })
     .await;
-    let mut drained = std::pin::pin!(proxy.workers.drain(std::time::Instant::now() + LIMIT));
+    let mut drained = std::pin::pin!(proxy.workers.drain(std::time::Instant::now() + LIMIT, Duration::ZERO));
     let early = tokio::time::timeout(Duration::from_millis(300), &mut drained).await;
     assert!(early.is_err(), "the drain did not wait for the open stream");
     assert!(!pending.is_finished(), "the open stream was cut");

@@ -199,6 +199,9 @@ pub struct PastUpgrade {
     pub reached: i32,
     /// Seconds from start to end.
     pub seconds: i64,
+    /// Whether the release is not tried again. It is once `spec.version` has named another.
+    #[serde(default)]
+    pub rejected: bool,
     /// The value of the annotation `mesh.leno.dev/retry` when it ended.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub retry: String,

@@ -344,7 +344,7 @@ fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let workers = view.workers.clone();
     tokio::spawn(async move {
         let Some(workers) = workers.get() else { return };
-        workers.drain(Instant::now()).await;
+        workers.drain(Instant::now(), Duration::ZERO).await;
         if graceful && !stay {
             tokio::time::sleep(GRACE).await;
         }

@@ -185,7 +185,7 @@ impl Traffic for Engine {
         }
     }
 
-    async fn drain(&self, limit: Duration) {
+    async fn drain(&self, limit: Duration, _: Duration) {
         let begun = Instant::now();
         let (mut quiet_since, mut seen) = (begun, None);
         loop {

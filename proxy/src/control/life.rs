@@ -35,6 +35,11 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(15);
 const SUCCESSION_LIMIT: Duration = Duration::from_secs(20);
 /// The same after SIGTERM, when the kubelet's patience is shorter.
 const LATE_HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a connection without a request is kept when the pod goes: the kubelet waits for it.
+const LEAVE_IDLE: Duration = Duration::from_secs(1);
+/// The same in a hand-over, where nobody waits: the next request finds it open, and its answer says that it ends. One that is closed
+/// while a request is on its way to it is a request lost.
+const SUCCESSION_IDLE: Duration = Duration::from_secs(15);
 /// How often the standby that takes over says what it waits for.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether the slot that has taken over lives.
@@ -192,12 +197,16 @@ impl Slot<'_> {
                     self.set_ready(health, false);
                     self.tell(|situation| situation.draining = true);
                     let limit = LATE_HAND_OVER_LIMIT;
-                    let handed_over = !self.leaving && active.hand_over(limit).await.refusal().is_none();
+                    // An attempt that was begun before this one may still hold it up.
+                    let handed_over = !self.leaving
+                        && tokio::time::timeout(limit * 2, active.hand_over(limit))
+                            .await
+                            .is_ok_and(|result| result.refusal().is_none());
                     tracing::info!(handed_over, connections = traffic.connections().await, "leaving");
                     drop(admin);
                     drop(active);
                     traffic.stop_accepting().await;
-                    traffic.drain(self.settings.drain_limit).await;
+                    traffic.drain(self.settings.drain_limit, LEAVE_IDLE).await;
                     return Ok(Turn::Ends(End::Leave));
                 }
                 Some(wish) = self.wishes.recv() => {
@@ -313,7 +322,7 @@ impl Slot<'_> {
         drop(admin);
         tracing::info!(connections = traffic.connections().await, "the other slot serves; draining");
         traffic.stop_accepting().await;
-        let draining = traffic.drain(self.settings.drain_limit);
+        let draining = traffic.drain(self.settings.drain_limit, SUCCESSION_IDLE);
         tokio::pin!(draining);
         let successor = ends(successor, &self.settings.folder);
         tokio::pin!(successor);
@@ -342,7 +351,7 @@ impl Slot<'_> {
 async fn give_up(traffic: &impl Traffic, limit: Duration) -> End {
     tracing::warn!("the other slot goes on serving; beginning anew as its standby");
     traffic.stop_accepting().await;
-    traffic.drain(limit).await;
+    traffic.drain(limit, SUCCESSION_IDLE).await;
     End::Again
 }
 

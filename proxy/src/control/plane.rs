@@ -133,9 +133,9 @@ impl Plane {
     }
 
     /// Lets open connections end, for at most `limit`.
-    pub async fn drain(&self, limit: Duration) {
+    pub async fn drain(&self, limit: Duration, idle: Duration) {
         if let Some(workers) = self.workers.get() {
-            let open = workers.drain(Instant::now() + limit).await;
+            let open = workers.drain(Instant::now() + limit, idle).await;
             if open > 0 {
                 tracing::info!(open, ?limit, "some connections did not end in time");
             }

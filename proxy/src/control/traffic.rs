@@ -34,8 +34,8 @@ pub(crate) trait Traffic {
     async fn connections(&self) -> usize;
     /// Closes this slot's listening sockets; open connections go on.
     async fn stop_accepting(&self);
-    /// Lets open connections end, for at most `limit`.
-    async fn drain(&self, limit: Duration);
+    /// Lets open connections end, for at most `limit`; those that have been without a request for `idle` are closed.
+    async fn drain(&self, limit: Duration, idle: Duration);
     /// Accepts again on copies of these sockets, and lets connections be. False when it cannot.
     async fn resume(&self, sockets: &Sockets) -> bool;
     /// What it waits for before it serves, in words for a person.
@@ -70,8 +70,8 @@ impl Traffic for Own<'_> {
         self.plane.stop_accepting().await;
     }
 
-    async fn drain(&self, limit: Duration) {
-        self.plane.drain(limit).await;
+    async fn drain(&self, limit: Duration, idle: Duration) {
+        self.plane.drain(limit, idle).await;
     }
 
     async fn resume(&self, sockets: &Sockets) -> bool {

@@ -72,7 +72,7 @@ pub(super) enum Command {
     Close(Vec<SocketAddr>, oneshot::Sender<()>),
     StopAccepting(oneshot::Sender<()>),
     Shed(Levels),
-    Drain(oneshot::Sender<()>),
+    Drain(Duration, oneshot::Sender<()>),
     Resume(oneshot::Sender<()>),
     Stop,
 }
@@ -182,8 +182,8 @@ async fn run(
                 worker.resume();
                 let _ = done.send(());
             }
-            Command::Drain(done) => {
-                worker.drain();
+            Command::Drain(idle, done) => {
+                worker.drain(idle);
                 worker.shard.flush_logs_now();
                 let _ = done.send(());
             }
@@ -248,10 +248,10 @@ impl Workers {
 
     /// Ends connections: HTTP/1 responses say `connection: close`, idle connections close after a second; done when none is
     /// open or at the deadline. Accepting goes on until [`Self::stop_accepting`]. The number of connections still open.
-    pub async fn drain(&self, deadline: Instant) -> usize {
+    pub async fn drain(&self, deadline: Instant, idle: Duration) -> usize {
         /// Between two looks at the count.
         const LOOK: Duration = Duration::from_millis(20);
-        for told in self.tell(Command::Drain).await {
+        for told in self.tell(|told| Command::Drain(idle, told)).await {
             let _ = told.await;
         }
         loop {

@@ -32,6 +32,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How long a connection without a request is kept at least that should end. Closed at once it could meet a request that is already on
+/// its way, and that the client may not repeat; so the next request is answered, with `connection: close`.
+const DRAIN_IDLE: Duration = Duration::from_secs(1);
 /// Between two looks at idle connections.
 const SWEEP: Duration = Duration::from_secs(5);
 
@@ -69,6 +72,8 @@ pub struct Worker {
     workers: u32,
     root: RefCell<Rc<WorkerRoot>>,
     draining: Cell<Option<Instant>>,
+    /// How long a connection without a request is kept while draining.
+    drain_idle: Cell<Duration>,
     levels: Cell<Levels>,
     /// When a listener last went; while none has, no connection has to look for its own.
     listeners_gone: Cell<Option<Instant>>,
@@ -102,6 +107,7 @@ impl Worker {
             workers,
             root: RefCell::new(root),
             draining: Cell::new(None),
+            drain_idle: Cell::new(Duration::ZERO),
             levels: Cell::default(),
             listeners_gone: Cell::new(None),
             wakers: RefCell::default(),
@@ -129,6 +135,11 @@ impl Worker {
                 waker.wake_by_ref();
             }
         }
+    }
+
+    /// How long a connection without a request is kept that should end.
+    pub fn drain_idle(&self) -> Duration {
+        self.drain_idle.get().max(DRAIN_IDLE)
     }
 
     /// Since when a connection of that place should end when it can: all are to, or its listener is gone.
@@ -178,8 +189,10 @@ impl Worker {
         self.draining.get()
     }
 
-    /// Begins to drain: every response says that the connection ends, and idle connections close shortly after.
-    pub fn drain(&self) {
+    /// Begins to drain: every response says that the connection ends, and connections that have been without a request for `idle`
+    /// close.
+    pub fn drain(&self, idle: Duration) {
+        self.drain_idle.set(idle);
         if self.draining.get().is_none() {
             self.draining.set(Some(Instant::now()));
         }

@@ -86,6 +86,21 @@ pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64) -> Verdi
     Verdict::Pass
 }
 
+/// Of two measurements of the old release the worse in every respect.
+pub fn worse(before: Measured, meanwhile: &Measured) -> Measured {
+    let fails_more = percent(meanwhile) > percent(&before);
+    let (requests, failures) =
+        if fails_more { (meanwhile.requests, meanwhile.failures) } else { (before.requests, before.failures) };
+    Measured {
+        requests,
+        failures,
+        p90_ms: before.p90_ms.max(meanwhile.p90_ms),
+        mean_ms: before.mean_ms.max(meanwhile.mean_ms),
+        rejected: before.rejected,
+        resident_mebibytes: before.resident_mebibytes.max(meanwhile.resident_mebibytes),
+    }
+}
+
 fn percent(measured: &Measured) -> f64 {
     if measured.requests == 0 { 0.0 } else { measured.failures as f64 * 100.0 / measured.requests as f64 }
 }
@@ -135,6 +150,14 @@ mod tests {
         assert_eq!(reason(&refused, &refused, 30), "pass", "the old one refuses it as well");
         let memory = |resident_mebibytes| Measured { resident_mebibytes, ..Measured::default() };
         assert_eq!(reason(&memory(14), &memory(90), 0), "Memory");
+    }
+
+    #[test]
+    fn gate_when_the_old_release_becomes_slow_as_well_then_the_node_is_to_blame() {
+        let old = worse(measured(1000, 0, 5), &measured(100, 5, 250));
+        assert_eq!(reason(&old, &measured(100, 5, 250), 30), "pass");
+        assert_eq!(reason(&old, &measured(100, 20, 250), 30), "Failures");
+        assert_eq!(worse(measured(10, 1, 5), &Measured::default()), measured(10, 1, 5));
     }
 
     #[test]

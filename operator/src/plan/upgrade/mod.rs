@@ -141,7 +141,7 @@ pub fn decide(inputs: &Inputs<'_>) -> Outcome {
 fn rest(inputs: &Inputs<'_>) -> Outcome {
     let wanted = inputs.spec.version.as_str();
     let last = inputs.status.last_upgrade.as_ref();
-    let rejected = last.filter(|last| last.result == "RolledBack" && last.to == wanted && last.retry == inputs.retry);
+    let rejected = last.filter(|last| last.rejected && last.to == wanted && last.retry == inputs.retry);
     let version = rejected.map_or(wanted, |last| last.from.as_str());
     let condition = match rejected {
         Some(last) => Wanted::no(UPGRADING, "RolledBack", rolled_back(last)),
@@ -151,7 +151,7 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
         control_plane_version: version.to_owned(),
         injected_version: version.to_owned(),
         upgrade: None,
-        last_upgrade: last.cloned(),
+        last_upgrade: last.cloned().map(|last| PastUpgrade { rejected: last.rejected && last.to == wanted, ..last }),
         steps: Vec::new(),
         versions: Vec::new(),
         condition,

@@ -119,9 +119,13 @@ fn slot(pod: &Pod, name: &str) -> Slot {
     Slot { up, trouble: trouble(status), image }
 }
 
-/// The runtime may write an image's registry where the spec does not.
+/// The runtime may write an image's registry where the spec does not, or nothing but a digest, once a tag names another image. That
+/// says nothing; which release serves is then told by the process itself.
 fn is_same_image(running: &str, wanted: &str) -> bool {
-    running == wanted || running.strip_suffix(wanted).is_some_and(|registry| registry.ends_with('/'))
+    running == wanted
+        || running.starts_with("sha256:")
+        || running.contains("@sha256:")
+        || running.strip_suffix(wanted).is_some_and(|registry| registry.ends_with('/'))
 }
 
 fn trouble(status: &ContainerStatus) -> Option<String> {

@@ -8,7 +8,7 @@ use leno_crds::meshinstall::{Measured, PastUpgrade, UpdateStrategy, UpdateType, 
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
-use super::gate::{Verdict, judge};
+use super::gate::{Verdict, judge, worse};
 use super::pods::{PodStep, PodView, Progress};
 use super::{
     CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, ROLLING_BACK, SOON, UPGRADING, WINDOW, image, is_older,
@@ -133,6 +133,7 @@ impl<'a> Walk<'a> {
             message: self.next.failure.clone(),
             reached: self.next.reached,
             seconds: self.elapsed(self.stored.started_at.as_ref()),
+            rejected: result == "RolledBack",
             retry: self.inputs.retry.to_owned(),
         });
     }
@@ -189,7 +190,7 @@ impl<'a> Walk<'a> {
                 return;
             };
             let new = inputs.meter.since(&all, since.0);
-            if self.gate(wave, new, self.elapsed(Some(since))) {
+            if self.gate(wave, Measured::default(), new, self.elapsed(Some(since))) {
                 if self.is_down() { self.end("Completed") } else { self.step(DATA_PLANE) }
             }
             return;
@@ -216,9 +217,19 @@ impl<'a> Walk<'a> {
         self.next.waiting_for = "the gate".to_owned();
     }
 
-    /// Whether the gate lets the upgrade go on; says what it waits for, or turns back.
-    fn gate(&mut self, wave: &WaveStatus, new: Measured, elapsed: i64) -> bool {
-        let verdict = judge(&self.strategy.gate(), &wave.old.clone().unwrap_or_default(), &new, elapsed);
+    /// What the pods that are not moved do meanwhile; nothing when that is too little to compare with.
+    fn at_the_same_time(&self, wave: &WaveStatus, pods: &[&PodView], moved: &BTreeSet<Key>) -> Measured {
+        let others = pods.iter().map(|pod| pod.key.clone()).filter(|key| !moved.contains(key)).collect();
+        let since = wave.gate_since.as_ref().or(self.stored.since.as_ref()).map_or(self.inputs.now, |since| since.0);
+        let measured = self.inputs.meter.since(&others, since);
+        if measured.requests < self.strategy.gate().min_requests() { Measured::default() } else { measured }
+    }
+
+    /// Whether the gate lets the upgrade go on; says what it waits for, or turns back. What the old release does `meanwhile` counts
+    /// where it is worse than what it did before: a node that is busy slows both down.
+    fn gate(&mut self, wave: &WaveStatus, meanwhile: Measured, new: Measured, elapsed: i64) -> bool {
+        let old = worse(wave.old.clone().unwrap_or_default(), &meanwhile);
+        let verdict = judge(&self.strategy.gate(), &old, &new, elapsed);
         if let Some(wave) = &mut self.next.wave {
             wave.new = Some(new);
         }
@@ -286,7 +297,7 @@ impl<'a> Walk<'a> {
             // What is bad by much must not wait for the rest of the wave.
             let elapsed = if there == set.len() { self.elapsed(wave.gate_since.as_ref()) } else { -1 };
             let new = inputs.meter.of_release(&moved, &to);
-            let passed = self.gate(wave, new, elapsed);
+            let passed = self.gate(wave, self.at_the_same_time(wave, &pods, &moved), new, elapsed);
             if self.next.step == ROLLING_BACK {
                 return;
             }
@@ -437,10 +448,10 @@ impl<'a> Walk<'a> {
             for pod in self.inputs.pods.iter().filter(|pod| pod.has(&image(self.inputs, pod, &self.stored.to))) {
                 left += 1;
                 match self.toward(pod, &from) {
-                    Progress::Untouched(step) | Progress::Act(step) | Progress::Moved(step) if may_move => {
-                        if !self.steps.contains(&step) {
-                            self.steps.push(step);
-                        }
+                    Progress::Untouched(step) | Progress::Act(step) | Progress::Moved(step)
+                        if may_move && !self.steps.contains(&step) =>
+                    {
+                        self.steps.push(step);
                     }
                     Progress::Waiting(what) => drop(waiting.get_or_insert(format!("pod {}: {what}", pod.key))),
                     Progress::Failed { message, .. } => drop(waiting.get_or_insert(message)),

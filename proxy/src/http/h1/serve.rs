@@ -30,10 +30,6 @@ use std::{
 /// How long the refusal of a head may take to be sent.
 const REFUSAL: Duration = Duration::from_secs(1);
 
-/// How long an idle connection is kept once draining began. Closed at once it could meet a request that is already on its way,
-/// and that the client may not repeat; so the next request is answered, with `connection: close`.
-const DRAIN_IDLE: Duration = Duration::from_secs(1);
-
 /// The memory of a request's and a response's head, lent to a connection while a request is under way.
 #[derive(Debug, Default)]
 struct Heads {
@@ -183,7 +179,7 @@ async fn wait(
                     }
                     side.rest();
                     let since = *since.get_or_insert(now);
-                    let drained = worker.ends_since(place).map(|drain| drain.max(since) + DRAIN_IDLE);
+                    let drained = worker.ends_since(place).map(|drain| drain.max(since) + worker.drain_idle());
                     let old = ends.map(|ends| ends + manager.drain_timeout);
                     earlier(some(manager.idle_timeout, since), earlier(drained, old))
                 };
