@@ -11,7 +11,7 @@ pub fn normal(line: &str, own: &str) -> String {
         "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
         "x-request-id" if uuid(value) => Some("<uuid>"),
         "traceparent" => Some("<trace>"),
-        "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} digits>", value.len()),
+        "b3" | "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} characters>", value.len()),
         // Each proxy names itself.
         "server" if matches!(value, "envoy" | "leno" | "leno-proxy") => Some("<self>"),
         _ => None,

@@ -1,6 +1,7 @@
 //! What a request says about its trace in the headers of Zipkin (B3), and what its endpoint is told.
 //!
-//! Read are the single header `b3` and, where there is none, the `x-b3-` headers; written are the latter, as Envoy does.
+//! Read are the single header `b3` and, where there is none, the `x-b3-` headers; written is what was read, and else the latter,
+//! as Envoy does.
 
 use super::super::headers::Headers;
 use super::context::Context;
@@ -23,6 +24,8 @@ pub(super) struct Told {
     pub(super) parent: Option<Parent>,
     /// The decision, if it was made.
     pub(super) sampled: Option<bool>,
+    /// It was said in the single header.
+    pub(super) single: bool,
 }
 
 /// Something that is no B3.
@@ -39,11 +42,11 @@ pub(super) fn read(headers: &Headers, or_w3c: bool) -> Result<Told, Malformed> {
     }
     let sampled = headers.get("x-b3-sampled").map(|value| matches!(value, b"1" | b"true"));
     let (Some(trace), Some(span)) = (headers.get("x-b3-traceid"), headers.get("x-b3-spanid")) else {
-        return match headers.get("traceparent").filter(|_| or_w3c && sampled.is_none()) {
-            None => Ok(Told { parent: None, sampled }),
-            Some(value) => {
-                let Context { trace, span, sampled } = Context::parse(value).ok_or(Malformed)?;
-                Ok(Told { parent: Some(Parent { trace, span, parent: None }), sampled: Some(sampled) })
+        return match headers.get("traceparent").and_then(Context::parse).filter(|_| or_w3c) {
+            None => Ok(Told { sampled, ..Told::default() }),
+            Some(Context { trace, span, sampled }) => {
+                let parent = Some(Parent { trace, span, parent: None });
+                Ok(Told { parent, sampled: Some(sampled), single: false })
             }
         };
     };
@@ -58,6 +61,7 @@ pub(super) fn read(headers: &Headers, or_w3c: bool) -> Result<Told, Malformed> {
     Ok(Told {
         parent: Some(Parent { trace, span: number(span)?, parent: parent.filter(|parent| *parent != 0) }),
         sampled,
+        single: false,
     })
 }
 
@@ -69,7 +73,7 @@ fn read_single(value: &[u8]) -> Result<Told, Malformed> {
         _ => Err(Malformed),
     };
     if value.len() == 1 {
-        return Ok(Told { parent: None, sampled: Some(decision(value)?) });
+        return Ok(Told { parent: None, sampled: Some(decision(value)?), single: true });
     }
     if value.len() > LONGEST {
         return Err(Malformed);
@@ -88,7 +92,8 @@ fn read_single(value: &[u8]) -> Result<Told, Malformed> {
     if parts.next().is_some() {
         return Err(Malformed);
     }
-    Ok(Told { parent: Some(Parent { trace, span, parent: parent.filter(|parent| *parent != 0) }), sampled })
+    let parent = Some(Parent { trace, span, parent: parent.filter(|parent| *parent != 0) });
+    Ok(Told { parent, sampled, single: true })
 }
 
 /// At most 16 hexadecimal digits.
@@ -105,8 +110,14 @@ pub(super) fn trace_id(trace: u128) -> String {
     if trace >> 64 == 0 { format!("{trace:016x}") } else { format!("{trace:032x}") }
 }
 
-/// Tells the endpoint.
-pub(super) fn write(headers: &mut Headers, context: Context, parent: Option<u64>) {
+/// Tells the endpoint, in the `single` header or in several.
+pub(super) fn write(headers: &mut Headers, context: Context, parent: Option<u64>, single: bool) {
+    if single {
+        let (trace, sampled) = (trace_id(context.trace), u8::from(context.sampled));
+        let parent = parent.map(|parent| format!("-{parent:016x}")).unwrap_or_default();
+        headers.set("b3", format!("{trace}-{:016x}-{sampled}{parent}", context.span).as_bytes());
+        return;
+    }
     headers.set("x-b3-traceid", trace_id(context.trace).as_bytes());
     headers.set("x-b3-spanid", format!("{:016x}", context.span).as_bytes());
     if let Some(parent) = parent {
@@ -139,12 +150,13 @@ mod tests {
     #[test]
     fn b3_when_single_is_read_in_all_its_forms() {
         let single = |value: &str| told(&[("b3", value)]);
-        assert_eq!(single("0"), Ok(Told { parent: None, sampled: Some(false) }));
-        assert_eq!(single("d"), Ok(Told { parent: None, sampled: Some(true) }));
-        assert_eq!(single(&format!("{TRACE}-{SPAN}")), Ok(Told { parent: parent(TRACE, None), sampled: None }));
+        assert_eq!(single("0"), Ok(Told { parent: None, sampled: Some(false), single: true }));
+        assert_eq!(single("d"), Ok(Told { parent: None, sampled: Some(true), single: true }));
+        let short = Ok(Told { parent: parent(TRACE, None), sampled: None, single: true });
+        assert_eq!(single(&format!("{TRACE}-{SPAN}")), short);
         let whole = single(&format!("{SHORT}-{SPAN}-1-{SHORT}"));
         let grandparent = Some(0x8448_eb21_1c80_319c);
-        assert_eq!(whole, Ok(Told { parent: parent(SHORT, grandparent), sampled: Some(true) }));
+        assert_eq!(whole, Ok(Told { parent: parent(SHORT, grandparent), sampled: Some(true), single: true }));
         for wrong in [
             "",
             "2",
@@ -169,12 +181,12 @@ mod tests {
         assert_eq!((found.parent.unwrap().span, found.sampled), (0xb7ad_6b71_6920_3331, Some(false)));
         let Parent { trace, span, parent } = found.parent.unwrap();
         let mut written = Headers::default();
-        write(&mut written, Context { trace, span, sampled: false }, parent);
+        write(&mut written, Context { trace, span, sampled: false }, parent, false);
         for (name, value) in headers {
             assert_eq!(written.get(name), Some(value.as_bytes()), "{name}");
         }
         assert_eq!(told(&[("x-b3-traceid", SHORT)]), Ok(Told::default()), "half of it is none");
-        assert_eq!(told(&[("x-b3-sampled", "true")]), Ok(Told { parent: None, sampled: Some(true) }));
+        assert_eq!(told(&[("x-b3-sampled", "true")]), Ok(Told { sampled: Some(true), ..Told::default() }));
         assert_eq!(told(&[("x-b3-traceid", "nonsense"), ("x-b3-spanid", SPAN)]), Err(Malformed));
         assert_eq!(trace_id(u128::from_str_radix(SHORT, 16).unwrap()), SHORT);
     }
@@ -184,6 +196,6 @@ mod tests {
         let mut headers = Headers::default();
         headers.push(b"traceparent", format!("00-{TRACE}-{SPAN}-01").as_bytes());
         assert_eq!(read(&headers, false), Ok(Told::default()));
-        assert_eq!(read(&headers, true), Ok(Told { parent: parent(TRACE, None), sampled: Some(true) }));
+        assert_eq!(read(&headers, true), Ok(Told { parent: parent(TRACE, None), sampled: Some(true), single: false }));
     }
 }

@@ -40,6 +40,8 @@ pub struct Trace {
     parent: Option<u64>,
     /// The parent is another process's.
     remote: bool,
+    /// It came in the single header of B3, and goes on in it.
+    single: bool,
     state: Vec<u8>,
     name: String,
     /// The tag of the trace that its client wants to know it by.
@@ -85,7 +87,7 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
         Some(zipkin) => place_b3(call, zipkin, tracing, traced),
     };
     // What is malformed is passed on as it is, and no span is made.
-    let Some(Placed { context, parent, remote, state }) = placed else { return };
+    let Some(Placed { context, parent, remote, state, single }) = placed else { return };
     let authority = String::from_utf8_lossy(call.request.authority());
     let mut name = match tracing.egress {
         _ if tracer.zipkin.is_some() => authority.into_owned(),
@@ -122,6 +124,7 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
         parent,
         remote,
         state,
+        single,
         name,
         client_id,
         decorated,
@@ -135,6 +138,8 @@ struct Placed {
     parent: Option<u64>,
     remote: bool,
     state: Vec<u8>,
+    /// It came in the single header of B3.
+    single: bool,
 }
 
 /// By the headers of W3C; `None` when they are malformed.
@@ -152,6 +157,7 @@ fn place(call: &Call<'_>, tracer: &Tracer, traced: bool) -> Option<Placed> {
         parent: parent.map(|parent| parent.span),
         remote: parent.is_some(),
         state: parent.and_then(|_| headers.get("tracestate")).unwrap_or_default().to_vec(),
+        single: false,
     })
 }
 
@@ -174,7 +180,7 @@ fn place_b3(call: &Call<'_>, zipkin: &Zipkin, tracing: &Tracing, traced: bool) -
         }
         Some(b3::Parent { trace, span, parent: _ }) => (Context { trace, span: id, sampled }, Some(span)),
     };
-    Some(Placed { context, parent, remote: told.parent.is_some(), state: Vec::new() })
+    Some(Placed { context, parent, remote: told.parent.is_some(), state: Vec::new(), single: told.single })
 }
 
 /// Since 1970.
@@ -266,7 +272,7 @@ pub(super) fn on_attempt(call: &mut Call<'_>, host: &Host, attempt: u32) {
         let headers = &mut call.request.headers;
         let zipkin = trace.tracer.zipkin.as_ref();
         if zipkin.is_some() {
-            b3::write(headers, told, parent);
+            b3::write(headers, told, parent, trace.single);
         }
         if zipkin.is_none_or(|zipkin| zipkin.w3c) {
             headers.set("traceparent", told.to_header().as_bytes());
