@@ -78,7 +78,7 @@ impl Mesh {
             self.releases.insert(revision.name.clone(), revision.version.clone());
         }
         self.known = plan.status();
-        self.now = self.now + Duration::from_secs(1);
+        self.now += Duration::from_secs(1);
         plan
     }
 
@@ -198,7 +198,7 @@ fn old_revision_when_used_then_stays_whoever_uses_it() {
     // A pod that is leaving still uses it, and is not moved.
     mesh.pods[0].revision = "default".into();
     mesh.pods[0].leaving = true;
-    mesh.now = mesh.now + Duration::from_secs(3600);
+    mesh.now += Duration::from_secs(3600);
     let plan = mesh.round(true);
     assert_eq!((plan.list[1].pods, plan.list[1].unused_since, plan.moves.len()), (1, None, 0));
     // A namespace that names a revision keeps it.
@@ -208,7 +208,7 @@ fn old_revision_when_used_then_stays_whoever_uses_it() {
     mesh.namespaces.get_mut("early").unwrap().insert("istio.io/rev".into(), "default-0-3-0".into());
     mesh.rest();
     mesh.version = "0.2.0".into();
-    mesh.now = mesh.now + Duration::from_secs(3600);
+    mesh.now += Duration::from_secs(3600);
     let plan = mesh.rest();
     assert!(names_of(&plan).contains(&"default-0-3-0"));
     assert_eq!(mesh.on("default-0-3-0"), 2);
@@ -227,7 +227,7 @@ fn canary_when_aborted_then_all_come_back_and_it_goes() {
     assert_eq!(mesh.on("default"), mesh.pods.len());
     assert_eq!(names_of(&plan), ["default", "default-0-2-0"]);
     assert!(tags(&plan, "default-0-2-0").is_empty());
-    mesh.now = mesh.now + Duration::from_secs(300);
+    mesh.now += Duration::from_secs(300);
     assert_eq!(names_of(&mesh.round(true)), ["default"]);
 }
 
@@ -238,7 +238,7 @@ fn canary_when_turned_into_in_place_then_the_one_called_as_the_install_gets_all(
     mesh.version = "0.2.0".into();
     mesh.strategy.promote = Some("0.2.0".into());
     mesh.rest();
-    mesh.now = mesh.now + Duration::from_secs(300);
+    mesh.now += Duration::from_secs(300);
     assert_eq!(names_of(&mesh.rest()), ["default-0-2-0"]);
     mesh.strategy = ControlPlaneUpdateStrategy::default();
     let plan = mesh.rest();

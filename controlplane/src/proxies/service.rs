@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn messages_when_there_is_much_to_say_are_several_and_only_the_first_replaces_what_was_said() {
-        let changed = vec![Arc::new(wire::ProxyReport::default()); 2 * BATCH + 1];
+        let changed = std::iter::repeat_with(Arc::default).take(2 * BATCH + 1).collect();
         let said = messages(News { full: true, changed, gone: Vec::new() });
         assert_eq!(said.iter().map(|message| message.proxies.len()).collect::<Vec<_>>(), [BATCH, BATCH, 1]);
         assert_eq!(said.iter().map(|message| message.full).collect::<Vec<_>>(), [true, false, false]);

@@ -220,7 +220,7 @@ pub(super) fn operator_is_held_to_what_it_needs(bed: &Bed) -> Result<()> {
     for (kind, name) in [("configmap", "other"), ("secret", "other")] {
         let object = json!({"apiVersion": "v1", "kind": kind_of(kind), "metadata": {"name": name, "namespace": LAB}});
         let all = ["create", "--as", &account, "--dry-run=server", "-f", "-"];
-        let said = bed.kubectl_with(&all, &object.to_string()).map_or_else(|error| format!("{error:#}"), |said| said);
+        let said = bed.kubectl_with(&all, &object.to_string()).unwrap_or_else(|error| format!("{error:#}"));
         ensure(said.contains("the operator may create"), || format!("{kind} {name}: it said {said}"))?;
     }
     Ok(())

@@ -94,7 +94,7 @@ async fn life(engine: &Engine, drain_limit: Duration, shutdown: &CancellationTok
     engine.health.set_ready(false);
     tracing::info!(connections = engine.plane.connections(), "leaving");
     engine.plane.stop_accepting().await;
-    engine.plane.drain(drain_limit.min(LEAVING_LIMIT)).await;
+    engine.plane.drain(drain_limit.min(LEAVING_LIMIT), Duration::from_secs(1)).await;
     Ok(())
 }
 

@@ -233,7 +233,7 @@ impl Recode {
     }
 
     /// Takes what comes out so far for base64.
-    pub fn from_base64(&mut self) {
+    pub fn take_base64(&mut self) {
         self.stages.push(Stage::Unbase64(Vec::new()));
     }
 
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn body_when_it_is_base64_in_pieces_then_it_comes_out_and_what_is_none_ends_it() {
         let mut recode = Recode::default();
-        recode.from_base64();
+        recode.take_base64();
         let out: Vec<u8> = ["aGV", "sbG8", "=d29", "ybGQ", "="]
             .iter()
             .flat_map(|part| recode.data(part.as_bytes()).unwrap())
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!((out.as_slice(), recode.end().unwrap().len()), (&b"helloworld"[..], 0));
         for wrong in ["aGVsbG8", "a*Vs", "a==="] {
             let mut recode = Recode::default();
-            recode.from_base64();
+            recode.take_base64();
             assert!(recode.whole(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }

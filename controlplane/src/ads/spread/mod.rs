@@ -137,7 +137,11 @@ impl Streams {
                 && stream.settled.load(Ordering::Relaxed)
                 && stream.end.borrow().is_none()
         });
-        old.take(count).map(|stream| stream.end.send_replace(Some(Reason::Spread))).count()
+        let chosen: Vec<_> = old.take(count).collect();
+        for stream in &chosen {
+            stream.end.send_replace(Some(Reason::Spread));
+        }
+        chosen.len()
     }
 
     /// Takes no more streams and ends those that are open, evenly over a time that grows with their number up to `within`.

@@ -122,7 +122,7 @@ fn crowd_when_counted_then_is_the_revisions_endpoints_and_the_pods_that_name_it(
         [(1, "default", true), (2, "default", true), (3, "default-0-2-0", true), (4, "default", false)]
     {
         let workload = Workload {
-            pod: ObjectKey::new("shop", &format!("pod-{number}")),
+            pod: ObjectKey::new("shop", format!("pod-{number}")),
             labels: [(REVISION_LABEL.to_owned(), revision.to_owned())].into(),
             addresses: vec![[10, 0, 0, number].into()],
             meshed,

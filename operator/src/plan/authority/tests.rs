@@ -214,8 +214,8 @@ impl World {
             return;
         }
         let now = self.following();
-        if self.replicas.contains_key(&who) {
-            self.replicas.insert(who, now);
+        if let Some(replica) = self.replicas.get_mut(&who) {
+            *replica = now;
         } else if self.random(2) == 0 {
             self.proxies.get_mut(&who).unwrap().roots = now.roots;
         } else {

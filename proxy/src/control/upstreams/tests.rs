@@ -249,6 +249,7 @@ async fn stage_when_names_are_looked_up_then_their_addresses_are_endpoints() {
         jitter: Duration::ZERO,
         failure_refresh: None,
         respect_ttl: false,
+        least: Duration::ZERO,
         family: DnsFamily::V4Only,
         servers: Vec::new(),
         tcp: false,

@@ -22,7 +22,7 @@ pub(super) fn on_request(call: &mut Call<'_>) -> Option<bool> {
         call.request.headers.remove_known(Known::ContentLength);
         call.request.body = BodyLength::Unknown;
         if text {
-            call.tally.filters().recode_request.get_or_insert_default().from_base64();
+            call.tally.filters().recode_request.get_or_insert_default().take_base64();
         }
     }
     let headers = &mut call.request.headers;

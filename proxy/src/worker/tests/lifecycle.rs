@@ -89,10 +89,10 @@ fn workers_when_draining_then_idle_connections_close_and_busy_ones_end_in_peace(
     assert_eq!(late.ask(&get("/")).header("connection"), None);
     busy.send(get("/slow").as_bytes());
     eventually("the slow request at the back end", || arrived.load(Ordering::SeqCst) == 1);
-    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now())), 3);
+    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now(), Duration::ZERO)), 3);
     let answer = late.ask(&get("/"));
     assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")), "on its way when draining began");
-    let left = proxy.wait(proxy.workers().drain(Instant::now() + Duration::from_secs(3)));
+    let left = proxy.wait(proxy.workers().drain(Instant::now() + Duration::from_secs(3), Duration::ZERO));
     assert_eq!(left, 1, "the busy one");
     assert_eq!(idle.rest(), "");
     // Accepting goes on, and says that the connection will not stay.
@@ -101,7 +101,7 @@ fn workers_when_draining_then_idle_connections_close_and_busy_ones_end_in_peace(
     sender.send(()).unwrap();
     let answer = busy.message(false).unwrap();
     assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
-    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now() + LIMIT)), 0);
+    assert_eq!(proxy.wait(proxy.workers().drain(Instant::now() + LIMIT, Duration::ZERO)), 0);
     proxy.wait(proxy.workers().stop_accepting());
     eventually("a refused connection", || TcpStream::connect(proxy.address).is_err());
 }
