@@ -159,7 +159,7 @@ impl PodView {
             return Progress::Waiting(format!("its slot {new} to serve the other release"));
         }
         if !slot.up {
-            return Progress::Waiting(format!("its slot {new} to stand by"));
+            return Progress::Waiting(format!("its slot {new} to stand by with image {}", slot.image));
         }
         if self.asked != Some(new) {
             return Progress::Act(PodStep::Serve { pod: self.key.clone(), slot: new });
