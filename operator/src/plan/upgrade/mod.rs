@@ -164,38 +164,43 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
     if !inputs.control_plane.rolled_out {
         return outcome;
     }
-    if inputs.spec.update_strategy().kind() == UpdateType::InPlace {
-        for pod in movable(inputs) {
-            if let Progress::Moved(step) = pod.toward(version, &image(inputs, pod, version)) {
-                outcome.steps.push(step);
-                outcome.wake = Some(SOON);
-            }
-        }
-    }
-    if inputs.spec.update_strategy().kind() != UpdateType::OnRestart && !inputs.spec.update_strategy().paused() {
-        let outdated = movable(inputs).find(|pod| {
-            pod.serving
-                .as_ref()
-                .is_some_and(|serving| serving.version != version || !pod.has(&image(inputs, pod, version)))
-        });
-        if let Some(pod) = outdated {
+    let strategy = inputs.spec.update_strategy();
+    let pods: Vec<&PodView> = movable(inputs).collect();
+    let is_outdated = |pod: &&&PodView| {
+        let reports = pod.serving.as_ref();
+        reports.is_some_and(|serving| serving.version != version || !pod.has(&image(inputs, pod, version)))
+    };
+    let outdated: Vec<&&PodView> = pods.iter().filter(is_outdated).collect();
+    // Few, and of a release that serves in more pods than it does not: one that nobody has seen serve goes through the waves.
+    let proven =
+        pods.iter().filter(|pod| pod.serving.as_ref().is_some_and(|serving| serving.version == version)).count();
+    let few = outdated.len() <= strategy.max_unavailable(pods.len()) && outdated.len() < proven.max(1);
+    match (strategy.kind(), outdated.first()) {
+        (UpdateType::OnRestart, _) => {}
+        (UpdateType::InPlace, _) if few => tidy(inputs, version, &pods, &mut outcome),
+        (_, Some(pod)) if !strategy.paused() => {
             let from = pod.serving.as_ref().map_or(version, |serving| serving.version.as_str());
-            return match rejected {
-                // A pod that still runs what was rolled back goes back as well.
-                Some(last) if from == last.to => {
-                    let mut outcome = begin(inputs, version, from, outcome);
-                    if let Some(upgrade) = &mut outcome.upgrade {
-                        upgrade.step = ROLLING_BACK.to_owned();
-                        upgrade.reason.clone_from(&last.reason);
-                        upgrade.failure.clone_from(&last.message);
-                    }
-                    outcome
-                }
-                _ => begin(inputs, from, version, outcome),
-            };
+            return begin(inputs, from, version, outcome);
         }
+        _ => {}
     }
     outcome
+}
+
+/// Brings the few pods along that are not on the release of the mesh, which is proven: those that were made, or went back to the old
+/// release, in the moment in which it changed.
+fn tidy(inputs: &Inputs<'_>, version: &str, pods: &[&PodView], outcome: &mut Outcome) {
+    let may_begin = !inputs.spec.update_strategy().paused()
+        && when::open(&inputs.spec.update_strategy().maintenance_windows, inputs.now);
+    for pod in pods {
+        match pod.toward(version, &image(inputs, pod, version)) {
+            Progress::Moved(step) | Progress::Act(step) => outcome.steps.push(step),
+            Progress::Untouched(step) if may_begin => outcome.steps.push(step),
+            Progress::Waiting(_) if pod.serving.as_ref().is_some_and(|serving| serving.version != version) => {}
+            _ => continue,
+        }
+        outcome.wake = Some(SOON);
+    }
 }
 
 fn rolled_back(last: &PastUpgrade) -> String {
