@@ -184,7 +184,7 @@ mod tests {
             history.push(at(second), &Arc::default());
         }
         assert_eq!(history.0.len(), ENTRIES);
-        assert_eq!(history.0.front().unwrap().0, at(130));
-        assert_eq!(history.0.back().unwrap().0, at(190));
+        assert_eq!(history.0.front().unwrap().0, at(198 - 6 * EVERY_SECONDS));
+        assert_eq!(history.0.back().unwrap().0, at(198));
     }
 }

@@ -230,7 +230,8 @@ fn paths_when_mutated_then_what_is_taken_has_one_form() {
                 assert!(path.starts_with(b"/"));
                 assert!(!path.split(|&b| b == b'/').any(|segment| segment == b"." || segment == b".."));
                 assert!(!path.contains(&b'\\') && path.is_ascii());
-                assert!(!(merge_slashes && path.windows(2).any(|pair| pair == b"//")));
+                // Of nothing but slashes the first and the last stay, as with Envoy.
+                assert!(!merge_slashes || path == b"//" || !path.windows(2).any(|pair| pair == b"//"));
             }
         }
     });

@@ -131,8 +131,9 @@ mod tests {
     #[test]
     fn resident_when_memory_is_used_counts_it() {
         let before = resident().unwrap();
-        let used = vec![1u8; 32 << 20];
+        // More than other tests of this process may have left to the allocator.
+        let used = vec![1u8; 512 << 20];
         let after = resident().unwrap();
-        assert!(after >= before + (30 << 20), "{before} {after} {}", used.len());
+        assert!(after >= before + (128 << 20), "{before} {after} {}", used.len());
     }
 }
