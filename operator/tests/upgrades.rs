@@ -172,6 +172,7 @@ impl Model {
         let bad = matches!(fault, Fault::ControlPlaneCrash | Fault::ControlPlaneNeverReady);
         ControlPlaneView {
             version: Some(self.control_plane.clone()),
+            is_current: true,
             rolled_out: !bad && self.control_plane_at <= self.now,
             trouble: (fault == Fault::ControlPlaneCrash && self.control_plane_at < self.now)
                 .then(|| "replica a: it keeps ending".to_owned()),

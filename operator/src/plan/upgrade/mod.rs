@@ -72,6 +72,8 @@ pub trait Meter {
 pub struct ControlPlaneView {
     /// The release that its Deployment names; `None` when there is no Deployment.
     pub version: Option<String>,
+    /// Whether its image is where the spec says that images are.
+    pub is_current: bool,
     /// Whether all replicas run that release and serve.
     pub rolled_out: bool,
     /// What keeps them from it, when it is not just a matter of time.
@@ -161,7 +163,8 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
     if present != version {
         return begin(inputs, present, version, outcome);
     }
-    if !inputs.control_plane.rolled_out {
+    // What the control plane could not get, no sidecar should try.
+    if !inputs.control_plane.is_current || !inputs.control_plane.rolled_out {
         return outcome;
     }
     let strategy = inputs.spec.update_strategy();

@@ -175,5 +175,7 @@ pub fn control_plane(
             let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
             Some(format!("replica {}: {}", key.name, statuses.iter().find_map(trouble)?))
         });
-    ControlPlaneView { version, rolled_out, trouble }
+    let is_current =
+        version.as_ref().is_some_and(|version| image == Some(&install.spec.image_of("control-plane", version)));
+    ControlPlaneView { version, is_current, rolled_out, trouble }
 }

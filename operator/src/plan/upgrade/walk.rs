@@ -323,6 +323,10 @@ impl<'a> Walk<'a> {
             self.may_begin();
             return;
         }
+        if !inputs.control_plane.is_current || !inputs.control_plane.rolled_out {
+            self.next.waiting_for = "all replicas of the control plane to serve".to_owned();
+            return;
+        }
         // Workloads are restarted as a whole: one write for all of its pods.
         let mut begun = BTreeSet::new();
         for (key, step) in first {
