@@ -78,7 +78,6 @@ const ALL: &[Scenario] = &[
     ("control_plane_when_scaled_1_5_2_1_then_streams_are_even_and_no_request_fails", revisions::scales_evenly),
     ("control_plane_release_when_tried_promoted_and_aborted_then_no_request_fails", revisions::canary),
     ("mesh_install_when_autoscaled_then_replicas_are_left_alone", lifecycle::autoscaler_decides),
-    ("root_when_rotated_under_load_then_no_request_fails", certificates::root_rotated_under_load),
     (
         "certificates_when_the_users_secret_is_unusable_then_named_and_nothing_changes",
         certificates::unusable_secret_is_named,
