@@ -12,7 +12,6 @@ pub(crate) mod lifecycle;
 mod meshinstalls;
 mod objects;
 mod resilience;
-mod revisions;
 mod security;
 mod traffic;
 
@@ -75,8 +74,6 @@ const ALL: &[Scenario] = &[
     ("mesh_install_when_image_is_missing_then_told", meshinstalls::image_that_does_not_exist),
     ("data_plane_when_moved_under_load_then_no_request_fails_and_a_bad_build_comes_back", crate::upgrades::short),
     ("mesh_install_when_scaled_then_replicas_follow", lifecycle::scales),
-    ("control_plane_when_scaled_1_5_2_1_then_streams_are_even_and_no_request_fails", revisions::scales_evenly),
-    ("control_plane_release_when_tried_promoted_and_aborted_then_no_request_fails", revisions::canary),
     ("mesh_install_when_autoscaled_then_replicas_are_left_alone", lifecycle::autoscaler_decides),
     (
         "certificates_when_the_users_secret_is_unusable_then_named_and_nothing_changes",
