@@ -18,6 +18,7 @@ use serde_json::json;
 use crate::names;
 use crate::observe::resource;
 use crate::plan::authority::{Change, Pair, held, user};
+use crate::plan::injection::SLOTS;
 use crate::plan::upgrade::{
     self,
     pods::{Owner, PodStep},
@@ -239,7 +240,7 @@ impl Executor {
     async fn pod(&self, step: &PodStep) -> Result<Outcome, StepError> {
         let (pod, patch) = match step {
             PodStep::SetImage { pod, slot, image } => {
-                let container = json!({ "name": format!("leno-proxy-{slot}"), "image": image });
+                let container = json!({ "name": SLOTS.get(usize::from(*slot)), "image": image });
                 (pod, Patch::Strategic(json!({ "spec": { "initContainers": [container] } })))
             }
             PodStep::Serve { pod, slot } => {
@@ -253,15 +254,7 @@ impl Executor {
 
     async fn patch_pod(&self, pod: &Key, patch: &Patch<serde_json::Value>) -> Result<Outcome, StepError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch(&pod.name, &params, patch).await {
-            Ok(_) => Ok(Outcome::Changed),
-            // Gone meanwhile: the next plan does without it.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
-            Err(source) => {
-                Err(StepError::Refused { verb: "patch", object: format!("Pod {pod}"), source: Box::new(source) })
-            }
-        }
+        patch_others(&api, &pod.name, patch, "patch", format!("Pod {pod}")).await
     }
 
     /// As `kubectl rollout restart` does, with an annotation of our own, so that the same restart is asked for once.
@@ -276,16 +269,8 @@ impl Executor {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
         let annotations = json!({ upgrade::RESTARTED_FOR: stamp });
         let patch = Patch::Merge(json!({ "spec": { "template": { "metadata": { "annotations": annotations } } } }));
-        let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        match api.patch(&owner.name, &params, &patch).await {
-            Ok(_) => Ok(Outcome::Changed),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
-            Err(source) => Err(StepError::Refused {
-                verb: "restart",
-                object: format!("{} {namespace}/{}", owner.kind, owner.name),
-                source: Box::new(source),
-            }),
-        }
+        let object = format!("{} {namespace}/{}", owner.kind, owner.name);
+        patch_others(&api, &owner.name, &patch, "restart", object).await
     }
 
     async fn finalizer(&self, name: &str, install: &MeshInstall, present: bool) -> Result<Outcome, StepError> {
@@ -320,6 +305,23 @@ fn pair(issuer: IssuerType, install: &MeshInstall, observed: &Observed) -> Resul
             let (certificate, key) = Authority::create(install.spec.trust_domain(), lifetime, SystemTime::now())?;
             Ok(Pair { ca: certificate.clone(), certificate, key })
         }
+    }
+}
+
+/// Patches an object that others made.
+async fn patch_others<K: Clone + std::fmt::Debug + serde::de::DeserializeOwned>(
+    api: &Api<K>,
+    name: &str,
+    patch: &Patch<serde_json::Value>,
+    verb: &'static str,
+    object: String,
+) -> Result<Outcome, StepError> {
+    let params = PatchParams { field_manager: Some(names::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch(name, &params, patch).await {
+        Ok(_) => Ok(Outcome::Changed),
+        // Gone meanwhile: the next plan does without it.
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Unchanged),
+        Err(source) => Err(StepError::Refused { verb, object, source: Box::new(source) }),
     }
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use leno_crds::meshinstall::{ControlPlaneUpdateStrategy, ControlPlaneUpdateType, RevisionStatus};
 use leno_kubeutil::watch::Key;
 use leno_operator::plan::revisions::{Inputs, MOVES, Move, PodView, Revisions, Standing, revisions};
+use leno_operator::plan::upgrade::pods::Owner;
 
 /// A small cluster that does what the plan says.
 struct Mesh {
@@ -29,7 +30,7 @@ impl Mesh {
     fn new(kind: ControlPlaneUpdateType) -> Self {
         let pod = |namespace: &str, workload: usize, number: usize| PodView {
             key: Key::new(namespace, format!("w{workload}-{number}")),
-            workload: ("Deployment".into(), format!("w{workload}")),
+            workload: Owner { kind: "Deployment".into(), name: format!("w{workload}") },
             revision: "default".into(),
             ..PodView::default()
         };
@@ -149,7 +150,7 @@ fn canary_when_given_a_share_then_whole_workloads_move_and_the_same_ones_each_ti
             .pods
             .iter()
             .filter(|pod| pod.revision == "default-0-2-0" && pod.key.namespace == "shop")
-            .map(|pod| pod.workload.1.clone())
+            .map(|pod| pod.workload.name.clone())
             .collect();
         let workloads: BTreeSet<String> = on.iter().cloned().collect();
         assert_eq!(on.len(), 2 * workloads.len(), "both pods of each");

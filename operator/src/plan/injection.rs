@@ -14,7 +14,8 @@ use crate::names;
 
 /// The proxy's first slot, whose readiness is the sidecar's.
 pub const FIRST_SLOT: &str = "leno-proxy-0";
-const SLOTS: [&str; 2] = [FIRST_SLOT, "leno-proxy-1"];
+/// The containers of both slots, by number.
+pub const SLOTS: [&str; 2] = [FIRST_SLOT, "leno-proxy-1"];
 
 /// What a pod is to the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +76,9 @@ pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, images: &Imag
         return Membership::Outside;
     }
     let empty = BTreeMap::new();
-    let labels = pod.metadata.labels.as_ref().unwrap_or(&empty);
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     if annotations.get(names::STATUS).is_some_and(|status| status == "injected") {
-        if labels.get(names::REVISION).is_none_or(|revision| !names::is_of(install, revision)) {
+        if !has_sidecar(install, pod) {
             return Membership::Outside;
         }
         let wanted_image = runs_image(pod, images.wanted(annotations));

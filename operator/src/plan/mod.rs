@@ -126,6 +126,13 @@ pub struct Plan {
     pub revisions: Option<Revisions>,
 }
 
+impl Plan {
+    /// A plan that gets no further than these steps.
+    fn undecided(steps: Vec<Step>, accepted: Wanted, claim: Claim) -> Self {
+        Plan { steps, accepted, claim, deleting: false, authority: None, upgrade: None, revisions: None }
+    }
+}
+
 /// Plans for all MeshInstalls, by name.
 ///
 /// # Errors
@@ -168,18 +175,10 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
     let has_finalizer = install.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     if install.metadata.deletion_timestamp.is_some() {
         let steps = if has_finalizer { removal(observed, name, install) } else { Vec::new() };
-        return Ok(Plan { steps, accepted, claim, deleting: true, upgrade: None, authority: None, revisions: None });
+        return Ok(Plan { deleting: true, ..Plan::undecided(steps, accepted, claim) });
     }
     if accepted.status != leno_kubeutil::conditions::Status::True {
-        return Ok(Plan {
-            steps: Vec::new(),
-            accepted,
-            claim,
-            deleting: false,
-            upgrade: None,
-            authority: None,
-            revisions: None,
-        });
+        return Ok(Plan::undecided(Vec::new(), accepted, claim));
     }
     let mut steps = Vec::new();
     if !has_finalizer {
@@ -195,27 +194,11 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
         Look::Missing(create) => {
             steps.push(create);
             // The rest needs the roots; the Secret's arrival makes the next plan.
-            return Ok(Plan {
-                steps,
-                accepted,
-                claim,
-                deleting: false,
-                upgrade: None,
-                authority: None,
-                revisions: None,
-            });
+            return Ok(Plan::undecided(steps, accepted, claim));
         }
         Look::Broken(message) => {
             let accepted = Wanted::no(status::ACCEPTED, "BadAuthority", message);
-            return Ok(Plan {
-                steps,
-                accepted,
-                claim,
-                deleting: false,
-                upgrade: None,
-                authority: None,
-                revisions: None,
-            });
+            return Ok(Plan::undecided(steps, accepted, claim));
         }
     };
     let (upgrade, revisions) = match tried {
@@ -278,7 +261,7 @@ fn revise(observed: &Observed, name: &str, install: &MeshInstall, version: &str)
         strategy: &install.spec.control_plane_update_strategy(),
         known: control_plane.map_or(&[][..], |control_plane| &control_plane.revisions),
         version,
-        present: upgrade::control_plane(install, name, own, &observed.pods).version.as_deref(),
+        present: own.and_then(upgrade::release_of),
         standings: &revisions::standings(system, &observed.owned),
         pods: &revisions::pods(name, &observed.pods),
         namespaces: &namespace_labels(observed),

@@ -18,6 +18,7 @@ use leno_crds::meshinstall::{CANARY, ControlPlaneUpdateStrategy, ControlPlaneUpd
 use leno_kubeutil::watch::Key;
 
 use crate::names;
+use crate::plan::upgrade::pods::Owner;
 
 pub use observe::{pods, standings};
 
@@ -31,8 +32,8 @@ const SOON: Duration = Duration::from_secs(1);
 pub struct PodView {
     /// The pod.
     pub key: Key,
-    /// What made it: kind and name, within its namespace.
-    pub workload: (String, String),
+    /// What made it, within its namespace.
+    pub workload: Owner,
     /// The revision that its label names.
     pub revision: String,
     /// The tag or revision that it asks for itself.
@@ -254,7 +255,7 @@ impl Plan<'_> {
     /// The revision that each pod should be of, in the order of the pods.
     fn wanted(&self) -> Vec<String> {
         let free = |pod: &&PodView| self.named(pod).is_none();
-        let mut workloads: Vec<(u64, &str, &(String, String))> = self
+        let mut workloads: Vec<(u64, &str, &Owner)> = self
             .inputs
             .pods
             .iter()
@@ -268,7 +269,7 @@ impl Plan<'_> {
             None => 0,
         };
         let moved = (workloads.len() * percent).div_ceil(100);
-        let moved: BTreeSet<(&str, &(String, String))> =
+        let moved: BTreeSet<(&str, &Owner)> =
             workloads.into_iter().take(moved).map(|(_, namespace, workload)| (namespace, workload)).collect();
         let of = |pod: &PodView| match (self.named(pod), &self.trial) {
             (Some(named), _) => named.to_owned(),
@@ -336,7 +337,7 @@ impl Plan<'_> {
 
 /// The place of a workload among all: fixed for each, and without any pattern.
 fn order(pod: &PodView) -> u64 {
-    let (kind, name) = &pod.workload;
+    let Owner { kind, name } = &pod.workload;
     let parts = [pod.key.namespace.as_bytes(), b"/", kind.as_bytes(), b"/", name.as_bytes()];
     // FNV-1a, with a last mix, since its high bits change little with the last bytes.
     let hash = parts

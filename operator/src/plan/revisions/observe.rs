@@ -12,6 +12,8 @@ use serde_json::Value;
 use super::{PodView, Standing};
 use crate::names;
 use crate::plan::ObjectId;
+use crate::plan::injection::has_sidecar;
+use crate::plan::upgrade::{is_rolled_out, owner};
 
 /// The injected pods of one MeshInstall that are not finished.
 pub fn pods(install: &str, pods: &BTreeMap<Key, Arc<Pod>>) -> Vec<PodView> {
@@ -20,29 +22,16 @@ pub fn pods(install: &str, pods: &BTreeMap<Key, Arc<Pod>>) -> Vec<PodView> {
 
 fn view(install: &str, key: &Key, pod: &Pod) -> Option<PodView> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
-    if matches!(phase, "Succeeded" | "Failed") || pod.annotations().get(names::STATUS)? != "injected" {
+    if matches!(phase, "Succeeded" | "Failed") || !has_sidecar(install, pod) {
         return None;
     }
-    let revision = pod.labels().get(names::REVISION).filter(|revision| names::is_of(install, revision))?;
     Some(PodView {
         key: key.clone(),
-        workload: workload(pod),
-        revision: revision.clone(),
+        workload: owner(pod),
+        revision: pod.labels().get(names::REVISION)?.clone(),
         asks: pod.labels().get(names::ISTIO_REVISION).filter(|asked| names::asks_for(install, asked)).cloned(),
         leaving: pod.metadata.deletion_timestamp.is_some(),
     })
-}
-
-/// What made a pod: its Deployment rather than the ReplicaSet.
-fn workload(pod: &Pod) -> (String, String) {
-    let Some(owner) = pod.owner_references().iter().find(|owner| owner.controller == Some(true)) else {
-        return ("Pod".to_owned(), pod.name_any());
-    };
-    let hash = pod.labels().get("pod-template-hash");
-    match hash.and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-')) {
-        Some(deployment) if owner.kind == "ReplicaSet" => ("Deployment".to_owned(), deployment.to_owned()),
-        _ => (owner.kind.clone(), owner.name.clone()),
-    }
 }
 
 /// The replicas of the revisions in the control plane's namespace that have a Deployment.
@@ -58,12 +47,9 @@ pub fn standings(namespace: &str, owned: &BTreeMap<ObjectId, Arc<DynamicObject>>
 
 fn standing(deployment: &DynamicObject) -> Standing {
     let number = |pointer: &str| deployment.data.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let replicas = number("/spec/replicas");
-    let observed = number("/status/observedGeneration") >= deployment.metadata.generation.unwrap_or(i64::MAX);
-    let all = ["/status/updatedReplicas", "/status/availableReplicas", "/status/replicas"];
     Standing {
         ready: i32::try_from(number("/status/availableReplicas")).unwrap_or(0),
-        replicas: i32::try_from(replicas).unwrap_or(0),
-        rolled_out: observed && replicas > 0 && all.iter().all(|pointer| number(pointer) == replicas),
+        replicas: i32::try_from(number("/spec/replicas")).unwrap_or(0),
+        rolled_out: is_rolled_out(deployment),
     }
 }

@@ -14,8 +14,8 @@ use serde_json::Value;
 use super::pods::{Owner, PodView, Serving, Slot};
 use super::{ControlPlaneView, SERVE_SLOT, UPGRADE};
 use crate::names;
+use crate::plan::injection::{SLOTS, has_sidecar};
 
-const SLOTS: [&str; 2] = ["leno-proxy-0", "leno-proxy-1"];
 /// What the kubelet says of a container that will not come up by itself, or has failed more than once.
 const HOPELESS: [&str; 7] = [
     "CrashLoopBackOff",
@@ -34,18 +34,13 @@ pub fn pods(
     pods: &BTreeMap<Key, Arc<Pod>>,
     reports: &BTreeMap<Key, Vec<ProxyReport>>,
 ) -> Vec<PodView> {
-    let ours = pods.iter().filter(|(_, pod)| is_injected(install, pod));
+    let ours = pods.iter().filter(|(_, pod)| has_sidecar(install, pod) && runs(pod));
     ours.map(|(key, pod)| view(key, pod, namespaces, reports.get(key).map_or(&[][..], Vec::as_slice))).collect()
 }
 
-fn is_injected(install: &str, pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
-    let annotations = pod.metadata.annotations.as_ref();
-    let labels = pod.metadata.labels.as_ref();
-    phase == "Running"
-        && pod.metadata.deletion_timestamp.is_none()
-        && annotations.and_then(|all| all.get(names::STATUS)).is_some_and(|status| status == "injected")
-        && labels.and_then(|all| all.get(names::REVISION)).is_some_and(|revision| names::is_of(install, revision))
+fn runs(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
 
 fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, reports: &[ProxyReport]) -> PodView {
@@ -92,11 +87,12 @@ pub fn serving(reports: &[ProxyReport]) -> Option<Serving> {
     })
 }
 
-fn owner(pod: &Pod) -> Owner {
+/// Who made a pod, its Deployment rather than the ReplicaSet.
+pub fn owner(pod: &Pod) -> Owner {
     let name = pod.metadata.name.clone().unwrap_or_default();
     let owners = pod.metadata.owner_references.iter().flatten();
     let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
-        return Owner { kind: String::new(), name };
+        return Owner { kind: "Pod".to_owned(), name };
     };
     let hash = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
     let deployment = hash.and_then(|hash| owner.name.strip_suffix(hash)?.strip_suffix('-'));
@@ -151,15 +147,7 @@ pub fn control_plane(
     pods: &BTreeMap<Key, Arc<Pod>>,
 ) -> ControlPlaneView {
     let Some(deployment) = deployment else { return ControlPlaneView::default() };
-    let number = |pointer: &str| deployment.data.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
-    let image = deployment.data.pointer("/spec/template/spec/containers/0/image").and_then(Value::as_str);
-    let version = image.and_then(|image| image.rsplit_once(':')).map(|(_, version)| version.to_owned());
-    let replicas = number("/spec/replicas");
-    let rolled_out = number("/status/observedGeneration") >= deployment.metadata.generation.unwrap_or(i64::MAX)
-        && replicas > 0
-        && ["updatedReplicas", "availableReplicas", "replicas"]
-            .iter()
-            .all(|field| number(&format!("/status/{field}")) == replicas);
+    let version = release_of(deployment).map(str::to_owned);
     let selector = names::control_plane_selector(name);
     let trouble = pods
         .iter()
@@ -175,7 +163,28 @@ pub fn control_plane(
             let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
             Some(format!("replica {}: {}", key.name, statuses.iter().find_map(trouble)?))
         });
-    let is_current =
-        version.as_ref().is_some_and(|version| image == Some(&install.spec.image_of("control-plane", version)));
-    ControlPlaneView { version, is_current, rolled_out, trouble }
+    let is_current = version
+        .as_ref()
+        .is_some_and(|version| image_of(deployment) == Some(&install.spec.image_of("control-plane", version)));
+    ControlPlaneView { version, is_current, rolled_out: is_rolled_out(deployment), trouble }
+}
+
+fn image_of(deployment: &DynamicObject) -> Option<&str> {
+    deployment.data.pointer("/spec/template/spec/containers/0/image").and_then(Value::as_str)
+}
+
+/// The release that a control plane's Deployment names.
+pub fn release_of(deployment: &DynamicObject) -> Option<&str> {
+    image_of(deployment).and_then(|image| image.rsplit_once(':')).map(|(_, version)| version)
+}
+
+/// Whether all replicas of a Deployment, one at least, are of its present template and available.
+pub fn is_rolled_out(deployment: &DynamicObject) -> bool {
+    let number = |pointer: &str| deployment.data.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let replicas = number("/spec/replicas");
+    number("/status/observedGeneration") >= deployment.metadata.generation.unwrap_or(i64::MAX)
+        && replicas > 0
+        && ["/status/updatedReplicas", "/status/availableReplicas", "/status/replicas"]
+            .iter()
+            .all(|pointer| number(pointer) == replicas)
 }

@@ -32,7 +32,7 @@ pub struct PodView {
 /// Who made a pod, and would make it again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner {
-    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or another kind; empty for a pod without one.
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or another kind; `Pod` for a pod without one.
     pub kind: String,
     /// Its name; the pod's own for one without an owner.
     pub name: String,

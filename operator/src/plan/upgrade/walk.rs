@@ -40,6 +40,11 @@ pub(super) fn advance(inputs: &Inputs<'_>, stored: &UpgradeStatus) -> Outcome {
     walk.outcome()
 }
 
+/// A count as status has it.
+fn number_of(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
 struct Walk<'a> {
     inputs: &'a Inputs<'a>,
     strategy: UpdateStrategy,
@@ -58,7 +63,7 @@ impl<'a> Walk<'a> {
     fn new(inputs: &'a Inputs<'a>, stored: &'a UpgradeStatus) -> Self {
         let mut next = stored.clone();
         let serving = |pod: &&PodView| pod.serving.as_ref().is_some_and(|serving| serving.version == stored.to);
-        let reached = i32::try_from(inputs.pods.iter().filter(serving).count()).unwrap_or(i32::MAX);
+        let reached = number_of(inputs.pods.iter().filter(serving).count());
         next.reached = if stored.from == stored.to { 0 } else { next.reached.max(reached) };
         if next.waiting_for == RESUMED && !inputs.spec.update_strategy().paused() {
             next.since = Some(Time(inputs.now));
@@ -157,13 +162,12 @@ impl<'a> Walk<'a> {
     }
 
     fn begin_wave(&mut self, number: i32, of: usize, pods: usize, old: Measured) {
-        let count = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
         self.next.since = Some(Time(self.inputs.now));
         self.next.wave = Some(WaveStatus {
             number,
-            of: count(of),
+            of: number_of(of),
             summary: format!("{number}/{of}"),
-            pods: count(pods),
+            pods: number_of(pods),
             moved: 0,
             gate_since: None,
             old: Some(old),
@@ -287,11 +291,11 @@ impl<'a> Walk<'a> {
         }
         let there = set.iter().filter(|key| moved.contains(*key)).count();
         if let Some(wave) = &mut self.next.wave {
-            if wave.moved != i32::try_from(there).unwrap_or(i32::MAX) {
+            if wave.moved != number_of(there) {
                 self.next.since = Some(Time(inputs.now));
             }
-            wave.moved = i32::try_from(there).unwrap_or(i32::MAX);
-            wave.pods = i32::try_from(set.len()).unwrap_or(i32::MAX);
+            wave.moved = number_of(there);
+            wave.pods = number_of(set.len());
         }
         if there > 0 {
             // What is bad by much must not wait for the rest of the wave.
