@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn case(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).join("in.yaml");
+    let path = Path::new("tests/golden").join(name).join("in.yaml");
     std::fs::read_to_string(path).unwrap()
 }
 

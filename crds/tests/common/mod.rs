@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// All objects in the YAML files of a folder beside this test, with the file's name.
 pub fn objects(folder: &str) -> Vec<(String, Value)> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
+    let path = PathBuf::from("tests").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(&path)
         .unwrap_or_else(|error| panic!("cannot list {}: {error}", path.display()))
         .map(|entry| entry.unwrap().path())
