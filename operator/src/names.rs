@@ -127,6 +127,18 @@ pub fn control_plane_selector(revision: &str) -> BTreeMap<String, String> {
     [(NAME, "leno-control-plane"), (INSTANCE, revision)].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
+/// The Deployment that tries a component of a release before pods get it.
+pub fn preflight(install: &str, component: &str) -> String {
+    format!("leno-preflight-{install}-{component}")
+}
+
+/// What selects its pods.
+pub fn preflight_selector(install: &str, component: &str) -> BTreeMap<String, String> {
+    [(NAME, "leno-preflight"), (INSTANCE, install), ("app.kubernetes.io/component", component)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
 /// The owner reference that makes garbage collection remove an object after its MeshInstall.
 pub fn owner(install: &MeshInstall) -> Value {
     json!({

@@ -92,6 +92,9 @@ fn observe(documents: &[Value]) -> Observed {
                     pod_uid: value["uid"].as_str().unwrap().to_owned(),
                     roots_sha256: trusted(value),
                     certificate_issuer_sha256: signer(value),
+                    version: value["version"].as_str().unwrap_or_default().to_owned(),
+                    ready: value["ready"] == true,
+                    serving_since_ms: value["ready"].as_bool().unwrap_or_default().into(),
                     ..ProxyReport::default()
                 };
                 Arc::make_mut(&mut observed.reports).entry(key(value)).or_default().push(report);

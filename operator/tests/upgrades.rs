@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use leno_crds::meshinstall::{Measured, MeshInstallSpec, MeshInstallStatus};
 use leno_kubeutil::watch::Key;
 use leno_operator::plan::upgrade::pods::{Owner, PodStep, PodView, Serving, Slot};
-use leno_operator::plan::upgrade::{ControlPlaneView, Inputs, Meter, decide, is_older};
+use leno_operator::plan::upgrade::{ControlPlaneView, Inputs, Meter, PreflightView, decide, is_older};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -78,6 +78,10 @@ struct Model {
     operator_at: u32,
     random: u64,
     reached: BTreeSet<Key>,
+    /// The image that is tried in a pod of its own, and since when.
+    preflight: Option<(String, u32)>,
+    /// Whether a node has room for that.
+    has_room: bool,
 }
 
 fn image(version: &str) -> String {
@@ -104,6 +108,8 @@ impl Model {
             operator_at: 0,
             random: seed | 1,
             reached: BTreeSet::new(),
+            preflight: None,
+            has_room: true,
         };
         (0..pods).for_each(|_| model.add());
         model
@@ -177,6 +183,22 @@ impl Model {
             trouble: (fault == Fault::ControlPlaneCrash && self.control_plane_at < self.now)
                 .then(|| "replica a: it keeps ending".to_owned()),
         }
+    }
+
+    fn preflights(&self) -> BTreeMap<&'static str, PreflightView> {
+        let view = self.preflight.iter().map(|(image, since)| {
+            let (fault, age) = (self.bad(version_of(image)), self.now - since);
+            let trouble = match fault {
+                Fault::Crash if age > 3 => Some("it keeps ending".to_owned()),
+                Fault::Rejects if age > 3 => Some("it refused configuration".to_owned()),
+                Fault::NeverReady if age > 30 => Some("it does not come to serve".to_owned()),
+                _ => None,
+            };
+            let serves = age > 5 && fault != Fault::NeverReady && trouble.is_none();
+            let view = PreflightView { image: image.clone(), passed: serves || !self.has_room, trouble };
+            ("proxy", if self.has_room { view } else { PreflightView { trouble: None, ..view } })
+        });
+        view.collect()
     }
 
     /// What the kubelet and the proxies do in a second.
@@ -268,6 +290,7 @@ impl Model {
                 now: Timestamp::from_second(model.now.into()).unwrap(),
                 leads_since: Timestamp::from_second(model.operator_at.into()).unwrap(),
                 control_plane: model.control_plane(),
+                preflights: &model.preflights(),
                 pods: &pods,
                 namespaces: &BTreeMap::new(),
                 meter: &meter,
@@ -283,6 +306,10 @@ impl Model {
         if outcome.control_plane_version != self.control_plane && may_write() {
             self.control_plane.clone_from(&outcome.control_plane_version);
             self.control_plane_at = self.now + 5;
+        }
+        let tried = outcome.preflights.get("proxy");
+        if tried != self.preflight.as_ref().map(|(image, _)| image) && may_write() {
+            self.preflight = tried.map(|image| (image.clone(), self.now));
         }
         for step in &outcome.steps {
             if !may_write() {
@@ -420,8 +447,9 @@ fn settled(model: &Model) -> bool {
     model.is_at_rest_on(goal)
 }
 
-fn upgrade(pods: usize, fault: Fault) -> Model {
+fn upgrade(pods: usize, fault: Fault, has_room: bool) -> Model {
     let mut model = Model::new(pods, fault, 0);
+    model.has_room = has_room;
     for _ in 0..30 {
         model.second();
         model.operate();
@@ -434,7 +462,7 @@ fn upgrade(pods: usize, fault: Fault) -> Model {
 
 #[test]
 fn upgrade_when_the_release_is_good_then_ends_on_it_and_returns() {
-    let mut model = upgrade(30, Fault::None);
+    let mut model = upgrade(30, Fault::None, true);
     assert!(model.is_at_rest_on(NEW));
     assert_eq!(model.status.last_upgrade.as_ref().unwrap().result, "Completed");
     model.wanted = OLD.to_owned();
@@ -443,22 +471,27 @@ fn upgrade_when_the_release_is_good_then_ends_on_it_and_returns() {
 }
 
 #[test]
-fn upgrade_when_the_release_is_bad_then_returns_after_the_first_wave() {
-    for (fault, reason) in [
-        (Fault::Crash, "SidecarFailed"),
-        (Fault::NeverReady, "HandOverFailed"),
-        (Fault::Errors, "Failures"),
-        (Fault::Slow, "Latency"),
-        (Fault::Rejects, "ConfigurationRejected"),
-        (Fault::Leaks, "Memory"),
-        (Fault::ControlPlaneCrash, "ControlPlaneFailed"),
-        (Fault::ControlPlaneNeverReady, "ProgressDeadline"),
+fn upgrade_when_the_release_is_bad_then_returns_before_or_after_the_first_wave() {
+    // With room for a pod of its own, and without: then it is found out in the first pod.
+    for (fault, tried, untried) in [
+        (Fault::Crash, "PreflightFailed", "SidecarFailed"),
+        (Fault::NeverReady, "PreflightFailed", "HandOverFailed"),
+        (Fault::Rejects, "PreflightFailed", "ConfigurationRejected"),
+        (Fault::Errors, "Failures", "Failures"),
+        (Fault::Slow, "Latency", "Latency"),
+        (Fault::Leaks, "Memory", "Memory"),
+        (Fault::ControlPlaneCrash, "ControlPlaneFailed", "ControlPlaneFailed"),
+        (Fault::ControlPlaneNeverReady, "ProgressDeadline", "ProgressDeadline"),
     ] {
-        let model = upgrade(30, fault);
-        let last = model.status.last_upgrade.as_ref().unwrap();
-        assert_eq!((last.result.as_str(), last.reason.as_str()), ("RolledBack", reason), "{fault:?}");
-        assert!(model.is_at_rest_on(OLD), "{fault:?}");
-        assert!(model.reached.len() <= 1, "{fault:?} reached {:?}", model.reached);
+        for (has_room, reason) in [(true, tried), (false, untried)] {
+            let model = upgrade(30, fault, has_room);
+            let last = model.status.last_upgrade.as_ref().unwrap();
+            assert_eq!((last.result.as_str(), last.reason.as_str()), ("RolledBack", reason), "{fault:?} {has_room}");
+            assert!(model.is_at_rest_on(OLD), "{fault:?}");
+            assert!(model.preflight.is_none(), "{fault:?}: what was tried goes");
+            let most = usize::from(tried == untried || !has_room);
+            assert!(model.reached.len() <= most, "{fault:?} reached {:?}", model.reached);
+        }
     }
 }
 
@@ -499,9 +532,11 @@ proptest! {
         pods in 1_usize..25,
         fault in fault(),
         seed in any::<u64>(),
+        has_room in any::<bool>(),
         events in prop::collection::vec((1_u32..40, event()), 0..25),
     ) {
         let mut model = Model::new(pods, fault, seed);
+        model.has_room = has_room;
         for _ in 0..10 {
             model.second();
             model.operate();

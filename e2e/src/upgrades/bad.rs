@@ -1,17 +1,17 @@
-//! Builds that must not stay: each is taken back after the first wave, and only what it served may have been touched.
+//! Builds that must not stay: each is taken back before the first wave or after it, and only what it served may have been touched.
 
 use super::{MOVED, Run, mesh, mesh::Seen};
 use crate::bed::ensure;
 use anyhow::Result;
 use serde_json::json;
 
-/// Pods of the first wave.
-const FIRST_WAVE: i64 = 1;
+/// What shows in a pod of its own already; the rest needs requests, and shows in the one pod of the first wave.
+const SHOWS_EARLY: [&str; 3] = ["crashes", "unready", "rejects"];
 
 /// A bad proxy, on the way to the previous release: sidecars go first there, and come back alone.
 pub(super) fn proxy(run: &Run, fault: &str) -> Result<String> {
     run.builds.spoil(run.bed, "proxy", run.previous(), fault)?;
-    comes_back(run, run.version(), run.previous(), FIRST_WAVE)
+    comes_back(run, run.version(), run.previous(), i64::from(!SHOWS_EARLY.contains(&fault)))
 }
 
 /// A bad control plane, on the way to the current release: it goes first there, and is taken back before any pod is moved.

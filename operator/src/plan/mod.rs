@@ -230,6 +230,7 @@ fn plan_one(observed: &Observed, name: &str, install: &MeshInstall, claim: Claim
         roots: &authority.roots,
         announced: &authority.announced,
         replicas,
+        preflights: &upgrade.preflights,
     };
     let objects = live(observed, render::objects(&inputs)?);
     let wanted: BTreeSet<(String, Key)> = objects
@@ -315,6 +316,10 @@ fn decide(
 ) -> upgrade::Outcome {
     let nothing = MeshInstallStatus::default();
     let namespaces = namespace_labels(observed);
+    let preflight = |component: &str| {
+        let key = Key::new(spec.system_namespace(), names::preflight(name, component));
+        observed.owned.get(&ObjectId { kind: "Deployment", key }).map(Arc::as_ref)
+    };
     upgrade::decide(&upgrade::Inputs {
         spec,
         status: install.status.as_ref().unwrap_or(&nothing),
@@ -322,6 +327,7 @@ fn decide(
         now: observed.now,
         leads_since: observed.leads_since,
         control_plane,
+        preflights: &upgrade::preflights(name, observed.now, preflight, &observed.pods, &observed.reports),
         pods: &upgrade::pods(name, &observed.namespaces, &observed.pods, &observed.reports),
         namespaces: &namespaces,
         meter: &Comparison { now: &observed.reports, history: &observed.history },

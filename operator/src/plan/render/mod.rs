@@ -2,6 +2,7 @@
 
 mod access;
 mod control_plane;
+mod preflight;
 mod webhook;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ pub struct Inputs<'a> {
     pub announced: &'a str,
     /// What the Deployment of each revision should say about its replicas.
     pub replicas: BTreeMap<String, Replicas>,
+    /// Images that are tried in pods of their own, by component.
+    pub preflights: &'a BTreeMap<&'static str, String>,
 }
 
 /// Who decides about the number of replicas.
@@ -117,6 +120,13 @@ pub fn objects(inputs: &Inputs<'_>) -> Result<Vec<Desired>, ApplyError> {
             let scaler = control_plane::autoscaler(inputs, revision, autoscaling);
             objects.push(Desired::new(&scaler, "horizontalpodautoscalers")?);
         }
+    }
+    if !inputs.preflights.is_empty() {
+        let namespace = inputs.spec().system_namespace();
+        objects.push(Desired::new(&root_config_map(inputs, namespace), "configmaps")?);
+    }
+    for (component, image) in inputs.preflights {
+        objects.push(Desired::new(&preflight::deployment(inputs, component, image), "deployments")?);
     }
     objects.push(Desired::new(&webhook::configuration(inputs), "mutatingwebhookconfigurations")?);
     Ok(objects)

@@ -27,7 +27,7 @@ use leno_crds::meshinstall::{
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
-pub use observe::{control_plane, is_rolled_out, opted_out, owner, pods, release_of, serving};
+pub use observe::{control_plane, is_rolled_out, opted_out, owner, pods, preflights, release_of, serving};
 pub use policy::{ALLOW_SKEW, is_older, skew};
 
 use self::pods::{PodStep, PodView, Progress};
@@ -80,6 +80,17 @@ pub struct ControlPlaneView {
     pub trouble: Option<String>,
 }
 
+/// A release's sidecar in a pod of its own, which is tried before any other pod gets it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreflightView {
+    /// The image that its Deployment names.
+    pub image: String,
+    /// Whether it serves, with all configuration in force; or no node has room for it, so that it tells nothing.
+    pub passed: bool,
+    /// What keeps it from that, when it is not just a matter of time.
+    pub trouble: Option<String>,
+}
+
 /// All that is looked at.
 pub struct Inputs<'a> {
     /// The MeshInstall's spec.
@@ -94,6 +105,8 @@ pub struct Inputs<'a> {
     pub leads_since: Timestamp,
     /// The control plane.
     pub control_plane: ControlPlaneView,
+    /// What is tried before pods get it, by component.
+    pub preflights: &'a BTreeMap<&'static str, PreflightView>,
     /// The injected pods that run.
     pub pods: &'a [PodView],
     /// The labels of their namespaces.
@@ -113,6 +126,8 @@ pub struct Outcome {
     pub upgrade: Option<UpgradeStatus>,
     /// The last one that ended.
     pub last_upgrade: Option<PastUpgrade>,
+    /// Images that are to be tried in pods of their own, by component.
+    pub preflights: BTreeMap<&'static str, String>,
     /// Writes to pods.
     pub steps: Vec<PodStep>,
     /// Pods by the release that serves in them.
@@ -154,6 +169,7 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
         injected_version: version.to_owned(),
         upgrade: None,
         last_upgrade: last.cloned().map(|last| PastUpgrade { rejected: last.rejected && last.to == wanted, ..last }),
+        preflights: BTreeMap::new(),
         steps: Vec::new(),
         versions: Vec::new(),
         condition,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use leno_api::proxies::v1::ProxyReport;
 use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
@@ -12,7 +13,7 @@ use leno_kubeutil::watch::Key;
 use serde_json::Value;
 
 use super::pods::{Owner, PodView, Serving, Slot};
-use super::{ControlPlaneView, SERVE_SLOT, UPGRADE};
+use super::{ControlPlaneView, PreflightView, SERVE_SLOT, UPGRADE};
 use crate::names;
 use crate::plan::injection::{SLOTS, has_sidecar};
 
@@ -148,25 +149,84 @@ pub fn control_plane(
 ) -> ControlPlaneView {
     let Some(deployment) = deployment else { return ControlPlaneView::default() };
     let version = release_of(deployment).map(str::to_owned);
-    let selector = names::control_plane_selector(name);
-    let trouble = pods
-        .iter()
-        .filter(|(key, pod)| {
-            let labels = pod.metadata.labels.as_ref();
-            let label = |key: &str| labels.and_then(|labels| labels.get(key));
-            key.namespace == install.spec.system_namespace()
-                && selector.iter().all(|(key, value)| label(key) == Some(value))
-                && label(names::VERSION) == version.as_ref()
-                && pod.metadata.deletion_timestamp.is_none()
-        })
-        .find_map(|(key, pod)| {
-            let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-            Some(format!("replica {}: {}", key.name, statuses.iter().find_map(trouble)?))
-        });
+    let trouble = made_by(deployment, pods, &names::control_plane_selector(name)).find_map(|(key, pod)| {
+        let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+        Some(format!("replica {}: {}", key.name, statuses.iter().find_map(trouble)?))
+    });
     let is_current = version
         .as_ref()
         .is_some_and(|version| image_of(deployment) == Some(&install.spec.image_of("control-plane", version)));
     ControlPlaneView { version, is_current, rolled_out: is_rolled_out(deployment), trouble }
+}
+
+/// The pods of a Deployment's present release that are to stay.
+fn made_by<'a>(
+    deployment: &'a DynamicObject,
+    pods: &'a BTreeMap<Key, Arc<Pod>>,
+    selector: &'a BTreeMap<String, String>,
+) -> impl Iterator<Item = (&'a Key, &'a Arc<Pod>)> {
+    pods.iter().filter(move |(key, pod)| {
+        let labels = pod.metadata.labels.as_ref();
+        let label = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
+        Some(&key.namespace) == deployment.metadata.namespace.as_ref()
+            && selector.iter().all(|(key, value)| label(key) == Some(value))
+            && label(names::VERSION) == release_of(deployment)
+            && pod.metadata.deletion_timestamp.is_none()
+    })
+}
+
+/// Seconds in which a sidecar that runs must come to serve; longer than a slot has that takes over.
+const PATIENCE: i64 = 30;
+
+/// What became of the sidecars that are tried in pods of their own.
+pub fn preflights(
+    name: &str,
+    now: Timestamp,
+    deployment: impl Fn(&str) -> Option<&'_ DynamicObject>,
+    pods: &BTreeMap<Key, Arc<Pod>>,
+    reports: &BTreeMap<Key, Vec<ProxyReport>>,
+) -> BTreeMap<&'static str, PreflightView> {
+    let components = [Engine::Leno, Engine::Envoy].map(Engine::component);
+    let found = components.into_iter().filter_map(|component| Some((component, deployment(component)?)));
+    found
+        .map(|(component, deployment)| {
+            let selector = names::preflight_selector(name, component);
+            let mut made = made_by(deployment, pods, &selector).peekable();
+            let mut view = PreflightView {
+                image: image_of(deployment).unwrap_or_default().to_owned(),
+                passed: is_rolled_out(deployment) && made.peek().is_some(),
+                trouble: None,
+            };
+            for (key, pod) in made {
+                let own = reports.get(key).map_or(&[][..], Vec::as_slice);
+                // What the release before it refuses as well is not its fault.
+                let refused = own.iter().find(|report| report.rejected > 0).filter(|new| {
+                    !reports.values().flatten().any(|old| old.rejected > 0 && old.version != new.version)
+                });
+                let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+                let what = statuses.into_iter().find_map(|status| trouble(status).or_else(|| idle(status, now)));
+                let what = refused
+                    .map(|report| format!("it refused configuration: {}", report.last_rejection))
+                    .or(what);
+                view.trouble = what.map(|what| format!("preflight pod {key}: {what}"));
+                view.passed = view.passed && own.iter().any(|report| report.ready) || has_no_room(pod);
+            }
+            view.passed &= view.trouble.is_none();
+            (component, view)
+        })
+        .collect()
+}
+
+/// What runs and does not come to serve.
+fn idle(status: &ContainerStatus, now: Timestamp) -> Option<String> {
+    let since = status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
+    let late = !status.ready && now.as_second() - since.0.as_second() > PATIENCE;
+    late.then(|| format!("it runs, and does not come to serve within {PATIENCE} s (image {})", status.image))
+}
+
+fn has_no_room(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.reason.as_deref() == Some("Unschedulable"))
 }
 
 fn image_of(deployment: &DynamicObject) -> Option<&str> {

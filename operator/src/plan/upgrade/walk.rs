@@ -1,9 +1,10 @@
 //! The steps of a change of release that is under way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use leno_core::service::Engine;
 use leno_crds::meshinstall::{Measured, PastUpgrade, UpdateStrategy, UpdateType, UpgradeStatus, WaveStatus};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
@@ -11,7 +12,7 @@ use leno_kubeutil::watch::Key;
 use super::gate::{Verdict, judge, worse};
 use super::pods::{PodStep, PodView, Progress};
 use super::{
-    CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, ROLLING_BACK, SOON, UPGRADING, WINDOW, image, is_older,
+    CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, PreflightView, ROLLING_BACK, SOON, UPGRADING, WINDOW, image, is_older,
     movable, rest, rolled_back, waves, when,
 };
 
@@ -54,6 +55,7 @@ struct Walk<'a> {
     next: UpgradeStatus,
     /// How it ended.
     ended: Option<PastUpgrade>,
+    preflights: BTreeMap<&'static str, String>,
     steps: Vec<PodStep>,
     reason: &'static str,
     wake: Duration,
@@ -76,6 +78,7 @@ impl<'a> Walk<'a> {
             stored,
             next,
             ended: None,
+            preflights: BTreeMap::new(),
             steps: Vec::new(),
             reason: "Begun",
             wake: SOON,
@@ -121,6 +124,7 @@ impl<'a> Walk<'a> {
 
     fn turn_back(&mut self, reason: &str, message: String) {
         self.steps.clear();
+        self.preflights.clear();
         self.reason = "RollingBack";
         self.next.step = ROLLING_BACK.to_owned();
         self.next.since = Some(Time(self.inputs.now));
@@ -253,6 +257,9 @@ impl<'a> Walk<'a> {
 
     fn data_plane(&mut self) {
         self.reason = "MovingPods";
+        if self.stored.wave.is_none() && !(self.may_begin() && self.preflight()) {
+            return;
+        }
         if self.strategy.kind() == UpdateType::OnRestart {
             self.step(FINISHING);
             return;
@@ -356,6 +363,37 @@ impl<'a> Walk<'a> {
             None if idle => "the first pods to be moved".to_owned(),
             None => "pods to be moved".to_owned(),
         };
+    }
+
+    /// Whether the release's sidecars did well in pods of their own. An image that cannot be had, or ends at its start, would
+    /// make each pod unready that gets it.
+    fn preflight(&mut self) -> bool {
+        let (inputs, to) = (self.inputs, &self.stored.to);
+        let own = Engine::from(inputs.spec.engine()).component();
+        let components: BTreeSet<&'static str> = movable(inputs).map(|pod| pod.component).chain([own]).collect();
+        let mut waits = None;
+        for component in components {
+            let image = inputs.spec.image_of(component, to);
+            match inputs.preflights.get(component).filter(|view| view.image == image) {
+                Some(view) if view.passed => {}
+                Some(PreflightView { trouble: Some(trouble), .. }) => {
+                    self.turn_back("PreflightFailed", trouble.clone());
+                    return false;
+                }
+                _ => waits = Some(format!("a pod of its own to serve with image {image}")),
+            }
+            self.preflights.insert(component, image);
+        }
+        let Some(what) = waits else { return true };
+        let deadline = self.strategy.gate().progress_deadline_seconds();
+        if self.idle() > deadline {
+            self.turn_back("ProgressDeadline", format!("waited for {what} for {deadline} s"));
+            return false;
+        }
+        self.reason = "Preflight";
+        self.next.waiting_for = what;
+        self.next.next = "the first wave".to_owned();
+        false
     }
 
     fn after(&self, number: i32, sets: &[BTreeSet<Key>]) -> String {
@@ -504,7 +542,8 @@ impl<'a> Walk<'a> {
         let stored = self.stored;
         let version = match (stored.step.as_str(), self.strategy.kind()) {
             (CONTROL_PLANE, _) if self.is_down() => &stored.to,
-            (DATA_PLANE, UpdateType::Restart | UpdateType::OnRestart) | (FINISHING, _) => &stored.to,
+            (DATA_PLANE, UpdateType::Restart) if stored.wave.is_some() => &stored.to,
+            (FINISHING, _) => &stored.to,
             _ => &stored.from,
         };
         version.clone()
@@ -526,6 +565,7 @@ impl<'a> Walk<'a> {
                 injected_version,
                 upgrade: None,
                 last_upgrade: Some(ended),
+                preflights: BTreeMap::new(),
                 steps: Vec::new(),
                 versions: Vec::new(),
                 condition,
@@ -559,6 +599,7 @@ impl<'a> Walk<'a> {
             condition: Wanted::yes(UPGRADING, self.reason, message),
             upgrade: Some(self.next),
             last_upgrade: self.inputs.status.last_upgrade.clone(),
+            preflights: self.preflights,
             steps: if written { self.steps } else { Vec::new() },
             versions: Vec::new(),
             wake: Some(self.wake),
