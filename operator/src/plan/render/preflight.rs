@@ -47,8 +47,7 @@ pub(super) fn deployment(inputs: &Inputs<'_>, component: &str, image: &str) -> V
 
 fn container(inputs: &Inputs<'_>, image: &str) -> Value {
     let spec = inputs.spec();
-    let field =
-        |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
+    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({
         "name": "proxy",
         "image": image,

@@ -179,10 +179,10 @@ fn made_by<'a>(
 const PATIENCE: i64 = 30;
 
 /// What became of the sidecars that are tried in pods of their own.
-pub fn preflights(
+pub fn preflights<'a>(
     name: &str,
     now: Timestamp,
-    deployment: impl Fn(&str) -> Option<&'_ DynamicObject>,
+    deployment: impl Fn(&str) -> Option<&'a DynamicObject>,
     pods: &BTreeMap<Key, Arc<Pod>>,
     reports: &BTreeMap<Key, Vec<ProxyReport>>,
 ) -> BTreeMap<&'static str, PreflightView> {
@@ -205,9 +205,8 @@ pub fn preflights(
                 });
                 let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
                 let what = statuses.into_iter().find_map(|status| trouble(status).or_else(|| idle(status, now)));
-                let what = refused
-                    .map(|report| format!("it refused configuration: {}", report.last_rejection))
-                    .or(what);
+                let what =
+                    refused.map(|report| format!("it refused configuration: {}", report.last_rejection)).or(what);
                 view.trouble = what.map(|what| format!("preflight pod {key}: {what}"));
                 view.passed = view.passed && own.iter().any(|report| report.ready) || has_no_room(pod);
             }

@@ -12,8 +12,8 @@ use leno_kubeutil::watch::Key;
 use super::gate::{Verdict, judge, worse};
 use super::pods::{PodStep, PodView, Progress};
 use super::{
-    CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, PreflightView, ROLLING_BACK, SOON, UPGRADING, WINDOW, image, is_older,
-    movable, rest, rolled_back, waves, when,
+    CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, PreflightView, ROLLING_BACK, SOON, UPGRADING, WINDOW, image,
+    is_older, movable, rest, rolled_back, waves, when,
 };
 
 /// What a paused upgrade waits for.
