@@ -154,7 +154,12 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
     let size = Size { pods: options.pods, rate: options.rate, slack_ms: SLACK_MS };
     let rows = on_a_fleet(&bed, size, ALL.iter().filter(|(name, ..)| wanted(name)), options.keep, &mut progress)?;
     if options.write_docs {
-        page::write_page(Path::new(page::PAGE), &rows)?;
+        // With what was measured before, in the order of the scenarios.
+        let mut all = page::read_latest(Path::new(page::LATEST));
+        let place = |row: &Row| ALL.iter().position(|(name, ..)| *name == row.scenario);
+        all.retain(|row| place(row).is_some());
+        all.sort_by_key(place);
+        page::write_page(Path::new(page::PAGE), &all)?;
     }
     let failed: Vec<&Row> = rows.iter().filter(|row| !row.passed).collect();
     for row in &failed {
