@@ -72,9 +72,6 @@ pub fn deliberate(found: &[String], status: Option<u16>) -> Option<&'static str>
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
         }
-        ["leno:  header connection: close", "leno:  connection: closed"] if status == Some(503) => {
-            Some("unread-bodies")
-        }
         ["envoy: log cluster: -", "envoy: log route: -", cluster, route]
             if status.is_some_and(|status| (300..400).contains(&status))
                 && cluster.starts_with("leno:  log cluster: ")
