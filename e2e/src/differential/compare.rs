@@ -26,6 +26,7 @@ fn rounded(milliseconds: &str) -> String {
     match milliseconds.parse::<u64>() {
         Ok(left) if left > 5000 => format!("about {}", (left + 2500) / 5000 * 5000),
         Ok(left) if left > 1000 => format!("about {}", (left + 250) / 500 * 500),
+        Ok(left) if left > 100 => format!("about {}", (left + 50) / 100 * 100),
         _ => milliseconds.to_owned(),
     }
 }

@@ -1,6 +1,6 @@
 //! What a route changes about the heads of requests and responses.
 
-use super::call::Call;
+use super::{call::Call, parse};
 use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
@@ -96,6 +96,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
             // What would be a second request in the head of the first is no authority.
             if host.iter().all(|byte| byte.is_ascii_graphic()) {
                 set_host(call, &host, forward.append_forwarded_host);
+                call.request.no_authority = parse::check_authority(&host).is_err();
             }
         }
         // Made when the endpoint is known.

@@ -50,6 +50,8 @@ pub struct RequestHead {
     pub secure: bool,
     /// Whether the scheme is decided: HTTP/2 and the absolute form tell it, for the rest it is found when the request is admitted.
     pub has_scheme: bool,
+    /// Its authority was rewritten to what none is. HTTP/1 passes it on as a header, HTTP/2 has no place for it.
+    pub no_authority: bool,
     /// How long its body is.
     pub body: BodyLength,
     method: Span,
@@ -142,6 +144,7 @@ impl RequestHead {
     /// Sets the authority.
     pub fn set_authority(&mut self, authority: &[u8]) {
         self.authority = Some(self.headers.keep(authority));
+        self.no_authority = false;
     }
 
     /// Sets or takes back the wish to upgrade.

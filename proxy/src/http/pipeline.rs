@@ -238,6 +238,8 @@ fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
+    // What the route changes does not know it yet, what filters change does.
+    call.tally.code = code;
     reply::content_type(call, body, None);
     reply::finish(call, down, body, close);
     Ok(())
