@@ -26,6 +26,7 @@ fn rounded(milliseconds: &str) -> String {
     match milliseconds.parse::<u64>() {
         Ok(left) if left > 5000 => format!("about {}", (left + 2500) / 5000 * 5000),
         Ok(left) if left > 1000 => format!("about {}", (left + 250) / 500 * 500),
+        Ok(left) if left > 100 => format!("about {}", (left + 50) / 100 * 100),
         _ => milliseconds.to_owned(),
     }
 }
@@ -71,9 +72,6 @@ pub fn deliberate(found: &[String], status: Option<u16>) -> Option<&'static str>
     match *found {
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
-        }
-        ["leno:  header connection: close", "leno:  connection: closed"] if status == Some(503) => {
-            Some("unread-bodies")
         }
         ["envoy: log cluster: -", "envoy: log route: -", cluster, route]
             if status.is_some_and(|status| (300..400).contains(&status))

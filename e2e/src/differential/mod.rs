@@ -63,6 +63,9 @@ pub struct Options {
     /// Write what fails at random into this folder, a case each, to be run again with `--cases`.
     #[arg(long, value_name = "DIR")]
     pub failing: Option<PathBuf>,
+    /// How many of them are made small and printed.
+    #[arg(long, default_value_t = 3)]
+    pub shrink: usize,
     /// Print everything that was seen, not only what differs.
     #[arg(long)]
     pub all: bool,
@@ -76,8 +79,7 @@ pub struct Options {
 
 /// Random configurations in one pair of processes.
 const AT_ONCE: usize = 250;
-/// How many random failures are made small, and in how many steps at most.
-const SHRUNK: usize = 3;
+/// In how many steps a random failure is made small at most.
 const STEPS: usize = 25;
 
 /// Runs the cases; whether there is no unexplained difference.
@@ -126,7 +128,7 @@ fn at_random(session: &Session, options: &Options, report: &mut Report<'_>) -> R
             }
         }
     }
-    for mut case in failing.into_iter().take(SHRUNK) {
+    for mut case in failing.into_iter().take(options.shrink) {
         for _ in 0..STEPS {
             let mut tries = random::smaller(&case);
             for (number, smaller) in tries.iter_mut().enumerate() {

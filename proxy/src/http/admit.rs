@@ -44,8 +44,12 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
         call.request.set_upgrade(None);
     }
     call.request.headers.remove_hop_by_hop(true);
-    if manager.proxy_100_continue && call.request.expects_continue {
-        call.request.headers.push(b"expect", b"100-continue");
+    if call.request.expects_continue {
+        match manager.proxy_100_continue {
+            true => call.request.headers.push(b"expect", b"100-continue"),
+            // Until there is another, that is the answer.
+            false => call.tally.code = 100,
+        }
     }
     if call.request.headers.may_have(Known::Referer) {
         referer(&mut call.request.headers);

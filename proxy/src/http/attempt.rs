@@ -101,6 +101,9 @@ pub(super) async fn begin<D: Downstream>(
     ends_here: bool,
 ) -> Result<Up, Failed> {
     let mut up = acquire(call, cluster, host, limits.priority, ends_here).await?;
+    if call.request.no_authority && matches!(up, Up::Http2(_)) {
+        return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
+    }
     let observed = call.tally.wall.is_some();
     if observed {
         call.tally.upstream_local = up.local_address();

@@ -68,12 +68,18 @@ pub enum SideError {
 /// When a sender has so many bytes waiting, it is flushed before it takes more.
 pub const HIGH_WATER: usize = 32 * 1024;
 
+/// Bytes of a body that nobody wants which are read at most, so that its connection can serve another request.
+pub const FORGOTTEN: u64 = 64 * 1024;
+
 /// The side of the client: gives the request's body, takes the response.
 pub trait Downstream {
     /// The next piece of the request's body. After [`Piece::Trailers`] or [`Piece::End`] it is not asked again.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
+    /// Reads and forgets what has come of the request's body, since what is left of it ends the connection (HTTP/1): how many
+    /// bytes, not many more than [`FORGOTTEN`].
+    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64;
     /// Passes the endpoint's `100 Continue` on to a client that waits for it.
     fn send_continue(&mut self);
     /// Begins the response. Hop-by-hop headers were removed; the side adds its own framing. `close` asks that the

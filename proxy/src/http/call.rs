@@ -224,7 +224,9 @@ impl Call<'_> {
             counted.http().count(tally.code, tally.flags);
         }
         if let Some(cluster) = &tally.cluster {
-            cluster.stats().count(tally.code, tally.flags, tally.attempts);
+            // Without an endpoint there was none, whatever is told.
+            let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
+            cluster.stats().count(tally.code, tally.flags, attempts);
         }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;
@@ -271,6 +273,15 @@ impl Call<'_> {
         }
     }
 
+    /// Writes the lines of a request whose answer leads to another, and forgets what that one has not.
+    pub(super) fn log_redirected(&mut self) {
+        self.tally.upstream_time = None;
+        self.log();
+        self.response.clear();
+        let tally = &mut self.tally;
+        (tally.attempts, tally.host, tally.upstream_local, tally.upstream_protocol) = (0, None, None, None);
+    }
+
     /// What formats can speak of, as far as it is known now.
     pub(super) fn entry(&self) -> LogEntry<'_, &Headers, &Headers> {
         let tally = &self.tally;
@@ -280,8 +291,8 @@ impl Call<'_> {
         let mut entry = LogEntry::new(wall, duration, &self.request.headers, &self.response.headers);
         entry.method = text(self.request.method());
         entry.path = text(self.request.path()).filter(|path| !path.is_empty());
-        entry.authority = text(self.request.authority());
-        entry.scheme = Some(if self.request.secure { "https" } else { "http" });
+        entry.authority = text(self.request.authority()).filter(|_| self.request.has_authority());
+        entry.scheme = self.request.scheme();
         entry.protocol = Some(self.request.version.as_str());
         entry.code = tally.code;
         entry.flags = tally.flags;

@@ -73,7 +73,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
         false => detected(call, edge)?,
     };
     match call.request.headers.known(Known::ForwardedProto) {
-        None => proto(call),
+        None | Some(b"") => proto(call),
         // What those in front of us saw is the scheme, where the request itself does not say.
         Some(scheme) if edge.secure.is_none() && call.request.version != Version::Http2 => {
             let (http, https) = (scheme.eq_ignore_ascii_case(b"http"), scheme.eq_ignore_ascii_case(b"https"));
@@ -83,7 +83,11 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
         }
         Some(_) => {}
     }
+    call.request.has_scheme = true;
     let headers = &mut call.request.headers;
+    if let Some(secure) = edge.secure {
+        headers.set("x-forwarded-proto", if secure { b"https" } else { b"http" });
+    }
     if edge.append_port && headers.known(Known::ForwardedPort).is_none() {
         port(headers, call.conn.local);
     }

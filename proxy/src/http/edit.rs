@@ -1,6 +1,6 @@
 //! What a route changes about the heads of requests and responses.
 
-use super::call::Call;
+use super::{call::Call, parse};
 use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
@@ -60,15 +60,11 @@ fn formatted(call: &Call<'_>, format: &LogFormat) -> Vec<u8> {
     value
 }
 
-/// The levels at which changes are written, in the order in which they are made: what is made later wins.
-fn levels<'t>(call: &Call<'t>, selected: Selected<'t>) -> [Option<&'t HeaderOps>; 4] {
+/// The levels at which changes are written, in the order in which they are made after those of the target: what is made later
+/// wins.
+fn levels<'t>(call: &Call<'t>, selected: Selected<'t>) -> [&'t HeaderOps; 3] {
     let table = &call.manager.routes;
-    let mut levels = [
-        selected.target.map(|target| &target.headers),
-        Some(&selected.route.headers),
-        Some(&selected.host.headers),
-        Some(&table.headers),
-    ];
+    let mut levels = [&selected.route.headers, &selected.host.headers, &table.headers];
     if table.options.most_specific_headers_win {
         levels.reverse();
     }
@@ -77,12 +73,15 @@ fn levels<'t>(call: &Call<'t>, selected: Selected<'t>) -> [Option<&'t HeaderOps>
 
 /// Makes the request what its route wants it to be for the endpoint.
 pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forward: &Forward) {
-    for ops in levels(call, selected).into_iter().flatten() {
-        request(call, &ops.request);
+    if let Some(target) = selected.target {
+        request(call, &target.headers.request);
+        // Its own host takes the request's place without a trace, and before all that routes change.
+        if let Some(host) = target.host.as_deref() {
+            call.request.set_authority(host.as_bytes());
+        }
     }
-    // A target's own host takes the request's place without a trace, and before the route's.
-    if let Some(host) = selected.target.and_then(|target| target.host.as_deref()) {
-        call.request.set_authority(host.as_bytes());
+    for ops in levels(call, selected) {
+        request(call, &ops.request);
     }
     match forward.host.as_ref() {
         Some(HostRewrite::Literal(host)) => set_host(call, host.as_bytes(), forward.append_forwarded_host),
@@ -97,6 +96,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
             // What would be a second request in the head of the first is no authority.
             if host.iter().all(|byte| byte.is_ascii_graphic()) {
                 set_host(call, &host, forward.append_forwarded_host);
+                call.request.no_authority = parse::check_authority(&host).is_err();
             }
         }
         // Made when the endpoint is known.
@@ -147,7 +147,10 @@ pub(super) fn set_host(call: &mut Call<'_>, host: &[u8], remember: bool) {
 
 /// Makes the response what the route wants it to be for the client.
 pub(super) fn for_client<'t>(call: &mut Call<'t>, selected: Selected<'t>) {
-    for ops in levels(call, selected).into_iter().flatten() {
+    if let Some(target) = selected.target {
+        response(call, &target.headers.response);
+    }
+    for ops in levels(call, selected) {
         response(call, &ops.response);
     }
 }

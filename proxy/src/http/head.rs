@@ -48,6 +48,10 @@ pub struct RequestHead {
     pub version: Version,
     /// Whether it came over TLS (or says `https` in HTTP/2).
     pub secure: bool,
+    /// Whether the scheme is decided: HTTP/2 and the absolute form tell it, for the rest it is found when the request is admitted.
+    pub has_scheme: bool,
+    /// Its authority was rewritten to what none is. HTTP/1 passes it on as a header, HTTP/2 has no place for it.
+    pub no_authority: bool,
     /// How long its body is.
     pub body: BodyLength,
     method: Span,
@@ -77,6 +81,11 @@ impl RequestHead {
     /// The path with its query, e.g. `/a?b=c`; empty for CONNECT, which has none.
     pub fn path(&self) -> &[u8] {
         self.headers.text(self.path)
+    }
+
+    /// The scheme, once it is decided.
+    pub fn scheme(&self) -> Option<&'static str> {
+        self.has_scheme.then_some(if self.secure { "https" } else { "http" })
     }
 
     /// The path without its query.
@@ -135,6 +144,7 @@ impl RequestHead {
     /// Sets the authority.
     pub fn set_authority(&mut self, authority: &[u8]) {
         self.authority = Some(self.headers.keep(authority));
+        self.no_authority = false;
     }
 
     /// Sets or takes back the wish to upgrade.

@@ -4,7 +4,6 @@ use super::{
     body::Downstream,
     call::Call,
     edit,
-    headers::Known,
     reply::{self, Reply},
 };
 use crate::{
@@ -35,20 +34,8 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     if let Some(mapper) = mapper {
         edit::response(call, &mapper.headers);
     }
-    let (body, content_type) = match mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref()) {
-        Some(format) => (write(format, call, code, text), &*format.content_type),
-        None => (text.as_bytes().to_vec(), "text/plain"),
-    };
-    if grpc {
-        let status = own.grpc.unwrap_or_else(|| grpc_of_http(code));
-        reply::grpc(call, status, message(&body, content_type).as_ref());
-        return reply::finish(call, down, b"", close);
-    }
-    if !body.is_empty() {
-        call.response.headers.remove_known(Known::ContentType);
-        call.response.headers.push(b"content-type", content_type.as_bytes());
-    }
-    reply::finish(call, down, &body, close);
+    let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
+    finish(call, down, own.grpc, (code, format), text.as_bytes(), close);
 }
 
 /// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
@@ -77,24 +64,33 @@ pub(super) fn answer<'a, D: Downstream>(
     }
     let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
-    let (body, content_type) = match format {
-        Some(format) => (write(format, call, code, &String::from_utf8_lossy(body)), &*format.content_type),
-        None => (body.to_vec(), "text/plain"),
-    };
-    if grpc {
-        reply::grpc(call, grpc_of_http(code), message(&body, content_type).as_ref());
+    finish(call, down, None, (code, format), body, close);
+}
+
+/// Ends the answer with its body, as the format has it, or with that body as the message of gRPC.
+fn finish<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    grpc_status: Option<u16>,
+    (code, format): (u16, Option<&BodyFormat>),
+    text: &[u8],
+    close: bool,
+) {
+    let written = format.map(|format| write(format, call, code, &String::from_utf8_lossy(text)));
+    let body = written.as_deref().unwrap_or(text);
+    let content_type = format.map(|format| &*format.content_type);
+    if call.request.is_grpc() {
+        let status = grpc_status.unwrap_or_else(|| grpc_of_http(code));
+        reply::grpc(call, status, message(body, content_type).as_ref());
         return reply::finish(call, down, b"", close);
     }
-    if !body.is_empty() && (format.is_some() || call.response.headers.known(Known::ContentType).is_none()) {
-        call.response.headers.remove_known(Known::ContentType);
-        call.response.headers.push(b"content-type", content_type.as_bytes());
-    }
-    reply::finish(call, down, &body, close);
+    reply::content_type(call, body, content_type);
+    reply::finish(call, down, body, close);
 }
 
 /// A body as the message of gRPC. The end of the line with which JSON is written is no part of it.
-fn message<'b>(body: &'b [u8], content_type: &str) -> std::borrow::Cow<'b, str> {
-    let json = content_type == "application/json";
+fn message<'b>(body: &'b [u8], content_type: Option<&str>) -> std::borrow::Cow<'b, str> {
+    let json = content_type == Some("application/json");
     String::from_utf8_lossy(body.strip_suffix(b"\n").filter(|_| json).unwrap_or(body))
 }
 

@@ -9,6 +9,7 @@ mod attempted;
 pub mod body;
 pub mod buffer;
 pub mod call;
+mod choose;
 pub mod chunked;
 mod client;
 mod edit;

@@ -262,6 +262,7 @@ fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<
                 return Err(HeadError::Malformed("the target's host is empty"));
             }
             head.set_authority(&rest[..end]);
+            head.has_scheme = true;
             match rest.get(end) {
                 None => head.set_path(b"/"),
                 // A query alone is no path, and is not taken for one later.

@@ -11,6 +11,7 @@ use super::{
     attempted::Attempted,
     body::{Downstream, SideError, Upstream},
     call::Call,
+    choose::{choose, refused},
     edit, filter, hash,
     head::BodyLength,
     headers::Known,
@@ -23,11 +24,11 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    balance::{self, PickContext},
-    config::{Action, Forward, LbPolicy, Redirect, TargetChoice, WeightedCluster},
+    balance::PickContext,
+    config::{Action, Forward, LbPolicy, Redirect},
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
-    route::{self, Asker, Certificate, Choice, Selected},
+    route::Selected,
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
 };
@@ -66,6 +67,10 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     match respond(call, down).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
+            // What was waited for lasted long enough for the client to send its request to the end.
+            if call.tally.host.is_some() || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
+                call.tally.request_bytes += poll_fn(|cx| Poll::Ready(down.forget_body(cx))).await;
+            }
             let close = call.worker.ends_connections();
             reply::send(call, down, reply, close);
         }
@@ -116,15 +121,15 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
     if call.worker.sheds(overload::Action::StopRequests) {
         return Err(reply::OVERLOADED.into());
     }
-    admit(call)?;
+    admit(call).inspect_err(|_| refused(call))?;
     let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
         if redirects > 0 {
-            call.log();
+            call.log_redirected();
         }
-        tunnels(call, selected)?;
+        tunnels(call, selected).inspect_err(|_| filter::on_refused(call, selected, true))?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
@@ -168,63 +173,6 @@ enum Way {
     Redirected,
 }
 
-/// Finds the route and its target; `None` when there is none. Whether that is because the virtual host wants TLS: the client is
-/// told so unless a filter answers before.
-fn choose<'a>(call: &mut Call<'a>) -> (Option<Selected<'a>>, bool) {
-    let manager = call.manager;
-    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
-    match route::select(&manager.routes, call.request, asker) {
-        Choice::None => (None, false),
-        Choice::NeedsTls => (None, true),
-        Choice::Route(selected) => (Some(take(call, selected)), false),
-    }
-}
-
-/// Takes note of the route: from here on whoever answers answers for it and its cluster.
-fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
-    call.tally.route = Some(selected.route);
-    if let Action::Forward(forward) = &selected.route.action {
-        selected.target = target(call, forward);
-        let cluster = selected.target.and_then(|target| call.root.cluster(target.cluster));
-        call.tally.cluster = cluster.cloned();
-    }
-    call.tally.selected = Some(selected);
-    selected
-}
-
-/// Chooses among a route's targets.
-fn target<'a>(call: &mut Call<'a>, forward: &'a Forward) -> Option<&'a WeightedCluster> {
-    let targets = match forward.targets.as_slice() {
-        [] => return None,
-        [only] => return Some(only),
-        targets => targets,
-    };
-    let wanted = match &forward.choice {
-        TargetChoice::Random => None,
-        TargetChoice::Header(name) => call
-            .request
-            .headers
-            .get(name)
-            .and_then(|value| std::str::from_utf8(value).ok())
-            .and_then(|text| text.parse::<u64>().ok()),
-        TargetChoice::Hash => hash::of(call, &forward.hash, &mut Vec::new()),
-    };
-    let weights = targets.iter().map(|target| target.weight);
-    match wanted {
-        None => balance::weighted(weights, &call.worker.rng).map(|index| &targets[index]),
-        Some(number) => {
-            let mut at = number % weights.map(u64::from).sum::<u64>().max(1);
-            targets.iter().find(|target| match at.checked_sub(u64::from(target.weight)) {
-                None => true,
-                Some(rest) => {
-                    at = rest;
-                    false
-                }
-            })
-        }
-    }
-}
-
 /// Waits for the whole request where a filter wants that.
 pub(super) async fn wait_for_body<D: Downstream>(
     call: &mut Call<'_>,
@@ -253,6 +201,7 @@ pub(super) async fn wait_for_body<D: Downstream>(
         })
         .await
     };
+    call.tally.request_bytes = body.bytes;
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
@@ -285,13 +234,13 @@ fn answer<'a, D: Downstream>(
         return Ok(());
     }
     reply::begin(call, code);
-    if !body.is_empty() {
-        call.response.headers.push(b"content-type", b"text/plain");
-    }
     if let Some(location) = location {
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
+    // What the route changes does not know it yet, what filters change does.
+    call.tally.code = code;
+    reply::content_type(call, body, None);
     reply::finish(call, down, body, close);
     Ok(())
 }
@@ -305,17 +254,22 @@ async fn proxy<'a, D: Downstream>(
     body: &mut RequestPump,
     redirects: u32,
 ) -> Result<Way, Stop> {
-    let root = call.root;
-    let header = selected.target.map_or(forward.cluster_header.as_ref(), |target| target.cluster_header.as_ref());
-    let id = match header {
-        Some(name) => call.request.headers.get(name).and_then(|value| root.named(value)),
-        None => selected.target.map(|target| target.cluster),
-    };
-    let cluster = id.and_then(|id| root.cluster(id)).ok_or(match forward.no_cluster_code {
+    let cluster = &call.tally.cluster.clone().ok_or(match forward.no_cluster_code {
         0 => reply::NO_CLUSTER,
         code => Reply { code, ..reply::NO_CLUSTER },
     })?;
-    call.tally.cluster = Some(cluster.clone());
+    if cluster.drops(&call.worker.rng) {
+        return Err(reply::DROP_OVERLOAD.into());
+    }
+    // Most requests carry none of the headers by which Envoy's router is told what to do.
+    let asked = call.request.headers.may_have(Known::Envoy);
+    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
+    let policy = policy.as_deref();
+    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
+    let ends_here = raw::ends_here(call.request, forward);
+    call.tally.attempts = 1;
+    tell_attempt(call, selected, 0, false, &limits);
+    edit::for_endpoint(call, selected, forward);
     let mut cookies = Vec::new();
     // Nobody is given a cookie for a cluster that does not look at it.
     let hashes = matches!(cluster.config().policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
@@ -325,16 +279,6 @@ async fn proxy<'a, D: Downstream>(
     }
     let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
     let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
-    // Most requests carry none of the headers by which Envoy's router is told what to do.
-    let asked = call.request.headers.may_have(Known::Envoy);
-    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
-    let policy = policy.as_deref();
-    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
-    let ends_here = raw::ends_here(call.request, forward);
-    edit::for_endpoint(call, selected, forward);
-    if cluster.drops(&call.worker.rng) {
-        return Err(reply::DROP_OVERLOAD.into());
-    }
     let _counted = cluster.begin_request(limits.priority).map_err(|_| reply::OVERFLOW)?;
 
     let safe = call.request.is_safe();
@@ -360,7 +304,9 @@ async fn proxy<'a, D: Downstream>(
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
         edit::for_attempt(call, forward, &host, retries == 0);
-        tell_attempt(call, selected, retries, timed_out, &limits);
+        if retries > 0 {
+            tell_attempt(call, selected, retries, timed_out, &limits);
+        }
         if call.tally.trace.is_some() {
             trace::on_attempt(call, &host, retries + 1);
         }
@@ -476,8 +422,8 @@ fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed
         let mut text = [0; 20];
         call.request.headers.set("x-envoy-attempt-count", decimal(u128::from(retries) + 1, &mut text));
     }
-    if selected.host.timeout_retry_in_request && timed_out {
-        call.request.headers.set("x-envoy-is-timeout-retry", b"true");
+    if selected.host.timeout_retry_in_request && retries > 0 {
+        call.request.headers.set("x-envoy-is-timeout-retry", if timed_out { b"true" } else { b"false" });
     }
     timeout::tell(call, limits);
 }

@@ -102,12 +102,12 @@ impl RequestPump {
                     let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
                     let data = made.as_deref().unwrap_or(data);
                     let replay = self.kept.replay.get_or_insert_default();
+                    self.bytes += count as u64;
                     if replay.len() + data.len() > limit {
                         return Poll::Ready(Ok(false));
                     }
                     replay.extend_from_slice(data);
                     down.consume(count);
-                    self.bytes += count as u64;
                 }
                 Piece::Trailers(_) | Piece::End => {
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();

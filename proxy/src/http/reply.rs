@@ -42,6 +42,8 @@ const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
 /// Memory runs short.
 pub const OVERLOADED: Reply = reply(503, "envoy overloaded", ResponseFlags::OVERLOAD_MANAGER, "overload");
+/// The answer of CORS to a preflight request, which is no answer of the proxy to Envoy: neither its route nor mappers change it.
+pub const PREFLIGHT: Reply = reply(200, "", ResponseFlags::none(), "cors_response");
 /// The virtual host wants TLS.
 pub const NEEDS_TLS: Reply = reply(301, "", ResponseFlags::none(), "direct_response");
 /// The route's cluster does not exist.
@@ -162,6 +164,10 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     let close = close || untrusted && !call.manager.stream_error_on_invalid;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
+    if reply == PREFLIGHT {
+        begin(call, reply.code);
+        return finish(call, down, b"", close);
+    }
     if let Some(config) = call.manager.local_replies.as_deref() {
         return local_reply::send(call, down, config, reply, close);
     }
@@ -183,9 +189,7 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
             let path = call.request.path().to_vec();
             call.response.headers.push(b"location", &path);
         }
-        if !body.is_empty() {
-            call.response.headers.push(b"content-type", b"text/plain");
-        }
+        content_type(call, body.as_bytes(), None);
         overloaded(call, reply);
         finish(call, down, body.as_bytes(), close);
     }
@@ -219,23 +223,35 @@ pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
     }
 }
 
+/// Tells the type of the answer's body, if it has one: that of a format, or else plain text where the route has named none.
+pub(super) fn content_type(call: &mut Call<'_>, body: &[u8], of_format: Option<&str>) {
+    let headers = &mut call.response.headers;
+    match of_format {
+        _ if body.is_empty() => headers.remove_known(Known::ContentType),
+        Some(name) => headers.set("content-type", name.as_bytes()),
+        None if headers.known(Known::ContentType).is_none() => headers.push(b"content-type", b"text/plain"),
+        None => {}
+    }
+}
+
 /// Writes the status of gRPC into the response's headers.
 pub(super) fn grpc(call: &mut Call<'_>, status: u16, message: &str) {
     let headers = &mut call.response.headers;
-    headers.push(b"content-type", b"application/grpc");
+    headers.set("content-type", b"application/grpc");
     headers.push(b"grpc-status", status.to_string().as_bytes());
-    if !message.is_empty() {
+    // To HEAD it would be a body.
+    if !message.is_empty() && call.request.method() != b"HEAD" {
         headers.push(b"grpc-message", percent_encoded(message).as_bytes());
     }
     call.tally.grpc_status = Some(status);
 }
 
-/// A message as gRPC writes it into a header: printable ASCII but `%` as it is, the rest as `%XX`.
+/// A message as Envoy writes it into a header of gRPC: printable ASCII but `%` and `~` as it is, the rest as `%XX`.
 fn percent_encoded(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     for byte in message.bytes() {
         match byte {
-            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            b' '..=b'}' if byte != b'%' => out.push(char::from(byte)),
             byte => out.push_str(&format!("%{byte:02X}")),
         }
     }

@@ -160,6 +160,7 @@ impl Request {
             }
             b":scheme" => {
                 self.head.secure = value.eq_ignore_ascii_case(b"https");
+                self.head.has_scheme = true;
                 SCHEME
             }
             b":path" => {

@@ -148,7 +148,7 @@ pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, 
         ":method" => Some(Cow::Borrowed(request.method())),
         ":path" => Some(request.path()).filter(|path| !path.is_empty()).map(Cow::Borrowed),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority())),
-        ":scheme" => Some(Cow::Borrowed(if request.secure { &b"https"[..] } else { b"http" })),
+        ":scheme" => request.scheme().map(|scheme| Cow::Borrowed(scheme.as_bytes())),
         name => {
             let named = request.headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(name.as_bytes()));
             let mut values = named.map(|(_, value, _)| value);

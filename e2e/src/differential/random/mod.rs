@@ -186,7 +186,8 @@ impl Maker<'_> {
         let mut requests: Vec<Request> = (0..EACH).map(|_| self.request(&hosts)).collect();
         if logs.as_array().is_some_and(|logs| !logs.is_empty()) {
             // Text in logs is escaped here, which is listed.
-            requests.iter_mut().for_each(|request| request.path = request.path.replace('\\', "/"));
+            let plain = |path: &str| path.replace('\\', "/").replace("%5C", "/");
+            requests.iter_mut().for_each(|request| request.path = plain(&request.path));
         }
         let mut text = json!({"about": "made at random", "virtual_hosts": hosts, "requests": [{}]});
         text["hcm"] = self.manager();

@@ -1,8 +1,8 @@
 //! Cross-origin requests (the Fetch standard's CORS protocol), answered for the service.
 
 use super::{
-    super::{call::Call, headers::Headers, pipeline::Stop},
-    Step, falls, refusal,
+    super::{call::Call, headers::Headers, pipeline::Stop, reply::PREFLIGHT},
+    Step, falls,
 };
 use crate::config::{Cors, FilterSetting, FilterSettings, StringMatch};
 
@@ -91,7 +91,7 @@ pub(super) fn pass<'a>(
         call.tally.filters().steps.push(Step::Cors(Answer { origin, credentials, expose }));
     }
     call.tally.filters().steps.push(Step::Add(headers));
-    Err(refusal(200, "", "cors_response").into())
+    Err(PREFLIGHT.into())
 }
 
 fn matches(wanted: &StringMatch, origin: &[u8]) -> bool {

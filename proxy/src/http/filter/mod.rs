@@ -89,14 +89,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
                 }
             }
             Err(_) => {
-                if let HttpFilter::Compressor(own) = &entry.filter {
-                    let setting = match setting {
-                        Some(FilterSetting::Compressor(of_route)) => Some(of_route),
-                        _ => None,
-                    };
-                    let steps = &mut call.tally.filters().steps;
-                    steps.extend(compression::unasked(own, setting).map(Step::Compress));
-                }
+                unasked(call, entry, setting);
                 Ok(())
             }
         };
@@ -108,6 +101,36 @@ pub(super) async fn on_request<'a, D: Downstream>(
         }
     }
     stopped
+}
+
+/// Lets filters see the answer to a request that is refused before it comes to any of them. What its route says of which filters
+/// there are only counts where the route was known `before`.
+pub(super) fn on_refused<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>, before: bool) {
+    for entry in &call.manager.filters {
+        let setting = settings(call, selected).find_map(|settings| settings.get(&entry.name));
+        let off = match setting.filter(|_| before) {
+            Some(setting) => matches!(setting, FilterSetting::Off),
+            None => entry.disabled,
+        };
+        if off {
+            continue;
+        }
+        unasked(call, entry, setting);
+        if let HttpFilter::HeaderMutation(own) = &entry.filter {
+            mutate_response(call, selected, entry, own);
+        }
+    }
+}
+
+/// What a compressor does to the answer to a request that never came to it.
+fn unasked<'a>(call: &mut Call<'a>, entry: &'a FilterEntry, setting: Option<&FilterSetting>) {
+    if let HttpFilter::Compressor(own) = &entry.filter {
+        let setting = match setting {
+            Some(FilterSetting::Compressor(of_route)) => Some(of_route),
+            _ => None,
+        };
+        call.tally.filters().steps.extend(compression::unasked(own, setting).map(Step::Compress));
+    }
 }
 
 /// Whether a filter of the chain changes the bodies of requests.

@@ -5,6 +5,7 @@ use super::{
         body::Downstream,
         buffer::Buffer,
         call::{Call, ConnInfo, Tally},
+        filter,
         head::{RequestHead, ResponseHead},
         parse::{HeadError, HeadLimits, RequestRules},
         pipeline,
@@ -219,6 +220,7 @@ fn refusal(error: HeadError) -> Reply {
 /// Tells the client why its request is not served, and closes.
 async fn refuse(call: &mut Call<'_>, side: &mut Connection, reply: Reply) {
     call.request.clear();
+    filter::on_refused(call, None, false);
     reply::send(call, side, reply, true);
     let until = Instant::now() + REFUSAL;
     let timer: &mut Timer = call.timer;

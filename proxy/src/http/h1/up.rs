@@ -149,8 +149,10 @@ impl Upstream for Connection {
         }
         self.writer = match head.body {
             BodyLength::Empty => {
-                // Methods that may have a body say that there is none (RFC 9110, 8.6).
-                if !matches!(head.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT") {
+                // Methods that may have a body say that there is none (RFC 9110, 8.6), and what the client says is passed on.
+                if !matches!(head.method(), b"GET" | b"HEAD" | b"DELETE" | b"TRACE" | b"CONNECT")
+                    || head.headers.known(Known::ContentLength).is_some()
+                {
                     out.extend_from_slice(b"content-length: 0\r\n");
                 }
                 Writer::Nothing

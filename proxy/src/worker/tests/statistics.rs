@@ -81,8 +81,10 @@ fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
     assert!(scraped.contains(wanted), "{scraped}");
     assert_eq!(ask(at, "POST", "/reset_counters").status(), 200);
     client.ask(&get("/"));
-    let page = ask(at, "GET", "/stats").body;
-    assert!(page.contains("http.http.downstream_rq_total: 1\n") && page.contains("downstream_cx_active: 1"), "{page}");
+    eventually("the request counted", || {
+        let page = ask(at, "GET", "/stats").body;
+        page.contains("http.http.downstream_rq_total: 1\n") && page.contains("downstream_cx_active: 1")
+    });
     assert!(
         ask(at, "GET", "/stats/prometheus")
             .body

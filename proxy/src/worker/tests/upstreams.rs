@@ -155,3 +155,17 @@ fn retry_when_it_passes_over_priorities_then_the_next_one_serves_and_all_again_w
     assert_eq!(ask(vec![at(&near, 0), at(&far, 1)], 2, Some(1)), 500);
     assert!(near.connections.load(Ordering::SeqCst) > before, "after the last priority comes the first");
 }
+
+#[test]
+fn endpoint_when_it_cannot_be_connected_to_then_a_client_whose_body_has_come_keeps_its_connection() {
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::simple(&[dead]);
+    let mut client = proxy.client();
+    for body in ["content-length: 4\r\n\r\nbody", "transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"] {
+        let answer = client.ask(&format!("POST / HTTP/1.1\r\nhost: t\r\n{body}"));
+        assert_eq!((answer.status(), answer.header("connection")), (503, None));
+    }
+    // What has not come will not be read.
+    let answer = client.ask("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 5\r\n\r\nbody");
+    assert_eq!((answer.status(), answer.header("connection")), (503, Some("close")));
+}
