@@ -79,6 +79,9 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     if down.queued() > 0 {
         flush(call, down).await;
     }
+    if let Some(observed) = call.observed() {
+        observed.down = down.wire();
+    }
     call.record();
 }
 

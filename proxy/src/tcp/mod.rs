@@ -10,7 +10,7 @@ use crate::{
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
-    telemetry::{ConnectionSecurity, LogEntry, LogKind, Reporter, ResponseFlags, TcpRecord},
+    telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
 };
@@ -31,6 +31,8 @@ struct Told {
     attempts: u16,
     received: u64,
     sent: u64,
+    /// What is kept where a line asks for it.
+    observed: Option<Observed>,
 }
 
 /// Serves a connection to its end. `first` was read from it already.
@@ -38,6 +40,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
     let start = Instant::now();
     let wall = (!proxy.access_logs.is_empty()).then(SystemTime::now);
     let mut told = Told::default();
+    told.observed = AccessLog::needs(&proxy.access_logs).observed.then(Observed::default);
     carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
     if let Some(wall) = wall {
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
@@ -50,6 +53,14 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         entry.connection_id = conn.id;
         entry.tls = conn.tls.as_deref();
         entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
+        if let Some(observed) = &mut told.observed {
+            observed.down = Wire { received: told.received, sent: told.sent, ..Wire::default() };
+            // What comes from one side goes to the other.
+            observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
+        }
+        entry.observed = told.observed.as_ref();
+        entry.metadata.cluster = told.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
+        entry.metadata.endpoint = told.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
         entry.flags = told.flags;
         entry.bytes_received = told.received;
         entry.bytes_sent = told.sent;
@@ -160,6 +171,9 @@ async fn open(
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
+        if let Some(observed) = &mut told.observed {
+            observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
+        }
         told.host = Some(host.clone());
         told.attempts = told.attempts.saturating_add(1);
         let connected = match &proxy.tunnel {
@@ -171,6 +185,12 @@ async fn open(
         };
         match connected {
             Ok(way) => {
+                if let Some(observed) = &mut told.observed {
+                    observed.tls = match &way {
+                        Way::Direct(up, _) => up.tls_info().map(Rc::new),
+                        Way::Tunnel(up) => up.tls(),
+                    };
+                }
                 cluster.note(&host, Outcome::Status(200));
                 return Some((way, host));
             }

@@ -7,8 +7,8 @@ use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
-    Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort,
-    Underscores,
+    AccessLog, Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader,
+    StripPort, Underscores,
 };
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
@@ -211,6 +211,7 @@ pub fn manager(
         true => None,
         false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
     };
+    let logs = access_logs(context, logs)?;
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
         direction,
@@ -218,7 +219,8 @@ pub fn manager(
         routes,
         filters,
         router,
-        access_logs: access_logs(context, logs)?,
+        log_needs: AccessLog::needs(&logs),
+        access_logs: logs,
         tracing: traces.map(Box::new),
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
