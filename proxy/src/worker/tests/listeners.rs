@@ -138,6 +138,25 @@ fn connections_when_there_are_too_many_then_one_more_is_closed_until_one_ends() 
 }
 
 #[test]
+fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_closed() {
+    let hello = || http(Action::Direct(DirectResponse { code: 200, body: b"hi".to_vec().into() }));
+    let proxy = Proxy::start(1, hello(), Vec::new());
+    let plain = root(proxy.address, hello(), Vec::new());
+    let limited = Root { listeners: plain.listeners.clone(), most_connections: Some(2), ..Root::default() };
+    proxy.wait(proxy.workers().publish(Arc::new(limited)));
+    let open = || {
+        let mut side = Side::connect(proxy.address);
+        side.send(get("/").as_bytes());
+        side.until(b"hi").map(|_| side)
+    };
+    let (first, second) = (open().unwrap(), open().unwrap());
+    assert!(open().is_none());
+    drop(first);
+    eventually("a place", || open().is_some());
+    drop(second);
+}
+
+#[test]
 fn connections_when_they_come_too_fast_then_they_are_closed() {
     let bucket = json!({"max_tokens": 2, "tokens_per_fill": 1, "fill_interval": "3600s"});
     let gate = filter("local_ratelimit.v3.LocalRateLimit", json!({"stat_prefix": "l", "token_bucket": bucket}));
