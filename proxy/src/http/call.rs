@@ -268,8 +268,17 @@ impl Call<'_> {
 
     /// Writes the lines of the access logs.
     pub(super) fn log(&self) {
+        self.log_as(LogKind::DownstreamEnd);
+    }
+
+    /// Writes the lines of the access logs about this moment of the request.
+    pub(super) fn log_as(&self, kind: LogKind) {
         if !self.manager.access_logs.is_empty() {
-            let entry = LogEntry { kind: LogKind::DownstreamEnd, duration: self.tally.start.elapsed(), ..self.entry() };
+            let mut entry = LogEntry { kind, duration: self.tally.start.elapsed(), ..self.entry() };
+            if kind == LogKind::DownstreamStart {
+                // Nothing has been decided about the answer yet.
+                entry.code_details = None;
+            }
             AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
         }
     }

@@ -28,7 +28,7 @@ use crate::{
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::{self, Asker, Certificate, Choice, Selected},
-    telemetry::ResponseFlags,
+    telemetry::{LogKind, ResponseFlags},
     worker::{Timer, earlier},
 };
 use std::{
@@ -126,6 +126,9 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
         if redirects > 0 {
             call.log();
+        }
+        if call.manager.log_starts && redirects == 0 {
+            call.log_as(LogKind::DownstreamStart);
         }
         tunnels(call, selected)?;
         if call.manager.tracing.is_some() && redirects == 0 {

@@ -23,6 +23,8 @@ use std::{
 /// What became of a connection, for its line.
 #[derive(Default)]
 struct Told {
+    /// When it began, by the calendar; only looked up when a line will be written.
+    wall: Option<SystemTime>,
     flags: ResponseFlags,
     cluster: Option<Rc<ClusterState>>,
     host: Option<Rc<Host>>,
@@ -38,36 +40,47 @@ struct Told {
 /// Serves a connection to its end. `first` was read from it already.
 pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, proxy: Arc<TcpProxy>) {
     let start = Instant::now();
-    let wall = (!proxy.access_logs.is_empty()).then(SystemTime::now);
-    let mut told = Told::default();
-    told.observed = AccessLog::needs(&proxy.access_logs).observed.then(Observed::default);
+    let mut told = Told {
+        wall: (!proxy.access_logs.is_empty()).then(SystemTime::now),
+        observed: AccessLog::needs(&proxy.access_logs).observed.then(Observed::default),
+        ..Told::default()
+    };
+    if proxy.log_starts {
+        told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionStart);
+    }
     carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
-    if let Some(wall) = wall {
+    if let Some(observed) = &mut told.observed {
+        observed.down = Wire { received: told.received, sent: told.sent, ..Wire::default() };
+        // What comes from one side goes to the other.
+        observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
+    }
+    told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
+}
+
+impl Told {
+    /// Writes the lines of the access logs about this moment of the connection.
+    fn log(&self, worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, start: Instant, kind: LogKind) {
+        let Some(wall) = self.wall else { return };
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
-        entry.kind = LogKind::TcpConnectionEnd;
-        entry.attempts = told.attempts;
-        entry.upstream_connected = told.local.is_some();
-        entry.upstream_host_name = told.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
+        entry.kind = kind;
+        entry.attempts = self.attempts;
+        entry.upstream_connected = self.local.is_some();
+        entry.upstream_host_name = self.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.downstream_direct_local = Some(conn.direct_local);
         entry.downstream_direct_remote = Some(conn.direct());
         entry.connection_id = conn.id;
         entry.tls = conn.tls.as_deref();
         entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
-        if let Some(observed) = &mut told.observed {
-            observed.down = Wire { received: told.received, sent: told.sent, ..Wire::default() };
-            // What comes from one side goes to the other.
-            observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
-        }
-        entry.observed = told.observed.as_ref();
-        entry.metadata.cluster = told.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
-        entry.metadata.endpoint = told.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
-        entry.flags = told.flags;
-        entry.bytes_received = told.received;
-        entry.bytes_sent = told.sent;
-        entry.transport_failure = told.failure.as_deref();
-        entry.upstream_host = told.host.as_ref().map(|host| host.address());
-        entry.upstream_cluster = told.cluster.as_ref().map(|cluster| &*cluster.config().name);
-        entry.upstream_local = told.local;
+        entry.observed = self.observed.as_ref();
+        entry.metadata.cluster = self.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
+        entry.metadata.endpoint = self.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
+        entry.flags = self.flags;
+        entry.bytes_received = self.received;
+        entry.bytes_sent = self.sent;
+        entry.transport_failure = self.failure.as_deref();
+        entry.upstream_host = self.host.as_ref().map(|host| host.address());
+        entry.upstream_cluster = self.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        entry.upstream_local = self.local;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);
         let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
@@ -119,6 +132,9 @@ async fn carry(
         Way::Direct(up, _) => up.local_address(),
         Way::Tunnel(up) => up.local_address(),
     };
+    if proxy.log_connected {
+        told.log(worker, conn, proxy, start, LogKind::TcpUpstreamConnected);
+    }
     let own = &root.config().own;
     let peer;
     let (reporter, source, destination, security) = match proxy.direction {

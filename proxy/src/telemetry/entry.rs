@@ -73,8 +73,14 @@ pub enum LogKind {
     /// Neither: what a listener tells about a connection.
     #[default]
     NotSet,
+    /// A request that has begun.
+    DownstreamStart,
     /// A request that has ended.
     DownstreamEnd,
+    /// A connection of the TCP proxy that has begun.
+    TcpConnectionStart,
+    /// A connection of the TCP proxy that has reached its endpoint.
+    TcpUpstreamConnected,
     /// A connection of the TCP proxy that has ended.
     TcpConnectionEnd,
 }
@@ -84,7 +90,10 @@ impl LogKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotSet => "NotSet",
+            Self::DownstreamStart => "DownstreamStart",
             Self::DownstreamEnd => "DownstreamEnd",
+            Self::TcpConnectionStart => "TcpConnectionStart",
+            Self::TcpUpstreamConnected => "TcpUpstreamConnected",
             Self::TcpConnectionEnd => "TcpConnectionEnd",
         }
     }
@@ -93,8 +102,11 @@ impl LogKind {
     pub const fn number(self) -> i32 {
         match self {
             Self::NotSet => 0,
-            Self::TcpConnectionEnd => 4,
+            Self::TcpUpstreamConnected => 1,
+            Self::TcpConnectionEnd => 3,
+            Self::DownstreamStart => 4,
             Self::DownstreamEnd => 6,
+            Self::TcpConnectionStart => 14,
         }
     }
 }
