@@ -239,7 +239,7 @@ impl Model {
     fn happen(&mut self, event: &Event) {
         let count = self.pods.len();
         match event {
-            Event::OperatorAway(seconds) => self.operator_at = self.now + seconds,
+            Event::OperatorAway(seconds) => self.restart_operator(*seconds),
             Event::PodAdded => self.add(),
             Event::PodDeleted(which) if count > 1 => drop(self.pods.remove(which % count)),
             Event::ServingCrashes(which) if count > 0 => {
@@ -264,6 +264,13 @@ impl Model {
             Event::Pause(seconds) => self.paused_until = self.now + seconds,
             Event::PodDeleted(_) | Event::ServingCrashes(_) | Event::ReportsLost(..) => {}
         }
+    }
+
+    /// The next operator begins after some seconds, and hears from proxies a moment later.
+    fn restart_operator(&mut self, seconds: u32) {
+        self.operator_at = self.now + seconds;
+        let heard = self.operator_at + 2;
+        self.pods.iter_mut().for_each(|pod| pod.silent_until = pod.silent_until.max(heard));
     }
 
     /// One round of the operator, which may be killed after any of its writes.
@@ -493,6 +500,28 @@ fn upgrade_when_the_release_is_bad_then_returns_before_or_after_the_first_wave()
             assert!(model.reached.len() <= most, "{fault:?} reached {:?}", model.reached);
         }
     }
+}
+
+#[test]
+fn upgrade_when_no_operator_lives_for_long_then_ends_all_the_same() {
+    let mut model = Model::new(12, Fault::None, 0);
+    (0..30).for_each(|_| {
+        model.second();
+        model.operate();
+    });
+    model.wanted = NEW.to_owned();
+    for second in 0..PATIENCE {
+        model.second();
+        model.operate();
+        model.check();
+        if model.is_at_rest_on(NEW) {
+            return;
+        }
+        if second % 5 == 0 {
+            model.restart_operator(1);
+        }
+    }
+    panic!("no end: {:#?}", model.status);
 }
 
 fn event() -> impl Strategy<Value = Event> {

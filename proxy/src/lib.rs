@@ -13,6 +13,7 @@ pub mod identity;
 pub mod listen;
 pub mod overload;
 pub mod pool;
+pub mod profile;
 pub mod rbac;
 pub mod route;
 pub mod slots;

@@ -38,7 +38,7 @@ pub struct Gauge {
 }
 
 /// What happened between two moments.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Counted {
     /// Requests that were sent.
     pub requests: u64,

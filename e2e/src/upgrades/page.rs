@@ -13,7 +13,7 @@ const BEGIN: &str = "<!-- measured: begin -->";
 const END: &str = "<!-- measured: end -->";
 
 /// What a scenario found.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// Its name.
     pub scenario: String,
@@ -60,45 +60,37 @@ impl Row {
 /// # Errors
 /// When the file cannot be written.
 pub fn write_latest(path: &Path, rows: &[Row]) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Named {
-        scenario: String,
-    }
-    let old: Vec<serde_json::Value> =
-        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    let mut all = Vec::new();
-    for value in old {
-        let named: Option<Named> = serde_json::from_value(value.clone()).ok();
-        if named.is_some_and(|named| rows.iter().all(|row| row.scenario != named.scenario)) {
-            all.push(value);
-        }
-    }
-    for row in rows {
-        all.push(serde_json::to_value(row)?);
-    }
+    let mut all = read_latest(path);
+    all.retain(|old| rows.iter().all(|row| row.scenario != old.scenario));
+    all.extend(rows.iter().cloned());
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::write(path, serde_json::to_vec_pretty(&all)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// What it says; nothing when there is none that can be read.
+pub fn read_latest(path: &Path) -> Vec<Row> {
+    fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
 /// The table for people.
 fn table(rows: &[Row]) -> Result<String> {
     let mut text = String::new();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let pods = rows.first().map_or(0, |row| row.pods);
-    writeln!(text, "{pods} injected pods on one node of {cores} cores, {}.\n", std::env::consts::ARCH)?;
+    writeln!(text, "One node of {cores} cores, {}.\n", std::env::consts::ARCH)?;
     writeln!(
         text,
-        "| scenario | ends | on | pods reached | requests | failed | by the bad build | app restarts | streams ended | s |"
+        "| scenario | pods | ends | on | reached | requests | failed | by the bad build | app restarts | streams ended | s |"
     )?;
-    writeln!(text, "|---|---|---|--:|--:|--:|--:|--:|--:|--:|")?;
+    writeln!(text, "|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|")?;
     for row in rows {
         let counted = &row.counted;
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
             row.scenario.replace('_', " "),
+            row.pods,
             match (row.passed, row.result.as_str()) {
                 (false, _) => "**failed**",
                 (true, "") => "as it must",
@@ -157,7 +149,7 @@ mod tests {
         let once = put(&page, &table(&[row("up_and_down")]).unwrap()).unwrap();
         let twice = put(&once, &table(&[row("up_and_down")]).unwrap()).unwrap();
         assert_eq!(once, twice);
-        assert!(once.contains("| up and down | Completed | 0.1.0 | 30 | 1000 | 0 | 0 | 0 | 0 | 12 |"), "{once}");
+        assert!(once.contains("| up and down | 30 | Completed | 0.1.0 | 30 | 1000 | 0 | 0 | 0 | 0 | 12 |"), "{once}");
         assert!(!once.contains("old") && once.ends_with("more\n"));
         assert!(put("# no marks", "").is_none());
     }

@@ -281,10 +281,12 @@ fn decide_promoted(
 ) -> upgrade::Outcome {
     let stable = tried.stable();
     let status = install.status.as_ref();
-    let back = status.and_then(|status| status.upgrade.as_ref()).filter(|upgrade| !upgrade.failure.is_empty());
-    let last = status.and_then(|status| status.last_upgrade.as_ref());
-    let rejected = last.filter(|last| last.result == "RolledBack" && last.to == stable.version);
-    let shown = back.map(|upgrade| &upgrade.from).or_else(|| rejected.map(|last| &last.from));
+    let under_way = status.and_then(|status| status.upgrade.as_ref());
+    let shown = match (under_way, status) {
+        (Some(upgrade), _) => (!upgrade.failure.is_empty()).then_some(&upgrade.from),
+        (None, Some(status)) => upgrade::rejected(status, &stable.version, retry(install)).map(|last| &last.from),
+        (None, None) => None,
+    };
     if let Some(version) = &mut control_plane.version {
         version.clone_from(shown.unwrap_or(&stable.version));
     }
@@ -296,6 +298,11 @@ fn decide_promoted(
         outcome.condition = Wanted::yes(upgrade::UPGRADING, "Canary", message);
     }
     outcome
+}
+
+/// What lets a release be tried again.
+fn retry(install: &MeshInstall) -> &str {
+    install.annotations().get(upgrade::RETRY).map_or("", String::as_str)
 }
 
 fn namespace_labels(observed: &Observed) -> BTreeMap<String, BTreeMap<String, String>> {
@@ -323,7 +330,7 @@ fn decide(
     upgrade::decide(&upgrade::Inputs {
         spec,
         status: install.status.as_ref().unwrap_or(&nothing),
-        retry: install.annotations().get(upgrade::RETRY).map_or("", String::as_str),
+        retry: retry(install),
         now: observed.now,
         leads_since: observed.leads_since,
         control_plane,

@@ -13,6 +13,7 @@ mod dump;
 mod mask;
 mod merged;
 mod pages;
+mod profiles;
 mod upstreams;
 
 pub use pages::is_failed;

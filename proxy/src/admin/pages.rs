@@ -28,10 +28,10 @@ pub fn is_failed() -> bool {
 }
 
 /// What is asked for after the `?`.
-struct Query(BTreeMap<String, String>);
+pub(super) struct Query(BTreeMap<String, String>);
 
 impl Query {
-    fn of(request: &Request<Incoming>) -> Self {
+    pub(super) fn of(request: &Request<Incoming>) -> Self {
         let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let pair = |pair: &str| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -40,7 +40,7 @@ impl Query {
         Self(pairs.map(pair).collect())
     }
 
-    fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
@@ -128,10 +128,9 @@ pub(super) fn routes(view: &View) -> Routes {
         }),
     ];
     let posts: &[(&str, &str, Page)] = &[
-        ("/cpuprofiler", "not built in", |_, _| {
-            Err(no("a CPU profiler is not built in; `perf record -g -p PID` sees all"))
+        ("/heapprofiler", "not built in", |_, _| {
+            Err(no("a heap profiler is not built in: it would have to look at every allocation"))
         }),
-        ("/heapprofiler", "not built in", |_, _| Err(no("a heap profiler is not built in"))),
         ("/drain_listeners", "ends connections in order, and closes sockets (graceful, skip_exit)", drain),
         ("/healthcheck/fail", "health checks fail from now on", |_, _| {
             FAILED.store(true, Ordering::Relaxed);
@@ -152,7 +151,7 @@ pub(super) fn routes(view: &View) -> Routes {
     let all = |routes, pages: &[(&str, &str, Page)], post| {
         pages.iter().fold(routes, |routes, (path, help, of)| page(routes, view, path, help, post, *of))
     };
-    all(all(Routes::new(), gets, false), posts, true)
+    super::profiles::routes(all(all(Routes::new(), gets, false), posts, true))
 }
 
 fn no(words: &str) -> Refusal {

@@ -136,6 +136,7 @@ fn signals() -> SigSet {
 /// Gives why it could not.
 fn again() -> std::io::Error {
     tracing::info!("beginning anew");
+    crate::profile::end();
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = arguments.next() {

@@ -1,6 +1,6 @@
 //! What is logged about requests and connections, and where.
 
-use crate::telemetry::{HeaderLookup, LogEntry, LogFilter, LogFormat, LogSink, Shard};
+use crate::telemetry::{HeaderLookup, LogEntry, LogFilter, LogFormat, LogNeeds, LogSink, Shard};
 use std::sync::Arc;
 
 /// One log.
@@ -18,6 +18,11 @@ impl AccessLog {
     /// Everything in this format, to standard output.
     pub fn stdout(format: LogFormat) -> Self {
         Self { filter: None, format: Arc::new(format), sink: Arc::new(LogSink::Stdout) }
+    }
+
+    /// What these logs together need beyond what is known anyway.
+    pub fn needs(logs: &[Self]) -> LogNeeds {
+        logs.iter().fold(LogNeeds::default(), |needs, log| needs.with(log.format.needs()))
     }
 
     /// Writes what each of the logs wants to have of an entry; `random` draws a number.

@@ -2,7 +2,7 @@
 
 use super::{
     Balancing, Care, ClientTls, ClusterId, Dns, EndpointCheck, HealthCheck, Http2Options, Labels, LbPolicy, Locality,
-    OutlierDetection, Spread,
+    Metadata, OutlierDetection, Spread,
 };
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use std::{
@@ -75,6 +75,8 @@ pub struct Cluster {
     pub service: Arc<ServiceLabels>,
     /// The configuration object (DestinationRule) that shaped it, if any.
     pub origin: Option<Arc<str>>,
+    /// Of which lines may speak.
+    pub metadata: Option<Metadata>,
 }
 
 impl Cluster {
@@ -112,6 +114,7 @@ impl Cluster {
             bind: None,
             keepalive: None,
             origin: None,
+            metadata: None,
         }
     }
 }
@@ -187,6 +190,8 @@ pub struct Endpoint {
     pub tls: Option<Arc<ClientTls>>,
     /// The workload behind it, for telemetry.
     pub workload: Arc<WorkloadLabels>,
+    /// Of which lines may speak.
+    pub metadata: Option<Metadata>,
 }
 
 impl Endpoint {
@@ -204,6 +209,7 @@ impl Endpoint {
             labels: Arc::default(),
             tls: None,
             workload: WorkloadLabels::unknown(),
+            metadata: None,
         }
     }
 }

@@ -207,6 +207,10 @@ pub struct Rbac {
     pub rules: Option<Rules>,
     /// Only looked at.
     pub shadow: Option<Rules>,
+    /// What stands before the names by which is told what the rules in force decided.
+    pub prefix: Arc<str>,
+    /// The same for the others.
+    pub shadow_prefix: Arc<str>,
 }
 
 /// Which requests are health checks that the proxy answers.

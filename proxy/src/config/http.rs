@@ -1,6 +1,7 @@
 //! How HTTP is served on a filter chain.
 
 use super::{AccessLog, Direction, Edge, FilterEntry, LocalReplies, RouteTable, Tracing};
+use crate::telemetry::LogNeeds;
 use std::{sync::Arc, time::Duration};
 
 /// The settings of an HTTP filter chain. Every limit has a default that a public edge could live with.
@@ -81,6 +82,10 @@ pub struct HttpManager {
     pub proper_case: bool,
     /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
     pub stream_error_on_invalid: bool,
+    /// A line is also written when a request has begun; default false.
+    pub log_starts: bool,
+    /// What its access logs want to know beyond what is known anyway.
+    pub log_needs: LogNeeds,
     /// How answers of the proxy itself are changed.
     pub local_replies: Option<Box<LocalReplies>>,
     /// Limits for HTTP/2 connections.
@@ -127,6 +132,8 @@ impl Default for HttpManager {
             http1_trailers: true,
             any_method: true,
             stream_error_on_invalid: false,
+            log_starts: false,
+            log_needs: LogNeeds::default(),
             local_replies: None,
             http2: Http2Options::default(),
         }

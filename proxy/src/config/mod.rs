@@ -22,6 +22,7 @@ mod health;
 mod http;
 mod local_reply;
 mod matcher;
+mod metadata;
 mod network;
 mod ratelimit;
 mod retry;
@@ -67,6 +68,7 @@ pub use http::{
 };
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
+pub use metadata::Metadata;
 pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
@@ -103,6 +105,8 @@ pub struct Root {
     pub own: Arc<WorkloadLabels>,
     /// Clusters by name, made when something first asks for one by a name that no configuration knew.
     pub names: ClusterNames,
+    /// Open connections of clients at most, of all listeners together; `None` is as many as this process can have.
+    pub most_connections: Option<u64>,
 }
 
 /// Clusters by name, made when it is first asked for.
@@ -116,6 +120,7 @@ impl Default for Root {
             listeners: Listeners::default(),
             clusters: Vec::new(),
             own: WorkloadLabels::unknown(),
+            most_connections: None,
             names: ClusterNames::default(),
         }
     }

@@ -124,6 +124,10 @@ pub struct TcpProxy {
     pub tunnel: Option<Box<TcpTunnel>>,
     /// What is logged about connections.
     pub access_logs: Vec<AccessLog>,
+    /// A line is also written when a connection has begun; default false.
+    pub log_starts: bool,
+    /// A line is also written when it has reached its endpoint; default false.
+    pub log_connected: bool,
 }
 
 /// A tunnel through an HTTP proxy.
@@ -152,6 +156,8 @@ impl TcpProxy {
             hash_source_ip: false,
             tunnel: None,
             access_logs: Vec::new(),
+            log_starts: false,
+            log_connected: false,
         }
     }
 }

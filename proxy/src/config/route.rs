@@ -1,7 +1,7 @@
 //! Route tables: virtual hosts by domain, routes in order, and what a route does.
 
 use super::{
-    Action, Decorator, FilterSettings, HeaderOps, RouteTracing, UriTemplate,
+    Action, Decorator, FilterSettings, HeaderOps, Metadata, RouteTracing, UriTemplate,
     matcher::{HeaderMatch, QueryMatch, RegexMatch, StringMatch},
     ratelimit::RateLimitPolicy,
 };
@@ -184,6 +184,8 @@ pub struct VirtualHost {
     pub timeout_retry_in_request: bool,
     /// What requests count against limits of rates, unless the route says it.
     pub rate_limits: Vec<RateLimitPolicy>,
+    /// Of which lines may speak.
+    pub metadata: Option<Metadata>,
 }
 
 /// Who is sent to `https` when not there already.
@@ -217,6 +219,8 @@ pub struct Route {
     pub tracing: Option<Box<RouteTracing>>,
     /// What it is named in traces.
     pub decorator: Option<Box<Decorator>>,
+    /// Of which lines may speak.
+    pub metadata: Option<Metadata>,
 }
 
 impl Route {
@@ -231,6 +235,7 @@ impl Route {
             origin: None,
             tracing: None,
             decorator: None,
+            metadata: None,
         }
     }
 }

@@ -49,7 +49,9 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
     // The descriptors were only needed to read the file.
     leno_xds::json::release();
-    let overload = settings.bootstrap.overload.take().unwrap_or_else(Overload::usual);
+    // Who only limits connections has not said that memory is not to be watched.
+    let overload = settings.bootstrap.overload.take().filter(|overload| !overload.monitors.is_empty());
+    let overload = overload.unwrap_or_else(Overload::usual);
     let listening = Listening::AsConfigured(sockets);
     let engine = Engine::new(settings.workers, state, CredentialStore::new(), listening, overload);
     let stop = CancellationToken::new();
@@ -103,8 +105,10 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let now = Instant::now();
     let dynamic = &mut bootstrap.dynamic;
     let expected = dynamic.expected.iter().map(|(kind, limit)| (*kind, limit.map(|limit| now + limit)));
+    let of_monitor = bootstrap.overload.as_ref().and_then(|overload| overload.connections);
     let mut state = state
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
+        .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)
         .with_sources(std::mem::take(&mut dynamic.sources));

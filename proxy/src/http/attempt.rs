@@ -100,9 +100,17 @@ pub(super) async fn begin<D: Downstream>(
     limits: &mut Limits,
     ends_here: bool,
 ) -> Result<Up, Failed> {
+    let asked = call.observed().map(|observed| {
+        observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
+        Instant::now()
+    });
     let mut up = acquire(call, cluster, host, limits.priority, ends_here).await?;
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
+    }
+    if let (Some(observed), Some(asked)) = (call.observed(), asked) {
+        observed.ready = Some(asked.elapsed());
+        observed.tls = up.tls();
     }
     let observed = call.tally.wall.is_some();
     if observed {
@@ -183,6 +191,9 @@ pub(super) async fn begin<D: Downstream>(
         .await
     };
     call.tally.request_bytes = body.bytes;
+    if let Some(observed) = call.observed() {
+        observed.up = up.wire();
+    }
     if observed {
         let start = call.tally.start;
         let moments = &mut call.tally.moments;
@@ -406,10 +417,11 @@ async fn open_http2(
                 return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, name.clone()))));
             }
         }
-        let (tls, local) = (stream.is_tls(), stream.local_address());
+        let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
+        connection.know(info);
         connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
             drive.await;
@@ -528,6 +540,9 @@ pub(super) async fn finish<D: Downstream>(
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
     }
     call.tally.response_bytes = response.bytes;
+    if let Some(observed) = call.observed() {
+        observed.up = up.wire();
+    }
     if observed {
         let start = call.tally.start;
         call.tally.moments.answer_ended = ended.map(|at| at - start);

@@ -9,6 +9,7 @@ use super::{
     headers::Headers,
     parse::HeadError,
 };
+use crate::telemetry::Wire;
 use std::{
     io,
     task::{Context, Poll},
@@ -109,6 +110,10 @@ pub trait Downstream {
     fn plain(&self) -> Option<&TcpStream> {
         None
     }
+    /// So many bytes of the response were put into the socket itself.
+    fn passed(&mut self, _count: u64) {}
+    /// Bytes of this request and its response on this side, with all framing but that of TLS.
+    fn wire(&self) -> Wire;
 }
 
 /// The side of the endpoint: takes the request, gives the response.
@@ -144,6 +149,8 @@ pub trait Upstream {
     fn sent_any(&self) -> bool;
     /// Whether the connection served another request before.
     fn reused(&self) -> bool;
+    /// Bytes of this request and its response on this side, with all framing but that of TLS.
+    fn wire(&self) -> Wire;
 }
 
 /// How many bytes a [`BodyLength`] promises, if it does.

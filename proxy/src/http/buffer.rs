@@ -31,6 +31,8 @@ pub struct Buffer {
     start: usize,
     /// The last read filled all the room there was.
     filled_up: bool,
+    /// Bytes that were taken away from the front since this was last set to zero.
+    pub passed: u64,
 }
 
 impl Buffer {
@@ -51,7 +53,9 @@ impl Buffer {
 
     /// Takes `count` bytes away from the front.
     pub fn consume(&mut self, count: usize) {
-        self.start = (self.start + count).min(self.bytes.len());
+        let count = count.min(self.len());
+        self.passed += count as u64;
+        self.start += count;
         if self.start == self.bytes.len() {
             self.start = 0;
             self.bytes.clear();

@@ -12,8 +12,8 @@ use crate::{
     pool::{ClusterState, Host},
     route::Selected,
     telemetry::{
-        ConnectionSecurity, LogEntry, LogKind, Moments, Reporter, RequestProtocol, RequestRecord, ResponseFlags,
-        ServiceLabels, WorkloadLabels, peer, stats::CountedConnection,
+        self, ConnectionSecurity, LogEntry, LogKind, Moments, Observed, Reporter, RequestProtocol, RequestRecord,
+        ResponseFlags, ServiceLabels, WorkloadLabels, peer, stats::CountedConnection,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot},
@@ -171,6 +171,8 @@ pub struct Tally<'a> {
     pub unsent: bool,
     /// Attempts that were made.
     pub attempts: u16,
+    /// What is kept where a line asks for it.
+    pub observed: Option<Box<Observed>>,
     /// What filters left for the rest of the way.
     pub filters: Option<Box<filter::State<'a>>>,
 }
@@ -208,6 +210,7 @@ impl<'a> Tally<'a> {
             trace: None,
             unsent: false,
             attempts: 0,
+            observed: None,
             filters: None,
         }
     }
@@ -267,8 +270,17 @@ impl Call<'_> {
 
     /// Writes the lines of the access logs.
     pub(super) fn log(&self) {
+        self.log_as(LogKind::DownstreamEnd);
+    }
+
+    /// Writes the lines of the access logs about this moment of the request.
+    pub(super) fn log_as(&self, kind: LogKind) {
         if !self.manager.access_logs.is_empty() {
-            let entry = LogEntry { kind: LogKind::DownstreamEnd, duration: self.tally.start.elapsed(), ..self.entry() };
+            let mut entry = LogEntry { kind, duration: self.tally.start.elapsed(), ..self.entry() };
+            if kind == LogKind::DownstreamStart {
+                // Nothing has been decided about the answer yet.
+                entry.code_details = None;
+            }
             AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
         }
     }
@@ -325,8 +337,21 @@ impl Call<'_> {
         entry.downstream_remote = Some(self.client());
         entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
         entry.server_name = self.conn.server_name.as_deref();
+        entry.metadata = telemetry::Known {
+            route: tally.route.and_then(|route| route.metadata.as_ref()),
+            virtual_host: tally.selected.and_then(|selected| selected.host.metadata.as_ref()),
+            cluster: tally.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref()),
+            endpoint: tally.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref()),
+        };
+        entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
+        entry.observed = tally.observed.as_deref();
         entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
+    }
+
+    /// Where is kept what lines ask for, if they do.
+    pub(super) fn observed(&mut self) -> Option<&mut Observed> {
+        self.manager.log_needs.observed.then(|| &mut **self.tally.observed.get_or_insert_default())
     }
 
     /// The client's address, as far as it is known.

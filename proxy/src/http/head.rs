@@ -63,6 +63,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// The client wants the connection to stay.
     pub keep_alive: bool,
+    /// Bytes of the head that lines about headers do not count: the first line, the end, and a blank a header (HTTP/1).
+    pub around: u32,
 }
 
 impl RequestHead {
@@ -184,6 +186,8 @@ pub struct ResponseHead {
     pub body: BodyLength,
     /// The connection can be used again after it.
     pub keep_alive: bool,
+    /// Bytes of the head that lines about headers do not count: the first line, the end, and a blank a header (HTTP/1).
+    pub around: u32,
 }
 
 impl ResponseHead {

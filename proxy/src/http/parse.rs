@@ -166,6 +166,8 @@ pub fn request(
     }
     head.set_spans(Headers::span_of(base, raw, method), Headers::span_of(base, raw, target));
 
+    // Two blanks, the version, two ends of lines, and a blank a header.
+    head.around = (skipped + method.len() + target.len() + 14 + parsed.headers.len()) as u32;
     let mut framing = Framing::default();
     let (mut hosts, mut expectations) = (0, 0);
     let mut connection = Connection::default();
@@ -332,6 +334,8 @@ pub fn response(
     if !(100..=999).contains(&head.status) {
         return Err(HeadError::Malformed("the status is not between 100 and 999"));
     }
+    // The version, the status, two blanks, two ends of lines, and a blank a header.
+    head.around = (parsed.reason.map_or(0, str::len) + 17 + parsed.headers.len()) as u32;
     let base = head.headers.keep(raw);
     let mut framing = Framing::default();
     let mut connection = Connection::default();

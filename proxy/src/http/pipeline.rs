@@ -29,7 +29,7 @@ use crate::{
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::Selected,
-    telemetry::ResponseFlags,
+    telemetry::{LogKind, ResponseFlags},
     worker::{Timer, earlier},
 };
 use std::{
@@ -84,6 +84,9 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     if down.queued() > 0 {
         flush(call, down).await;
     }
+    if let Some(observed) = call.observed() {
+        observed.down = down.wire();
+    }
     call.record();
 }
 
@@ -128,6 +131,9 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
         if redirects > 0 {
             call.log_redirected();
+        }
+        if call.manager.log_starts && redirects == 0 {
+            call.log_as(LogKind::DownstreamStart);
         }
         tunnels(call, selected).inspect_err(|_| filter::on_refused(call, selected, true))?;
         if call.manager.tracing.is_some() && redirects == 0 {

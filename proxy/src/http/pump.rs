@@ -383,6 +383,7 @@ impl ResponsePump {
         Some(match pipe.poll_drain(cx, tcp) {
             Poll::Ready(Ok(count)) => {
                 self.bytes += count;
+                down.passed(count);
                 *moved = true;
                 Poll::Ready(Ok(()))
             }

@@ -14,6 +14,7 @@ use crate::{
     listen::Stream,
     pool::{ConnectError, Host, Ticket},
     tcp,
+    telemetry::Wire,
 };
 use std::{
     net::SocketAddr,
@@ -137,5 +138,10 @@ impl Upstream for Raw {
 
     fn reused(&self) -> bool {
         false
+    }
+
+    fn wire(&self) -> Wire {
+        let sent = self.output.passed + self.output.len() as u64;
+        Wire { received: self.input.passed, sent, ..Wire::default() }
     }
 }

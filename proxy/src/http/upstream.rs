@@ -6,9 +6,10 @@ use super::{
     headers::Headers,
     raw::Raw,
 };
-use crate::{http2, pool::Lease};
+use crate::{http2, pool::Lease, telemetry::Wire, tls::TlsInfo};
 use std::{
     net::SocketAddr,
+    rc::Rc,
     task::{Context, Poll},
 };
 use tokio::net::TcpStream;
@@ -31,6 +32,15 @@ impl Up {
             Self::Http1(lease) => lease.connection.local_address(),
             Self::Http2(stream) => stream.local_address(),
             Self::Raw(raw) => raw.local_address(),
+        }
+    }
+
+    /// What the TLS to the endpoint is known by, where there is any.
+    pub fn tls(&self) -> Option<Rc<TlsInfo>> {
+        match self {
+            Self::Http1(lease) => lease.connection.tls(),
+            Self::Http2(stream) => stream.tls(),
+            Self::Raw(_) => None,
         }
     }
 
@@ -134,6 +144,14 @@ impl Upstream for Up {
             Self::Http1(lease) => lease.connection.reused(),
             Self::Http2(stream) => stream.reused(),
             Self::Raw(raw) => raw.reused(),
+        }
+    }
+
+    fn wire(&self) -> Wire {
+        match self {
+            Self::Http1(lease) => lease.connection.wire(),
+            Self::Http2(stream) => stream.wire(),
+            Self::Raw(raw) => raw.wire(),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::mux::{Key, Mux};
 use crate::http::body::{Downstream, FORGOTTEN, Piece, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
+use crate::telemetry::Wire;
 
 /// One request of an HTTP/2 client. Dropping it before the response is complete resets the stream.
 pub struct Down {
@@ -122,5 +123,9 @@ impl Downstream for Down {
 
     fn tunnel(&mut self) {
         self.held = false;
+    }
+
+    fn wire(&self) -> Wire {
+        self.mux.borrow().wire(self.key)
     }
 }

@@ -18,6 +18,8 @@ use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
+use crate::telemetry::Wire;
+use crate::tls::TlsInfo;
 
 /// What the connection's task and its users share.
 struct State {
@@ -34,6 +36,8 @@ struct Handle {
     tls: bool,
     local: Option<SocketAddr>,
     until: Cell<Option<Instant>>,
+    /// What its TLS is known by.
+    known: RefCell<Option<Rc<TlsInfo>>>,
 }
 
 /// A connection to an endpoint, shared by the streams of one worker. Clones are the same connection; when the last clone
@@ -92,6 +96,7 @@ where
         tls,
         local,
         until: Cell::new(None),
+        known: RefCell::default(),
     });
     let users = Rc::downgrade(&handle);
     let drive = async move {
@@ -180,6 +185,11 @@ impl Connection {
         self.0.until.set(until);
     }
 
+    /// What its TLS is known by.
+    pub fn know(&self, tls: Option<TlsInfo>) {
+        *self.0.known.borrow_mut() = tls.map(Rc::new);
+    }
+
     /// Whether it has reached its greatest age.
     pub fn is_too_old(&self) -> bool {
         self.0.until.get().is_some_and(|until| until <= Instant::now())
@@ -255,6 +265,11 @@ enum Tunnel {
 }
 
 impl Up {
+    /// What its connection's TLS is known by, where there is any.
+    pub fn tls(&self) -> Option<Rc<TlsInfo>> {
+        self.handle.known.borrow().clone()
+    }
+
     /// This side's address.
     pub fn local_address(&self) -> Option<SocketAddr> {
         self.handle.local
@@ -383,5 +398,9 @@ impl Upstream for Up {
 
     fn reused(&self) -> bool {
         self.reused
+    }
+
+    fn wire(&self) -> Wire {
+        self.key.map_or_else(Wire::default, |key| self.handle.mux.borrow().wire(key))
     }
 }

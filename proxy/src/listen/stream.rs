@@ -1,6 +1,6 @@
 //! A connection's bytes, plain or through TLS.
 
-use crate::tls::TlsStream;
+use crate::tls::{TlsInfo, TlsStream};
 use std::{
     io,
     net::SocketAddr,
@@ -53,6 +53,14 @@ impl Stream {
     /// Whether the bytes are protected.
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// What its TLS is known by, where there is any; our own certificate is left out.
+    pub fn tls_info(&self) -> Option<TlsInfo> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(tls) => Some(TlsInfo::of(tls.get_ref().1, true, None)),
+        }
     }
 
     /// Whether TLS agreed on HTTP/2.

@@ -27,6 +27,8 @@ pub struct Overload {
     pub monitors: Vec<Monitor>,
     /// What follows.
     pub actions: Vec<Follow>,
+    /// Open connections of clients at most: it is looked at whenever one comes, and what is beyond is closed.
+    pub connections: Option<u64>,
 }
 
 /// Something whose use is a share of what there is.
@@ -135,6 +137,7 @@ impl Overload {
                 at(Action::StopRequests, 0.90),
                 at(Action::RejectConnections, 0.95),
             ],
+            connections: None,
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
-    telemetry::{ConnectionSecurity, LogEntry, LogKind, Reporter, ResponseFlags, TcpRecord},
+    telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
 };
@@ -23,6 +23,8 @@ use std::{
 /// What became of a connection, for its line.
 #[derive(Default)]
 struct Told {
+    /// When it began, by the calendar; only looked up when a line will be written.
+    wall: Option<SystemTime>,
     flags: ResponseFlags,
     cluster: Option<Rc<ClusterState>>,
     host: Option<Rc<Host>>,
@@ -31,32 +33,54 @@ struct Told {
     attempts: u16,
     received: u64,
     sent: u64,
+    /// What is kept where a line asks for it.
+    observed: Option<Observed>,
 }
 
 /// Serves a connection to its end. `first` was read from it already.
 pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, proxy: Arc<TcpProxy>) {
     let start = Instant::now();
-    let wall = (!proxy.access_logs.is_empty()).then(SystemTime::now);
-    let mut told = Told::default();
+    let mut told = Told {
+        wall: (!proxy.access_logs.is_empty()).then(SystemTime::now),
+        observed: AccessLog::needs(&proxy.access_logs).observed.then(Observed::default),
+        ..Told::default()
+    };
+    if proxy.log_starts {
+        told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionStart);
+    }
     carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
-    if let Some(wall) = wall {
+    if let Some(observed) = &mut told.observed {
+        observed.down = Wire { received: told.received, sent: told.sent, ..Wire::default() };
+        // What comes from one side goes to the other.
+        observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
+    }
+    told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
+}
+
+impl Told {
+    /// Writes the lines of the access logs about this moment of the connection.
+    fn log(&self, worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, start: Instant, kind: LogKind) {
+        let Some(wall) = self.wall else { return };
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
-        entry.kind = LogKind::TcpConnectionEnd;
-        entry.attempts = told.attempts;
-        entry.upstream_connected = told.local.is_some();
-        entry.upstream_host_name = told.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
+        entry.kind = kind;
+        entry.attempts = self.attempts;
+        entry.upstream_connected = self.local.is_some();
+        entry.upstream_host_name = self.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.downstream_direct_local = Some(conn.direct_local);
         entry.downstream_direct_remote = Some(conn.direct());
         entry.connection_id = conn.id;
         entry.tls = conn.tls.as_deref();
         entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
-        entry.flags = told.flags;
-        entry.bytes_received = told.received;
-        entry.bytes_sent = told.sent;
-        entry.transport_failure = told.failure.as_deref();
-        entry.upstream_host = told.host.as_ref().map(|host| host.address());
-        entry.upstream_cluster = told.cluster.as_ref().map(|cluster| &*cluster.config().name);
-        entry.upstream_local = told.local;
+        entry.observed = self.observed.as_ref();
+        entry.metadata.cluster = self.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
+        entry.metadata.endpoint = self.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
+        entry.flags = self.flags;
+        entry.bytes_received = self.received;
+        entry.bytes_sent = self.sent;
+        entry.transport_failure = self.failure.as_deref();
+        entry.upstream_host = self.host.as_ref().map(|host| host.address());
+        entry.upstream_cluster = self.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        entry.upstream_local = self.local;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);
         let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
@@ -108,6 +132,9 @@ async fn carry(
         Way::Direct(up, _) => up.local_address(),
         Way::Tunnel(up) => up.local_address(),
     };
+    if proxy.log_connected {
+        told.log(worker, conn, proxy, start, LogKind::TcpUpstreamConnected);
+    }
     let own = &root.config().own;
     let peer;
     let (reporter, source, destination, security) = match proxy.direction {
@@ -160,6 +187,9 @@ async fn open(
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
+        if let Some(observed) = &mut told.observed {
+            observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
+        }
         told.host = Some(host.clone());
         told.attempts = told.attempts.saturating_add(1);
         let connected = match &proxy.tunnel {
@@ -171,6 +201,12 @@ async fn open(
         };
         match connected {
             Ok(way) => {
+                if let Some(observed) = &mut told.observed {
+                    observed.tls = match &way {
+                        Way::Direct(up, _) => up.tls_info().map(Rc::new),
+                        Way::Tunnel(up) => up.tls(),
+                    };
+                }
                 cluster.note(&host, Outcome::Status(200));
                 return Some((way, host));
             }

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::ResponseFlags;
+use crate::config::Metadata;
 use crate::tls::TlsInfo;
 
 /// Finds a header by its lower-case name.
@@ -70,8 +73,14 @@ pub enum LogKind {
     /// Neither: what a listener tells about a connection.
     #[default]
     NotSet,
+    /// A request that has begun.
+    DownstreamStart,
     /// A request that has ended.
     DownstreamEnd,
+    /// A connection of the TCP proxy that has begun.
+    TcpConnectionStart,
+    /// A connection of the TCP proxy that has reached its endpoint.
+    TcpUpstreamConnected,
     /// A connection of the TCP proxy that has ended.
     TcpConnectionEnd,
 }
@@ -81,7 +90,10 @@ impl LogKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NotSet => "NotSet",
+            Self::DownstreamStart => "DownstreamStart",
             Self::DownstreamEnd => "DownstreamEnd",
+            Self::TcpConnectionStart => "TcpConnectionStart",
+            Self::TcpUpstreamConnected => "TcpUpstreamConnected",
             Self::TcpConnectionEnd => "TcpConnectionEnd",
         }
     }
@@ -90,10 +102,75 @@ impl LogKind {
     pub const fn number(self) -> i32 {
         match self {
             Self::NotSet => 0,
-            Self::TcpConnectionEnd => 4,
+            Self::TcpUpstreamConnected => 1,
+            Self::TcpConnectionEnd => 3,
+            Self::DownstreamStart => 4,
             Self::DownstreamEnd => 6,
+            Self::TcpConnectionStart => 14,
         }
     }
+}
+
+/// What a filter tells about a request, for who asks for dynamic metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The filter, as configuration names it.
+    pub filter: &'static str,
+    /// What configuration wants to stand before the name.
+    pub prefix: Arc<str>,
+    /// What is told.
+    pub key: &'static str,
+    /// What the filter found.
+    pub value: Arc<str>,
+}
+
+impl Told {
+    /// The whole name.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.prefix, self.key)
+    }
+}
+
+/// Bytes of one side of a request with all framing but that of TLS; of headers alone, as lines of HTTP/1 or with the frames of
+/// HTTP/2, trailers included there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wire {
+    /// That came.
+    pub received: u64,
+    /// That went.
+    pub sent: u64,
+    /// Of heads that came.
+    pub head_received: u64,
+    /// Of heads that went.
+    pub head_sent: u64,
+}
+
+/// What is only kept of a request where a line asks for it.
+#[derive(Debug, Default)]
+pub struct Observed {
+    /// The client's side.
+    pub down: Wire,
+    /// The side of the last endpoint that was tried.
+    pub up: Wire,
+    /// Endpoints that were tried, as often as they were, with their names.
+    pub attempted: Vec<(SocketAddr, Option<Arc<str>>)>,
+    /// What the TLS to the last one is known by.
+    pub tls: Option<Rc<TlsInfo>>,
+    /// How long it took until there was a connection to it.
+    pub ready: Option<Duration>,
+}
+
+/// The metadata that belongs to a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Known<'a> {
+    /// Its route's.
+    pub route: Option<&'a Metadata>,
+    /// Its virtual host's.
+    pub virtual_host: Option<&'a Metadata>,
+    /// Its cluster's.
+    pub cluster: Option<&'a Metadata>,
+    /// Its endpoint's.
+    pub endpoint: Option<&'a Metadata>,
 }
 
 /// When what happened, since the request began.
@@ -203,6 +280,12 @@ pub struct LogEntry<'a, Q, S> {
     pub traced: bool,
     /// The trace and the span of this request, where it is traced.
     pub trace: Option<(&'a str, &'a str)>,
+    /// Metadata of where it went.
+    pub metadata: Known<'a>,
+    /// What filters told.
+    pub told: &'a [Told],
+    /// What was kept, where a line asks for it.
+    pub observed: Option<&'a Observed>,
 }
 
 impl<Q, S> LogEntry<'_, Q, S> {
@@ -253,6 +336,9 @@ impl<Q, S> LogEntry<'_, Q, S> {
             filter_chain: None,
             traced: false,
             trace: None,
+            metadata: Known::default(),
+            told: &[],
+            observed: None,
         }
     }
 }

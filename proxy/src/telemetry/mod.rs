@@ -23,12 +23,12 @@ pub mod shard;
 pub mod stats;
 pub mod tally;
 
-pub use entry::{HeaderLookup, LogEntry, LogKind, Moments};
+pub use entry::{HeaderLookup, Known, LogEntry, LogKind, Moments, Observed, Told, Wire};
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
 pub(crate) use logfilter::grpc_of_http;
 pub use logfilter::{Comparison, LogFilter};
-pub use logformat::{FormatError, LogFormat};
+pub use logformat::{FormatError, LogFormat, LogNeeds};
 pub use logsink::{LogSink, LogSinks};
 pub use render::{Exposition, Telemetry};
 pub use shard::{RequestRecord, Shard, TcpRecord, TcpRecorder};

@@ -8,7 +8,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::facts::CertificateFacts;
 use super::material::KeyPair;
-use super::params::suite_name;
+use super::params::{group_name, suite_name};
 
 /// A connection's TLS. What the certificates say is read when it is first asked for.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// The cipher suite by OpenSSL's name.
     pub cipher: &'static str,
+    /// The group in which both agreed on a key.
+    pub group: Option<&'static str>,
     /// The protocol that both agreed on (ALPN).
     pub alpn: Option<Box<str>>,
     /// Whether the peer's certificate satisfies all conditions; it may be taken all the same.
@@ -37,6 +39,7 @@ impl TlsInfo {
                 _ => "TLSv1.3",
             },
             cipher: state.negotiated_cipher_suite().map_or("unknown", suite_name),
+            group: state.negotiated_key_exchange_group().and_then(|group| group_name(group.name())),
             alpn: state.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             verified,
             local,
@@ -47,10 +50,11 @@ impl TlsInfo {
 
     /// The same once more, for who outlives the connection.
     pub fn again(&self) -> Self {
-        let Self { version, cipher, alpn, verified, local, chain, peer: _ } = self;
+        let Self { version, cipher, group, alpn, verified, local, chain, peer: _ } = self;
         Self {
             version,
             cipher,
+            group: *group,
             alpn: alpn.clone(),
             verified: *verified,
             local: local.clone(),

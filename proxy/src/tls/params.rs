@@ -128,6 +128,17 @@ pub fn suite_name(suite: SupportedCipherSuite) -> &'static str {
     ORDER.iter().find(|named| named.suite == suite).map_or("unknown", |named| named.name)
 }
 
+/// The name that Envoy writes for a group.
+pub fn group_name(group: rustls::NamedGroup) -> Option<&'static str> {
+    Some(match group {
+        rustls::NamedGroup::X25519 => "X25519",
+        rustls::NamedGroup::secp256r1 => "P-256",
+        rustls::NamedGroup::secp384r1 => "P-384",
+        rustls::NamedGroup::X25519MLKEM768 => "X25519MLKEM768",
+        _ => return None,
+    })
+}
+
 /// All algorithms for signatures in certificates and handshakes.
 pub(super) fn algorithms() -> &'static rustls::crypto::WebPkiSupportedAlgorithms {
     static PROVIDER: std::sync::LazyLock<CryptoProvider> = std::sync::LazyLock::new(aws_lc_rs::default_provider);

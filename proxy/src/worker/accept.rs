@@ -114,6 +114,12 @@ impl Door {
             self.warn("too many connections");
             return;
         }
+        if let Some(most) = self.worker.root().config().most_connections
+            && self.peers.iter().map(|peer| peer.open.load(Ordering::Relaxed) as u64).sum::<u64>() >= most
+        {
+            self.warn("as many connections as are allowed");
+            return;
+        }
         let open = Open::new(peer.open.clone());
         if index == self.worker.index {
             serve(&self.worker, tcp, self.bound, open);

@@ -22,7 +22,7 @@ pub enum Verdict {
 }
 
 /// Judges a release by what its proxies counted, `elapsed` seconds after all of a wave serve. What fails by much fails at once,
-/// not at the end of the window.
+/// not at the end of the window; what is slow must be slow for half of it, since a busy moment is nobody's fault.
 pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64) -> Verdict {
     let fail = |reason, message: String| Verdict::Fail { reason, message };
     if new.rejected > old.rejected {
@@ -58,7 +58,7 @@ pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64) -> Verdi
             );
         }
         // Without anything to compare with, slow is no news.
-        if old.requests >= gate.min_requests() {
+        if old.requests >= gate.min_requests() && elapsed * 2 >= gate.window_seconds() {
             for (what, was, is) in [("mean", old.mean_ms, new.mean_ms), ("90th percentile", old.p90_ms, new.p90_ms)] {
                 let more = is - was;
                 if more > gate.max_latency_increase_milliseconds()
@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn gate_when_slower_by_much_then_fails_but_not_for_a_few_milliseconds() {
-        assert_eq!(reason(&measured(1000, 0, 5), &measured(100, 0, 250), 1), "Latency");
+        assert_eq!(reason(&measured(1000, 0, 5), &measured(100, 0, 250), 14), "wait", "a busy moment");
+        assert_eq!(reason(&measured(1000, 0, 5), &measured(100, 0, 250), 15), "Latency");
         assert_eq!(reason(&measured(1000, 0, 5), &measured(100, 0, 50), 30), "pass");
         assert_eq!(reason(&measured(1000, 0, 1000), &measured(100, 0, 1200), 30), "pass");
         assert_eq!(reason(&measured(0, 0, 0), &measured(100, 0, 1200), 30), "pass", "nothing to compare with");

@@ -154,11 +154,16 @@ pub fn decide(inputs: &Inputs<'_>) -> Outcome {
     outcome
 }
 
+/// The change by which this release was found bad, unless it may be tried again.
+pub fn rejected<'a>(status: &'a MeshInstallStatus, version: &str, retry: &str) -> Option<&'a PastUpgrade> {
+    status.last_upgrade.as_ref().filter(|last| last.rejected && last.to == version && last.retry == retry)
+}
+
 /// Nothing is under way: begin what is due, and tidy up.
 fn rest(inputs: &Inputs<'_>) -> Outcome {
     let wanted = inputs.spec.version.as_str();
     let last = inputs.status.last_upgrade.as_ref();
-    let rejected = last.filter(|last| last.rejected && last.to == wanted && last.retry == inputs.retry);
+    let rejected = rejected(inputs.status, wanted, inputs.retry);
     let version = rejected.map_or(wanted, |last| last.from.as_str());
     let condition = match rejected {
         Some(last) => Wanted::no(UPGRADING, "RolledBack", rolled_back(last)),

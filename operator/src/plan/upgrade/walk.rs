@@ -276,7 +276,7 @@ impl<'a> Walk<'a> {
             return;
         };
         let mut moved = BTreeSet::new();
-        let (mut first, mut waiting, mut on_the_way) = (Vec::new(), Vec::new(), 0);
+        let (mut first, mut waiting, mut on_the_way, mut silent) = (Vec::new(), Vec::new(), 0, 0);
         for pod in &pods {
             match self.toward(pod, &to) {
                 Progress::Untouched(step) => {
@@ -291,6 +291,7 @@ impl<'a> Walk<'a> {
                 Progress::Waiting(what) => {
                     waiting.push(format!("pod {}: {what}", pod.key));
                     on_the_way += 1;
+                    silent += usize::from(pod.serving.is_none() && set.contains(&pod.key));
                 }
                 Progress::Moved(_) | Progress::Done => drop(moved.insert(pod.key.clone())),
                 Progress::Failed { reason, message } => return self.turn_back(reason, message),
@@ -321,8 +322,11 @@ impl<'a> Walk<'a> {
                 return;
             }
         }
-        // Who went back since the gate began is moved again, and looked at from the beginning.
-        if let Some(wave) = &mut self.next.wave {
+        // Who went back since the gate began is moved again, and looked at from the beginning. Of whom nothing is heard for a moment,
+        // nothing is known: an operator that has just begun hears from nobody yet.
+        if there + silent < set.len()
+            && let Some(wave) = &mut self.next.wave
+        {
             wave.gate_since = None;
         }
         self.reason = "MovingPods";

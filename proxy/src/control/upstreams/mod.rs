@@ -222,6 +222,7 @@ impl Actor {
             listeners: self.base.listeners.clone(),
             clusters,
             own: self.base.own.clone(),
+            most_connections: self.base.most_connections,
             ..Root::default()
         })));
     }

@@ -17,7 +17,7 @@ use super::{body::Downstream, call::Call, edit, pipeline::Stop, pump::RequestPum
 use crate::{
     config::{Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
     route::{self, Selected},
-    telemetry::ResponseFlags,
+    telemetry::{ResponseFlags, Told},
 };
 use std::borrow::Cow;
 
@@ -38,6 +38,8 @@ pub struct State<'a> {
     pub(super) recode_response: Option<Box<Recode>>,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
+    /// What filters tell about the request, where lines ask for it.
+    pub(super) told: Vec<Told>,
 }
 
 /// What a filter's own answer has that others have not.

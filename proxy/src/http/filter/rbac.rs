@@ -6,17 +6,27 @@ use super::{
 };
 use crate::{
     config::{HeaderMatch, Rbac},
-    rbac::Facts,
+    rbac::{Facts, Verdict},
     route,
+    telemetry::Told,
     tls::TlsInfo,
 };
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 /// Lets the request pass, or answers 403.
 pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac) -> Result<(), Stop> {
-    // Shadow rules change nothing; there are no counters of them.
+    // Shadow rules change nothing: they are looked at where somebody wants to know what they say.
+    if call.manager.log_needs.told
+        && let Some(rules) = &rbac.shadow
+    {
+        let verdict = rules.decide(&*call);
+        tell(call, &rbac.shadow_prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
+    }
     let Some(rules) = &rbac.rules else { return Ok(()) };
     let verdict = rules.decide(&*call);
+    if call.manager.log_needs.told {
+        tell(call, &rbac.prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
+    }
     if verdict.allowed {
         return Ok(());
     }
@@ -24,6 +34,14 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac) -> Result<(), Stop> {
     let details = format!("rbac_access_denied_matched_policy[{}]", policy.replace(char::is_whitespace, "_"));
     call.tally.filters().reply.details = Some(details.into());
     Err(refusal(403, "RBAC: access denied", "rbac_access_denied_matched_policy[none]").into())
+}
+
+/// Tells what rules decided, and by which policy.
+fn tell(call: &mut Call<'_>, prefix: &Arc<str>, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
+    let told = |key, value| Told { filter: "envoy.filters.http.rbac", prefix: prefix.clone(), key, value };
+    let told_list = &mut call.tally.filters().told;
+    told_list.push(told(result, if verdict.allowed { "allowed" } else { "denied" }.into()));
+    told_list.extend(verdict.policy.map(|name| told(policy, name.clone())));
 }
 
 impl Facts for Call<'_> {

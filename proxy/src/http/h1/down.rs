@@ -10,7 +10,7 @@ use super::{
     },
     body::{self, Reader, Writer},
 };
-use crate::{config::HttpManager, listen::Stream};
+use crate::{config::HttpManager, listen::Stream, telemetry::Wire};
 use std::{
     io::Write as _,
     pin::Pin,
@@ -36,6 +36,8 @@ pub struct Connection {
     closing: bool,
     /// The response's end was queued.
     ended: bool,
+    /// Bytes of headers, of this request and its response.
+    heads: (u32, u32),
     /// Write side to be shut down once everything is sent (end of a tunnel's direction).
     shut: bool,
     tunnel: bool,
@@ -76,6 +78,7 @@ impl Connection {
             trailers: true,
             closing: false,
             ended: false,
+            heads: (0, 0),
             shut: false,
             tunnel: false,
         }
@@ -109,7 +112,9 @@ impl Connection {
                 head.clear();
                 match parse::request(self.input.bytes(), limits, rules, head) {
                     Ok(Some(count)) => {
+                        (self.input.passed, self.output.passed) = (0, 0);
                         self.input.consume(count);
+                        self.heads = ((count as u32).saturating_sub(head.around), 0);
                         head.secure = self.io.is_tls();
                         self.reader = Reader::new(head.body, false);
                         self.awaits = match head.expects_continue {
@@ -143,6 +148,11 @@ impl Connection {
         if manager.proxy_100_continue && self.awaits == Awaits::Ours {
             self.awaits = Awaits::Endpoint;
         }
+    }
+
+    /// Bytes that were written since the request was read.
+    fn written(&self) -> u64 {
+        self.output.passed + self.output.len() as u64
     }
 
     /// Gives buffers back while nothing is going on.
@@ -241,6 +251,7 @@ impl Downstream for Connection {
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         let _ = write!(out, "{} {}\r\n", head.status, reason(head.status));
+        let before = out.len();
         let bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
         self.writer = match head.body {
             _ if bodiless => Writer::Nothing,
@@ -289,6 +300,7 @@ impl Downstream for Connection {
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
+        self.heads.1 = (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
     }
 
@@ -319,6 +331,15 @@ impl Downstream for Connection {
             Stream::Plain(tcp) if self.output.is_empty() && self.writer == Writer::Plain => Some(tcp),
             _ => None,
         }
+    }
+
+    fn passed(&mut self, count: u64) {
+        self.output.passed += count;
+    }
+
+    fn wire(&self) -> Wire {
+        let (head_received, head_sent) = (self.heads.0.into(), self.heads.1.into());
+        Wire { received: self.input.passed, sent: self.written(), head_received, head_sent }
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {

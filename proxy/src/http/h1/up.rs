@@ -11,10 +11,12 @@ use super::{
     body::{self, Reader, Writer},
     down::{flush, queued},
 };
-use crate::{config::Http1Upstream, listen::Stream};
+use crate::{config::Http1Upstream, listen::Stream, telemetry::Wire, tls::TlsInfo};
 use std::{
+    cell::OnceCell,
     net::SocketAddr,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
@@ -45,6 +47,10 @@ pub struct Connection {
     served: u32,
     tunnel: bool,
     shut: bool,
+    /// Bytes of headers, of the answer and of this request.
+    heads: (u32, u32),
+    /// What its TLS is known by, once somebody has asked.
+    known: OnceCell<Option<Rc<TlsInfo>>>,
 }
 
 impl Connection {
@@ -70,12 +76,19 @@ impl Connection {
             served: 0,
             tunnel: false,
             shut: false,
+            heads: (0, 0),
+            known: OnceCell::new(),
         }
     }
 
     /// This side's address.
     pub fn local_address(&self) -> Option<SocketAddr> {
         self.io.local_address()
+    }
+
+    /// What its TLS is known by, where there is any.
+    pub fn tls(&self) -> Option<Rc<TlsInfo>> {
+        self.known.get_or_init(|| self.io.tls_info().map(Rc::new)).clone()
     }
 
     /// Requests that it served.
@@ -130,11 +143,14 @@ impl Upstream for Connection {
         // The reader of the last response is done; until the head is read there is no body.
         self.reader = Reader::Exact(0);
         let secure = self.io.is_tls();
+        (self.input.passed, self.output.passed) = (0, 0);
         let out = self.output.tail(1024);
         out.extend_from_slice(head.method());
         out.push(b' ');
         out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
-        out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+        out.extend_from_slice(b" HTTP/1.1\r\n");
+        let before = out.len();
+        out.extend_from_slice(b"host: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
         for (name, value, known) in head.headers.iter() {
@@ -172,6 +188,7 @@ impl Upstream for Connection {
             out.extend_from_slice(protocol);
             out.extend_from_slice(b"\r\n");
         }
+        self.heads = (0, (out.len() - before) as u32);
         out.extend_from_slice(b"\r\n");
     }
 
@@ -212,6 +229,7 @@ impl Upstream for Connection {
                 head.clear();
                 if let Some(count) = parse::response(self.input.bytes(), limits, self.to_head, head)? {
                     self.input.consume(count);
+                    self.heads.0 = (count as u32).saturating_sub(head.around);
                     if head.status == 101 && !self.upgrading {
                         return Poll::Ready(
                             Err(parse::HeadError::Malformed("an upgrade that nobody asked for").into()),
@@ -270,6 +288,7 @@ impl Upstream for Connection {
         if let Reader::Exact(left) = &mut self.reader {
             *left = left.saturating_sub(count);
         }
+        self.input.passed += count;
     }
 
     fn tunnel(&mut self) {
@@ -285,5 +304,11 @@ impl Upstream for Connection {
 
     fn reused(&self) -> bool {
         self.served > 0
+    }
+
+    fn wire(&self) -> Wire {
+        let sent = self.output.passed + self.output.len() as u64;
+        let (head_received, head_sent) = (self.heads.0.into(), self.heads.1.into());
+        Wire { received: self.input.passed, sent, head_received, head_sent }
     }
 }

@@ -22,6 +22,7 @@ use crate::http::body::SideError;
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
 use crate::http::parse::HeadError;
+use crate::telemetry::Wire;
 
 /// Bytes of bodies that wait to be written to the connection; heads and answers to questions come on top.
 const ROOM: usize = 64 * 1024;
@@ -118,6 +119,8 @@ struct Stream {
     /// It stands in the queue of those that can send.
     queued: bool,
     waker: Option<Waker>,
+    /// Bytes of its frames.
+    wire: Wire,
 }
 
 impl Stream {
@@ -223,6 +226,8 @@ pub(super) struct Mux {
     greeted: bool,
     partial: Vec<u8>,
     block: Option<Block>,
+    /// Bytes of the frames that brought the header block so far.
+    block_wire: u64,
     decoder: Decoder,
     recv_window: i64,
     used: u32,
@@ -283,6 +288,7 @@ impl Mux {
             greeted: false,
             partial: Vec::new(),
             block: None,
+            block_wire: 0,
             decoder: Decoder::new(),
             recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
             used: 0,
@@ -437,6 +443,11 @@ impl Mux {
         for stream in &self.streams {
             stream.wake();
         }
+    }
+
+    /// Bytes of a stream's frames so far.
+    pub(super) fn wire(&self, key: Key) -> Wire {
+        self.get(key).map_or_else(Wire::default, |stream| stream.wire)
     }
 
     fn get(&self, key: Key) -> Option<&Stream> {

@@ -4,6 +4,7 @@ use super::super::frame::{self, Code, HEAD, Head};
 use super::super::heads::{self, Answer, Request};
 use super::{Block, Fault, Incoming, Key, Leaving, Mux, PING_ALIVE, PING_LEAVE, Ping, REMEMBERED, Reset, Role};
 use crate::http::headers::Headers;
+use crate::telemetry::Wire;
 
 type Result<T = ()> = std::result::Result<T, Fault>;
 
@@ -96,6 +97,9 @@ impl Mux {
             // Without a word about it there is no limit.
             self.max_streams = usize::MAX;
         }
+        if matches!(kind, frame::HEADERS | frame::CONTINUATION) {
+            self.block_wire += (HEAD + payload.len()) as u64;
+        }
         match kind {
             frame::DATA => self.data(id, flags, payload),
             frame::HEADERS => self.headers(id, flags, payload),
@@ -142,6 +146,7 @@ impl Mux {
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         let end = flags & frame::END_STREAM != 0;
         stream.recv_window -= i64::from(length);
+        stream.wire.received += (HEAD + payload.len()) as u64;
         let wrong = if let Some(reset) = stream.reset {
             self.give_back(None, length);
             return self.after_reset(id, reset);
@@ -216,7 +221,12 @@ impl Mux {
 
     /// A whole header block. Whatever becomes of it, it is decoded, since later ones build on it.
     fn head(&mut self, id: u32, end: bool, dependent: bool, block: &[u8]) -> Result {
+        let wire = std::mem::take(&mut self.block_wire);
         if let Some(key) = self.find(id) {
+            if let Some(stream) = self.get_mut(key) {
+                stream.wire.received += wire;
+                stream.wire.head_received += wire;
+            }
             return match self.role {
                 Role::Client if self.get(key).is_some_and(|stream| stream.head.is_none() && !stream.headed) => {
                     self.answer(key, end, block)
@@ -228,7 +238,7 @@ impl Mux {
             if self.role == Role::Client || id.is_multiple_of(2) {
                 return fault(Code::PROTOCOL_ERROR, "HEADERS on a stream that the peer may not open");
             }
-            return self.request(id, end, dependent, block);
+            return self.request(id, end, dependent, block, wire);
         }
         self.decode(block, |_, _| {})?;
         if self.reset_by_us.contains(&id) || self.role == Role::Client {
@@ -241,7 +251,7 @@ impl Mux {
         self.decoder.decode(block, take).or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
     }
 
-    fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8]) -> Result {
+    fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8], wire: u64) -> Result {
         self.last = id;
         let full = self.ids.len() >= self.limits.streams as usize;
         if full || matches!(self.leaving, Leaving::Last(last) if id > last) {
@@ -259,6 +269,7 @@ impl Mux {
                 if let Some(stream) = self.get_mut(key) {
                     stream.ended = end;
                     stream.promised = promised;
+                    stream.wire = Wire { received: wire, head_received: wire, ..Wire::default() };
                 }
                 self.incoming.push_back(Incoming { key, head });
                 Ok(())

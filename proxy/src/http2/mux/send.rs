@@ -28,7 +28,7 @@ impl Mux {
         }
         let at = self.begin_head();
         heads::write_request(head, tls, &mut self.encoder, &mut self.out);
-        self.finish_head(at, key.id, ended);
+        self.finish_head(at, key, ended);
         self.touch();
         Ok(key)
     }
@@ -42,7 +42,7 @@ impl Mux {
         }
         let at = self.begin_head();
         heads::write_response(head, to_head, &mut self.encoder, &mut self.out);
-        self.finish_head(at, key.id, ended);
+        self.finish_head(at, key, ended);
         self.touch();
     }
 
@@ -53,7 +53,7 @@ impl Mux {
         }
         let at = self.begin_head();
         self.encoder.status(status, &mut self.out);
-        self.finish_head(at, key.id, false);
+        self.finish_head(at, key, false);
         self.tail = None;
         self.touch();
     }
@@ -66,7 +66,8 @@ impl Mux {
     }
 
     /// Gives the header block that was written from `at` on its frames.
-    fn finish_head(&mut self, at: usize, id: u32, ended: bool) {
+    fn finish_head(&mut self, at: usize, key: Key, ended: bool) {
+        let id = key.id;
         let end = if ended { frame::END_STREAM } else { 0 };
         let length = self.out.len() - at - frame::HEAD;
         let first = length.min(self.max_frame);
@@ -81,6 +82,11 @@ impl Mux {
             }
         }
         self.tail = (!ended).then_some((id, at + 4));
+        let bytes = (self.out.len() - at) as u64;
+        if let Some(stream) = self.get_mut(key) {
+            stream.wire.sent += bytes;
+            stream.wire.head_sent += bytes;
+        }
     }
 
     /// Sends bytes of a body: at once as far as the windows allow, the rest later.
@@ -282,6 +288,7 @@ impl Mux {
         self.send_window -= data.len() as i64;
         if let Some(stream) = self.get_mut(key) {
             stream.send_window -= data.len() as i64;
+            stream.wire.sent += (frame::HEAD + data.len()) as u64;
         }
     }
 
@@ -290,7 +297,7 @@ impl Mux {
             (Some(trailers), _) => {
                 let at = self.begin_head();
                 heads::write_trailers(trailers, &mut self.encoder, &mut self.out);
-                self.finish_head(at, key.id, true);
+                self.finish_head(at, key, true);
             }
             // The last frame was this stream's: it becomes its last.
             (None, Some((id, flags))) if id == key.id => {

@@ -3,7 +3,7 @@
 
 use super::operator::Operator;
 use super::value::{Given, give};
-use super::{FormatError, pieces};
+use super::{FormatError, LogNeeds, pieces};
 use crate::telemetry::{HeaderLookup, LogEntry};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 
@@ -42,12 +42,29 @@ impl JsonFormat {
         Ok(Self { object: object(value, MAX_DEPTH)?, omit })
     }
 
+    /// Adds what it needs beyond what is known anyway.
+    pub(super) fn add_needs(&self, needs: &mut LogNeeds) {
+        self.object.iter().for_each(|(_, node)| node.add_needs(needs));
+    }
+
     /// Appends the object.
     pub(super) fn write<Q: HeaderLookup, S: HeaderLookup>(&self, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) {
         let from = out.len();
         members(&self.object, self.omit, entry, out);
         if out.len() == from {
             out.extend_from_slice(b"{}");
+        }
+    }
+}
+
+impl Node {
+    fn add_needs(&self, needs: &mut LogNeeds) {
+        match self {
+            Self::Literal(_) | Self::Null => {}
+            Self::Value(operator) => operator.add_needs(needs),
+            Self::Text(operators) => operators.iter().for_each(|operator| operator.add_needs(needs)),
+            Self::Object(object) => object.iter().for_each(|(_, node)| node.add_needs(needs)),
+            Self::List(nodes) => nodes.iter().for_each(|node| node.add_needs(needs)),
         }
     }
 }
@@ -136,6 +153,7 @@ fn write<Q: HeaderLookup, S: HeaderLookup>(
                     let mut text = [0; 20];
                     out.extend_from_slice(crate::http::decimal(u128::from(value), &mut text));
                 }
+                Given::Json => _ = out.remove(from),
                 Given::Own | Given::Foreign => {
                     escape(out, from + 1);
                     out.push(b'"');
@@ -212,7 +230,7 @@ fn escape(out: &mut Vec<u8>, from: usize) {
 }
 
 /// The shorter of the fixed and the scientific form; the fixed one where both are as long.
-fn shortest(value: f64) -> String {
+pub(super) fn shortest(value: f64) -> String {
     let scientific = format!("{value:e}");
     let scientific = match scientific.split_once('e') {
         Some((mantissa, exponent)) => {

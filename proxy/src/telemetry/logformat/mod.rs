@@ -3,7 +3,10 @@
 //! Every value that a peer chooses is escaped, so that a request cannot forge a line: control characters, quotes,
 //! backslashes and whatever is not ASCII become `\xNN`.
 
+mod certificate;
 mod json;
+mod metadata;
+mod observed;
 mod operator;
 #[cfg(test)]
 mod tests;
@@ -51,6 +54,23 @@ pub enum FormatError {
     /// Objects and lists are too deep.
     #[error("access log format: objects and lists are nested deeper than {0}")]
     Depth(usize),
+}
+
+/// What lines need that is only found out, or kept, where one asks for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogNeeds {
+    /// What filters tell about a request.
+    pub told: bool,
+    /// What is [`Observed`](super::Observed) of it.
+    pub observed: bool,
+}
+
+impl LogNeeds {
+    /// What both need together.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { told: self.told || other.told, observed: self.observed || other.observed }
+    }
 }
 
 /// A compiled format.
@@ -102,6 +122,16 @@ impl LogFormat {
         Ok(Self(Form::Json(JsonFormat::compile(value, omit)?)))
     }
 
+    /// What a line needs beyond what is known anyway.
+    pub fn needs(&self) -> LogNeeds {
+        let mut needs = LogNeeds::default();
+        match &self.0 {
+            Form::Text { operators, .. } => operators.iter().for_each(|operator| operator.add_needs(&mut needs)),
+            Form::Json(format) => format.add_needs(&mut needs),
+        }
+        needs
+    }
+
     /// Whether lines are JSON.
     pub fn is_json(&self) -> bool {
         matches!(self.0, Form::Json(_))
@@ -150,7 +180,7 @@ impl LogFormat {
                     match give(operator, entry, out) {
                         Given::Nothing if !omit => out.push(b'-'),
                         Given::Foreign => escape(out, from),
-                        Given::Nothing | Given::Own | Given::Number(_) => {}
+                        Given::Nothing | Given::Own | Given::Number(_) | Given::Json => {}
                     }
                 }
             }

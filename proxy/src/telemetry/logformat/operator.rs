@@ -1,7 +1,10 @@
 //! Envoy's command operators, read from a format.
 
+use super::certificate::{self, Certificate, Owner};
+use super::metadata::{self, Of};
+use super::observed::{self, Seen};
 use super::times::TimeFormat;
-use super::{FormatError, MAX_VALUE_BYTES};
+use super::{FormatError, LogNeeds, MAX_VALUE_BYTES};
 use std::net::IpAddr;
 
 /// Operators in a `%COALESCE%` at most.
@@ -42,29 +45,6 @@ pub(super) enum Part {
     Port,
     /// The address alone, or its network of so many bits.
     Ip(Option<u8>),
-}
-
-/// A certificate's owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
-    Peer,
-    Local,
-}
-
-/// What of a certificate is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Certificate {
-    Uris,
-    Dns,
-    Emails,
-    Ips,
-    Subject,
-    Issuer,
-    Serial,
-    Sha256,
-    Pem,
-    NotBefore(TimeFormat),
-    NotAfter(TimeFormat),
 }
 
 /// A point in time of a request.
@@ -146,6 +126,7 @@ pub(super) enum Operator {
     Certificate(Owner, Certificate),
     TlsVersion,
     TlsCipher,
+    TlsGroup,
     ServerName,
     /// The server name before (or after) the host.
     Host {
@@ -158,12 +139,18 @@ pub(super) enum Operator {
         limit: usize,
     },
     Query(Option<Box<str>>, usize),
+    /// A header that is there, cut at its `?`, and then to a length.
+    WithoutQuery(Vec<Field>, usize),
+    /// Whose metadata, of which filter, where in its fields; a text is cut to a length.
+    Metadata(Of, Box<str>, Vec<Box<str>>, usize),
     RouteName,
     FilterChainName,
     Kind,
     LocalReply,
     TraceId,
     SpanId,
+    /// What is kept where it is asked for.
+    Observed(Seen),
     /// What is never there.
     Never,
     /// What is there and empty, where the endpoint is known.
@@ -172,6 +159,18 @@ pub(super) enum Operator {
     Number(u64),
     /// The first that gives something, cut to a length.
     First(Vec<Operator>, usize),
+}
+
+impl Operator {
+    /// Adds what it needs beyond what is known anyway.
+    pub(super) fn add_needs(&self, needs: &mut LogNeeds) {
+        match self {
+            Self::Metadata(Of::Request, ..) => needs.told = true,
+            Self::Observed(_) | Self::Certificate(Owner::Endpoint, _) => needs.observed = true,
+            Self::First(choices, _) => choices.iter().for_each(|choice| choice.add_needs(needs)),
+            _ => {}
+        }
+    }
 }
 
 /// One operator as it is written: `NAME(ARGUMENT):LENGTH`.
@@ -217,29 +216,29 @@ pub(super) fn split(text: &str) -> Option<Result<(Written<'_>, &str), FormatErro
 }
 
 impl Written<'_> {
-    fn whole(&self) -> String {
+    pub(super) fn whole(&self) -> String {
         let argument = self.argument.map(|argument| format!("({argument})")).unwrap_or_default();
         let length = self.length.map(|length| format!(":{length}")).unwrap_or_default();
         format!("{}{argument}{length}", self.name)
     }
 
-    fn malformed(&self) -> FormatError {
+    pub(super) fn malformed(&self) -> FormatError {
         FormatError::Argument(self.whole())
     }
 
     /// An operator that takes neither argument nor length.
-    fn plain(&self, operator: Operator) -> Result<Operator, FormatError> {
+    pub(super) fn plain(&self, operator: Operator) -> Result<Operator, FormatError> {
         match (self.argument, self.length) {
             (None | Some(""), None) => Ok(operator),
             _ => Err(self.malformed()),
         }
     }
 
-    fn limit(&self) -> usize {
+    pub(super) fn limit(&self) -> usize {
         self.length.unwrap_or(MAX_VALUE_BYTES)
     }
 
-    fn time(&self, local: bool, default: &str) -> Result<TimeFormat, FormatError> {
+    pub(super) fn time(&self, local: bool, default: &str) -> Result<TimeFormat, FormatError> {
         if self.length.is_some() {
             return Err(self.malformed());
         }
@@ -293,7 +292,6 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
     use Operator as O;
     let w = written;
     let address = |end, part| w.plain(O::Address(end, part));
-    let certificate = |owner, part| w.plain(O::Certificate(owner, part));
     let span = |from, to| w.plain(O::Span(from, to, Unit::Millis));
     match w.name {
         "REQ" | "REQUEST_HEADER" => w.header(request_field),
@@ -368,28 +366,9 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
             _ => Err(w.malformed()),
         },
         "GRPC_STATUS_NUMBER" => w.plain(O::GrpcStatus(GrpcForm::Number)),
-        "DOWNSTREAM_PEER_URI_SAN" => certificate(Owner::Peer, Certificate::Uris),
-        "DOWNSTREAM_PEER_DNS_SAN" => certificate(Owner::Peer, Certificate::Dns),
-        "DOWNSTREAM_PEER_EMAIL_SAN" => certificate(Owner::Peer, Certificate::Emails),
-        "DOWNSTREAM_PEER_IP_SAN" => certificate(Owner::Peer, Certificate::Ips),
-        "DOWNSTREAM_PEER_SUBJECT" => certificate(Owner::Peer, Certificate::Subject),
-        "DOWNSTREAM_PEER_ISSUER" => certificate(Owner::Peer, Certificate::Issuer),
-        "DOWNSTREAM_PEER_SERIAL" => certificate(Owner::Peer, Certificate::Serial),
-        "DOWNSTREAM_PEER_FINGERPRINT_256" => certificate(Owner::Peer, Certificate::Sha256),
-        "DOWNSTREAM_PEER_CERT" => certificate(Owner::Peer, Certificate::Pem),
-        "DOWNSTREAM_PEER_CERT_V_START" => {
-            Ok(O::Certificate(Owner::Peer, Certificate::NotBefore(w.time(false, TimeFormat::CERTIFICATE)?)))
-        }
-        "DOWNSTREAM_PEER_CERT_V_END" => {
-            Ok(O::Certificate(Owner::Peer, Certificate::NotAfter(w.time(false, TimeFormat::CERTIFICATE)?)))
-        }
-        "DOWNSTREAM_LOCAL_URI_SAN" => certificate(Owner::Local, Certificate::Uris),
-        "DOWNSTREAM_LOCAL_DNS_SAN" => certificate(Owner::Local, Certificate::Dns),
-        "DOWNSTREAM_LOCAL_EMAIL_SAN" => certificate(Owner::Local, Certificate::Emails),
-        "DOWNSTREAM_LOCAL_IP_SAN" => certificate(Owner::Local, Certificate::Ips),
-        "DOWNSTREAM_LOCAL_SUBJECT" => certificate(Owner::Local, Certificate::Subject),
         "DOWNSTREAM_TLS_VERSION" => w.plain(O::TlsVersion),
         "DOWNSTREAM_TLS_CIPHER" => w.plain(O::TlsCipher),
+        "DOWNSTREAM_TLS_GROUP" => w.plain(O::TlsGroup),
         "REQUESTED_SERVER_NAME" => server_name(w),
         "ROUTE_NAME" => w.plain(O::RouteName),
         // Virtual clusters are refused, and so are the filters that would set these.
@@ -415,8 +394,17 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
             Some(_) => Err(w.malformed()),
         },
         "PATH" => path(w),
+        "REQ_WITHOUT_QUERY" => match w.header(request_field)? {
+            O::Header(fields, limit) => Ok(O::WithoutQuery(fields, limit)),
+            other => Ok(other),
+        },
+        // Filters that would set some are refused.
+        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" if w.argument.is_some_and(|key| !key.is_empty()) => Ok(O::Never),
         "COALESCE" => first(w),
-        _ => Err(FormatError::UnknownOperator(w.whole())),
+        _ => certificate::operator(w)
+            .or_else(|| metadata::operator(w))
+            .or_else(|| observed::operator(w))
+            .unwrap_or_else(|| Err(FormatError::UnknownOperator(w.whole()))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Lines as Istio writes them, and formats that do not compile.
 
 use super::*;
-use crate::telemetry::{LogKind, Moments, ResponseFlags};
+use crate::telemetry::{LogKind, Moments, Observed, ResponseFlags};
 use std::time::{Duration, SystemTime};
 
 fn line<Q: HeaderLookup, S: HeaderLookup>(format: &LogFormat, entry: &LogEntry<'_, Q, S>) -> String {
@@ -195,6 +195,28 @@ fn operators_when_everything_is_known_then_each_says_its_own() {
         (r#"%COALESCE({"operators": ["REQUESTED_SERVER_NAME", {"command": "REQ", "param": ":authority"}]}):1%"#, "h"),
     ] {
         assert_eq!(line(&LogFormat::compile(format).unwrap(), &entry), wanted, "{format}");
+    }
+}
+
+#[test]
+fn observed_when_nothing_was_kept_then_bytes_are_zero_and_the_rest_is_unknown() {
+    let format = LogFormat::compile(concat!(
+        "%UPSTREAM_WIRE_BYTES_SENT% %DOWNSTREAM_HEADER_BYTES_RECEIVED% %UPSTREAM_HOSTS_ATTEMPTED% %UPSTREAM_TLS_CIPHER% ",
+        "%UPSTREAM_CONNECTION_POOL_READY_DURATION% %CLUSTER_METADATA(a:b)% %FILTER_STATE(a)%",
+    ));
+    let mut entry = LogEntry::new(at(), Duration::ZERO, (), ());
+    assert_eq!(line(format.as_ref().unwrap(), &entry), "0 0 - - - - -");
+    let mut kept = Observed { ready: Some(Duration::from_millis(7)), ..Observed::default() };
+    kept.up.sent = 5;
+    kept.attempted = vec![("10.0.0.1:1".parse().unwrap(), None), ("10.0.0.2:1".parse().unwrap(), Some("b:1".into()))];
+    entry.observed = Some(&kept);
+    assert_eq!(line(&format.unwrap(), &entry), "5 0 10.0.0.1:1,10.0.0.2:1 - 7 - -");
+    let names = LogFormat::compile("%UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT%").unwrap();
+    assert_eq!(line(&names, &entry), "10.0.0.1,b");
+    for malformed in
+        ["%METADATA(NOBODY:a)%", "%METADATA(ROUTE)%", "%DYNAMIC_METADATA%", "%DOWNSTREAM_WIRE_BYTES_SENT(x)%"]
+    {
+        assert!(LogFormat::compile(malformed).is_err(), "{malformed}");
     }
 }
 

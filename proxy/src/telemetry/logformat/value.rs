@@ -1,9 +1,11 @@
 //! What an operator says about an entry.
 
-use super::operator::{Certificate, End, Field, GrpcForm, Moment, Operator, Origin, Owner, Part, Unit, network};
+use super::certificate;
+use super::metadata;
+use super::observed;
+use super::operator::{End, Field, GrpcForm, Moment, Operator, Origin, Part, Unit, network};
 use super::{MAX_VALUE_BYTES, Sink};
 use crate::telemetry::{HeaderLookup, LogEntry, grpc_of_http};
-use crate::tls::facts::{CertificateFacts, hex, url_pem};
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
@@ -20,6 +22,8 @@ pub(super) enum Given {
     Foreign,
     /// A whole number.
     Number(u64),
+    /// JSON as it stands.
+    Json,
 }
 
 /// Appends what the operator says, as it is.
@@ -96,9 +100,10 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
             let status = entry.grpc_status.or_else(|| (entry.code != 0).then(|| grpc_of_http(entry.code)));
             grpc_status(status.filter(|_| entry.grpc), *form, out)
         }
-        Operator::Certificate(owner, part) => certificate(*owner, part, entry, out),
+        Operator::Certificate(owner, part) => certificate::give(*owner, part, entry, out),
         Operator::TlsVersion => own(entry.tls.map(|tls| tls.version), out),
         Operator::TlsCipher => own(entry.tls.map(|tls| tls.cipher), out),
+        Operator::TlsGroup => own(entry.tls.and_then(|tls| tls.group), out),
         Operator::ServerName => foreign(entry.server_name.map(str::as_bytes), out),
         Operator::Host { server_name_first, origin } => {
             let named = entry.server_name.filter(|_| *server_name_first).map(str::as_bytes);
@@ -110,6 +115,12 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
             let path = path.map(|path| if *query { path } else { path.split(|&b| b == b'?').next().unwrap_or(path) });
             foreign(path.map(|path| &path[..path.len().min(*limit)]), out)
         }
+        Operator::WithoutQuery(fields, limit) => {
+            let value = fields.iter().find_map(|field| field_value(field, entry));
+            let value = value.as_deref().map(|value| value.split(|&byte| byte == b'?').next().unwrap_or(value));
+            foreign(value.map(|value| &value[..value.len().min(*limit)]), out)
+        }
+        Operator::Metadata(of, filter, path, limit) => metadata::give(*of, filter, path, *limit, entry, out),
         Operator::Query(name, limit) => query(name.as_deref(), *limit, entry, out),
         Operator::RouteName => foreign(entry.route_name.map(str::as_bytes), out),
         Operator::FilterChainName => foreign(entry.filter_chain.map(str::as_bytes), out),
@@ -120,6 +131,7 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         }
         Operator::TraceId => own(entry.trace.map(|(trace, _)| trace), out),
         Operator::SpanId => own(entry.trace.map(|(_, span)| span), out),
+        Operator::Observed(seen) => observed::give(*seen, entry, out),
         Operator::Never => Given::Nothing,
         Operator::EmptyForUpstream => {
             if entry.upstream_connected {
@@ -135,7 +147,7 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
                 let given = give(choice, entry, out);
                 if given != Given::Nothing && out.len() > from {
                     out.truncate(out.len().min(from + limit));
-                    return if matches!(given, Given::Number(_)) { Given::Own } else { given };
+                    return if matches!(given, Given::Number(_) | Given::Json) { Given::Own } else { given };
                 }
                 out.truncate(from);
             }
@@ -166,19 +178,19 @@ fn field_value<'e, Q: HeaderLookup, S: HeaderLookup>(
     }
 }
 
-fn foreign(value: Option<&[u8]>, out: &mut Vec<u8>) -> Given {
+pub(super) fn foreign(value: Option<&[u8]>, out: &mut Vec<u8>) -> Given {
     let Some(value) = value else { return Given::Nothing };
     out.extend_from_slice(&value[..value.len().min(MAX_VALUE_BYTES)]);
     Given::Foreign
 }
 
-fn own(value: Option<impl Display>, out: &mut Vec<u8>) -> Given {
+pub(super) fn own(value: Option<impl Display>, out: &mut Vec<u8>) -> Given {
     let Some(value) = value else { return Given::Nothing };
     let _ = write!(Sink(out), "{value}");
     Given::Own
 }
 
-fn number(value: u64, out: &mut Vec<u8>) -> Given {
+pub(super) fn number(value: u64, out: &mut Vec<u8>) -> Given {
     let mut text = [0; 20];
     out.extend_from_slice(crate::http::decimal(u128::from(value), &mut text));
     Given::Number(value)
@@ -323,41 +335,4 @@ fn grpc_status(status: Option<u16>, form: GrpcForm, out: &mut Vec<u8>) -> Given 
         (GrpcForm::Snake, Some((_, snake))) => own(Some(snake), out),
         (_, None) => own(Some(status), out),
     }
-}
-
-fn certificate<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) -> Given {
-    // The identity of a peer of the mesh is known without its certificate being read again.
-    if let (Owner::Peer, Certificate::Uris, Some(uri)) = (owner, part, entry.downstream_peer) {
-        return foreign(Some(uri.as_bytes()), out);
-    }
-    let Some(tls) = entry.tls else { return Given::Nothing };
-    let facts: Option<&CertificateFacts> = match owner {
-        Owner::Peer => tls.peer(),
-        Owner::Local => tls.local.as_ref().map(|local| local.facts()),
-    };
-    let Some(facts) = facts else { return Given::Nothing };
-    let list = |names: &[Box<str>]| Some(names.join(",")).filter(|names| !names.is_empty());
-    let text = match part {
-        Certificate::Uris => list(&facts.uris),
-        Certificate::Dns => list(&facts.dns),
-        Certificate::Emails => list(&facts.emails),
-        Certificate::Ips => {
-            let ips: Vec<Box<str>> = facts.ips.iter().map(|ip| ip.to_string().into()).collect();
-            list(&ips)
-        }
-        Certificate::Subject => Some(facts.subject.to_string()).filter(|subject| !subject.is_empty()),
-        Certificate::Issuer => Some(facts.issuer.to_string()).filter(|issuer| !issuer.is_empty()),
-        Certificate::Serial => Some(facts.serial.to_string()),
-        Certificate::Sha256 => Some(hex(&facts.sha256)),
-        Certificate::Pem => tls.chain().first().map(|leaf| url_pem(leaf)),
-        Certificate::NotBefore(format) => {
-            format.write(facts.not_before, out);
-            return Given::Own;
-        }
-        Certificate::NotAfter(format) => {
-            format.write(facts.not_after, out);
-            return Given::Own;
-        }
-    };
-    foreign(text.as_deref().map(str::as_bytes), out)
 }

@@ -138,6 +138,25 @@ fn connections_when_there_are_too_many_then_one_more_is_closed_until_one_ends() 
 }
 
 #[test]
+fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_closed() {
+    let hello = || http(Action::Direct(DirectResponse { code: 200, body: b"hi".to_vec().into() }));
+    let proxy = Proxy::start(1, hello(), Vec::new());
+    let plain = root(proxy.address, hello(), Vec::new());
+    let limited = Root { listeners: plain.listeners.clone(), most_connections: Some(2), ..Root::default() };
+    proxy.wait(proxy.workers().publish(Arc::new(limited)));
+    let open = || {
+        let mut side = Side::connect(proxy.address);
+        side.send(get("/").as_bytes());
+        side.until(b"hi").map(|_| side)
+    };
+    let (first, second) = (open().unwrap(), open().unwrap());
+    assert!(open().is_none());
+    drop(first);
+    eventually("a place", || open().is_some());
+    drop(second);
+}
+
+#[test]
 fn connections_when_they_come_too_fast_then_they_are_closed() {
     let bucket = json!({"max_tokens": 2, "tokens_per_fill": 1, "fill_interval": "3600s"});
     let gate = filter("local_ratelimit.v3.LocalRateLimit", json!({"stat_prefix": "l", "token_bucket": bucket}));
@@ -283,4 +302,52 @@ fn listener_when_it_logs_then_every_connection_has_a_line_whether_something_take
     stranger.connect(&it.proxy.address.into()).unwrap();
     eventually("another line", || read().lines().count() == 2);
     assert!(read().lines().nth(1).unwrap().starts_with("2 NR filter_chain_not_found - NotSet "), "{}", read());
+}
+
+#[test]
+fn tcp_proxy_when_it_logs_beginnings_then_each_moment_has_its_line_and_its_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = |name: &str, fields: Value| {
+        let path = folder.path().join(name);
+        let format = "%ACCESS_LOG_TYPE% %UPSTREAM_HOST% %DOWNSTREAM_WIRE_BYTES_RECEIVED%/%UPSTREAM_WIRE_BYTES_RECEIVED% \
+                      %UPSTREAM_HOSTS_ATTEMPTED%\n";
+        let mut log = json!({"name": "f", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": path.to_str().unwrap(), "log_format": {"text_format_source": {"inline_string": format}},
+        }});
+        log.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        log
+    };
+    let ends = json!({"filter": {"log_type_filter": {"types": ["TcpConnectionEnd"]}}});
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        assert_eq!(side.until(b"\n").as_deref(), Some("ping\n"));
+        side.send(b"pong pong\n");
+    });
+    let proxy = filter(
+        "tcp_proxy.v3.TcpProxy",
+        json!({
+            "stat_prefix": "t", "cluster": "up", "access_log": [log("all", json!({})), log("ends", ends)],
+            "access_log_options": {"flush_access_log_on_start": true, "flush_access_log_on_connected": true},
+        }),
+    );
+    let it = Configured::start(
+        json!({"default_filter_chain": {"filters": [proxy]}}),
+        &[static_cluster("up", &[backend.address])],
+    );
+    let telemetry = it.proxy.telemetry.clone();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(telemetry.write_logs());
+    });
+    let mut client = Side::connect(it.address(0));
+    client.send(b"ping\n");
+    assert_eq!(client.rest(), "pong pong\n");
+    drop(client);
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap_or_default();
+    let at = backend.address;
+    let end = format!("TcpConnectionEnd {at} 5/10 {at}\n");
+    let all = format!("TcpConnectionStart - 0/0 -\nTcpUpstreamConnected {at} 0/0 {at}\n{end}");
+    eventually("the last lines", || read("all").contains("TcpConnectionEnd") && !read("ends").is_empty());
+    assert_eq!((read("all"), read("ends")), (all, end));
 }

@@ -54,6 +54,7 @@ fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
         client.ask(&get(path));
     }
     let at = admin(&proxy);
+    eventually("the requests counted", || ask(at, "GET", "/stats").body.contains("http.http.downstream_rq_total: 3"));
     let page = ask(at, "GET", "/stats").body;
     for line in [
         "cluster.outbound|80||test.upstream_rq_total: 3",
@@ -81,6 +82,7 @@ fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
     assert!(scraped.contains(wanted), "{scraped}");
     assert_eq!(ask(at, "POST", "/reset_counters").status(), 200);
     client.ask(&get("/"));
+    // A request is counted when its answer is on its way.
     eventually("the request counted", || {
         let page = ask(at, "GET", "/stats").body;
         page.contains("http.http.downstream_rq_total: 1\n") && page.contains("downstream_cx_active: 1")
@@ -126,7 +128,10 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
         assert_eq!(ask(at, "POST", path).status(), 405, "{path}");
     }
     for (method, path, status) in [
-        ("POST", "/cpuprofiler?enable=y", 501),
+        ("POST", "/heapprofiler?enable=y", 501),
+        ("POST", "/cpuprofiler", 400),
+        ("GET", "/debug/pprof/profile?seconds=0", 400),
+        ("POST", "/debug/pprof/profile", 405),
         ("POST", "/reset_counters", 200),
         ("POST", "/logging?level=loud", 400),
         ("POST", "/quitquitquit", 200),
@@ -140,4 +145,21 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
     ] {
         assert_eq!(ask(at, method, path).status(), status, "{method} {path}");
     }
+}
+
+#[test]
+fn cpu_profile_when_begun_and_ended_then_it_is_the_answer() {
+    let _one = crate::profile::tests::ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let proxy = Proxy::simple(&[]);
+    let at = admin(&proxy);
+    assert_eq!(ask(at, "POST", "/cpuprofiler?enable=n").status(), 409, "none was begun");
+    assert_eq!(ask(at, "POST", "/cpuprofiler?enable=y").status(), 200);
+    assert_eq!(ask(at, "GET", "/debug/pprof/profile?seconds=1").status(), 409, "one at a time");
+    assert_eq!(ask(at, "POST", "/cpuprofiler?enable=n&format=folded").status(), 200);
+    let whole = ask(at, "GET", "/debug/pprof/profile?seconds=1&format=folded");
+    assert_eq!(whole.status(), 200);
+    let is_line = |line: &str| {
+        line.rsplit_once(' ').is_some_and(|(calls, count)| !calls.is_empty() && count.parse::<u64>().is_ok())
+    };
+    assert!(whole.body.lines().all(is_line), "{}", whole.body);
 }

@@ -14,14 +14,16 @@ mod runtime;
 pub use dynamic::Dynamic;
 pub use runtime::Layers;
 
-use super::convert::common::address;
+use super::convert::common::{address, optional, unknown_type};
 use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::management::Server;
 use super::state::Kind;
 use crate::overload::Overload;
+use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use leno_xds::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use leno_xds::envoy::service::discovery::v3::Resource;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -217,6 +219,19 @@ fn check_cluster_manager(value: xds::ClusterManager) -> Converted<()> {
     Ok(())
 }
 
+/// Takes a log of the admin server that is thrown away, which many write since Envoy once wanted one; another is refused.
+fn nowhere(value: AccessLog) -> Converted<()> {
+    let AccessLog { name: _, filter: _, config_type } = value;
+    let Some(access_log::ConfigType::TypedConfig(any)) = config_type else {
+        return Err(Refused::new("typed_config", "is missing"));
+    };
+    match optional::<FileAccessLog>(&any).within("typed_config")? {
+        Some(log) if log.path == "/dev/null" => Ok(()),
+        Some(_) => Err(Refused::new("typed_config.path", "other than /dev/null is not supported by this proxy")),
+        None => Err(unknown_type(&any).within("typed_config")),
+    }
+}
+
 fn admin(value: xds::Admin) -> Converted<Option<SocketAddr>> {
     let xds::Admin {
         access_log,
@@ -227,7 +242,10 @@ fn admin(value: xds::Admin) -> Converted<Option<SocketAddr>> {
         ignore_global_conn_limit: _,
         allow_paths,
     } = value;
-    refuse!(access_log, socket_options, allow_paths);
+    refuse!(socket_options, allow_paths);
+    for (index, log) in access_log.into_iter().enumerate() {
+        nowhere(log).within(format_args!("access_log[{index}]"))?;
+    }
     if access_log_path != "/dev/null" {
         refuse_set(&access_log_path, "access_log_path")?;
     }
@@ -250,7 +268,7 @@ mod tests {
 
     #[test]
     fn bootstrap_when_written_as_yaml_or_json_is_the_same() {
-        let yaml = "node: {id: a, cluster: b}\nadmin:\n  address:\n    socket_address: {address: 127.0.0.1, port_value: 9901}\n";
+        let yaml = "node: {id: a, cluster: b}\nadmin:\n  access_log: [{name: x, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /dev/null}}]\n  address:\n    socket_address: {address: 127.0.0.1, port_value: 9901}\n";
         let json = r#"{"node": {"id": "a", "cluster": "b"},
             "admin": {"address": {"socketAddress": {"address": "127.0.0.1", "portValue": 9901}}}}"#;
         for text in [yaml, json] {
@@ -266,6 +284,10 @@ mod tests {
             ("header_prefix: x-foo", "field `header_prefix`"),
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
             ("admin: {access_log_path: /tmp/log}", "field `admin.access_log_path`"),
+            (
+                r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/log}}]}"#,
+                "field `admin.access_log[0].typed_config.path`",
+            ),
             ("static_resuorces: {}", "static_resuorces"),
             ("overload_manager: {loadshed_points: [{name: x}]}", "field `overload_manager.loadshed_points`"),
             (

@@ -8,7 +8,8 @@ use leno_xds::envoy::config::overload::v3::{
     resource_monitor, trigger,
 };
 use leno_xds::envoy::extensions::resource_monitors::{
-    cgroup_memory::v3::CgroupMemoryConfig, fixed_heap::v3::FixedHeapConfig,
+    cgroup_memory::v3::CgroupMemoryConfig, downstream_connections::v3::DownstreamConnectionsConfig,
+    fixed_heap::v3::FixedHeapConfig,
 };
 use std::time::Duration;
 
@@ -27,7 +28,12 @@ pub(super) fn overload(value: OverloadManager) -> Converted<Overload> {
         }
     }
     let mut monitors: Vec<Monitor> = Vec::new();
+    let mut connections = None;
     for (index, value) in resource_monitors.into_iter().enumerate() {
+        if let Some(most) = most_connections(&value).within(format_args!("resource_monitors[{index}]"))? {
+            connections = Some(most);
+            continue;
+        }
         let monitor = monitor(value).within(format_args!("resource_monitors[{index}]"))?;
         if monitors.iter().any(|other| other.name == monitor.name) {
             return Err(Refused::new(format!("resource_monitors[{index}].name"), "is there twice"));
@@ -38,7 +44,20 @@ pub(super) fn overload(value: OverloadManager) -> Converted<Overload> {
     let actions = actions.map(|(index, value)| follow(value, &monitors).within(format_args!("actions[{index}]")));
     let actions = actions.collect::<Converted<Vec<_>>>()?;
     let interval = maybe_duration(refresh_interval, "refresh_interval")?.unwrap_or(INTERVAL).max(SHORTEST);
-    Ok(Overload { interval, monitors, actions })
+    Ok(Overload { interval, monitors, actions, connections })
+}
+
+/// The limit of connections, if that is what the monitor is about. No action follows from it.
+fn most_connections(value: &ResourceMonitor) -> Converted<Option<u64>> {
+    let ResourceMonitor { name: _, config_type } = value;
+    let Some(resource_monitor::ConfigType::TypedConfig(any)) = config_type else { return Ok(None) };
+    match optional::<DownstreamConnectionsConfig>(any).within("typed_config")? {
+        None => Ok(None),
+        Some(DownstreamConnectionsConfig { max_active_downstream_connections: most }) => match u64::try_from(most) {
+            Ok(most @ 1..) => Ok(Some(most)),
+            _ => Err(Refused::new("typed_config.max_active_downstream_connections", "is not above zero")),
+        },
+    }
 }
 
 fn monitor(value: ResourceMonitor) -> Converted<Monitor> {

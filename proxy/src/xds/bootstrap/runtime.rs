@@ -8,6 +8,14 @@ use std::collections::BTreeMap;
 /// Prefixes of keys that Envoy itself looks at: setting one changes what the proxy does, and this one looks at none.
 const ENVOYS_OWN: [&str; 6] = ["envoy.", "overload.", "re2.", "upstream.", "health_check.", "outlier_detection."];
 
+/// Keys of Envoy's own that are taken: the first by [`Layers::most_connections`], the others since they are about its engine of
+/// regular expressions; those of this proxy have bounds of their own.
+const TAKEN: [&str; 3] = [
+    "overload.global_downstream_max_connections",
+    "re2.max_program_size.error_level",
+    "re2.max_program_size.warn_level",
+];
+
 /// The values of every layer, the last one on top.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Layers(BTreeMap<String, Value>);
@@ -60,6 +68,11 @@ impl Layers {
         self.0.iter().map(|(key, value)| (key.clone(), text(value))).collect()
     }
 
+    /// Open connections of clients at most, if that is set.
+    pub fn most_connections(&self) -> Option<u64> {
+        self.number(TAKEN[0]).filter(|most| *most >= 0.0).map(|most| most as u64)
+    }
+
     /// The number at a key, if there is one.
     pub fn number(&self, key: &str) -> Option<f64> {
         match self.get(key)?.kind.as_ref()? {
@@ -77,7 +90,7 @@ fn flatten(prefix: &str, fields: Struct, values: &mut BTreeMap<String, Value>) -
         match value.kind {
             Some(Kind::StructValue(inner)) if !inner.fields.contains_key("numerator") => flatten(&key, inner, values)?,
             kind => {
-                if ENVOYS_OWN.iter().any(|own| key.starts_with(own)) {
+                if !TAKEN.contains(&key.as_str()) && ENVOYS_OWN.iter().any(|own| key.starts_with(own)) {
                     return Err(Refused::new(key, "is not supported by this proxy; leave it out"));
                 }
                 values.insert(key, Value { kind });
@@ -111,9 +124,14 @@ mod tests {
     #[test]
     fn runtime_when_it_would_change_the_proxy_itself_is_refused_by_its_key() {
         let refused = layers(&serde_json::json!({"layers": [
+            {"name": "a", "static_layer": {"envoy": {"reloadable_features": {"no_extension_lookup_by_name": false}}}},
+        ]}));
+        let key = "layers[0].static_layer.envoy.reloadable_features.no_extension_lookup_by_name";
+        assert_eq!(refused.unwrap_err().field, key);
+        let taken = layers(&serde_json::json!({"layers": [
             {"name": "a", "static_layer": {"overload": {"global_downstream_max_connections": 5}}},
         ]}));
-        assert_eq!(refused.unwrap_err().field, "layers[0].static_layer.overload.global_downstream_max_connections");
+        assert_eq!(taken.unwrap().most_connections(), Some(5));
         let refused = layers(&serde_json::json!({"layers": [{"name": "a", "rtds_layer": {"name": "x"}}]}));
         assert_eq!(refused.unwrap_err().field, "layers[0].rtds_layer");
     }

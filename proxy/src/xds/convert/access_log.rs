@@ -1,20 +1,24 @@
 //! Access logs: where, how, and of what; and the formats of other texts that are made in the same way.
 
 use super::common::{inline, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, matcher, refuse};
+use super::{Context, Converted, Refused, Within as _, matcher};
 use crate::config::AccessLog;
-use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, ResponseFlags};
+use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags};
 use leno_xds::envoy::config::accesslog::v3::{
     self as xds, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, GrpcStatusFilter, HeaderFilter,
     LogTypeFilter, NotHealthCheckFilter, OrFilter, ResponseFlagFilter, RuntimeFilter, StatusCodeFilter,
     TraceableFilter, access_log, access_log_filter::FilterSpecifier, comparison_filter::Op,
 };
 use leno_xds::envoy::config::core::v3::{
-    JsonFormatOptions, RuntimeUInt32, SubstitutionFormatString, substitution_format_string::Format,
+    JsonFormatOptions, RuntimeUInt32, SubstitutionFormatString, TypedExtensionConfig,
+    substitution_format_string::Format,
 };
 use leno_xds::envoy::extensions::access_loggers::{
     file::v3::{FileAccessLog, file_access_log},
     stream::v3::{StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log},
+};
+use leno_xds::envoy::extensions::formatter::{
+    metadata::v3::Metadata as MetadataFormatter, req_without_query::v3::ReqWithoutQuery,
 };
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use prost_types::Any;
@@ -96,7 +100,9 @@ fn sink(context: &mut Context, any: &Any) -> Converted<(String, Arc<LogFormat>)>
 pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> Converted<Arc<LogFormat>> {
     let SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options, format } =
         value;
-    refuse!(formatters);
+    for (index, formatter) in formatters.into_iter().enumerate() {
+        self::formatter(formatter).within(format_args!("formatters[{index}]"))?;
+    }
     // Members are always sorted by name.
     let JsonFormatOptions { sort_properties: _ } = json_format_options.unwrap_or_default();
     match format {
@@ -109,6 +115,27 @@ pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> 
         }
         Some(Format::JsonFormat(fields)) => json(&fields, omit_empty_values).within("json_format"),
     }
+}
+
+/// Refuses a format whose operators are only answered in lines of logs.
+pub(super) fn answered_anywhere(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
+    match format.needs() == LogNeeds::default() {
+        true => Ok(format),
+        false => Err(Refused::new("", "has an operator that this proxy answers in access logs only")),
+    }
+}
+
+/// A set of operators that Envoy has as an extension: here they are there whether a format asks for them or not.
+fn formatter(value: TypedExtensionConfig) -> Converted<()> {
+    let TypedExtensionConfig { name: _, typed_config } = value;
+    let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
+    if let Some(ReqWithoutQuery {}) = optional(&any).within("typed_config")? {
+        return Ok(());
+    }
+    if let Some(MetadataFormatter {}) = optional(&any).within("typed_config")? {
+        return Ok(());
+    }
+    Err(unknown_type(&any).within("typed_config"))
 }
 
 fn json(fields: &prost_types::Struct, omit: bool) -> Converted<Arc<LogFormat>> {

@@ -183,7 +183,7 @@ pub fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Conve
     if !plain.contains('%') {
         return Ok(HeaderText::Literal(text.replace("%%", "%").into()));
     }
-    let format = context.log_format(text, true)?;
+    let format = context.text_format(text)?;
     Ok(HeaderText::Format { format, keep_empty })
 }
 

@@ -7,8 +7,8 @@ use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
-    Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort,
-    Underscores,
+    AccessLog, Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader,
+    StripPort, Underscores,
 };
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
@@ -20,8 +20,8 @@ use leno_xds::envoy::config::core::v3::{
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds,
     http_connection_manager::{
-        CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode,
-        UpgradeConfig,
+        CodecType, HcmAccessLogOptions, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+        StripPortMode, UpgradeConfig,
     },
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
@@ -109,8 +109,6 @@ pub fn manager(
     let marked = request_id_extension.clone();
     refuse!(
         access_log_flush_interval,
-        access_log_options,
-        flush_access_log_on_new_request,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         path_normalization_options,
@@ -211,6 +209,8 @@ pub fn manager(
         true => None,
         false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
     };
+    let logs = access_logs(context, logs)?;
+    let log_starts = flush_access_log_on_new_request || log_starts(access_log_options).within("access_log_options")?;
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
         direction,
@@ -218,7 +218,9 @@ pub fn manager(
         routes,
         filters,
         router,
-        access_logs: access_logs(context, logs)?,
+        log_starts,
+        log_needs: AccessLog::needs(&logs),
+        access_logs: logs,
         tracing: traces.map(Box::new),
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?
             .filter(|limit| !limit.is_zero())
@@ -258,6 +260,17 @@ pub fn manager(
         local_replies: local_replies.map(Box::new),
         http2,
     })
+}
+
+/// Whether a line is written when a request has begun.
+fn log_starts(value: Option<HcmAccessLogOptions>) -> Converted<bool> {
+    let HcmAccessLogOptions {
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        flush_log_on_tunnel_successfully_established,
+    } = value.unwrap_or_default();
+    refuse!(access_log_flush_interval, flush_log_on_tunnel_successfully_established);
+    Ok(flush_access_log_on_new_request)
 }
 
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {

@@ -5,7 +5,7 @@ use crate::config::{
     CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, Proportion, ServerHeader, StripPort,
     Underscores,
 };
-use crate::telemetry::{Comparison, LogFilter, LogFormat, LogSink};
+use crate::telemetry::{Comparison, LogFilter, LogFormat, LogNeeds, LogSink};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -214,10 +214,40 @@ fn access_logs_when_read_then_each_has_its_place_format_and_filter() {
         (json!({"path": "/x", "log_format": {"text_format": "%NOPE%"}}), "typed_config.log_format.text_format"),
         (json!({"path": "/x", "log_format": {"json_format": {"a": "%NOPE%"}}}), "typed_config.log_format.json_format"),
         (json!({"log_format": {"text_format": "x"}}), "typed_config.path"),
+        (
+            json!({"path": "/x", "log_format": {"text_format": "%PROTOCOL%", "formatters": [
+                {"name": "c", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
+            ]}}),
+            "typed_config.log_format.formatters[0].typed_config",
+        ),
     ] {
         let refused = manager(json!({"access_log": [{"typed_config": file(fields)}]})).unwrap_err();
         assert_eq!(refused.field, format!("access_log[0].{field}"));
     }
+}
+
+#[test]
+fn log_needs_when_a_line_asks_for_more_then_the_manager_knows_and_other_texts_may_not_ask() {
+    let logs = |format: Value| {
+        json!({"access_log": [{"typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format": format,
+        }}]})
+    };
+    let needs = |format: Value| manager(logs(format)).unwrap().log_needs;
+    assert_eq!(needs(json!({"text_format": "%PROTOCOL% %CLUSTER_METADATA(a:b)%"})), LogNeeds::default());
+    let told = needs(json!({"text_format": "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%"}));
+    assert_eq!(told, LogNeeds { told: true, observed: false });
+    let observed = needs(json!({"json_format": {"a": {"b": ["<%DOWNSTREAM_WIRE_BYTES_SENT%>"]}}}));
+    assert_eq!(observed, LogNeeds { told: false, observed: true });
+    let metadata = json!({"@type": "type.googleapis.com/envoy.extensions.formatter.metadata.v3.Metadata"});
+    let both = json!({
+        "text_format": "%METADATA(DYNAMIC:a)%%UPSTREAM_PEER_SUBJECT%",
+        "formatters": [{"name": "m", "typed_config": metadata}],
+    });
+    assert_eq!(needs(both), LogNeeds { told: true, observed: true });
+
+    let body = json!({"local_reply_config": {"body_format": {"text_format": "%UPSTREAM_TLS_VERSION%"}}});
+    assert_eq!(manager(body).unwrap_err().field, "local_reply_config.body_format");
 }
 
 #[test]

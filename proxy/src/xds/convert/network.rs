@@ -221,11 +221,10 @@ fn tcp_proxy(
         downstream_idle_timeout,
         upstream_idle_timeout,
         access_log_flush_interval,
-        flush_access_log_on_connected,
-        access_log_options,
         proxy_protocol_tlvs,
         upstream_connect_mode
     );
+    let (log_starts, log_connected) = log_when(access_log_options).within("access_log_options")?;
     // What a target asks for goes before what the filter does.
     let common = filter_metadata(metadata_match.as_ref(), "envoy.lb").map(labels);
     let wanted = |own: Option<&Metadata>| {
@@ -281,8 +280,21 @@ fn tcp_proxy(
         tunnel: tunneling_config.map(|value| tunnel(context, value)).transpose().within("tunneling_config")?,
         backoff: backoff_options.map(backoff).transpose().within("backoff_options")?,
         access_logs: access_logs(context, logs)?,
+        log_starts,
+        log_connected: log_connected || flush_access_log_on_connected,
         ..TcpProxy::new(targets)
     })
+}
+
+/// Whether lines are written when a connection has begun, and when it has reached its endpoint.
+fn log_when(value: Option<tcp::tcp_proxy::TcpAccessLogOptions>) -> Converted<(bool, bool)> {
+    let tcp::tcp_proxy::TcpAccessLogOptions {
+        access_log_flush_interval,
+        flush_access_log_on_connected,
+        flush_access_log_on_start,
+    } = value.unwrap_or_default();
+    refuse!(access_log_flush_interval);
+    Ok((flush_access_log_on_start, flush_access_log_on_connected))
 }
 
 fn tunnel(context: &mut Context, value: tcp::tcp_proxy::TunnelingConfig) -> Converted<Box<TcpTunnel>> {

@@ -94,7 +94,7 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         per_request_buffer_limit_bytes,
         request_body_buffer_limit,
         request_mirror_policies,
-        metadata: _,
+        metadata,
         route_specifiers,
     } = value;
     refuse!(matcher, retry_policy_typed_config, hedge_policy, route_specifiers);
@@ -128,6 +128,7 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         attempt_count_in_response: include_attempt_count_in_response,
         timeout_retry_in_request: include_is_timeout_retry_header,
         rate_limits: filter::rate_limits(rate_limits).within("rate_limits")?,
+        metadata: crate::config::Metadata::of(metadata.as_ref()),
     })
 }
 
@@ -189,6 +190,7 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
             .within("tracing")?
             .map(Box::new),
         decorator: decorator.map(super::tracing::decorator).transpose().within("decorator")?.map(Box::new),
+        metadata: crate::config::Metadata::of(metadata.as_ref()),
     })
 }
 

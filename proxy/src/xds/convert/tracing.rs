@@ -142,7 +142,7 @@ fn format(context: &mut Context, text: &str, field: &str) -> Converted<Option<Ar
     if text.is_empty() {
         return Ok(None);
     }
-    context.log_format(text, true).map(Some).within(field)
+    context.text_format(text).map(Some).within(field)
 }
 
 fn custom(context: &mut Context, values: Vec<tags::CustomTag>) -> Converted<Vec<CustomTag>> {
@@ -177,7 +177,7 @@ fn tag(context: &mut Context, value: tags::CustomTag) -> Converted<Option<Custom
         Some(custom_tag::Type::RequestHeader(custom_tag::Header { name, default_value })) => {
             TagValue::Header(name.to_ascii_lowercase().into(), default_value.into())
         }
-        Some(custom_tag::Type::Value(text)) => TagValue::Format(context.log_format(&text, true).within("value")?),
+        Some(custom_tag::Type::Value(text)) => TagValue::Format(context.text_format(&text).within("value")?),
         Some(custom_tag::Type::Metadata(_)) => {
             return Err(Refused::new("metadata", "is not supported by this proxy"));
         }

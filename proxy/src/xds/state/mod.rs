@@ -117,6 +117,7 @@ struct ListenerEntry {
 #[derive(Debug)]
 pub struct State {
     context: Context,
+    most_connections: Option<u64>,
     clusters: BTreeMap<String, ClusterEntry>,
     endpoints: BTreeMap<String, Raw>,
     secrets: BTreeMap<String, Raw>,
@@ -149,6 +150,7 @@ impl State {
     pub fn new(trust_domain: &str) -> Self {
         Self {
             context: Context::new(trust_domain),
+            most_connections: None,
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -180,6 +182,12 @@ impl State {
     /// With values that change runtime fractions.
     pub fn with_runtime(mut self, runtime: super::bootstrap::Layers) -> Self {
         self.context.runtime = runtime;
+        self
+    }
+
+    /// At most so many open connections of clients.
+    pub fn limiting_connections(mut self, most: Option<u64>) -> Self {
+        self.most_connections = most;
         self
     }
 

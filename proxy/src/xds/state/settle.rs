@@ -177,6 +177,7 @@ impl State {
             listeners: Listeners::new(listeners),
             clusters,
             own: self.own.clone(),
+            most_connections: self.most_connections,
             ..Root::default()
         }))
     }

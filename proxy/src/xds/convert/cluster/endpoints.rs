@@ -122,6 +122,7 @@ impl Template {
             labels: Arc::new(labels),
             tls,
             workload: context.workload(workload),
+            metadata: crate::config::Metadata::of(metadata.as_ref()),
         };
         Ok((name, Arc::new(endpoint)))
     }

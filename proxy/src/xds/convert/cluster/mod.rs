@@ -230,6 +230,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     cluster.service = context.service(cluster.service);
     cluster.destination = context.workload(cluster.destination);
     cluster.origin = super::route::origin(metadata.as_ref());
+    cluster.metadata = crate::config::Metadata::of(metadata.as_ref());
     let names = dns::Fields {
         refresh_rate: dns_refresh_rate,
         jitter: dns_jitter,

@@ -127,17 +127,19 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
 fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
     let Rbac {
         rules,
-        rules_stat_prefix: _,
+        rules_stat_prefix,
         matcher,
         shadow_rules,
         shadow_matcher,
-        shadow_rules_stat_prefix: _,
+        shadow_rules_stat_prefix,
         track_per_rule_stats: _,
     } = value;
     refuse!(matcher, shadow_matcher);
     Ok(crate::config::Rbac {
         rules: rules.map(super::rbac::rules).transpose().within("rules")?,
         shadow: shadow_rules.map(super::rbac::rules).transpose().within("shadow_rules")?,
+        prefix: rules_stat_prefix.into(),
+        shadow_prefix: shadow_rules_stat_prefix.into(),
     })
 }
 

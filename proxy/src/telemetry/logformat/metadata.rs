@@ -1,0 +1,131 @@
+//! Operators about metadata: what servers of configuration wrote beside routes, clusters and endpoints, and what filters tell.
+
+use super::FormatError;
+use super::json::shortest;
+use super::operator::{Operator, Written};
+use super::value::{Given, foreign};
+use crate::telemetry::{LogEntry, Told};
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use std::collections::BTreeMap;
+
+/// Names of members on the way to a value at most.
+const MAX_PATH: usize = 16;
+
+/// Whose metadata.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// What filters told about the request.
+    Request,
+    Route,
+    VirtualHost,
+    Cluster,
+    Endpoint,
+}
+
+/// The operator that is written so, if it is about metadata: `NAME(FILTER:KEY:KEY)`.
+pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>> {
+    let argument = w.argument.unwrap_or_default();
+    let (of, rest) = match w.name {
+        "DYNAMIC_METADATA" => (Of::Request, argument),
+        "CLUSTER_METADATA" => (Of::Cluster, argument),
+        "UPSTREAM_METADATA" => (Of::Endpoint, argument),
+        "METADATA" => {
+            let (of, rest) = argument.split_once(':').unwrap_or((argument, ""));
+            let of = match of {
+                "DYNAMIC" => Of::Request,
+                "ROUTE" => Of::Route,
+                "VIRTUAL_HOST" => Of::VirtualHost,
+                "CLUSTER" => Of::Cluster,
+                "UPSTREAM_HOST" => Of::Endpoint,
+                "LISTENER" | "LISTENER_FILTER_CHAIN" => return None,
+                _ => return Some(Err(w.malformed())),
+            };
+            (of, rest)
+        }
+        _ => return None,
+    };
+    let mut keys = rest.split(':').map(Into::into);
+    let (filter, path): (Option<Box<str>>, Vec<Box<str>>) = (keys.next(), keys.collect());
+    let filter = filter.filter(|filter| !filter.is_empty() && path.len() <= MAX_PATH);
+    Some(filter.ok_or_else(|| w.malformed()).map(|filter| Operator::Metadata(of, filter, path, w.limit())))
+}
+
+/// Appends a value: a text as it is, what else there may be as JSON.
+pub(super) fn give<Q, S>(
+    of: Of,
+    filter: &str,
+    path: &[Box<str>],
+    limit: usize,
+    entry: &LogEntry<'_, Q, S>,
+    out: &mut Vec<u8>,
+) -> Given {
+    let kept = match of {
+        Of::Request => return told(entry.told, filter, path, limit, out),
+        Of::Route => entry.metadata.route,
+        Of::VirtualHost => entry.metadata.virtual_host,
+        Of::Cluster => entry.metadata.cluster,
+        Of::Endpoint => entry.metadata.endpoint,
+    };
+    match kept.and_then(|kept| kept.value(filter, path)).and_then(|value| value.kind) {
+        None | Some(Kind::NullValue(_)) => Given::Nothing,
+        Some(Kind::StringValue(text)) => foreign(Some(&text.as_bytes()[..text.floor_char_boundary(limit)]), out),
+        Some(kind) => {
+            json(Some(&kind), out);
+            Given::Json
+        }
+    }
+}
+
+/// What filters told: texts by names.
+fn told(all: &[Told], filter: &str, path: &[Box<str>], limit: usize, out: &mut Vec<u8>) -> Given {
+    let of_filter = all.iter().filter(|told| told.filter == filter);
+    if path.is_empty() {
+        let text = |told: &Told| Value { kind: Some(Kind::StringValue(told.value.to_string())) };
+        let fields: BTreeMap<String, Value> = of_filter.map(|told| (told.name(), text(told))).collect();
+        if fields.is_empty() {
+            return Given::Nothing;
+        }
+        json(Some(&Kind::StructValue(Struct { fields })), out);
+        return Given::Json;
+    }
+    // What is told last goes before what was told earlier.
+    match of_filter.rev().find(|told| path.iter().map(AsRef::as_ref).eq([told.name().as_str()])) {
+        Some(told) => foreign(Some(&told.value.as_bytes()[..told.value.floor_char_boundary(limit)]), out),
+        None => Given::Nothing,
+    }
+}
+
+fn json(kind: Option<&Kind>, out: &mut Vec<u8>) {
+    match kind {
+        None | Some(Kind::NullValue(_)) => out.extend_from_slice(b"null"),
+        Some(Kind::BoolValue(value)) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
+        Some(Kind::NumberValue(value)) => out.extend_from_slice(shortest(*value).as_bytes()),
+        Some(Kind::StringValue(text)) => out.extend_from_slice(quoted(text).as_bytes()),
+        Some(Kind::StructValue(Struct { fields })) => {
+            out.push(b'{');
+            for (at, (name, value)) in fields.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                out.extend_from_slice(quoted(name).as_bytes());
+                out.push(b':');
+                json(value.kind.as_ref(), out);
+            }
+            out.push(b'}');
+        }
+        Some(Kind::ListValue(ListValue { values })) => {
+            out.push(b'[');
+            for (at, Value { kind }) in values.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                json(kind.as_ref(), out);
+            }
+            out.push(b']');
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
