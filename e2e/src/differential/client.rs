@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// How long a raw connection is quiet before it counts as finished.
 const QUIET: Duration = Duration::from_millis(400);
 /// How long a connection that was announced to close may stay open.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// What came back.
 #[derive(Clone, Debug, Default)]

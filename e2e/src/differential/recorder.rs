@@ -12,7 +12,10 @@ use std::{
     collections::HashMap,
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -25,6 +28,8 @@ const HANG: Duration = Duration::from_secs(10);
 /// What reached a back end.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
+    /// Which of a case's it is.
+    pub number: usize,
     /// The back end.
     pub backend: String,
     /// The request's id; empty where it has none.
@@ -37,6 +42,7 @@ pub struct Record {
 #[derive(Default)]
 pub struct Recorder {
     records: Mutex<Vec<Record>>,
+    count: AtomicUsize,
     attempts: Mutex<HashMap<String, usize>>,
 }
 
@@ -56,14 +62,16 @@ impl Recorder {
     }
 
     fn add(&self, record: Record) -> usize {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        records.push(record);
-        records.len() - 1
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let record = Record { number, ..record };
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+        number
     }
 
-    fn append(&self, id: &str, backend: &str, line: String) {
+    /// Adds to a record; a request and its copies may come at the same time.
+    fn append(&self, number: Option<usize>, line: String) {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(record) = records.iter_mut().rev().find(|record| record.id == id && record.backend == backend) {
+        if let Some(record) = records.iter_mut().find(|record| Some(record.number) == number) {
             record.lines.push(line);
         }
     }
@@ -175,9 +183,9 @@ impl Server {
             let mut lines = vec![format!("request: {}", head.start)];
             lines.extend(tls.clone());
             lines.extend(field_lines("header", &head.fields));
-            if !head.get("user-agent").is_some_and(|agent| agent.contains("/HC")) {
-                self.recorder.add(Record { backend: self.name.to_string(), id: id.clone(), lines });
-            }
+            let record = (!head.get("user-agent").is_some_and(|agent| agent.contains("/HC"))).then(|| {
+                self.recorder.add(Record { backend: self.name.to_string(), id: id.clone(), lines, ..Record::default() })
+            });
             let attempt = self.recorder.attempt(&id);
             let reply = Reply::of(head.get(REPLY).unwrap_or_default(), attempt);
             if head.get("expect").is_some_and(|value| value.starts_with("100-")) && !reply.early {
@@ -188,10 +196,10 @@ impl Server {
                 if !body.content.is_empty() || body.cut {
                     let cut = if body.cut { " (cut)" } else { "" };
                     let content = undone(head.get("content-encoding"), body.content);
-                    self.recorder.append(&id, &self.name, format!("body: {}{cut}", summary(&content)));
+                    self.recorder.append(record, format!("body: {}{cut}", summary(&content)));
                 }
                 for line in field_lines("trailer", &body.trailers) {
-                    self.recorder.append(&id, &self.name, line);
+                    self.recorder.append(record, line);
                 }
                 if body.cut {
                     return Ok(());
@@ -298,9 +306,9 @@ impl Server {
         let mut lines = vec![format!("request: {} {} HTTP/2", parts.method, parts.uri)];
         lines.extend(tls);
         lines.extend(field_lines("header", &fields));
-        if !get("user-agent").contains("/HC") {
-            self.recorder.add(Record { backend: self.name.to_string(), id: id.clone(), lines });
-        }
+        let record = (!get("user-agent").contains("/HC")).then(|| {
+            self.recorder.add(Record { backend: self.name.to_string(), id: id.clone(), lines, ..Record::default() })
+        });
         let attempt = self.recorder.attempt(&id);
         let reply = Reply::of(get(REPLY), attempt);
         if !reply.early {
@@ -312,11 +320,11 @@ impl Server {
             }
             if !content.is_empty() {
                 let coding = Some(get("content-encoding"));
-                self.recorder.append(&id, &self.name, format!("body: {}", summary(&undone(coding, content))));
+                self.recorder.append(record, format!("body: {}", summary(&undone(coding, content))));
             }
             if let Some(trailers) = body.trailers().await? {
                 for line in field_lines("trailer", &self::fields(&trailers)) {
-                    self.recorder.append(&id, &self.name, line);
+                    self.recorder.append(record, line);
                 }
             }
         }

@@ -125,7 +125,7 @@ impl Maker<'_> {
         }
         // A copy counts as an attempt at whichever back end it comes to first.
         if hosts.iter().any(|host| host.to_string().contains("request_mirror_policies")) {
-            request.settle = 150;
+            request.settle = 100;
             request.replies.truncate(1);
         }
         request
