@@ -212,7 +212,7 @@ fn run(case: &Path) -> String {
 #[test]
 fn plan_when_a_case_is_observed_then_is_the_golden_one() {
     let folder = Path::new("tests/golden");
-    let mut cases: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut cases: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
     assert!(!cases.is_empty());
     let mut wrong = Vec::new();

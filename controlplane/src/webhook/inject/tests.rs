@@ -39,7 +39,7 @@ fn injected(pod: &Value) -> Value {
 fn pod_when_injected_then_is_the_golden_one() {
     let dir = Path::new("testdata/inject");
     let mut cases = 0;
-    for entry in std::fs::read_dir(&dir).unwrap() {
+    for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let Some(case) = path.file_name().unwrap().to_str().unwrap().strip_suffix(".in.yaml").map(str::to_owned) else {
             continue;
