@@ -26,14 +26,20 @@ fn while_moving(run: &Run, every: Duration, mut break_something: impl FnMut(usiz
     let to = if seen == run.version() { run.previous() } else { run.version() };
     mesh::spec(run.bed, &json!({"version": to}))?;
     let (mut times, mut last, mut begun) = (0, Instant::now(), false);
-    mesh::follow(run.bed, "the upgrade to end although things break", MOVED, |seen| {
+    let ended = mesh::follow(run.bed, "the upgrade to end although things break", MOVED, |seen| {
         begun |= seen.is_moving();
         if seen.is_moving() && last.elapsed() >= every {
             break_something(times)?;
             (times, last) = (times + 1, Instant::now());
         }
-        Ok((begun && seen.rests_on(to).is_ok()).then_some(()))
+        if begun && !seen.is_moving() && seen.is_rejected(to) {
+            return Ok(Some(Err(seen.0["status"]["lastUpgrade"].to_string())));
+        }
+        Ok((begun && seen.rests_on(to).is_ok()).then_some(Ok(())))
     })?;
+    if let Err(last) = ended {
+        bail!("release {to} was rolled back: {last}");
+    }
     mesh::rests_on(run.bed, to, MOVED)?;
     Ok(times)
 }

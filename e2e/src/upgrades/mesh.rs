@@ -59,7 +59,7 @@ impl Seen {
     }
 
     /// Whether this release is wanted and was rolled back.
-    fn is_rejected(&self, version: &str) -> bool {
+    pub fn is_rejected(&self, version: &str) -> bool {
         let condition = condition_of(&self.0, "Upgrading").is_some_and(|condition| {
             condition["reason"] == "RolledBack" && condition["observedGeneration"] == self.0["metadata"]["generation"]
         });

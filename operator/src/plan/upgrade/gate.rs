@@ -22,8 +22,9 @@ pub enum Verdict {
 }
 
 /// Judges a release by what its proxies counted, `elapsed` seconds after all of a wave serve. What fails by much fails at once,
-/// not at the end of the window; what is slow must be slow for half of it, since a busy moment is nobody's fault.
-pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64) -> Verdict {
+/// not at the end of the window; what is slow must be slow for half of it, since a busy moment is nobody's fault. `times` says
+/// whether it is known enough to compare how long requests take.
+pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64, times: bool) -> Verdict {
     let fail = |reason, message: String| Verdict::Fail { reason, message };
     if new.rejected > old.rejected {
         return fail(
@@ -58,7 +59,7 @@ pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64) -> Verdi
             );
         }
         // Without anything to compare with, slow is no news.
-        if old.requests >= gate.min_requests() && elapsed * 2 >= gate.window_seconds() {
+        if times && old.requests >= gate.min_requests() && elapsed * 2 >= gate.window_seconds() {
             for (what, was, is) in [("mean", old.mean_ms, new.mean_ms), ("90th percentile", old.p90_ms, new.p90_ms)] {
                 let more = is - was;
                 if more > gate.max_latency_increase_milliseconds()
@@ -114,7 +115,7 @@ mod tests {
     }
 
     fn reason(old: &Measured, new: &Measured, elapsed: i64) -> &'static str {
-        match judge(&Gate::default(), old, new, elapsed) {
+        match judge(&Gate::default(), old, new, elapsed, true) {
             Verdict::Wait(_) => "wait",
             Verdict::Pass => "pass",
             Verdict::Fail { reason, .. } => reason,
@@ -145,6 +146,14 @@ mod tests {
     }
 
     #[test]
+    fn gate_when_it_is_not_known_how_long_requests_take_then_only_failures_count() {
+        let (old, slow) = (measured(1000, 0, 5), measured(100, 0, 250));
+        assert_eq!(judge(&Gate::default(), &old, &slow, 30, false), Verdict::Pass);
+        let fails = judge(&Gate::default(), &old, &measured(100, 10, 250), 1, false);
+        assert!(matches!(fails, Verdict::Fail { reason: "Failures", .. }), "{fails:?}");
+    }
+
+    #[test]
     fn gate_when_configuration_is_refused_or_memory_grows_then_fails_without_a_request() {
         let refused = Measured { rejected: 1, ..Measured::default() };
         assert_eq!(reason(&Measured::default(), &refused, 0), "ConfigurationRejected");
@@ -165,6 +174,6 @@ mod tests {
     fn gate_when_quiet_then_proceeds_or_waits_as_told() {
         assert_eq!(reason(&Measured::default(), &measured(3, 3, 5), 30), "pass");
         let gate = Gate { when_quiet: Some(QuietGate::Wait), ..Gate::default() };
-        assert!(matches!(judge(&gate, &Measured::default(), &measured(3, 0, 5), 300), Verdict::Wait(_)));
+        assert!(matches!(judge(&gate, &Measured::default(), &measured(3, 0, 5), 300, true), Verdict::Wait(_)));
     }
 }

@@ -234,10 +234,14 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether the gate lets the upgrade go on; says what it waits for, or turns back. What the old release does `meanwhile` counts
-    /// where it is worse than what it did before: a node that is busy slows both down.
+    /// where it is worse than what it did before: a node that is busy slows both down. An operator that has just begun does not know
+    /// that yet, and compares no times.
     fn gate(&mut self, wave: &WaveStatus, meanwhile: Measured, new: Measured, elapsed: i64) -> bool {
         let old = worse(wave.old.clone().unwrap_or_default(), &meanwhile);
-        let verdict = judge(&self.strategy.gate(), &old, &new, elapsed);
+        let gate = self.strategy.gate();
+        let led = self.inputs.now.as_second() - self.inputs.leads_since.as_second();
+        let times = meanwhile.requests > 0 || led * 2 >= gate.window_seconds();
+        let verdict = judge(&gate, &old, &new, elapsed, times);
         if let Some(wave) = &mut self.next.wave {
             wave.new = Some(new);
         }
