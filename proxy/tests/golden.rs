@@ -44,7 +44,7 @@ fn section(kind: Kind) -> &'static str {
 fn proxy_when_given_any_golden_case_takes_all_of_it() {
     let cases = Path::new("../controlplane/tests/golden");
     let (mut scopes, mut refused) = (0, Vec::new());
-    for case in std::fs::read_dir(&cases).unwrap() {
+    for case in std::fs::read_dir(cases).unwrap() {
         let path = case.unwrap().path().join("xds.yaml");
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         // What only Envoy is sent: a log stream to its agent.
