@@ -145,15 +145,16 @@ pub(super) async fn begin<D: Downstream>(
             if observed && body.done && received.is_none() {
                 received = Some(Instant::now());
             }
-            match up.poll_head(cx, response) {
-                Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
-                Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
-                Poll::Pending => {}
-            }
+            let head = up.poll_head(cx, response);
             if up.take_continue() {
                 down.send_continue();
                 // What the client does not take yet goes with what comes later.
                 let _ = down.poll_flush(cx);
+            }
+            match head {
+                Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
+                Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
+                Poll::Pending => {}
             }
             if body.done && down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Wake::Gone);

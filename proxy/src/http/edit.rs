@@ -89,6 +89,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
             let host = call.request.headers.get(name).filter(|host| !host.is_empty()).map(<[u8]>::to_vec);
             if let Some(host) = host {
                 set_host(call, &host, forward.append_forwarded_host);
+                call.request.no_authority = parse::check_authority(&host).is_err();
             }
         }
         Some(HostRewrite::Path(rewrite)) => {

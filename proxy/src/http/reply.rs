@@ -195,7 +195,7 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     }
 }
 
-/// Changes an answer of the proxy as the request's route wants answers changed.
+/// Changes an answer of the proxy as the request's route wants answers changed, and the filter whose answer it is.
 pub(super) fn of_route(call: &mut Call<'_>) {
     // A route that would have answered by itself has no say in the answers of others.
     if let Some(selected) = call.tally.selected.filter(|selected| matches!(selected.route.action, Action::Forward(_))) {
@@ -204,6 +204,9 @@ pub(super) fn of_route(call: &mut Call<'_>) {
             let count = call.tally.attempts.to_string();
             call.response.headers.set("x-envoy-attempt-count", count.as_bytes());
         }
+    }
+    if let Some(own) = call.tally.filters.as_ref().map(|state| state.reply.headers) {
+        super::edit::response(call, own);
     }
 }
 

@@ -250,7 +250,10 @@ fn complete(head: &mut RequestHead) -> Result<(), HeadError> {
     }
     check_authority(head.authority())?;
     head.headers.remove_known(Known::Host);
-    if head.headers.known(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")) {
+    // Several are one that is another.
+    if head.headers.known(Known::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"))
+        && head.headers.known_values(Known::Expect).nth(1).is_none()
+    {
         head.headers.remove_known(Known::Expect);
         head.expects_continue = true;
     }

@@ -49,6 +49,8 @@ pub struct Details<'a> {
     pub(super) body: Option<&'a str>,
     /// The status for gRPC.
     pub(super) grpc: Option<u16>,
+    /// What is changed about it before its status is known.
+    pub(super) headers: &'a [HeaderOp],
     /// What decided.
     pub(super) details: Option<Cow<'a, str>>,
 }

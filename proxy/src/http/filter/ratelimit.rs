@@ -64,7 +64,7 @@ pub(super) fn pass<'a>(
         return Ok(());
     }
     let state = call.tally.filters();
-    state.steps.push(Step::Headers(&limit.response_headers));
+    state.reply.headers = &limit.response_headers;
     state.reply.grpc = Some(if limit.resource_exhausted { 8 } else { 14 });
     state.reply.details = Some("local_rate_limited".into());
     let mut reply = refusal(limit.status, "local_rate_limited", "local_rate_limited");
