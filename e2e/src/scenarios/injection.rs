@@ -244,6 +244,15 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
+/// The last lines of a pod's sidecars about answers with 503, and about slots.
+fn what_sidecars_say(bed: &Bed, of: &str) -> String {
+    let logs = ["leno-proxy-0", "leno-proxy-1"]
+        .map(|slot| bed.kubectl(&["-n", LAB, "logs", of, "-c", slot, "--since=60s"]).unwrap_or_default());
+    let told = |line: &&str| line.contains(" 503 ") || line.contains("slot") || line.contains("stands by");
+    let lines = logs.iter().map(|log| log.lines().filter(told).rev().take(4).collect::<Vec<_>>().join("; "));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 /// Swaps the image of both slots of an app's one pod under load, and gives how many requests failed; the app must not
 /// restart, and at most one in a hundred may fail.
 pub(super) fn patch_images(bed: &Bed, app: &str) -> Result<u64> {
@@ -291,8 +300,11 @@ pub(super) fn patch_images(bed: &Bed, app: &str) -> Result<u64> {
     )?;
     ensure(counted.failed * 100 <= counted.requests, || {
         format!(
-            "more than 1 % failed during two swaps: {} of {}: {:?}",
-            counted.failed, counted.requests, counted.errors
+            "more than 1 % failed during two swaps: {} of {}: {:?}; sidecars say: {}",
+            counted.failed,
+            counted.requests,
+            counted.errors,
+            [CLIENT, &format!("pod/{name}")].map(|of| what_sidecars_say(bed, of)).join(" | "),
         )
     })?;
     // Back to what the mesh runs, by a new pod.

@@ -190,7 +190,9 @@ pub fn follow<T>(
 /// # Errors
 /// After `limit`, with the last state.
 pub fn rests_on(bed: &Bed, version: &str, limit: Duration) -> Result<()> {
-    let before = Seen::now(bed)?.0["status"]["lastUpgrade"].clone();
+    // The API server may be just about to come back.
+    let before = bed.wait("the MeshInstall", Duration::from_secs(60), || Seen::now(bed).map(Some))?;
+    let before = before.0["status"]["lastUpgrade"].clone();
     // Between a change of the spec and its first step the old state looks like rest: it must hold for a moment.
     let since = Cell::new(None);
     let back = follow(bed, &format!("everything to run {version}"), limit, |seen| match seen.rests_on(version) {
