@@ -85,7 +85,7 @@ pub struct ControlPlaneView {
 pub struct PreflightView {
     /// The image that its Deployment names.
     pub image: String,
-    /// Whether it serves, with all configuration in force; or no node has room for it, so that it tells nothing.
+    /// Whether it serves, with all configuration in force; or no node has room for it, or it may not be made, so that it tells nothing.
     pub passed: bool,
     /// What keeps it from that, when it is not just a matter of time.
     pub trouble: Option<String>,

@@ -194,7 +194,7 @@ pub fn preflights<'a>(
             let mut made = made_by(deployment, pods, &selector).peekable();
             let mut view = PreflightView {
                 image: image_of(deployment).unwrap_or_default().to_owned(),
-                passed: is_rolled_out(deployment) && made.peek().is_some(),
+                passed: (is_rolled_out(deployment) && made.peek().is_some()) || is_refused(deployment),
                 trouble: None,
             };
             for (key, pod) in made {
@@ -221,6 +221,13 @@ fn idle(status: &ContainerStatus, now: Timestamp) -> Option<String> {
     let since = status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
     let late = !status.ready && now.as_second() - since.0.as_second() > PATIENCE;
     late.then(|| format!("it runs, and does not come to serve within {PATIENCE} s (image {})", status.image))
+}
+
+/// Whether no pod may be made of it, by a quota for example: then it tells nothing of the release.
+fn is_refused(deployment: &DynamicObject) -> bool {
+    let conditions = deployment.data.pointer("/status/conditions").and_then(Value::as_array);
+    let says = |condition: &Value| condition["type"] == "ReplicaFailure" && condition["status"] == "True";
+    conditions.is_some_and(|conditions| conditions.iter().any(says))
 }
 
 fn has_no_room(pod: &Pod) -> bool {
