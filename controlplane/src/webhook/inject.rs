@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
 use leno_crds::meshinstall::Resources;
+use leno_kubeutil::sidecar;
 use serde_json::{Map, Value, json};
 
 use super::options::{No, Options};
@@ -18,11 +19,6 @@ use super::probes::ProbePorts;
 pub const SHAPE: &str = "1";
 const CAPTURE: &str = "leno-capture";
 const SLOTS: [&str; 2] = ["leno-proxy-0", "leno-proxy-1"];
-const VOLUMES: [&str; 3] = ["leno-token", "leno-podinfo", "leno-run"];
-/// The user that the proxy runs as, whose own connections are not captured.
-const PROXY_USER: u32 = 1337;
-/// Lifetime of the token in the pod, in seconds; the kubelet renews it at four fifths.
-const TOKEN_SECONDS: u32 = 3600;
 
 /// The settings of the mesh that pods are injected with.
 #[derive(Clone, Debug, Default)]
@@ -110,16 +106,9 @@ fn is_ours(container: &Value) -> bool {
 fn add_volumes(pod: &mut Value) {
     let spec = object(object_of(pod).entry("spec"));
     let volumes = array(spec.entry("volumes"));
-    volumes.retain(|volume| volume["name"].as_str().is_none_or(|name| !VOLUMES.contains(&name)));
-    volumes.push(json!({"name": "leno-token", "projected": {"sources": [
-        {"serviceAccountToken": {"audience": leno_api::AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}},
-        {"configMap": {"name": "leno-root", "items": [{"key": "roots.pem", "path": "roots.pem"}]}},
-    ]}}));
-    volumes.push(json!({"name": "leno-podinfo", "downwardAPI": {"items": [
-        {"path": "labels", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.labels"}},
-        {"path": "annotations", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.annotations"}},
-    ]}}));
-    volumes.push(json!({"name": "leno-run", "emptyDir": {"medium": "Memory", "sizeLimit": "8Mi"}}));
+    let ours = sidecar::volumes(leno_api::AUDIENCE);
+    volumes.retain(|volume| ours.iter().all(|own| own["name"] != volume["name"]));
+    volumes.extend(ours);
 }
 
 fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &ProbePorts) {
@@ -143,21 +132,6 @@ fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &Prob
     *containers = ours;
 }
 
-fn environment(mesh: &Mesh) -> Value {
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
-    json!([
-        field("POD_NAME", "metadata.name"),
-        field("POD_NAMESPACE", "metadata.namespace"),
-        field("POD_UID", "metadata.uid"),
-        field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-        field("POD_IPS", "status.podIPs"),
-        field("NODE_NAME", "spec.nodeName"),
-        field("HOST_IPS", "status.hostIPs"),
-        {"name": "LENO_CONTROL_PLANE_NAMESPACE", "value": mesh.namespace},
-        {"name": "LENO_TRUST_DOMAIN", "value": mesh.trust_domain},
-    ])
-}
-
 fn capture(mesh: &Mesh, options: &Options, probes: &ProbePorts) -> Value {
     let mut arguments = vec!["capture".to_owned()];
     arguments.extend(probes.arguments());
@@ -167,7 +141,7 @@ fn capture(mesh: &Mesh, options: &Options, probes: &ProbePorts) -> Value {
         "image": mesh.image,
         "imagePullPolicy": mesh.pull_policy,
         "args": arguments,
-        "env": environment(mesh),
+        "env": sidecar::environment(&mesh.namespace, &mesh.trust_domain),
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}},
         "securityContext": {
             "runAsUser": 0, "runAsGroup": 0, "runAsNonRoot": false, "privileged": false,
@@ -190,7 +164,7 @@ fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
         "imagePullPolicy": mesh.pull_policy,
         "restartPolicy": "Always",
         "args": ["run", "--slot", slot_number],
-        "env": environment(mesh),
+        "env": sidecar::environment(&mesh.namespace, &mesh.trust_domain),
         "resources": resources(mesh, options),
         // Not probes: they would make the pod unready for a moment at each swap of an image. A native sidecar's postStart
         // holds back what comes after it just as well.
@@ -198,18 +172,9 @@ fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
             "postStart": {"exec": {"command": ["/leno-proxy", "wait", "--slot", slot_number]}},
             "preStop": {"exec": {"command": ["/leno-proxy", "drain", "--slot", slot_number]}},
         },
-        "securityContext": {
-            "runAsUser": PROXY_USER, "runAsGroup": PROXY_USER, "runAsNonRoot": true, "privileged": false,
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"]},
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": sidecar::security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            {"name": "leno-token", "mountPath": "/var/run/leno/token", "readOnly": true},
-            {"name": "leno-podinfo", "mountPath": "/etc/leno/podinfo", "readOnly": true},
-            {"name": "leno-run", "mountPath": "/run/leno"},
-        ],
+        "volumeMounts": sidecar::mounts(),
     })
 }
 

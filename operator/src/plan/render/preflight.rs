@@ -3,6 +3,7 @@
 //! It is started, gets a certificate and its whole configuration as in an injected pod, and is ready when that is in force; but it
 //! captures nothing, and no Service leads to it.
 
+use leno_kubeutil::sidecar;
 use serde_json::{Value, json};
 
 use super::{Inputs, object};
@@ -10,8 +11,6 @@ use crate::names;
 
 /// Seconds that it must be ready for: what ends soon after its start is found out.
 const MIN_READY: u32 = 3;
-/// The user that the proxy runs as in injected pods.
-const PROXY_USER: u32 = 1337;
 
 pub(super) fn deployment(inputs: &Inputs<'_>, component: &str, image: &str) -> Value {
     let release = image.rsplit_once(':').map_or("", |(_, release)| release);
@@ -38,7 +37,7 @@ pub(super) fn deployment(inputs: &Inputs<'_>, component: &str, image: &str) -> V
                 "spec": {
                     "containers": [container(inputs, image)],
                     "terminationGracePeriodSeconds": 5,
-                    "volumes": volumes(),
+                    "volumes": sidecar::volumes(leno_api::AUDIENCE),
                 },
             },
         },
@@ -47,55 +46,18 @@ pub(super) fn deployment(inputs: &Inputs<'_>, component: &str, image: &str) -> V
 
 fn container(inputs: &Inputs<'_>, image: &str) -> Value {
     let spec = inputs.spec();
-    let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     json!({
         "name": "proxy",
         "image": image,
         "imagePullPolicy": spec.pull_policy().as_str(),
         "args": ["run", "--slot", "0"],
-        "env": [
-            field("POD_NAME", "metadata.name"),
-            field("POD_NAMESPACE", "metadata.namespace"),
-            field("POD_UID", "metadata.uid"),
-            field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-            field("POD_IPS", "status.podIPs"),
-            field("NODE_NAME", "spec.nodeName"),
-            field("HOST_IPS", "status.hostIPs"),
-            { "name": "LENO_CONTROL_PLANE_NAMESPACE", "value": spec.system_namespace() },
-            { "name": "LENO_TRUST_DOMAIN", "value": spec.trust_domain() },
-        ],
+        "env": sidecar::environment(spec.system_namespace(), spec.trust_domain()),
         "readinessProbe": {
             "httpGet": { "path": "/healthz/ready", "port": 15021, "scheme": "HTTP" }, "periodSeconds": 1, "timeoutSeconds": 2,
         },
         "resources": { "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "512Mi" } },
-        "securityContext": {
-            "runAsUser": PROXY_USER,
-            "runAsGroup": PROXY_USER,
-            "runAsNonRoot": true,
-            "allowPrivilegeEscalation": false,
-            "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
+        "securityContext": sidecar::security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [
-            { "name": "leno-token", "mountPath": "/var/run/leno/token", "readOnly": true },
-            { "name": "leno-podinfo", "mountPath": "/etc/leno/podinfo", "readOnly": true },
-            { "name": "leno-run", "mountPath": "/run/leno" },
-        ],
+        "volumeMounts": sidecar::mounts(),
     })
-}
-
-fn volumes() -> Value {
-    json!([
-        { "name": "leno-token", "projected": { "sources": [
-            { "serviceAccountToken": { "audience": leno_api::AUDIENCE, "expirationSeconds": 3600, "path": "token" } },
-            { "configMap": { "name": names::ROOT_CONFIG_MAP, "items": [{ "key": names::ROOTS_KEY, "path": names::ROOTS_KEY }] } },
-        ] } },
-        { "name": "leno-podinfo", "downwardAPI": { "items": [
-            { "path": "labels", "fieldRef": { "fieldPath": "metadata.labels" } },
-            { "path": "annotations", "fieldRef": { "fieldPath": "metadata.annotations" } },
-        ] } },
-        { "name": "leno-run", "emptyDir": { "medium": "Memory", "sizeLimit": "8Mi" } },
-    ])
 }

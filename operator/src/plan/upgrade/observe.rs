@@ -191,29 +191,38 @@ pub fn preflights<'a>(
     found
         .map(|(component, deployment)| {
             let selector = names::preflight_selector(name, component);
-            let mut made = made_by(deployment, pods, &selector).peekable();
-            let mut view = PreflightView {
-                image: image_of(deployment).unwrap_or_default().to_owned(),
-                passed: (is_rolled_out(deployment) && made.peek().is_some()) || is_refused(deployment),
-                trouble: None,
-            };
-            for (key, pod) in made {
-                let own = reports.get(key).map_or(&[][..], Vec::as_slice);
-                // What the release before it refuses as well is not its fault.
-                let refused = own.iter().find(|report| report.rejected > 0).filter(|new| {
-                    !reports.values().flatten().any(|old| old.rejected > 0 && old.version != new.version)
-                });
-                let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-                let what = statuses.into_iter().find_map(|status| trouble(status).or_else(|| idle(status, now)));
-                let what =
-                    refused.map(|report| format!("it refused configuration: {}", report.last_rejection)).or(what);
-                view.trouble = what.map(|what| format!("preflight pod {key}: {what}"));
-                view.passed = view.passed && own.iter().any(|report| report.ready) || has_no_room(pod);
-            }
-            view.passed &= view.trouble.is_none();
-            (component, view)
+            let made: Vec<_> = made_by(deployment, pods, &selector).collect();
+            (component, preflight(deployment, &made, now, reports))
         })
         .collect()
+}
+
+fn preflight(
+    deployment: &DynamicObject,
+    made: &[(&Key, &Arc<Pod>)],
+    now: Timestamp,
+    reports: &BTreeMap<Key, Vec<ProxyReport>>,
+) -> PreflightView {
+    let own = |key: &Key| reports.get(key).map_or(&[][..], Vec::as_slice);
+    let trouble = made.iter().find_map(|(key, pod)| {
+        // What the release before it refuses as well is not its fault.
+        let refused = own(key)
+            .iter()
+            .find(|report| report.rejected > 0)
+            .filter(|new| !reports.values().flatten().any(|old| old.rejected > 0 && old.version != new.version));
+        let mut statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+        let what = refused
+            .map(|report| format!("it refused configuration: {}", report.last_rejection))
+            .or_else(|| statuses.find_map(|status| trouble(status).or_else(|| idle(status, now))))?;
+        Some(format!("preflight pod {key}: {what}"))
+    });
+    let serves = is_rolled_out(deployment) && made.iter().any(|(key, _)| own(key).iter().any(|report| report.ready));
+    let tells_nothing = is_refused(deployment) || made.iter().any(|(_, pod)| has_no_room(pod));
+    PreflightView {
+        image: image_of(deployment).unwrap_or_default().to_owned(),
+        passed: trouble.is_none() && (serves || tells_nothing),
+        trouble,
+    }
 }
 
 /// What runs and does not come to serve.
