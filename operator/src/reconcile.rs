@@ -45,6 +45,7 @@ pub async fn run(
         blocked: BTreeMap::new(),
         metrics,
         history: History::default(),
+        settles: Instant::now(),
     };
     let leads_since = Timestamp::now();
     let mut due = Instant::now();
@@ -69,7 +70,8 @@ pub async fn run(
         observed.now = Timestamp::now();
         observed.leads_since = leads_since;
         observed.history = loop_.history.clone();
-        due = Instant::now() + loop_.round(&observed).await.min(AT_LATEST);
+        let next = loop_.round(&observed).await.min(AT_LATEST);
+        due = when(Instant::now(), next, loop_.settles);
         loop_.metrics.reconcile_seconds.observe(started.elapsed().as_secs_f64());
     }
 }
@@ -90,6 +92,12 @@ fn malformed(key: &Key, error: &str) -> News {
     }
 }
 
+/// When to look next. What was written is looked at once it has settled, however many changes came meanwhile: an object
+/// that somebody deletes just after it was written is not written again before.
+fn when(now: Instant, next: Duration, settles: Instant) -> Instant {
+    if settles > now { settles.min(now + next) } else { now + next }
+}
+
 /// How long until then; a moment at least.
 fn until(then: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(then.duration_since(now)).unwrap_or_default().max(SETTLE)
@@ -104,6 +112,8 @@ struct Loop {
     metrics: Metrics,
     /// What proxies told in the last minute.
     history: History,
+    /// When the last write of an object will have come back through its watch.
+    settles: Instant,
 }
 
 impl Loop {
@@ -160,7 +170,7 @@ impl Loop {
                     }
                 }
                 if done.writes > 0 {
-                    next = next.min(SETTLE);
+                    self.settles = Instant::now() + SETTLE;
                 }
             }
         }
@@ -193,5 +203,19 @@ impl Loop {
         let done = self.executor.run("(none)", &nobody, &orphans, observed).await;
         self.metrics.writes.get_or_create(&What { what: "object" }).inc_by(done.writes);
         if done.error.is_some() { Duration::from_secs(30) } else { AT_LATEST }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn look_when_something_was_written_then_comes_again_once_that_settled_whatever_came_between() {
+        let now = Instant::now();
+        let (settles, later) = (now + SETTLE, now + Duration::from_secs(1));
+        assert_eq!(when(later, AT_LATEST, settles), settles);
+        assert_eq!(when(later, Duration::from_millis(5), settles), later + Duration::from_millis(5));
+        assert_eq!(when(settles, AT_LATEST, settles), settles + AT_LATEST);
     }
 }

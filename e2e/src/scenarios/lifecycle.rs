@@ -141,10 +141,13 @@ pub(super) fn drift_is_repaired(bed: &Bed) -> Result<()> {
         &["mutatingwebhookconfiguration", "leno-injector-default"],
         &json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}}),
     )?;
-    bed.kubectl(&["delete", "mutatingwebhookconfiguration", "leno-injector-default"])?;
-    bed.wait("the deleted webhook to be back", Duration::from_secs(15), || {
-        bed.get(&["mutatingwebhookconfiguration", "leno-injector-default"]).map(Some)
-    })?;
+    // Twice: the second time right after it was written.
+    for _ in 0..2 {
+        bed.kubectl(&["delete", "mutatingwebhookconfiguration", "leno-injector-default"])?;
+        bed.wait("the deleted webhook to be back", Duration::from_secs(15), || {
+            bed.get(&["mutatingwebhookconfiguration", "leno-injector-default"]).map(Some)
+        })?;
+    }
     bed.kubectl(&["-n", LAB, "delete", "configmap", "leno-root"])?;
     bed.wait("the deleted root to be back", Duration::from_secs(15), || {
         bed.get(&["configmap", "leno-root", "-n", LAB]).map(Some)
