@@ -1,7 +1,23 @@
 //! What a proxy's container needs of its pod, whoever makes the pod: the webhook that injects it beside an app, and the operator that
 //! tries a release in a pod of its own.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::{Map, Value, json};
+
+/// The annotation of an injected pod that tells, as JSON, what resources its proxy was given.
+pub const RESOURCES_ANNOTATION: &str = "mesh.leno.dev/injected-resources";
+/// Annotations by which a pod says what its proxy asks for and may use: the annotation, `requests` or `limits`, and the resource.
+pub const RESOURCE_OPTIONS: [(&str, &str, &str); 4] = [
+    ("sidecar.istio.io/proxyCPU", "requests", "cpu"),
+    ("sidecar.istio.io/proxyMemory", "requests", "memory"),
+    ("sidecar.istio.io/proxyCPULimit", "limits", "cpu"),
+    ("sidecar.istio.io/proxyMemoryLimit", "limits", "memory"),
+];
+/// What a proxy is given when nobody says anything: `requests` or `limits`, the resource, and how much.
+const DEFAULT_RESOURCES: [(&str, &str, &str); 3] =
+    [("requests", "cpu", "10m"), ("requests", "memory", "32Mi"), ("limits", "memory", "512Mi")];
 
 /// The user that the proxy runs as, whose own connections are not captured.
 pub const USER: u32 = 1337;
@@ -56,4 +72,30 @@ pub fn security_context() -> Value {
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     })
+}
+
+/// What a proxy asks for and may use: defaults, then what the mesh says, then what the pod says by its annotations.
+pub fn resources<'a>(
+    requests: &BTreeMap<String, IntOrString>,
+    limits: &BTreeMap<String, IntOrString>,
+    annotation: impl Fn(&str) -> Option<&'a str>,
+) -> Value {
+    let text = |quantity: &IntOrString| match quantity {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(text) => text.clone(),
+    };
+    let part = |part: &str, mesh: &BTreeMap<String, IntOrString>| {
+        let mut merged = Map::new();
+        for (_, resource, quantity) in DEFAULT_RESOURCES.iter().filter(|(of, ..)| *of == part) {
+            merged.insert((*resource).to_owned(), json!(quantity));
+        }
+        merged.extend(mesh.iter().map(|(resource, quantity)| (resource.clone(), json!(text(quantity)))));
+        for (key, _, resource) in RESOURCE_OPTIONS.iter().filter(|(_, of, _)| *of == part) {
+            if let Some(quantity) = annotation(key) {
+                merged.insert((*resource).to_owned(), json!(quantity.trim()));
+            }
+        }
+        merged
+    };
+    json!({ "requests": part("requests", requests), "limits": part("limits", limits) })
 }

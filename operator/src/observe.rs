@@ -200,6 +200,7 @@ fn trim_pod(pod: &mut Pod) {
                 .map(|container| k8s_openapi::api::core::v1::Container {
                     name: container.name,
                     image: container.image,
+                    image_pull_policy: container.image_pull_policy,
                     ..Default::default()
                 })
                 .collect()

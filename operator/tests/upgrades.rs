@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::Timestamp;
-use leno_crds::meshinstall::{Measured, MeshInstallSpec, MeshInstallStatus};
+use leno_crds::meshinstall::{DataPlaneStatus, Measured, MeshInstallSpec, MeshInstallStatus};
 use leno_kubeutil::watch::Key;
 use leno_operator::plan::upgrade::pods::{Owner, PodStep, PodView, Serving, Slot};
 use leno_operator::plan::upgrade::{ControlPlaneView, Inputs, Meter, PreflightView, decide, is_older};
@@ -46,6 +46,7 @@ enum Event {
     ControlPlaneRestarts(u32),
     Version(bool),
     Pause(u32),
+    Settings,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +63,9 @@ struct Pod {
     hand_over_at: Option<u32>,
     failure: String,
     silent_until: u32,
+    /// What its owner's template said when it was made, and the settings of the mesh then.
+    stamp: String,
+    settings: u32,
 }
 
 struct Model {
@@ -82,6 +86,12 @@ struct Model {
     preflight: Option<(String, u32)>,
     /// Whether a node has room for that.
     has_room: bool,
+    /// Whether owners replace their pods, instead of a swap within them.
+    restarts: bool,
+    /// What the owners' templates say by now.
+    stamps: BTreeMap<String, String>,
+    /// Milli-cores that the mesh wants new pods to ask for.
+    settings: u32,
 }
 
 fn image(version: &str) -> String {
@@ -110,6 +120,9 @@ impl Model {
             reached: BTreeSet::new(),
             preflight: None,
             has_room: true,
+            restarts: false,
+            stamps: BTreeMap::new(),
+            settings: 10,
         };
         (0..pods).for_each(|_| model.add());
         model
@@ -127,10 +140,15 @@ impl Model {
     }
 
     fn add(&mut self) {
+        let owner = if (self.made + 1).is_multiple_of(3) { "edge" } else { "shop" };
+        self.add_to(owner);
+    }
+
+    fn add_to(&mut self, owner: &str) {
         self.made += 1;
         let version = self.injected.clone();
         self.pods.push(Pod {
-            key: Key::new(if self.made.is_multiple_of(3) { "edge" } else { "shop" }, format!("pod-{:03}", self.made)),
+            key: Key::new(owner, format!("pod-{:03}", self.made)),
             slots: [image(&version), image(&version)],
             up_at: [self.now + 2, self.now + 2],
             asked: None,
@@ -140,7 +158,29 @@ impl Model {
             hand_over_at: None,
             failure: String::new(),
             silent_until: self.now + 3,
+            stamp: self.stamps.get(owner).cloned().unwrap_or_default(),
+            settings: self.settings,
         });
+    }
+
+    /// Whether the process that should serve a pod does so.
+    fn serves(&self, pod: &Pod) -> bool {
+        !matches!(self.bad(&pod.version), Fault::Crash | Fault::NeverReady)
+            && pod.up_at[usize::from(pod.serving)] <= self.now
+    }
+
+    /// What controllers do of a rolling restart in a second: a pod of each owner, once the last one serves.
+    fn roll_out(&mut self) {
+        for (owner, stamp) in self.stamps.clone() {
+            let ours = |pod: &&Pod| pod.key.namespace == owner;
+            if self.pods.iter().filter(ours).any(|pod| pod.stamp == stamp && !self.serves(pod)) {
+                continue;
+            }
+            let old = self.pods.iter().filter(ours).filter(|pod| pod.stamp != stamp);
+            let Some(key) = old.min_by_key(|pod| self.serves(pod)).map(|pod| pod.key.clone()) else { continue };
+            self.pods.retain(|pod| pod.key != key);
+            self.add_to(&owner);
+        }
     }
 
     fn up(&self, pod: &Pod, slot: usize) -> bool {
@@ -161,12 +201,13 @@ impl Model {
                 owner: Owner { kind: "Deployment".to_owned(), name: pod.key.namespace.clone() },
                 slots: [slot(0), slot(1)],
                 asked: pod.asked,
-                serving: (pod.silent_until <= self.now).then(|| Serving {
+                serving: (pod.silent_until <= self.now && (!self.restarts || self.serves(pod))).then(|| Serving {
                     slot: pod.serving,
                     version: pod.version.clone(),
                     hand_over_failure: pod.failure.clone(),
                 }),
                 component: "proxy",
+                differing: if pod.settings == self.settings { Vec::new() } else { vec!["spec.dataPlane.resources"] },
                 ..PodView::default()
             }
         };
@@ -204,6 +245,7 @@ impl Model {
     /// What the kubelet and the proxies do in a second.
     fn second(&mut self) {
         self.now += 1;
+        self.roll_out();
         let (now, fault) = (self.now, self.fault);
         let bad = |version: &str| if version == NEW { fault } else { Fault::None };
         for pod in &mut self.pods {
@@ -262,6 +304,7 @@ impl Model {
             Event::ControlPlaneRestarts(seconds) => self.control_plane_at = self.now + seconds,
             Event::Version(new) => self.wanted = if *new { NEW } else { OLD }.to_owned(),
             Event::Pause(seconds) => self.paused_until = self.now + seconds,
+            Event::Settings => self.settings += 1,
             Event::PodDeleted(_) | Event::ServingCrashes(_) | Event::ReportsLost(..) => {}
         }
     }
@@ -280,7 +323,8 @@ impl Model {
         }
         let spec: MeshInstallSpec = serde_json::from_value(json!({
             "version": self.wanted,
-            "dataPlane": { "updateStrategy": {
+            "dataPlane": { "resources": { "requests": { "cpu": format!("{}m", self.settings) } }, "updateStrategy": {
+                "type": if self.restarts { "Restart" } else { "InPlace" },
                 "maxUnavailable": MAX_UNAVAILABLE, "paused": self.now < self.paused_until,
                 "gate": { "windowSeconds": 10, "progressDeadlineSeconds": 120 },
             } },
@@ -328,12 +372,19 @@ impl Model {
             return;
         }
         self.injected.clone_from(&outcome.injected_version);
+        let injected_version = Some(outcome.injected_version);
+        self.status.data_plane = Some(DataPlaneStatus { injected_version, ..DataPlaneStatus::default() });
         self.status.upgrade = outcome.upgrade;
         self.status.last_upgrade = outcome.last_upgrade;
     }
 
     fn write(&mut self, step: &PodStep) {
         let now = self.now;
+        if let PodStep::Restart { namespace, owner, stamp } = step {
+            assert_eq!((owner.kind.as_str(), self.restarts), ("Deployment", true));
+            self.stamps.insert(namespace.clone(), stamp.clone());
+            return;
+        }
         let (PodStep::SetImage { pod: key, .. } | PodStep::Serve { pod: key, .. }) = step else { panic!("{step:?}") };
         let Some(pod) = self.pods.iter_mut().find(|pod| pod.key == *key) else { return };
         match step {
@@ -364,7 +415,8 @@ impl Model {
             );
         }
         let Some(upgrade) = &self.status.upgrade else { return };
-        if upgrade.step == "DataPlane" {
+        // How many pods of an owner are out at a time is the owner's own rule.
+        if upgrade.step == "DataPlane" && !self.restarts {
             let on_the_way = self.pods.iter().filter(|pod| {
                 pod.slots.contains(&image(&upgrade.to)) && pod.version != upgrade.to && pod.slots[0] != pod.slots[1]
             });
@@ -382,6 +434,12 @@ impl Model {
         self.status.upgrade.is_none()
             && self.control_plane == version
             && self.pods.iter().all(|pod| pod.version == version && pod.slots == [image(version), image(version)])
+            && (!self.restarts || self.rejected() || self.pods.iter().all(|pod| pod.settings == self.settings))
+    }
+
+    fn rejected(&self) -> bool {
+        let last = self.status.last_upgrade.as_ref();
+        last.is_some_and(|last| last.result == "RolledBack" && last.to == self.wanted)
     }
 }
 
@@ -447,10 +505,8 @@ fn come_to_rest(model: &mut Model) {
 
 /// Whether the mesh is where it should end.
 fn settled(model: &Model) -> bool {
-    let rejected =
-        model.status.last_upgrade.as_ref().is_some_and(|last| last.result == "RolledBack" && last.to == model.wanted);
     let last = model.status.last_upgrade.as_ref();
-    let goal = last.filter(|_| rejected).map_or(model.wanted.as_str(), |last| last.from.as_str());
+    let goal = last.filter(|_| model.rejected()).map_or(model.wanted.as_str(), |last| last.from.as_str());
     model.is_at_rest_on(goal)
 }
 
@@ -503,6 +559,33 @@ fn upgrade_when_the_release_is_bad_then_returns_before_or_after_the_first_wave()
 }
 
 #[test]
+fn upgrade_when_owners_restart_then_ends_on_it_with_pods_of_its_own_and_returns() {
+    let mut model = Model::new(12, Fault::None, 0);
+    model.restarts = true;
+    for version in [NEW, OLD] {
+        let before: BTreeSet<Key> = model.pods.iter().map(|pod| pod.key.clone()).collect();
+        model.wanted = version.to_owned();
+        come_to_rest(&mut model);
+        assert!(model.is_at_rest_on(version) && model.pods.iter().all(|pod| !before.contains(&pod.key)));
+        assert_eq!(model.pods.len(), 12);
+    }
+}
+
+#[test]
+fn settings_when_changed_then_pods_are_replaced_by_their_owners_where_these_restart_and_stay_where_not() {
+    for restarts in [true, false] {
+        let mut model = Model::new(12, Fault::None, 0);
+        model.restarts = restarts;
+        (0..10).for_each(|_| model.second());
+        model.settings = 50;
+        let before: BTreeSet<Key> = model.pods.iter().map(|pod| pod.key.clone()).collect();
+        come_to_rest(&mut model);
+        let kept = model.pods.iter().filter(|pod| before.contains(&pod.key)).count();
+        assert_eq!(kept, if restarts { 0 } else { 12 });
+    }
+}
+
+#[test]
 fn upgrade_when_no_operator_lives_for_long_then_ends_all_the_same() {
     let mut model = Model::new(12, Fault::None, 0);
     (0..30).for_each(|_| {
@@ -534,6 +617,7 @@ fn event() -> impl Strategy<Value = Event> {
         (1_u32..30).prop_map(Event::ControlPlaneRestarts),
         any::<bool>().prop_map(Event::Version),
         (1_u32..60).prop_map(Event::Pause),
+        Just(Event::Settings),
     ]
 }
 
@@ -562,10 +646,11 @@ proptest! {
         fault in fault(),
         seed in any::<u64>(),
         has_room in any::<bool>(),
+        restarts in any::<bool>(),
         events in prop::collection::vec((1_u32..40, event()), 0..25),
     ) {
         let mut model = Model::new(pods, fault, seed);
-        model.has_room = has_room;
+        (model.has_room, model.restarts) = (has_room, restarts);
         for _ in 0..10 {
             model.second();
             model.operate();

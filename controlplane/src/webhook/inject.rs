@@ -61,21 +61,24 @@ pub fn inject(pod: &Value, mesh: &Mesh) -> Decision {
     };
     let mut after = pod.clone();
     let engine = options.engine.unwrap_or(mesh.engine);
-    mark(&mut after, mesh, engine);
+    let said = |key: &str| pod.pointer("/metadata/annotations")?.get(key)?.as_str();
+    let resources = sidecar::resources(&mesh.resources.requests, &mesh.resources.limits, said);
+    mark(&mut after, mesh, engine, &resources);
     let probes = if options.rewrite_probes { rewrite_probes(&mut after) } else { ProbePorts::default() };
     add_volumes(&mut after);
-    add_containers(&mut after, mesh, &options, &probes);
+    add_containers(&mut after, mesh, &options, &resources, &probes);
     let patch = difference(pod, &after);
     if patch.is_empty() { Decision::Skip("the pod is injected already") } else { Decision::Patch(patch) }
 }
 
-fn mark(pod: &mut Value, mesh: &Mesh, engine: Engine) {
+fn mark(pod: &mut Value, mesh: &Mesh, engine: Engine, resources: &Value) {
     let metadata = object(object_of(pod).entry("metadata"));
     let labels = object(metadata.entry("labels"));
     labels.insert("mesh.leno.dev/rev".to_owned(), json!(mesh.revision));
     let annotations = object(metadata.entry("annotations"));
     annotations.insert("mesh.leno.dev/shape".to_owned(), json!(SHAPE));
     annotations.insert("mesh.leno.dev/status".to_owned(), json!("injected"));
+    annotations.insert(sidecar::RESOURCES_ANNOTATION.to_owned(), json!(resources.to_string()));
     match engine {
         Engine::Leno => annotations.remove(INJECTED_ENGINE_ANNOTATION),
         Engine::Envoy => annotations.insert(INJECTED_ENGINE_ANNOTATION.to_owned(), json!(engine.as_str())),
@@ -111,7 +114,7 @@ fn add_volumes(pod: &mut Value) {
     volumes.extend(ours);
 }
 
-fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &ProbePorts) {
+fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, resources: &Value, probes: &ProbePorts) {
     let spec = object(object_of(pod).entry("spec"));
     let containers = array(spec.entry("initContainers"));
     let others: Vec<Value> = containers.iter().filter(|container| !is_ours(container)).cloned().collect();
@@ -121,7 +124,7 @@ fn add_containers(pod: &mut Value, mesh: &Mesh, options: &Options, probes: &Prob
         .filter_map(|container| Some((container["name"].as_str()?.to_owned(), container.get("image")?.clone())))
         .collect();
     let mut ours = vec![capture(mesh, options, probes)];
-    ours.extend((0..SLOTS.len()).map(|slot| proxy(mesh, options, slot)));
+    ours.extend((0..SLOTS.len()).map(|slot| proxy(mesh, options, resources, slot)));
     for container in &mut ours {
         // Whoever replaced an image since the first run meant it.
         if let Some(image) = container["name"].as_str().and_then(|name| images.get(name)).cloned() {
@@ -153,7 +156,7 @@ fn capture(mesh: &Mesh, options: &Options, probes: &ProbePorts) -> Value {
     })
 }
 
-fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
+fn proxy(mesh: &Mesh, options: &Options, resources: &Value, slot: usize) -> Value {
     let slot_number = slot.to_string();
     json!({
         "name": SLOTS[slot],
@@ -165,7 +168,7 @@ fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
         "restartPolicy": "Always",
         "args": ["run", "--slot", slot_number],
         "env": sidecar::environment(&mesh.namespace, &mesh.trust_domain),
-        "resources": resources(mesh, options),
+        "resources": resources,
         // Not probes: they would make the pod unready for a moment at each swap of an image. A native sidecar's postStart
         // holds back what comes after it just as well.
         "lifecycle": {
@@ -175,21 +178,6 @@ fn proxy(mesh: &Mesh, options: &Options, slot: usize) -> Value {
         "securityContext": sidecar::security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": sidecar::mounts(),
-    })
-}
-
-/// Defaults, then what the MeshInstall says, then what the pod says.
-fn resources(mesh: &Mesh, options: &Options) -> Value {
-    let merge = |defaults: &[(&str, &str)], mesh: &BTreeMap<String, _>, pod: &[(&'static str, String)]| {
-        let mut merged: Map<String, Value> =
-            defaults.iter().map(|(resource, quantity)| ((*resource).to_owned(), json!(quantity))).collect();
-        merged.extend(mesh.iter().map(|(resource, quantity)| (resource.clone(), json!(quantity))));
-        merged.extend(pod.iter().map(|(resource, quantity)| ((*resource).to_owned(), json!(quantity))));
-        merged
-    };
-    json!({
-        "requests": merge(&[("cpu", "10m"), ("memory", "32Mi")], &mesh.resources.requests, &options.requests),
-        "limits": merge(&[("memory", "512Mi")], &mesh.resources.limits, &options.limits),
     })
 }
 

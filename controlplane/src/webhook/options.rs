@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use leno_core::service::{ENGINE_ANNOTATION, Engine};
+use leno_kubeutil::sidecar::RESOURCE_OPTIONS;
 use serde_json::{Map, Value, json};
 
 /// Why a pod that reached the webhook is not injected, or cannot be.
@@ -21,10 +22,6 @@ pub(super) struct Options {
     pub(super) capture: Vec<String>,
     /// Whether probes are rewritten.
     pub(super) rewrite_probes: bool,
-    /// Requests of the proxy, by resource.
-    pub(super) requests: Vec<(&'static str, String)>,
-    /// Limits of the proxy, by resource.
-    pub(super) limits: Vec<(&'static str, String)>,
     /// What it wants for a sidecar, if not what the mesh has.
     pub(super) engine: Option<Engine>,
 }
@@ -64,12 +61,11 @@ impl Options {
                 capture.extend(argument(flag, list, key, is_range)?);
             }
         }
-        let quantity = |key: &'static str, resource: &'static str| match text(key) {
-            Some(text) if !is_quantity(text) => {
-                Err(No::Refuse(format!("{key}: {text:?} is no quantity, e.g. 100m or 64Mi")))
+        for (key, ..) in RESOURCE_OPTIONS {
+            if let Some(text) = text(key).filter(|text| !is_quantity(text)) {
+                return Err(No::Refuse(format!("{key}: {text:?} is no quantity, e.g. 100m or 64Mi")));
             }
-            text => Ok(text.map(|text| (resource, text.to_owned()))),
-        };
+        }
         let engine = match text(ENGINE_ANNOTATION) {
             None => None,
             Some(name) => match Engine::named(name) {
@@ -79,25 +75,7 @@ impl Options {
                 }
             },
         };
-        Ok(Options {
-            engine,
-            capture,
-            rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false"),
-            requests: [
-                quantity("sidecar.istio.io/proxyCPU", "cpu")?,
-                quantity("sidecar.istio.io/proxyMemory", "memory")?,
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            limits: [
-                quantity("sidecar.istio.io/proxyCPULimit", "cpu")?,
-                quantity("sidecar.istio.io/proxyMemoryLimit", "memory")?,
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-        })
+        Ok(Options { engine, capture, rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false") })
     }
 }
 

@@ -198,11 +198,12 @@ pub struct Resources {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataPlaneSpec {
-    /// What the sidecars run, `leno` unless given. For pods that are created from now on; the annotation
-    /// `mesh.leno.dev/engine` on a pod goes before it.
+    /// What the sidecars run, `leno` unless given. For pods that are created from now on (`status.dataPlane.toRestart` counts the
+    /// others); the annotation `mesh.leno.dev/engine` on a pod goes before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<Engine>,
-    /// What one sidecar asks for and may use: `cpu`, `memory`. For pods that are created from now on.
+    /// What one sidecar asks for and may use: `cpu`, `memory`. For pods that are created from now on (`status.dataPlane.toRestart`
+    /// counts the others); the annotations `sidecar.istio.io/proxyCPU` and its like on a pod go before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
     /// How running sidecars get to another release.

@@ -70,6 +70,10 @@ pub struct DataPlaneStatus {
     /// Injected pods of another release that ask to be left as they are (`mesh.leno.dev/upgrade: disabled`).
     #[serde(default)]
     pub held: i32,
+    /// Injected pods that were made with other settings than the mesh has now, which only new pods get (`spec.dataPlane.engine`,
+    /// `spec.dataPlane.resources`, `spec.image.pullPolicy`). Restart their workloads; with `updateStrategy.type: Restart` they are.
+    #[serde(default)]
+    pub to_restart: i32,
     /// Pods that ask for a sidecar and have none: they were created while the mesh was not there. Restart them.
     pub not_injected: i32,
     /// Current and all, for people: `9/9`.
@@ -151,6 +155,13 @@ pub struct Wave {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub gate_since: Option<Time>,
+    /// For how many seconds an operator has looked at it since then.
+    #[serde(default)]
+    pub looked_seconds: i64,
+    /// When one last did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub looked_at: Option<Time>,
     /// What the old release had done in the window before the wave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old: Option<Measured>,

@@ -8,6 +8,7 @@ pub mod claims;
 pub mod injection;
 pub mod render;
 pub mod revisions;
+pub mod settings;
 pub mod status;
 pub mod upgrade;
 
@@ -335,7 +336,7 @@ fn decide(
         leads_since: observed.leads_since,
         control_plane,
         preflights: &upgrade::preflights(name, observed.now, preflight, &observed.pods, &observed.reports),
-        pods: &upgrade::pods(name, &observed.namespaces, &observed.pods, &observed.reports),
+        pods: &upgrade::pods(name, spec, &observed.namespaces, &observed.pods, &observed.reports),
         namespaces: &namespaces,
         meter: &Comparison { now: &observed.reports, history: &observed.history },
     })

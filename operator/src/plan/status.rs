@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::DynamicObject;
-use leno_crds::meshinstall::{ControlPlaneStatus, DataPlaneStatus, MeshInstall};
+use leno_crds::meshinstall::{ControlPlaneStatus, DataPlaneStatus, MeshInstall, UpdateType};
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::Observed;
 use super::claims::Claim;
 use super::injection::{Images, Membership, membership};
+use super::settings;
 use super::upgrade::{self, Outcome};
 use crate::names;
 
@@ -215,7 +216,7 @@ pub fn data_plane(
 ) -> DataPlaneReport {
     let images = Images::of(&install.spec);
     let (mut ready, mut total, mut outdated, mut held, mut on_envoy) = (0, 0, 0, 0, 0);
-    let mut not_injected = BTreeSet::new();
+    let (mut not_injected, mut to_restart, mut fields) = (BTreeSet::new(), 0, BTreeSet::new());
     for (key, pod) in &observed.pods {
         let Some(namespace) = observed.namespaces.get(&Key::new("", key.namespace.clone())) else { continue };
         match membership(name, namespace, pod, &images) {
@@ -229,6 +230,9 @@ pub fn data_plane(
                     _ => (current, wanted_image),
                 };
                 on_envoy += i32::from(envoy);
+                let differing = settings::differing(&install.spec, pod);
+                to_restart += i32::from(!differing.is_empty());
+                fields.extend(differing);
                 total += 1;
                 ready += i32::from(current);
                 if !wanted_image && upgrade::opted_out(pod, Some(namespace.as_ref())) {
@@ -243,6 +247,15 @@ pub fn data_plane(
             Membership::NotInjected | Membership::Outside => {}
         }
     }
+    let fields: Vec<&str> = fields.into_iter().collect();
+    let restarts = match (to_restart, install.spec.update_strategy().kind()) {
+        (0, _) => String::new(),
+        (_, UpdateType::Restart) => format!("; {to_restart} pods were made with another {}", fields.join(", ")),
+        _ => format!(
+            "; {to_restart} pods were made with another {}, which only new pods have: restart their workloads",
+            fields.join(", "),
+        ),
+    };
     let current = ready;
     let missing = not_injected.len() as i32;
     let kind = DATA_PLANE_READY;
@@ -270,8 +283,11 @@ pub fn data_plane(
             reason,
             match reason {
                 "Upgrading" => format!("{} of {total} sidecars run release {}", total - outdated, install.spec.version),
+                _ if fields.contains(&"spec.dataPlane.engine") => {
+                    format!("{outdated} of {total} sidecars run another release or engine than is wanted{restarts}")
+                }
                 _ => format!(
-                    "{outdated} of {total} sidecars run another release than {}, or another engine than is wanted; restart their workloads",
+                    "{outdated} of {total} sidecars run another release than {}; restart their workloads{restarts}",
                     install.spec.version,
                 ),
             },
@@ -288,7 +304,7 @@ pub fn data_plane(
             if on_envoy > 0 {
                 message += &format!("; the engine of {on_envoy} is Envoy");
             }
-            message
+            message + &restarts
         })
     };
     let summary = format!("{current}/{total}");
@@ -296,6 +312,7 @@ pub fn data_plane(
         current,
         total,
         held,
+        to_restart,
         not_injected: missing,
         summary,
         injected_version: outcome.map(|outcome| outcome.injected_version.clone()),

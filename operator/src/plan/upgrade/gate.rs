@@ -21,7 +21,7 @@ pub enum Verdict {
     },
 }
 
-/// Judges a release by what its proxies counted, `elapsed` seconds after all of a wave serve. What fails by much fails at once,
+/// Judges a release by what its proxies counted, `elapsed` seconds of looking at it after all of a wave serve. What fails by much fails at once,
 /// not at the end of the window; what is slow must be slow for half of it, since a busy moment is nobody's fault. `times` says
 /// whether it is known enough to compare how long requests take.
 pub fn judge(gate: &Gate, old: &Measured, new: &Measured, elapsed: i64, times: bool) -> Verdict {

@@ -191,22 +191,28 @@ fn rest(inputs: &Inputs<'_>) -> Outcome {
     let strategy = inputs.spec.update_strategy();
     let pods: Vec<&PodView> = movable(inputs).collect();
     let is_outdated = |pod: &&&PodView| {
-        let reports = pod.serving.as_ref();
-        reports.is_some_and(|serving| serving.version != version || !pod.has(&image(inputs, pod, version)))
+        pod.serving.as_ref().is_some_and(|serving| {
+            serving.version != version
+                || !pod.has(&image(inputs, pod, version))
+                || (strategy.kind() == UpdateType::Restart && !pod.differing.is_empty())
+        })
     };
     let outdated: Vec<&&PodView> = pods.iter().filter(is_outdated).collect();
     // Few, and of a release that serves in more pods than it does not: one that nobody has seen serve goes through the waves.
     let proven =
         pods.iter().filter(|pod| pod.serving.as_ref().is_some_and(|serving| serving.version == version)).count();
     let few = outdated.len() <= strategy.max_unavailable(pods.len()) && outdated.len() < proven.max(1);
-    match (strategy.kind(), outdated.first()) {
-        (UpdateType::OnRestart, _) => {}
-        (UpdateType::InPlace, _) if few => tidy(inputs, version, &pods, &mut outcome),
-        (_, Some(pod)) if !strategy.paused() => {
-            let from = pod.serving.as_ref().map_or(version, |serving| serving.version.as_str());
+    match strategy.kind() {
+        UpdateType::OnRestart => {}
+        UpdateType::InPlace if few => tidy(inputs, version, &pods, &mut outcome),
+        // While a release is refused, nothing else begins: how that ended would be forgotten, and the release tried again.
+        _ if outdated.is_empty() || strategy.paused() || rejected.is_some() => {}
+        _ => {
+            let mut serving =
+                outdated.iter().filter_map(|pod| pod.serving.as_ref()).map(|serving| serving.version.as_str());
+            let from = serving.find(|serving| *serving != version).unwrap_or(version);
             return begin(inputs, from, version, outcome);
         }
-        _ => {}
     }
     outcome
 }

@@ -8,7 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use leno_api::proxies::v1::ProxyReport;
 use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
-use leno_crds::meshinstall::MeshInstall;
+use leno_crds::meshinstall::{MeshInstall, MeshInstallSpec};
 use leno_kubeutil::watch::Key;
 use serde_json::Value;
 
@@ -16,6 +16,7 @@ use super::pods::{Owner, PodView, Serving, Slot};
 use super::{ControlPlaneView, PreflightView, SERVE_SLOT, UPGRADE};
 use crate::names;
 use crate::plan::injection::{SLOTS, has_sidecar};
+use crate::plan::settings;
 
 /// What the kubelet says of a container that will not come up by itself, or has failed more than once.
 const HOPELESS: [&str; 7] = [
@@ -31,12 +32,13 @@ const HOPELESS: [&str; 7] = [
 /// The injected pods of one MeshInstall that run.
 pub fn pods(
     install: &str,
+    spec: &MeshInstallSpec,
     namespaces: &BTreeMap<Key, Arc<Namespace>>,
     pods: &BTreeMap<Key, Arc<Pod>>,
     reports: &BTreeMap<Key, Vec<ProxyReport>>,
 ) -> Vec<PodView> {
     let ours = pods.iter().filter(|(_, pod)| has_sidecar(install, pod) && runs(pod));
-    ours.map(|(key, pod)| view(key, pod, namespaces, reports.get(key).map_or(&[][..], Vec::as_slice))).collect()
+    ours.map(|(key, pod)| view(key, pod, spec, namespaces, reports.get(key).map_or(&[][..], Vec::as_slice))).collect()
 }
 
 fn runs(pod: &Pod) -> bool {
@@ -44,7 +46,13 @@ fn runs(pod: &Pod) -> bool {
     phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
 
-fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, reports: &[ProxyReport]) -> PodView {
+fn view(
+    key: &Key,
+    pod: &Pod,
+    spec: &MeshInstallSpec,
+    namespaces: &BTreeMap<Key, Arc<Namespace>>,
+    reports: &[ProxyReport],
+) -> PodView {
     let empty = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
     let labels = pod.metadata.labels.clone().unwrap_or_default();
@@ -66,6 +74,7 @@ fn view(key: &Key, pod: &Pod, namespaces: &BTreeMap<Key, Arc<Namespace>>, report
         asked: annotations.get(SERVE_SLOT).and_then(|slot| slot.parse().ok()).filter(|slot| *slot < 2),
         serving: serving(reports),
         component: engine.unwrap_or_default().component(),
+        differing: settings::differing(spec, pod),
         held,
     }
 }

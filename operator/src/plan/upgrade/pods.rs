@@ -25,6 +25,8 @@ pub struct PodView {
     pub serving: Option<Serving>,
     /// Images of this pod by release: those of its engine.
     pub component: &'static str,
+    /// Fields of the spec that say otherwise than what the pod was made with, and that only another pod can have.
+    pub differing: Vec<&'static str>,
     /// Why it is not moved, when it is not.
     pub held: Option<&'static str>,
 }
@@ -171,14 +173,14 @@ impl PodView {
         }
     }
 
-    /// Where it is on its way to a release, by its owner's rolling restart.
+    /// Where it is on its way to a release, and to what the spec says of pods, by its owner's rolling restart.
     pub fn toward_by_restart(&self, version: &str, image: &str, stamp: &str) -> Progress {
         let replace = || PodStep::Restart {
             namespace: self.key.namespace.clone(),
             owner: self.owner.clone(),
             stamp: stamp.to_owned(),
         };
-        if !self.slots.iter().all(|slot| slot.image == image) {
+        if !self.slots.iter().all(|slot| slot.image == image) || !self.differing.is_empty() {
             return Progress::Untouched(replace());
         }
         match self.toward(version, image) {

@@ -15,6 +15,7 @@ use super::{
     CONTROL_PLANE, DATA_PLANE, FINISHING, Inputs, Outcome, PreflightView, ROLLING_BACK, SOON, UPGRADING, WINDOW, image,
     is_older, movable, rest, rolled_back, waves, when,
 };
+use crate::plan::settings;
 
 /// What a paused upgrade waits for.
 const RESUMED: &str = "spec.dataPlane.updateStrategy.paused to be false";
@@ -159,10 +160,23 @@ impl<'a> Walk<'a> {
         match self.strategy.kind() {
             UpdateType::Restart => {
                 let started = self.stored.started_at.as_ref().map_or(0, |at| at.0.as_second());
-                pod.toward_by_restart(version, &image, &format!("{version}-{started}"))
+                // What is changed on the way is another restart.
+                let settings = settings::fingerprint(self.inputs.spec);
+                match pod.toward_by_restart(version, &image, &format!("{version}-{started}-{settings}")) {
+                    // The webhook reads in status what new pods get.
+                    Progress::Untouched(_) if self.injected() != Some(version) => {
+                        Progress::Waiting(format!("new pods to get release {version}"))
+                    }
+                    progress => progress,
+                }
             }
             UpdateType::InPlace | UpdateType::OnRestart => pod.toward(version, &image),
         }
+    }
+
+    /// The release that new pods get, as last written.
+    fn injected(&self) -> Option<&str> {
+        self.inputs.status.data_plane.as_ref()?.injected_version.as_deref()
     }
 
     fn begin_wave(&mut self, number: i32, of: usize, pods: usize, old: Measured) {
@@ -172,10 +186,8 @@ impl<'a> Walk<'a> {
             of: number_of(of),
             summary: format!("{number}/{of}"),
             pods: number_of(pods),
-            moved: 0,
-            gate_since: None,
             old: Some(old),
-            new: None,
+            ..WaveStatus::default()
         });
         self.next.waiting_for = "the wave to begin".to_owned();
     }
@@ -198,7 +210,7 @@ impl<'a> Walk<'a> {
                 return;
             };
             let new = inputs.meter.since(&all, since.0);
-            if self.gate(wave, Measured::default(), new, self.elapsed(Some(since))) {
+            if self.gate(wave, Measured::default(), new, self.looked(wave)) {
                 if self.is_down() { self.end("Completed") } else { self.step(DATA_PLANE) }
             }
             return;
@@ -221,8 +233,17 @@ impl<'a> Walk<'a> {
         self.reason = "Gate";
         if let Some(wave) = &mut self.next.wave {
             wave.gate_since = Some(Time(self.inputs.now));
+            wave.looked_seconds = 0;
+            wave.looked_at = Some(Time(self.inputs.now));
         }
         self.next.waiting_for = "the gate".to_owned();
+    }
+
+    /// Seconds for which operators have looked at a wave since its gate began: time in which there was none does not count.
+    fn looked(&self, wave: &WaveStatus) -> i64 {
+        let Some(since) = wave.looked_at.as_ref().or(wave.gate_since.as_ref()) else { return 0 };
+        let now = self.inputs.now.as_second();
+        wave.looked_seconds + (now - since.0.as_second().max(self.inputs.leads_since.as_second())).max(0)
     }
 
     /// What the pods that are not moved do meanwhile; nothing when that is too little to compare with.
@@ -235,17 +256,26 @@ impl<'a> Walk<'a> {
 
     /// Whether the gate lets the upgrade go on; says what it waits for, or turns back. What the old release does `meanwhile` counts
     /// where it is worse than what it did before: a node that is busy slows both down. An operator that has just begun does not know
-    /// that yet, and compares no times.
-    fn gate(&mut self, wave: &WaveStatus, meanwhile: Measured, new: Measured, elapsed: i64) -> bool {
+    /// that yet: it compares no times, and is waited for, but not for more than another window, since it may be ended all the time.
+    fn gate(&mut self, wave: &WaveStatus, meanwhile: Measured, new: Measured, looked: i64) -> bool {
         let old = worse(wave.old.clone().unwrap_or_default(), &meanwhile);
         let gate = self.strategy.gate();
         let led = self.inputs.now.as_second() - self.inputs.leads_since.as_second();
         let times = meanwhile.requests > 0 || led * 2 >= gate.window_seconds();
-        let verdict = judge(&gate, &old, &new, elapsed, times);
+        let verdict = judge(&gate, &old, &new, looked, times);
         if let Some(wave) = &mut self.next.wave {
             wave.new = Some(new);
+            if wave.gate_since.is_some() {
+                wave.looked_seconds = looked.max(0);
+                wave.looked_at = Some(Time(self.inputs.now));
+            }
         }
         match verdict {
+            Verdict::Pass if !times && looked < 2 * gate.window_seconds() => {
+                self.reason = "Gate";
+                self.next.waiting_for = "the operator, which has just begun, to know how long requests take".to_owned();
+                false
+            }
             Verdict::Pass => true,
             Verdict::Wait(what) => {
                 self.reason = "Gate";
@@ -311,9 +341,9 @@ impl<'a> Walk<'a> {
         }
         if there > 0 {
             // What is bad by much must not wait for the rest of the wave.
-            let elapsed = if there == set.len() { self.elapsed(wave.gate_since.as_ref()) } else { -1 };
+            let looked = if there == set.len() { self.looked(wave) } else { -1 };
             let new = inputs.meter.of_release(&moved, &to);
-            let passed = self.gate(wave, self.at_the_same_time(wave, &pods, &moved), new, elapsed);
+            let passed = self.gate(wave, self.at_the_same_time(wave, &pods, &moved), new, looked);
             if self.next.step == ROLLING_BACK {
                 return;
             }
@@ -445,6 +475,11 @@ impl<'a> Walk<'a> {
                         left += 1;
                     }
                     Progress::Done => {}
+                    // Something else is wanted of it by now.
+                    Progress::Untouched(_) => {
+                        self.step(DATA_PLANE);
+                        return;
+                    }
                     // It went back to the old release by itself, or came with it.
                     _ if pod.serving.as_ref().is_some_and(|serving| serving.version != to) => {
                         self.step(DATA_PLANE);
@@ -513,8 +548,11 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        if left == 0 && (control_plane_there || from == self.stored.to) {
-            let superseded = self.stored.reason == "Superseded";
+        // Where the way back does not come to its end, what the user wants by now is planned anew from what is there.
+        let superseded = self.stored.reason == "Superseded";
+        let wants_another = superseded || self.inputs.spec.version != self.stored.to;
+        let late = self.idle() > self.strategy.gate().progress_deadline_seconds();
+        if (left == 0 && (control_plane_there || from == self.stored.to)) || (late && wants_another) {
             self.end(if superseded { "Superseded" } else { "RolledBack" });
             return;
         }
@@ -550,7 +588,8 @@ impl<'a> Walk<'a> {
         let stored = self.stored;
         let version = match (stored.step.as_str(), self.strategy.kind()) {
             (CONTROL_PLANE, _) if self.is_down() => &stored.to,
-            (DATA_PLANE, UpdateType::Restart) if stored.wave.is_some() => &stored.to,
+            // Not back while owners go on replacing pods.
+            (DATA_PLANE, UpdateType::Restart) if stored.wave.is_some() || stored.reached > 0 => &stored.to,
             (FINISHING, _) => &stored.to,
             _ => &stored.from,
         };
