@@ -586,6 +586,26 @@ fn settings_when_changed_then_pods_are_replaced_by_their_owners_where_these_rest
 }
 
 #[test]
+fn upgrade_when_paused_for_longer_than_its_deadline_then_goes_on() {
+    for restarts in [false, true] {
+        for after in 1..60 {
+            let mut model = Model::new(12, Fault::None, 1);
+            model.restarts = restarts;
+            model.wanted = NEW.to_owned();
+            for second in 0..PATIENCE {
+                if second == after {
+                    model.happen(&Event::Pause(300));
+                }
+                model.second();
+                model.operate();
+                model.check();
+            }
+            assert!(model.is_at_rest_on(NEW), "paused after {after} s: {:?}", model.status.last_upgrade);
+        }
+    }
+}
+
+#[test]
 fn upgrade_when_no_operator_lives_for_long_then_ends_all_the_same() {
     let mut model = Model::new(12, Fault::None, 0);
     (0..30).for_each(|_| {

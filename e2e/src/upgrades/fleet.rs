@@ -68,6 +68,8 @@ fn container(more: Value) -> Value {
         "resources": {"requests": {"cpu": "5m", "memory": "4Mi"}, "limits": {"memory": "64Mi"}},
         "ports": [{"name": "http", "containerPort": 8080}],
         "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 3},
+        // Clients outside the mesh go on calling a pod until every node knows that it leaves.
+        "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
     });
     if let (Some(target), Some(over)) = (container.as_object_mut(), more.as_object()) {
         target.extend(over.clone());
@@ -139,7 +141,11 @@ fn others(bed: &Bed, size: Size) -> Vec<Value> {
         &echo("daemon", 1),
         "DaemonSet",
         "apps/v1",
-        &|template| json!({"selector": selector("daemon"), "template": template}),
+        // There is one node: its pod leaves when the next one serves.
+        &|template| {
+            json!({"selector": selector("daemon"), "template": template,
+                "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}})
+        },
     );
     let job = tiny(App::client(FLEET, "job")).container(without_probe());
     add("job", &job, "Job", "batch/v1", &|mut template| {

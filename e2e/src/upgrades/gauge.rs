@@ -46,8 +46,11 @@ pub struct Counted {
     pub failed_requests: u64,
     /// Of them, those that a bad build failed on purpose.
     pub failed_by_the_bad_build: u64,
-    /// Containers of the app that restarted, or pods that were replaced.
+    /// Containers of the app that restarted.
     pub app_restarts: u64,
+    /// Containers of the app whose pod is gone, or another.
+    #[serde(default)]
+    pub replaced_pods: u64,
     /// Streams and long connections that ended; each was opened again at once.
     pub ended_streams: u64,
     /// Mean time of a request, milliseconds.
@@ -109,8 +112,14 @@ impl Gauge {
         counted.mean_ms = (total_us as f64 / counted.requests.max(1) as f64 / 10.0).round() / 100.0;
         for (name, before) in &self.apps {
             let restarts = match apps.get(name) {
-                None => Some((1, "is gone".to_owned())),
-                Some(now) if now.0 != before.0 => Some((1, "is another pod".to_owned())),
+                None => {
+                    counted.replaced_pods += 1;
+                    None
+                }
+                Some(now) if now.0 != before.0 => {
+                    counted.replaced_pods += 1;
+                    None
+                }
                 Some(now) if now.1 > before.1 => Some((now.1 - before.1, format!("restarted at {}", now.2))),
                 Some(now) if now.2 != before.2 => Some((1, format!("runs since {}, not {}", now.2, before.2))),
                 Some(_) => None,
@@ -191,8 +200,8 @@ mod tests {
         assert_eq!(same.mean_ms, 1.0);
         let worse = before.compare(&lanes(lane(300, 20, 10, 4)), &apps(app("1", 5), app("3", 0)));
         assert_eq!((worse.failed_requests, worse.failed_by_the_bad_build, worse.ended_streams), (5, 8, 3));
-        assert_eq!((worse.app_restarts, worse.failures["fleet: http1"]), (3, 5));
+        assert_eq!((worse.app_restarts, worse.replaced_pods, worse.failures["fleet: http1"]), (2, 1, 5));
         let replaced = before.compare(&lanes(lane(10, 1, 0, 0)), &Apps::new());
-        assert_eq!((replaced.requests, replaced.failed_requests, replaced.app_restarts), (10, 1, 2));
+        assert_eq!((replaced.requests, replaced.failed_requests, replaced.replaced_pods), (10, 1, 2));
     }
 }

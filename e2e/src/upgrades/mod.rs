@@ -12,6 +12,7 @@ mod gauge;
 mod life;
 mod mesh;
 mod moves;
+mod owners;
 mod page;
 
 use crate::{
@@ -106,7 +107,10 @@ const ALL: &[Scenario] = &[
     ("operator_killed_every_2_s", From::Current, broken::operator_killed),
     ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
     ("api_server_away_for_a_minute", From::Current, broken::api_server_away),
-    ("node_agent_restarted", From::Previous, broken::kubelet_restarted),
+    ("node_agents_restarted", From::Previous, broken::node_agents_restarted),
+    ("restarted_by_their_owners", From::Previous, owners::restarted),
+    ("only_new_pods", From::Previous, owners::only_new_pods),
+    ("settings_changed", From::Current, owners::settings_changed),
     ("paused_changed_resumed", From::Current, moves::paused),
     ("aborted", From::Current, moves::aborted),
     ("control_plane_scaled_1_5_2", From::Current, life::scaled),
@@ -114,6 +118,9 @@ const ALL: &[Scenario] = &[
     ("two_meshes_one_upgraded_then_uninstalled", From::Current, life::two_meshes),
     ("at_rest_nothing_is_written", From::Current, life::at_rest),
 ];
+
+/// Those in which owners replace their pods.
+const REPLACES: [&str; 3] = ["restarted_by_their_owners", "only_new_pods", "settings_changed"];
 
 /// How the fleet is moved here: one pod first, then a third, then all, each looked at for long enough to see what a bad build does.
 fn strategy(slack_ms: u32) -> Value {
@@ -193,7 +200,7 @@ fn on_a_fleet<'s>(
         if !row.passed {
             println!("  {}", row.failure);
         }
-        fresh = (row.passed && row.reached == 0).then_some(*from);
+        fresh = (row.passed && row.reached == 0 && row.counted.replaced_pods == 0).then_some(*from);
         rows.push(row);
         page::write_latest(Path::new(page::LATEST), &rows)?;
     }
@@ -247,6 +254,9 @@ fn one(run: &Run, size: Size, name: &str, from: From, scenario: fn(&Run) -> Resu
         crate::bed::ensure(counted.failed_requests == 0 && counted.app_restarts == 0, || {
             format!("{} requests failed, {} app restarts", counted.failed_requests, counted.app_restarts)
         })?;
+        crate::bed::ensure((counted.replaced_pods > 0) == REPLACES.contains(&name), || {
+            format!("{} pods were replaced", counted.replaced_pods)
+        })?;
         crate::bed::ensure(counted.requests > 100, || format!("only {} requests were sent", counted.requests))
     })();
     match measured {
@@ -261,7 +271,7 @@ fn rest(run: &Run, from: From) -> Result<()> {
     run.builds.restore(run.bed)?;
     let version = if from == From::Current { run.version() } else { run.previous() };
     let in_place = json!({"type": "InPlace", "canaryPercent": null, "promote": null, "gracePeriodSeconds": 1});
-    let data_plane = json!({"updateStrategy": strategy(run.slack_ms)});
+    let data_plane = json!({"updateStrategy": strategy(run.slack_ms), "resources": null});
     let control_plane = json!({"updateStrategy": in_place});
     mesh::spec(run.bed, &json!({"version": version, "dataPlane": data_plane, "controlPlane": control_plane}))?;
     // What came back in the scenario before may be tried again, now that it is not wanted any more.

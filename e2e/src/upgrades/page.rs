@@ -41,11 +41,12 @@ impl Row {
     pub fn line(&self) -> String {
         let counted = &self.counted;
         format!(
-            "{} requests, {} failed, {} failed by the bad build, {} app restarts, {} streams ended, on {}, {} s{}{}",
+            "{} requests, {} failed, {} failed by the bad build, {} app restarts, {} pods replaced, {} streams ended, on {}, {} s{}{}",
             counted.requests,
             counted.failed_requests,
             counted.failed_by_the_bad_build,
             counted.app_restarts,
+            counted.replaced_pods,
             counted.ended_streams,
             self.final_version,
             counted.seconds,
@@ -81,14 +82,14 @@ fn table(rows: &[Row]) -> Result<String> {
     writeln!(text, "One node of {cores} cores, {}.\n", std::env::consts::ARCH)?;
     writeln!(
         text,
-        "| scenario | pods | ends | on | reached | requests | failed | by the bad build | app restarts | streams ended | s |"
+        "| scenario | pods | ends | on | reached | requests | failed | by the bad build | app restarts | pods replaced | streams ended | s |"
     )?;
-    writeln!(text, "|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|")?;
+    writeln!(text, "|---|--:|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")?;
     for row in rows {
         let counted = &row.counted;
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.0} |",
             row.scenario.replace('_', " "),
             row.pods,
             match (row.passed, row.result.as_str()) {
@@ -102,6 +103,7 @@ fn table(rows: &[Row]) -> Result<String> {
             counted.failed_requests,
             counted.failed_by_the_bad_build,
             counted.app_restarts,
+            counted.replaced_pods,
             counted.ended_streams,
             counted.seconds,
         )?;
@@ -149,7 +151,10 @@ mod tests {
         let once = put(&page, &table(&[row("up_and_down")]).unwrap()).unwrap();
         let twice = put(&once, &table(&[row("up_and_down")]).unwrap()).unwrap();
         assert_eq!(once, twice);
-        assert!(once.contains("| up and down | 30 | Completed | 0.1.0 | 30 | 1000 | 0 | 0 | 0 | 0 | 12 |"), "{once}");
+        assert!(
+            once.contains("| up and down | 30 | Completed | 0.1.0 | 30 | 1000 | 0 | 0 | 0 | 0 | 0 | 12 |"),
+            "{once}"
+        );
         assert!(!once.contains("old") && once.ends_with("more\n"));
         assert!(put("# no marks", "").is_none());
     }

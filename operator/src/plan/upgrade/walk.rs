@@ -95,10 +95,10 @@ impl<'a> Walk<'a> {
         since.map_or(0, |since| self.inputs.now.as_second() - since.0.as_second())
     }
 
-    /// Seconds without progress, as far as there was an operator that could have made any.
+    /// Seconds without progress, as far as there was an operator that could have made any, and nobody who paused it.
     fn idle(&self) -> i64 {
         let led = self.inputs.now.as_second() - self.inputs.leads_since.as_second();
-        self.elapsed(self.stored.since.as_ref()).min(led)
+        self.elapsed(self.next.since.as_ref()).min(led)
     }
 
     /// Whether something new may begin now; says why not.
