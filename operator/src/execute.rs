@@ -1,5 +1,6 @@
 //! Carries out the steps of a plan.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
@@ -24,6 +25,10 @@ use crate::plan::upgrade::{
     pods::{Owner, PodStep},
 };
 use crate::plan::{ObjectId, Observed, Step};
+
+/// Workloads of which it is remembered that they were asked to restart; when there are more, all are forgotten and asked once more,
+/// which changes nothing.
+const REMEMBERED: usize = 4096;
 
 /// A step could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -80,12 +85,14 @@ pub struct Done {
 pub struct Executor {
     applier: Applier,
     client: Client,
+    /// Workloads that were asked to restart, and for what: once is enough.
+    restarted: BTreeMap<String, String>,
 }
 
 impl Executor {
     /// With the operator's field manager.
     pub fn new(client: Client) -> Self {
-        Executor { applier: Applier::new(client.clone(), names::FIELD_MANAGER), client }
+        Executor { applier: Applier::new(client.clone(), names::FIELD_MANAGER), client, restarted: BTreeMap::new() }
     }
 
     /// Whether `desired` has to be written.
@@ -139,7 +146,16 @@ impl Executor {
             Step::ChangeAuthority(change) => self.change_authority(install, change, observed).await,
             Step::HandOverReplicas { revision, replicas } => self.hand_over(revision, install, *replicas).await,
             Step::Finalizer { present } => self.finalizer(name, install, *present).await,
-            Step::Pod(step) => self.pod(step).await,
+            Step::Pod(PodStep::Restart { namespace, owner, stamp }) => self.restart(namespace, owner, stamp).await,
+            Step::Pod(PodStep::SetImage { pod, slot, image }) => {
+                let container = json!({ "name": SLOTS.get(usize::from(*slot)), "image": image });
+                let patch = json!({ "spec": { "initContainers": [container] } });
+                self.patch_pod(pod, &Patch::Strategic(patch)).await
+            }
+            Step::Pod(PodStep::Serve { pod, slot }) => {
+                let annotations = json!({ upgrade::SERVE_SLOT: slot.to_string() });
+                self.patch_pod(pod, &Patch::Merge(json!({ "metadata": { "annotations": annotations } }))).await
+            }
             Step::Revision(step) => {
                 let labels = json!({ names::REVISION: step.to });
                 self.patch_pod(&step.pod, &Patch::Merge(json!({ "metadata": { "labels": labels } }))).await
@@ -237,28 +253,17 @@ impl Executor {
     }
 
     /// Pods are patched, not applied: nothing but the one field is ours, and the pod's maker stays its owner.
-    async fn pod(&self, step: &PodStep) -> Result<Outcome, StepError> {
-        let (pod, patch) = match step {
-            PodStep::SetImage { pod, slot, image } => {
-                let container = json!({ "name": SLOTS.get(usize::from(*slot)), "image": image });
-                (pod, Patch::Strategic(json!({ "spec": { "initContainers": [container] } })))
-            }
-            PodStep::Serve { pod, slot } => {
-                let annotations = json!({ upgrade::SERVE_SLOT: slot.to_string() });
-                (pod, Patch::Merge(json!({ "metadata": { "annotations": annotations } })))
-            }
-            PodStep::Restart { namespace, owner, stamp } => return self.restart(namespace, owner, stamp).await,
-        };
-        self.patch_pod(pod, &patch).await
-    }
-
     async fn patch_pod(&self, pod: &Key, patch: &Patch<serde_json::Value>) -> Result<Outcome, StepError> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace);
         patch_others(&api, &pod.name, patch, "patch", format!("Pod {pod}")).await
     }
 
     /// As `kubectl rollout restart` does, with an annotation of our own, so that the same restart is asked for once.
-    async fn restart(&self, namespace: &str, owner: &Owner, stamp: &str) -> Result<Outcome, StepError> {
+    async fn restart(&mut self, namespace: &str, owner: &Owner, stamp: &str) -> Result<Outcome, StepError> {
+        let object = format!("{} {namespace}/{}", owner.kind, owner.name);
+        if self.restarted.get(&object).is_some_and(|last| last == stamp) {
+            return Ok(Outcome::Unchanged);
+        }
         let resource = match owner.kind.as_str() {
             "Deployment" => ApiResource::erase::<Deployment>(&()),
             "StatefulSet" => ApiResource::erase::<StatefulSet>(&()),
@@ -269,8 +274,12 @@ impl Executor {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
         let annotations = json!({ upgrade::RESTARTED_FOR: stamp });
         let patch = Patch::Merge(json!({ "spec": { "template": { "metadata": { "annotations": annotations } } } }));
-        let object = format!("{} {namespace}/{}", owner.kind, owner.name);
-        patch_others(&api, &owner.name, &patch, "restart", object).await
+        let outcome = patch_others(&api, &owner.name, &patch, "restart", object.clone()).await?;
+        if self.restarted.len() >= REMEMBERED {
+            self.restarted.clear();
+        }
+        self.restarted.insert(object, stamp.to_owned());
+        Ok(outcome)
     }
 
     async fn finalizer(&self, name: &str, install: &MeshInstall, present: bool) -> Result<Outcome, StepError> {

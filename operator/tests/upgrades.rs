@@ -606,6 +606,25 @@ fn upgrade_when_paused_for_longer_than_its_deadline_then_goes_on() {
 }
 
 #[test]
+fn upgrade_when_an_operator_has_just_begun_and_hears_from_nobody_then_leaves_nobody_behind() {
+    for restarts in [false, true] {
+        for after in 1..80 {
+            let mut model = Model::new(6, Fault::Slow, 1);
+            model.restarts = restarts;
+            model.wanted = NEW.to_owned();
+            (0..after).for_each(|_| {
+                model.second();
+                model.operate();
+            });
+            model.restart_operator(20);
+            come_to_rest(&mut model);
+            let last = model.status.last_upgrade.as_ref().unwrap();
+            assert_eq!((last.result.as_str(), last.reason.as_str()), ("RolledBack", "Latency"), "away after {after} s");
+        }
+    }
+}
+
+#[test]
 fn upgrade_when_no_operator_lives_for_long_then_ends_all_the_same() {
     let mut model = Model::new(12, Fault::None, 0);
     (0..30).for_each(|_| {

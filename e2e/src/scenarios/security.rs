@@ -209,7 +209,7 @@ fn what_the_operator_may(bed: &Bed) -> Result<()> {
     }
     let restart = |key: &str| json!({"spec": {"template": {"metadata": {"annotations": {key: "0.9.9"}}}}});
     attempt(&["-n", LAB, "deployment", "echo"], &restart("mesh.leno.dev/restarted-for"))?;
-    let refused: [(&[&str], Value); 9] = [
+    let refused: [(&[&str], Value); 11] = [
         (&own, set("containers", app, "elsewhere.invalid/app:1")),
         (&own, set("initContainers", "leno-capture", &format!("{hub}:0.9.9"))),
         (&own, set("initContainers", "leno-proxy-1", "elsewhere.invalid/leno/proxy:0.9.9")),
@@ -218,6 +218,8 @@ fn what_the_operator_may(bed: &Bed) -> Result<()> {
         (&own, json!({"metadata": {"finalizers": ["example.com/held"]}})),
         (&["-n", OUTSIDE, "pod", &outside], note("annotations", "mesh.leno.dev/serve-slot")),
         (&["-n", LAB, "deployment", "echo"], json!({"spec": {"replicas": 0}})),
+        (&["-n", LAB, "deployment", "echo"], json!({"spec": {"paused": true}})),
+        (&["-n", LAB, "deployment", "echo"], json!({"metadata": {"finalizers": ["example.com/held"]}})),
         (&["-n", LAB, "deployment", "echo"], restart("example.com/mine")),
     ];
     for (object, patch) in refused {

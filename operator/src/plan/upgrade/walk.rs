@@ -17,6 +17,8 @@ use super::{
 };
 use crate::plan::settings;
 
+/// Seconds for which sidecars that report nothing are waited for before an upgrade goes on without them.
+const HEARD: i64 = 60;
 /// What a paused upgrade waits for.
 const RESUMED: &str = "spec.dataPlane.updateStrategy.paused to be false";
 
@@ -444,6 +446,12 @@ impl<'a> Walk<'a> {
 
     fn next_wave(&mut self, pods: &[&PodView], sets: &[BTreeSet<Key>], number: i32) {
         let Some(set) = usize::try_from(number).ok().and_then(|number| sets.get(number)) else {
+            let silent = movable(self.inputs).count() - pods.len();
+            if silent > 0 && self.idle() < HEARD {
+                // An operator that has just begun hears from nobody yet: that is no reason to leave them behind.
+                self.next.waiting_for = format!("reports of {silent} sidecars");
+                return;
+            }
             self.step(FINISHING);
             return;
         };
