@@ -63,6 +63,8 @@ struct Pod {
     hand_over_at: Option<u32>,
     failure: String,
     silent_until: u32,
+    /// Whether it changed its release because the one that served crashed, not because it was asked to.
+    crashed: bool,
     /// What its owner's template said when it was made, and the settings of the mesh then.
     stamp: String,
     settings: u32,
@@ -158,6 +160,7 @@ impl Model {
             hand_over_at: None,
             failure: String::new(),
             silent_until: self.now + 3,
+            crashed: false,
             stamp: self.stamps.get(owner).cloned().unwrap_or_default(),
             settings: self.settings,
         });
@@ -270,6 +273,7 @@ impl Model {
                 pod.version = version;
                 pod.since = now;
                 pod.failure.clear();
+                pod.crashed = false;
                 pod.hand_over_at = None;
                 if pod.version == NEW {
                     self.reached.insert(pod.key.clone());
@@ -294,6 +298,7 @@ impl Model {
                 if takes_over {
                     pod.up_at[usize::from(pod.serving)] = now + 2;
                     pod.serving = 1 - pod.serving;
+                    pod.crashed |= pod.version != version;
                     pod.version = version;
                 }
                 pod.since = now;
@@ -427,7 +432,7 @@ impl Model {
     }
 
     fn crashed(&self) -> usize {
-        self.pods.iter().filter(|pod| pod.asked.is_some_and(|asked| asked != pod.serving)).count()
+        self.pods.iter().filter(|pod| pod.crashed).count()
     }
 
     fn is_at_rest_on(&self, version: &str) -> bool {
