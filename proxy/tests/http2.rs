@@ -133,6 +133,49 @@ async fn drain_when_http2_streams_are_open_then_they_end_and_the_connection_goes
     assert_eq!(open, 0, "connections are still open after the drain");
 }
 
+/// The end of a pod is announced: everything goes on, and nobody stays.
+#[tokio::test]
+async fn clients_when_asked_to_leave_then_are_served_and_go_on_over_other_connections() {
+    let proxy = start(Plan::new(echo_server().await, UpstreamProtocol::Http2));
+    let status = |response: Response<Incoming>| async move {
+        let status = response.status();
+        in_time("the body", response.into_body().collect()).await.unwrap();
+        status
+    };
+    let mut first = Client::connect(proxy.address, Version::HTTP_11).await;
+    let mut second = Client::connect(proxy.address, Version::HTTP_2).await;
+    for client in [&mut first, &mut second] {
+        assert_eq!(status(client.send(get("/")).await).await, 200);
+    }
+    in_time("all workers to be told", proxy.workers.ask_to_leave(LIMIT)).await;
+    let Client::Http2(mut second) = second else { panic!() };
+    in_time("the end of the connection", async {
+        while second.ready().await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    let last = first.send(get("/")).await;
+    assert_eq!(
+        (last.status(), &last.headers()["connection"]),
+        (http::StatusCode::OK, &http::HeaderValue::from_static("close"))
+    );
+    // Who comes meanwhile is served, more than once, and told to leave as well.
+    let mut late = Client::connect(proxy.address, Version::HTTP_2).await;
+    for _ in 0..3 {
+        assert_eq!(status(late.send(get("/")).await).await, 200);
+    }
+    let Client::Http2(mut late) = late else { panic!() };
+    in_time("the end of the late connection", async {
+        while late.ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await
+        }
+    })
+    .await;
+    let late = Client::connect(proxy.address, Version::HTTP_11).await.send(get("/")).await;
+    assert_eq!(late.headers()["connection"], "close");
+}
+
 /// A server that handles requests of either HTTP version by `service`.
 async fn server<S, F>(service: S) -> SocketAddr
 where

@@ -44,7 +44,8 @@ impl Size {
     /// of one replica.
     fn shares(self) -> Shares {
         let rest = self.pods.max(10) - 5;
-        let (ratings, stateful, tcp) = (1 + rest / 9, 1 + rest / 9, 1 + rest / 12);
+        // A StatefulSet's pod leaves before the next one comes.
+        let (ratings, stateful, tcp) = (1 + rest / 9, 2 + rest / 25, 1 + rest / 12);
         Shares { echo: rest - ratings - stateful - tcp, ratings, stateful, tcp }
     }
 }

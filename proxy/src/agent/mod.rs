@@ -157,6 +157,15 @@ struct Engine {
     connection: relay::Connection,
 }
 
+impl Engine {
+    /// Has Envoy's admin server do something.
+    async fn tell_envoy(&self, path: &str) {
+        if let Err(error) = admin::ask(&self.admin, hyper::Method::POST, path).await {
+            tracing::warn!(%error, path, "Envoy does not drain");
+        }
+    }
+}
+
 impl Traffic for Engine {
     async fn served(&self) -> Result<(), RunError> {
         let mut standing = self.process.standing();
@@ -178,11 +187,12 @@ impl Traffic for Engine {
 
     async fn stop_accepting(&self) {
         // Clients are told first that their connections end (`connection: close`, GOAWAY), then the sockets are closed.
-        for path in ["/drain_listeners?graceful&skip_exit", "/drain_listeners"] {
-            if let Err(error) = admin::ask(&self.admin, hyper::Method::POST, path).await {
-                tracing::warn!(%error, path, "Envoy does not drain");
-            }
-        }
+        self.tell_envoy("/drain_listeners?graceful&skip_exit").await;
+        self.tell_envoy("/drain_listeners").await;
+    }
+
+    async fn ask_to_leave(&self, _: Duration) {
+        self.tell_envoy("/drain_listeners?graceful&skip_exit").await;
     }
 
     async fn drain(&self, limit: Duration, _: Duration) {

@@ -238,6 +238,8 @@ impl Slot<'_> {
             self.leaving = true;
             self.set_ready(health, false);
             self.tell(|situation| situation.draining = true);
+            // When the app has ended, clients must be elsewhere.
+            traffic.ask_to_leave(SUCCESSION_IDLE).await;
             wish.send(()).ok();
         }
     }

@@ -132,6 +132,13 @@ impl Plane {
         }
     }
 
+    /// Begins to let open connections end, and goes on accepting others.
+    pub async fn ask_to_leave(&self, idle: Duration) {
+        if let Some(workers) = self.workers.get() {
+            workers.ask_to_leave(idle).await;
+        }
+    }
+
     /// Lets open connections end, for at most `limit`.
     pub async fn drain(&self, limit: Duration, idle: Duration) {
         if let Some(workers) = self.workers.get() {

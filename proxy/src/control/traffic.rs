@@ -34,6 +34,9 @@ pub(crate) trait Traffic {
     async fn connections(&self) -> usize;
     /// Closes this slot's listening sockets; open connections go on.
     async fn stop_accepting(&self);
+    /// Asks clients to come over other connections from now on, on which somebody else may answer; what they send meanwhile is
+    /// served. Those that have been without a request for `idle` are closed.
+    async fn ask_to_leave(&self, idle: Duration);
     /// Lets open connections end, for at most `limit`; those that have been without a request for `idle` are closed.
     async fn drain(&self, limit: Duration, idle: Duration);
     /// Accepts again on copies of these sockets, and lets connections be. False when it cannot.
@@ -68,6 +71,10 @@ impl Traffic for Own<'_> {
 
     async fn stop_accepting(&self) {
         self.plane.stop_accepting().await;
+    }
+
+    async fn ask_to_leave(&self, idle: Duration) {
+        self.plane.ask_to_leave(idle).await;
     }
 
     async fn drain(&self, limit: Duration, idle: Duration) {

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -24,6 +25,10 @@ use crate::worker::{Timer, Worker, WorkerRoot, jittered};
 
 /// Bytes that are read and forgotten of a client on which is hung up.
 const LAST_WORDS: usize = 64 * 1024;
+/// How long a connection goes on that was opened while all are to end: nobody else may have been there yet, and a client that is
+/// sent away before its first request may come back at once, for ever.
+const LATE: Duration = Duration::from_secs(1);
+
 /// What the streams of a connection share.
 struct Shared {
     conn: ConnInfo,
@@ -45,13 +50,18 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
     let remote = conn.remote;
     let secure = conn.secure;
     let shared = Rc::new(Shared { conn, place, manager: RefCell::new(manager) });
+    let begun = Instant::now();
     let drain = async {
-        let _registered = worker.register().await;
-        poll_fn(|_| match worker.ends_since(&shared.place) {
-            Some(_) => Poll::Ready(()),
+        let registered = worker.register().await;
+        let since = poll_fn(|_| match worker.ends_since(&shared.place) {
+            Some(since) => Poll::Ready(since),
             None => Poll::Pending,
         })
         .await;
+        drop(registered);
+        if begun > since {
+            tokio::time::sleep(LATE).await;
+        }
     };
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
     if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {

@@ -251,15 +251,20 @@ impl Workers {
     pub async fn drain(&self, deadline: Instant, idle: Duration) -> usize {
         /// Between two looks at the count.
         const LOOK: Duration = Duration::from_millis(20);
-        for told in self.tell(|told| Command::Drain(idle, told)).await {
-            let _ = told.await;
-        }
+        self.ask_to_leave(idle).await;
         loop {
             let open = self.connections();
             if open == 0 || Instant::now() >= deadline {
                 return open;
             }
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Begins what [`Self::drain`] does, and waits for nobody.
+    pub async fn ask_to_leave(&self, idle: Duration) {
+        for told in self.tell(|told| Command::Drain(idle, told)).await {
+            let _ = told.await;
         }
     }
 
