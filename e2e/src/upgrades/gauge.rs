@@ -151,7 +151,9 @@ fn apps(bed: &Bed) -> Result<Apps> {
     let mut all = Apps::new();
     for namespace in [FLEET, BEYOND] {
         let pods = bed.get(&["pods", "-n", namespace])?;
-        for pod in pods["items"].as_array().into_iter().flatten() {
+        // Those that are about to go are gone.
+        let stays = |pod: &&Value| pod["metadata"]["deletionTimestamp"].is_null();
+        for pod in pods["items"].as_array().into_iter().flatten().filter(stays) {
             all.extend(containers(pod));
         }
     }
