@@ -305,7 +305,9 @@ async fn proxy<'a, D: Downstream>(
     let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
     loop {
-        let host = attempted.pick(cluster, &call.worker.rng, &context).ok_or(reply::NO_HEALTHY_UPSTREAM)?;
+        let host = attempted
+            .pick(cluster, &call.worker.rng, &context, policy.filter(|_| retries > 0))
+            .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
