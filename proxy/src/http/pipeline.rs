@@ -328,7 +328,8 @@ async fn proxy<'a, D: Downstream>(
                     let failure = Failure::Response {
                         status: call.response.status,
                         grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
-                        header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
+                        header: policy
+                            .is_some_and(|policy| retry::has_retriable_header(policy, call.response.status, headers)),
                         rate_limited: headers.get("x-envoy-ratelimited").is_some(),
                     };
                     if not_sent {
