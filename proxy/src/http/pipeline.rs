@@ -264,8 +264,8 @@ async fn proxy<'a, D: Downstream>(
         0 => reply::NO_CLUSTER,
         code => Reply { code, ..reply::NO_CLUSTER },
     })?;
-    if cluster.drops(&call.worker.rng) {
-        return Err(reply::DROP_OVERLOAD.into());
+    if let Some(all) = cluster.drops(&call.worker.rng) {
+        return Err(if all { reply::UNCONDITIONAL_DROP_OVERLOAD } else { reply::DROP_OVERLOAD }.into());
     }
     // Most requests carry none of the headers by which Envoy's router is told what to do.
     let asked = call.request.headers.may_have(Known::Envoy);
