@@ -6,6 +6,7 @@ use super::{
     ratelimit::LocalRateLimit,
 };
 use crate::rbac::Rules;
+use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, ShadowStats};
 use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -20,6 +21,22 @@ pub struct FilterEntry {
     pub disabled: bool,
     /// What it does.
     pub filter: HttpFilter,
+    /// What it counts.
+    pub stats: FilterStats,
+}
+
+/// What a filter counts.
+#[derive(Debug, Clone, Default)]
+pub enum FilterStats {
+    /// Nothing, or not by its entry.
+    #[default]
+    None,
+    /// Faults.
+    Fault(FaultStats),
+    /// Origins.
+    Cors(CorsStats),
+    /// What rules decide, and what those that only look would.
+    Rbac(RbacStats, ShadowStats),
 }
 
 /// What a filter does. An enum, so that the pipeline is read in one place.

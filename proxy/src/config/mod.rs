@@ -54,8 +54,8 @@ pub use cluster::{
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
-    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,
-    HealthFilter, HttpFilter, Rbac, Share,
+    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, FilterStats,
+    HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
 };
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};

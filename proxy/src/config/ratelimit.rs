@@ -4,6 +4,7 @@ use super::{
     HeaderOp,
     matcher::{HeaderMatch, QueryMatch},
 };
+use crate::telemetry::counters::RateLimitStats;
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -42,6 +43,8 @@ pub struct LocalRateLimit {
     pub headers: bool,
     /// A gRPC client is told `RESOURCE_EXHAUSTED` and not `UNAVAILABLE`.
     pub resource_exhausted: bool,
+    /// What it counts.
+    pub stats: RateLimitStats,
 }
 
 /// Which policies of the virtual host count.

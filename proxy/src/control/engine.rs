@@ -30,6 +30,7 @@ impl Engine {
     /// `overload` says what is done when memory runs short.
     pub fn new(workers: usize, state: State, store: CredentialStore, listening: Listening, overload: Overload) -> Self {
         let (telemetry, shards) = Telemetry::new(workers.max(1));
+        let telemetry = telemetry.telling(state.counters());
         let logs = telemetry.clone();
         tokio::spawn(async move { logs.write_logs().await });
         let (plane, board) = (Plane::new(listening, shards, store.clone()), Arc::<Board>::default());

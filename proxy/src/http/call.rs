@@ -223,13 +223,15 @@ impl Call<'_> {
             trace::end(self);
         }
         let tally = &self.tally;
+        let duration = tally.start.elapsed();
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
-            counted.http().count(tally.code, tally.flags);
+            counted.http().count(tally.code, tally.flags, self.is_http2(), micros);
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
-            cluster.stats().count(tally.code, tally.flags, attempts);
+            cluster.stats().count(tally.code, tally.flags, attempts, micros);
         }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;
@@ -250,7 +252,6 @@ impl Call<'_> {
         let service: &Arc<ServiceLabels> =
             tally.cluster.as_ref().map_or(&unknown.service, |cluster| &cluster.config().service);
         let grpc = self.request.is_grpc();
-        let duration = tally.start.elapsed();
         self.worker.shard.record_request(&RequestRecord {
             reporter,
             source,

@@ -98,8 +98,10 @@ impl Shared {
         }
         cell.set(cell.get() + 1);
         self.gauge(count).up();
-        if matches!(count, Count::Connections) {
-            self.stats.cx_total.add(1);
+        match count {
+            Count::Connections => self.stats.cx_total.add(1),
+            Count::Pending => self.stats.rq_pending_total.add(1),
+            Count::Requests | Count::Retries => {}
         }
         Ok(Ticket { shared: self.clone(), count })
     }

@@ -159,19 +159,19 @@ async fn pass<'a, D: Downstream>(
                 Some(FilterSetting::Fault(of_route)) => of_route,
                 _ => own,
             };
-            fault::pass(call, down, own, used, selected).await
+            fault::pass(call, down, (own, &entry.stats), used, selected).await
         }
         // Routes that answer by themselves have no say in this, as in Envoy.
         (HttpFilter::Cors, _) => {
             match selected.is_none_or(|selected| matches!(selected.route.action, Action::Forward(_))) {
-                true => cors::pass(call, settings(call, selected), &entry.name),
+                true => cors::pass(call, settings(call, selected), entry),
                 false => Ok(()),
             }
         }
         (HttpFilter::Rbac(own), setting) => match setting {
             Some(FilterSetting::Rbac(None)) => Ok(()),
-            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route),
-            _ => rbac::pass(call, own),
+            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route, &entry.stats),
+            _ => rbac::pass(call, own, &entry.stats),
         },
         (HttpFilter::LocalRateLimit(own), setting) => {
             let used = match setting {

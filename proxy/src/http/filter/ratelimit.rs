@@ -22,6 +22,7 @@ pub(super) fn pass<'a>(
     if !falls(call, limit.enabled) {
         return Ok(());
     }
+    limit.stats.enabled.add(1);
     let now = Instant::now();
     let descriptors = descriptors(call, limit, selected);
     let mut buckets: Vec<&TokenBucket> = limit
@@ -57,12 +58,15 @@ pub(super) fn pass<'a>(
         ]));
     }
     if refused.is_none() {
+        limit.stats.ok.add(1);
         return Ok(());
     }
+    limit.stats.rate_limited.add(1);
     if !falls(call, limit.enforced) {
         edit::request(call, &limit.request_headers);
         return Ok(());
     }
+    limit.stats.enforced.add(1);
     let state = call.tally.filters();
     state.reply.headers = &limit.response_headers;
     state.reply.grpc = Some(if limit.resource_exhausted { 8 } else { 14 });

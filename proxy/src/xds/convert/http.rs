@@ -175,7 +175,7 @@ pub fn manager(
     };
     let local_replies =
         local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
-    let (filters, router) = filter::chain(context, http_filters, &mut found.extensions)?;
+    let (filters, router) = filter::chain(context, &stat_prefix, http_filters, &mut found.extensions)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {
@@ -184,6 +184,7 @@ pub fn manager(
             let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
             asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
+            found.prefixes.insert(route_config_name.clone(), stat_prefix.clone());
             found.routes.insert(route_config_name);
             table
         }

@@ -16,7 +16,10 @@ pub use ratelimit::policies as rate_limits;
 
 use super::common::{optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher, refuse};
-use crate::config::{FilterEntry, FilterSetting, FilterSettings, HealthFilter, HttpFilter, RouterOptions, Share};
+use crate::config::{
+    FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions, Share,
+};
+use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
 use leno_xds::envoy::config::core::v3::RuntimeFractionalPercent;
 use leno_xds::envoy::config::route::v3::FilterConfig;
 use leno_xds::envoy::extensions::filters::http::{
@@ -43,6 +46,7 @@ use std::sync::Arc;
 /// `discovered`; while one has not come, and there is no other, requests are answered 500 in its place.
 pub fn chain(
     context: &mut Context,
+    prefix: &str,
     values: Vec<Entry>,
     discovered: &mut Vec<Discovered>,
 ) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
@@ -60,7 +64,8 @@ pub fn chain(
                 match found {
                     Some(any) => any,
                     None => {
-                        entries.push(FilterEntry { name: name.into(), disabled, filter: HttpFilter::Missing });
+                        let (filter, stats) = (HttpFilter::Missing, FilterStats::None);
+                        entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
                         continue;
                     }
                 }
@@ -75,12 +80,29 @@ pub fn chain(
             continue;
         }
         match filter(context, &any).within(format_args!("{within}.typed_config"))? {
-            Some(filter) => entries.push(FilterEntry { name: name.into(), disabled, filter }),
+            Some(filter) => {
+                let stats = stats(context, prefix, &filter);
+                entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
+            }
             None if is_optional => {}
             None => return Err(unknown_type(&any).within(within)),
         }
     }
     Ok((entries, options))
+}
+
+/// What the filter of a manager with this prefix counts.
+fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
+    let (counters, http) = (&context.counters, Scope::http(prefix));
+    match filter {
+        HttpFilter::Fault(_) => FilterStats::Fault(FaultStats::new(counters, &[http])),
+        HttpFilter::Cors => FilterStats::Cors(CorsStats::new(counters, &[http])),
+        HttpFilter::Rbac(rbac) => FilterStats::Rbac(
+            RbacStats::new(counters, &[http, Scope::rbac(&rbac.prefix)]),
+            ShadowStats::new(counters, &[http, Scope::rbac(&rbac.shadow_prefix)]),
+        ),
+        _ => FilterStats::None,
+    }
 }
 
 /// A filter that is known here.

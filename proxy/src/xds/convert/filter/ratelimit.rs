@@ -4,6 +4,7 @@ use super::super::common::{duration, header_ops};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use super::fraction;
 use crate::config::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+use crate::telemetry::counters::{RateLimitStats, Scope};
 use leno_xds::envoy::config::route::v3 as route;
 use leno_xds::envoy::config::route::v3::rate_limit::{Action, action, action::ActionSpecifier};
 use leno_xds::envoy::extensions::common::ratelimit::v3::{LocalRateLimitDescriptor, rate_limit_descriptor::Entry};
@@ -14,7 +15,7 @@ use std::time::Duration;
 /// A limit of rates that this process enforces by itself.
 pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<LocalRateLimit> {
     let xds::LocalRateLimit {
-        stat_prefix: _,
+        stat_prefix,
         status,
         token_bucket,
         filter_enabled,
@@ -55,7 +56,9 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         1 => true,
         other => return Err(Refused::new("enable_x_ratelimit_headers", format!("{other} is not known to this proxy"))),
     };
+    let scope = Scope::bare("envoy_local_http_ratelimit_prefix", &stat_prefix);
     Ok(LocalRateLimit {
+        stats: RateLimitStats::new(&context.counters, &[scope]),
         status,
         bucket: token_bucket.map(bucket).transpose().within("token_bucket")?,
         enabled: filter_enabled.map_or(Ok(0), fraction).within("filter_enabled")?,
