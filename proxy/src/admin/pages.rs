@@ -1,9 +1,10 @@
 //! The pages of the admin server, at Envoy's paths. What changes something wants POST.
 
+use super::log::Asked;
 use super::mask::{self, Wanted};
 use super::{PROMETHEUS, View, dump, upstreams};
 use crate::telemetry::envoy::Stat;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, StatusCode};
 use leno_runtime::http::{Answer, Routes, json, text, with_type};
 use regex::Regex;
@@ -88,16 +89,32 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
     routes.add(path, help, move |request| {
         let view = view.clone();
         async move {
-            let method = request.method();
-            let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
-            if !fits {
-                let wanted = if post { "POST" } else { "GET" };
-                let words = format!("Method {method} not allowed, {wanted} required.\n");
-                return text(StatusCode::METHOD_NOT_ALLOWED, words);
+            let asked = (!view.logs.is_empty()).then(|| Asked {
+                method: request.method().clone(),
+                path: request.uri().to_string(),
+                version: request.version(),
+                headers: request.headers().clone(),
+            });
+            let begun = Instant::now();
+            let answer = answer(&view, &request, post, page);
+            if let Some(asked) = asked {
+                let sent = answer.body().size_hint().exact().unwrap_or(0);
+                view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
             }
-            page(&view, &Query::of(&request)).unwrap_or_else(|(code, words)| text(code, words))
+            answer
         }
     })
+}
+
+fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> Answer {
+    let method = request.method();
+    let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
+    if !fits {
+        let wanted = if post { "POST" } else { "GET" };
+        let words = format!("Method {method} not allowed, {wanted} required.\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, words);
+    }
+    page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))
 }
 
 /// Every page.

@@ -1,7 +1,7 @@
 //! What every process that serves traffic has, whoever tells it what to serve: workers, what is in force, figures.
 
 use super::plane::{Listening, Plane};
-use crate::admin::View;
+use crate::admin::{AdminLogs, View};
 use crate::overload::{self, Board, Overload};
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
@@ -66,6 +66,7 @@ impl Engine {
             pod: None,
             node: String::new(),
             begun: self.begun,
+            logs: AdminLogs::default(),
             reset: Arc::default(),
         }
     }

@@ -30,6 +30,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 pod: None,
                 node: "n".to_owned(),
                 begun: Instant::now(),
+                logs: Default::default(),
                 reset: Arc::default(),
             };
             let stop = tokio_util::sync::CancellationToken::new();
