@@ -72,7 +72,9 @@ pub use metadata::Metadata;
 pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
-pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+pub use ratelimit::{
+    Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+};
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
     CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,

@@ -199,6 +199,7 @@ group!(
         enforced = "http_local_rate_limit.enforced",
         rate_limited = "http_local_rate_limit.rate_limited",
         ok = "http_local_rate_limit.ok",
+        shadow_mode = "http_local_rate_limit.shadow_mode",
     }
 );
 group!(
