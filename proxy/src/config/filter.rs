@@ -1,7 +1,7 @@
 //! HTTP filters: what a request passes through before its route acts, and what routes change about it.
 
 use super::{
-    ClusterId, Compressor, CompressorSetting, Decompressor, HeaderOp,
+    ClusterId, Compressor, CompressorSetting, Decompressor, GrpcStats, HeaderOp,
     matcher::{HeaderMatch, StringMatch},
     ratelimit::LocalRateLimit,
 };
@@ -58,8 +58,8 @@ pub enum HttpFilter {
     Compressor(Arc<Compressor>),
     /// Decompresses bodies.
     Decompressor(Arc<Decompressor>),
-    /// Counts gRPC calls, which this proxy's own metrics do anyway.
-    GrpcStats,
+    /// Counts gRPC calls.
+    GrpcStats(Arc<GrpcStats>),
     /// Makes calls of gRPC out of those of gRPC-Web.
     GrpcWeb,
     /// Its configuration has not come: answers 500.

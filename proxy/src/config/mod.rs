@@ -16,6 +16,7 @@ mod cluster;
 mod compression;
 mod edge;
 mod filter;
+mod grpc_stats;
 mod hash;
 mod headers;
 mod health;
@@ -57,6 +58,7 @@ pub use filter::{
     Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, FilterStats,
     HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
 };
+pub use grpc_stats::{CountedMethods, GrpcStats};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{

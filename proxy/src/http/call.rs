@@ -252,6 +252,9 @@ impl Call<'_> {
             // Without an endpoint there was none, whatever is told.
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
             cluster.stats().count(tally.code, tally.flags, attempts, micros);
+            if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
+                stats.count(&cluster.config().name, self.request.path_only(), tally.grpc_status);
+            }
         }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;

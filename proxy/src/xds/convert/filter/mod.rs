@@ -17,10 +17,11 @@ pub use ratelimit::policies as rate_limits;
 use super::common::{optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{
-    FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions, Share,
+    CountedMethods, FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions,
+    Share,
 };
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
-use leno_xds::envoy::config::core::v3::RuntimeFractionalPercent;
+use leno_xds::envoy::config::core::v3::{GrpcMethodList, RuntimeFractionalPercent, grpc_method_list};
 use leno_xds::envoy::config::route::v3::FilterConfig;
 use leno_xds::envoy::extensions::filters::http::{
     buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
@@ -28,7 +29,7 @@ use leno_xds::envoy::extensions::filters::http::{
     cors::v3::{Cors, CorsPolicy},
     decompressor::v3::Decompressor,
     fault::v3::HttpFault,
-    grpc_stats::v3::FilterConfig as GrpcStats,
+    grpc_stats::v3::{FilterConfig as GrpcStats, filter_config::PerMethodStatSpecifier},
     grpc_web::v3::GrpcWeb,
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
     health_check::v3::HealthCheck as Check,
@@ -124,15 +125,7 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(Buffer { max_request_bytes }) = optional(any)? {
         HttpFilter::Buffer(buffer_limit(max_request_bytes)?)
     } else if let Some(value) = optional::<GrpcStats>(any)? {
-        // Names of statistics; calls are counted by status anyway.
-        let GrpcStats {
-            emit_filter_state,
-            enable_upstream_stats: _,
-            replace_dots_in_grpc_service_name: _,
-            per_method_stat_specifier: _,
-        } = value;
-        refuse!(emit_filter_state);
-        HttpFilter::GrpcStats
+        HttpFilter::GrpcStats(Arc::new(grpc_stats(context, value)?))
     } else if let Some(GrpcWeb {}) = optional(any)? {
         HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
@@ -163,6 +156,28 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
     })
+}
+
+fn grpc_stats(context: &Context, value: GrpcStats) -> Converted<crate::config::GrpcStats> {
+    let GrpcStats {
+        emit_filter_state,
+        // How long endpoints take is told by cluster.
+        enable_upstream_stats: _,
+        replace_dots_in_grpc_service_name,
+        per_method_stat_specifier,
+    } = value;
+    refuse!(emit_filter_state);
+    let methods = match per_method_stat_specifier {
+        Some(PerMethodStatSpecifier::StatsForAllMethods(true)) => CountedMethods::All,
+        None | Some(PerMethodStatSpecifier::StatsForAllMethods(false)) => CountedMethods::None,
+        Some(PerMethodStatSpecifier::IndividualMethodStatsAllowlist(GrpcMethodList { services })) => {
+            let each = services.into_iter().flat_map(|grpc_method_list::Service { name, method_names }| {
+                method_names.into_iter().map(move |method| (name.as_str().into(), method.into()))
+            });
+            CountedMethods::These(each.collect())
+        }
+    };
+    Ok(crate::config::GrpcStats::new(methods, replace_dots_in_grpc_service_name, context.counters.clone()))
 }
 
 fn buffer_limit(value: Option<u32>) -> Converted<u64> {
