@@ -10,12 +10,14 @@
 //! All are served by the active slot, on sockets that travel with the others when the slots change places.
 
 mod dump;
+mod log;
 mod mask;
 mod merged;
 mod pages;
 mod profiles;
 mod upstreams;
 
+pub use log::AdminLogs;
 pub use pages::is_failed;
 
 use crate::control::podinfo::PodInfo;
@@ -98,6 +100,8 @@ pub struct View {
     pub node: String,
     /// Since when this process runs.
     pub begun: Instant,
+    /// Who asks for what is written there.
+    pub logs: AdminLogs,
     /// What counters were when they were last reset, by name; as many as there are statistics.
     pub reset: Arc<Mutex<BTreeMap<String, u64>>>,
 }

@@ -1,9 +1,10 @@
 //! The pages of the admin server, at Envoy's paths. What changes something wants POST.
 
+use super::log::Asked;
 use super::mask::{self, Wanted};
 use super::{PROMETHEUS, View, dump, upstreams};
 use crate::telemetry::envoy::Stat;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, StatusCode};
 use leno_runtime::http::{Answer, Routes, json, text, with_type};
 use regex::Regex;
@@ -88,16 +89,32 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
     routes.add(path, help, move |request| {
         let view = view.clone();
         async move {
-            let method = request.method();
-            let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
-            if !fits {
-                let wanted = if post { "POST" } else { "GET" };
-                let words = format!("Method {method} not allowed, {wanted} required.\n");
-                return text(StatusCode::METHOD_NOT_ALLOWED, words);
+            let asked = (!view.logs.is_empty()).then(|| Asked {
+                method: request.method().clone(),
+                path: request.uri().to_string(),
+                version: request.version(),
+                headers: request.headers().clone(),
+            });
+            let begun = Instant::now();
+            let answer = answer(&view, &request, post, page);
+            if let Some(asked) = asked {
+                let sent = answer.body().size_hint().exact().unwrap_or(0);
+                view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
             }
-            page(&view, &Query::of(&request)).unwrap_or_else(|(code, words)| text(code, words))
+            answer
         }
     })
+}
+
+fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> Answer {
+    let method = request.method();
+    let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
+    if !fits {
+        let wanted = if post { "POST" } else { "GET" };
+        let words = format!("Method {method} not allowed, {wanted} required.\n");
+        return text(StatusCode::METHOD_NOT_ALLOWED, words);
+    }
+    page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))
 }
 
 /// Every page.
@@ -117,7 +134,7 @@ pub(super) fn routes(view: &View) -> Routes {
         ("/server_info", "what runs, since when", |view, _| Ok(json(&server_info(view)))),
         ("/stats", "statistics under Envoy's names (filter, usedonly, format=json or prometheus)", stats),
         ("/stats/prometheus", "metrics for Prometheus (usedonly)", |view, query| {
-            Ok(with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(query.has("usedonly"))))
+            Ok(prometheus(view, query.has("usedonly")))
         }),
         ("/status", "the connection to the control plane, and what was refused", |view, _| {
             let connection = view.connection.borrow().clone();
@@ -227,7 +244,10 @@ fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
 }
 
 fn since_reset(view: &View) -> Vec<Stat> {
+    view.state().refresh_figures();
     let mut all = view.telemetry.stats();
+    all.extend(server_stats(view));
+    all.sort_by(|a, b| a.name.cmp(&b.name));
     let reset = view.reset.lock().unwrap_or_else(PoisonError::into_inner);
     for stat in all.iter_mut().filter(|stat| !stat.gauge && !reset.is_empty()) {
         let before = reset.get(&stat.name).copied().unwrap_or(0);
@@ -237,11 +257,42 @@ fn since_reset(view: &View) -> Vec<Stat> {
     all
 }
 
+/// What is told of the process and of its management servers.
+fn server_stats(view: &View) -> Vec<Stat> {
+    let memory = memory();
+    let bytes = |name: &str| memory[name].as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let workers = view.workers.get().map(|workers| workers.connections_by_worker());
+    let connections = workers.iter().flatten().map(|count| *count as u64).sum();
+    let state = match state(view) {
+        "LIVE" => 0,
+        "DRAINING" => 1,
+        _ => 2,
+    };
+    let numbers = [
+        ("control_plane.connected_state", u64::from(view.connection.borrow().connected)),
+        ("server.concurrency", workers.as_ref().map_or(0, |workers| workers.len() as u64)),
+        ("server.live", u64::from(state == 0)),
+        ("server.memory_allocated", bytes("allocated")),
+        ("server.memory_heap_size", bytes("heap_size")),
+        ("server.memory_physical_size", bytes("total_physical_bytes")),
+        ("server.state", state),
+        ("server.total_connections", connections),
+        ("server.uptime", view.begun.elapsed().as_secs()),
+    ];
+    let overload = view.overload.numbers().into_iter().map(|(name, value)| Stat::gauge(&name, value));
+    numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(overload).collect()
+}
+
+fn prometheus(view: &View, used: bool) -> Answer {
+    view.state().refresh_figures();
+    with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used, server_stats(view)))
+}
+
 fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     let used = query.has("usedonly");
     if query.get("format") == Some("prometheus") {
-        return Ok(with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used)));
+        return Ok(prometheus(view, used));
     }
     let kind = query.get("type").unwrap_or("All");
     let wanted = |stat: &Stat| {
@@ -249,11 +300,7 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             && (!used || stat.value > 0)
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
-    let mut all = since_reset(view);
-    let server = [("server.live", u64::from(state(view) == "LIVE")), ("server.uptime", view.begun.elapsed().as_secs())];
-    all.extend(server.map(|(name, value)| Stat::gauge(name, value)));
-    all.extend(view.overload.numbers().into_iter().map(|(name, value)| Stat::gauge(&name, value)));
-    let stats = all.into_iter().filter(wanted);
+    let stats = since_reset(view).into_iter().filter(wanted);
     if query.is_json() {
         let list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
         return Ok(json(&value!({"stats": list})));

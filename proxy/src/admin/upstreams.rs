@@ -1,6 +1,6 @@
 //! Clusters with their endpoints, as workers have them: found by name, taken out, asked whether they are well.
 
-use crate::config::{ClientTls, Cluster, Endpoint, Health, Limits};
+use crate::config::{ClientTls, Cluster, Endpoint, Health, LabelValue, Limits};
 use crate::telemetry::Telemetry;
 use crate::telemetry::envoy::{ClusterView, HostNumbers};
 use regex::Regex;
@@ -54,11 +54,19 @@ pub(super) fn text(telemetry: &Telemetry, filter: Option<&Regex>) -> String {
             line(format_args!("{at}::region::{}", endpoint.locality.region));
             line(format_args!("{at}::zone::{}", endpoint.locality.zone));
             line(format_args!("{at}::sub_zone::{}", endpoint.locality.sub_zone));
+            line(format_args!("{at}::canary::{}", is_canary(endpoint)));
             line(format_args!("{at}::priority::{}", endpoint.priority));
+            line(format_args!("{at}::success_rate::-1"));
+            line(format_args!("{at}::local_origin_success_rate::-1"));
             line(format_args!("{at}::tls::{}", transport(endpoint)));
         }
     }
     out
+}
+
+/// Whether it says that it is one of those that are tried out.
+fn is_canary(endpoint: &Endpoint) -> bool {
+    endpoint.labels.get("canary") == Some(&LabelValue::Bool(true))
 }
 
 /// How connections to it are protected; Envoy has no such line.

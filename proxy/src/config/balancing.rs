@@ -157,6 +157,15 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// Whether an endpoint with the labels `have` has all of these. Of a list that it has one entry is enough.
+    pub fn are_all_of(&self, have: &Labels) -> bool {
+        let has = |(name, wanted): &(Arc<str>, LabelValue)| match have.get(name) {
+            Some(LabelValue::List(all)) if !matches!(wanted, LabelValue::List(_)) => all.contains(wanted),
+            have => have == Some(wanted),
+        };
+        self.0.iter().all(has)
+    }
+
     /// These with `more` on top.
     pub fn with(&self, more: &Labels) -> Labels {
         Self::new(self.0.iter().chain(more.0.iter()).cloned())

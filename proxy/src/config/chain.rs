@@ -4,7 +4,7 @@ use super::{AccessLog, FilterChains, Gate, Network, ServerTls};
 use ipnet::IpNet;
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -341,10 +341,12 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether the client is on this machine.
+    /// Whether the client is on this machine. Of the addresses of loopback only the first is, as for Envoy.
     pub fn is_local(&self) -> bool {
         let source = self.source.ip().to_canonical();
-        source.is_loopback() || source == self.destination.ip().to_canonical()
+        source == IpAddr::V4(Ipv4Addr::LOCALHOST)
+            || source == IpAddr::V6(Ipv6Addr::LOCALHOST)
+            || source == self.destination.ip().to_canonical()
     }
 }
 

@@ -1,11 +1,12 @@
 //! HTTP filters: what a request passes through before its route acts, and what routes change about it.
 
 use super::{
-    ClusterId, Compressor, CompressorSetting, Decompressor, HeaderOp,
+    ClusterId, Compressor, CompressorSetting, Decompressor, GrpcStats, HeaderOp,
     matcher::{HeaderMatch, StringMatch},
     ratelimit::LocalRateLimit,
 };
 use crate::rbac::Rules;
+use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, ShadowStats};
 use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -20,6 +21,22 @@ pub struct FilterEntry {
     pub disabled: bool,
     /// What it does.
     pub filter: HttpFilter,
+    /// What it counts.
+    pub stats: FilterStats,
+}
+
+/// What a filter counts.
+#[derive(Debug, Clone, Default)]
+pub enum FilterStats {
+    /// Nothing, or not by its entry.
+    #[default]
+    None,
+    /// Faults.
+    Fault(FaultStats),
+    /// Origins.
+    Cors(CorsStats),
+    /// What rules decide, and what those that only look would.
+    Rbac(RbacStats, ShadowStats),
 }
 
 /// What a filter does. An enum, so that the pipeline is read in one place.
@@ -41,8 +58,8 @@ pub enum HttpFilter {
     Compressor(Arc<Compressor>),
     /// Decompresses bodies.
     Decompressor(Arc<Decompressor>),
-    /// Counts gRPC calls, which this proxy's own metrics do anyway.
-    GrpcStats,
+    /// Counts gRPC calls.
+    GrpcStats(Arc<GrpcStats>),
     /// Makes calls of gRPC out of those of gRPC-Web.
     GrpcWeb,
     /// Its configuration has not come: answers 500.

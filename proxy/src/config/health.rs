@@ -1,6 +1,7 @@
 //! How the health of endpoints is found out: by what requests experience, and by asking.
 
 use super::{ClientTls, ClusterId, Endpoint};
+use crate::telemetry::counters::{CheckStats, OutlierStats};
 use std::{
     net::SocketAddr,
     sync::{
@@ -15,6 +16,8 @@ use tokio::sync::mpsc;
 /// never reached.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OutlierDetection {
+    /// Who was taken out.
+    pub stats: OutlierStats,
     /// Answers of 5xx in a row, what goes wrong on the way to them included unless `split`; default 5.
     pub consecutive_5xx: u32,
     /// Answers of 502, 503, 504 in a row; default 5.
@@ -82,6 +85,7 @@ impl Statuses {
 impl Default for OutlierDetection {
     fn default() -> Self {
         Self {
+            stats: OutlierStats::default(),
             consecutive_5xx: 5,
             consecutive_gateway: 5,
             consecutive_local: 5,
@@ -184,6 +188,8 @@ impl Care {
 /// A way to ask endpoints whether they are well.
 #[derive(Debug, Clone)]
 pub struct HealthCheck {
+    /// What became of checks.
+    pub stats: CheckStats,
     /// How long an answer may take.
     pub timeout: Duration,
     /// Between two checks.

@@ -1,6 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{AccessLog, Direction, Edge, FilterEntry, LocalReplies, RouteTable, Tracing};
+use super::{AccessLog, Direction, Edge, FilterEntry, Http2Keepalive, LocalReplies, RouteTable, Tracing};
 use crate::telemetry::LogNeeds;
 use std::{sync::Arc, time::Duration};
 
@@ -35,6 +35,8 @@ pub struct HttpManager {
     pub max_stream_duration: Option<Duration>,
     /// A connection takes no more requests after so long. `None` (the default) is no limit.
     pub max_connection_duration: Option<Duration>,
+    /// When clients of HTTP/2 are asked whether they are still there.
+    pub http2_keepalive: Option<Http2Keepalive>,
     /// So many per cent are added to `max_connection_duration` at most, by chance, so that connections do not end together.
     pub connection_duration_jitter: f64,
     /// How long an idle connection of HTTP/1 that takes no more requests stays open for one that is on its way; default 5 s.
@@ -109,6 +111,7 @@ impl Default for HttpManager {
             request_timeout: None,
             max_stream_duration: None,
             max_connection_duration: None,
+            http2_keepalive: None,
             connection_duration_jitter: 0.0,
             drain_timeout: Duration::from_secs(5),
             delayed_close_timeout: Duration::from_secs(1),

@@ -16,6 +16,7 @@ mod cluster;
 mod compression;
 mod edge;
 mod filter;
+mod grpc_stats;
 mod hash;
 mod headers;
 mod health;
@@ -54,9 +55,10 @@ pub use cluster::{
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
-    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, HeaderMutation,
-    HealthFilter, HttpFilter, Rbac, Share,
+    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, FilterStats,
+    HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
 };
+pub use grpc_stats::{CountedMethods, GrpcStats};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{
@@ -72,7 +74,9 @@ pub use metadata::Metadata;
 pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
-pub use ratelimit::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+pub use ratelimit::{
+    Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+};
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
     CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,

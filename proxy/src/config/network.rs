@@ -2,6 +2,7 @@
 
 use super::{AccessLog, ClusterId, Direction, HeaderOp, HeaderText, HttpManager, Labels};
 use crate::rbac::Rules;
+use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, ShadowStats, TcpStats};
 use std::{sync::Arc, time::Duration};
 
 /// What a connection must pass before it is served.
@@ -18,6 +19,8 @@ pub enum Gate {
 /// Who may connect.
 #[derive(Debug)]
 pub struct NetworkRbac {
+    /// What rules decide, and what those that are only looked at would.
+    pub stats: (RbacStats, ShadowStats),
     /// Name in metrics and logs.
     pub stat_prefix: Arc<str>,
     /// What is enforced; without rules everybody may.
@@ -31,6 +34,8 @@ pub struct NetworkRbac {
 /// Connections at once.
 #[derive(Debug)]
 pub struct ConnectionLimit {
+    /// What it counts.
+    pub stats: ConnectionLimitStats,
     /// Name in metrics and logs.
     pub stat_prefix: Arc<str>,
     /// How many, all workers together.
@@ -44,6 +49,8 @@ pub struct ConnectionLimit {
 /// New connections in a time.
 #[derive(Debug)]
 pub struct NetworkRateLimit {
+    /// What it counts.
+    pub stats: ConnectionRateStats,
     /// Name in metrics and logs.
     pub stat_prefix: Arc<str>,
     /// The bucket, which all workers share.
@@ -102,6 +109,8 @@ pub enum Network {
 /// Passes the bytes of a connection to a cluster.
 #[derive(Debug)]
 pub struct TcpProxy {
+    /// What it counts.
+    pub stats: TcpStats,
     /// Name in metrics.
     pub stat_prefix: Arc<str>,
     /// Which way the traffic goes.
@@ -145,6 +154,7 @@ impl TcpProxy {
     /// One to these targets with every default.
     pub fn new(targets: Vec<TcpTarget>) -> Self {
         Self {
+            stats: TcpStats::default(),
             stat_prefix: "tcp".into(),
             direction: Direction::Outbound,
             targets,

@@ -4,9 +4,10 @@ use super::{
     HeaderOp,
     matcher::{HeaderMatch, QueryMatch},
 };
+use crate::telemetry::counters::RateLimitStats;
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,9 +18,14 @@ use std::{
 pub struct LocalRateLimit {
     /// The status of an answer to what is refused; default 429.
     pub status: u16,
-    /// What is taken from when no descriptor fits, and beside a descriptor's own unless `default_too` says otherwise. `None`:
-    /// nothing is limited that fits no descriptor.
-    pub bucket: Option<TokenBucket>,
+    /// Its number, unlike that of any other limit of this process.
+    pub id: u64,
+    /// What is taken from.
+    pub buckets: Buckets,
+    /// Each connection has buckets of its own.
+    pub per_connection: bool,
+    /// Say when to come again in `retry-after`.
+    pub retry_after: bool,
     /// The share of requests that are counted, in millionths.
     pub enabled: u32,
     /// The share of requests that are refused when they are too many, in millionths.
@@ -28,8 +34,6 @@ pub struct LocalRateLimit {
     pub request_headers: Vec<HeaderOp>,
     /// On answers to what is refused.
     pub response_headers: Vec<HeaderOp>,
-    /// Buckets for requests that count as one of these.
-    pub descriptors: Vec<LimitedDescriptor>,
     /// The number of the policies that count here.
     pub stage: u32,
     /// Own policies, which replace those of routes; empty is none.
@@ -42,6 +46,8 @@ pub struct LocalRateLimit {
     pub headers: bool,
     /// A gRPC client is told `RESOURCE_EXHAUSTED` and not `UNAVAILABLE`.
     pub resource_exhausted: bool,
+    /// What it counts.
+    pub stats: RateLimitStats,
 }
 
 /// Which policies of the virtual host count.
@@ -56,13 +62,77 @@ pub enum HostPolicies {
     Ignore,
 }
 
+/// The buckets of a limit.
+#[derive(Debug, Default)]
+pub struct Buckets {
+    /// What is taken from when no descriptor fits, and beside a descriptor's own unless `default_too` says otherwise. `None`:
+    /// nothing is limited that fits no descriptor.
+    pub bucket: Option<TokenBucket>,
+    /// Buckets for requests that count as one of these.
+    pub descriptors: Vec<LimitedDescriptor>,
+}
+
+impl Buckets {
+    /// The same, full.
+    pub fn fresh(&self) -> Self {
+        Self {
+            bucket: self.bucket.as_ref().map(TokenBucket::fresh),
+            descriptors: self.descriptors.iter().map(LimitedDescriptor::fresh).collect(),
+        }
+    }
+}
+
 /// A bucket for requests that count as this.
 #[derive(Debug)]
 pub struct LimitedDescriptor {
     /// Keys and values in order; a `None` value is any.
     pub entries: Vec<(Box<str>, Option<Box<str>>)>,
-    /// What is taken from; one for all values where a value is any.
-    pub bucket: TokenBucket,
+    /// What is taken from where every value is named; what the others begin with.
+    pub bucket: Arc<TokenBucket>,
+    /// Nobody is refused because of it.
+    pub shadow: bool,
+    /// One bucket for each combination of values, where a value is any.
+    pub dynamic: Option<Dynamic>,
+}
+
+impl LimitedDescriptor {
+    fn fresh(&self) -> Self {
+        Self {
+            entries: self.entries.clone(),
+            bucket: Arc::new(self.bucket.fresh()),
+            shadow: self.shadow,
+            dynamic: self.dynamic.as_ref().map(|dynamic| Dynamic::new(dynamic.most)),
+        }
+    }
+}
+
+/// Buckets by values that requests bring: so many at most, those that were not used for longest go first.
+#[derive(Debug)]
+pub struct Dynamic {
+    most: usize,
+    used: Mutex<Vec<(Box<[u8]>, Arc<TokenBucket>)>>,
+}
+
+impl Dynamic {
+    /// None yet.
+    pub fn new(most: usize) -> Self {
+        Self { most: most.max(1), used: Mutex::default() }
+    }
+
+    /// The bucket of these values, which begins as `like`, full.
+    pub fn of(&self, values: Box<[u8]>, like: &TokenBucket) -> Arc<TokenBucket> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match used.iter().position(|(known, _)| *known == values) {
+            Some(at) => used.remove(at),
+            None => (values, Arc::new(like.fresh())),
+        };
+        if used.len() >= self.most {
+            used.remove(0);
+        }
+        let bucket = found.1.clone();
+        used.push(found);
+        bucket
+    }
 }
 
 /// What a request counts as.
@@ -158,6 +228,11 @@ impl TokenBucket {
         Self { max, fill, interval, state, left: AtomicU64::new(u64::from(max)) }
     }
 
+    /// The same, full.
+    pub fn fresh(&self) -> Self {
+        Self::new(self.max, self.fill, self.interval)
+    }
+
     /// Takes a token, if there is one.
     pub fn take(&self, now: Instant) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +266,15 @@ impl TokenBucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dynamic_when_there_are_too_many_values_then_the_one_unused_for_longest_begins_anew() {
+        let (dynamic, like, now) = (Dynamic::new(2), TokenBucket::new(1, 1, Duration::from_secs(60)), Instant::now());
+        let takes = |value: &[u8]| dynamic.of(value.into(), &like).take(now);
+        assert!(takes(b"a") && !takes(b"a") && takes(b"b"));
+        assert!(!takes(b"a") && takes(b"c"), "a was used after b");
+        assert!(!takes(b"a") && takes(b"b"));
+    }
 
     #[test]
     fn bucket_when_empty_then_only_time_fills_it() {

@@ -1,5 +1,6 @@
 //! When and how often a request is tried again.
 
+use super::balancing::Labels;
 use super::matcher::HeaderMatch;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct RetryPolicy {
     pub request_headers: Vec<HeaderMatch>,
     /// Prefer endpoints that were not tried yet (`previous_hosts`).
     pub avoid_tried: bool,
+    /// Prefer endpoints that have not all labels of one of these (`omit_canary_hosts`, `omit_host_metadata`).
+    pub avoid_labels: Vec<Labels>,
     /// Pass over the priorities of attempts that failed (`previous_priorities`), as long as there are others; decided anew
     /// after so many attempts each time. At least 1.
     pub other_priorities: Option<u32>,
@@ -62,6 +65,7 @@ impl Default for RetryPolicy {
             per_try_idle_timeout: None,
             request_headers: Vec::new(),
             avoid_tried: true,
+            avoid_labels: Vec::new(),
             other_priorities: None,
             base_backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),

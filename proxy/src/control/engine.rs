@@ -1,7 +1,7 @@
 //! What every process that serves traffic has, whoever tells it what to serve: workers, what is in force, figures.
 
 use super::plane::{Listening, Plane};
-use crate::admin::View;
+use crate::admin::{AdminLogs, View};
 use crate::overload::{self, Board, Overload};
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
@@ -30,6 +30,7 @@ impl Engine {
     /// `overload` says what is done when memory runs short.
     pub fn new(workers: usize, state: State, store: CredentialStore, listening: Listening, overload: Overload) -> Self {
         let (telemetry, shards) = Telemetry::new(workers.max(1));
+        let telemetry = telemetry.telling(state.counters());
         let logs = telemetry.clone();
         tokio::spawn(async move { logs.write_logs().await });
         let (plane, board) = (Plane::new(listening, shards, store.clone()), Arc::<Board>::default());
@@ -65,6 +66,7 @@ impl Engine {
             pod: None,
             node: String::new(),
             begun: self.begun,
+            logs: AdminLogs::default(),
             reset: Arc::default(),
         }
     }

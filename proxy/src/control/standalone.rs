@@ -75,8 +75,10 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
             std::fs::write(path, address.to_string()).map_err(|source| RunError::AdminPath(path.clone(), source))?;
         }
         let view = engine.view(connection);
+        let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
+            .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
         let node = settings.bootstrap.node.id.clone();
-        let view = admin::View { quit: Some(shutdown.clone()), node, ..view };
+        let view = admin::View { quit: Some(shutdown.clone()), node, logs, ..view };
         admin::serve_at(listener, &view, &stop)?;
     }
     local.spawn_local(feed.run());

@@ -32,9 +32,19 @@ impl Attempted {
         }
     }
 
-    /// Chooses the endpoint of the next attempt.
-    pub(super) fn pick(&mut self, cluster: &ClusterState, rng: &Rng, context: &PickContext<'_>) -> Option<Rc<Host>> {
-        let tried = |host: &Host| self.hosts.contains(&host.address());
+    /// Chooses the endpoint of the next attempt. `again` is the policy of an attempt that is not the first.
+    pub(super) fn pick(
+        &mut self,
+        cluster: &ClusterState,
+        rng: &Rng,
+        context: &PickContext<'_>,
+        again: Option<&RetryPolicy>,
+    ) -> Option<Rc<Host>> {
+        let unwanted = again.map_or(&[][..], |policy| &policy.avoid_labels);
+        let tried = |host: &Host| {
+            self.hosts.contains(&host.address())
+                || unwanted.iter().any(|labels| labels.are_all_of(&host.endpoint().labels))
+        };
         if std::mem::take(&mut self.due) {
             let bit = |priority: &u32| 1u128.checked_shl(*priority).unwrap_or(0);
             self.passed_over |= self.priorities.iter().map(bit).fold(0, |all, bit| all | bit);

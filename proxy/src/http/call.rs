@@ -7,7 +7,7 @@ use super::{
     trace,
 };
 use crate::{
-    config::{AccessLog, CertDetails, Direction, HttpManager, Route},
+    config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Route},
     listen::Proxied,
     pool::{ClusterState, Host},
     route::Selected,
@@ -25,6 +25,9 @@ use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
+
+/// Limits of which a connection has buckets of its own at most; those that it met first go first.
+const MAX_LIMITS: usize = 16;
 
 /// What is known of the client's connection.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub struct ConnInfo {
     pub server_name: Option<Box<str>>,
     /// The workload that the last request's header named, by that header.
     source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
+    /// Its own buckets of limits that want that, by the number of the limit: at most [`MAX_LIMITS`].
+    limits: RefCell<Vec<(u64, Rc<Buckets>)>>,
     /// What `x-forwarded-client-cert` tells about the client, by what it is to tell.
     pub(super) client_cert: RefCell<Option<(CertDetails, Rc<str>)>>,
 }
@@ -73,8 +78,23 @@ impl ConnInfo {
             tls: None,
             server_name: None,
             source: RefCell::default(),
+            limits: RefCell::default(),
             client_cert: RefCell::default(),
         }
+    }
+
+    /// Its own buckets of this limit.
+    pub(super) fn buckets(&self, limit: &LocalRateLimit) -> Rc<Buckets> {
+        let mut limits = self.limits.borrow_mut();
+        if let Some((_, known)) = limits.iter().find(|(id, _)| *id == limit.id) {
+            return known.clone();
+        }
+        if limits.len() >= MAX_LIMITS {
+            limits.remove(0);
+        }
+        let own = Rc::new(limit.buckets.fresh());
+        limits.push((limit.id, own.clone()));
+        own
     }
 
     /// The other end of the connection itself.
@@ -223,13 +243,18 @@ impl Call<'_> {
             trace::end(self);
         }
         let tally = &self.tally;
+        let duration = tally.start.elapsed();
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
-            counted.http().count(tally.code, tally.flags);
+            counted.http().count(tally.code, tally.flags, self.is_http2(), micros);
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
-            cluster.stats().count(tally.code, tally.flags, attempts);
+            cluster.stats().count(tally.code, tally.flags, attempts, micros);
+            if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
+                stats.count(&cluster.config().name, self.request.path_only(), tally.grpc_status);
+            }
         }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;
@@ -250,7 +275,6 @@ impl Call<'_> {
         let service: &Arc<ServiceLabels> =
             tally.cluster.as_ref().map_or(&unknown.service, |cluster| &cluster.config().service);
         let grpc = self.request.is_grpc();
-        let duration = tally.start.elapsed();
         self.worker.shard.record_request(&RequestRecord {
             reporter,
             source,

@@ -264,8 +264,8 @@ async fn proxy<'a, D: Downstream>(
         0 => reply::NO_CLUSTER,
         code => Reply { code, ..reply::NO_CLUSTER },
     })?;
-    if cluster.drops(&call.worker.rng) {
-        return Err(reply::DROP_OVERLOAD.into());
+    if let Some(all) = cluster.drops(&call.worker.rng) {
+        return Err(if all { reply::UNCONDITIONAL_DROP_OVERLOAD } else { reply::DROP_OVERLOAD }.into());
     }
     // Most requests carry none of the headers by which Envoy's router is told what to do.
     let asked = call.request.headers.may_have(Known::Envoy);
@@ -305,7 +305,9 @@ async fn proxy<'a, D: Downstream>(
     let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
     loop {
-        let host = attempted.pick(cluster, &call.worker.rng, &context).ok_or(reply::NO_HEALTHY_UPSTREAM)?;
+        let host = attempted
+            .pick(cluster, &call.worker.rng, &context, policy.filter(|_| retries > 0))
+            .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
@@ -326,7 +328,8 @@ async fn proxy<'a, D: Downstream>(
                     let failure = Failure::Response {
                         status: call.response.status,
                         grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
-                        header: policy.is_some_and(|policy| retry::has_retriable_header(policy, headers)),
+                        header: policy
+                            .is_some_and(|policy| retry::has_retriable_header(policy, call.response.status, headers)),
                         rate_limited: headers.get("x-envoy-ratelimited").is_some(),
                     };
                     if not_sent {

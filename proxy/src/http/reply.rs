@@ -60,6 +60,13 @@ pub const OVERFLOW: Reply = reply(
 );
 /// The control plane wants some requests refused.
 pub const DROP_OVERLOAD: Reply = reply(503, "drop overload", ResponseFlags::DROP_OVERLOAD, "drop_overload");
+/// The control plane wants all requests refused.
+pub const UNCONDITIONAL_DROP_OVERLOAD: Reply = reply(
+    503,
+    "unconditional drop overload",
+    ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD,
+    "unconditional_drop_overload",
+);
 /// The endpoint could not be connected.
 pub const CONNECT_FAILURE: Reply = reply(
     503,
@@ -219,10 +226,20 @@ pub(super) fn text(call: &Call<'_>, reply: Reply) -> Cow<'static, str> {
     }
 }
 
-/// Says that a circuit breaker refused it, so that a proxy before us does not repeat it at once.
+/// Says that a circuit breaker or the control plane refused it, so that a proxy before us does not repeat it at once.
 pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
-    if reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW) && !call.manager.router.suppress_envoy_headers {
-        call.response.headers.push(b"x-envoy-overloaded", b"true");
+    const TOLD: [(ResponseFlags, &[u8]); 3] = [
+        (ResponseFlags::UPSTREAM_OVERFLOW, b"x-envoy-overloaded"),
+        (ResponseFlags::DROP_OVERLOAD, b"x-envoy-drop-overload"),
+        (ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD, b"x-envoy-unconditional-drop-overload"),
+    ];
+    if reply.flags.is_empty() || call.manager.router.suppress_envoy_headers {
+        return;
+    }
+    for (flag, name) in TOLD {
+        if reply.flags.contains(flag) {
+            call.response.headers.push(name, b"true");
+        }
     }
 }
 

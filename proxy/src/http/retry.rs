@@ -49,8 +49,12 @@ impl Failure {
 }
 
 /// Whether a response has a header for which the policy wants a retry.
-pub fn has_retriable_header(policy: &RetryPolicy, headers: &Headers) -> bool {
-    policy.on.headers && policy.headers.iter().any(|wanted| wanted.matches(headers.values(&wanted.name)))
+pub fn has_retriable_header(policy: &RetryPolicy, status: u16, headers: &Headers) -> bool {
+    let holds = |wanted: &HeaderMatch| match &*wanted.name {
+        ":status" => wanted.matches(Some(status.to_string().as_bytes())),
+        name => wanted.matches(headers.values(name)),
+    };
+    policy.on.headers && policy.headers.iter().any(holds)
 }
 
 /// Whether a repeat can do no harm, whoever makes it: a connection from the pool turned out to be closed (the endpoint closed
@@ -225,10 +229,10 @@ mod tests {
         let on = |headers| RetryOn { headers, ..RetryOn::default() };
         let with = |on| RetryPolicy { on, headers: vec![present("x-a"), present("x-b")], ..RetryPolicy::default() };
         let mut headers = Headers::default();
-        assert!(!has_retriable_header(&with(on(true)), &headers));
+        assert!(!has_retriable_header(&with(on(true)), 200, &headers));
         headers.push(b"X-B", b"1");
-        assert!(has_retriable_header(&with(on(true)), &headers));
-        assert!(!has_retriable_header(&with(on(false)), &headers), "the condition is not asked for");
+        assert!(has_retriable_header(&with(on(true)), 200, &headers));
+        assert!(!has_retriable_header(&with(on(false)), 200, &headers), "the condition is not asked for");
         let failure = Failure::Response { status: 200, grpc: None, header: true, rate_limited: false };
         assert!(wanted(failure, Some(&with(on(true))), false));
         assert!(keeps_body(&with(on(true))));

@@ -11,7 +11,8 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
     let request = &mut *call.request;
     let grpc = request.is_grpc();
     let mut route = forward.timeout.unwrap_or_default();
-    let mut stream = forward.max_duration.or(call.manager.max_stream_duration).unwrap_or_default();
+    let mut stream = forward.max_duration.or(call.manager.max_stream_duration).filter(|limit| !limit.is_zero());
+    let mut told = false;
     match forward.grpc_timeout {
         GrpcTimeout::Timeout { max, offset } if grpc => {
             let mut own = grpc_timeout(request).unwrap_or_default();
@@ -28,16 +29,21 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
                 if !max.is_zero() && own > max {
                     own = max;
                 }
-                if !own.is_zero() {
-                    own = own.checked_sub(offset).unwrap_or_default();
-                }
+                // What is left of nothing is nothing: the request ends at once.
+                own = own.saturating_sub(offset);
                 if grpc {
                     set_grpc_timeout(request, own);
                 }
-                stream = own;
+                (stream, told) = (Some(own), true);
             }
         }
         GrpcTimeout::Ignored | GrpcTimeout::Timeout { .. } => {}
+    }
+    // Where the route speaks of the stream's duration, calls are told of it.
+    if let (true, Some(limit), false) = (grpc, stream, told)
+        && (forward.max_duration.is_some() || matches!(forward.grpc_timeout, GrpcTimeout::Stream { .. }))
+    {
+        set_grpc_timeout(request, limit);
     }
     let mut per_try = policy.and_then(|policy| policy.per_try_timeout).unwrap_or_default();
     let mut kept = false;
@@ -69,7 +75,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout).and_then(limited),
         idle: forward.idle_timeout.unwrap_or(call.manager.stream_idle_timeout),
         request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
-        stream: limited(stream).map(|limit| call.tally.start + limit),
+        stream: stream.map(|limit| call.tally.start + limit),
         deadline: None,
         priority: forward.priority,
         on_timeout,

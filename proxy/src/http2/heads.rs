@@ -5,9 +5,6 @@ use crate::http::head::{BodyLength, RequestHead, ResponseHead, Version};
 use crate::http::headers::{Headers, Known};
 use crate::http::parse::{HeadError, check_authority};
 
-/// What a field of a head counts besides its text (section 6.5.2).
-const OVERHEAD: usize = 32;
-
 /// Whether a field may have this name: a token without large letters (section 8.2.1).
 pub(super) fn is_name(name: &[u8]) -> bool {
     is_token(name) && !name.iter().any(u8::is_ascii_uppercase)
@@ -61,9 +58,9 @@ impl Fields {
         }
     }
 
-    /// Counts a field; false when it is beyond the limits and need not be kept.
+    /// Counts a field by its text, as Envoy does; false when it is beyond the limits and need not be kept.
     fn count(&mut self, name: &[u8], value: &[u8]) -> bool {
-        self.bytes += name.len() + value.len() + OVERHEAD;
+        self.bytes += name.len() + value.len();
         self.bytes <= self.max_bytes
     }
 
@@ -147,6 +144,8 @@ impl Request {
     }
 
     fn pseudo(&mut self, name: &[u8], value: &[u8]) {
+        // They count among the headers, as in Envoy.
+        self.fields.count += 1;
         // The method and what else has a place of its own is kept in the store of the headers.
         std::mem::swap(&mut self.head.headers, &mut self.fields.headers);
         let good = value.iter().all(|&b| b > 0x20 && b != 0x7f);

@@ -17,7 +17,7 @@ use super::Down;
 use super::guard::{Allowance, Guard};
 use super::keepalive::Keepalive;
 use super::mux::{Incoming, Limits, Mux, Role};
-use crate::config::{Http2Options, HttpManager};
+use crate::config::{Http2Keepalive, Http2Options, HttpManager};
 use crate::http::head::RequestHead;
 use crate::http::parse::HeadError;
 
@@ -44,6 +44,8 @@ pub struct Settings {
     pub max_duration: Option<Duration>,
     /// Streams of the connection at most.
     pub max_requests: Option<u32>,
+    /// When the client is asked whether it is still there; `None` is [`super::keepalive::INTERVAL`], while there are streams.
+    pub keepalive: Option<Http2Keepalive>,
     /// A malformed request ends the connection, as a client that cannot be understood may be an attack; else its stream alone.
     pub malformed_ends: bool,
 }
@@ -58,6 +60,7 @@ impl From<&HttpManager> for Settings {
             idle_timeout: manager.idle_timeout,
             max_duration: manager.max_connection_duration,
             max_requests: manager.max_requests_per_connection,
+            keepalive: manager.http2_keepalive,
             malformed_ends: !manager.http2.malformed_ends_stream,
         }
     }
@@ -94,7 +97,7 @@ where
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, Some(Guard::new(allowance)))));
     greet(&mux, &mut io, settings.preface_timeout).await?;
-    let mut keepalive = Keepalive::default();
+    let mut keepalive = Keepalive::with(settings.keepalive);
     let mut streams = FuturesUnordered::new();
     let mut drain = pin!(drain);
     let mut idle = Idle::new(settings.idle_timeout);

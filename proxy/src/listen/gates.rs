@@ -1,12 +1,14 @@
 //! What a connection must pass before it is served: counts and rates before TLS costs anything, policy when it is known who comes.
 
-use crate::{config::Gate, http::ConnInfo, rbac::Facts, tls::TlsInfo};
+use crate::{
+    config::{ConnectionLimit, Gate},
+    http::ConnInfo,
+    rbac::Facts,
+    tls::TlsInfo,
+};
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -17,18 +19,25 @@ use std::{
 pub(super) struct Places(Option<Box<Vec<Counted>>>);
 
 #[derive(Debug)]
-struct Counted(Arc<AtomicU32>);
+struct Counted(Arc<ConnectionLimit>);
 
 impl Counted {
-    fn one_of(open: &Arc<AtomicU32>, max: u32) -> Option<Self> {
-        let more = |count: u32| (count < max).then_some(count + 1);
-        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(open.clone()))
+    fn one_of(limit: &Arc<ConnectionLimit>) -> Option<Self> {
+        let more = |count: u32| (count < limit.max).then_some(count + 1);
+        let counted = limit.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        if counted.is_err() {
+            limit.stats.limited.add(1);
+            return None;
+        }
+        limit.stats.active.add(1);
+        Some(Self(limit.clone()))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.stats.active.down();
     }
 }
 
@@ -38,7 +47,7 @@ pub(super) async fn limits(gates: &[Gate]) -> Option<Places> {
     for gate in gates {
         match gate {
             Gate::Rbac(_) => {}
-            Gate::ConnectionLimit(limit) => match Counted::one_of(&limit.open, limit.max) {
+            Gate::ConnectionLimit(limit) => match Counted::one_of(limit) {
                 Some(place) => places.0.get_or_insert_default().push(place),
                 None => {
                     tracing::debug!(filter = %limit.stat_prefix, "too many connections; closed");
@@ -48,6 +57,7 @@ pub(super) async fn limits(gates: &[Gate]) -> Option<Places> {
             },
             Gate::RateLimit(limit) => {
                 if !limit.bucket.take(Instant::now()) {
+                    limit.stats.limited.add(1);
                     tracing::debug!(filter = %limit.stat_prefix, "too many new connections; closed");
                     return None;
                 }
@@ -63,9 +73,14 @@ pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Option<()> {
         let Gate::Rbac(rbac) = gate else { continue };
         if let Some(verdict) = rbac.shadow.as_ref().map(|rules| rules.decide(conn)) {
             let (allowed, policy) = (verdict.allowed, verdict.policy.map(AsRef::as_ref).unwrap_or("none"));
+            if allowed { &rbac.stats.1.allowed } else { &rbac.stats.1.denied }.add(1);
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, allowed, policy, "shadow rules");
         }
-        if let Some(verdict) = rbac.rules.as_ref().map(|rules| rules.decide(conn)).filter(|verdict| !verdict.allowed) {
+        let Some(verdict) = rbac.rules.as_ref().map(|rules| rules.decide(conn)) else { continue };
+        if verdict.allowed {
+            rbac.stats.0.allowed.add(1);
+        } else {
+            rbac.stats.0.denied.add(1);
             let policy = verdict.policy.map(AsRef::as_ref).unwrap_or("none");
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, policy, "denied; closed");
             rest(rbac.delay).await;

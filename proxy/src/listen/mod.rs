@@ -239,6 +239,9 @@ async fn prepare(
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
         (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
     };
+    if let Some(counted) = &mut conn.counted {
+        counted.speaks(http2);
+    }
     let ready = if http2 {
         Ready::Http2(stream, first, conn, place)
     } else {

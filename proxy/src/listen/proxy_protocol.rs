@@ -130,12 +130,13 @@ fn v2(bytes: &[u8], pass: &PassTlvs) -> Result<Parsed, &'static str> {
     }
     const SHORT: &str = "its header is shorter than its addresses";
     let (addresses, rest) = match head[13] {
-        0x11 => {
+        // Of streams and of datagrams alike, as Envoy takes them.
+        0x11 | 0x12 => {
             let (part, rest) = rest.split_first_chunk::<12>().ok_or(SHORT)?;
             let ip = |at: usize| IpAddr::from(Ipv4Addr::new(part[at], part[at + 1], part[at + 2], part[at + 3]));
             ((socket(ip(0), &part[8..10]), socket(ip(4), &part[10..12])), rest)
         }
-        0x21 => {
+        0x21 | 0x22 => {
             let (part, rest) = rest.split_first_chunk::<36>().ok_or(SHORT)?;
             let ip = |at: usize| {
                 let mut octets = [0; 16];

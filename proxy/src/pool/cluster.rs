@@ -98,8 +98,10 @@ impl Shared {
         }
         cell.set(cell.get() + 1);
         self.gauge(count).up();
-        if matches!(count, Count::Connections) {
-            self.stats.cx_total.add(1);
+        match count {
+            Count::Connections => self.stats.cx_total.add(1),
+            Count::Pending => self.stats.rq_pending_total.add(1),
+            Count::Requests | Count::Retries => {}
         }
         Ok(Ticket { shared: self.clone(), count })
     }
@@ -287,12 +289,13 @@ impl ClusterState {
         }
     }
 
-    /// Whether this request is one of those that the control plane wants refused at once.
-    pub fn drops(&self, rng: &Rng) -> bool {
+    /// Whether this request is one of those that the control plane wants refused at once; `Some(true)` where all are.
+    pub fn drops(&self, rng: &Rng) -> Option<bool> {
         /// Parts of 1 that are told apart.
         const PARTS: f64 = 1_000_000.0;
         let drop = self.config.spread.drop;
-        drop > 0.0 && (rng.below(PARTS as u64) as f64) < drop * PARTS
+        let all = drop >= 1.0;
+        (all || drop > 0.0 && (rng.below(PARTS as u64) as f64) < drop * PARTS).then_some(all)
     }
 
     /// Takes note of what became of a request at a host, for outlier detection.

@@ -96,9 +96,17 @@ async fn connect_with(
     match &result {
         Ok(_) => {
             host.stats().cx_total.add(1);
+            match alpn {
+                Alpn::Http1 => host.stats().cx_http1_total.add(1),
+                Alpn::H2 => host.stats().cx_http2_total.add(1),
+                _ => {}
+            }
             host.note_success();
         }
-        Err(_) => {
+        Err(error) => {
+            if matches!(error, ConnectError::Timeout(..)) {
+                host.stats().cx_connect_timeout.add(1);
+            }
             host.stats().cx_connect_fail.add(1);
             host.note_failure();
         }

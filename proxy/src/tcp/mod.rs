@@ -10,6 +10,7 @@ use crate::{
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
+    telemetry::counters::{Number, TcpStats},
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::Worker,
@@ -40,6 +41,7 @@ struct Told {
 /// Serves a connection to its end. `first` was read from it already.
 pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, proxy: Arc<TcpProxy>) {
     let start = Instant::now();
+    proxy.stats.total.add(1);
     let mut told = Told {
         wall: (!proxy.access_logs.is_empty()).then(SystemTime::now),
         observed: AccessLog::needs(&proxy.access_logs).observed.then(Observed::default),
@@ -54,10 +56,24 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         // What comes from one side goes to the other.
         observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
     }
+    told.count(&proxy.stats);
     told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
 }
 
 impl Told {
+    fn count(&self, stats: &TcpStats) {
+        stats.received.add(self.received);
+        stats.sent.add(self.sent);
+        let one = |flag: ResponseFlags, number: &Number| {
+            if self.flags.contains(flag) {
+                number.add(1);
+            }
+        };
+        one(ResponseFlags::NO_CLUSTER, &stats.no_route);
+        one(ResponseFlags::STREAM_IDLE_TIMEOUT, &stats.idle_timeout);
+        one(ResponseFlags::DURATION_TIMEOUT, &stats.max_duration);
+    }
+
     /// Writes the lines of the access logs about this moment of the connection.
     fn log(&self, worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, start: Instant, kind: LogKind) {
         let Some(wall) = self.wall else { return };

@@ -1,5 +1,6 @@
 //! Statistics under Envoy's names, as text, as JSON and for Prometheus.
 
+use super::histogram::Summed;
 use super::render::{Exposition, Telemetry};
 use super::stats::{Breakers, ClusterStats, Gauge, PublishedCluster};
 use crate::config::{Health, Limits};
@@ -35,6 +36,9 @@ pub struct ClusterView {
 pub struct HostNumbers {
     pub cx_active: u64,
     pub cx_connect_fail: u64,
+    pub cx_connect_timeout: u64,
+    pub cx_http1_total: u64,
+    pub cx_http2_total: u64,
     pub cx_total: u64,
     pub rq_active: u64,
     pub rq_error: u64,
@@ -44,6 +48,17 @@ pub struct HostNumbers {
 }
 
 impl Stat {
+    /// One with labels.
+    pub(super) fn new(
+        name: &str,
+        value: u64,
+        gauge: bool,
+        family: String,
+        labels: Vec<(&'static str, String)>,
+    ) -> Self {
+        Self { name: name.to_owned(), value, gauge, family, labels }
+    }
+
     /// One that has no labels.
     pub fn gauge(name: &str, value: u64) -> Self {
         let family = format!("envoy_{}", name.replace('.', "_"));
@@ -64,6 +79,9 @@ impl ClusterView {
             let add = |to: &mut u64, more: u64| *to = to.wrapping_add(more);
             add(&mut sum.cx_active, stats.cx_active.get());
             add(&mut sum.cx_connect_fail, stats.cx_connect_fail.get());
+            add(&mut sum.cx_connect_timeout, stats.cx_connect_timeout.get());
+            add(&mut sum.cx_http1_total, stats.cx_http1_total.get());
+            add(&mut sum.cx_http2_total, stats.cx_http2_total.get());
             add(&mut sum.cx_total, stats.cx_total.get());
             add(&mut sum.rq_active, stats.rq_active.get());
             add(&mut sum.rq_error, stats.rq_error.get());
@@ -95,6 +113,7 @@ impl Telemetry {
             cluster(&name, &view, &mut stats);
         }
         self.managers(&mut stats);
+        stats.extend(self.counters().stats());
         stats.sort_by(|a, b| a.name.cmp(&b.name));
         stats
     }
@@ -123,12 +142,24 @@ impl Telemetry {
                 "downstream_rq_completed" = rq_completed,
                 "downstream_rq_rx_reset" = rq_rx_reset,
                 "downstream_rq_idle_timeout" = rq_idle_timeout,
+                "downstream_rq_max_duration_reached" = rq_max_duration_reached,
+                "downstream_rq_too_large" = rq_too_large,
+                "downstream_rq_http1_total" = rq_http1_total,
+                "downstream_rq_http2_total" = rq_http2_total,
+                "downstream_cx_protocol_error" = cx_protocol_error,
+                "downstream_cx_http1_total" = cx_http1_total,
+                "downstream_cx_http2_total" = cx_http2_total,
                 "no_route" = no_route,
                 "no_cluster" = no_cluster,
                 "downstream_cx_total" = cx_total,
                 "downstream_cx_ssl_total" = cx_ssl_total,
             );
-            out.add("downstream_cx_active", sum(all.iter().map(|one| &one.cx_active)), true);
+            let active = sum(all.iter().map(|one| &one.cx_active));
+            out.add("downstream_cx_active", active, true);
+            out.add("downstream_cx_http1_active", sum(all.iter().map(|one| &one.cx_http1_active)), true);
+            out.add("downstream_cx_http2_active", sum(all.iter().map(|one| &one.cx_http2_active)), true);
+            let total: u64 = all.iter().map(|one| one.cx_total.get()).sum();
+            out.add("downstream_cx_destroy", total.saturating_sub(active), false);
             for class in 0..5 {
                 let count = all.iter().map(|one| one.statuses.classes[class].get()).sum();
                 out.class("downstream_rq", class + 1, count);
@@ -136,16 +167,20 @@ impl Telemetry {
         }
         for (name, all) in listeners {
             let mut out = Scope::new("listener", "envoy_listener_address", &name, stats);
-            out.add("downstream_cx_total", all.iter().map(|one| one.cx_total.get()).sum(), false);
-            out.add("downstream_cx_active", sum(all.iter().map(|one| &one.cx_active)), true);
+            let (total, active) =
+                (all.iter().map(|one| one.cx_total.get()).sum::<u64>(), sum(all.iter().map(|one| &one.cx_active)));
+            out.add("downstream_cx_total", total, false);
+            out.add("downstream_cx_active", active, true);
+            out.add("downstream_cx_destroy", total.saturating_sub(active), false);
             out.add("no_filter_chain_match", all.iter().map(|one| one.no_filter_chain_match.get()).sum(), false);
         }
     }
 
     /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
-    pub fn write_stats(&self, out: &mut Exposition, used: bool) {
+    pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>) {
         let mut families: BTreeMap<&str, Vec<&Stat>> = BTreeMap::new();
-        let stats = self.stats();
+        let mut stats = self.stats();
+        stats.extend(more);
         for stat in stats.iter().filter(|stat| !used || stat.value > 0) {
             families.entry(&stat.family).or_default().push(stat);
         }
@@ -156,6 +191,34 @@ impl Telemetry {
                 out.sample(family, &labels, stat.value);
             }
         }
+        self.write_times(out, used);
+    }
+
+    /// How long requests took, by manager and by cluster.
+    fn write_times(&self, out: &mut Exposition, used: bool) {
+        let mut managers: BTreeMap<Arc<str>, Summed> = BTreeMap::new();
+        for worker in self.workers() {
+            for (name, one) in &worker.named.lock().unwrap_or_else(PoisonError::into_inner).http {
+                managers.entry(name.clone()).or_default().add(&one.rq_time);
+            }
+        }
+        let clusters = self.clusters().into_iter().map(|(name, view)| {
+            let mut sum = Summed::default();
+            view.all.iter().for_each(|one| sum.add(&one.stats.rq_time));
+            (name, sum)
+        });
+        let mut write = |family: &str, label: &str, all: Vec<(Arc<str>, Summed)>| {
+            let told: Vec<_> =
+                all.into_iter().filter(|(_, sum)| !used || sum.buckets.iter().any(|count| *count > 0)).collect();
+            if !told.is_empty() {
+                out.kind(family, "histogram");
+            }
+            for (name, sum) in told {
+                out.histogram_of(family, &[(label, &name)], &sum);
+            }
+        };
+        write("envoy_http_downstream_rq_time", "envoy_http_conn_manager_prefix", managers.into_iter().collect());
+        write("envoy_cluster_upstream_rq_time", "envoy_cluster_name", clusters.collect());
     }
 }
 
@@ -218,6 +281,9 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_timeout" = rq_timeout,
         "upstream_rq_rx_reset" = rq_rx_reset,
         "upstream_rq_pending_overflow" = rq_pending_overflow,
+        "upstream_rq_pending_total" = rq_pending_total,
+        "upstream_rq_drop_overload" = rq_drop_overload,
+        "upstream_cx_none_healthy" = cx_none_healthy,
         "upstream_rq_pending_failure_eject" = rq_pending_failure_eject,
         "upstream_cx_total" = cx_total,
         "upstream_cx_destroy" = cx_destroy,
@@ -234,7 +300,11 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         out.code("upstream_rq", code, count);
     }
     let hosts = view.hosts();
-    out.add("upstream_cx_connect_fail", hosts.values().map(|host| host.cx_connect_fail).sum(), false);
+    let mut of_hosts = |name: &str, of: fn(&HostNumbers) -> u64| out.add(name, hosts.values().map(of).sum(), false);
+    of_hosts("upstream_cx_connect_fail", |host| host.cx_connect_fail);
+    of_hosts("upstream_cx_connect_timeout", |host| host.cx_connect_timeout);
+    of_hosts("upstream_cx_http1_total", |host| host.cx_http1_total);
+    of_hosts("upstream_cx_http2_total", |host| host.cx_http2_total);
     let gauge = |of: fn(&Breakers) -> &Gauge| sum(view.all.iter().flat_map(|one| &one.stats.breakers).map(of));
     out.add("upstream_cx_active", gauge(|breakers| &breakers.connections), true);
     out.add("upstream_rq_active", gauge(|breakers| &breakers.requests), true);
@@ -263,7 +333,4 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
     out.add("membership_healthy", with(Health::Healthy), true);
     out.add("membership_degraded", with(Health::Degraded), true);
     out.add("membership_excluded", config.endpoints.iter().filter(|endpoint| endpoint.excluded).count() as u64, true);
-    if config.outliers.is_some() && config.checks.is_empty() {
-        out.add("outlier_detection.ejections_active", with(Health::Unhealthy), true);
-    }
 }

@@ -103,6 +103,17 @@ impl ResponseFlags {
         self.0 & other.0 != 0
     }
 
+    /// Those with which a cluster answers although no endpoint did.
+    pub const fn of_clusters() -> Self {
+        Self(
+            Self::NO_HEALTHY_UPSTREAM.0
+                | Self::UPSTREAM_OVERFLOW.0
+                | Self::UPSTREAM_CONNECTION_FAILURE.0
+                | Self::DROP_OVERLOAD.0
+                | Self::UNCONDITIONAL_DROP_OVERLOAD.0,
+        )
+    }
+
     /// The flag of a short name, e.g. `UH`.
     pub fn named(short: &str) -> Option<Self> {
         let all = Self::NAMES.iter().filter(|(_, name, _)| *name == short);

@@ -7,6 +7,7 @@
 //! Label sets are turned into text once, when a combination of workloads, code and flags is first seen, and found again
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
+pub mod counters;
 pub mod entry;
 pub mod envoy;
 pub mod flags;

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
+use super::counters::Counters;
+use super::envoy::Stat;
 use super::histogram::{BOUNDS, Summed};
 use super::logbuffer::{self, Batch, LogBuffer, MAX_BATCHES};
 use super::process::{self, thousandths};
@@ -16,6 +18,7 @@ use super::shard::{Published, Shard, Values};
 pub struct Telemetry {
     workers: Arc<[Arc<Published>]>,
     batches: Arc<Mutex<Option<mpsc::Receiver<Batch>>>>,
+    counters: Counters,
 }
 
 #[derive(Default)]
@@ -40,7 +43,18 @@ impl Telemetry {
         let (sender, batches) = mpsc::channel(MAX_BATCHES * workers.max(1));
         let published: Vec<Arc<Published>> = (0..workers).map(|_| Arc::default()).collect();
         let shards = published.iter().map(|p| Shard::new(p.clone(), LogBuffer::new(sender.clone()))).collect();
-        (Telemetry { workers: published.into(), batches: Arc::new(Mutex::new(Some(batches))) }, shards)
+        let batches = Arc::new(Mutex::new(Some(batches)));
+        (Telemetry { workers: published.into(), batches, counters: Counters::default() }, shards)
+    }
+
+    /// Tells these numbers as well.
+    pub fn telling(self, counters: Counters) -> Self {
+        Self { counters, ..self }
+    }
+
+    /// The numbers that are not the workers' own.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Every worker's share.
@@ -66,16 +80,16 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let mut out = Exposition::default();
         self.write_traffic(&mut out);
-        self.write_stats(&mut out, true);
+        self.write_stats(&mut out, true, Vec::new());
         process::write(&mut out);
         out.finish()
     }
 
-    /// As [`Self::render`], with Envoy's statistics that are zero, unless `used` is set.
-    pub fn render_all(&self, used: bool) -> String {
+    /// As [`Self::render`], with Envoy's statistics that are zero, unless `used` is set, and with `more` of them.
+    pub fn render_all(&self, used: bool, more: Vec<Stat>) -> String {
         let mut out = Exposition::default();
         self.write_traffic(&mut out);
-        self.write_stats(&mut out, used);
+        self.write_stats(&mut out, used, more);
         process::write(&mut out);
         out.finish()
     }
@@ -178,6 +192,14 @@ impl Exposition {
             "" => writeln!(self.0, "{name} {value}"),
             labels => writeln!(self.0, "{name}{{{labels}}} {value}"),
         };
+    }
+
+    pub(super) fn histogram_of(&mut self, name: &str, labels: &[(&str, &str)], sum: &Summed) {
+        let mut text = String::new();
+        for (label, value) in labels {
+            super::labels::push_label(&mut text, label, value);
+        }
+        self.histogram(name, &text, sum);
     }
 
     fn histogram(&mut self, name: &str, labels: &str, sum: &Summed) {

@@ -1,7 +1,7 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
 use super::ResponseFlags;
-use super::histogram::Counter;
+use super::histogram::{Counter, Histogram};
 use crate::config::{Cluster, Endpoint, Priority};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
@@ -88,6 +88,10 @@ pub struct ClusterStats {
     pub rq_timeout: Counter,
     pub rq_rx_reset: Counter,
     pub rq_pending_overflow: Counter,
+    pub rq_pending_total: Counter,
+    pub rq_drop_overload: Counter,
+    pub rq_time: Histogram,
+    pub cx_none_healthy: Counter,
     pub rq_pending_failure_eject: Counter,
     pub cx_total: Counter,
     pub cx_destroy: Counter,
@@ -103,10 +107,16 @@ impl ClusterStats {
         }
     }
 
-    /// A request that has ended.
-    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16) {
-        self.rq_total.add(u64::from(attempts));
-        if code > 0 {
+    /// A request that has ended, after so many microseconds.
+    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64) {
+        if attempts > 0 && code > 0 {
+            self.rq_time.record_thousandths(micros);
+        }
+        // What never got a connection is no request to an endpoint yet.
+        let unconnected = flags.contains(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+        self.rq_total.add(u64::from(attempts).saturating_sub(u64::from(unconnected)));
+        // Answers of filters are none of the cluster's.
+        if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.rq_completed.add(1);
             self.statuses.count(code);
         }
@@ -126,6 +136,9 @@ impl ClusterStats {
         };
         one(ResponseFlags::RETRY_LIMIT, &self.rq_retry_limit_exceeded);
         one(ResponseFlags::UPSTREAM_TIMEOUT, &self.rq_timeout);
+        one(ResponseFlags::DROP_OVERLOAD, &self.rq_drop_overload);
+        one(ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD, &self.rq_drop_overload);
+        one(ResponseFlags::NO_HEALTHY_UPSTREAM, &self.cx_none_healthy);
         one(ResponseFlags::UPSTREAM_REMOTE_RESET, &self.rq_rx_reset);
         one(ResponseFlags::UPSTREAM_CONNECTION_FAILURE, &self.rq_pending_failure_eject);
     }
@@ -143,6 +156,9 @@ pub struct HostStats {
     pub cx_active: Gauge,
     pub cx_total: Counter,
     pub cx_connect_fail: Counter,
+    pub cx_connect_timeout: Counter,
+    pub cx_http1_total: Counter,
+    pub cx_http2_total: Counter,
 }
 
 /// Numbers of one connection manager, written by one worker.
@@ -154,6 +170,16 @@ pub struct HttpStats {
     pub rq_completed: Counter,
     pub rq_rx_reset: Counter,
     pub rq_idle_timeout: Counter,
+    pub rq_max_duration_reached: Counter,
+    pub rq_too_large: Counter,
+    pub rq_http1_total: Counter,
+    pub rq_http2_total: Counter,
+    pub cx_protocol_error: Counter,
+    pub cx_http1_total: Counter,
+    pub cx_http2_total: Counter,
+    pub cx_http1_active: Gauge,
+    pub cx_http2_active: Gauge,
+    pub rq_time: Histogram,
     pub no_route: Counter,
     pub no_cluster: Counter,
     pub cx_total: Counter,
@@ -162,9 +188,14 @@ pub struct HttpStats {
 }
 
 impl HttpStats {
-    /// A request that has ended.
-    pub fn count(&self, code: u16, flags: ResponseFlags) {
+    /// A request that has ended, after so many microseconds.
+    pub fn count(&self, code: u16, flags: ResponseFlags, http2: bool, micros: u64) {
         self.rq_total.add(1);
+        if http2 { &self.rq_http2_total } else { &self.rq_http1_total }.add(1);
+        self.rq_time.record_thousandths(micros);
+        if code == 413 {
+            self.rq_too_large.add(1);
+        }
         if code > 0 {
             self.rq_completed.add(1);
             self.statuses.count(code);
@@ -180,6 +211,8 @@ impl HttpStats {
         one(ResponseFlags::NO_ROUTE, &self.no_route);
         one(ResponseFlags::NO_CLUSTER, &self.no_cluster);
         one(ResponseFlags::STREAM_IDLE_TIMEOUT, &self.rq_idle_timeout);
+        one(ResponseFlags::DURATION_TIMEOUT, &self.rq_max_duration_reached);
+        one(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, &self.cx_protocol_error);
         let gone = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION | ResponseFlags::DOWNSTREAM_REMOTE_RESET;
         one(gone, &self.rq_rx_reset);
     }
@@ -198,6 +231,8 @@ pub struct ListenerStats {
 #[derive(Debug)]
 pub struct CountedConnection {
     http: Arc<HttpStats>,
+    /// Whether it speaks HTTP/2, once that is known.
+    http2: Option<bool>,
 }
 
 impl CountedConnection {
@@ -208,7 +243,18 @@ impl CountedConnection {
         if secure {
             http.cx_ssl_total.add(1);
         }
-        Self { http }
+        Self { http, http2: None }
+    }
+
+    /// Which version it speaks is known now.
+    pub fn speaks(&mut self, http2: bool) {
+        let (total, active) = match http2 {
+            true => (&self.http.cx_http2_total, &self.http.cx_http2_active),
+            false => (&self.http.cx_http1_total, &self.http.cx_http1_active),
+        };
+        total.add(1);
+        active.up();
+        self.http2 = Some(http2);
     }
 
     /// The manager's numbers.
@@ -220,6 +266,11 @@ impl CountedConnection {
 impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.http.cx_active.down();
+        match self.http2 {
+            Some(true) => self.http.cx_http2_active.down(),
+            Some(false) => self.http.cx_http1_active.down(),
+            None => {}
+        }
     }
 }
 

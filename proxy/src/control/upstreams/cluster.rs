@@ -248,6 +248,7 @@ impl Watched {
         if let Some(ejections) = &mut self.ejections {
             ejections.set_hosts(current.into_iter().chain(lingering));
         }
+        self.tell();
     }
 
     /// An endpoint was checked.
@@ -259,6 +260,7 @@ impl Watched {
             tracing::info!(cluster = %self.base.name, %address, ?verdict, "a health check has decided");
         }
         self.dirty = true;
+        self.tell();
         if verdict == Verdict::Unhealthy {
             let before = self.lingering.len();
             self.lingering.retain(|endpoint| endpoint.address != address);
@@ -268,6 +270,17 @@ impl Watched {
         } else if let Some(ejections) = &mut self.ejections {
             ejections.check_passed(address);
         }
+    }
+
+    /// Tells how many endpoints checks have found well.
+    fn tell(&self) {
+        let Some(check) = self.base.checks.first() else { return };
+        let with = |wanted: &[Verdict]| {
+            let is = |checked: &&Checked| checked.verdict.is_some_and(|verdict| wanted.contains(&verdict));
+            self.checked.values().filter(is).count() as u64
+        };
+        check.stats.healthy.set(with(&[Verdict::Healthy, Verdict::Degraded]));
+        check.stats.degraded.set(with(&[Verdict::Degraded]));
     }
 
     /// A worker has told something.

@@ -2,8 +2,10 @@
 
 use crate::balance::Rng;
 use crate::config::{Consecutive, OutlierDetection};
+use crate::telemetry::counters::Number;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Default)]
@@ -14,6 +16,12 @@ struct Host {
     times: u32,
     /// Successes and all since the last look: of answers, and of the way.
     counts: [(u64, u64); 2],
+}
+
+impl Drop for Ejections {
+    fn drop(&mut self) {
+        self.hosts.values().filter(|host| host.out.is_some()).for_each(|_| self.settings.stats.active.down());
+    }
 }
 
 /// The endpoints of one cluster.
@@ -34,6 +42,13 @@ impl Ejections {
     pub(super) fn set_hosts(&mut self, addresses: impl Iterator<Item = SocketAddr>) {
         let mut before = std::mem::take(&mut self.hosts);
         self.hosts = addresses.map(|address| (address, before.remove(&address).unwrap_or_default())).collect();
+        before.values().filter(|host| host.out.is_some()).for_each(|_| self.settings.stats.active.down());
+    }
+
+    /// What is counted.
+    #[cfg(test)]
+    pub(super) fn stats(&self) -> &crate::telemetry::counters::OutlierStats {
+        &self.settings.stats
     }
 
     /// Whether it is out.
@@ -50,25 +65,45 @@ impl Ejections {
 
     /// So many failures in a row that the threshold is reached; true when the endpoint is out now.
     pub(super) fn consecutive(&mut self, address: SocketAddr, kind: Consecutive, now: Instant, rng: &Rng) -> bool {
+        if self.hosts.get(&address).is_none_or(|host| host.out.is_some()) {
+            return false;
+        }
         let [server, gateway, local] = self.settings.enforcing;
-        let percent = match kind {
-            Consecutive::ServerErrors => server,
-            Consecutive::GatewayErrors => gateway,
-            Consecutive::LocalFailures => local,
+        let stats = &self.settings.stats;
+        let (percent, detected, enforced) = match kind {
+            Consecutive::ServerErrors => (server, &stats.detected_5xx, &stats.enforced_5xx),
+            Consecutive::GatewayErrors => (gateway, &stats.detected_gateway, &stats.enforced_gateway),
+            Consecutive::LocalFailures => (local, &stats.detected_local, &stats.enforced_local),
         };
-        self.eject(address, percent, now, rng)
+        stats.total.add(1);
+        if kind == Consecutive::ServerErrors {
+            stats.consecutive_5xx.add(1);
+        }
+        detected.add(1);
+        let enforced = enforced.clone();
+        self.eject(address, percent, &enforced, now, rng)
     }
 
-    fn eject(&mut self, address: SocketAddr, percent: u32, now: Instant, rng: &Rng) -> bool {
+    fn eject(&mut self, address: SocketAddr, percent: u32, enforced: &Number, now: Instant, rng: &Rng) -> bool {
         let out = self.hosts.values().filter(|host| host.out.is_some()).count();
         let all = self.hosts.len();
         let settings = &self.settings;
         let Some(host) = self.hosts.get_mut(&address) else { return false };
         let room = 100.0 * (out + 1) as f64 / all as f64 <= f64::from(settings.max_percent);
         let room = room || settings.always_one && out == 0;
-        if host.out.is_some() || !room || rng.below(100) >= u64::from(percent) {
+        if host.out.is_some() {
             return false;
         }
+        if !room {
+            settings.stats.overflow.add(1);
+            return false;
+        }
+        if rng.below(100) >= u64::from(percent) {
+            return false;
+        }
+        settings.stats.enforced_total.add(1);
+        settings.stats.active.add(1);
+        enforced.add(1);
         let jitter = u64::try_from(settings.jitter.as_millis()).unwrap_or(u64::MAX);
         host.out = Some((now, Duration::from_millis(rng.below(jitter.saturating_add(1)))));
         if settings.base_ejection * host.times < settings.max_ejection + settings.base_ejection {
@@ -79,7 +114,12 @@ impl Ejections {
 
     /// A health check passed: true when that brings it back.
     pub(super) fn check_passed(&mut self, address: SocketAddr) -> bool {
-        self.settings.check_brings_back && self.hosts.get_mut(&address).is_some_and(|host| host.out.take().is_some())
+        let back = self.settings.check_brings_back
+            && self.hosts.get_mut(&address).is_some_and(|host| host.out.take().is_some());
+        if back {
+            self.settings.stats.active.down();
+        }
+        back
     }
 
     /// Requests that a worker counted.
@@ -104,6 +144,7 @@ impl Ejections {
                     let limit = (self.settings.base_ejection * host.times).min(self.settings.max_ejection) + jitter;
                     if now.saturating_duration_since(since) >= limit {
                         host.out = None;
+                        self.settings.stats.active.down();
                         changed = true;
                     }
                 }
@@ -129,7 +170,17 @@ impl Ejections {
             let rate = |host: &Host| 100.0 * host.counts[side].0 as f64 / host.counts[side].1 as f64;
             self.hosts.iter().filter(|(_, host)| enough(host)).map(|(at, host)| (*at, rate(host))).collect()
         };
-        let mut out: Vec<(SocketAddr, u32)> = Vec::new();
+        let stats = &settings.stats;
+        let [rate_numbers, percentage_numbers] = match side {
+            0 => {
+                [(&stats.detected_rate, &stats.enforced_rate), (&stats.detected_percentage, &stats.enforced_percentage)]
+            }
+            _ => [
+                (&stats.detected_local_rate, &stats.enforced_local_rate),
+                (&stats.detected_local_percentage, &stats.enforced_local_percentage),
+            ],
+        };
+        let mut out: Vec<(SocketAddr, u32, (&Arc<Number>, &Arc<Number>))> = Vec::new();
         let known = rates(settings.rate_volume);
         if !known.is_empty() && known.len() >= settings.rate_hosts as usize {
             let count = known.len() as f64;
@@ -137,17 +188,19 @@ impl Ejections {
             let variance = known.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
             let least = mean - f64::from(settings.rate_deviation) / 1000.0 * variance.sqrt();
             let percent = settings.enforcing_rate[side];
-            out.extend(known.iter().filter(|(_, rate)| *rate < least).map(|(address, _)| (*address, percent)));
+            out.extend(known.iter().filter(|(_, rate)| *rate < least).map(|(at, _)| (*at, percent, rate_numbers)));
         }
         let known = rates(settings.percentage_volume);
         if !known.is_empty() && known.len() >= settings.percentage_hosts as usize {
             let percent = settings.enforcing_percentage[side];
             let failing = known.iter().filter(|(_, rate)| 100.0 - rate >= f64::from(settings.percentage));
-            out.extend(failing.map(|(address, _)| (*address, percent)));
+            out.extend(failing.map(|(at, _)| (*at, percent, percentage_numbers)));
         }
         let mut changed = false;
-        for (address, percent) in out {
-            changed |= self.eject(address, percent, now, rng);
+        for (address, percent, (detected, enforced)) in out {
+            stats.total.add(1);
+            detected.add(1);
+            changed |= self.eject(address, percent, enforced, now, rng);
         }
         changed
     }

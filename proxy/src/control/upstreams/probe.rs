@@ -44,6 +44,7 @@ pub(super) async fn watch(
     loop {
         let asked = {
             let Ok(_slot) = shared.slots.acquire().await else { return };
+            check.stats.attempt.add(1);
             let asked = ask(&shared, &cluster, &check, &endpoint, &mut kept);
             tokio::time::timeout(check.timeout, asked).await
         };
@@ -55,6 +56,14 @@ pub(super) async fn watch(
             }
             Err(_) => Outcome::Silent,
         };
+        match outcome {
+            Outcome::Good | Outcome::Degraded => check.stats.success.add(1),
+            Outcome::Bad => check.stats.failure.add(1),
+            Outcome::Silent => {
+                check.stats.failure.add(1);
+                check.stats.network_failure.add(1);
+            }
+        }
         if outcome == Outcome::Silent || !check.reuse_connection {
             kept = Kept::default();
         }

@@ -33,6 +33,9 @@ fn ejections_when_one_fails_then_it_is_out_for_longer_each_time_and_comes_back()
     assert!(!hosts.consecutive(at(1), Consecutive::ServerErrors, now, &rng), "it is out already");
     assert!(!hosts.consecutive(at(2), Consecutive::ServerErrors, now, &rng), "two of three are more than half");
     assert!(!hosts.consecutive(at(9), Consecutive::ServerErrors, now, &rng), "nobody knows it");
+    let stats = hosts.stats().clone();
+    let told = [&stats.detected_5xx, &stats.enforced_total, &stats.overflow, &stats.active].map(|number| number.get());
+    assert_eq!(told, [2, 1, 1, 1], "detected twice, once enforced, once there was no room, one is out");
     assert!(!hosts.tick(now + seconds(20), &rng) && hosts.is_out(at(1)));
     assert!(hosts.tick(now + seconds(31), &rng) && !hosts.is_out(at(1)));
     let again = now + seconds(32);
@@ -41,6 +44,7 @@ fn ejections_when_one_fails_then_it_is_out_for_longer_each_time_and_comes_back()
     assert!(hosts.tick(again + seconds(61), &rng));
     assert!(hosts.consecutive(at(1), Consecutive::ServerErrors, again + seconds(62), &rng));
     assert!(hosts.check_passed(at(1)) && !hosts.is_out(at(1)));
+    assert_eq!(stats.active.get(), 0);
 }
 
 #[test]
@@ -79,6 +83,7 @@ fn ejections_when_a_rate_is_far_from_the_others_then_that_one_is_out() {
 fn check(probe: Probe) -> HealthCheck {
     let millis = Duration::from_millis;
     HealthCheck {
+        stats: Default::default(),
         timeout: Duration::from_secs(2),
         interval: millis(20),
         initial_jitter: Duration::ZERO,

@@ -110,8 +110,9 @@ fn etag(headers: &mut Headers, weaken: bool) {
 
 /// Says that the answer would be another for clients that accept other codings.
 fn vary(headers: &mut Headers) {
-    let has =
-        headers.get("vary").is_some_and(|value| value.split(|&b| b == b',').any(|token| is(token, b"accept-encoding")));
+    let has = headers
+        .get("vary")
+        .is_some_and(|value| value.split(|&b| b == b',').any(|token| token.trim_ascii() == b"Accept-Encoding"));
     if !has {
         headers.append_to("vary", b", ", b"Accept-Encoding");
     }
@@ -144,7 +145,7 @@ fn has_type(wanted: &Compressible, headers: &Headers) -> bool {
 
 fn fits(wanted: &Compressible, content_type: Option<&[u8]>) -> bool {
     let Some(value) = content_type.map(media_type) else { return true };
-    wanted.types.is_empty() || wanted.types.iter().any(|known| known.as_bytes() == value)
+    wanted.types.is_empty() || wanted.types.iter().any(|known| value.eq_ignore_ascii_case(known.as_bytes()))
 }
 
 fn says_no_transform(headers: &Headers) -> bool {

@@ -4,7 +4,7 @@ use super::{
     super::{call::Call, headers::Headers, pipeline::Stop, reply::PREFLIGHT},
     Step, falls,
 };
-use crate::config::{Cors, FilterSetting, FilterSettings, StringMatch};
+use crate::config::{Cors, FilterEntry, FilterSetting, FilterSettings, FilterStats, StringMatch};
 
 /// What a response to an allowed origin says.
 pub(super) struct Answer<'a> {
@@ -30,25 +30,30 @@ impl Answer<'_> {
 pub(super) fn pass<'a>(
     call: &mut Call<'a>,
     settings: impl Iterator<Item = &'a FilterSettings>,
-    name: &str,
+    entry: &FilterEntry,
 ) -> Result<(), Stop> {
     let policies: Vec<&Cors> = settings
-        .filter_map(|settings| match settings.get(name) {
+        .filter_map(|settings| match settings.get(&entry.name) {
             Some(FilterSetting::Cors(policy)) => Some(policy.as_ref()),
             _ => None,
         })
         .collect();
     let Some(first) = policies.first() else { return Ok(()) };
     if !falls(call, first.enabled) {
-        // A policy that only looks changes nothing; there are no counters of it.
+        // A policy that only looks changes nothing, and counts.
+        if falls(call, first.shadow)
+            && let Some(origin) = call.request.headers.get("origin").filter(|origin| !origin.is_empty())
+        {
+            count(entry, is_allowed(&policies, origin));
+        }
         return Ok(());
     }
     let request = &*call.request;
     let Some(origin) = request.headers.get("origin").filter(|origin| !origin.is_empty()) else { return Ok(()) };
     let text = |part: fn(&Cors) -> &str| policies.iter().map(|policy| part(policy)).find(|text| !text.is_empty());
     let flag = |part: fn(&Cors) -> Option<bool>| policies.iter().find_map(|policy| part(policy));
-    let origins = policies.iter().find(|policy| !policy.origins.is_empty()).map_or(&[][..], |policy| &policy.origins);
-    let allowed = origins.iter().any(|wanted| wanted.matches(b"*") || matches(wanted, origin));
+    let allowed = is_allowed(&policies, origin);
+    count(entry, allowed);
     let credentials = flag(|policy| policy.credentials).unwrap_or(false);
     let origin = origin.to_vec();
     let wanted_method = request.headers.get("access-control-request-method").unwrap_or_default();
@@ -92,6 +97,17 @@ pub(super) fn pass<'a>(
     }
     call.tally.filters().steps.push(Step::Add(headers));
     Err(PREFLIGHT.into())
+}
+
+fn is_allowed(policies: &[&Cors], origin: &[u8]) -> bool {
+    let origins = policies.iter().find(|policy| !policy.origins.is_empty()).map_or(&[][..], |policy| &policy.origins);
+    origins.iter().any(|wanted| wanted.matches(b"*") || matches(wanted, origin))
+}
+
+fn count(entry: &FilterEntry, allowed: bool) {
+    if let FilterStats::Cors(stats) = &entry.stats {
+        if allowed { &stats.valid } else { &stats.invalid }.add(1);
+    }
 }
 
 fn matches(wanted: &StringMatch, origin: &[u8]) -> bool {

@@ -2,10 +2,13 @@
 
 use super::super::{body::Downstream, call::Call, pipeline::Stop, reply::Reply};
 use crate::{
-    config::{Fault, FaultAbort, FaultDelay, FaultStatus, Share},
+    config::{Fault, FaultAbort, FaultDelay, FaultStatus, FilterStats, Share},
     http::RequestHead,
     route::{self, Selected},
-    telemetry::ResponseFlags,
+    telemetry::{
+        ResponseFlags,
+        counters::{FaultStats, Number},
+    },
     worker::Timer,
 };
 use std::{
@@ -24,20 +27,29 @@ impl Drop for ActiveFault<'_> {
     }
 }
 
-/// Delays and ends the request as `used` says; `own` is the filter's entry, which counts.
+/// Delays and ends the request as `used` says; `own` is the filter's entry, which counts, and `stats` what it tells of that.
 pub(super) async fn pass<'a, D: Downstream>(
     call: &mut Call<'a>,
     down: &mut D,
-    own: &'a Fault,
+    (own, stats): (&'a Fault, &'a FilterStats),
     used: &'a Fault,
     selected: Option<Selected<'a>>,
 ) -> Result<(), Stop> {
-    if used.max_active.is_some_and(|most| own.active.load(Ordering::Relaxed) >= most) || !concerns(call, used, selected)
-    {
+    if !concerns(call, used, selected) {
+        return Ok(());
+    }
+    let told = |of: fn(&FaultStats) -> &Number| {
+        if let FilterStats::Fault(stats) = stats {
+            of(stats).add(1);
+        }
+    };
+    if used.max_active.is_some_and(|most| own.active.load(Ordering::Relaxed) >= most) {
+        told(|stats| &stats.overflow);
         return Ok(());
     }
     if let Some(pause) = used.delay.as_ref().and_then(|delay| pause(call, delay)) {
         count(call, own);
+        told(|stats| &stats.delays);
         call.tally.flags |= ResponseFlags::DELAY_INJECTED;
         wait(call, down, pause).await?;
     }
@@ -47,6 +59,7 @@ pub(super) async fn pass<'a, D: Downstream>(
     }
     let Some((code, grpc)) = status(abort, call.request) else { return Ok(()) };
     count(call, own);
+    told(|stats| &stats.aborts);
     let state = call.tally.filters();
     state.reply.grpc = grpc;
     state.reply.body = Some(&*abort.body).filter(|body| !body.is_empty());

@@ -15,7 +15,10 @@ pub(super) use fault::ActiveFault;
 
 use super::{body::Downstream, call::Call, edit, pipeline::Stop, pump::RequestPump, recode::Recode, reply::Reply};
 use crate::{
-    config::{Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, HeaderMutation, HeaderOp, HttpFilter},
+    config::{
+        Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, GrpcStats, HeaderMutation, HeaderOp,
+        HttpFilter,
+    },
     route::{self, Selected},
     telemetry::{ResponseFlags, Told},
 };
@@ -38,6 +41,8 @@ pub struct State<'a> {
     pub(super) recode_response: Option<Box<Recode>>,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
+    /// Counts the call when it has ended.
+    pub(super) grpc_stats: Option<&'a GrpcStats>,
     /// What filters tell about the request, where lines ask for it.
     pub(super) told: Vec<Told>,
 }
@@ -159,19 +164,19 @@ async fn pass<'a, D: Downstream>(
                 Some(FilterSetting::Fault(of_route)) => of_route,
                 _ => own,
             };
-            fault::pass(call, down, own, used, selected).await
+            fault::pass(call, down, (own, &entry.stats), used, selected).await
         }
         // Routes that answer by themselves have no say in this, as in Envoy.
         (HttpFilter::Cors, _) => {
             match selected.is_none_or(|selected| matches!(selected.route.action, Action::Forward(_))) {
-                true => cors::pass(call, settings(call, selected), &entry.name),
+                true => cors::pass(call, settings(call, selected), entry),
                 false => Ok(()),
             }
         }
         (HttpFilter::Rbac(own), setting) => match setting {
             Some(FilterSetting::Rbac(None)) => Ok(()),
-            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route),
-            _ => rbac::pass(call, own),
+            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route, &entry.stats),
+            _ => rbac::pass(call, own, &entry.stats),
         },
         (HttpFilter::LocalRateLimit(own), setting) => {
             let used = match setting {
@@ -223,7 +228,12 @@ async fn pass<'a, D: Downstream>(
             }
             Ok(())
         }
-        (HttpFilter::GrpcStats, _) => Ok(()),
+        (HttpFilter::GrpcStats(stats), _) => {
+            if call.request.is_grpc() {
+                call.tally.filters().grpc_stats = Some(stats);
+            }
+            Ok(())
+        }
         (HttpFilter::GrpcWeb, _) => {
             if let Some(text) = grpc_web::on_request(call) {
                 call.tally.filters().steps.push(Step::GrpcWeb(text));

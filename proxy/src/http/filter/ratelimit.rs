@@ -5,11 +5,13 @@ use super::{
     Step, edit, falls, refusal,
 };
 use crate::{
-    config::{Action, HostPolicies, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket},
+    config::{
+        Action, Buckets, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+    },
     route::{self, Selected},
     telemetry::ResponseFlags,
 };
-use std::{borrow::Cow, net::IpAddr, time::Instant};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 type Descriptor<'a> = Vec<(&'a str, Cow<'a, [u8]>)>;
 
@@ -22,47 +24,57 @@ pub(super) fn pass<'a>(
     if !falls(call, limit.enabled) {
         return Ok(());
     }
+    limit.stats.enabled.add(1);
     let now = Instant::now();
-    let descriptors = descriptors(call, limit, selected);
-    let mut buckets: Vec<&TokenBucket> = limit
-        .descriptors
-        .iter()
-        .filter(|wanted| {
-            descriptors.iter().any(|have| {
-                have.len() == wanted.entries.len()
-                    && have.iter().zip(&wanted.entries).all(|((key, value), (wanted_key, wanted_value))| {
-                        **key == **wanted_key
-                            && wanted_value.as_ref().is_none_or(|wanted| wanted.as_bytes() == value.as_ref())
-                    })
-            })
-        })
-        .map(|wanted| &wanted.bucket)
-        .collect();
+    let own = limit.per_connection.then(|| call.conn.buckets(limit));
+    let buckets = own.as_deref().unwrap_or(&limit.buckets);
+    let descriptors = descriptors(call, limit, buckets, selected);
+    let mut wanted = wanted_of(&buckets.descriptors, &descriptors);
     drop(descriptors);
-    if let Some(bucket) = &limit.bucket
-        && (buckets.is_empty() || limit.default_too)
+    if let Some(bucket) = &buckets.bucket
+        && (wanted.is_empty() || limit.default_too)
     {
-        buckets.push(bucket);
+        wanted.push(Wanted { bucket: Shared::Own(bucket), shadow: false });
     }
-    let refused = buckets.iter().find(|bucket| !bucket.take(now)).copied();
-    if limit.headers
-        && let Some(bucket) = refused.or_else(|| buckets.iter().min_by_key(|bucket| bucket.left()).copied())
-    {
+    let mut refused = None;
+    for (index, one) in wanted.iter().enumerate() {
+        if one.bucket.take(now) {
+            continue;
+        }
+        if !one.shadow {
+            refused = Some(index);
+            break;
+        }
+        limit.stats.shadow_mode.add(1);
+    }
+    let least = || wanted.iter().min_by_key(|one| one.bucket.left());
+    let told = refused.and_then(|index| wanted.get(index)).or_else(|| if limit.headers { least() } else { None });
+    if let Some(bucket) = told.map(|one| &one.bucket) {
         let wait = bucket.wait();
         let reset = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        call.tally.filters().steps.push(Step::Add(vec![
-            ("x-ratelimit-limit", bucket.max.to_string().into_bytes()),
-            ("x-ratelimit-remaining", bucket.left().to_string().into_bytes()),
-            ("x-ratelimit-reset", reset.to_string().into_bytes()),
-        ]));
+        let mut headers = Vec::new();
+        if limit.headers {
+            headers.push(("x-ratelimit-limit", bucket.max.to_string().into_bytes()));
+            headers.push(("x-ratelimit-remaining", bucket.left().to_string().into_bytes()));
+            headers.push(("x-ratelimit-reset", reset.to_string().into_bytes()));
+        }
+        if limit.retry_after && refused.is_some() {
+            headers.push(("retry-after", reset.to_string().into_bytes()));
+        }
+        if !headers.is_empty() {
+            call.tally.filters().steps.push(Step::Add(headers));
+        }
     }
     if refused.is_none() {
+        limit.stats.ok.add(1);
         return Ok(());
     }
+    limit.stats.rate_limited.add(1);
     if !falls(call, limit.enforced) {
         edit::request(call, &limit.request_headers);
         return Ok(());
     }
+    limit.stats.enforced.add(1);
     let state = call.tally.filters();
     state.reply.headers = &limit.response_headers;
     state.reply.grpc = Some(if limit.resource_exhausted { 8 } else { 14 });
@@ -73,12 +85,66 @@ pub(super) fn pass<'a>(
     Err(reply.into())
 }
 
+/// A bucket that a request must find a token in.
+struct Wanted<'a> {
+    bucket: Shared<'a>,
+    /// If there is none it passes all the same.
+    shadow: bool,
+}
+
+/// A bucket of the configuration, or one that was made for values.
+enum Shared<'a> {
+    Own(&'a TokenBucket),
+    Made(Arc<TokenBucket>),
+}
+
+impl std::ops::Deref for Shared<'_> {
+    type Target = TokenBucket;
+
+    fn deref(&self) -> &TokenBucket {
+        match self {
+            Self::Own(bucket) => bucket,
+            Self::Made(bucket) => bucket,
+        }
+    }
+}
+
+/// Whether a request counts as what is wanted.
+fn fits(wanted: &LimitedDescriptor, have: &Descriptor<'_>) -> bool {
+    have.len() == wanted.entries.len()
+        && have.iter().zip(&wanted.entries).all(|((key, value), (wanted_key, wanted_value))| {
+            **key == **wanted_key && wanted_value.as_ref().is_none_or(|wanted| wanted.as_bytes() == value.as_ref())
+        })
+}
+
+/// The buckets for what a request counts as. Those for any value are only taken where none names the values.
+fn wanted_of<'a>(all: &'a [LimitedDescriptor], have: &[Descriptor<'_>]) -> Vec<Wanted<'a>> {
+    let named = |have: &Descriptor<'_>| all.iter().any(|one| one.dynamic.is_none() && fits(one, have));
+    let mut found = Vec::new();
+    for wanted in all {
+        let shadow = wanted.shadow;
+        match &wanted.dynamic {
+            None if have.iter().any(|have| fits(wanted, have)) => {
+                found.push(Wanted { bucket: Shared::Own(&wanted.bucket), shadow });
+            }
+            None => {}
+            Some(dynamic) => found.extend(have.iter().filter(|have| fits(wanted, have) && !named(have)).map(|have| {
+                let values: Vec<&[u8]> = have.iter().map(|(_, value)| value.as_ref()).collect();
+                let bucket = dynamic.of(values.join(&0).into(), &wanted.bucket);
+                Wanted { bucket: Shared::Made(bucket), shadow }
+            })),
+        }
+    }
+    found
+}
+
 fn descriptors<'a>(
     call: &'a Call<'_>,
     limit: &'a LocalRateLimit,
+    buckets: &Buckets,
     selected: Option<Selected<'a>>,
 ) -> Vec<Descriptor<'a>> {
-    if limit.descriptors.is_empty() {
+    if buckets.descriptors.is_empty() {
         return Vec::new();
     }
     let (of_route, of_host, include): (&[RateLimitPolicy], &[RateLimitPolicy], bool) = match selected {

@@ -5,7 +5,7 @@ use super::{
     refusal,
 };
 use crate::{
-    config::{HeaderMatch, Rbac},
+    config::{FilterStats, HeaderMatch, Rbac},
     rbac::{Facts, Verdict},
     route,
     telemetry::Told,
@@ -14,16 +14,22 @@ use crate::{
 use std::{net::SocketAddr, sync::Arc};
 
 /// Lets the request pass, or answers 403.
-pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac) -> Result<(), Stop> {
-    // Shadow rules change nothing: they are looked at where somebody wants to know what they say.
-    if call.manager.log_needs.told
-        && let Some(rules) = &rbac.shadow
-    {
+pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
+    // Shadow rules change nothing: what they would do is counted and told.
+    if let Some(rules) = &rbac.shadow {
         let verdict = rules.decide(&*call);
-        tell(call, &rbac.shadow_prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
+        if let FilterStats::Rbac(_, stats) = stats {
+            if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
+        }
+        if call.manager.log_needs.told {
+            tell(call, &rbac.shadow_prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
+        }
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };
     let verdict = rules.decide(&*call);
+    if let FilterStats::Rbac(stats, _) = stats {
+        if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
+    }
     if call.manager.log_needs.told {
         tell(call, &rbac.prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
     }

@@ -15,6 +15,7 @@ use std::{
     io::Write as _,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
 
@@ -34,6 +35,8 @@ pub struct Connection {
     trailers: bool,
     /// The connection ends after this response.
     closing: bool,
+    /// When it is too old to take another request.
+    ends: Option<Instant>,
     /// The response's end was queued.
     ended: bool,
     /// Bytes of headers, of this request and its response.
@@ -77,6 +80,7 @@ impl Connection {
             proper_case: false,
             trailers: true,
             closing: false,
+            ends: None,
             ended: false,
             heads: (0, 0),
             shut: false,
@@ -140,9 +144,11 @@ impl Connection {
         }
     }
 
-    /// What the configuration says about the request that was just read: `last` ends the connection after its response.
-    pub fn begin(&mut self, manager: &HttpManager, last: bool) {
+    /// What the configuration says about the request that was just read: `last` ends the connection after its response. So does one that is written
+    /// after `ends`.
+    pub fn begin(&mut self, manager: &HttpManager, last: bool, ends: Option<Instant>) {
         self.closing |= last;
+        self.ends = ends;
         self.proper_case = manager.proper_case;
         self.trailers = manager.http1_trailers;
         if manager.proxy_100_continue && self.awaits == Awaits::Ours {
@@ -235,7 +241,7 @@ impl Downstream for Connection {
     }
 
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
-        self.closing |= close;
+        self.closing |= close || self.ends.is_some_and(|ends| ends <= Instant::now());
         // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
         if self.awaits == Awaits::Ours {
             self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");

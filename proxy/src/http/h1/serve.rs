@@ -110,7 +110,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             Waited::Request => {
                 served = served.saturating_add(1);
                 let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
-                side.begin(&manager, gone || many || ends.is_some_and(|ends| ends <= call.tally.start));
+                side.begin(&manager, gone || many, ends);
                 Box::pin(pipeline::run(&mut call, &mut side)).await;
             }
             Waited::Refused(error) => {

@@ -26,6 +26,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn settings() -> Settings {
     Settings {
+        keepalive: None,
         options: Http2Options::default(),
         max_head_bytes: 60 * 1024,
         max_headers: 100,

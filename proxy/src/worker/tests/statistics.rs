@@ -1,8 +1,10 @@
 //! Envoy's statistics, and the pages of the admin server that tell them.
 
+use super::configured::{Configured, filter, static_cluster};
 use super::*;
 use crate::admin::{self, View};
 use crate::xds::State;
+use serde_json::json;
 use std::sync::{Mutex, OnceLock};
 
 /// The admin server of a proxy.
@@ -28,6 +30,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 pod: None,
                 node: "n".to_owned(),
                 begun: Instant::now(),
+                logs: Default::default(),
                 reset: Arc::default(),
             };
             let stop = tokio_util::sync::CancellationToken::new();
@@ -162,4 +165,72 @@ fn cpu_profile_when_begun_and_ended_then_it_is_the_answer() {
         line.rsplit_once(' ').is_some_and(|(calls, count)| !calls.is_empty() && count.parse::<u64>().is_ok())
     };
     assert!(whole.body.lines().all(is_line), "{}", whole.body);
+}
+
+#[test]
+fn filters_when_they_decide_then_their_statistics_tell_how_often() {
+    let backend = Backend::http(|_| ok("x"));
+    let http = |name: &str, kind: &str, mut body: serde_json::Value| {
+        body["@type"] = json!(format!("type.googleapis.com/envoy.extensions.filters.http.{kind}"));
+        json!({"name": name, "typed_config": body})
+    };
+    let denied_with = |header: &str| {
+        let header = json!({"header": {"name": header, "present_match": true}});
+        json!({"action": "DENY", "policies": {"p": {"permissions": [header], "principals": [{"any": true}]}}})
+    };
+    let all = json!({"default_value": {"numerator": 100}});
+    let manager = filter(
+        "http_connection_manager.v3.HttpConnectionManager",
+        json!({
+            "stat_prefix": "in",
+            "http_filters": [
+                http("fault", "fault.v3.HTTPFault", json!({"abort": {"header_abort": {}, "percentage": {"numerator": 100}}})),
+                http("rbac", "rbac.v3.RBAC", json!({
+                    "rules": denied_with("x-deny"), "shadow_rules": denied_with("x-shadow"), "shadow_rules_stat_prefix": "dry_",
+                })),
+                http("limit", "local_ratelimit.v3.LocalRateLimit", json!({
+                    "stat_prefix": "few", "token_bucket": {"max_tokens": 2, "fill_interval": "600s"},
+                    "filter_enabled": all, "filter_enforced": all,
+                })),
+                http("router", "router.v3.Router", json!({})),
+            ],
+            "route_config": {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [
+                {"match": {"prefix": "/"}, "route": {"cluster": "a"}}
+            ]}]},
+        }),
+    );
+    let it = Configured::start(
+        json!({"filter_chains": [{"filters": [manager]}]}),
+        &[static_cluster("a", &[backend.address])],
+    );
+    let mut client = it.proxy.client();
+    for (header, status) in [
+        ("x-envoy-fault-abort-request: 418", 418),
+        ("x-deny: 1", 403),
+        ("x-shadow: 1", 200),
+        ("x-other: 1", 200),
+        ("x-other: 1", 429),
+    ] {
+        assert_eq!(client.ask(&format!("GET / HTTP/1.1\r\nhost: t\r\n{header}\r\n\r\n")).status(), status, "{header}");
+    }
+    let told: std::collections::BTreeMap<String, u64> =
+        it.context.counters.stats().into_iter().map(|stat| (stat.name, stat.value)).collect();
+    for (name, value) in [
+        ("http.in.fault.aborts_injected", 1),
+        ("http.in.rbac.denied", 1),
+        ("http.in.rbac.allowed", 3),
+        ("http.in.rbac.dry_.shadow_denied", 1),
+        ("http.in.rbac.dry_.shadow_allowed", 3),
+        ("few.http_local_rate_limit.enabled", 3),
+        ("few.http_local_rate_limit.ok", 2),
+        ("few.http_local_rate_limit.rate_limited", 1),
+        ("few.http_local_rate_limit.enforced", 1),
+    ] {
+        assert_eq!(told.get(name), Some(&value), "{name} in {told:?}");
+    }
+    // What filters answered is not the cluster's, as in Envoy.
+    eventually("the requests counted", || {
+        let stats = it.proxy.telemetry.stats();
+        stats.iter().any(|stat| stat.name == "cluster.a.upstream_rq_completed" && stat.value == 2)
+    });
 }

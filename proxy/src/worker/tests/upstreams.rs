@@ -99,8 +99,8 @@ fn requests_when_the_control_plane_drops_some_then_they_are_refused() {
     config.spread.drop = 1.0;
     let proxy = start(config);
     let answer = proxy.get("/");
-    assert_eq!((answer.status(), answer.body.as_str()), (503, "drop overload"));
-    proxy.told("DO");
+    assert_eq!((answer.status(), answer.body.as_str()), (503, "unconditional drop overload"));
+    proxy.told("UDO");
 }
 
 #[test]

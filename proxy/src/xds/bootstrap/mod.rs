@@ -15,7 +15,7 @@ pub use dynamic::Dynamic;
 pub use runtime::Layers;
 
 use super::convert::common::{address, optional, unknown_type};
-use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::convert::{Converted, Refused, Within as _, refuse};
 use super::management::Server;
 use super::state::Kind;
 use crate::overload::Overload;
@@ -23,7 +23,7 @@ use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
-use leno_xds::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use leno_xds::envoy::extensions::access_loggers::{file::v3::FileAccessLog, stream::v3::StdoutAccessLog};
 use leno_xds::envoy::service::discovery::v3::Resource;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,8 @@ pub struct Bootstrap {
     pub dynamic: Dynamic,
     /// Where the admin server listens, if there is one.
     pub admin: Option<SocketAddr>,
+    /// Where requests to it are logged.
+    pub admin_logs: Vec<String>,
     /// Values by which runtime fractions may be changed.
     pub runtime: Layers,
     /// What is done when memory runs short; none leaves it to this proxy.
@@ -166,11 +168,13 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     let clusters = static_resources.clusters.iter();
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
     let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
+    let (admin, admin_logs) = admin.map(self::admin).transpose().within("admin")?.unwrap_or_default();
     Ok(Bootstrap {
         node: introduce(node.unwrap_or_default()),
         dynamic,
         resources: resources(static_resources),
-        admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
+        admin,
+        admin_logs,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
         runtime: Layers::new(layered_runtime).within("layered_runtime")?,
     })
@@ -219,20 +223,26 @@ fn check_cluster_manager(value: xds::ClusterManager) -> Converted<()> {
     Ok(())
 }
 
-/// Takes a log of the admin server that is thrown away, which many write since Envoy once wanted one; another is refused.
-fn nowhere(value: AccessLog) -> Converted<()> {
-    let AccessLog { name: _, filter: _, config_type } = value;
+/// The path of a log of the admin server, in Envoy's usual format.
+fn admin_log(value: AccessLog) -> Converted<String> {
+    let AccessLog { name: _, filter, config_type } = value;
+    refuse!(filter);
     let Some(access_log::ConfigType::TypedConfig(any)) = config_type else {
         return Err(Refused::new("typed_config", "is missing"));
     };
+    if optional::<StdoutAccessLog>(&any).within("typed_config")?.is_some() {
+        return Ok("/dev/stdout".to_owned());
+    }
     match optional::<FileAccessLog>(&any).within("typed_config")? {
-        Some(log) if log.path == "/dev/null" => Ok(()),
-        Some(_) => Err(Refused::new("typed_config.path", "other than /dev/null is not supported by this proxy")),
+        Some(FileAccessLog { path, access_log_format }) if path == "/dev/null" || access_log_format.is_none() => {
+            Ok(path)
+        }
+        Some(_) => Err(Refused::new("typed_config.log_format", "of the admin server is always the usual one")),
         None => Err(unknown_type(&any).within("typed_config")),
     }
 }
 
-fn admin(value: xds::Admin) -> Converted<Option<SocketAddr>> {
+fn admin(value: xds::Admin) -> Converted<(Option<SocketAddr>, Vec<String>)> {
     let xds::Admin {
         access_log,
         access_log_path,
@@ -243,15 +253,14 @@ fn admin(value: xds::Admin) -> Converted<Option<SocketAddr>> {
         allow_paths,
     } = value;
     refuse!(socket_options, allow_paths);
+    let mut logs: Vec<String> = Some(access_log_path).filter(|path| !path.is_empty()).into_iter().collect();
     for (index, log) in access_log.into_iter().enumerate() {
-        nowhere(log).within(format_args!("access_log[{index}]"))?;
+        logs.push(admin_log(log).within(format_args!("access_log[{index}]"))?);
     }
-    if access_log_path != "/dev/null" {
-        refuse_set(&access_log_path, "access_log_path")?;
-    }
+    logs.retain(|path| path != "/dev/null");
     match place {
-        None => Ok(None),
-        some => address(some).within("address").map(Some),
+        None => Ok((None, logs)),
+        some => Ok((Some(address(some).within("address")?), logs)),
     }
 }
 
@@ -279,14 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn admin_when_it_names_logs_then_they_are_known_but_for_those_that_go_nowhere() {
+        let logs = |text: &str| read(text).unwrap().admin_logs;
+        assert_eq!(logs("admin: {access_log_path: /tmp/a}"), ["/tmp/a"]);
+        assert!(logs("admin: {access_log_path: /dev/null}").is_empty());
+        let text = r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/b}}, {typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}]}"#;
+        assert_eq!(logs(text), ["/tmp/b", "/dev/stdout"]);
+    }
+
+    #[test]
     fn bootstrap_when_a_field_is_not_supported_or_not_known_names_it() {
         let cases = [
             ("header_prefix: x-foo", "field `header_prefix`"),
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
-            ("admin: {access_log_path: /tmp/log}", "field `admin.access_log_path`"),
             (
-                r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/log}}]}"#,
-                "field `admin.access_log[0].typed_config.path`",
+                r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/log, format: x}}]}"#,
+                "field `admin.access_log[0].typed_config.log_format`",
             ),
             ("static_resuorces: {}", "static_resuorces"),
             ("overload_manager: {loadshed_points: [{name: x}]}", "field `overload_manager.loadshed_points`"),

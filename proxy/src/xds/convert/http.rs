@@ -7,15 +7,15 @@ use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
-    AccessLog, Codec, Direction, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouteTable, ServerHeader,
-    StripPort, Underscores,
+    AccessLog, Codec, Direction, EscapedSlashes, Http2Keepalive, Http2Options, HttpManager, MAX_HEADERS, RouteTable,
+    ServerHeader, StripPort, Underscores,
 };
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use leno_xds::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
 use leno_xds::envoy::config::core::v3::http1_protocol_options::header_key_format::{HeaderFormat, ProperCaseWords};
 use leno_xds::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, TypedExtensionConfig,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, KeepaliveSettings, TypedExtensionConfig,
 };
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, Rds,
@@ -175,7 +175,7 @@ pub fn manager(
     };
     let local_replies =
         local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
-    let (filters, router) = filter::chain(context, http_filters, &mut found.extensions)?;
+    let (filters, router) = filter::chain(context, &stat_prefix, http_filters, &mut found.extensions)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {
@@ -184,6 +184,7 @@ pub fn manager(
             let asked = context.sources.ask(Kind::Routes, &route_config_name, config_source);
             asked.within("rds.config_source")?;
             let table = tables(&route_config_name).unwrap_or_default();
+            found.prefixes.insert(route_config_name.clone(), stat_prefix.clone());
             found.routes.insert(route_config_name);
             table
         }
@@ -200,6 +201,8 @@ pub fn manager(
     let overridden = http2_protocol_options
         .as_ref()
         .is_some_and(|options| options.override_stream_error_on_invalid_http_message.is_some());
+    let keepalive = http2_protocol_options.as_ref().and_then(|options| options.connection_keepalive);
+    let http2_keepalive = http2_keepalive(keepalive).within("http2_protocol_options")?;
     let mut http2 = http2(http2_protocol_options).within("http2_protocol_options")?;
     if let (Some(of_all), false) = (stream_error_on_invalid_http_message, overridden) {
         http2.malformed_ends_stream = of_all;
@@ -259,7 +262,24 @@ pub fn manager(
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
         http2,
+        http2_keepalive,
     })
+}
+
+/// When the other side of a connection is asked whether it is still there.
+pub fn http2_keepalive(value: Option<KeepaliveSettings>) -> Converted<Option<Http2Keepalive>> {
+    let Some(KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval }) = value else {
+        return Ok(None);
+    };
+    let time = |value, field: &str| maybe_duration(value, field).within("connection_keepalive");
+    let timeout = time(timeout, "timeout")?;
+    Ok(Some(Http2Keepalive {
+        interval: time(interval, "interval")?.unwrap_or_default(),
+        timeout: timeout.ok_or_else(|| Refused::new("connection_keepalive.timeout", "is missing"))?,
+        // Envoy's default.
+        jitter: interval_jitter.map_or(15, |percent| percent.value.clamp(0.0, 100.0) as u32),
+        idle: time(connection_idle_interval, "connection_idle_interval")?.unwrap_or_default(),
+    }))
 }
 
 /// Whether a line is written when a request has begun.
@@ -405,7 +425,7 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         stream_error_on_invalid_http_messaging,
         override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
-        // Reported in status: connections are not probed yet.
+        // Read apart: see `http2_keepalive`.
         connection_keepalive: _,
         use_oghttp2_codec: _,
         max_metadata_size: _,

@@ -19,7 +19,7 @@ use leno_xds::envoy::config::core::v3::{
 };
 use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::listener::v3::{filter_chain_match::ConnectionSourceType, listener::DeprecatedV1};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub struct Parts {
     pub listener: Arc<Listener>,
     /// Route configurations that it takes from the stream.
     pub routes: BTreeSet<String>,
+    /// The prefixes of the statistics of those who use them.
+    pub prefixes: BTreeMap<String, String>,
     /// Clusters to which it sends connections itself.
     pub clusters: BTreeSet<ClusterId>,
     /// Secrets without which it cannot serve.
@@ -140,6 +142,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     Ok(Parts {
         listener: Arc::new(listener),
         routes: found.routes,
+        prefixes: found.prefixes,
         clusters: found.clusters,
         secrets: found.secrets,
         extensions: found.extensions,
@@ -165,6 +168,8 @@ fn own(metadata: Option<&Metadata>, trust_domain: &str) -> Option<Arc<WorkloadLa
 pub struct Found {
     /// Route configurations that are taken from the stream.
     pub routes: BTreeSet<String>,
+    /// The prefixes of the statistics of those who use them.
+    pub prefixes: BTreeMap<String, String>,
     /// Clusters to which connections are sent.
     pub clusters: BTreeSet<ClusterId>,
     /// Secrets.

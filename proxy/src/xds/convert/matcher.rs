@@ -6,7 +6,9 @@ use leno_xds::envoy::config::route::v3::{
     CookieMatcher, HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
     query_parameter_matcher::QueryParameterMatchSpecifier,
 };
-use leno_xds::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern};
+use leno_xds::envoy::r#type::matcher::v3::{
+    MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, string_matcher::MatchPattern, value_matcher,
+};
 use leno_xds::envoy::r#type::v3::Int64Range;
 
 /// A regular expression; the engine is always one with the meaning of RE2.
@@ -33,6 +35,43 @@ pub fn string(value: StringMatcher) -> Converted<StringMatch> {
         None => return Err(Refused::new("match_pattern", "is missing")),
     };
     Ok(if ignore_case { StringMatch::IgnoreCase(Box::new(matcher)) } else { matcher })
+}
+
+/// Whether a condition on metadata holds where there is none at all.
+pub fn holds_without_metadata(value: MetadataMatcher) -> Converted<bool> {
+    let MetadataMatcher { filter, path, value, invert } = value;
+    if filter.is_empty() {
+        return Err(Refused::new("filter", "is empty"));
+    }
+    if path.is_empty() {
+        return Err(Refused::new("path", "is empty"));
+    }
+    let value = value.ok_or_else(|| Refused::new("value", "is missing"))?;
+    Ok(holds_for_nothing(value, 0).within("value")? != invert)
+}
+
+/// Whether a condition on a value holds for one that is not there.
+fn holds_for_nothing(value: ValueMatcher, depth: usize) -> Converted<bool> {
+    use value_matcher::MatchPattern as Pattern;
+    if depth > 8 {
+        return Err(Refused::new("", "is nested more than 8 times"));
+    }
+    match value.match_pattern {
+        // Envoy never takes a value for absent, whatever is asked for.
+        Some(Pattern::PresentMatch(_)) => Ok(false),
+        Some(Pattern::OrMatch(OrMatcher { value_matchers })) => {
+            let mut any = false;
+            for one in value_matchers {
+                any |= holds_for_nothing(one, depth + 1).within("or_match")?;
+            }
+            Ok(any)
+        }
+        Some(Pattern::StringMatch(value)) => string(value).within("string_match").map(|_| false),
+        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::BoolMatch(_) | Pattern::ListMatch(_)) => {
+            Ok(false)
+        }
+        None => Err(Refused::new("match_pattern", "is missing")),
+    }
 }
 
 /// A condition on a header.

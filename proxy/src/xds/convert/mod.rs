@@ -39,6 +39,7 @@ mod tls_tests;
 mod tracing;
 
 use crate::config::ClusterId;
+use crate::telemetry::counters::Counters;
 use crate::telemetry::{LogFormat, LogSinks, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
@@ -131,6 +132,8 @@ pub struct Context {
     pub node: String,
     /// The name of the cluster that it belongs to.
     pub node_cluster: String,
+    /// Numbers that filters, checks and the like count.
+    pub counters: Counters,
     /// Places to which is logged.
     pub sinks: LogSinks,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,

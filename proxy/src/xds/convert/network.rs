@@ -9,6 +9,7 @@ use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
 use crate::config::{
     Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
+use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, Scope, ShadowStats, TcpStats};
 use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata, RuntimeFeatureFlag};
 use leno_xds::envoy::config::listener::v3::{Filter, filter};
 use leno_xds::envoy::extensions::filters::network::{
@@ -84,7 +85,7 @@ pub(super) fn network(
 /// A gate, if it is one (`Some(None)` where it is switched off).
 fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> Converted<Option<Option<Gate>>> {
     if let Some(value) = optional::<rbac_filter::Rbac>(any)? {
-        return Ok(Some(Some(Gate::Rbac(Arc::new(network_rbac(value)?)))));
+        return Ok(Some(Some(Gate::Rbac(Arc::new(network_rbac(context, value)?)))));
     }
     if let Some(value) = optional::<LimitMessage>(any)? {
         let LimitMessage { stat_prefix, max_connections, delay, runtime_enabled } = value;
@@ -94,7 +95,9 @@ fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> C
         let max = max_connections.filter(|max| *max > 0);
         let max = max.ok_or_else(|| Refused::new("max_connections", "is missing or zero"))?;
         let key = format!("{}/{chain}/{stat_prefix}", around.listener);
+        let scope = Scope { kind: "connection_limit.", label: "envoy_connection_limit_prefix", value: &stat_prefix };
         return Ok(Some(Some(Gate::ConnectionLimit(Arc::new(ConnectionLimit {
+            stats: ConnectionLimitStats::new(&context.counters, &[scope]),
             stat_prefix: stat_prefix.into(),
             max: u32::try_from(max).unwrap_or(u32::MAX),
             delay: maybe_duration(delay, "delay")?.unwrap_or_default(),
@@ -115,7 +118,10 @@ fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> C
         };
         let key = format!("{place}/{max}/{fill}/{interval:?}");
         let bucket = context.limits.bucket(&key, || Bucket::new(max, fill, interval));
-        return Ok(Some(Some(Gate::RateLimit(Arc::new(NetworkRateLimit { stat_prefix: stat_prefix.into(), bucket })))));
+        let scope = Scope { kind: "local_rate_limit.", label: "envoy_local_ratelimit_prefix", value: &stat_prefix };
+        let stats = ConnectionRateStats::new(&context.counters, &[scope]);
+        let limit = NetworkRateLimit { stats, stat_prefix: stat_prefix.into(), bucket };
+        return Ok(Some(Some(Gate::RateLimit(Arc::new(limit)))));
     }
     Ok(None)
 }
@@ -138,20 +144,24 @@ fn token_bucket_of(value: TokenBucket) -> Converted<(u32, u32, Duration)> {
     Ok((max_tokens, tokens_per_fill.unwrap_or(1).max(1), interval))
 }
 
-fn network_rbac(value: rbac_filter::Rbac) -> Converted<NetworkRbac> {
+fn network_rbac(context: &Context, value: rbac_filter::Rbac) -> Converted<NetworkRbac> {
     let rbac_filter::Rbac {
         rules,
         matcher,
         shadow_rules,
         shadow_matcher,
-        shadow_rules_stat_prefix: _,
+        shadow_rules_stat_prefix,
         stat_prefix,
         // What is decided at the beginning of a connection does not change later: nothing that it depends on does.
         enforcement_type: _,
         delay_deny,
     } = value;
     refuse!(matcher, shadow_matcher);
+    let scopes = [Scope::bare("envoy_rbac_prefix", &stat_prefix), Scope { kind: "rbac.", label: "", value: "" }];
+    let shadow = Scope { kind: "rbac.", label: "envoy_rbac_shadow_prefix", value: &shadow_rules_stat_prefix };
+    let stats = (RbacStats::new(&context.counters, &scopes), ShadowStats::new(&context.counters, &[scopes[0], shadow]));
     Ok(NetworkRbac {
+        stats,
         stat_prefix: stat_prefix.into(),
         rules: rules.map(rbac::rules).transpose().within("rules")?,
         shadow: shadow_rules.map(rbac::rules).transpose().within("shadow_rules")?,
@@ -271,6 +281,7 @@ fn tcp_proxy(
         return Err(Refused::new("max_downstream_connection_duration_jitter_percentage", "is not between 0 and 100"));
     }
     Ok(TcpProxy {
+        stats: TcpStats::new(&context.counters, &[Scope::tcp(&stat_prefix)]),
         stat_prefix: stat_prefix.into(),
         direction,
         idle_timeout: maybe_duration(idle_timeout, "idle_timeout")?.unwrap_or(Duration::from_secs(3600)),

@@ -1,8 +1,9 @@
 //! Retry policies.
 
-use super::common::{maybe_duration, optional};
+use super::cluster::labels::{LABELS, labels};
+use super::common::{filter_metadata, maybe_duration, optional, unknown_type};
 use super::{Converted, Refused, Within as _, matcher, refuse};
-use crate::config::{RateLimitedBackoff, RetryOn, RetryPolicy};
+use crate::config::{LabelValue, Labels, RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
     RetryPolicy as Policy,
     retry_policy::{
@@ -10,7 +11,10 @@ use leno_xds::envoy::config::route::v3::{
         retry_host_predicate::ConfigType, retry_priority,
     },
 };
-use leno_xds::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use leno_xds::envoy::extensions::retry::host::{
+    omit_canary_hosts::v3::OmitCanaryHostsPredicate, omit_host_metadata::v3::OmitHostMetadataConfig,
+    previous_hosts::v3::PreviousHostsPredicate,
+};
 use leno_xds::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use std::time::Duration;
 
@@ -34,16 +38,13 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
     } = value;
     refuse!(retry_options_predicates, refresh_cluster_on_retry);
     let other_priorities = retry_priority.map(priorities).transpose().within("retry_priority")?;
-    let mut avoid_tried = false;
-    for RetryHostPredicate { name, config_type } in retry_host_predicate {
-        let known = match config_type {
-            Some(ConfigType::TypedConfig(any)) => optional::<PreviousHostsPredicate>(&any)?.is_some(),
-            None => name == "envoy.retry_host_predicates.previous_hosts",
-        };
-        if !known {
-            return Err(Refused::new("retry_host_predicate", format!("`{name}` is not supported by this proxy")));
+    let (mut avoid_tried, mut avoid_labels) = (false, Vec::new());
+    for (index, value) in retry_host_predicate.into_iter().enumerate() {
+        match predicate(value).within(format_args!("retry_host_predicate[{index}]"))? {
+            Avoided::Tried => avoid_tried = true,
+            Avoided::With(labels) => avoid_labels.push(labels),
+            Avoided::Nothing => {}
         }
-        avoid_tried = true;
     }
     let statuses = retriable_status_codes
         .into_iter()
@@ -71,6 +72,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
             .filter(|limit| !limit.is_zero()),
         request_headers: matcher::headers(retriable_request_headers, "retriable_request_headers")?,
         avoid_tried,
+        avoid_labels,
         other_priorities,
         base_backoff,
         max_backoff,
@@ -79,6 +81,37 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
             .transpose()
             .within("rate_limited_retry_back_off")?,
     })
+}
+
+/// What a predicate leaves out.
+enum Avoided {
+    Tried,
+    With(Labels),
+    Nothing,
+}
+
+fn predicate(value: RetryHostPredicate) -> Converted<Avoided> {
+    let RetryHostPredicate { name, config_type } = value;
+    let canary = || Labels::new([("canary".into(), LabelValue::Bool(true))]);
+    let Some(ConfigType::TypedConfig(any)) = config_type else {
+        return match name.as_str() {
+            "envoy.retry_host_predicates.previous_hosts" => Ok(Avoided::Tried),
+            "envoy.retry_host_predicates.omit_canary_hosts" => Ok(Avoided::With(canary())),
+            _ => Err(Refused::new("typed_config", format!("of `{name}` is missing"))),
+        };
+    };
+    if optional::<PreviousHostsPredicate>(&any).within("typed_config")?.is_some() {
+        return Ok(Avoided::Tried);
+    }
+    if optional::<OmitCanaryHostsPredicate>(&any).within("typed_config")?.is_some() {
+        return Ok(Avoided::With(canary()));
+    }
+    if let Some(OmitHostMetadataConfig { metadata_match }) = optional(&any).within("typed_config")? {
+        let labels = filter_metadata(metadata_match.as_ref(), LABELS).map(labels).unwrap_or_default();
+        // Of nothing that is asked for nobody is left out.
+        return Ok(if labels.is_empty() { Avoided::Nothing } else { Avoided::With(labels) });
+    }
+    Err(unknown_type(&any).within("typed_config"))
 }
 
 fn priorities(value: RetryPriority) -> Converted<u32> {

@@ -212,7 +212,7 @@ fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
         filter_state,
         path_specifier,
     } = value;
-    refuse!(dynamic_metadata, filter_state);
+    refuse!(filter_state);
     let path = match path_specifier {
         Some(PathSpecifier::Prefix(text)) if text == "/" => PathMatch::Any,
         Some(PathSpecifier::Prefix(text)) => PathMatch::Prefix(text.into()),
@@ -237,6 +237,13 @@ fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
         .map(|(index, value)| matcher::cookie(value).within(format_args!("cookies[{index}]")))
         .collect::<Converted<_>>()?;
     let TlsContextMatchOptions { presented, validated } = tls_context.unwrap_or_default();
+    let mut fraction = runtime_fraction.map(filter::fraction).transpose().within("runtime_fraction")?;
+    for (index, value) in dynamic_metadata.into_iter().enumerate() {
+        // No request has any when its route is chosen: nothing here sets some before.
+        if !matcher::holds_without_metadata(value).within(format_args!("dynamic_metadata[{index}]"))? {
+            fraction = Some(0);
+        }
+    }
     Ok(RouteMatch {
         path,
         case_sensitive: case_sensitive.unwrap_or(true),
@@ -246,6 +253,6 @@ fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
         grpc: grpc.is_some_and(|GrpcRouteMatchOptions {}| true),
         certificate_presented: presented,
         certificate_validated: validated,
-        fraction: runtime_fraction.map(filter::fraction).transpose().within("runtime_fraction")?,
+        fraction,
     })
 }

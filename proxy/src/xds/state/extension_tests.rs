@@ -195,3 +195,32 @@ fn listener_when_its_discovery_makes_no_sense_is_refused_by_field() {
         assert!(refused.contains("http_filters[0].config_discovery.") && refused.contains(field), "{refused}");
     }
 }
+
+#[test]
+fn figures_when_resources_come_are_refused_and_go_tell_how_many() {
+    let mut it = Fixture::new(vec![listener("l", 80, json!({}))]);
+    it.take(Kind::Extension, vec![extension("limit", "1", buffer(5))], &[]);
+    assert!(it.take(Kind::Extension, vec![extension("limit", "2", buffer(0))], &[]).is_some());
+    it.state.refresh_figures();
+    let told: std::collections::BTreeMap<String, u64> =
+        it.state.counters().stats().into_iter().map(|stat| (stat.name, stat.value)).collect();
+    for (name, value) in [
+        ("listener_manager.listener_added", 1),
+        ("listener_manager.lds.update_success", 1),
+        ("listener_manager.lds.update_rejected", 0),
+        ("listener_manager.total_listeners_active", 1),
+        ("cluster_manager.active_clusters", 0),
+        ("extension_config_discovery.http_filter.limit.update_success", 1),
+        ("extension_config_discovery.http_filter.limit.update_rejected", 1),
+    ] {
+        assert_eq!(told.get(name), Some(&value), "{name} in {told:?}");
+    }
+    it.take(Kind::Listener, Vec::new(), &["l"]);
+    it.state.refresh_figures();
+    let now: Vec<u64> = ["listener_manager.listener_removed", "listener_manager.total_listeners_active"]
+        .into_iter()
+        .filter_map(|name| it.state.counters().stats().into_iter().find(|stat| stat.name == name))
+        .map(|stat| stat.value)
+        .collect();
+    assert_eq!(now, [1, 0]);
+}

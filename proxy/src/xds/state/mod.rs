@@ -8,6 +8,7 @@
 
 #[cfg(test)]
 mod extension_tests;
+mod figures;
 mod kind;
 mod settle;
 mod take;
@@ -21,6 +22,7 @@ use super::rejections::Rejections;
 use super::source::{SourceId, Sources};
 use crate::config::{Cluster, ClusterId, Listener, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
+use crate::telemetry::counters::Counters;
 use prost_types::Any;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -117,6 +119,7 @@ struct ListenerEntry {
 #[derive(Debug)]
 pub struct State {
     context: Context,
+    figures: figures::Figures,
     most_connections: Option<u64>,
     clusters: BTreeMap<String, ClusterEntry>,
     endpoints: BTreeMap<String, Raw>,
@@ -146,10 +149,17 @@ pub struct State {
 }
 
 impl State {
+    /// What the parts of the configuration count.
+    pub fn counters(&self) -> Counters {
+        self.context.counters.clone()
+    }
+
     /// Nothing received yet. `trust_domain` is that of this proxy's own identity.
     pub fn new(trust_domain: &str) -> Self {
+        let context = Context::new(trust_domain);
         Self {
-            context: Context::new(trust_domain),
+            figures: figures::Figures::new(&context.counters),
+            context,
             most_connections: None,
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -257,6 +267,7 @@ impl State {
     pub fn forget(&mut self, kind: Kind, names: &BTreeSet<String>) {
         for name in names {
             self.refusals.remove(&(kind, name.clone()));
+            self.forget_updates(kind, name);
             self.expiries.remove(&(kind, name.clone()));
             self.context.sources.forget(kind, name);
             match kind {

@@ -31,7 +31,7 @@ impl State {
         if let Some((_, twice)) = names.iter().find(|(_, name)| !seen.insert(name)) {
             return Err(format!("{} {twice}: is there twice; give each its own name", kind.noun()));
         }
-        match self.apply(kind, resources, now, time).refused {
+        match self.take_in(kind, resources.into(), now, time).0.refused {
             Some(refused) => Err(refused),
             None => {
                 self.fixed.extend(names);
@@ -54,7 +54,16 @@ impl State {
 
     /// Takes a response in. Call [`Self::settle`] afterwards.
     pub fn apply(&mut self, kind: Kind, update: impl Into<Update>, now: Instant, time: SystemTime) -> Applied {
-        let Update { resources, mut removed, whole } = update.into();
+        let update = update.into();
+        let names = update.resources.iter().map(|resource| resource.name.clone()).collect();
+        let (applied, refused) = self.take_in(kind, update, now, time);
+        self.count_update(kind, &names, &refused);
+        applied
+    }
+
+    /// The same without counting the response; and the names of what is refused.
+    fn take_in(&mut self, kind: Kind, update: Update, now: Instant, time: SystemTime) -> (Applied, BTreeSet<String>) {
+        let Update { resources, mut removed, whole } = update;
         let mut applied = Applied::default();
         let mut refused = Vec::new();
         if whole && !kind.by_name() {
@@ -83,6 +92,10 @@ impl State {
                 applied.waits.insert((kind, name));
                 continue;
             }
+            let known = match kind {
+                Kind::Cluster => self.clusters.contains_key(&name),
+                _ => self.listeners.contains_key(&name),
+            };
             let raw = Raw { version, body, since: time };
             let version = raw.version.clone();
             let taken = match kind {
@@ -93,6 +106,7 @@ impl State {
                 Kind::Routes => self.take_routes(&name, raw, now),
                 Kind::Extension => self.take_extension(&name, raw),
             };
+            self.figures.came(kind, known, taken.is_ok());
             match taken {
                 Ok(()) => {
                     self.refusals.remove(&(kind, name.clone()));
@@ -122,7 +136,7 @@ impl State {
         self.expected.remove(&kind);
         self.sweep_sources();
         applied.refused = tell(kind, &refused);
-        applied
+        (applied, refused.into_iter().map(|(name, _)| name).collect())
     }
 
     /// Whether that very resource is held already; it then has that version.
@@ -350,12 +364,16 @@ impl State {
         match kind {
             Kind::Cluster => {
                 if let Some(entry) = self.clusters.remove(name) {
+                    self.figures.went(kind);
                     self.warming.remove(&entry.id);
                     self.dirty = true;
                 }
             }
             Kind::Listener => {
-                self.dirty |= self.listeners.remove(name).is_some();
+                if self.listeners.remove(name).is_some() {
+                    self.figures.went(kind);
+                    self.dirty = true;
+                }
                 self.addresses_changed = true;
             }
             Kind::Extension => self.remove_extension(name),

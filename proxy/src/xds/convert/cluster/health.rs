@@ -1,9 +1,10 @@
 //! Active health checks.
 
 use super::super::common::{duration, maybe_duration, port};
-use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use super::Template;
 use crate::config::{HealthCheck, HttpProbe, Probe};
+use crate::telemetry::counters::{CheckStats, Scope};
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck, payload,
@@ -17,7 +18,7 @@ const LEAST_INTERVAL: Duration = Duration::from_millis(1);
 const NO_TRAFFIC: Duration = Duration::from_secs(60);
 
 impl Template {
-    pub(super) fn health_check(&self, value: core::HealthCheck) -> Converted<HealthCheck> {
+    pub(super) fn health_check(&self, context: &Context, value: core::HealthCheck) -> Converted<HealthCheck> {
         let core::HealthCheck {
             name: _,
             timeout,
@@ -72,6 +73,7 @@ impl Template {
             None => return Err(Refused::new("health_checker", "is missing")),
         };
         Ok(HealthCheck {
+            stats: CheckStats::new(&context.counters, &[Scope::cluster(&self.cluster.name)]),
             timeout: needed(timeout, "timeout")?,
             interval,
             initial_jitter: zero_or(initial_jitter, "initial_jitter")?,

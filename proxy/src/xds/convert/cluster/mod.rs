@@ -20,6 +20,7 @@ pub use endpoints::Assignment;
 use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, http, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, UpstreamProtocol};
+use crate::telemetry::counters::{OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use leno_xds::envoy::config::cluster::v3 as xds;
 use leno_xds::envoy::config::cluster::v3::cluster::{
@@ -223,7 +224,11 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     }
     cluster.ignore_health_on_removal = ignore_health_on_host_removal;
     // An original destination is connected whatever its health, in Envoy too: for those it changes nothing.
-    cluster.outliers = outlier_detection.map(outlier::outliers).transpose().within("outlier_detection")?.map(Arc::new);
+    if let Some(value) = outlier_detection {
+        let mut outliers = outlier::outliers(value).within("outlier_detection")?;
+        outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&name)]);
+        cluster.outliers = Some(Arc::new(outliers));
+    }
     if let Some(labels) = service(metadata.as_ref()) {
         cluster.service = labels;
     }
@@ -291,7 +296,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         if index > 0 {
             return Err(Refused::new(within, "is a second one; Envoy takes one"));
         }
-        let check = template.health_check(check).within(within)?;
+        let check = template.health_check(context, check).within(within)?;
         template.cluster.checks.push(Arc::new(check));
     }
     if kind == ClusterKind::OriginalDst && !template.cluster.checks.is_empty() {

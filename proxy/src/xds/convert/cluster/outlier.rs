@@ -53,6 +53,7 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
     let base_ejection = maybe_duration(base_ejection_time, "base_ejection_time")?.unwrap_or(usual.base_ejection);
     let max_ejection = maybe_duration(max_ejection_time, "max_ejection_time")?.unwrap_or(usual.max_ejection);
     Ok(OutlierDetection {
+        stats: usual.stats,
         consecutive_5xx: consecutive_5xx.unwrap_or(usual.consecutive_5xx),
         consecutive_gateway: consecutive_gateway_failure.unwrap_or(usual.consecutive_gateway),
         consecutive_local: consecutive_local_origin_failure.unwrap_or(usual.consecutive_local),

@@ -3,9 +3,9 @@
 use super::super::common::{maybe_duration, socket};
 use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
 use super::outlier;
-use crate::config::{ClientTls, Cluster, Http2Keepalive, MAX_HEADERS, SourceBind, TcpKeepalive, UpstreamProtocol};
+use crate::config::{ClientTls, Cluster, MAX_HEADERS, SourceBind, TcpKeepalive, UpstreamProtocol};
 use leno_xds::envoy::config::core::v3::{
-    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions, KeepaliveSettings,
+    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
     TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
 };
 use leno_xds::envoy::extensions::upstreams::http::v3::{
@@ -104,21 +104,7 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
 pub(super) fn http2_options(cluster: &mut Cluster, value: Option<Http2ProtocolOptions>) -> Converted<()> {
     let keepalive = value.as_ref().and_then(|options| options.connection_keepalive);
     cluster.http2 = http::http2(value)?;
-    cluster.http2_keepalive = match keepalive {
-        None => None,
-        Some(value) => {
-            let KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = value;
-            let time = |value, field: &str| maybe_duration(value, field).within("connection_keepalive");
-            let timeout = time(timeout, "timeout")?;
-            Some(Http2Keepalive {
-                interval: time(interval, "interval")?.unwrap_or_default(),
-                timeout: timeout.ok_or_else(|| Refused::new("connection_keepalive.timeout", "is missing"))?,
-                // Envoy's default.
-                jitter: interval_jitter.map_or(15, |percent| percent.value.clamp(0.0, 100.0) as u32),
-                idle: time(connection_idle_interval, "connection_idle_interval")?.unwrap_or_default(),
-            })
-        }
-    };
+    cluster.http2_keepalive = http::http2_keepalive(keepalive)?;
     Ok(())
 }
 

@@ -16,8 +16,12 @@ pub use ratelimit::policies as rate_limits;
 
 use super::common::{optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher, refuse};
-use crate::config::{FilterEntry, FilterSetting, FilterSettings, HealthFilter, HttpFilter, RouterOptions, Share};
-use leno_xds::envoy::config::core::v3::RuntimeFractionalPercent;
+use crate::config::{
+    CountedMethods, FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions,
+    Share,
+};
+use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
+use leno_xds::envoy::config::core::v3::{GrpcMethodList, RuntimeFractionalPercent, grpc_method_list};
 use leno_xds::envoy::config::route::v3::FilterConfig;
 use leno_xds::envoy::extensions::filters::http::{
     buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
@@ -25,7 +29,7 @@ use leno_xds::envoy::extensions::filters::http::{
     cors::v3::{Cors, CorsPolicy},
     decompressor::v3::Decompressor,
     fault::v3::HttpFault,
-    grpc_stats::v3::FilterConfig as GrpcStats,
+    grpc_stats::v3::{FilterConfig as GrpcStats, filter_config::PerMethodStatSpecifier},
     grpc_web::v3::GrpcWeb,
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
     health_check::v3::HealthCheck as Check,
@@ -43,6 +47,7 @@ use std::sync::Arc;
 /// `discovered`; while one has not come, and there is no other, requests are answered 500 in its place.
 pub fn chain(
     context: &mut Context,
+    prefix: &str,
     values: Vec<Entry>,
     discovered: &mut Vec<Discovered>,
 ) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
@@ -60,7 +65,8 @@ pub fn chain(
                 match found {
                     Some(any) => any,
                     None => {
-                        entries.push(FilterEntry { name: name.into(), disabled, filter: HttpFilter::Missing });
+                        let (filter, stats) = (HttpFilter::Missing, FilterStats::None);
+                        entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
                         continue;
                     }
                 }
@@ -75,12 +81,29 @@ pub fn chain(
             continue;
         }
         match filter(context, &any).within(format_args!("{within}.typed_config"))? {
-            Some(filter) => entries.push(FilterEntry { name: name.into(), disabled, filter }),
+            Some(filter) => {
+                let stats = stats(context, prefix, &filter);
+                entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
+            }
             None if is_optional => {}
             None => return Err(unknown_type(&any).within(within)),
         }
     }
     Ok((entries, options))
+}
+
+/// What the filter of a manager with this prefix counts.
+fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
+    let (counters, http) = (&context.counters, Scope::http(prefix));
+    match filter {
+        HttpFilter::Fault(_) => FilterStats::Fault(FaultStats::new(counters, &[http])),
+        HttpFilter::Cors => FilterStats::Cors(CorsStats::new(counters, &[http])),
+        HttpFilter::Rbac(rbac) => FilterStats::Rbac(
+            RbacStats::new(counters, &[http, Scope::rbac(&rbac.prefix)]),
+            ShadowStats::new(counters, &[http, Scope::rbac(&rbac.shadow_prefix)]),
+        ),
+        _ => FilterStats::None,
+    }
 }
 
 /// A filter that is known here.
@@ -102,15 +125,7 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(Buffer { max_request_bytes }) = optional(any)? {
         HttpFilter::Buffer(buffer_limit(max_request_bytes)?)
     } else if let Some(value) = optional::<GrpcStats>(any)? {
-        // Names of statistics; calls are counted by status anyway.
-        let GrpcStats {
-            emit_filter_state,
-            enable_upstream_stats: _,
-            replace_dots_in_grpc_service_name: _,
-            per_method_stat_specifier: _,
-        } = value;
-        refuse!(emit_filter_state);
-        HttpFilter::GrpcStats
+        HttpFilter::GrpcStats(Arc::new(grpc_stats(context, value)?))
     } else if let Some(GrpcWeb {}) = optional(any)? {
         HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
@@ -141,6 +156,28 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
     })
+}
+
+fn grpc_stats(context: &Context, value: GrpcStats) -> Converted<crate::config::GrpcStats> {
+    let GrpcStats {
+        emit_filter_state,
+        // How long endpoints take is told by cluster.
+        enable_upstream_stats: _,
+        replace_dots_in_grpc_service_name,
+        per_method_stat_specifier,
+    } = value;
+    refuse!(emit_filter_state);
+    let methods = match per_method_stat_specifier {
+        Some(PerMethodStatSpecifier::StatsForAllMethods(true)) => CountedMethods::All,
+        None | Some(PerMethodStatSpecifier::StatsForAllMethods(false)) => CountedMethods::None,
+        Some(PerMethodStatSpecifier::IndividualMethodStatsAllowlist(GrpcMethodList { services })) => {
+            let each = services.into_iter().flat_map(|grpc_method_list::Service { name, method_names }| {
+                method_names.into_iter().map(move |method| (name.as_str().into(), method.into()))
+            });
+            CountedMethods::These(each.collect())
+        }
+    };
+    Ok(crate::config::GrpcStats::new(methods, replace_dots_in_grpc_service_name, context.counters.clone()))
 }
 
 fn buffer_limit(value: Option<u32>) -> Converted<u64> {

@@ -3,18 +3,30 @@
 use super::super::common::{duration, header_ops};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use super::fraction;
-use crate::config::{HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket};
+use crate::config::{
+    Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+};
+use crate::telemetry::counters::{RateLimitStats, Scope};
 use leno_xds::envoy::config::route::v3 as route;
 use leno_xds::envoy::config::route::v3::rate_limit::{Action, action, action::ActionSpecifier};
 use leno_xds::envoy::extensions::common::ratelimit::v3::{LocalRateLimitDescriptor, rate_limit_descriptor::Entry};
 use leno_xds::envoy::extensions::filters::http::local_ratelimit::v3 as xds;
 use leno_xds::envoy::r#type::v3::{HttpStatus, TokenBucket as Bucket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// Buckets of values that requests bring, where nothing is said; Envoy's default.
+const MAX_DYNAMIC: u32 = 20;
+/// The most that may be said: each is some 150 bytes that clients fill, and they are looked through one by one.
+const MOST_DYNAMIC: u32 = 1000;
+
+/// The number of the next limit.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A limit of rates that this process enforces by itself.
 pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<LocalRateLimit> {
     let xds::LocalRateLimit {
-        stat_prefix: _,
+        stat_prefix,
         status,
         token_bucket,
         filter_enabled,
@@ -30,10 +42,10 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         always_consume_default_token_bucket,
         rate_limited_as_resource_exhausted,
         rate_limits,
-        max_dynamic_descriptors: _,
+        max_dynamic_descriptors,
         enable_retry_after_header,
     } = value;
-    refuse!(local_rate_limit_per_downstream_connection, local_cluster_rate_limit, enable_retry_after_header);
+    refuse!(local_cluster_rate_limit);
     let status = match status {
         Some(HttpStatus { code }) if code >= 400 => {
             u16::try_from(code).map_err(|_| Refused::new("status", format!("{code} is no status")))?
@@ -41,8 +53,12 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         _ => 429,
     };
     let mut descriptors = Vec::with_capacity(values.len());
+    let most = max_dynamic_descriptors.unwrap_or(MAX_DYNAMIC);
+    if !(1..=MOST_DYNAMIC).contains(&most) {
+        return Err(Refused::new("max_dynamic_descriptors", format!("is not between 1 and {MOST_DYNAMIC}")));
+    }
     for (index, value) in values.into_iter().enumerate() {
-        descriptors.push(descriptor(value).within(format_args!("descriptors[{index}]"))?);
+        descriptors.push(descriptor(value, most).within(format_args!("descriptors[{index}]"))?);
     }
     let host_policies = match vh_rate_limits {
         0 => HostPolicies::Override,
@@ -55,9 +71,14 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         1 => true,
         other => return Err(Refused::new("enable_x_ratelimit_headers", format!("{other} is not known to this proxy"))),
     };
+    let scope = Scope::bare("envoy_local_http_ratelimit_prefix", &stat_prefix);
     Ok(LocalRateLimit {
+        stats: RateLimitStats::new(&context.counters, &[scope]),
         status,
-        bucket: token_bucket.map(bucket).transpose().within("token_bucket")?,
+        id: NEXT.fetch_add(1, Ordering::Relaxed),
+        buckets: Buckets { bucket: token_bucket.map(bucket).transpose().within("token_bucket")?, descriptors },
+        per_connection: local_rate_limit_per_downstream_connection,
+        retry_after: enable_retry_after_header,
         enabled: filter_enabled.map_or(Ok(0), fraction).within("filter_enabled")?,
         enforced: filter_enforced.map_or(Ok(0), fraction).within("filter_enforced")?,
         request_headers: header_ops(
@@ -67,7 +88,6 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
             "request_headers_to_add_when_not_enforced",
         )?,
         response_headers: header_ops(context, response_headers_to_add, Vec::new(), "response_headers")?,
-        descriptors,
         stage,
         policies: policies(rate_limits).within("rate_limits")?,
         host_policies,
@@ -90,19 +110,14 @@ fn bucket(value: Bucket) -> Converted<TokenBucket> {
     Ok(TokenBucket::new(max_tokens, tokens_per_fill.unwrap_or(1), interval))
 }
 
-fn descriptor(value: LocalRateLimitDescriptor) -> Converted<LimitedDescriptor> {
+fn descriptor(value: LocalRateLimitDescriptor, most: u32) -> Converted<LimitedDescriptor> {
     let LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
-    refuse!(shadow_mode);
-    let mut converted = Vec::with_capacity(entries.len());
-    for Entry { key, value } in entries {
-        // One bucket for every value that comes would be a table that clients fill.
-        if value.is_empty() {
-            return Err(Refused::new("entries", format!("`{key}` without a value is not supported by this proxy")));
-        }
-        converted.push((key.into(), Some(value.into())));
-    }
+    let entry = |Entry { key, value }: Entry| (key.into(), (!value.is_empty()).then(|| value.into()));
+    let entries: Vec<(Box<str>, Option<Box<str>>)> = entries.into_iter().map(entry).collect();
+    let any = entries.iter().any(|(_, value)| value.is_none());
     let bucket = bucket(token_bucket.unwrap_or_default()).within("token_bucket")?;
-    Ok(LimitedDescriptor { entries: converted, bucket })
+    let dynamic = any.then(|| Dynamic::new(most as usize));
+    Ok(LimitedDescriptor { entries, bucket: bucket.into(), shadow: shadow_mode, dynamic })
 }
 
 /// What requests count as.

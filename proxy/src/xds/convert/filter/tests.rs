@@ -17,7 +17,7 @@ fn typed(kind: &str, mut value: Value) -> Value {
 fn filters(values: Vec<Value>) -> Result<Vec<FilterEntry>, Refused> {
     let router = json!({"name": "router", "typed_config": typed("router.v3.Router", json!({}))});
     let all = values.iter().chain([&router]).map(|value| leno_xds::json::from_value(value).unwrap()).collect();
-    chain(&mut Context::new("cluster.local"), all, &mut Vec::new()).map(|(entries, _)| entries)
+    chain(&mut Context::new("cluster.local"), "h", all, &mut Vec::new()).map(|(entries, _)| entries)
 }
 
 fn filter(kind: &str, value: Value) -> Result<HttpFilter, Refused> {
@@ -66,11 +66,7 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             "rules.policies[\"p\"].permissions[0].metadata",
         ),
         ("rbac.v3.RBAC", json!({"matcher": {}}), "matcher"),
-        (
-            "local_ratelimit.v3.LocalRateLimit",
-            json!({"local_rate_limit_per_downstream_connection": true}),
-            "local_rate_limit_per_downstream_connection",
-        ),
+        ("local_ratelimit.v3.LocalRateLimit", json!({"local_cluster_rate_limit": {}}), "local_cluster_rate_limit"),
         (
             "local_ratelimit.v3.LocalRateLimit",
             json!({"token_bucket": {"max_tokens": 1, "fill_interval": "0.01s"}}),
