@@ -191,7 +191,7 @@ pub(super) async fn begin<D: Downstream>(
         })
         .await
     };
-    call.tally.request_bytes = body.bytes;
+    call.tally.request_bytes = body.read();
     if let Some(observed) = call.observed() {
         observed.up = up.wire();
     }

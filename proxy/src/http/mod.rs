@@ -4,6 +4,7 @@
 //! with HTTP/2. Framing is the most attacked code of a proxy: everything ambiguous is refused ([`parse`], [`chunked`]).
 
 mod admit;
+mod ahead;
 mod attempt;
 mod attempted;
 pub mod body;

@@ -207,7 +207,7 @@ pub(super) async fn wait_for_body<D: Downstream>(
         })
         .await
     };
-    call.tally.request_bytes = body.bytes;
+    call.tally.request_bytes = body.read();
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
@@ -518,7 +518,7 @@ async fn relay<'a, D: Downstream>(
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
-    call.tally.request_bytes = before + body.bytes;
+    call.tally.request_bytes = before + body.read();
     result?;
     if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
         host.give_back(lease, cluster.config().max_requests_per_connection);
