@@ -34,8 +34,7 @@ impl<'a> Report<'a> {
         let first = outcome.case.requests.first().zip(outcome.seen.first());
         first.is_some_and(|(request, both)| {
             let found = compare(request, both, &self.ignored(&outcome.case, request));
-            let status = both[0].first().and_then(|one| one.status);
-            !found.is_empty() && deliberate(&found, status).is_none()
+            !found.is_empty() && both[0].first().is_none_or(|judge| deliberate(&found, judge).is_none())
         })
     }
 
@@ -69,8 +68,8 @@ impl<'a> Report<'a> {
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }
             let written = request.difference.as_ref().or(case.difference.as_ref());
-            let seen = both[0].first().and_then(|one| one.status);
-            let explained = written.cloned().or_else(|| deliberate(&found, seen).map(str::to_owned));
+            let of_itself = || both[0].first().and_then(|judge| deliberate(&found, judge));
+            let explained = written.cloned().or_else(|| of_itself().map(str::to_owned));
             let explained = explained.as_ref();
             match (expected(request, &both[0]), found.is_empty(), explained) {
                 (Some(broken), _, _) => {

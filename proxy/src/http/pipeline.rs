@@ -320,6 +320,7 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
+                    let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
                     let not_sent = headers.known(Known::NotSent).is_some();
@@ -385,6 +386,8 @@ async fn proxy<'a, D: Downstream>(
                     (failure, reply, failure.is_unsent(), None)
                 }
             };
+        // What an endpoint has begun to answer is not repeated, as in Envoy.
+        let policy = policy.filter(|_| !call.tally.interim);
         timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
         let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
