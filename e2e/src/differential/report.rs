@@ -138,6 +138,15 @@ impl<'a> Report<'a> {
     }
 }
 
+/// Whether any request of a case differs, explained or not.
+pub fn differs(outcome: &Outcome) -> bool {
+    let Outcome { case, seen, judge_refuses: _, refuses: _ } = outcome;
+    case.requests.iter().zip(seen).any(|(request, both)| {
+        let ignore = case.ignore.iter().chain(&request.ignore).map(String::as_str).chain(["log details"]);
+        !compare(request, both, &ignore.collect::<Vec<_>>()).is_empty()
+    })
+}
+
 fn compare(request: &Request, both: &[Vec<Observed>; 2], ignore: &[&str]) -> Vec<String> {
     if request.shares {
         let [left, right] = [shares(&both[0]), shares(&both[1])];
