@@ -70,7 +70,7 @@ pub enum SideError {
 pub const HIGH_WATER: usize = 32 * 1024;
 
 /// Bytes of a body that nobody wants which are read at most, so that its connection can serve another request.
-pub const FORGOTTEN: u64 = 64 * 1024;
+pub const FORGOTTEN: u64 = 1024 * 1024;
 
 /// The side of the client: gives the request's body, takes the response.
 pub trait Downstream {
@@ -78,9 +78,6 @@ pub trait Downstream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
-    /// Reads and forgets what has come of the request's body, since what is left of it ends the connection (HTTP/1): how many
-    /// bytes, not many more than [`FORGOTTEN`].
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64;
     /// Passes an interim response of the endpoint on.
     fn send_interim(&mut self, request: &RequestHead, head: &ResponseHead);
     /// Begins the response. Hop-by-hop headers were removed; the side adds its own framing. `close` asks that the

@@ -15,6 +15,7 @@ pub mod chunked;
 mod client;
 mod edit;
 pub mod filter;
+mod forget;
 pub mod h1;
 pub mod hash;
 pub mod head;

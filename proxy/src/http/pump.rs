@@ -2,7 +2,7 @@
 
 use super::{
     ahead::Ahead,
-    body::{Downstream, HIGH_WATER, Piece, SideError, Upstream},
+    body::{Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
     mirror::Feeds,
     recode::{self, Recode},
 };
@@ -38,6 +38,8 @@ pub struct RequestPump {
     pub feeds: Option<Box<Feeds>>,
     /// What was read before anybody wanted it.
     ahead: Option<Box<Ahead>>,
+    /// Bytes that were read when nobody wanted them any more.
+    forgotten: u64,
 }
 
 /// What of a request's body is kept for another attempt.
@@ -117,6 +119,38 @@ impl RequestPump {
             }
         }
         self.bytes += count as u64;
+    }
+
+    /// Reads the rest of the body for the request's copies alone; ready at its end, or after [`FORGOTTEN`] bytes.
+    pub fn poll_forget<D: Downstream>(&mut self, cx: &mut Context<'_>, down: &mut D) -> Poll<Result<(), SideError>> {
+        while !self.ended && self.forgotten < FORGOTTEN {
+            match ready!(Self::next(&self.ahead, cx, down))? {
+                Piece::Data(data) => {
+                    let data = part(data, self.recode.is_some());
+                    let count = data.len();
+                    let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
+                    if let Some(feeds) = &self.feeds {
+                        feeds.data(made.as_deref().unwrap_or(data));
+                    }
+                    self.consume(down, count);
+                    self.forgotten += count as u64;
+                }
+                end @ (Piece::Trailers(_) | Piece::End) => {
+                    let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
+                    if let Some(feeds) = &self.feeds {
+                        if !rest.is_empty() {
+                            feeds.data(&rest);
+                        }
+                        feeds.end(match end {
+                            Piece::Trailers(trailers) => Some(trailers),
+                            _ => None,
+                        });
+                    }
+                    self.ended = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Keeps what will be sent, up to so many bytes, if nothing was sent yet.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::frame::Code;
 use super::inlet::Inlet;
 use super::mux::{Key, Mux};
-use crate::http::body::{Downstream, FORGOTTEN, Piece, SideError};
+use crate::http::body::{Downstream, Piece, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
 use crate::telemetry::Wire;
@@ -57,18 +57,6 @@ impl Downstream for Down {
 
     fn consume(&mut self, count: usize) {
         self.inlet.consume(&mut self.mux.borrow_mut(), self.key, count);
-    }
-
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mux = &mut *self.mux.borrow_mut();
-        let mut read = 0;
-        while read < FORGOTTEN && !self.held {
-            let Poll::Ready(Ok(Piece::Data(data))) = self.inlet.poll(mux, self.key, cx) else { break };
-            let count = data.len();
-            self.inlet.consume(mux, self.key, count);
-            read += count as u64;
-        }
-        read
     }
 
     fn send_interim(&mut self, _: &RequestHead, head: &ResponseHead) {

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        body::{Downstream, FORGOTTEN, Piece, SideError},
+        body::{Downstream, Piece, SideError},
         buffer::Buffer,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
@@ -191,23 +191,6 @@ impl Downstream for Connection {
 
     fn consume(&mut self, count: usize) {
         self.reader.consume(&mut self.input, count);
-    }
-
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mut read = 0;
-        while read < FORGOTTEN && !self.reader.is_done() && !self.tunnel {
-            let count = match self.reader.poll(&mut self.input, &mut self.io, cx) {
-                Poll::Ready(Ok(Piece::Data(data))) => data.len(),
-                Poll::Ready(Ok(_)) | Poll::Pending => break,
-                Poll::Ready(Err(_)) => {
-                    self.closing = true;
-                    break;
-                }
-            };
-            self.reader.consume(&mut self.input, count);
-            read += count as u64;
-        }
-        read
     }
 
     fn send_interim(&mut self, request: &RequestHead, head: &ResponseHead) {
