@@ -138,12 +138,15 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Whether any request of a case differs, explained or not.
+/// Whether any request of a case differs without explanation, or does not show what it says.
 pub fn differs(outcome: &Outcome) -> bool {
     let Outcome { case, seen, judge_refuses: _, refuses: _ } = outcome;
     case.requests.iter().zip(seen).any(|(request, both)| {
         let ignore = case.ignore.iter().chain(&request.ignore).map(String::as_str).chain(["log details"]);
-        !compare(request, both, &ignore.collect::<Vec<_>>()).is_empty()
+        let found = compare(request, both, &ignore.collect::<Vec<_>>());
+        let written = request.difference.is_some() || case.difference.is_some();
+        let explained = written || both[0].first().is_some_and(|judge| deliberate(&found, judge).is_some());
+        !found.is_empty() && !explained || expected(request, &both[0]).is_some()
     })
 }
 
