@@ -10,7 +10,15 @@ use super::{
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use rustls_pki_types::ServerName;
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt::Write as _,
+    future::{Future as _, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -329,7 +337,7 @@ async fn http2(sender: &h2::client::SendRequest<Bytes>, request: &Request, id: &
     let body = content(request);
     let tunnel = request.method == "CONNECT";
     let alone = body.is_empty() && request.trailers.is_empty() && !tunnel;
-    let (response, mut send) = match sender.send_request(head.body(())?, alone) {
+    let (mut response, mut send) = match sender.send_request(head.body(())?, alone) {
         Ok(sent) => sent,
         Err(error) => return tell_h2(&error, seen),
     };
@@ -349,6 +357,13 @@ async fn http2(sender: &h2::client::SendRequest<Bytes>, request: &Request, id: &
         seen.say("left");
         return Ok(());
     }
+    let response = poll_fn(|cx| {
+        while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            seen.say(format!("interim: HTTP/2 {}", interim.status().as_u16()));
+            seen.lines.extend(field_lines("interim header", &fields(interim.headers())));
+        }
+        Pin::new(&mut response).poll(cx)
+    });
     let response = match response.await {
         Ok(response) => response,
         Err(error) => return tell_h2(&error, seen),

@@ -1,5 +1,7 @@
 //! What may differ without meaning anything is made alike; the rest is compared.
 
+use super::run::Observed;
+
 /// Makes a line alike for both proxies: clocks, random ids, the proxy's own address.
 pub fn normal(line: &str, own: &str) -> String {
     let (place, value) = line.split_once(": ").unwrap_or((line, ""));
@@ -67,8 +69,14 @@ pub fn difference(left: &[String], right: &[String], ignore: &[&str]) -> Vec<Str
 }
 
 /// The deliberate difference that explains all of what differs, for requests that nobody has written a difference at.
-pub fn deliberate(found: &[String], status: Option<u16>) -> Option<&'static str> {
+/// `judge` is what was seen of Envoy.
+pub fn deliberate(found: &[String], judge: &Observed) -> Option<&'static str> {
+    let status = judge.status;
     let found: Vec<&str> = found.iter().map(String::as_str).collect();
+    let interim = judge.lines.iter().any(|line| line.starts_with("interim: "));
+    if interim && !found.is_empty() && found.iter().all(|line| line.starts_with("leno:  interim")) {
+        return Some("further-interim");
+    }
     match *found {
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
@@ -116,10 +124,23 @@ mod tests {
 
     #[test]
     fn deliberate_when_more_differs_than_it_explains_then_it_is_none() {
+        let seen = |status, text| Observed { status: Some(status), lines: lines(text), ..Observed::default() };
         let length = "envoy: header content-length: 5";
-        assert_eq!(deliberate(&lines(length), Some(204)), Some("length-of-204"));
-        assert_eq!(deliberate(&lines(length), Some(200)), None);
-        assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), Some(204)), None);
+        assert_eq!(deliberate(&lines(length), &seen(204, "")), Some("length-of-204"));
+        assert_eq!(deliberate(&lines(length), &seen(200, "")), None);
+        assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), &seen(204, "")), None);
+    }
+
+    #[test]
+    fn deliberate_when_interim_answers_are_more_than_the_first_then_they_are_explained() {
+        let seen = |text| Observed { lines: lines(text), ..Observed::default() };
+        let more = "leno:  interim: HTTP/1.1 103 Unknown;leno:  interim header x: y";
+        assert_eq!(deliberate(&lines(more), &seen("interim: HTTP/1.1 100 Continue")), Some("further-interim"));
+        assert_eq!(deliberate(&lines(more), &seen("response: HTTP/1.1 200 OK")), None, "Envoy passes the first on");
+        assert_eq!(
+            deliberate(&lines(&more.replace("leno: ", "envoy:")), &seen("interim: HTTP/1.1 100 Continue")),
+            None
+        );
     }
 
     #[test]

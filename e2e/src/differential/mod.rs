@@ -6,6 +6,7 @@ mod client;
 mod compare;
 mod config;
 mod proxies;
+mod pulse;
 mod random;
 mod recorder;
 mod reply;
@@ -79,6 +80,8 @@ pub struct Options {
 
 /// Random configurations in one pair of processes.
 const AT_ONCE: usize = 250;
+/// How often a case is run again at most that may have differed because the machine stood still.
+const AGAIN: usize = 3;
 /// In how many steps a random failure is made small at most.
 const STEPS: usize = 25;
 
@@ -163,8 +166,28 @@ struct Session {
 }
 
 impl Session {
-    /// Runs cases in one pair of processes.
+    /// Runs cases in one pair of processes; where the machine stood still meanwhile, those that differ again, each alone, until
+    /// it did not: what is in the proxies shows again, what was a limit of time that passed for nothing does not.
     fn observe(&self, cases: Vec<case::Case>) -> Result<Vec<Outcome>> {
+        let pulse = pulse::Pulse::start();
+        let mut outcomes = self.observe_once(cases)?;
+        let stalled = pulse.stalled();
+        for outcome in outcomes.iter_mut().filter(|outcome| report::differs(outcome)) {
+            let mut stalled = stalled;
+            for _ in 0..AGAIN {
+                let Some(stall) = stalled.filter(|_| report::differs(outcome)) else { break };
+                println!("again {}: the machine stood still for {stall:?}", outcome.case.name);
+                let pulse = pulse::Pulse::start();
+                if let Some(again) = self.observe_once(vec![outcome.case.clone()])?.pop() {
+                    *outcome = again;
+                }
+                stalled = pulse.stalled();
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn observe_once(&self, cases: Vec<case::Case>) -> Result<Vec<Outcome>> {
         let folder = tempfile::Builder::new().prefix("leno-differential-").tempdir()?;
         let pki = Arc::new(tls::Pki::new(folder.path())?);
         cases.iter().try_for_each(|case| config::write_files(case, &pki.folder))?;

@@ -209,6 +209,10 @@ impl Server {
             if !self.answer1(&mut wire, handle, &head, &reply).await? {
                 return Ok(());
             }
+            // What comes of the body all the same is not the next request.
+            if reply.early && wire.body(&head, false).await?.cut {
+                return Ok(());
+            }
         }
     }
 
@@ -311,6 +315,9 @@ impl Server {
         });
         let attempt = self.recorder.attempt(&id);
         let reply = Reply::of(get(REPLY), attempt);
+        if get("expect").starts_with("100-") && !reply.early {
+            respond.send_informational(http::Response::builder().status(100).body(())?)?;
+        }
         if !reply.early {
             let mut content = Vec::new();
             while let Some(data) = body.data().await {
@@ -343,6 +350,10 @@ impl Server {
                 return Ok(());
             }
             _ => {}
+        }
+        for &status in &reply.interim {
+            let interim = http::Response::builder().status(status).header("x-interim", status);
+            respond.send_informational(interim.body(())?)?;
         }
         let mut answer = http::Response::builder().status(reply.status.unwrap_or(200)).header("x-backend", &*self.name);
         for (name, value) in reply.headers.iter().map(|line| header(line)) {

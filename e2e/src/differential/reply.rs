@@ -38,7 +38,7 @@ pub struct Reply {
     /// Milliseconds between head and body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_delay: Option<u64>,
-    /// HTTP/1: interim statuses before the head.
+    /// Interim statuses before the head.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interim: Vec<u16>,
     /// Does not answer well.

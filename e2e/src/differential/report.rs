@@ -34,8 +34,7 @@ impl<'a> Report<'a> {
         let first = outcome.case.requests.first().zip(outcome.seen.first());
         first.is_some_and(|(request, both)| {
             let found = compare(request, both, &self.ignored(&outcome.case, request));
-            let status = both[0].first().and_then(|one| one.status);
-            !found.is_empty() && deliberate(&found, status).is_none()
+            !found.is_empty() && both[0].first().is_none_or(|judge| deliberate(&found, judge).is_none())
         })
     }
 
@@ -69,8 +68,8 @@ impl<'a> Report<'a> {
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }
             let written = request.difference.as_ref().or(case.difference.as_ref());
-            let seen = both[0].first().and_then(|one| one.status);
-            let explained = written.cloned().or_else(|| deliberate(&found, seen).map(str::to_owned));
+            let of_itself = || both[0].first().and_then(|judge| deliberate(&found, judge));
+            let explained = written.cloned().or_else(|| of_itself().map(str::to_owned));
             let explained = explained.as_ref();
             match (expected(request, &both[0]), found.is_empty(), explained) {
                 (Some(broken), _, _) => {
@@ -137,6 +136,18 @@ impl<'a> Report<'a> {
         );
         Ok(self.failed.is_empty())
     }
+}
+
+/// Whether any request of a case differs without explanation, or does not show what it says.
+pub fn differs(outcome: &Outcome) -> bool {
+    let Outcome { case, seen, judge_refuses: _, refuses: _ } = outcome;
+    case.requests.iter().zip(seen).any(|(request, both)| {
+        let ignore = case.ignore.iter().chain(&request.ignore).map(String::as_str).chain(["log details"]);
+        let found = compare(request, both, &ignore.collect::<Vec<_>>());
+        let written = request.difference.is_some() || case.difference.is_some();
+        let explained = written || both[0].first().is_some_and(|judge| deliberate(&found, judge).is_some());
+        !found.is_empty() && !explained || expected(request, &both[0]).is_some()
+    })
 }
 
 fn compare(request: &Request, both: &[Vec<Observed>; 2], ignore: &[&str]) -> Vec<String> {

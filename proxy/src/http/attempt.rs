@@ -131,6 +131,7 @@ pub(super) async fn begin<D: Downstream>(
     let mut received = None;
     let wake = {
         let (timer, response): (&mut Timer, _) = (call.timer, &mut *call.response);
+        let (manager, request, tally) = (call.manager, &*call.request, &mut call.tally);
         poll_fn(|cx| {
             let mut moved = false;
             if !body.done && !deaf {
@@ -145,12 +146,20 @@ pub(super) async fn begin<D: Downstream>(
             if observed && body.done && received.is_none() {
                 received = Some(Instant::now());
             }
-            let head = up.poll_head(cx, response);
-            if up.take_continue() {
-                down.send_continue();
-                // What the client does not take yet goes with what comes later.
-                let _ = down.poll_flush(cx);
-            }
+            let head = loop {
+                match up.poll_any_head(cx, response) {
+                    Poll::Ready(Ok(())) if response.is_interim() => {
+                        tally.interim |= response.is_known_interim();
+                        if reply::interim(manager, request, response) {
+                            tally.code = response.status;
+                            down.send_interim(request, response);
+                            // What the client does not take yet goes with what comes later.
+                            let _ = down.poll_flush(cx);
+                        }
+                    }
+                    head => break head,
+                }
+            };
             match head {
                 Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
                 Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
@@ -191,7 +200,7 @@ pub(super) async fn begin<D: Downstream>(
         })
         .await
     };
-    call.tally.request_bytes = body.bytes;
+    call.tally.request_bytes = body.read();
     if let Some(observed) = call.observed() {
         observed.up = up.wire();
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::telemetry::Wire;
 use std::{
     io,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tokio::net::TcpStream;
 
@@ -70,7 +70,7 @@ pub enum SideError {
 pub const HIGH_WATER: usize = 32 * 1024;
 
 /// Bytes of a body that nobody wants which are read at most, so that its connection can serve another request.
-pub const FORGOTTEN: u64 = 64 * 1024;
+pub const FORGOTTEN: u64 = 1024 * 1024;
 
 /// The side of the client: gives the request's body, takes the response.
 pub trait Downstream {
@@ -78,11 +78,8 @@ pub trait Downstream {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].
     fn consume(&mut self, count: usize);
-    /// Reads and forgets what has come of the request's body, since what is left of it ends the connection (HTTP/1): how many
-    /// bytes, not many more than [`FORGOTTEN`].
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64;
-    /// Passes the endpoint's `100 Continue` on to a client that waits for it.
-    fn send_continue(&mut self);
+    /// Passes an interim response of the endpoint on.
+    fn send_interim(&mut self, request: &RequestHead, head: &ResponseHead);
     /// Begins the response. Hop-by-hop headers were removed; the side adds its own framing. `close` asks that the
     /// connection ends after the response (HTTP/1) or takes no more streams (HTTP/2).
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool);
@@ -128,10 +125,17 @@ pub trait Upstream {
     fn queued(&self) -> usize;
     /// Sends what waits; ready when nothing does.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>>;
-    /// Whether the endpoint has said `100 Continue` since this was last asked.
-    fn take_continue(&mut self) -> bool;
-    /// The response's head, interim ones (1xx but 101) left out.
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>>;
+    /// The next head of a response: that of an [interim](ResponseHead::is_interim) one, or of the response itself.
+    fn poll_any_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>>;
+    /// The response's head, interim ones left out.
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+        loop {
+            ready!(self.poll_any_head(cx, head))?;
+            if !head.is_interim() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
     /// The next piece of the response's body.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>>;
     /// Takes bytes of the last [`Piece::Data`].

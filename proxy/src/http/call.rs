@@ -191,6 +191,8 @@ pub struct Tally<'a> {
     pub unsent: bool,
     /// Attempts that were made.
     pub attempts: u16,
+    /// The endpoint sent an interim response: there is no further attempt, as in Envoy.
+    pub interim: bool,
     /// What is kept where a line asks for it.
     pub observed: Option<Box<Observed>>,
     /// What filters left for the rest of the way.
@@ -230,6 +232,7 @@ impl<'a> Tally<'a> {
             trace: None,
             unsent: false,
             attempts: 0,
+            interim: false,
             observed: None,
             filters: None,
         }
@@ -315,6 +318,7 @@ impl Call<'_> {
         self.log();
         self.response.clear();
         let tally = &mut self.tally;
+        tally.interim = false;
         (tally.attempts, tally.host, tally.upstream_local, tally.upstream_protocol) = (0, None, None, None);
     }
 

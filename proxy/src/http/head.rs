@@ -191,6 +191,21 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
+    /// `100 Continue`.
+    pub fn go_on() -> Self {
+        Self { status: 100, ..Self::default() }
+    }
+
+    /// Whether another response follows: 1xx, but for the switch to another protocol.
+    pub fn is_interim(&self) -> bool {
+        matches!(self.status, 100 | 102..=199)
+    }
+
+    /// Whether it is an interim response with a meaning: `Continue`, `Processing`, `Early Hints`, `Upload Resumption Supported`.
+    pub fn is_known_interim(&self) -> bool {
+        matches!(self.status, 100 | 102..=104)
+    }
+
     /// Makes it empty for the next response.
     pub fn clear(&mut self) {
         let mut headers = std::mem::take(&mut self.headers);
@@ -203,7 +218,7 @@ impl ResponseHead {
 pub fn reason(status: u16) -> &'static str {
     match status {
         203 => "Non-Authoritative Information",
-        418 | 425 | 451 => "Unknown",
+        102 | 103 | 418 | 425 | 451 => "Unknown",
         599 => "Last Unassigned Server Error Code",
         status => {
             http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")

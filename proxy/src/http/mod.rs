@@ -4,6 +4,7 @@
 //! with HTTP/2. Framing is the most attacked code of a proxy: everything ambiguous is refused ([`parse`], [`chunked`]).
 
 mod admit;
+mod ahead;
 mod attempt;
 mod attempted;
 pub mod body;
@@ -14,6 +15,7 @@ pub mod chunked;
 mod client;
 mod edit;
 pub mod filter;
+mod forget;
 pub mod h1;
 pub mod hash;
 pub mod head;

@@ -12,7 +12,7 @@ use super::{
     body::{Downstream, SideError, Upstream},
     call::Call,
     choose::{choose, refused},
-    edit, filter, hash,
+    edit, filter, forget, hash,
     head::BodyLength,
     headers::Known,
     local_reply, mirror,
@@ -64,12 +64,13 @@ impl From<Reply> for Stop {
 
 /// Serves one request from head to record. The response is sent whole, or the client's side was aborted.
 pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
-    match respond(call, down).await {
+    let mut body = RequestPump::new(None);
+    match respond(call, down, &mut body).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
             // What was waited for lasted long enough for the client to send its request to the end.
             if call.tally.host.is_some() || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
-                call.tally.request_bytes += poll_fn(|cx| Poll::Ready(down.forget_body(cx))).await;
+                forget::rest(call, down, &mut body).await;
             }
             let close = call.worker.ends_connections();
             reply::send(call, down, reply, close);
@@ -120,12 +121,11 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     }
 }
 
-async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result<(), Stop> {
+async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
     if call.worker.sheds(overload::Action::StopRequests) {
         return Err(reply::OVERLOADED.into());
     }
     admit(call).inspect_err(|_| refused(call))?;
-    let mut body = RequestPump::new(None);
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
@@ -139,11 +139,11 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
-        filter::on_request(call, down, selected, &mut body).await?;
+        filter::on_request(call, down, selected, body).await?;
         if redirects == 0 {
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
-        wait_for_body(call, down, &mut body).await?;
+        wait_for_body(call, down, body).await?;
         if needs_tls {
             let location = [b"https://", call.request.authority(), call.request.path()].concat();
             call.tally.filters().redirect = Some(location);
@@ -163,7 +163,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D) -> Result
                 return answer(call, down, selected, direct.code, location, &direct.body);
             }
         };
-        match proxy(call, down, selected, forward, &mut body, redirects).await? {
+        match proxy(call, down, selected, forward, body, redirects).await? {
             Way::Done => break,
             Way::Redirected => filter::again(call),
         }
@@ -207,7 +207,7 @@ pub(super) async fn wait_for_body<D: Downstream>(
         })
         .await
     };
-    call.tally.request_bytes = body.bytes;
+    call.tally.request_bytes = body.read();
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
@@ -288,10 +288,9 @@ async fn proxy<'a, D: Downstream>(
     let _counted = cluster.begin_request(limits.priority).map_err(|_| reply::OVERFLOW)?;
 
     let safe = call.request.is_safe();
+    let most_kept = forward.replay_limit.map_or(MAX_REPLAY, |most| usize::try_from(most).unwrap_or(MAX_REPLAY));
     if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
-        body.keep_for_replay(
-            forward.replay_limit.map_or(MAX_REPLAY, |most| usize::try_from(most).unwrap_or(MAX_REPLAY)),
-        );
+        body.keep_for_replay(most_kept);
     }
     if !forward.mirrors.is_empty()
         && redirects == 0
@@ -322,6 +321,7 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
+                    let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
                     let not_sent = headers.known(Known::NotSent).is_some();
@@ -388,6 +388,8 @@ async fn proxy<'a, D: Downstream>(
                     (failure, reply, failure.is_unsent(), None)
                 }
             };
+        // What an endpoint has begun to answer is not repeated, as in Envoy.
+        let policy = policy.filter(|_| !call.tally.interim);
         timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
         let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
@@ -397,18 +399,21 @@ async fn proxy<'a, D: Downstream>(
         sent |= !harmless;
         call.tally.unsent = !sent;
         drop(active);
-        if !retry::wanted(failure, policy, safe) || body.kept.unrepeatable {
+        let Some(policy) = policy.filter(|policy| retry::wanted(failure, Some(policy), safe)) else {
             return Err(or_else.into());
-        }
+        };
         // Once more, at once, and not counted.
-        if was_stale && stale < MAX_STALE {
+        if was_stale && stale < MAX_STALE && !body.kept.unrepeatable {
             stale += 1;
             continue;
         }
-        let Some(policy) = policy.filter(|policy| retries < policy.attempts) else {
+        // A body that is too long to be kept ends retries before their number does.
+        if retries >= policy.attempts && body.bytes <= most_kept as u64 {
             call.tally.flags |= ResponseFlags::RETRY_LIMIT;
+        }
+        if retries >= policy.attempts || body.kept.unrepeatable {
             return Err(or_else.into());
-        };
+        }
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
         // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
         if !unsent && retry_ticket.is_none() {
@@ -521,7 +526,7 @@ async fn relay<'a, D: Downstream>(
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
-    call.tally.request_bytes = before + body.bytes;
+    call.tally.request_bytes = before + body.read();
     result?;
     if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
         host.give_back(lease, cluster.config().max_requests_per_connection);

@@ -1,7 +1,8 @@
 //! Moves bodies from one side to the other, as far as they go without waiting.
 
 use super::{
-    body::{Downstream, HIGH_WATER, Piece, SideError, Upstream},
+    ahead::Ahead,
+    body::{Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
     mirror::Feeds,
     recode::{self, Recode},
 };
@@ -35,6 +36,10 @@ pub struct RequestPump {
     pub recode: Option<Box<Recode>>,
     /// Copies of the request that go elsewhere.
     pub feeds: Option<Box<Feeds>>,
+    /// What was read before anybody wanted it.
+    ahead: Option<Box<Ahead>>,
+    /// Bytes that were read when nobody wanted them any more.
+    forgotten: u64,
 }
 
 /// What of a request's body is kept for another attempt.
@@ -75,6 +80,79 @@ impl RequestPump {
         Self { kept, ..Self::default() }
     }
 
+    /// Reads the body before anybody wants it; ready when all of it is there. What is held is bounded.
+    ///
+    /// # Errors
+    /// When the client's side fails.
+    pub fn poll_ahead<D: Downstream>(&mut self, cx: &mut Context<'_>, down: &mut D) -> Poll<Result<(), SideError>> {
+        match self.ended {
+            true => Poll::Ready(Ok(())),
+            false => self.ahead.get_or_insert_default().poll_fill(cx, down),
+        }
+    }
+
+    /// Bytes of the body that were read.
+    pub fn read(&self) -> u64 {
+        self.bytes + self.ahead.as_ref().map_or(0, |ahead| ahead.left() as u64)
+    }
+
+    /// The next piece: what was read ahead comes first.
+    fn next<'p, D: Downstream>(
+        ahead: &'p Option<Box<Ahead>>,
+        cx: &mut Context<'_>,
+        down: &'p mut D,
+    ) -> Poll<Result<Piece<'p>, SideError>> {
+        match ahead.as_ref().and_then(|ahead| ahead.piece()) {
+            Some(piece) => Poll::Ready(Ok(piece)),
+            None => down.poll_body(cx),
+        }
+    }
+
+    /// Takes bytes of the last piece.
+    fn consume<D: Downstream>(&mut self, down: &mut D, count: usize) {
+        match &mut self.ahead {
+            None => down.consume(count),
+            Some(ahead) => {
+                if ahead.consume(count) {
+                    self.ahead = None;
+                }
+            }
+        }
+        self.bytes += count as u64;
+    }
+
+    /// Reads the rest of the body for the request's copies alone; ready at its end, or after [`FORGOTTEN`] bytes.
+    pub fn poll_forget<D: Downstream>(&mut self, cx: &mut Context<'_>, down: &mut D) -> Poll<Result<(), SideError>> {
+        while !self.ended && self.forgotten < FORGOTTEN {
+            match ready!(Self::next(&self.ahead, cx, down))? {
+                Piece::Data(data) => {
+                    let data = part(data, self.recode.is_some());
+                    let count = data.len();
+                    let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
+                    if let Some(feeds) = &self.feeds {
+                        feeds.data(made.as_deref().unwrap_or(data));
+                    }
+                    self.consume(down, count);
+                    self.forgotten += count as u64;
+                }
+                end @ (Piece::Trailers(_) | Piece::End) => {
+                    let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
+                    if let Some(feeds) = &self.feeds {
+                        if !rest.is_empty() {
+                            feeds.data(&rest);
+                        }
+                        feeds.end(match end {
+                            Piece::Trailers(trailers) => Some(trailers),
+                            _ => None,
+                        });
+                    }
+                    self.ended = true;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Keeps what will be sent, up to so many bytes, if nothing was sent yet.
     pub fn keep_for_replay(&mut self, limit: usize) {
         if self.kept.replay.is_none() && !self.kept.unrepeatable && self.bytes == 0 {
@@ -95,19 +173,19 @@ impl RequestPump {
     ) -> Poll<Result<bool, SideError>> {
         self.keep_for_replay(limit);
         while !self.ended {
-            match ready!(down.poll_body(cx))? {
+            match ready!(Self::next(&self.ahead, cx, down))? {
                 Piece::Data(data) => {
                     let data = part(data, self.recode.is_some());
                     let count = data.len();
                     let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
                     let data = made.as_deref().unwrap_or(data);
                     let replay = self.kept.replay.get_or_insert_default();
-                    self.bytes += count as u64;
                     if replay.len() + data.len() > limit {
+                        self.bytes += count as u64;
                         return Poll::Ready(Ok(false));
                     }
                     replay.extend_from_slice(data);
-                    down.consume(count);
+                    self.consume(down, count);
                 }
                 Piece::Trailers(_) | Piece::End => {
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
@@ -171,7 +249,7 @@ impl RequestPump {
                 ready!(up.poll_flush(cx)).map_err(PumpError::Sink)?;
                 *moved = true;
             }
-            match down.poll_body(cx) {
+            match Self::next(&self.ahead, cx, down) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let data = part(data, self.recode.is_some());
                     let count = data.len();
@@ -182,8 +260,7 @@ impl RequestPump {
                             Self::give(&made, up, &self.feeds, &mut self.kept);
                         }
                     }
-                    down.consume(count);
-                    self.bytes += count as u64;
+                    self.consume(down, count);
                     *moved = true;
                 }
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {

@@ -104,12 +104,8 @@ impl Upstream for Raw {
         Poll::Ready(Ok(()))
     }
 
-    fn take_continue(&mut self) -> bool {
-        false
-    }
-
     /// The connection is the answer.
-    fn poll_head(&mut self, _: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+    fn poll_any_head(&mut self, _: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         head.clear();
         head.status = 200;
         head.body = if self.connect { BodyLength::Tunnel } else { BodyLength::Unknown };

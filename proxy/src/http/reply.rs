@@ -4,12 +4,12 @@ use super::{
     body::Downstream,
     call::Call,
     filter,
-    head::{BodyLength, RequestHead},
+    head::{BodyLength, RequestHead, ResponseHead},
     headers::{Known, NOT_SENT},
     local_reply, trace,
 };
 use crate::{
-    config::{Action, Direction, ServerHeader},
+    config::{Action, Direction, HttpManager, ServerHeader},
     telemetry::{ResponseFlags, grpc_of_http},
 };
 use std::borrow::Cow;
@@ -308,6 +308,21 @@ pub fn dress(call: &mut Call<'_>) {
     {
         headers.set("x-request-id", id);
     }
+}
+
+/// Makes an interim response of an endpoint the client's; whether it gets that. All of those that are known are passed on (RFC
+/// 9110, section 15.2), since what the client waits for may not be the first.
+pub(super) fn interim(manager: &HttpManager, request: &RequestHead, head: &mut ResponseHead) -> bool {
+    if !manager.proxy_100_continue || !head.is_known_interim() {
+        return false;
+    }
+    head.headers.remove_hop_by_hop(false);
+    if manager.edge.as_deref().is_some_and(|edge| edge.request_id_in_response)
+        && let Some(id) = request.headers.known(Known::RequestId)
+    {
+        head.headers.set("x-request-id", id);
+    }
+    true
 }
 
 /// Begins an answer of the proxy: status; and, for a peer of the mesh, that the app got nothing.

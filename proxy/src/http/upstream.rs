@@ -100,12 +100,8 @@ impl Upstream for Up {
         each!(self, side => side.poll_flush(cx))
     }
 
-    fn take_continue(&mut self) -> bool {
-        each!(self, side => side.take_continue())
-    }
-
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
-        each!(self, side => side.poll_head(cx, head))
+    fn poll_any_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+        each!(self, side => side.poll_any_head(cx, head))
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::frame::Code;
 use super::inlet::Inlet;
 use super::mux::{Key, Mux};
-use crate::http::body::{Downstream, FORGOTTEN, Piece, SideError};
+use crate::http::body::{Downstream, Piece, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
 use crate::telemetry::Wire;
@@ -19,7 +19,6 @@ pub struct Down {
     inlet: Inlet,
     begun: bool,
     owes_continue: bool,
-    awaits_endpoint: bool,
     /// A tunnel was asked for and not granted yet: what the client sends is its own.
     held: bool,
 }
@@ -27,12 +26,12 @@ pub struct Down {
 impl Down {
     /// `held` says that the request asks for a tunnel.
     pub(super) fn new(mux: Rc<RefCell<Mux>>, key: Key, owes_continue: bool, held: bool) -> Self {
-        Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, awaits_endpoint: false, held }
+        Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, held }
     }
 
     /// The endpoint itself says whether the client is to send its body.
     pub(super) fn leave_continue(&mut self) {
-        self.awaits_endpoint = std::mem::take(&mut self.owes_continue);
+        self.owes_continue = false;
     }
 }
 
@@ -48,7 +47,7 @@ impl Downstream for Down {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
         let mux = &mut *self.mux.borrow_mut();
         if std::mem::take(&mut self.owes_continue) && !self.begun {
-            mux.send_interim(self.key, 100);
+            mux.send_interim(self.key, &ResponseHead::go_on());
         }
         if self.held {
             return Poll::Ready(Ok(Piece::End));
@@ -60,21 +59,9 @@ impl Downstream for Down {
         self.inlet.consume(&mut self.mux.borrow_mut(), self.key, count);
     }
 
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mux = &mut *self.mux.borrow_mut();
-        let mut read = 0;
-        while read < FORGOTTEN && !self.held {
-            let Poll::Ready(Ok(Piece::Data(data))) = self.inlet.poll(mux, self.key, cx) else { break };
-            let count = data.len();
-            self.inlet.consume(mux, self.key, count);
-            read += count as u64;
-        }
-        read
-    }
-
-    fn send_continue(&mut self) {
-        if std::mem::take(&mut self.awaits_endpoint) && !self.begun {
-            self.mux.borrow_mut().send_interim(self.key, 100);
+    fn send_interim(&mut self, _: &RequestHead, head: &ResponseHead) {
+        if !self.begun {
+            self.mux.borrow_mut().send_interim(self.key, head);
         }
     }
 
@@ -85,7 +72,7 @@ impl Downstream for Down {
         }
         // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
         if std::mem::take(&mut self.owes_continue) {
-            mux.send_interim(self.key, 100);
+            mux.send_interim(self.key, &ResponseHead::go_on());
         }
         self.begun = true;
         let to_head = request.method() == b"HEAD";

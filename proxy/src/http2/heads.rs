@@ -376,6 +376,12 @@ pub(super) fn write_response(head: &ResponseHead, to_head: bool, encoder: &mut E
                 encoder.header(b"content-length", length, out);
             }
         }
+        // And that it is empty is told where the endpoint said so.
+        BodyLength::Empty
+            if !matches!(head.status, 100..=199 | 204) && head.headers.known(Known::ContentLength).is_some() =>
+        {
+            write_length(0, encoder, out);
+        }
         _ => {}
     }
 }

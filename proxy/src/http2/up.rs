@@ -226,17 +226,7 @@ impl Connection {
         handle.state.active.set(handle.state.active.get() + 1);
         let reused = handle.state.served.get() > 0;
         handle.state.served.set(handle.state.served.get() + 1);
-        Up {
-            handle,
-            key: None,
-            inlet: Inlet::default(),
-            failed: None,
-            reused,
-            answered: false,
-            expects: false,
-            continued: false,
-            held: None,
-        }
+        Up { handle, key: None, inlet: Inlet::default(), failed: None, reused, answered: false, held: None }
     }
 }
 
@@ -248,9 +238,6 @@ pub struct Up {
     failed: Option<SideError>,
     reused: bool,
     answered: bool,
-    /// The request waits for `100 Continue`.
-    expects: bool,
-    continued: bool,
     /// A tunnel was asked for and is not granted yet.
     held: Option<Tunnel>,
 }
@@ -286,8 +273,6 @@ impl Up {
             None => head.is_connect().then_some(Tunnel::Connect),
         };
         self.key = Some(self.handle.mux.borrow_mut().send_request(head, self.handle.tls)?);
-        self.expects =
-            head.expects_continue && head.body != BodyLength::Empty && head.headers.known(Known::Expect).is_some();
         Ok(())
     }
 }
@@ -341,18 +326,16 @@ impl Upstream for Up {
         }
     }
 
-    fn take_continue(&mut self) -> bool {
-        std::mem::take(&mut self.continued)
-    }
-
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+    fn poll_any_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Err(error));
         }
         let Some(key) = self.key else { return Poll::Ready(Err(SideError::Ended)) };
         let mux = &mut *self.handle.mux.borrow_mut();
-        if self.expects {
-            self.continued |= mux.take_continue(key);
+        if let Some((status, headers)) = mux.take_interim(key) {
+            head.clear();
+            (head.status, head.headers) = (status, headers);
+            return Poll::Ready(Ok(()));
         }
         let (status, headers, ended) = std::task::ready!(mux.poll_answer(key, cx))?;
         self.answered = true;

@@ -1,6 +1,13 @@
 //! Faults on purpose: delays and ends.
 
-use super::super::{body::Downstream, call::Call, pipeline::Stop, reply::Reply};
+use super::super::{
+    body::{Downstream, SideError},
+    call::Call,
+    head::BodyLength,
+    pipeline::Stop,
+    pump::RequestPump,
+    reply::{self, Reply},
+};
 use crate::{
     config::{Fault, FaultAbort, FaultDelay, FaultStatus, FilterStats, Share},
     http::RequestHead,
@@ -30,7 +37,7 @@ impl Drop for ActiveFault<'_> {
 /// Delays and ends the request as `used` says; `own` is the filter's entry, which counts, and `stats` what it tells of that.
 pub(super) async fn pass<'a, D: Downstream>(
     call: &mut Call<'a>,
-    down: &mut D,
+    (down, body): (&mut D, &mut RequestPump),
     (own, stats): (&'a Fault, &'a FilterStats),
     used: &'a Fault,
     selected: Option<Selected<'a>>,
@@ -51,7 +58,7 @@ pub(super) async fn pass<'a, D: Downstream>(
         count(call, own);
         told(|stats| &stats.delays);
         call.tally.flags |= ResponseFlags::DELAY_INJECTED;
-        wait(call, down, pause).await?;
+        wait(call, down, body, pause).await?;
     }
     let Some(abort) = &used.abort else { return Ok(()) };
     if !falls(call, abort.share, "x-envoy-fault-abort-request-percentage", abort.with == FaultStatus::Header) {
@@ -126,16 +133,30 @@ fn status(abort: &FaultAbort, request: &RequestHead) -> Option<(u16, Option<u16>
     }
 }
 
-/// Waits, unless the client goes away.
-async fn wait<D: Downstream>(call: &mut Call<'_>, down: &mut D, pause: Duration) -> Result<(), Stop> {
+/// Waits, unless the client goes away. Meanwhile what comes of the request's body is read, as far as its place reaches.
+async fn wait<D: Downstream>(
+    call: &mut Call<'_>,
+    down: &mut D,
+    body: &mut RequestPump,
+    pause: Duration,
+) -> Result<(), Stop> {
     let until = Instant::now() + pause;
+    let mut reads = call.request.body != BodyLength::Empty && !call.request.wants_tunnel();
     let timer: &mut Timer = call.timer;
-    let gone = poll_fn(|cx| {
-        if down.poll_gone(cx).is_ready() {
-            return Poll::Ready(true);
+    let waited = poll_fn(|cx| {
+        if reads && let Poll::Ready(read) = body.poll_ahead(cx, down) {
+            read?;
+            reads = false;
         }
-        timer.poll(cx, Some(until)).map(|()| false)
+        if down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(SideError::Ended));
+        }
+        timer.poll(cx, Some(until)).map(Ok)
     })
     .await;
-    if gone { Err(Stop::Gone) } else { Ok(()) }
+    call.tally.request_bytes = body.read();
+    waited.map_err(|error| match error {
+        SideError::Broken(_) | SideError::Ended | SideError::Reset(_) => Stop::Gone,
+        _ => reply::BAD_BODY.into(),
+    })
 }

@@ -88,7 +88,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
         // A filter that answers by itself ends the way; those behind it still see the answer.
         let passed = match stopped {
             Ok(()) => {
-                let passed = pass(call, down, selected, entry, setting).await;
+                let passed = pass(call, down, body, selected, entry, setting).await;
                 // Those behind a filter that wants the whole body see the request when it is there; what compresses it, before.
                 match (&entry.filter, passed) {
                     (HttpFilter::Buffer(_), Ok(())) if !recodes_requests(call) => {
@@ -154,6 +154,7 @@ fn recodes_requests(call: &Call<'_>) -> bool {
 async fn pass<'a, D: Downstream>(
     call: &mut Call<'a>,
     down: &mut D,
+    body: &mut RequestPump,
     selected: Option<Selected<'a>>,
     entry: &'a FilterEntry,
     setting: Option<&'a FilterSetting>,
@@ -164,7 +165,7 @@ async fn pass<'a, D: Downstream>(
                 Some(FilterSetting::Fault(of_route)) => of_route,
                 _ => own,
             };
-            fault::pass(call, down, (own, &entry.stats), used, selected).await
+            fault::pass(call, (down, body), (own, &entry.stats), used, selected).await
         }
         // Routes that answer by themselves have no say in this, as in Envoy.
         (HttpFilter::Cors, _) => {

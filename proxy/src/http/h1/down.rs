@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        body::{Downstream, FORGOTTEN, Piece, SideError},
+        body::{Downstream, Piece, SideError},
         buffer::Buffer,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
@@ -27,8 +27,8 @@ pub struct Connection {
     output: Buffer,
     reader: Reader,
     writer: Writer,
-    /// Whether the client still waits for `100 Continue`.
-    awaits: Awaits,
+    /// The client waits for `100 Continue`, which it gets of us as soon as somebody wants the body.
+    owes_continue: bool,
     /// Names of headers are written in the form `Content-Type`.
     proper_case: bool,
     /// Trailers pass, in both directions.
@@ -44,16 +44,6 @@ pub struct Connection {
     /// Write side to be shut down once everything is sent (end of a tunnel's direction).
     shut: bool,
     tunnel: bool,
-}
-
-/// Whether a client waits for `100 Continue` before it sends its body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Awaits {
-    Nothing,
-    /// Ours, as soon as somebody wants the body.
-    Ours,
-    /// The endpoint's.
-    Endpoint,
 }
 
 /// What came of waiting for a request.
@@ -76,7 +66,7 @@ impl Connection {
             output: Buffer::default(),
             reader: Reader::Exact(0),
             writer: Writer::Plain,
-            awaits: Awaits::Nothing,
+            owes_continue: false,
             proper_case: false,
             trailers: true,
             closing: false,
@@ -121,10 +111,7 @@ impl Connection {
                         self.heads = ((count as u32).saturating_sub(head.around), 0);
                         head.secure = self.io.is_tls();
                         self.reader = Reader::new(head.body, false);
-                        self.awaits = match head.expects_continue {
-                            true => Awaits::Ours,
-                            false => Awaits::Nothing,
-                        };
+                        self.owes_continue = head.expects_continue;
                         self.closing = !head.keep_alive;
                         self.ended = false;
                         return Poll::Ready(Ok(Arrival::Request));
@@ -151,9 +138,8 @@ impl Connection {
         self.ends = ends;
         self.proper_case = manager.proper_case;
         self.trailers = manager.http1_trailers;
-        if manager.proxy_100_continue && self.awaits == Awaits::Ours {
-            self.awaits = Awaits::Endpoint;
-        }
+        // Else it is the endpoint's to say.
+        self.owes_continue &= !manager.proxy_100_continue;
     }
 
     /// Bytes that were written since the request was read.
@@ -198,11 +184,8 @@ impl Connection {
 
 impl Downstream for Connection {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        if self.awaits == Awaits::Ours {
-            self.awaits = Awaits::Nothing;
-            if self.input.is_empty() {
-                self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
-            }
+        if std::mem::take(&mut self.owes_continue) && self.input.is_empty() {
+            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         if self.queued() > 0 && !self.ended && !self.tunnel {
             // The client may send its whole request before it reads, so what it does not take yet does not stop the reading.
@@ -216,34 +199,23 @@ impl Downstream for Connection {
         self.reader.consume(&mut self.input, count);
     }
 
-    fn forget_body(&mut self, cx: &mut Context<'_>) -> u64 {
-        let mut read = 0;
-        while read < FORGOTTEN && !self.reader.is_done() && !self.tunnel {
-            let count = match self.reader.poll(&mut self.input, &mut self.io, cx) {
-                Poll::Ready(Ok(Piece::Data(data))) => data.len(),
-                Poll::Ready(Ok(_)) | Poll::Pending => break,
-                Poll::Ready(Err(_)) => {
-                    self.closing = true;
-                    break;
-                }
-            };
-            self.reader.consume(&mut self.input, count);
-            read += count as u64;
+    fn send_interim(&mut self, request: &RequestHead, head: &ResponseHead) {
+        // A client of HTTP/1.0 knows no such thing (RFC 9110, 15.2).
+        if request.version == Version::Http10 {
+            return;
         }
-        read
-    }
-
-    fn send_continue(&mut self) {
-        if self.awaits == Awaits::Endpoint {
-            self.awaits = Awaits::Nothing;
-            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
-        }
+        let out = self.output.tail(256);
+        let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, reason(head.status));
+        let before = out.len();
+        write_headers(out, &head.headers, self.proper_case);
+        self.heads.1 += (out.len() - before) as u32;
+        out.extend_from_slice(b"\r\n");
     }
 
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool) {
         self.closing |= close || self.ends.is_some_and(|ends| ends <= Instant::now());
         // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
-        if self.awaits == Awaits::Ours {
+        if std::mem::take(&mut self.owes_continue) {
             self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let to_head = request.method() == b"HEAD";
@@ -253,7 +225,6 @@ impl Downstream for Connection {
         // What is left of a request that is answered already is not read: the client is told. Nor is what comes behind a tunnel
         // that is not granted: it may be meant for the other protocol.
         self.closing |= !tunnel && (!self.reader.is_done() || request.wants_tunnel());
-        self.awaits = Awaits::Nothing;
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         let _ = write!(out, "{} {}\r\n", head.status, reason(head.status));
@@ -264,10 +235,7 @@ impl Downstream for Connection {
             BodyLength::Unknown if !until_end => Writer::Chunked,
             _ => Writer::Plain,
         };
-        match self.proper_case {
-            false => body::headers(out, &head.headers),
-            true => body::proper_headers(out, &head.headers),
-        }
+        write_headers(out, &head.headers, self.proper_case);
         match head.body {
             BodyLength::Tunnel if head.status != 101 => {}
             BodyLength::Tunnel => {
@@ -306,7 +274,7 @@ impl Downstream for Connection {
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
-        self.heads.1 = (out.len() - before) as u32;
+        self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
     }
 
@@ -371,6 +339,13 @@ impl Downstream for Connection {
         self.closing = true;
         self.reader = Reader::UntilClose;
         self.writer = Writer::Plain;
+    }
+}
+
+fn write_headers(out: &mut Vec<u8>, headers: &Headers, proper_case: bool) {
+    match proper_case {
+        false => body::headers(out, headers),
+        true => body::proper_headers(out, headers),
     }
 }
 

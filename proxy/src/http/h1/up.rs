@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{io::AsyncWrite, net::TcpStream};
 
-/// Interim responses (100, 103) that an endpoint may send before the real one.
+/// Interim responses (100, 102, 103) that an endpoint may send before the real one.
 const MAX_INTERIM: u8 = 8;
 
 /// A connection to an endpoint.
@@ -43,7 +43,6 @@ pub struct Connection {
     request_ended: bool,
     keep_alive: bool,
     interim: u8,
-    continued: bool,
     served: u32,
     tunnel: bool,
     shut: bool,
@@ -72,7 +71,6 @@ impl Connection {
             request_ended: false,
             keep_alive: true,
             interim: 0,
-            continued: false,
             served: 0,
             tunnel: false,
             shut: false,
@@ -136,7 +134,6 @@ impl Upstream for Connection {
         self.head_read = false;
         self.request_ended = false;
         self.interim = 0;
-        self.continued = false;
         self.to_head = head.method() == b"HEAD";
         self.upgrading = head.upgrade().is_some();
         self.connecting = head.is_connect();
@@ -217,11 +214,7 @@ impl Upstream for Connection {
         Poll::Ready(Ok(()))
     }
 
-    fn take_continue(&mut self) -> bool {
-        std::mem::take(&mut self.continued)
-    }
-
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
+    fn poll_any_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
         let limits = HeadLimits { bytes: self.options.max_head_bytes, headers: self.options.max_headers };
         loop {
             if !self.input.is_empty() {
@@ -229,19 +222,18 @@ impl Upstream for Connection {
                 head.clear();
                 if let Some(count) = parse::response(self.input.bytes(), limits, self.to_head, head)? {
                     self.input.consume(count);
-                    self.heads.0 = (count as u32).saturating_sub(head.around);
+                    self.heads.0 = self.heads.0.saturating_add((count as u32).saturating_sub(head.around));
                     if head.status == 101 && !self.upgrading {
                         return Poll::Ready(
                             Err(parse::HeadError::Malformed("an upgrade that nobody asked for").into()),
                         );
                     }
-                    if (100..200).contains(&head.status) && head.status != 101 {
+                    if head.is_interim() {
                         self.interim += 1;
-                        self.continued |= head.status == 100;
-                        if self.interim > MAX_INTERIM {
-                            return Poll::Ready(Err(SideError::Limit("interim responses")));
-                        }
-                        continue;
+                        return Poll::Ready(match self.interim > MAX_INTERIM {
+                            true => Err(SideError::Limit("interim responses")),
+                            false => Ok(()),
+                        });
                     }
                     // Lengths mean nothing in it (RFC 9110, 9.3.6).
                     if self.connecting && (200..300).contains(&head.status) {

@@ -99,8 +99,10 @@ struct Stream {
     data: Vec<u8>,
     trailers: Option<Box<Headers>>,
     ended: bool,
-    /// `100 Continue` came.
-    continued: bool,
+    /// Heads of interim answers that nobody has taken yet.
+    interim: Vec<(u16, Headers)>,
+    /// How many of them came, up to [`super::MAX_INTERIM`]; later ones are forgotten.
+    interims: u8,
     /// Bytes that its `content-length` still promises.
     promised: Option<u64>,
     /// No body is read whatever the length says (an answer to HEAD).

@@ -1,5 +1,6 @@
 //! What the peer sends.
 
+use super::super::MAX_INTERIM;
 use super::super::frame::{self, Code, HEAD, Head};
 use super::super::heads::{self, Answer, Request};
 use super::{Block, Fault, Incoming, Key, Leaving, Mux, PING_ALIVE, PING_LEAVE, Ping, REMEMBERED, Reset, Role};
@@ -298,8 +299,10 @@ impl Mux {
             if end {
                 return self.stream_fault(key, Code::PROTOCOL_ERROR, "an interim answer that ends the stream");
             }
-            if status == 100 {
-                stream.continued = true;
+            // What is passed on waits for the client without bound but this.
+            if stream.interims < MAX_INTERIM {
+                stream.interims += 1;
+                stream.interim.push((status, headers));
                 stream.wake();
             }
             return Ok(());

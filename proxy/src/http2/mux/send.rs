@@ -47,12 +47,12 @@ impl Mux {
     }
 
     /// An interim response.
-    pub(in super::super) fn send_interim(&mut self, key: Key, status: u16) {
+    pub(in super::super) fn send_interim(&mut self, key: Key, head: &ResponseHead) {
         if self.get(key).is_none_or(|stream| stream.reset.is_some()) || self.death.is_some() {
             return;
         }
         let at = self.begin_head();
-        self.encoder.status(status, &mut self.out);
+        heads::write_response(head, false, &mut self.encoder, &mut self.out);
         self.finish_head(at, key, false);
         self.tail = None;
         self.touch();
@@ -182,9 +182,10 @@ impl Mux {
         }
     }
 
-    /// Whether `100 Continue` came since this was last asked.
-    pub(in super::super) fn take_continue(&mut self, key: Key) -> bool {
-        self.get_mut(key).is_some_and(|stream| std::mem::take(&mut stream.continued))
+    /// Takes the head of an interim answer, where one came.
+    pub(in super::super) fn take_interim(&mut self, key: Key) -> Option<(u16, Headers)> {
+        let waiting = &mut self.get_mut(key)?.interim;
+        (!waiting.is_empty()).then(|| waiting.remove(0))
     }
 
     /// Takes all bytes of the body that came, in exchange for memory; ready without any at its end, with the trailers.

@@ -54,6 +54,35 @@ async fn endpoint_when_it_says_go_away_then_no_more_streams_are_opened_and_open_
 }
 
 #[tokio::test]
+async fn endpoint_when_it_sends_interim_answers_without_end_then_only_the_first_few_are_told() {
+    local(async {
+        let (connection, mut endpoint) = endpoint(false).await;
+        let mut head = RequestHead::default();
+        head.set_method(b"GET");
+        head.set_path(b"/");
+        head.set_authority(b"a");
+        let mut up = connection.open();
+        up.send_head(&head);
+        let (_, mut respond) = endpoint.accept().await.unwrap().unwrap();
+        spawn_local(async move { while endpoint.accept().await.is_some() {} });
+        for number in 0..50 {
+            let hints = Response::builder().status(103).header("number", number);
+            respond.send_informational(hints.body(()).unwrap()).unwrap();
+        }
+        respond.send_response(Response::new(()), true).unwrap();
+        let mut response = ResponseHead::default();
+        for number in 0..super::super::MAX_INTERIM {
+            poll_fn(|cx| up.poll_any_head(cx, &mut response)).await.unwrap();
+            assert_eq!(response.status, 103);
+            assert_eq!(response.headers.get("number"), Some(number.to_string().as_bytes()), "in order");
+        }
+        poll_fn(|cx| up.poll_any_head(cx, &mut response)).await.unwrap();
+        assert_eq!(response.status, 200);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn endpoint_when_its_connection_breaks_then_the_request_fails_as_broken() {
     local(async {
         let (connection, mut endpoint) = endpoint(false).await;

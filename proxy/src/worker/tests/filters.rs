@@ -58,6 +58,30 @@ fn fault_when_the_request_controls_it_then_only_up_to_the_configured_share() {
 }
 
 #[test]
+fn fault_when_it_delays_then_the_body_is_read_meanwhile_as_far_as_its_place_reaches() {
+    let backend = Backend::echo();
+    let share = json!({"numerator": 100});
+    let delay = json!({"fixed_delay": "0.3s", "percentage": share});
+    let abort = json!({"delay": delay, "abort": {"http_status": 503, "percentage": share}});
+    let aborting = proxy(table(to_a()), json!([entry("fault", abort, "fault.v3.HTTPFault")]), &[backend.address]);
+    let post =
+        |size: usize| format!("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: {size}\r\n\r\n{}", "x".repeat(size));
+    let mut client = aborting.client();
+    for _ in 0..2 {
+        let answer = client.ask(&post(200_000));
+        assert_eq!((answer.status(), answer.header("connection")), (503, None), "the connection serves the next");
+    }
+    let slow = proxy(
+        table(to_a()),
+        json!([entry("fault", json!({"delay": delay}), "fault.v3.HTTPFault")]),
+        &[Backend::http(|request| ok(&request.body.len().to_string())).address],
+    );
+    for size in [200_000, 3_000_000] {
+        assert_eq!(slow.client().ask(&post(size)).body, size.to_string(), "nothing of it is lost");
+    }
+}
+
+#[test]
 fn fault_when_routes_say_otherwise_then_the_most_specific_counts() {
     let backend = Backend::echo();
     let abort =

@@ -257,6 +257,25 @@ fn continue_when_it_is_the_endpoints_affair_then_its_word_is_passed_on() {
 }
 
 #[test]
+fn interim_answers_when_they_are_the_endpoints_affair_then_all_that_mean_something_are_passed_on() {
+    let interim = "HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 150 What\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
+    let backend = Backend::http(move |_| format!("{interim}{}", ok("whole")));
+    let passing = |passes| {
+        let mut manager = manager(vec![route(RouteMatch::default(), forward(Forward::default()))]);
+        manager.proxy_100_continue = passes;
+        Proxy::start(1, Network::Http(Arc::new(manager)), vec![cluster(&[backend.address])])
+    };
+    let (passing, keeping) = (passing(true), passing(false));
+    let mut client = passing.client();
+    client.send(get("/").as_bytes());
+    let hints = client.head().unwrap();
+    assert_eq!((hints.status(), hints.header("link")), (103, Some("a")));
+    assert_eq!(client.head().unwrap().status(), 100, "nobody knows what 150 means");
+    assert_eq!(client.message(false).unwrap().body, "whole");
+    assert_eq!(keeping.get("/").body, "whole");
+}
+
+#[test]
 fn continue_when_the_endpoint_refuses_then_the_client_does_not_send() {
     let backend = Backend::start(|stream, _| {
         let mut side = Side::new(stream);
