@@ -31,8 +31,9 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
 pub(super) fn config(state: &State) -> Value {
     let sections = Kind::ALL.map(|kind| {
         let (name, list, field) = section(kind);
-        let entries: Vec<Value> = state
-            .raws(kind)
+        let (written, sent): (Vec<_>, Vec<_>) = state.raws(kind).partition(|(name, _)| state.is_fixed(kind, name));
+        let entries: Vec<Value> = sent
+            .into_iter()
             .map(|(name, raw)| {
                 let mut entry = resource(field, raw);
                 if let Some(refusal) = state.refusals().get(&(kind, name.to_owned())) {
@@ -48,9 +49,36 @@ pub(super) fn config(state: &State) -> Value {
                 entry
             })
             .collect();
-        json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}"), list: entries})
+        let mut section = json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}"), list: entries});
+        if let Some(list) = written_list(kind) {
+            let entry = |(name, raw)| written_entry(kind, field, name, raw);
+            section[list] = Value::Array(written.into_iter().map(entry).collect());
+        }
+        section
     });
     json!({"configs": sections})
+}
+
+/// The list of what is written in the bootstrap, for kinds that can be.
+fn written_list(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Cluster => Some("static_clusters"),
+        Kind::Listener => Some("static_listeners"),
+        Kind::Secret => Some("static_secrets"),
+        Kind::Endpoints | Kind::Routes | Kind::Extension => None,
+    }
+}
+
+/// A resource that is written in the bootstrap, which has no version.
+fn written_entry(kind: Kind, field: &str, name: &str, raw: &Raw) -> Value {
+    let mut entry = resource(field, raw);
+    if let Some(fields) = entry.as_object_mut() {
+        fields.remove("version_info");
+        if kind == Kind::Secret {
+            fields.insert("name".to_owned(), json!(name));
+        }
+    }
+    entry
 }
 
 fn resource(field: &str, raw: &Raw) -> Value {
@@ -109,4 +137,29 @@ pub(super) fn status(state: &State, connection: &Connection) -> Value {
         "root": state.version(),
         "refused": refused,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leno_xds::envoy::config::cluster::v3::Cluster;
+    use leno_xds::envoy::service::discovery::v3::Resource;
+    use std::time::Instant;
+
+    #[test]
+    fn dump_when_a_resource_is_written_in_the_bootstrap_then_it_is_among_the_static_ones() {
+        let mut state = State::new("");
+        let resource = |name: &str| {
+            let body: Cluster = leno_xds::json::from_value(&json!({"name": name, "type": "STATIC"})).unwrap();
+            Resource { name: name.to_owned(), resource: Some(leno_xds::any(&body)), ..Default::default() }
+        };
+        state.load(Kind::Cluster, vec![resource("written")], Instant::now(), SystemTime::now()).unwrap();
+        state.apply(Kind::Cluster, vec![resource("sent")], Instant::now(), SystemTime::now());
+        let dump = config(&state);
+        let clusters = &dump["configs"][0];
+        assert_eq!(clusters["static_clusters"][0]["cluster"]["name"], "written");
+        assert_eq!(clusters["static_clusters"][0].get("version_info"), None);
+        assert_eq!(clusters["dynamic_active_clusters"][0]["cluster"]["name"], "sent");
+        assert_eq!(clusters["dynamic_active_clusters"].as_array().map(Vec::len), Some(1));
+    }
 }

@@ -3,7 +3,7 @@
 use super::{Host, Outcome};
 use crate::{
     balance::{Balancer, PickContext, Rng},
-    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, Priority},
+    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority},
     telemetry::stats::{ClusterStats, Gauge, PublishedCluster},
 };
 use std::{
@@ -418,6 +418,19 @@ impl ClusterState {
             host.sweep(cx, now, self.config.idle_timeout);
             host.active() > 0 || host.idle() > 0 || !host.http2().is_empty()
         });
+    }
+
+    /// Whether endpoints are taken out by their rates of success.
+    pub fn counts_rates(&self) -> bool {
+        let outliers = self.config.care.as_ref().and_then(|care| care.outliers.as_ref());
+        outliers.is_some_and(OutlierDetection::counts_rates)
+    }
+
+    /// Tells what became of requests since the last time.
+    pub fn tell_counts(&self) {
+        if let Some(care) = &self.config.care {
+            self.hosts.iter().for_each(|host| host.tell(self.config.id, care));
+        }
     }
 
     /// Closes everything idle: the cluster is gone.

@@ -37,6 +37,8 @@ use std::{
 const DRAIN_IDLE: Duration = Duration::from_secs(1);
 /// Between two looks at idle connections.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Between two reports of what became of requests, where some cluster takes endpoints out by their rates of success.
+const TELL: Duration = Duration::from_millis(250);
 
 /// Between two looks at metrics of which nothing is counted any more.
 const EXPIRED: Duration = Duration::from_secs(60);
@@ -235,13 +237,18 @@ impl Worker {
 
     /// Closes idle upstream connections that are too old or were closed by the endpoint, again and again.
     pub async fn sweep(self: Rc<Self>) {
-        let mut ticks = tokio::time::interval(SWEEP);
         let mut expired = Instant::now();
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut swept = expired;
         loop {
-            ticks.tick().await;
+            let rates = self.root().clusters().any(|cluster| cluster.counts_rates());
+            tokio::time::sleep(if rates { TELL } else { SWEEP }).await;
             let root = self.root();
             let now = Instant::now();
+            if now.duration_since(swept) < SWEEP {
+                root.clusters().for_each(|cluster| cluster.tell_counts());
+                continue;
+            }
+            swept = now;
             if now.duration_since(expired) >= EXPIRED {
                 expired = now;
                 self.shard.expire(now);

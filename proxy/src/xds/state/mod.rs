@@ -307,6 +307,11 @@ impl State {
         }
     }
 
+    /// Whether a resource was there from the start.
+    pub fn is_fixed(&self, kind: Kind, name: &str) -> bool {
+        self.fixed.contains(&(kind, name.to_owned()))
+    }
+
     /// Resources whose newest form was refused.
     pub fn refusals(&self) -> &BTreeMap<(Kind, String), Refusal> {
         &self.refusals
