@@ -107,7 +107,7 @@ const ALL: &[Scenario] = &[
     ("operator_killed_every_2_s", From::Current, broken::operator_killed),
     ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
     ("api_server_away_for_a_minute", From::Current, broken::api_server_away),
-    ("node_agents_restarted", From::Previous, broken::node_agents_restarted),
+    ("node_agent_restarted", From::Previous, broken::kubelet_restarted),
     ("restarted_by_their_owners", From::Previous, owners::restarted),
     ("only_new_pods", From::Previous, owners::only_new_pods),
     ("settings_changed", From::Current, owners::settings_changed),
