@@ -89,7 +89,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
             let host = call.request.headers.get(name).filter(|host| !host.is_empty()).map(<[u8]>::to_vec);
             if let Some(host) = host {
                 set_host(call, &host, forward.append_forwarded_host);
-                call.request.no_authority = parse::check_authority(&host).is_err();
+                call.request.no_authority = !is_authority(&host);
             }
         }
         Some(HostRewrite::Path(rewrite)) => {
@@ -97,7 +97,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
             // What would be a second request in the head of the first is no authority.
             if host.iter().all(|byte| byte.is_ascii_graphic()) {
                 set_host(call, &host, forward.append_forwarded_host);
-                call.request.no_authority = parse::check_authority(&host).is_err();
+                call.request.no_authority = !is_authority(&host);
             }
         }
         // Made when the endpoint is known.
@@ -123,6 +123,11 @@ pub(super) fn for_attempt(call: &mut Call<'_>, forward: &Forward, host: &Host, f
             false => call.request.set_authority(name.as_bytes()),
         }
     }
+}
+
+/// Whether endpoints may be asked for that host: what a rewrite makes may hold commas, which a client's may not.
+fn is_authority(host: &[u8]) -> bool {
+    host.split(|byte| *byte == b',').all(|part| parse::check_authority(part).is_ok())
 }
 
 /// Replaces the authority. The endpoint learns the one before, by Envoy's own header and on request by `x-forwarded-host`.

@@ -30,10 +30,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
         call.response.headers.push(b"location", &path);
     }
     reply::overloaded(call, reply);
-    call.tally.code = code;
-    if let Some(mapper) = mapper {
-        edit::response(call, &mapper.headers);
-    }
+    mapped(call, mapper, reply.code);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
     finish(call, down, own.grpc, (code, format), text.as_bytes(), close);
 }
@@ -51,20 +48,26 @@ pub(super) fn answer<'a, D: Downstream>(
     let manager = call.manager;
     let config = manager.local_replies.as_deref();
     let mapper = config.and_then(|config| config.mappers.iter().find(|mapper| holds(mapper, call, code)));
-    let code = mapper.and_then(|mapper| mapper.status).unwrap_or(code);
+    let (own, code) = (code, mapper.and_then(|mapper| mapper.status).unwrap_or(code));
     let grpc = call.request.is_grpc();
     reply::begin(call, if grpc { 200 } else { code });
     if let Some(location) = location {
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
-    call.tally.code = code;
-    if let Some(mapper) = mapper {
-        edit::response(call, &mapper.headers);
-    }
+    mapped(call, mapper, own);
     let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
     finish(call, down, None, (code, format), body, close);
+}
+
+/// Headers of a mapper, which tell the status from before it, and then its own.
+fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) {
+    call.tally.code = code;
+    if let Some(mapper) = mapper {
+        edit::response(call, &mapper.headers);
+        call.tally.code = mapper.status.unwrap_or(code);
+    }
 }
 
 /// Ends the answer with its body, as the format has it, or with that body as the message of gRPC.
