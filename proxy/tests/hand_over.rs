@@ -365,6 +365,21 @@ fn slots_when_another_should_serve_change_places_forward_and_back_and_no_request
     assert!(standby < active, "the standby has given back what it held: {standby} KiB and {active} KiB");
 }
 
+/// Nothing holds the slot that leaves: it must not be back before the other one has the lock.
+#[test]
+fn slots_when_they_change_places_without_a_connection_then_both_live_on() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "token");
+    pod.wait_until_serves(0);
+    for wanted in [1, 0, 1, 0] {
+        pod.wants(wanted);
+        pod.wait_until_serves(wanted);
+        assert!(pod.alive(0) && pod.alive(1), "both processes are the same ones");
+    }
+}
+
 /// Requests that a process has counted.
 fn requests(report: &ProxyReport) -> u64 {
     report.outbound.as_ref().map_or(0, |counts| counts.requests)

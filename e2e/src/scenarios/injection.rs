@@ -246,11 +246,20 @@ pub(super) fn image_patch_keeps_the_app(bed: &Bed) -> Result<()> {
 
 /// The last lines of a pod's sidecars about answers with 503, and about slots.
 fn what_sidecars_say(bed: &Bed, of: &str) -> String {
-    let logs = ["leno-proxy-0", "leno-proxy-1"]
-        .map(|slot| bed.kubectl(&["-n", LAB, "logs", of, "-c", slot, "--since=60s"]).unwrap_or_default());
-    let told = |line: &&str| line.contains(" 503 ") || line.contains("slot") || line.contains("stands by");
-    let lines = logs.iter().map(|log| log.lines().filter(told).rev().take(4).collect::<Vec<_>>().join("; "));
-    lines.collect::<Vec<_>>().join("; ")
+    /// Lines of each container: of its own life, and of requests.
+    const LINES: [usize; 2] = [25, 2];
+    let mut said = Vec::new();
+    for slot in ["leno-proxy-0", "leno-proxy-1"] {
+        for which in ["--previous=true", "--previous=false"] {
+            let log = bed.kubectl(&["-n", LAB, "logs", of, "-c", slot, "--since=60s", which]).unwrap_or_default();
+            let (own, requests): (Vec<&str>, Vec<&str>) =
+                log.lines().partition(|line| line.contains("leno_proxy::") || line.contains("[warning]"));
+            let requests = requests.into_iter().filter(|line| line.contains(" 503 ")).take(LINES[1]);
+            let own = own.iter().rev().take(LINES[0]).rev().copied();
+            said.push(format!("{slot} {which}: {}", own.chain(requests).collect::<Vec<_>>().join("; ")));
+        }
+    }
+    said.join("\n")
 }
 
 /// Swaps the image of both slots of an app's one pod under load, and gives how many requests failed; the app must not

@@ -94,9 +94,9 @@ const ALL: &[Scenario] = &[
 /// How to run them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
-    /// Only those whose name contains this.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only those whose name contains one of these, separated by commas.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Leave the cluster running afterwards.
     #[arg(long)]
     keep: bool,
@@ -113,7 +113,7 @@ pub struct Options {
 /// # Errors
 /// When there is no cluster to run them on.
 pub fn run(release: Release, options: &Options) -> Result<bool> {
-    let only = options.only.as_deref();
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
     let mut progress = Progress::new("scenarios");
     let bed = Bed::start(&options.cluster, release)?;
     progress.done("the cluster is there");
@@ -123,7 +123,7 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
         Err(error) => failed.push(("install_on_a_fresh_cluster_then_ready", error)),
     }
     if failed.is_empty() {
-        for (name, scenario) in ALL.iter().filter(|(name, _)| only.is_none_or(|only| name.contains(only))) {
+        for (name, scenario) in ALL.iter().filter(|(name, _)| wanted(name)) {
             println!("scenario {name} ...");
             let start = Instant::now();
             let mut result = scenario(&bed);

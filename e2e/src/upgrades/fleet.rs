@@ -44,8 +44,9 @@ impl Size {
     /// of one replica.
     fn shares(self) -> Shares {
         let rest = self.pods.max(10) - 5;
-        // A StatefulSet's pod leaves before the next one comes.
-        let (ratings, stateful, tcp) = (1 + rest / 9, 2 + rest / 25, 1 + rest / 12);
+        // A StatefulSet's pod leaves before the next one comes; where all are few, load is what counts, and echo has most of it.
+        let stateful = if rest < 7 { 1 } else { 2 + rest / 25 };
+        let (ratings, tcp) = (1 + rest / 9, 1 + rest / 12);
         Shares { echo: rest - ratings - stateful - tcp, ratings, stateful, tcp }
     }
 }

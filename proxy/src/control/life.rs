@@ -22,7 +22,7 @@ use crate::slots::standby::{Event, Standby};
 use crate::slots::{Folder, SlotError};
 use leno_runtime::http::Health;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::DropGuard;
 
 /// How long the other slot may hold its lock after it was told that this one serves.
@@ -326,11 +326,15 @@ impl Slot<'_> {
         traffic.stop_accepting().await;
         let draining = traffic.drain(self.settings.drain_limit, SUCCESSION_IDLE);
         tokio::pin!(draining);
-        let successor = ends(successor, &self.settings.folder);
+        let (settles, mut settled) = oneshot::channel();
+        let successor = ends(successor, &self.settings.folder, settles);
         tokio::pin!(successor);
-        loop {
+        // A slot that begins anew takes the lock where nobody has it: the other one must have it first.
+        let (mut is_drained, mut is_settled) = (false, false);
+        while !(is_drained && is_settled) {
             tokio::select! {
-                () = &mut draining => break,
+                () = &mut draining, if !is_drained => is_drained = true,
+                _ = &mut settled, if !is_settled => is_settled = true,
                 () = self.shutdown.cancelled(), if wish.is_some() => break,
                 // The kubelet is about to end this process.
                 Some(asked) = self.wishes.recv(), if wish.is_none() => wish = Some(asked),
@@ -358,8 +362,10 @@ async fn give_up(traffic: &impl Traffic, limit: Duration) -> End {
 }
 
 /// Resolves with the lock when the slot that has taken over has ended. To it this one is a standby that is leaving.
-async fn ends(mut successor: Successor, folder: &Folder) -> Result<Lock, SlotError> {
+/// `settles` tells when it has the lock.
+async fn ends(mut successor: Successor, folder: &Folder, settles: oneshot::Sender<()>) -> Result<Lock, SlotError> {
     successor.settled().await;
+    settles.send(()).ok();
     // From now on it has the lock for as long as it lives.
     loop {
         if let Some(lock) = try_lock(folder)? {
