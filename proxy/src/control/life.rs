@@ -330,7 +330,7 @@ impl Slot<'_> {
         let successor = ends(successor, &self.settings.folder, settles);
         tokio::pin!(successor);
         // A slot that begins anew takes the lock where nobody has it: the other one must have it first.
-        let (mut is_drained, mut is_settled) = (false, false);
+        let (mut is_drained, mut is_settled, mut is_over) = (false, false, false);
         while !(is_drained && is_settled) {
             tokio::select! {
                 () = &mut draining, if !is_drained => is_drained = true,
@@ -338,7 +338,12 @@ impl Slot<'_> {
                 () = self.shutdown.cancelled(), if wish.is_some() => break,
                 // The kubelet is about to end this process.
                 Some(asked) = self.wishes.recv(), if wish.is_none() => wish = Some(asked),
-                lock = &mut successor, if wish.is_none() && !self.shutdown.is_cancelled() => {
+                lock = &mut successor, if !is_over => {
+                    // One that is to end has nothing to go back to.
+                    if wish.is_some() || self.shutdown.is_cancelled() {
+                        is_over = true;
+                        continue;
+                    }
                     let reason = format!("slot {} ended soon after it had taken over", other(self.settings.slot));
                     succession.failed(&reason, SystemTime::now());
                     return Ok(Turn::Back(lock?));
