@@ -97,9 +97,14 @@ impl Pod {
 
     /// What a slot says of itself.
     fn phase(&self, slot: usize) -> Option<String> {
+        self.ask(slot, "STATUS")
+    }
+
+    /// What a slot answers to a command in its container.
+    fn ask(&self, slot: usize, command: &str) -> Option<String> {
         let mut stream = UnixStream::connect(self.folder.path().join(format!("slot-{slot}.sock"))).ok()?;
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.write_all(b"STATUS\n").ok()?;
+        stream.write_all(format!("{command}\n").as_bytes()).ok()?;
         let mut word = String::new();
         stream.read_to_string(&mut word).ok()?;
         Some(word.trim().to_owned())
@@ -378,6 +383,24 @@ fn slots_when_they_change_places_without_a_connection_then_both_live_on() {
         pod.wait_until_serves(wanted);
         assert!(pod.alive(0) && pod.alive(1), "both processes are the same ones");
     }
+}
+
+/// The kubelet waits for that answer before it ends the process.
+#[test]
+fn slot_when_asked_to_leave_then_answers_as_soon_as_the_other_serves_and_nothing_is_open() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "token");
+    pod.wait_until_serves(0);
+    let asked = Instant::now();
+    assert_eq!(pod.ask(0, "DRAIN").as_deref(), Some("done"));
+    assert!(asked.elapsed() < Duration::from_secs(DRAIN), "it took {:?}", asked.elapsed());
+    pod.wait_for(1, "serving");
+    assert!(pod.alive(0), "it waits for its signal");
+    pod.kill(0);
+    pod.start(0, "token");
+    pod.wait_until_serves(1);
 }
 
 /// Requests that a process has counted.
