@@ -39,9 +39,7 @@ impl<'a> Report<'a> {
     }
 
     fn ignored<'b>(&'b self, case: &'b Case, request: &'b Request) -> Vec<&'b str> {
-        let mut ignore: Vec<&str> = case.ignore.iter().chain(&request.ignore).map(String::as_str).collect();
-        // Envoy's words for a detail are not a contract.
-        ignore.push("log details");
+        let mut ignore = ignored(case, request);
         ignore.extend(self.options.ignore.iter().map(String::as_str));
         ignore
     }
@@ -138,12 +136,17 @@ impl<'a> Report<'a> {
     }
 }
 
+/// What is passed over in a request of a case, by what these say.
+fn ignored<'b>(case: &'b Case, request: &'b Request) -> Vec<&'b str> {
+    // Envoy's words for a detail are not a contract.
+    case.ignore.iter().chain(&request.ignore).map(String::as_str).chain(["log details"]).collect()
+}
+
 /// Whether any request of a case differs without explanation, or does not show what it says.
 pub fn differs(outcome: &Outcome) -> bool {
     let Outcome { case, seen, judge_refuses: _, refuses: _ } = outcome;
     case.requests.iter().zip(seen).any(|(request, both)| {
-        let ignore = case.ignore.iter().chain(&request.ignore).map(String::as_str).chain(["log details"]);
-        let found = compare(request, both, &ignore.collect::<Vec<_>>());
+        let found = compare(request, both, &ignored(case, request));
         let written = request.difference.is_some() || case.difference.is_some();
         let explained = written || both[0].first().is_some_and(|judge| deliberate(&found, judge).is_some());
         !found.is_empty() && !explained || expected(request, &both[0]).is_some()

@@ -111,22 +111,16 @@ impl Gauge {
         counted.words.truncate(WORDS);
         counted.mean_ms = (total_us as f64 / counted.requests.max(1) as f64 / 10.0).round() / 100.0;
         for (name, before) in &self.apps {
-            let restarts = match apps.get(name) {
-                None => {
-                    counted.replaced_pods += 1;
-                    None
-                }
-                Some(now) if now.0 != before.0 => {
-                    counted.replaced_pods += 1;
-                    None
-                }
-                Some(now) if now.1 > before.1 => Some((now.1 - before.1, format!("restarted at {}", now.2))),
-                Some(now) if now.2 != before.2 => Some((1, format!("runs since {}, not {}", now.2, before.2))),
-                Some(_) => None,
+            let Some(now) = apps.get(name).filter(|now| now.0 == before.0) else {
+                counted.replaced_pods += 1;
+                continue;
             };
-            if let Some((count, words)) = restarts {
-                counted.app_restarts += count;
-                counted.words.push(format!("{name} {words}"));
+            if now.1 > before.1 {
+                counted.app_restarts += now.1 - before.1;
+                counted.words.push(format!("{name} restarted at {}", now.2));
+            } else if now.2 != before.2 {
+                counted.app_restarts += 1;
+                counted.words.push(format!("{name} runs since {}, not {}", now.2, before.2));
             }
         }
         counted

@@ -52,12 +52,21 @@ impl Images {
 
     /// The image that a pod with these annotations should run.
     fn wanted(&self, annotations: &BTreeMap<String, String>) -> &str {
-        let said = annotations.get(ENGINE_ANNOTATION).and_then(|name| Engine::named(name.trim()));
-        match said.unwrap_or(self.engine) {
+        match wanted_engine(annotations, self.engine) {
             Engine::Leno => &self.leno,
             Engine::Envoy => &self.envoy,
         }
     }
+}
+
+/// The engine that a pod with these annotations should run, in a mesh of this one.
+pub fn wanted_engine(annotations: &BTreeMap<String, String>, mesh: Engine) -> Engine {
+    annotations.get(ENGINE_ANNOTATION).and_then(|name| Engine::named(name.trim())).unwrap_or(mesh)
+}
+
+/// The engine with which a pod with these annotations was injected.
+pub fn injected_engine(annotations: &BTreeMap<String, String>) -> Engine {
+    annotations.get(INJECTED_ENGINE_ANNOTATION).and_then(|name| Engine::named(name)).unwrap_or_default()
 }
 
 /// Whether a pod has a sidecar of this install.
@@ -82,7 +91,7 @@ pub fn membership(install: &str, namespace: &Namespace, pod: &Pod, images: &Imag
             return Membership::Outside;
         }
         let wanted_image = runs_image(pod, images.wanted(annotations));
-        let envoy = annotations.get(INJECTED_ENGINE_ANNOTATION).is_some_and(|noted| noted == Engine::Envoy.as_str());
+        let envoy = injected_engine(annotations) == Engine::Envoy;
         return Membership::Injected { current: wanted_image && first_slot_ready(pod), wanted_image, envoy };
     }
     if asks(install, namespace.metadata.labels.as_ref().unwrap_or(&empty), pod) {

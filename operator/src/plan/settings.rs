@@ -1,27 +1,27 @@
 //! What of the mesh's settings is in a pod and cannot be changed while the pod runs: who was created before a change has it only when
 //! its pod is replaced. Everything else that a MeshInstall says of its sidecars reaches them while they run.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::Pod;
-use leno_core::service::{ENGINE_ANNOTATION, Engine, INJECTED_ENGINE_ANNOTATION};
-use leno_crds::meshinstall::MeshInstallSpec;
+use leno_core::service::Engine;
+use leno_crds::meshinstall::{MeshInstallSpec, Resources};
 use leno_kubeutil::sidecar;
 use sha2::{Digest, Sha256};
 
-use super::injection::SLOTS;
+use super::injection::{SLOTS, injected_engine, wanted_engine};
 
 /// The fields of the spec that say otherwise than what an injected pod was made with. What its own annotations say goes before
 /// the mesh, as it does when it is made; what it does not tell, since an older release made it, counts as alike.
 pub fn differing(spec: &MeshInstallSpec, pod: &Pod) -> Vec<&'static str> {
-    let annotation = |key: &str| pod.metadata.annotations.as_ref()?.get(key).map(String::as_str);
+    let empty = BTreeMap::new();
+    let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
+    let annotation = |key: &str| annotations.get(key).map(String::as_str);
     let mut fields = Vec::new();
-    let has = annotation(INJECTED_ENGINE_ANNOTATION).and_then(Engine::named).unwrap_or_default();
-    let wants = annotation(ENGINE_ANNOTATION).and_then(|name| Engine::named(name.trim()));
-    if has != wants.unwrap_or(spec.engine().into()) {
+    if injected_engine(annotations) != wanted_engine(annotations, spec.engine().into()) {
         fields.push("spec.dataPlane.engine");
     }
-    let given = spec.data_plane.as_ref().and_then(|data_plane| data_plane.resources.clone()).unwrap_or_default();
-    let resources = sidecar::resources(&given.requests, &given.limits, annotation).to_string();
-    if annotation(sidecar::RESOURCES_ANNOTATION).is_some_and(|has| has != resources) {
+    if annotation(sidecar::RESOURCES_ANNOTATION).is_some_and(|has| has != resources(spec, annotation)) {
         fields.push("spec.dataPlane.resources");
     }
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
@@ -34,11 +34,16 @@ pub fn differing(spec: &MeshInstallSpec, pod: &Pod) -> Vec<&'static str> {
 
 /// A word for all that [`differing`] looks at in a spec: another one, when any of it is another.
 pub fn fingerprint(spec: &MeshInstallSpec) -> String {
-    let given = spec.data_plane.as_ref().and_then(|data_plane| data_plane.resources.clone()).unwrap_or_default();
-    let resources = sidecar::resources(&given.requests, &given.limits, |_| None);
     let engine: Engine = spec.engine().into();
-    let text = format!("{} {} {resources}", engine.as_str(), spec.pull_policy().as_str());
+    let text = format!("{} {} {}", engine.as_str(), spec.pull_policy().as_str(), resources(spec, |_| None));
     Sha256::digest(text.as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a proxy is given, as the annotation of an injected pod tells it.
+fn resources<'a>(spec: &MeshInstallSpec, annotation: impl Fn(&str) -> Option<&'a str>) -> String {
+    let none = Resources::default();
+    let given = spec.data_plane.as_ref().and_then(|data_plane| data_plane.resources.as_ref()).unwrap_or(&none);
+    sidecar::resources(&given.requests, &given.limits, annotation).to_string()
 }
 
 #[cfg(test)]

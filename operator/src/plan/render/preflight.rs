@@ -3,6 +3,8 @@
 //! It is started, gets a certificate and its whole configuration as in an injected pod, and is ready when that is in force; but it
 //! captures nothing, and no Service leads to it.
 
+use std::collections::BTreeMap;
+
 use leno_kubeutil::sidecar;
 use serde_json::{Value, json};
 
@@ -55,7 +57,7 @@ fn container(inputs: &Inputs<'_>, image: &str) -> Value {
         "readinessProbe": {
             "httpGet": { "path": "/healthz/ready", "port": 15021, "scheme": "HTTP" }, "periodSeconds": 1, "timeoutSeconds": 2,
         },
-        "resources": { "requests": { "cpu": "10m", "memory": "32Mi" }, "limits": { "memory": "512Mi" } },
+        "resources": sidecar::resources(&BTreeMap::new(), &BTreeMap::new(), |_| None),
         "securityContext": sidecar::security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": sidecar::mounts(),

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::DynamicObject;
 use leno_api::proxies::v1::ProxyReport;
-use leno_core::service::{Engine, INJECTED_ENGINE_ANNOTATION};
+use leno_core::service::Engine;
 use leno_crds::meshinstall::{MeshInstall, MeshInstallSpec};
 use leno_kubeutil::watch::Key;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::pods::{Owner, PodView, Serving, Slot};
 use super::{ControlPlaneView, PreflightView, SERVE_SLOT, UPGRADE};
 use crate::names;
-use crate::plan::injection::{SLOTS, has_sidecar};
+use crate::plan::injection::{SLOTS, has_sidecar, injected_engine};
 use crate::plan::settings;
 
 /// What the kubelet says of a container that will not come up by itself, or has failed more than once.
@@ -65,7 +65,6 @@ fn view(
     } else {
         None
     };
-    let engine = annotations.get(INJECTED_ENGINE_ANNOTATION).and_then(|name| Engine::named(name));
     PodView {
         key: key.clone(),
         owner: owner(pod),
@@ -73,7 +72,7 @@ fn view(
         slots,
         asked: annotations.get(SERVE_SLOT).and_then(|slot| slot.parse().ok()).filter(|slot| *slot < 2),
         serving: serving(reports),
-        component: engine.unwrap_or_default().component(),
+        component: injected_engine(annotations).component(),
         differing: settings::differing(spec, pod),
         held,
     }

@@ -2,14 +2,19 @@
 
 use super::*;
 
+fn head(method: &[u8]) -> RequestHead {
+    let mut head = RequestHead::default();
+    head.set_method(method);
+    head.set_path(b"/");
+    head.set_authority(b"a");
+    head
+}
+
 #[tokio::test]
 async fn endpoint_when_it_refuses_the_stream_then_a_repeat_is_known_to_be_safe() {
     local(async {
         let (connection, mut endpoint) = endpoint(false).await;
-        let mut head = RequestHead::default();
-        head.set_method(b"POST");
-        head.set_path(b"/");
-        head.set_authority(b"a");
+        let head = head(b"POST");
         let mut up = connection.open();
         up.send_head(&head);
         let (_, mut respond) = endpoint.accept().await.unwrap().unwrap();
@@ -28,10 +33,7 @@ async fn endpoint_when_it_refuses_the_stream_then_a_repeat_is_known_to_be_safe()
 async fn endpoint_when_it_says_go_away_then_no_more_streams_are_opened_and_open_ones_end() {
     local(async {
         let (connection, mut endpoint) = endpoint(false).await;
-        let mut head = RequestHead::default();
-        head.set_method(b"GET");
-        head.set_path(b"/");
-        head.set_authority(b"a");
+        let head = head(b"GET");
         let mut up = connection.open();
         up.send_head(&head);
         let (_, mut respond) = endpoint.accept().await.unwrap().unwrap();
@@ -57,10 +59,7 @@ async fn endpoint_when_it_says_go_away_then_no_more_streams_are_opened_and_open_
 async fn endpoint_when_it_sends_interim_answers_without_end_then_only_the_first_few_are_told() {
     local(async {
         let (connection, mut endpoint) = endpoint(false).await;
-        let mut head = RequestHead::default();
-        head.set_method(b"GET");
-        head.set_path(b"/");
-        head.set_authority(b"a");
+        let head = head(b"GET");
         let mut up = connection.open();
         up.send_head(&head);
         let (_, mut respond) = endpoint.accept().await.unwrap().unwrap();
@@ -86,10 +85,7 @@ async fn endpoint_when_it_sends_interim_answers_without_end_then_only_the_first_
 async fn endpoint_when_its_connection_breaks_then_the_request_fails_as_broken() {
     local(async {
         let (connection, mut endpoint) = endpoint(false).await;
-        let mut head = RequestHead::default();
-        head.set_method(b"GET");
-        head.set_path(b"/");
-        head.set_authority(b"a");
+        let head = head(b"GET");
         let mut up = connection.open();
         up.send_head(&head);
         let taken = endpoint.accept().await.unwrap().unwrap();
