@@ -90,7 +90,8 @@ fn ports() -> Value {
     ]})
 }
 
-fn echo(name: &str, replicas: u32) -> App {
+/// A workload that answers over HTTP, with its Service.
+pub fn echo(name: &str, replicas: u32) -> App {
     tiny(App::echo(FLEET, name)).replicas(replicas).container(container(json!({}))).service(ports())
 }
 

@@ -12,6 +12,7 @@ mod gauge;
 mod life;
 mod mesh;
 mod moves;
+mod node;
 mod owners;
 mod page;
 
@@ -108,6 +109,7 @@ const ALL: &[Scenario] = &[
     ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
     ("api_server_away_for_a_minute", From::Current, broken::api_server_away),
     ("node_agent_restarted", From::Previous, broken::kubelet_restarted),
+    ("node_restarted", From::Current, node::restarted),
     ("restarted_by_their_owners", From::Previous, owners::restarted),
     ("only_new_pods", From::Previous, owners::only_new_pods),
     ("settings_changed", From::Current, owners::settings_changed),
