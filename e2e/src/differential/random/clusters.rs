@@ -102,7 +102,11 @@ pub(super) fn clusters() -> Value {
         },
         {"name": "panic", "type": "STATIC", "endpoints": [healthy("b", "TIMEOUT")]},
         {"name": "draining", "type": "STATIC", "endpoints": [healthy("a", "DRAINING"), "b"]},
-        {"name": "degraded", "type": "STATIC", "endpoints": [healthy("a", "DEGRADED"), "b"]},
+        {"name": "degraded", "type": "STATIC", "load_assignment": {
+            // The healthy one gets everything.
+            "policy": {"overprovisioning_factor": 200},
+            "endpoints": [{"lb_endpoints": [at("a", "DEGRADED"), at("b", "HEALTHY")]}],
+        }},
         {"name": "failover", "type": "STATIC", "load_assignment": {"endpoints": [
             {"priority": 0, "lb_endpoints": [at("dead", "UNHEALTHY")]},
             {"priority": 1, "lb_endpoints": [at("b", "HEALTHY")]},

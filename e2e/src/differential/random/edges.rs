@@ -71,7 +71,7 @@ impl Maker<'_> {
             }
             5 => manager["http_protocol_options"] = json!({"header_key_format": {"proper_case_words": {}}}),
             6 => manager["common_http_protocol_options"] = json!({"max_requests_per_connection": self.one(&[1, 2])}),
-            7 => manager["common_http_protocol_options"] = json!({"max_headers_count": 5}),
+            7 => manager["request_headers_timeout"] = json!("9s"),
             8 => manager["codec_type"] = json!("AUTO"),
             9 => manager["http_protocol_options"] = json!({"allow_custom_methods": true}),
             10 => manager["merge_slashes"] = json!(true),

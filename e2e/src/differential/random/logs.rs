@@ -121,7 +121,6 @@ impl Maker<'_> {
             "%DOWNSTREAM_PEER_SUBJECT%",
             "%DOWNSTREAM_TLS_VERSION%",
             "%UPSTREAM_HOST%",
-            "%REQ_WITHOUT_QUERY(:path)%",
             "%LOCAL_REPLY_BODY%",
         ];
         let mut logs = Vec::new();

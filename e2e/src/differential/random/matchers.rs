@@ -30,7 +30,7 @@ impl Maker<'_> {
             4 | 5 => json!({"contains": value}),
             6 if self.chance(0.3) => json!({"exact": ""}),
             _ => {
-                let regex = self.text(&["[0-9]+", "one.*", "\\w*", "(?i)one", "one|1", ".", "", "^1?5$", "[^,]+"]);
+                let regex = self.text(&["[0-9]+", "one.*", "\\w*", "(?i)one", "one|1", ".", "^1?5$", "[^,]+"]);
                 return json!({"safe_regex": {"regex": regex}});
             }
         };

@@ -132,6 +132,9 @@ impl Maker<'_> {
             }
             _ => route["route"] = self.forward(),
         }
+        if !route["match"]["path_match_policy"].is_null() {
+            route["redirect"].as_object_mut().map(|redirect| redirect.remove("prefix_rewrite"));
+        }
         if let (Some(rewrite), Some(forward)) = (rewrite, route.get_mut("route")) {
             for key in ["prefix_rewrite", "regex_rewrite"] {
                 forward.as_object_mut().map(|map| map.remove(key));
@@ -390,7 +393,6 @@ impl Maker<'_> {
             "%QUERY_PARAM(j):2%",
             "%PATH(WQ:ORIG)%",
             "%PATH(WQ:PATH)%",
-            "%REQ_WITHOUT_QUERY(:path)%",
             "%REQ(X-ENVOY-ORIGINAL-PATH?:path)%",
             "%REQ(host)%",
             "%UPSTREAM_PROTOCOL%",

@@ -10,7 +10,9 @@ use rand::Rng;
 impl Maker<'_> {
     /// Requests for other protocols, and of HTTP/1.0.
     pub(super) fn versions(&mut self, request: &mut Request) {
-        if self.draws(Feature::Upgrades, 0.02) {
+        // Through Envoy it waits for the end of what has none there.
+        let waits = self.filters.iter().any(|name| name == "buffer");
+        if !waits && self.draws(Feature::Upgrades, 0.02) {
             request.protocol = Speaks::H1;
             (request.method, request.body, request.size) = ("GET".to_owned(), None, None);
             (request.chunked, request.trailers) = (false, Vec::new());
