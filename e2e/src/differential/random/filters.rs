@@ -31,9 +31,8 @@ impl Maker<'_> {
             ("second", Feature::Compression),
             ("decompressor", Feature::Compression),
             ("health", Feature::Health),
-            ("web", Feature::Grpc),
         ] {
-            let seldom = matches!(name, "second" | "decompressor" | "web");
+            let seldom = matches!(name, "second" | "decompressor");
             let wanted = match seldom {
                 true => self.draws(feature, 0.06) && self.chance(0.4),
                 false => self.focus == Some(feature) || self.draws(feature, 0.12),
@@ -69,7 +68,6 @@ impl Maker<'_> {
                     "headers": [{"name": ":path", "string_match": {"prefix": self.text(&["/a", "/health", "/api"])}}],
                 }),
             ),
-            "web" => typed("grpc_web.v3.GrpcWeb", json!({})),
             "decompressor" => self.decompressor(),
             _ => self.compressor(),
         }

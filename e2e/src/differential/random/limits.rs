@@ -31,9 +31,17 @@ impl Maker<'_> {
         }
         if self.chance(0.4) {
             let count = self.rng.random_range(1..=3);
-            config["descriptors"] = (0..count).map(|_| self.descriptor()).collect();
+            let mut descriptors: Vec<Value> = Vec::new();
+            for _ in 0..count {
+                let one = self.descriptor();
+                // Envoy refuses two alike.
+                if descriptors.iter().all(|other| other["entries"] != one["entries"]) {
+                    descriptors.push(one);
+                }
+            }
+            config["descriptors"] = json!(descriptors);
             if self.chance(0.7) {
-                config["rate_limits"] = self.policies();
+                config["rate_limits"] = self.policies(false);
             }
         }
         typed("local_ratelimit.v3.LocalRateLimit", config)
@@ -55,12 +63,12 @@ impl Maker<'_> {
     }
 
     /// What requests count as.
-    pub(super) fn policies(&mut self) -> Value {
+    pub(super) fn policies(&mut self, staged: bool) -> Value {
         (0..self.rng.random_range(1..=2))
             .map(|_| {
                 let count = if self.chance(0.25) { 2 } else { 1 };
                 let mut policy = json!({"actions": (0..count).map(|_| self.counted()).collect::<Vec<_>>()});
-                if self.chance(0.1) {
+                if staged && self.chance(0.1) {
                     policy["stage"] = json!(1);
                 }
                 policy
@@ -86,7 +94,7 @@ impl Maker<'_> {
     /// What a virtual host or a route makes requests count as.
     pub(super) fn counts(&mut self, place: &mut Value) {
         if self.filters.iter().any(|name| name == "limit") && self.draws(Feature::Limits, 0.2) && self.chance(0.4) {
-            place["rate_limits"] = self.policies();
+            place["rate_limits"] = self.policies(true);
         }
     }
 }

@@ -111,7 +111,6 @@ impl Maker<'_> {
             "%REQ(x-forwarded-proto)%",
             "%RESP(content-type):9%",
             "%RESP(content-length)%",
-            "%RESP(server)%",
             "%RESP(location)%",
             "%TRAILER(grpc-status)%",
             "%START_TIME(%Y)%",

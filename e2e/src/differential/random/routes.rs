@@ -133,7 +133,14 @@ impl Maker<'_> {
             _ => route["route"] = self.forward(),
         }
         if !route["match"]["path_match_policy"].is_null() {
-            route["redirect"].as_object_mut().map(|redirect| redirect.remove("prefix_rewrite"));
+            for action in ["redirect", "route"] {
+                route[action].as_object_mut().map(|action| action.remove("prefix_rewrite"));
+            }
+            for action in ["redirect", "route"] {
+                if route[action].is_null() {
+                    route.as_object_mut().map(|route| route.remove(action));
+                }
+            }
         }
         if let (Some(rewrite), Some(forward)) = (rewrite, route.get_mut("route")) {
             for key in ["prefix_rewrite", "regex_rewrite"] {

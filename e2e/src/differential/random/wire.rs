@@ -79,6 +79,8 @@ impl Maker<'_> {
             16 => ("x-one:\r\n", ""),
             _ => ("", ""),
         };
+        // Which of two reasons to refuse is told is no matter of behaviour.
+        let (more, body) = if line.ends_with("1.2") { ("", "") } else { (more, body) };
         let ahead = if self.chance(0.1) { "\r\n" } else { "" };
         let mut own = String::new();
         for line in request.headers.iter().filter(|line| !line.starts_with("expect") && !line.starts_with("upgrade")) {
