@@ -159,19 +159,14 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
     }
 }
 
-/// As [`headers`], with names in the form `Content-Type`.
-pub(crate) fn proper_headers(out: &mut Vec<u8>, headers: &Headers) {
-    for (name, value, known) in headers.iter() {
-        if known != Known::ContentLength {
-            let mut begins = true;
-            out.extend(name.iter().map(|byte| {
-                let written = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-                begins = !byte.is_ascii_alphanumeric();
-                written
-            }));
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
+/// Brings the names of header lines into the form `Content-Type`.
+pub(crate) fn proper_names(lines: &mut [u8]) {
+    for line in lines.split_mut(|byte| *byte == b'\n') {
+        let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+        let mut begins = true;
+        for byte in &mut line[..end] {
+            *byte = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+            begins = !byte.is_ascii_alphanumeric();
         }
     }
 }
