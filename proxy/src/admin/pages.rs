@@ -3,9 +3,10 @@
 use super::log::Asked;
 use super::mask::{self, Wanted};
 use super::{PROMETHEUS, View, dump, upstreams};
-use crate::telemetry::envoy::Stat;
+use crate::telemetry::envoy::{Stat, Times};
+use crate::xds::bootstrap::NotTaken;
 use hyper::body::{Body as _, Incoming};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, header};
 use leno_runtime::http::{Answer, Routes, json, text, with_type};
 use regex::Regex;
 use serde_json::{Value, json as value};
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long connections are only asked to end before listening sockets close, when that is to be done gracefully: Envoy's default.
 const GRACE: Duration = Duration::from_secs(600);
+/// Of times it is told below which so many parts of 1 of them lie.
+const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
 /// Bytes of a regular expression at most, compiled.
 const REGEX_LIMIT: usize = 1 << 20;
 
@@ -96,7 +99,14 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
                 headers: request.headers().clone(),
             });
             let begun = Instant::now();
-            let answer = answer(&view, &request, post, page);
+            let mut answer = answer(&view, &request, post, page);
+            for (name, value) in [
+                (header::CACHE_CONTROL, "no-cache, max-age=0"),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::SERVER, "envoy"),
+            ] {
+                answer.headers_mut().insert(name, header::HeaderValue::from_static(value));
+            }
             if let Some(asked) = asked {
                 let sent = answer.body().size_hint().exact().unwrap_or(0);
                 view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
@@ -163,6 +173,7 @@ pub(super) fn routes(view: &View) -> Routes {
             crate::telemetry::logsink::reopen();
             Ok(text(StatusCode::OK, "OK\n"))
         }),
+        ("/runtime_modify", "changes values of the runtime (key=value)", runtime_modify),
         ("/reset_counters", "lets the counters of /stats begin at zero; those for Prometheus go on", reset_counters),
     ];
     let all = |routes, pages: &[(&str, &str, Page)], post| {
@@ -268,7 +279,11 @@ fn server_stats(view: &View) -> Vec<Stat> {
         "DRAINING" => 1,
         _ => 2,
     };
+    let (keys, layers, overrides) = view.state().runtime().numbers();
     let numbers = [
+        ("runtime.admin_overrides_active", overrides),
+        ("runtime.num_keys", keys),
+        ("runtime.num_layers", layers),
         ("control_plane.connected_state", u64::from(view.connection.borrow().connected)),
         ("server.concurrency", workers.as_ref().map_or(0, |workers| workers.len() as u64)),
         ("server.live", u64::from(state == 0)),
@@ -301,13 +316,41 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
     let stats = since_reset(view).into_iter().filter(wanted);
+    let times: Vec<Times> = view
+        .telemetry
+        .times()
+        .into_iter()
+        .filter(|one| filter.as_ref().is_none_or(|filter| filter.is_match(&one.name)))
+        .filter(|one| (!used || one.sum.count() > 0) && ["All", "Histograms"].contains(&kind))
+        .collect();
     if query.is_json() {
-        let list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
+        let mut list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
+        if !times.is_empty() {
+            let quantile = |one: &Times, share: f64| value!({"interval": null, "cumulative": one.sum.quantile(share)});
+            let computed = |one: &Times| {
+                let values: Vec<Value> = QUANTILES.iter().map(|share| quantile(one, *share)).collect();
+                value!({"name": one.name, "values": values})
+            };
+            let supported: Vec<f64> = QUANTILES.iter().map(|share| share * 100.0).collect();
+            let computed: Vec<Value> = times.iter().map(computed).collect();
+            list.push(value!({"histograms": {"supported_quantiles": supported, "computed_quantiles": computed}}));
+        }
         return Ok(json(&value!({"stats": list})));
     }
     let mut lines = String::new();
     for Stat { name, value, .. } in stats {
         writeln!(lines, "{name}: {value}").ok();
+    }
+    for one in times {
+        if one.sum.count() == 0 {
+            writeln!(lines, "{}: No recorded values", one.name).ok();
+            continue;
+        }
+        let told = QUANTILES.iter().map(|share| {
+            let value = one.sum.quantile(*share).unwrap_or_default();
+            format!("P{}(nan,{value:.6})", share * 100.0)
+        });
+        writeln!(lines, "{}: {}", one.name, told.collect::<Vec<_>>().join(" ")).ok();
     }
     Ok(text(StatusCode::OK, lines))
 }
@@ -336,10 +379,34 @@ fn server_info(view: &View) -> Value {
 }
 
 fn runtime(view: &View, _: &Query) -> Result<Answer, Refusal> {
-    let values = view.state().runtime();
-    let entries: serde_json::Map<String, Value> =
-        values.into_iter().map(|(key, found)| (key, value!({"final_value": found, "layer_values": [found]}))).collect();
-    Ok(json(&value!({"layers": ["static"], "entries": entries})))
+    let state = view.state();
+    let layers = state.runtime();
+    let entry = |(key, values): (String, Vec<String>)| {
+        let last = values.iter().rev().find(|value| !value.is_empty()).cloned().unwrap_or_default();
+        (key, value!({"final_value": last, "layer_values": values}))
+    };
+    let entries: serde_json::Map<String, Value> = layers.texts().into_iter().map(entry).collect();
+    Ok(json(&value!({"layers": layers.names(), "entries": entries})))
+}
+
+/// Sets values of the runtime; an empty one removes what was set here before.
+fn runtime_modify(view: &View, query: &Query) -> Result<Answer, Refusal> {
+    if query.0.is_empty() {
+        let usage = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       use an empty value to remove a \
+                     previously added override\n";
+        return Err((StatusCode::BAD_REQUEST, usage.to_owned()));
+    }
+    let Some(changes) = &view.changes else { return Err(no("this proxy's values are not changed here")) };
+    let mut state = view.state();
+    state.runtime_mut().set(query.0.clone()).map_err(|error| match error {
+        NotTaken::NoLayer => (StatusCode::SERVICE_UNAVAILABLE, "No admin layer specified".to_owned()),
+        NotTaken::Key(key) => (StatusCode::BAD_REQUEST, format!("{key} is not supported by this proxy\n")),
+        NotTaken::TooMany => (StatusCode::BAD_REQUEST, "too many values; remove some first\n".to_owned()),
+    })?;
+    state.runtime_changed(Instant::now());
+    drop(state);
+    changes.tell();
+    Ok(text(StatusCode::OK, "OK\n"))
 }
 
 /// Envoy's names of levels; `paths=module:level` changes one module.

@@ -35,7 +35,7 @@ pub(super) fn text(telemetry: &Telemetry, filter: Option<&Regex>) -> String {
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{name}::{text}").unwrap_or_default();
         line(format_args!("observability_name::{name}"));
         for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
-            let Limits { connections, pending, requests, retries, retry_budget: _ } = limits;
+            let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _ } = limits;
             line(format_args!("{priority}_priority::max_connections::{connections}"));
             line(format_args!("{priority}_priority::max_pending_requests::{pending}"));
             line(format_args!("{priority}_priority::max_requests::{requests}"));

@@ -253,11 +253,13 @@ pub struct Limits {
     pub retries: u32,
     /// Retries as a share of active requests; replaces `retries`.
     pub retry_budget: Option<RetryBudget>,
+    /// What is left of them is told.
+    pub tell_remaining: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None }
+        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None, tell_remaining: false }
     }
 }
 

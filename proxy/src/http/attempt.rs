@@ -367,6 +367,7 @@ async fn open(
         match admission {
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
                     host.note_agreed(true);
                     return Err(ConnectError::Tcp(host.address(), std::io::ErrorKind::Unsupported.into()));
@@ -419,6 +420,7 @@ async fn open_http2(
             }
         };
         let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
+        ticket.connected();
         if is_agreed(cluster) {
             host.note_agreed(stream.is_for_http2());
             if !stream.is_for_http2() {
@@ -460,8 +462,9 @@ pub(super) async fn finish<D: Downstream>(
     tunnel: bool,
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
-    let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());
-    let mut response = ResponsePump::new(observed, recode);
+    let filters = call.tally.filters.as_mut();
+    let (recode, pace) = filters.map(|state| (state.recode_response.take(), state.pace.take())).unwrap_or_default();
+    let mut response = ResponsePump::new(observed, recode).paced(pace);
     let mut answered = false;
     let mut deaf = false;
     let (mut received, mut ended) = (None, None);
@@ -550,8 +553,13 @@ pub(super) async fn finish<D: Downstream>(
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
     }
     call.tally.response_bytes = response.bytes;
+    let wire = up.wire();
+    if let Some(cluster) = &call.tally.cluster {
+        cluster.stats().cx_rx_bytes_total.add(wire.received);
+        cluster.stats().cx_tx_bytes_total.add(wire.sent);
+    }
     if let Some(observed) = call.observed() {
-        observed.up = up.wire();
+        observed.up = wire;
     }
     if observed {
         let start = call.tally.start;

@@ -264,7 +264,10 @@ pub(crate) async fn connect_once(
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
             Admission::Connect(ticket) => {
                 let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-                return Ok((connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?, ticket));
+                let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
+                ticket.connected();
+                cluster.stats().rq_total.add(1);
+                return Ok((stream, ticket));
             }
             // An idle HTTP connection is of no use here; its place is.
             Admission::UseIdle => {

@@ -26,6 +26,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 connection: tokio::sync::watch::channel(Default::default()).1,
                 health,
                 workers: Arc::new(OnceLock::new()),
+                changes: None,
                 quit: Some(tokio_util::sync::CancellationToken::new()),
                 pod: None,
                 node: "n".to_owned(),

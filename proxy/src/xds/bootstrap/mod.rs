@@ -8,11 +8,12 @@
 #![allow(deprecated)]
 
 mod dynamic;
+mod folder;
 mod overload;
 mod runtime;
 
 pub use dynamic::Dynamic;
-pub use runtime::Layers;
+pub use runtime::{Layers, NotTaken};
 
 use super::convert::common::{address, optional, unknown_type};
 use super::convert::{Converted, Refused, Within as _, refuse};
@@ -169,14 +170,16 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
     let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
     let (admin, admin_logs) = admin.map(self::admin).transpose().within("admin")?.unwrap_or_default();
+    let node = introduce(node.unwrap_or_default());
+    let runtime = Layers::new(layered_runtime, &node.cluster).within("layered_runtime")?;
     Ok(Bootstrap {
-        node: introduce(node.unwrap_or_default()),
+        node,
         dynamic,
         resources: resources(static_resources),
         admin,
         admin_logs,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
-        runtime: Layers::new(layered_runtime).within("layered_runtime")?,
+        runtime,
     })
 }
 

@@ -201,9 +201,14 @@ impl State {
         self
     }
 
-    /// Values of the runtime's layers, by key.
-    pub fn runtime(&self) -> std::collections::BTreeMap<String, String> {
-        self.context.runtime.texts()
+    /// Values that change what resources say.
+    pub fn runtime(&self) -> &super::bootstrap::Layers {
+        &self.context.runtime
+    }
+
+    /// The same, to be changed. Call [`Self::runtime_changed`] afterwards.
+    pub fn runtime_mut(&mut self) -> &mut super::bootstrap::Layers {
+        &mut self.context.runtime
     }
 
     /// With the proxy's own name, as spans tell it, and its cluster's, as answers to health checks and spans do.
