@@ -134,6 +134,8 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let mut state = state
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
+        .begun_with(std::mem::take(&mut bootstrap.shown))
+        .asking(std::mem::take(&mut bootstrap.resolvers))
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)
         .with_sources(std::mem::take(&mut dynamic.sources));

@@ -45,6 +45,8 @@ pub(super) struct Limits {
     pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
     pub(super) stream: Option<Instant>,
+    /// When this attempt has, by its cluster's limit.
+    pub(super) attempt: Option<Instant>,
     /// The status of the answer when `route` or the last attempt's limit passes.
     pub(super) on_timeout: u16,
     /// The endpoint is told the limit in `x-envoy-expected-rq-timeout-ms`.
@@ -87,6 +89,7 @@ enum Wake {
     PerTryIdle,
     Request,
     Stream,
+    Attempt,
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
@@ -123,6 +126,7 @@ pub(super) async fn begin<D: Downstream>(
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
     let began = Instant::now();
+    limits.attempt = cluster.config().max_stream_duration.map(|limit| began + limit);
     // A request for a tunnel has no end from which limits of the route could count.
     let tunnel = call.request.wants_tunnel();
     let per_try = limits.per_try.filter(|_| !tunnel).map(|limit| began + limit);
@@ -176,7 +180,7 @@ pub(super) async fn begin<D: Downstream>(
             }
             let idle = limits.idle_deadline(last);
             let try_idle = limits.per_try_idle.map(|limit| last + limit);
-            let attempt = earlier(per_try, try_idle);
+            let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
             let request = limits.request.filter(|_| !body.done);
             let whole = earlier(limits.deadline, earlier(request, limits.stream));
             if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
@@ -190,6 +194,8 @@ pub(super) async fn begin<D: Downstream>(
                 Wake::Request
             } else if over(limits.stream) {
                 Wake::Stream
+            } else if over(limits.attempt) {
+                Wake::Attempt
             } else if over(per_try) {
                 Wake::PerTry
             } else if over(try_idle) {
@@ -231,6 +237,11 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
         Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
         Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
+        Wake::Attempt => {
+            cluster.stats().rq_max_duration_reached.add(1);
+            let failure = Failure::Reset { sent: true, reused: false, answered: false };
+            Err(Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, body.done)))
+        }
         Wake::Stream => {
             call.tally.filters().reply.grpc = Some(4);
             Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into()))
@@ -529,7 +540,8 @@ pub(super) async fn finish<D: Downstream>(
             let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
             let deadline = limits.deadline.filter(|_| !tunnel);
             let request = limits.request.filter(|_| !body.done && !tunnel);
-            let whole = earlier(deadline, earlier(request, limits.stream));
+            let stream = earlier(limits.stream, limits.attempt);
+            let whole = earlier(deadline, earlier(request, stream));
             if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
                 return Poll::Pending;
             }
@@ -541,6 +553,8 @@ pub(super) async fn finish<D: Downstream>(
                 Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
             } else if over(limits.stream) {
                 Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
+            } else if over(limits.attempt) {
+                Stop::Abort(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED, "upstream_max_stream_duration_reached")
             } else if over(try_idle) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
             } else {

@@ -163,7 +163,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
         let forward = match &selected.route.action {
             Action::Forward(forward) => forward,
             Action::Redirect(redirect) => {
-                counted.iter().for_each(|stats| stats.router_redirect.add(1));
+                counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 let location = redirect::location(call, selected, redirect);
                 return answer(call, down, selected, redirect.code, Some(location), b"");
             }
@@ -441,6 +441,9 @@ async fn proxy<'a, D: Downstream>(
         }
         retries += 1;
         attempted.note(&host, policy);
+        if pause.is_some() {
+            cluster.stats().rq_backoff_limited.add(1);
+        }
         let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
         wait(call, pause, &limits).await?;
     }

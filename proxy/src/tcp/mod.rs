@@ -56,6 +56,10 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         // What comes from one side goes to the other.
         observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
     }
+    if let Some(cluster) = &told.cluster {
+        cluster.stats().cx_rx_bytes_total.add(told.sent);
+        cluster.stats().cx_tx_bytes_total.add(told.received);
+    }
     told.count(&proxy.stats);
     told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
 }

@@ -5,6 +5,7 @@ use super::histogram::{Histogram, Summed};
 use super::render::{Exposition, Telemetry};
 use super::stats::{Breakers, ClusterStats, Gauge, HttpStats, ListenerStats, PublishedCluster, Statuses};
 use crate::config::{Health, Limits};
+use regex::Regex;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -140,11 +141,12 @@ impl Telemetry {
     }
 
     /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
-    pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>) {
+    pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>, filter: Option<&Regex>) {
         let mut families: BTreeMap<&str, Vec<&Stat>> = BTreeMap::new();
         let mut stats = self.stats();
         stats.extend(more);
-        for stat in stats.iter().filter(|stat| !used || stat.value > 0) {
+        let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
+        for stat in stats.iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
             families.entry(&stat.family).or_default().push(stat);
         }
         for (family, stats) in families {
@@ -154,7 +156,7 @@ impl Telemetry {
                 out.sample(family, &labels, stat.value);
             }
         }
-        self.write_times(out, used);
+        self.write_times(out, used, &wanted);
     }
 
     /// How long requests and connections took, by manager, by listener and by cluster.
@@ -190,9 +192,9 @@ impl Telemetry {
     }
 
     /// The same for Prometheus.
-    fn write_times(&self, out: &mut Exposition, used: bool) {
+    fn write_times(&self, out: &mut Exposition, used: bool, wanted: &dyn Fn(&str) -> bool) {
         let mut families: BTreeMap<String, Vec<Times>> = BTreeMap::new();
-        for one in self.times().into_iter().filter(|one| !used || one.sum.count() > 0) {
+        for one in self.times().into_iter().filter(|one| (!used || one.sum.count() > 0) && wanted(&one.name)) {
             families.entry(one.family.clone()).or_default().push(one);
         }
         for (family, all) in families {
@@ -273,6 +275,25 @@ impl<'s> Scope<'s> {
     }
 }
 
+/// What never happens to connection managers here: there is no HTTP/3, and redirects of routes count as direct answers, as in Envoy.
+const NEVER_OF_MANAGERS: [&str; 3] = ["downstream_cx_http3_total", "downstream_rq_http3_total", "rq_redirect"];
+/// What never happens to clusters here: there is no HTTP/3 and no early data, connections are made when they are needed, and zones are
+/// not preferred.
+const NEVER_OF_CLUSTERS: [&str; 12] = [
+    "lb_local_cluster_not_ok",
+    "lb_zone_cluster_too_small",
+    "lb_zone_no_capacity_left",
+    "lb_zone_routing_all_directly",
+    "lb_zone_routing_cross_zone",
+    "lb_zone_routing_sampled",
+    "upstream_cx_connect_with_0_rtt",
+    "upstream_cx_http3_total",
+    "upstream_cx_pool_overflow",
+    "upstream_cx_preconnect_skipped",
+    "upstream_rq_0rtt",
+    "upstream_rq_maintenance_mode",
+];
+
 /// The numbers of connection managers of one prefix.
 fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
     let mut out = Scope::new(HTTP.0, HTTP.1, prefix, stats);
@@ -305,7 +326,6 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
         "no_route" = no_route,
         "no_cluster" = no_cluster,
         "rq_total" = router_total,
-        "rq_redirect" = router_redirect,
         "rq_direct_response" = router_direct_response,
         "downstream_cx_total" = cx_total,
         "downstream_cx_ssl_total" = cx_ssl_total,
@@ -316,8 +336,17 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
     out.add("downstream_cx_ssl_active", sum(all.iter().map(|one| &one.cx_ssl_active)), true);
     out.add("downstream_cx_http1_active", sum(all.iter().map(|one| &one.cx_http1_active)), true);
     out.add("downstream_cx_http2_active", sum(all.iter().map(|one| &one.cx_http2_active)), true);
+    for (index, name) in
+        ["client_enabled", "service_forced", "random_sampling", "not_traceable", "health_check"].iter().enumerate()
+    {
+        let count = all.iter().map(|one| one.tracing[index].get()).sum();
+        out.add(&format!("tracing.{name}"), count, false);
+    }
     let total: u64 = all.iter().map(|one| one.cx_total.get()).sum();
     out.add("downstream_cx_destroy", total.saturating_sub(active), false);
+    for name in NEVER_OF_MANAGERS {
+        out.add(name, 0, false);
+    }
     for class in 0..5 {
         let count = all.iter().map(|one| one.statuses.classes[class].get()).sum();
         out.class("downstream_rq", class + 1, count);
@@ -385,6 +414,7 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_retry_overflow" = rq_retry_overflow,
         "upstream_rq_timeout" = rq_timeout,
         "upstream_rq_per_try_timeout" = rq_per_try_timeout,
+        "upstream_rq_max_duration_reached" = rq_max_duration_reached,
         "upstream_rq_rx_reset" = rq_rx_reset,
         "upstream_rq_pending_overflow" = rq_pending_overflow,
         "upstream_rq_pending_total" = rq_pending_total,
@@ -396,6 +426,12 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_cx_rx_bytes_total" = cx_rx_bytes_total,
         "upstream_cx_tx_bytes_total" = cx_tx_bytes_total,
     );
+    for name in NEVER_OF_CLUSTERS {
+        out.add(name, 0, false);
+    }
+    let (retries, limited) = (view.sum(|one| one.rq_retry.get()), view.sum(|one| one.rq_backoff_limited.get()));
+    out.add("upstream_rq_retry_backoff_exponential", retries.saturating_sub(limited), false);
+    out.add("upstream_rq_retry_backoff_ratelimited", limited, false);
     let dropped = view.sum(|one| one.rq_drop_overload.get());
     if dropped > 0 {
         out.add("upstream_rq_drop_overload", dropped, false);

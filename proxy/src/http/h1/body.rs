@@ -163,17 +163,22 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
 pub(crate) fn proper_headers(out: &mut Vec<u8>, headers: &Headers) {
     for (name, value, known) in headers.iter() {
         if known != Known::ContentLength {
-            let mut begins = true;
-            out.extend(name.iter().map(|byte| {
-                let written = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-                begins = !byte.is_ascii_alphanumeric();
-                written
-            }));
+            proper_name(out, name);
             out.extend_from_slice(b": ");
             out.extend_from_slice(value);
             out.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// Writes a name in that form.
+pub(crate) fn proper_name(out: &mut Vec<u8>, name: &[u8]) {
+    let mut begins = true;
+    out.extend(name.iter().map(|byte| {
+        let written = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        begins = !byte.is_ascii_alphanumeric();
+        written
+    }));
 }
 
 /// Writes `content-length`.

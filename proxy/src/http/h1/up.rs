@@ -147,14 +147,19 @@ impl Upstream for Connection {
         out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let before = out.len();
-        out.extend_from_slice(b"host: ");
+        let proper = self.options.proper_case;
+        out.extend_from_slice(if proper { b"Host: " } else { b"host: " });
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
         for (name, value, known) in head.headers.iter() {
             // Who we are is told only to those who can keep it: proxies of the mesh.
             let skip = known == Known::ContentLength || known == Known::Peer && !secure;
             if !skip {
-                out.extend_from_slice(name);
+                if proper {
+                    body::proper_name(out, name)
+                } else {
+                    out.extend_from_slice(name)
+                }
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(value);
                 out.extend_from_slice(b"\r\n");
