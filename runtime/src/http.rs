@@ -97,7 +97,7 @@ impl Routes {
 
 /// A plain text answer.
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
-    with_type(status, "text/plain; charset=utf-8", body)
+    with_type(status, "text/plain; charset=UTF-8", body)
 }
 
 /// A JSON answer, indented for people. What cannot be written is an answer 500.

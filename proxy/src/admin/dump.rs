@@ -27,9 +27,10 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// Every resource in force, and every one whose newest form was refused.
+/// Every resource in force, and every one whose newest form was refused; lists of which nothing is there are left out.
 pub(super) fn config(state: &State) -> Value {
-    let sections = Kind::ALL.map(|kind| {
+    let mut sections: Vec<Value> = bootstrap(state).into_iter().collect();
+    for kind in Kind::ALL {
         let (name, list, field) = section(kind);
         let (written, sent): (Vec<_>, Vec<_>) = state.raws(kind).partition(|(name, _)| state.is_fixed(kind, name));
         let entries: Vec<Value> = sent
@@ -49,14 +50,103 @@ pub(super) fn config(state: &State) -> Value {
                 entry
             })
             .collect();
-        let mut section = json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}"), list: entries});
+        let mut section = json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}")});
+        let mut add = |list: &str, entries: Vec<Value>| {
+            if !entries.is_empty() {
+                section[list] = Value::Array(entries);
+            }
+        };
+        add(list, entries);
         if let Some(list) = written_list(kind) {
             let entry = |(name, raw)| written_entry(kind, field, name, raw);
-            section[list] = Value::Array(written.into_iter().map(entry).collect());
+            add(list, written.into_iter().map(entry).collect());
         }
-        section
-    });
-    json!({"configs": sections})
+        if kind == Kind::Routes {
+            add("static_route_configs", written_routes(state));
+        }
+        sections.push(section);
+    }
+    let mut dump = json!({"configs": sections});
+    redact(&mut dump);
+    dump
+}
+
+/// The bootstrap with the resources that are written in it.
+fn bootstrap(state: &State) -> Option<Value> {
+    let raw = state.bootstrap()?;
+    let body = |raw: &Raw| {
+        let mut body = leno_xds::json::any_to_value(&raw.body).unwrap_or_default();
+        if let Some(fields) = body.as_object_mut() {
+            fields.remove("@type");
+        }
+        body
+    };
+    let mut whole = body(raw);
+    for (kind, list) in [(Kind::Listener, "listeners"), (Kind::Cluster, "clusters"), (Kind::Secret, "secrets")] {
+        let written = state.raws(kind).filter(|(name, _)| state.is_fixed(kind, name));
+        let all: Vec<Value> = written.map(|(_, raw)| body(raw)).collect();
+        if !all.is_empty() {
+            whole["static_resources"][list] = Value::Array(all);
+        }
+    }
+    Some(json!({
+        "@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump",
+        "bootstrap": whole, "last_updated": stamp(raw.since),
+    }))
+}
+
+/// Route configurations that are written in connection managers.
+fn written_routes(state: &State) -> Vec<Value> {
+    /// Looks for them anywhere below.
+    fn find(value: &Value, found: &mut Vec<Value>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value.get("virtual_hosts") {
+                        Some(_) if name == "route_config" => found.push(value.clone()),
+                        _ => find(value, found),
+                    }
+                }
+            }
+            Value::Array(all) => all.iter().for_each(|value| find(value, found)),
+            _ => {}
+        }
+    }
+    let mut all = Vec::new();
+    for (_, raw) in state.raws(Kind::Listener) {
+        let mut found = Vec::new();
+        find(&leno_xds::json::any_to_value(&raw.body).unwrap_or_default(), &mut found);
+        all.extend(found.into_iter().map(|mut table| {
+            table["@type"] = json!("type.googleapis.com/envoy.config.route.v3.RouteConfiguration");
+            json!({"route_config": table, "last_updated": stamp(raw.since)})
+        }));
+    }
+    all
+}
+
+/// Takes keys and passwords out, wherever they are written, as Envoy does.
+fn redact(value: &mut Value) {
+    /// Every text below.
+    fn hide(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = "[redacted]".to_owned(),
+            Value::Object(fields) => fields.values_mut().for_each(hide),
+            Value::Array(all) => all.iter_mut().for_each(hide),
+            _ => {}
+        }
+    }
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match name.as_str() {
+                    "private_key" | "password" | "pkcs12" | "session_ticket_keys" => hide(value),
+                    _ => redact(value),
+                }
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(redact),
+        _ => {}
+    }
 }
 
 /// The list of what is written in the bootstrap, for kinds that can be.
@@ -97,20 +187,38 @@ pub(super) fn listeners(state: &State) -> String {
     lines
 }
 
-/// Who we are, until when, and how many roots are trusted; never a key.
-pub(super) fn certificates(store: &CredentialStore) -> Value {
-    match store.get() {
-        None => json!({"certificate": null}),
-        Some(credentials) => json!({
-            "certificate": {
-                "identity": credentials.identity().uri(),
-                "serial": credentials.serial(),
-                "not_before": stamp(credentials.not_before()),
-                "not_after": stamp(credentials.not_after()),
-            },
-            "roots": credentials.root_certificates().len(),
-        }),
+/// The certificates that are shown to others, as Envoy tells them; in a pod also who we are, until when, and how many roots are
+/// trusted. Never a key.
+pub(super) fn certificates(store: &CredentialStore, state: &State) -> Value {
+    let now = SystemTime::now();
+    let own = state.certificates().into_iter().map(|pair| {
+        let facts = pair.facts();
+        let named = |kind: &str, names: &[Box<str>]| names.iter().map(|name| json!({kind: name})).collect::<Vec<_>>();
+        let mut names = named("uri", &facts.uris);
+        names.extend(named("dns", &facts.dns));
+        names.extend(facts.ips.iter().map(|ip| json!({"ip_address": ip.to_string()})));
+        let left = facts.not_after.duration_since(now).map_or(0, |left| left.as_secs() / 86_400);
+        let chain = json!({
+            "path": "<inline>",
+            "serial_number": &*facts.serial,
+            "subject_alt_names": names,
+            "days_until_expiration": left.to_string(),
+            "valid_from": stamp(facts.not_before),
+            "expiration_time": stamp(facts.not_after),
+        });
+        json!({"ca_cert": [], "cert_chain": [chain]})
+    });
+    let mut all = json!({"certificates": own.collect::<Vec<_>>()});
+    if let Some(credentials) = store.get() {
+        all["certificate"] = json!({
+            "identity": credentials.identity().uri(),
+            "serial": credentials.serial(),
+            "not_before": stamp(credentials.not_before()),
+            "not_after": stamp(credentials.not_after()),
+        });
+        all["roots"] = json!(credentials.root_certificates().len());
     }
+    all
 }
 
 /// The connection to the control plane, and what was refused.
@@ -161,5 +269,21 @@ mod tests {
         assert_eq!(clusters["static_clusters"][0].get("version_info"), None);
         assert_eq!(clusters["dynamic_active_clusters"][0]["cluster"]["name"], "sent");
         assert_eq!(clusters["dynamic_active_clusters"].as_array().map(Vec::len), Some(1));
+        assert_eq!(dump["configs"][1].get("dynamic_listeners"), None, "nothing is left out");
+    }
+
+    #[test]
+    fn dump_when_keys_are_written_in_resources_then_they_are_not_shown() {
+        let mut value = json!({"tls_certificates": [{
+            "certificate_chain": {"inline_string": "chain"}, "private_key": {"inline_string": "secret"},
+            "password": {"filename": "/p"},
+        }]});
+        redact(&mut value);
+        let pair = &value["tls_certificates"][0];
+        assert_eq!(pair["certificate_chain"]["inline_string"], "chain");
+        assert_eq!(
+            (&pair["private_key"]["inline_string"], &pair["password"]["filename"]),
+            (&json!("[redacted]"), &json!("[redacted]"))
+        );
     }
 }

@@ -16,6 +16,20 @@ pub(super) struct Wanted {
     pub(super) endpoints: bool,
 }
 
+/// Lists of sections, and the messages that are their elements.
+const MESSAGES: [(&str, &str); 10] = [
+    ("static_clusters", "StaticCluster"),
+    ("dynamic_active_clusters", "DynamicCluster"),
+    ("static_listeners", "StaticListener"),
+    ("dynamic_listeners", "DynamicListener"),
+    ("static_route_configs", "StaticRouteConfig"),
+    ("dynamic_route_configs", "DynamicRouteConfig"),
+    ("static_secrets", "StaticSecret"),
+    ("dynamic_active_secrets", "DynamicSecret"),
+    ("dynamic_endpoint_configs", "DynamicEndpointConfig"),
+    ("ecds_filters", "EcdsFilterConfig"),
+];
+
 /// The dump with what is wanted; what is wrong otherwise, with whether it is not there.
 pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, String)> {
     let mut sections = match dump["configs"].take() {
@@ -26,6 +40,7 @@ pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, S
         sections.retain(|section| !section["@type"].as_str().is_some_and(|name| name.ends_with("EndpointsConfigDump")));
     }
     if let Some(names) = &wanted.names {
+        sections.retain(|section| section.get("bootstrap").is_none());
         for section in sections.iter_mut().filter_map(Value::as_object_mut) {
             for entries in section.values_mut().filter_map(Value::as_array_mut) {
                 entries.retain(|entry| name_of(entry).is_some_and(|name| names.is_match(name)));
@@ -42,11 +57,20 @@ pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, S
     };
     for section in &sections {
         let Some(entries) = section.get(resource).and_then(Value::as_array) else { continue };
-        let entries: Vec<Value> = match masks.is_empty() {
+        let mut entries: Vec<Value> = match masks.is_empty() {
             true => entries.clone(),
             false => entries.iter().map(|entry| masked(entry, &masks)).collect(),
         };
+        if let Some((list, whole)) = MESSAGES.iter().find(|(list, _)| list == resource).zip(section["@type"].as_str()) {
+            for fields in entries.iter_mut().filter_map(Value::as_object_mut) {
+                fields.insert("@type".to_owned(), json!(format!("{whole}.{}", list.1)));
+            }
+        }
         return Ok(json!({"configs": entries}));
+    }
+    // There could be some, and are none.
+    if MESSAGES.iter().any(|(list, _)| list == resource) {
+        return Ok(json!({}));
     }
     Err((true, format!("{resource} not found in config dump\n")))
 }
@@ -100,7 +124,10 @@ mod tests {
             endpoints: false,
         };
         let part = select(dump(), &wanted).unwrap();
-        assert_eq!(part, json!({"configs": [{"cluster": {"@type": "c", "name": "b"}}]}));
+        assert_eq!(
+            part,
+            json!({"configs": [{"@type": "x/ClustersConfigDump.DynamicCluster", "cluster": {"@type": "c", "name": "b"}}]})
+        );
         let whole = select(dump(), &Wanted::default()).unwrap();
         assert_eq!(whole["configs"].as_array().map(Vec::len), Some(1), "endpoints only where they are asked for");
         let missing = Wanted { resource: Some("foo".into()), ..Wanted::default() };

@@ -27,7 +27,7 @@ use crate::slots::sockets::Sockets;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
 use crate::worker::Workers;
-use crate::xds::{Connection, SharedState};
+use crate::xds::{Changes, Connection, SharedState};
 use hyper::StatusCode;
 use leno_runtime::http::{Health, Routes, serve as serve_routes, text, with_type};
 use std::collections::BTreeMap;
@@ -92,6 +92,8 @@ pub struct View {
     pub health: Health,
     /// The workers, once there are some.
     pub workers: Arc<OnceLock<Workers>>,
+    /// Brings into force what the admin server changes; `None` where it changes nothing.
+    pub changes: Option<Changes>,
     /// Ends this process in order; `None` where that is not asked of it.
     pub quit: Option<CancellationToken>,
     /// What the pod says about itself.

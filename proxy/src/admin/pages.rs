@@ -3,9 +3,10 @@
 use super::log::Asked;
 use super::mask::{self, Wanted};
 use super::{PROMETHEUS, View, dump, upstreams};
-use crate::telemetry::envoy::Stat;
+use crate::telemetry::envoy::{Stat, Times};
+use crate::xds::bootstrap::NotTaken;
 use hyper::body::{Body as _, Incoming};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, StatusCode, header};
 use leno_runtime::http::{Answer, Routes, json, text, with_type};
 use regex::Regex;
 use serde_json::{Value, json as value};
@@ -17,6 +18,13 @@ use std::time::{Duration, Instant};
 
 /// How long connections are only asked to end before listening sockets close, when that is to be done gracefully: Envoy's default.
 const GRACE: Duration = Duration::from_secs(600);
+/// Of times it is told below which so many parts of 1 of them lie.
+const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
+/// How levels of loggers are changed.
+const USAGE: &str = "\nusage: /logging?<name>=<level> (change single level)\n\
+                     usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)\n\
+                     usage: /logging?level=<level> (change all levels)\n\
+                     levels: trace debug info warning error critical off \n";
 /// Bytes of a regular expression at most, compiled.
 const REGEX_LIMIT: usize = 1 << 20;
 
@@ -96,7 +104,14 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
                 headers: request.headers().clone(),
             });
             let begun = Instant::now();
-            let answer = answer(&view, &request, post, page);
+            let mut answer = answer(&view, &request, post, page);
+            for (name, value) in [
+                (header::CACHE_CONTROL, "no-cache, max-age=0"),
+                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+                (header::SERVER, "envoy"),
+            ] {
+                answer.headers_mut().insert(name, header::HeaderValue::from_static(value));
+            }
             if let Some(asked) = asked {
                 let sent = answer.body().size_hint().exact().unwrap_or(0);
                 view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
@@ -108,10 +123,10 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
 
 fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> Answer {
     let method = request.method();
-    let fits = if post { *method == Method::POST } else { matches!(*method, Method::GET | Method::HEAD) };
+    // What changes nothing may be asked for either way, as of Envoy.
+    let fits = *method == Method::POST || !post && matches!(*method, Method::GET | Method::HEAD);
     if !fits {
-        let wanted = if post { "POST" } else { "GET" };
-        let words = format!("Method {method} not allowed, {wanted} required.\n");
+        let words = format!("Method {method} not allowed, POST required.");
         return text(StatusCode::METHOD_NOT_ALLOWED, words);
     }
     page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))
@@ -120,12 +135,13 @@ fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> A
 /// Every page.
 pub(super) fn routes(view: &View) -> Routes {
     let gets: &[(&str, &str, Page)] = &[
-        ("/certs", "the certificate in use", |view, _| Ok(json(&dump::certificates(&view.store)))),
+        ("/certs", "the certificates in use", |view, _| Ok(json(&dump::certificates(&view.store, &view.state())))),
         ("/clusters", "clusters, their endpoints and what became of requests (format=json, filter)", clusters),
         ("/config_dump", "resources in force (resource, mask, name_regex, include_eds)", config_dump),
         ("/contention", "not traced here", |_, _| {
             Ok(text(StatusCode::OK, "Mutex contention tracing is not enabled.\n"))
         }),
+        ("/hot_restart_version", "there is no such thing", |_, _| Ok(text(StatusCode::OK, "disabled"))),
         ("/init_dump", "what the first configuration waits for", |_, _| Ok(json(&value!({})))),
         ("/listeners", "listeners and their addresses (format=json)", listeners),
         ("/memory", "memory of this process", |_, _| Ok(json(&memory()))),
@@ -133,8 +149,8 @@ pub(super) fn routes(view: &View) -> Routes {
         ("/runtime", "values of the runtime's layers", runtime),
         ("/server_info", "what runs, since when", |view, _| Ok(json(&server_info(view)))),
         ("/stats", "statistics under Envoy's names (filter, usedonly, format=json or prometheus)", stats),
-        ("/stats/prometheus", "metrics for Prometheus (usedonly)", |view, query| {
-            Ok(prometheus(view, query.has("usedonly")))
+        ("/stats/prometheus", "metrics for Prometheus (usedonly, filter)", |view, query| {
+            Ok(prometheus(view, query.has("usedonly"), query.regex("filter", false)?.as_ref()))
         }),
         ("/status", "the connection to the control plane, and what was refused", |view, _| {
             let connection = view.connection.borrow().clone();
@@ -163,6 +179,7 @@ pub(super) fn routes(view: &View) -> Routes {
             crate::telemetry::logsink::reopen();
             Ok(text(StatusCode::OK, "OK\n"))
         }),
+        ("/runtime_modify", "changes values of the runtime (key=value)", runtime_modify),
         ("/reset_counters", "lets the counters of /stats begin at zero; those for Prometheus go on", reset_counters),
     ];
     let all = |routes, pages: &[(&str, &str, Page)], post| {
@@ -194,8 +211,8 @@ fn state(view: &View) -> &'static str {
 fn clusters(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     Ok(match query.is_json() {
-        true => json(&upstreams::json(&view.telemetry, filter.as_ref())),
-        false => text(StatusCode::OK, upstreams::text(&view.telemetry, filter.as_ref())),
+        true => json(&upstreams::json(&view.telemetry, &view.state(), filter.as_ref())),
+        false => text(StatusCode::OK, upstreams::text(&view.telemetry, &view.state(), filter.as_ref())),
     })
 }
 
@@ -268,7 +285,11 @@ fn server_stats(view: &View) -> Vec<Stat> {
         "DRAINING" => 1,
         _ => 2,
     };
+    let (keys, layers, overrides) = view.state().runtime().numbers();
     let numbers = [
+        ("runtime.admin_overrides_active", overrides),
+        ("runtime.num_keys", keys),
+        ("runtime.num_layers", layers),
         ("control_plane.connected_state", u64::from(view.connection.borrow().connected)),
         ("server.concurrency", workers.as_ref().map_or(0, |workers| workers.len() as u64)),
         ("server.live", u64::from(state == 0)),
@@ -283,16 +304,19 @@ fn server_stats(view: &View) -> Vec<Stat> {
     numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(overload).collect()
 }
 
-fn prometheus(view: &View, used: bool) -> Answer {
+/// With a filter only Envoy's statistics whose names have a match.
+fn prometheus(view: &View, used: bool, filter: Option<&Regex>) -> Answer {
     view.state().refresh_figures();
-    with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used, server_stats(view)))
+    with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used, server_stats(view), filter))
 }
 
 fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     let used = query.has("usedonly");
-    if query.get("format") == Some("prometheus") {
-        return Ok(prometheus(view, used));
+    match query.get("format") {
+        Some("prometheus") => return Ok(prometheus(view, used, filter.as_ref())),
+        None | Some("text" | "json") => {}
+        Some(_) => return Err((StatusCode::BAD_REQUEST, "usage: /stats?format=(json|prometheus|text)\n\n".to_owned())),
     }
     let kind = query.get("type").unwrap_or("All");
     let wanted = |stat: &Stat| {
@@ -301,13 +325,41 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
     let stats = since_reset(view).into_iter().filter(wanted);
+    let times: Vec<Times> = view
+        .telemetry
+        .times()
+        .into_iter()
+        .filter(|one| filter.as_ref().is_none_or(|filter| filter.is_match(&one.name)))
+        .filter(|one| (!used || one.sum.count() > 0) && ["All", "Histograms"].contains(&kind))
+        .collect();
     if query.is_json() {
-        let list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
+        let mut list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
+        if !times.is_empty() {
+            let quantile = |one: &Times, share: f64| value!({"interval": null, "cumulative": one.sum.quantile(share)});
+            let computed = |one: &Times| {
+                let values: Vec<Value> = QUANTILES.iter().map(|share| quantile(one, *share)).collect();
+                value!({"name": one.name, "values": values})
+            };
+            let supported: Vec<f64> = QUANTILES.iter().map(|share| share * 100.0).collect();
+            let computed: Vec<Value> = times.iter().map(computed).collect();
+            list.push(value!({"histograms": {"supported_quantiles": supported, "computed_quantiles": computed}}));
+        }
         return Ok(json(&value!({"stats": list})));
     }
     let mut lines = String::new();
     for Stat { name, value, .. } in stats {
         writeln!(lines, "{name}: {value}").ok();
+    }
+    for one in times {
+        if one.sum.count() == 0 {
+            writeln!(lines, "{}: No recorded values", one.name).ok();
+            continue;
+        }
+        let told = QUANTILES.iter().map(|share| {
+            let value = one.sum.quantile(*share).unwrap_or_default();
+            format!("P{}(nan,{value:.6})", share * 100.0)
+        });
+        writeln!(lines, "{}: {}", one.name, told.collect::<Vec<_>>().join(" ")).ok();
     }
     Ok(text(StatusCode::OK, lines))
 }
@@ -330,16 +382,49 @@ fn server_info(view: &View) -> Value {
         "state": state(view),
         "uptime_current_epoch": format!("{seconds}s"),
         "uptime_all_epochs": format!("{seconds}s"),
-        "node": {"id": view.node},
-        "command_line_options": {"concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len())},
+        "hot_restart_version": "disabled",
+        "hot_restart_initializing": false,
+        "node": {
+            "id": view.node, "cluster": view.state().node_cluster(), "user_agent_name": "leno",
+            "user_agent_version": leno_runtime::version(),
+        },
+        "command_line_options": {
+            "concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len()),
+            "mode": "Serve", "log_level": leno_runtime::logging::level().unwrap_or_default(),
+            "drain_time": format!("{}s", GRACE.as_secs()), "disable_hot_restart": true, "restart_epoch": 0,
+        },
     })
 }
 
 fn runtime(view: &View, _: &Query) -> Result<Answer, Refusal> {
-    let values = view.state().runtime();
-    let entries: serde_json::Map<String, Value> =
-        values.into_iter().map(|(key, found)| (key, value!({"final_value": found, "layer_values": [found]}))).collect();
-    Ok(json(&value!({"layers": ["static"], "entries": entries})))
+    let state = view.state();
+    let layers = state.runtime();
+    let entry = |(key, values): (String, Vec<String>)| {
+        let last = values.iter().rev().find(|value| !value.is_empty()).cloned().unwrap_or_default();
+        (key, value!({"final_value": last, "layer_values": values}))
+    };
+    let entries: serde_json::Map<String, Value> = layers.texts().into_iter().map(entry).collect();
+    Ok(json(&value!({"layers": layers.names(), "entries": entries})))
+}
+
+/// Sets values of the runtime; an empty one removes what was set here before.
+fn runtime_modify(view: &View, query: &Query) -> Result<Answer, Refusal> {
+    if query.0.is_empty() {
+        let usage = "usage: /runtime_modify?key1=value1&key2=value2&keyN=valueN\n       use an empty value to remove a \
+                     previously added override\n";
+        return Err((StatusCode::BAD_REQUEST, usage.to_owned()));
+    }
+    let Some(changes) = &view.changes else { return Err(no("this proxy's values are not changed here")) };
+    let mut state = view.state();
+    state.runtime_mut().set(query.0.clone()).map_err(|error| match error {
+        NotTaken::NoLayer => (StatusCode::SERVICE_UNAVAILABLE, "No admin layer specified".to_owned()),
+        NotTaken::Key(key) => (StatusCode::BAD_REQUEST, format!("{key} is not supported by this proxy\n")),
+        NotTaken::TooMany => (StatusCode::BAD_REQUEST, "too many values; remove some first\n".to_owned()),
+    })?;
+    state.runtime_changed(Instant::now());
+    drop(state);
+    changes.tell();
+    Ok(text(StatusCode::OK, "OK\n"))
 }
 
 /// Envoy's names of levels; `paths=module:level` changes one module.
@@ -351,9 +436,9 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Refusal> {
             name => name,
         };
         let known = ["trace", "debug", "info", "warn", "error", "off"].contains(&name);
-        known
-            .then(|| name.to_owned())
-            .ok_or_else(|| (StatusCode::BAD_REQUEST, format!("error: unknown logger level {name}\n")))
+        known.then(|| name.to_owned()).ok_or_else(|| {
+            (StatusCode::BAD_REQUEST, format!("error: unknown logger level\n{USAGE}{}", active_loggers()))
+        })
     };
     let wanted = if let Some(all) = query.get("level") {
         Some(level(all)?)
@@ -368,18 +453,27 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Refusal> {
         Some(filter)
     } else if query.0.is_empty() {
         None
+    } else if let ([(name, wanted)], false) = (&query.0.iter().collect::<Vec<_>>()[..], query.has("group")) {
+        let now = leno_runtime::logging::level().unwrap_or_else(|| "info".to_owned());
+        Some(format!("{now},{name}={}", level(wanted)?))
     } else {
-        return Err((
-            StatusCode::BAD_REQUEST,
-            "usage: /logging?level=<level> or /logging?paths=module:level,...\n".to_owned(),
-        ));
+        return Err((StatusCode::BAD_REQUEST, USAGE.to_owned()));
     };
     if let Some(wanted) = wanted {
         let refused = |error: leno_runtime::logging::LogError| (StatusCode::BAD_REQUEST, format!("error: {error}\n"));
         leno_runtime::logging::set_level(&wanted).map_err(refused)?;
     }
+    Ok(text(StatusCode::OK, active_loggers()))
+}
+
+/// Every logger with its level: all of them, and those that have one of their own.
+fn active_loggers() -> String {
     let now = leno_runtime::logging::level().unwrap_or_default();
-    Ok(text(StatusCode::OK, format!("active loggers:\n  {now}\n")))
+    let logger = |part: &str| match part.split_once('=') {
+        Some((name, level)) => format!("  {name}: {level}\n"),
+        None => format!("  all: {part}\n"),
+    };
+    format!("active loggers:\n{}", now.split(',').map(logger).collect::<String>())
 }
 
 fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {

@@ -3,6 +3,7 @@
 use crate::config::{ClientTls, Cluster, Endpoint, Health, LabelValue, Limits};
 use crate::telemetry::Telemetry;
 use crate::telemetry::envoy::{ClusterView, HostNumbers};
+use crate::xds::{Kind, State};
 use regex::Regex;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -27,7 +28,7 @@ fn views(telemetry: &Telemetry, filter: Option<&Regex>) -> Vec<ClusterView> {
 }
 
 /// The lines of every cluster whose name has a match.
-pub(super) fn text(telemetry: &Telemetry, filter: Option<&Regex>) -> String {
+pub(super) fn text(telemetry: &Telemetry, state: &State, filter: Option<&Regex>) -> String {
     let mut out = String::new();
     for view in views(telemetry, filter) {
         let cluster = &view.first.config;
@@ -35,12 +36,13 @@ pub(super) fn text(telemetry: &Telemetry, filter: Option<&Regex>) -> String {
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{name}::{text}").unwrap_or_default();
         line(format_args!("observability_name::{name}"));
         for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
-            let Limits { connections, pending, requests, retries, retry_budget: _ } = limits;
+            let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _ } = limits;
             line(format_args!("{priority}_priority::max_connections::{connections}"));
             line(format_args!("{priority}_priority::max_pending_requests::{pending}"));
             line(format_args!("{priority}_priority::max_requests::{requests}"));
             line(format_args!("{priority}_priority::max_retries::{retries}"));
         }
+        line(format_args!("added_via_api::{}", !state.is_fixed(Kind::Cluster, name)));
         let numbers = view.hosts();
         for endpoint in &cluster.endpoints {
             let at = endpoint.address;
@@ -92,8 +94,16 @@ fn stats(host: &HostNumbers) -> [(&'static str, u64); 8] {
     ]
 }
 
-/// The same as JSON (`envoy.admin.v3.Clusters`).
-pub(super) fn json(telemetry: &Telemetry, filter: Option<&Regex>) -> Value {
+fn thresholds(limits: &Limits) -> Value {
+    let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _ } = limits;
+    json!({
+        "max_connections": connections, "max_pending_requests": pending,
+        "max_requests": requests, "max_retries": retries,
+    })
+}
+
+/// The same as JSON (`envoy.admin.v3.Clusters`): what is nothing is left out.
+pub(super) fn json(telemetry: &Telemetry, state: &State, filter: Option<&Regex>) -> Value {
     let status = |view: &ClusterView| {
         let cluster = &view.first.config;
         let numbers = view.hosts();
@@ -105,8 +115,14 @@ pub(super) fn json(telemetry: &Telemetry, filter: Option<&Regex>) -> Value {
                 let stats: Vec<Value> = stats(&host)
                     .into_iter()
                     .map(|(name, value)| {
-                        let kind = if name.ends_with("_active") { "GAUGE" } else { "COUNTER" };
-                        json!({"name": name, "value": value.to_string(), "type": kind})
+                        let mut stat = json!({"name": name});
+                        if value > 0 {
+                            stat["value"] = json!(value.to_string());
+                        }
+                        if name.ends_with("_active") {
+                            stat["type"] = json!("GAUGE");
+                        }
+                        stat
                     })
                     .collect();
                 let mut health = json!({"eds_health_status": "HEALTHY"});
@@ -122,20 +138,39 @@ pub(super) fn json(telemetry: &Telemetry, filter: Option<&Regex>) -> Value {
                         }
                     }
                 }
-                let at = endpoint.address;
-                json!({
+                let (at, place) = (endpoint.address, &endpoint.locality);
+                let mut host = json!({
                     "address": {"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}},
-                    "stats": stats, "health_status": health, "weight": endpoint.weight,
-                    "priority": endpoint.priority,
-                    "hostname": endpoint.hostname.as_deref().unwrap_or_default(),
-                    "locality": {
-                        "region": &*endpoint.locality.region, "zone": &*endpoint.locality.zone,
-                        "sub_zone": &*endpoint.locality.sub_zone,
-                    },
-                })
+                    "stats": stats, "health_status": health, "weight": endpoint.weight, "locality": {},
+                });
+                for (name, value) in [("region", &place.region), ("zone", &place.zone), ("sub_zone", &place.sub_zone)] {
+                    if !value.is_empty() {
+                        host["locality"][name] = json!(value);
+                    }
+                }
+                if endpoint.priority > 0 {
+                    host["priority"] = json!(endpoint.priority);
+                }
+                if let Some(name) = endpoint.hostname.as_deref().filter(|name| !name.is_empty()) {
+                    host["hostname"] = json!(name);
+                }
+                host
             })
             .collect();
-        json!({"name": &*cluster.name, "observability_name": &*cluster.name, "host_statuses": hosts})
+        let name = &*cluster.name;
+        let mut high = thresholds(&cluster.high_limits);
+        high["priority"] = json!("HIGH");
+        let mut status = json!({
+            "name": name, "observability_name": name,
+            "circuit_breakers": {"thresholds": [thresholds(&cluster.limits), high]},
+        });
+        if !hosts.is_empty() {
+            status["host_statuses"] = Value::Array(hosts);
+        }
+        if !state.is_fixed(Kind::Cluster, name) {
+            status["added_via_api"] = json!(true);
+        }
+        status
     };
     json!({"cluster_statuses": views(telemetry, filter).iter().map(status).collect::<Vec<_>>()})
 }

@@ -103,6 +103,17 @@ pub struct Listener {
     pub access_logs: Vec<AccessLog>,
     /// How sockets are made and what accepted connections get.
     pub socket: SocketSettings,
+    /// Open connections at most, all workers together; further ones are closed.
+    pub most: Option<OpenLimit>,
+}
+
+/// A limit of open connections.
+#[derive(Debug, Clone)]
+pub struct OpenLimit {
+    /// So many.
+    pub most: u32,
+    /// How many there are; shared by the forms of the listener that follow each other.
+    pub open: Arc<std::sync::atomic::AtomicU32>,
 }
 
 impl Default for Listener {
@@ -122,6 +133,7 @@ impl Default for Listener {
             chains: FilterChains::default(),
             access_logs: Vec::new(),
             socket: SocketSettings::default(),
+            most: None,
         }
     }
 }
@@ -135,13 +147,26 @@ pub struct SocketSettings {
     pub freebind: bool,
     /// TCP keep-alive of connections.
     pub keepalive: Option<KeepAlive>,
-    /// Options of the listening socket, set before it is bound: level, name, value.
-    pub options: Vec<(i32, i32, SocketOption)>,
+    /// Options of the listening socket: when they are set, level, name, value.
+    pub options: Vec<(OptionTime, i32, i32, SocketOption)>,
+    /// A socket of IPv6 takes connections of IPv4 as well.
+    pub both_families: bool,
+}
+
+/// When an option of a listening socket is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionTime {
+    /// Before it is bound.
+    Unbound,
+    /// When it is bound, before it listens.
+    Bound,
+    /// When it listens.
+    Listening,
 }
 
 impl Default for SocketSettings {
     fn default() -> Self {
-        Self { backlog: 4096, freebind: false, keepalive: None, options: Vec::new() }
+        Self { backlog: 4096, freebind: false, keepalive: None, options: Vec::new(), both_families: false }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Cluster {
     pub max_requests_per_connection: u32,
     /// Age at which a connection serves no new requests, and what is at random added to it, in percent.
     pub max_connection_duration: Option<(Duration, f64)>,
+    /// How long a request and its answer may take on a connection, each attempt for itself.
+    pub max_stream_duration: Option<Duration>,
     /// How HTTP/1 is spoken to endpoints.
     pub http1: Http1Upstream,
     /// Limits of HTTP/2 connections.
@@ -105,6 +107,7 @@ impl Cluster {
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: 0,
             max_connection_duration: None,
+            max_stream_duration: None,
             http1: Http1Upstream::default(),
             http2: Http2Options::default(),
             http2_keepalive: None,
@@ -253,11 +256,13 @@ pub struct Limits {
     pub retries: u32,
     /// Retries as a share of active requests; replaces `retries`.
     pub retry_budget: Option<RetryBudget>,
+    /// What is left of them is told.
+    pub tell_remaining: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None }
+        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None, tell_remaining: false }
     }
 }
 
@@ -292,6 +297,8 @@ pub struct SourceBind {
 /// How HTTP/1 is spoken to endpoints, and what their answers may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http1Upstream {
+    /// Names of headers are written like `Content-Type`.
+    pub proper_case: bool,
     /// Trailers pass, in both directions; default true.
     pub trailers: bool,
     /// Headers of an answer, of HTTP/2 as well; default 100, more is an answer that breaks the protocol. At most 1024.
@@ -302,6 +309,6 @@ pub struct Http1Upstream {
 
 impl Default for Http1Upstream {
     fn default() -> Self {
-        Self { trailers: true, max_headers: 100, max_head_bytes: 60 * 1024 }
+        Self { proper_case: false, trailers: true, max_headers: 100, max_head_bytes: 60 * 1024 }
     }
 }

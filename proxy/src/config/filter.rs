@@ -119,6 +119,8 @@ pub struct Fault {
     pub delay: Option<FaultDelay>,
     /// An end.
     pub abort: Option<FaultAbort>,
+    /// A bound on how fast the body of the answer goes.
+    pub limit: Option<FaultLimit>,
     /// Only requests whose target is this cluster.
     pub cluster: Option<ClusterId>,
     /// Only requests on which all of these hold.
@@ -138,6 +140,15 @@ pub struct FaultDelay {
     pub share: Share,
     /// For how long; `None`: as the request's header says (`x-envoy-fault-delay-request`, in milliseconds).
     pub fixed: Option<Duration>,
+}
+
+/// A bound on how fast the body of an answer goes.
+#[derive(Debug)]
+pub struct FaultLimit {
+    /// The share of requests.
+    pub share: Share,
+    /// KiB in a second; `None`: as the request's header says (`x-envoy-fault-throughput-response`).
+    pub fixed: Option<u64>,
 }
 
 /// An end.
@@ -163,7 +174,7 @@ pub enum FaultStatus {
 }
 
 /// A share as a fraction, as Envoy counts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Share {
     /// So many ...
     pub numerator: u32,

@@ -1,6 +1,6 @@
 //! How the health of endpoints is found out: by what requests experience, and by asking.
 
-use super::{ClientTls, ClusterId, Endpoint};
+use super::{ClientTls, ClusterId, Endpoint, matcher::StringMatch};
 use crate::telemetry::counters::{CheckStats, OutlierStats};
 use std::{
     net::SocketAddr,
@@ -264,7 +264,28 @@ pub struct HttpProbe {
     pub retriable: Vec<(u16, u16)>,
     /// By HTTP/2.
     pub http2: bool,
+    /// The body that is sent.
+    pub send: Box<[u8]>,
+    /// What must be in the answer's body, in this order, with anything between; at most 64 KiB are looked at.
+    pub receive: Vec<Box<[u8]>>,
+    /// What `x-envoy-upstream-healthchecked-cluster` of the answer must say.
+    pub service: Option<ServiceName>,
+    /// It is not said who asks.
+    pub anonymous: bool,
 }
+
+/// A condition on the name of the service that answers a check.
+#[derive(Debug, Clone)]
+pub struct ServiceName(pub StringMatch);
+
+impl PartialEq for ServiceName {
+    /// Two conditions are the same when they are written the same way.
+    fn eq(&self, other: &Self) -> bool {
+        format!("{:?}", self.0) == format!("{:?}", other.0)
+    }
+}
+
+impl Eq for ServiceName {}
 
 /// What an endpoint says about its own health checks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -44,8 +44,8 @@ pub use balancing::{
     Subsets,
 };
 pub use chain::{
-    ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, PassTlvs, PortSet,
-    ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
+    ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, OpenLimit, OptionTime,
+    PassTlvs, PortSet, ProxyProtocol, SocketOption, SocketSettings, SourceType, Transport,
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
@@ -55,15 +55,15 @@ pub use cluster::{
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
 pub use filter::{
-    Cors, Fault, FaultAbort, FaultDelay, FaultStatus, FilterEntry, FilterSetting, FilterSettings, FilterStats,
-    HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
+    Cors, Fault, FaultAbort, FaultDelay, FaultLimit, FaultStatus, FilterEntry, FilterSetting, FilterSettings,
+    FilterStats, HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
 };
 pub use grpc_stats::{CountedMethods, GrpcStats};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{
     Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
-    Statuses,
+    ServiceName, Statuses,
 };
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,
@@ -79,7 +79,8 @@ pub use ratelimit::{
 };
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{
-    CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualHost,
+    CookieMatch, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableError, TableOptions, VirtualCluster,
+    VirtualHost,
 };
 pub use template::{TemplateError, UriTemplate};
 pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};

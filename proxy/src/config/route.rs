@@ -5,6 +5,7 @@ use super::{
     matcher::{HeaderMatch, QueryMatch, RegexMatch, StringMatch},
     ratelimit::RateLimitPolicy,
 };
+use crate::telemetry::requests::RequestGroup;
 use std::{collections::HashMap, sync::Arc};
 
 /// Virtual hosts and the indices to find one by the request's authority.
@@ -186,6 +187,17 @@ pub struct VirtualHost {
     pub rate_limits: Vec<RateLimitPolicy>,
     /// Of which lines may speak.
     pub metadata: Option<Metadata>,
+    /// Requests that are counted together: the first that fits counts, the last one fits all. Mostly there is none.
+    pub virtual_clusters: Vec<VirtualCluster>,
+}
+
+/// Requests of a virtual host that are counted together.
+#[derive(Debug)]
+pub struct VirtualCluster {
+    /// Those on which all of these hold.
+    pub headers: Vec<HeaderMatch>,
+    /// What is counted.
+    pub group: Arc<RequestGroup>,
 }
 
 /// Who is sent to `https` when not there already.
@@ -221,6 +233,8 @@ pub struct Route {
     pub decorator: Option<Box<Decorator>>,
     /// Of which lines may speak.
     pub metadata: Option<Metadata>,
+    /// Counts its requests apart.
+    pub group: Option<Arc<RequestGroup>>,
 }
 
 impl Route {
@@ -236,6 +250,7 @@ impl Route {
             tracing: None,
             decorator: None,
             metadata: None,
+            group: None,
         }
     }
 }

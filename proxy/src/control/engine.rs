@@ -62,6 +62,7 @@ impl Engine {
             connection,
             health: self.health.clone(),
             workers: self.plane.workers(),
+            changes: None,
             quit: None,
             pod: None,
             node: String::new(),

@@ -4,7 +4,7 @@
 //! listener; it listens when the listener is in force; it is closed when no listener in force has its address.
 
 use crate::config::{Root, SocketSettings};
-use crate::listen::bind;
+use crate::listen::{begin, bind};
 use crate::worker::ListenSocket;
 use crate::xds::Bind;
 use socket2::Socket;
@@ -53,12 +53,11 @@ impl LiveSockets {
             if held.accepting.contains(&address) {
                 continue;
             }
-            let backlog = i32::try_from(settings.backlog).unwrap_or(i32::MAX);
             let socket = match held.waiting.remove(&address) {
                 Some(socket) => Ok(socket),
                 None => bind(address, settings),
             };
-            match socket.and_then(|socket| socket.listen(backlog).map(|()| socket)) {
+            match socket.and_then(|socket| begin(&socket, settings).map(|()| socket)) {
                 Ok(socket) => {
                     held.accepting.insert(address);
                     open.push(ListenSocket { address, socket: socket.into() });

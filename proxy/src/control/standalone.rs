@@ -9,15 +9,19 @@ use crate::admin;
 use crate::overload::Overload;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
-use crate::xds::{Changes, State};
+use crate::xds::{Changes, SharedState, State};
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 /// How long open connections may take to end at most when the process is told to leave.
 const LEAVING_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often layers of the runtime on a disk are looked at.
+const RUNTIME_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Everything that a proxy is told at its start.
 #[derive(Debug)]
@@ -78,11 +82,30 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
         let node = settings.bootstrap.node.id.clone();
-        let view = admin::View { quit: Some(shutdown.clone()), node, logs, ..view };
+        let changes = Some(feed.changes.clone());
+        let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ..view };
         admin::serve_at(listener, &view, &stop)?;
     }
+    local.spawn_local(watch_runtime(engine.state.clone(), feed.changes.clone(), stop.clone()));
     local.spawn_local(feed.run());
     local.run_until(life(&engine, settings.drain_limit, &shutdown)).await
+}
+
+/// Looks at the layers of the runtime that lie on a disk, and brings into force what has changed.
+async fn watch_runtime(state: SharedState, changes: Changes, stop: CancellationToken) {
+    let on_disk = || state.lock().unwrap_or_else(PoisonError::into_inner).runtime().is_on_disk();
+    while on_disk() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RUNTIME_INTERVAL) => {}
+        }
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.runtime_mut().read_again() {
+            state.runtime_changed(Instant::now());
+            drop(state);
+            changes.tell();
+        }
+    }
 }
 
 /// From the first configuration in force to the end of the last connection.
@@ -111,6 +134,8 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let mut state = state
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
+        .begun_with(std::mem::take(&mut bootstrap.shown))
+        .asking(std::mem::take(&mut bootstrap.resolvers))
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)
         .with_sources(std::mem::take(&mut dynamic.sources));

@@ -45,6 +45,8 @@ pub(super) struct Limits {
     pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
     pub(super) stream: Option<Instant>,
+    /// When this attempt has, by its cluster's limit.
+    pub(super) attempt: Option<Instant>,
     /// The status of the answer when `route` or the last attempt's limit passes.
     pub(super) on_timeout: u16,
     /// The endpoint is told the limit in `x-envoy-expected-rq-timeout-ms`.
@@ -87,6 +89,7 @@ enum Wake {
     PerTryIdle,
     Request,
     Stream,
+    Attempt,
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
@@ -123,6 +126,7 @@ pub(super) async fn begin<D: Downstream>(
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
     let began = Instant::now();
+    limits.attempt = cluster.config().max_stream_duration.map(|limit| began + limit);
     // A request for a tunnel has no end from which limits of the route could count.
     let tunnel = call.request.wants_tunnel();
     let per_try = limits.per_try.filter(|_| !tunnel).map(|limit| began + limit);
@@ -176,7 +180,7 @@ pub(super) async fn begin<D: Downstream>(
             }
             let idle = limits.idle_deadline(last);
             let try_idle = limits.per_try_idle.map(|limit| last + limit);
-            let attempt = earlier(per_try, try_idle);
+            let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
             let request = limits.request.filter(|_| !body.done);
             let whole = earlier(limits.deadline, earlier(request, limits.stream));
             if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
@@ -190,6 +194,8 @@ pub(super) async fn begin<D: Downstream>(
                 Wake::Request
             } else if over(limits.stream) {
                 Wake::Stream
+            } else if over(limits.attempt) {
+                Wake::Attempt
             } else if over(per_try) {
                 Wake::PerTry
             } else if over(try_idle) {
@@ -231,6 +237,11 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
         Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
         Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
+        Wake::Attempt => {
+            cluster.stats().rq_max_duration_reached.add(1);
+            let failure = Failure::Reset { sent: true, reused: false, answered: false };
+            Err(Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, body.done)))
+        }
         Wake::Stream => {
             call.tally.filters().reply.grpc = Some(4);
             Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into()))
@@ -367,6 +378,7 @@ async fn open(
         match admission {
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
                     host.note_agreed(true);
                     return Err(ConnectError::Tcp(host.address(), std::io::ErrorKind::Unsupported.into()));
@@ -419,6 +431,7 @@ async fn open_http2(
             }
         };
         let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
+        ticket.connected();
         if is_agreed(cluster) {
             host.note_agreed(stream.is_for_http2());
             if !stream.is_for_http2() {
@@ -460,8 +473,9 @@ pub(super) async fn finish<D: Downstream>(
     tunnel: bool,
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
-    let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());
-    let mut response = ResponsePump::new(observed, recode);
+    let filters = call.tally.filters.as_mut();
+    let (recode, pace) = filters.map(|state| (state.recode_response.take(), state.pace.take())).unwrap_or_default();
+    let mut response = ResponsePump::new(observed, recode).paced(pace);
     let mut answered = false;
     let mut deaf = false;
     let (mut received, mut ended) = (None, None);
@@ -526,7 +540,8 @@ pub(super) async fn finish<D: Downstream>(
             let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
             let deadline = limits.deadline.filter(|_| !tunnel);
             let request = limits.request.filter(|_| !body.done && !tunnel);
-            let whole = earlier(deadline, earlier(request, limits.stream));
+            let stream = earlier(limits.stream, limits.attempt);
+            let whole = earlier(deadline, earlier(request, stream));
             if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
                 return Poll::Pending;
             }
@@ -538,6 +553,8 @@ pub(super) async fn finish<D: Downstream>(
                 Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
             } else if over(limits.stream) {
                 Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
+            } else if over(limits.attempt) {
+                Stop::Abort(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED, "upstream_max_stream_duration_reached")
             } else if over(try_idle) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
             } else {
@@ -550,8 +567,13 @@ pub(super) async fn finish<D: Downstream>(
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
     }
     call.tally.response_bytes = response.bytes;
+    let wire = up.wire();
+    if let Some(cluster) = &call.tally.cluster {
+        cluster.stats().cx_rx_bytes_total.add(wire.received);
+        cluster.stats().cx_tx_bytes_total.add(wire.sent);
+    }
     if let Some(observed) = call.observed() {
-        observed.up = up.wire();
+        observed.up = wire;
     }
     if observed {
         let start = call.tally.start;

@@ -256,12 +256,18 @@ impl Call<'_> {
         let duration = tally.start.elapsed();
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
-            counted.http().count(tally.code, tally.flags, self.is_http2(), micros);
+            counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
-            cluster.stats().count(tally.code, tally.flags, attempts, micros);
+            let headers = &self.request.headers;
+            let internal = headers.may_have(Known::Envoy) && headers.get("x-envoy-internal") == Some(b"true");
+            cluster.stats().count(tally.code, tally.flags, attempts, micros, internal);
+            let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
+            for group in group.into_iter().chain(tally.route.and_then(|route| route.group.as_deref())) {
+                group.count(tally.code, tally.flags, attempts);
+            }
             if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
                 stats.count(&cluster.config().name, self.request.path_only(), tally.grpc_status);
             }
@@ -382,6 +388,8 @@ impl Call<'_> {
         };
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
+        let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
+        entry.virtual_cluster = group.map(|group| &*group.name);
         entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
     }

@@ -22,6 +22,7 @@ pub mod head;
 pub mod headers;
 mod local_reply;
 mod mirror;
+mod pace;
 pub mod parse;
 pub mod path;
 pub mod pipeline;

@@ -65,6 +65,8 @@ impl From<Reply> for Stop {
 /// Serves one request from head to record. The response is sent whole, or the client's side was aborted.
 pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let mut body = RequestPump::new(None);
+    let counted = call.conn.counted.as_ref().map(|counted| counted.http());
+    let _active = counted.map(|stats| stats.begin());
     match respond(call, down, &mut body).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
@@ -78,6 +80,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
         Err(Stop::Abort(flags, details)) => {
             call.tally.flags |= flags;
             call.tally.details = details;
+            counted.iter().for_each(|stats| stats.rq_tx_reset.add(1));
             down.abort();
         }
         Err(Stop::Gone) => gone(call, down),
@@ -85,8 +88,13 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     if down.queued() > 0 {
         flush(call, down).await;
     }
+    let wire = down.wire();
+    if let Some(stats) = counted {
+        stats.cx_rx_bytes_total.add(wire.received);
+        stats.cx_tx_bytes_total.add(wire.sent);
+    }
     if let Some(observed) = call.observed() {
-        observed.down = down.wire();
+        observed.down = wire;
     }
     if call.tally.underscored && !body.done && call.request.body != BodyLength::Empty {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
@@ -153,14 +161,18 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             call.tally.filters().redirect = Some(location);
             return Err(reply::NEEDS_TLS.into());
         }
+        let counted = call.conn.counted.as_ref().map(|counted| counted.http());
+        counted.iter().for_each(|stats| stats.router_total.add(1));
         let selected = selected.ok_or(reply::NO_ROUTE)?;
         let forward = match &selected.route.action {
             Action::Forward(forward) => forward,
             Action::Redirect(redirect) => {
+                counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 let location = redirect::location(call, selected, redirect);
                 return answer(call, down, selected, redirect.code, Some(location), b"");
             }
             Action::Direct(direct) => {
+                counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 // With a status that leads elsewhere Envoy names the place where the client already is.
                 let leads = matches!(direct.code, 201 | 300..=399);
                 let location = leads.then(|| redirect::location(call, selected, &Redirect::default()));
@@ -365,6 +377,7 @@ async fn proxy<'a, D: Downstream>(
                         return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
                     }
                     // Before this response is given up for another.
+                    cluster.stats().retried.count(call.response.status);
                     drop(retry_ticket.take());
                     if !not_sent {
                         let Ok(ticket) = cluster.begin_retry(limits.priority) else {
@@ -387,7 +400,10 @@ async fn proxy<'a, D: Downstream>(
                 }
                 Err(Failed::Attempt(failure, reply)) => {
                     match failure {
-                        Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                        Failure::PerTryTimeout => {
+                            cluster.stats().rq_per_try_timeout.add(1);
+                            cluster.note(&host, Outcome::Timeout);
+                        }
                         // The endpoint had closed it while it was idle: that is no failure.
                         Failure::Reset { reused: true, answered: false, .. } => {}
                         _ => cluster.note(&host, Outcome::Failed),
@@ -432,6 +448,9 @@ async fn proxy<'a, D: Downstream>(
         }
         retries += 1;
         attempted.note(&host, policy);
+        if pause.is_some() {
+            cluster.stats().rq_backoff_limited.add(1);
+        }
         let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
         wait(call, pause, &limits).await?;
     }

@@ -4,6 +4,7 @@ use super::{
     ahead::Ahead,
     body::{Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
     mirror::Feeds,
+    pace::Pace,
     recode::{self, Recode},
 };
 use crate::tcp::splice::{Moving, Pipe};
@@ -324,6 +325,8 @@ pub struct ResponsePump {
     /// The kernel cannot, or has no pipe.
     copies: bool,
     recode: Option<Box<Recode>>,
+    /// How fast it may go.
+    pace: Option<Box<Pace>>,
     /// Bytes moved.
     pub bytes: u64,
     /// The `grpc-status` of the trailers.
@@ -337,6 +340,13 @@ impl ResponsePump {
     /// At the beginning of a body, to which filters do this; whether it keeps the trailers.
     pub fn new(keep: bool, recode: Option<Box<Recode>>) -> Self {
         Self { keep, copies: recode.is_some(), recode, ..Self::default() }
+    }
+
+    /// No faster than this.
+    pub fn paced(mut self, pace: Option<Box<Pace>>) -> Self {
+        self.copies |= pace.is_some();
+        self.pace = pace;
+        self
     }
 
     /// Moves what can be moved; ready when all of the response was sent.
@@ -356,10 +366,24 @@ impl ResponsePump {
                 ready!(down.poll_flush(cx)).map_err(PumpError::Sink)?;
                 *moved = true;
             }
+            let room = match self.pace.as_mut().map(|pace| pace.poll(cx)) {
+                None => usize::MAX,
+                Some(Poll::Ready(room)) => room,
+                Some(Poll::Pending) => {
+                    if down.queued() > 0 {
+                        ready!(down.poll_flush(cx)).map_err(PumpError::Sink)?;
+                    }
+                    return Poll::Pending;
+                }
+            };
             match up.poll_body(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let data = part(data, self.recode.is_some());
+                    let data = &data[..data.len().min(room)];
                     let count = data.len();
+                    if let Some(pace) = &mut self.pace {
+                        pace.took(count);
+                    }
                     match &mut self.recode {
                         None => {
                             down.send_data(data);

@@ -124,6 +124,13 @@ pub const REQUEST_TIMEOUT: Reply = refusal(408, "request timeout", ResponseFlags
 /// The client did not send its request's head in time.
 pub const HEAD_TIMEOUT: Reply = refusal(408, "request header timeout", ResponseFlags::none(), "request_header_timeout");
 /// The request lasted longer than it may.
+pub const ATTEMPT_DURATION: Reply = reply(
+    504,
+    "upstream max stream duration reached",
+    ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
+    "upstream_max_stream_duration_reached",
+);
+/// The stream lasted longer than it may.
 pub const MAX_DURATION: Reply =
     reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
 /// The client's body is malformed.

@@ -77,6 +77,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
         stream: stream.map(|limit| call.tally.start + limit),
         deadline: None,
+        attempt: None,
         priority: forward.priority,
         on_timeout,
         tell: !kept && !call.manager.router.suppress_envoy_headers,

@@ -11,7 +11,7 @@ mod visit;
 
 pub use detect::{Detected, detect};
 pub use proxy_protocol::{Proxied, write_header};
-pub use socket::bind;
+pub use socket::{begin, bind};
 pub use stream::{Rewound, Stream};
 
 use crate::{
@@ -27,7 +27,10 @@ use std::{
     io,
     net::SocketAddr,
     rc::Rc,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
@@ -94,7 +97,7 @@ enum Ready {
 pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
     // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
     // many, pays for no other kind.
-    let _counted = OfListener::new(&worker, bound);
+    let Some(_counted) = OfListener::new(&worker, bound) else { return };
     let mut visit = None;
     let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound, &mut visit)).await else { return };
     match ready {
@@ -111,17 +114,29 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
 }
 
 /// Counts a connection among those of the listener that owns its socket.
-struct OfListener(Option<Arc<ListenerStats>>);
+struct OfListener(Option<Arc<ListenerStats>>, Option<Arc<AtomicU32>>, Instant);
 
 impl OfListener {
-    fn new(worker: &Worker, bound: SocketAddr) -> Self {
+    /// `None` where the listener has as many as it may.
+    fn new(worker: &Worker, bound: SocketAddr) -> Option<Self> {
         let root = worker.root();
-        let stats = root.config().listeners.bound(bound).map(|owner| worker.shard.listener_stats(&owner.stat_name));
+        let owner = root.config().listeners.bound(bound);
+        let stats = owner.map(|owner| worker.shard.listener_stats(&owner.stat_name));
+        let mut place = None;
+        if let Some(limit) = owner.and_then(|owner| owner.most.as_ref()) {
+            let more = |count: u32| (count < limit.most).then_some(count + 1);
+            if limit.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+                tracing::debug!(%bound, "as many connections as the listener may have; closed");
+                stats.iter().for_each(|stats| stats.cx_overflow.add(1));
+                return None;
+            }
+            place = Some(limit.open.clone());
+        }
         if let Some(stats) = &stats {
             stats.cx_total.add(1);
             stats.cx_active.up();
         }
-        Self(stats)
+        Some(Self(stats, place, Instant::now()))
     }
 }
 
@@ -129,6 +144,10 @@ impl Drop for OfListener {
     fn drop(&mut self) {
         if let Some(stats) = &self.0 {
             stats.cx_active.down();
+            stats.cx_length_ms.record_thousandths(self.2.elapsed().as_micros() as u64);
+        }
+        if let Some(open) = &self.1 {
+            open.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -210,9 +229,15 @@ async fn prepare(
         None => (Stream::Plain(tcp), None),
         Some(wanted) => {
             let io = Rewound::new(tcp, std::mem::take(&mut first).bytes().to_vec());
-            match secure(worker, wanted, io, chain.tls_timeout, &mut conn).await {
-                Ok((stream, alpn)) => (Stream::Tls(stream), alpn),
+            let secured = secure(worker, wanted, io, chain.tls_timeout, &mut conn).await;
+            let stats = worker.shard.listener_stats(&owner.stat_name);
+            match secured {
+                Ok((stream, alpn)) => {
+                    conn.tls.iter().for_each(|info| stats.tls.succeeded(info));
+                    (Stream::Tls(stream), alpn)
+                }
                 Err(error) => {
+                    stats.tls.failed(&error);
                     tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
                     if let Some(visit) = visit {
                         visit.failed(&conn, error.to_string());

@@ -52,6 +52,8 @@ enum Count {
 pub struct Ticket {
     shared: Rc<Shared>,
     count: Count,
+    /// Since when a connection is open, or being opened.
+    since: Option<Instant>,
 }
 
 impl Shared {
@@ -103,7 +105,17 @@ impl Shared {
             Count::Pending => self.stats.rq_pending_total.add(1),
             Count::Requests | Count::Retries => {}
         }
-        Ok(Ticket { shared: self.clone(), count })
+        let since = matches!(count, Count::Connections).then(Instant::now);
+        Ok(Ticket { shared: self.clone(), count, since })
+    }
+}
+
+impl Ticket {
+    /// Says that the connection is there.
+    pub fn connected(&self) {
+        if let Some(since) = self.since {
+            self.shared.stats.cx_connect_ms.record_thousandths(since.elapsed().as_micros() as u64);
+        }
     }
 }
 
@@ -114,6 +126,8 @@ impl Drop for Ticket {
         self.shared.gauge(self.count).down();
         if matches!(self.count, Count::Connections) {
             self.shared.stats.cx_destroy.add(1);
+            let age = self.since.map_or(0, |since| since.elapsed().as_micros() as u64);
+            self.shared.stats.cx_length_ms.record_thousandths(age);
         }
         if matches!(self.count, Count::Connections) && self.shared.pending.get() > 0 {
             self.shared.released.notify_one();

@@ -96,6 +96,8 @@ pub enum Permission {
     DestinationPorts(u16, u16),
     /// The server name of the ClientHello (an empty one where there is none).
     ServerName(StringMatch),
+    /// What holds always, or never.
+    Constant(bool),
     /// The opposite.
     Not(Box<Permission>),
 }
@@ -121,6 +123,8 @@ pub enum Principal {
     Header(HeaderMatch),
     /// The path of the request without its query.
     Path(StringMatch),
+    /// What holds always, or never.
+    Constant(bool),
     /// The opposite.
     Not(Box<Principal>),
 }
@@ -163,6 +167,7 @@ impl Permission {
             Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),
             Self::DestinationIp(net) => contains(net, facts.destination()),
             Self::DestinationPorts(from, to) => (*from..=*to).contains(&facts.destination().port()),
+            Self::Constant(holds) => *holds,
             Self::ServerName(name) => name.matches(facts.server_name().unwrap_or_default().as_bytes()),
             Self::Not(one) => !one.matches(facts),
         }
@@ -178,6 +183,7 @@ impl Principal {
             Self::Authenticated(name) => authenticated(name.as_ref(), facts.tls()),
             Self::SourceIp(net) => contains(net, facts.source()),
             Self::DirectSourceIp(net) => contains(net, facts.direct_source()),
+            Self::Constant(holds) => *holds,
             Self::RemoteIp(net) => contains(net, facts.remote()),
             Self::Header(header) => facts.header(header),
             Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),

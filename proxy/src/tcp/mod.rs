@@ -56,6 +56,10 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         // What comes from one side goes to the other.
         observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
     }
+    if let Some(cluster) = &told.cluster {
+        cluster.stats().cx_rx_bytes_total.add(told.sent);
+        cluster.stats().cx_tx_bytes_total.add(told.received);
+    }
     told.count(&proxy.stats);
     told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
 }
@@ -264,7 +268,10 @@ pub(crate) async fn connect_once(
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
             Admission::Connect(ticket) => {
                 let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-                return Ok((connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?, ticket));
+                let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
+                ticket.connected();
+                cluster.stats().rq_total.add(1);
+                return Ok((stream, ticket));
             }
             // An idle HTTP connection is of no use here; its place is.
             Admission::UseIdle => {

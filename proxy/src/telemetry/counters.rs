@@ -75,6 +75,17 @@ impl<'a> Scope<'a> {
     }
 }
 
+/// What tells a number apart from others of its family.
+#[derive(Debug)]
+pub struct Label {
+    /// The family, in place of the name.
+    pub family: &'static str,
+    /// The label.
+    pub name: &'static str,
+    /// Its value.
+    pub value: String,
+}
+
 #[derive(Debug)]
 struct Entry {
     number: Arc<Number>,
@@ -90,15 +101,20 @@ pub struct Counters(Arc<Mutex<BTreeMap<String, Entry>>>);
 impl Counters {
     /// The counter `stat` under these scopes, one inside of the other; the same whenever it is asked for.
     pub fn counter(&self, scopes: &[Scope<'_>], stat: &str) -> Arc<Number> {
-        self.number(scopes, stat, false)
+        self.number(scopes, stat, None, false)
+    }
+
+    /// The same of one of a family, told apart by a label.
+    pub fn labelled(&self, scopes: &[Scope<'_>], stat: &str, label: Label) -> Arc<Number> {
+        self.number(scopes, stat, Some(label), false)
     }
 
     /// The same of a number that goes up and down.
     pub fn gauge(&self, scopes: &[Scope<'_>], stat: &str) -> Arc<Number> {
-        self.number(scopes, stat, true)
+        self.number(scopes, stat, None, true)
     }
 
-    fn number(&self, scopes: &[Scope<'_>], stat: &str, gauge: bool) -> Arc<Number> {
+    fn number(&self, scopes: &[Scope<'_>], stat: &str, last: Option<Label>, gauge: bool) -> Arc<Number> {
         let (mut name, mut family, mut labels) = (String::new(), "envoy_".to_owned(), Vec::new());
         for Scope { kind, label, value } in scopes {
             name.push_str(kind);
@@ -110,7 +126,13 @@ impl Counters {
             }
         }
         name.push_str(stat);
-        family.push_str(&stat.replace(['.', '-'], "_"));
+        match last {
+            None => family.push_str(&stat.replace(['.', '-'], "_")),
+            Some(Label { family: own, name, value }) => {
+                family.push_str(own);
+                labels.insert(0, (name, value));
+            }
+        }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = all.get(&name) {
             return known.number.clone();
@@ -184,7 +206,8 @@ group!(
     FaultStats {
         aborts = "fault.aborts_injected",
         delays = "fault.delays_injected",
-        overflow = "fault.faults_overflow";
+        overflow = "fault.faults_overflow",
+        limited = "fault.response_rl_injected";
         active = "fault.active_faults"
     }
 );

@@ -274,6 +274,8 @@ pub struct LogEntry<'a, Q, S> {
     pub server_name: Option<&'a str>,
     /// The route's name.
     pub route_name: Option<&'a str>,
+    /// The virtual cluster.
+    pub virtual_cluster: Option<&'a str>,
     /// The filter chain's name.
     pub filter_chain: Option<&'a str>,
     /// Whether the request is to be traced.
@@ -333,6 +335,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             tls: None,
             server_name: None,
             route_name: None,
+            virtual_cluster: None,
             filter_chain: None,
             traced: false,
             trace: None,

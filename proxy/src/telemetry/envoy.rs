@@ -1,9 +1,11 @@
 //! Statistics under Envoy's names, as text, as JSON and for Prometheus.
 
-use super::histogram::Summed;
+use super::histogram::Counter;
+use super::histogram::{Histogram, Summed};
 use super::render::{Exposition, Telemetry};
-use super::stats::{Breakers, ClusterStats, Gauge, PublishedCluster};
+use super::stats::{Breakers, ClusterStats, Gauge, HttpStats, ListenerStats, PublishedCluster, Statuses};
 use crate::config::{Health, Limits};
+use regex::Regex;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -121,67 +123,30 @@ impl Telemetry {
     fn managers(&self, stats: &mut Vec<Stat>) {
         let mut prefixes: BTreeMap<Arc<str>, Vec<_>> = BTreeMap::new();
         let mut listeners: BTreeMap<Arc<str>, Vec<_>> = BTreeMap::new();
-        for worker in self.workers() {
+        for (index, worker) in self.workers().iter().enumerate() {
             let named = worker.named.lock().unwrap_or_else(PoisonError::into_inner);
             for (name, one) in &named.http {
                 prefixes.entry(name.clone()).or_default().push(one.clone());
             }
             for (name, one) in &named.listeners {
-                listeners.entry(name.clone()).or_default().push(one.clone());
+                listeners.entry(name.clone()).or_default().push((index, one.clone()));
             }
         }
         for (prefix, all) in prefixes {
-            let mut out = Scope::new("http", "envoy_http_conn_manager_prefix", &prefix, stats);
-            macro_rules! counters {
-                ($($name:literal = $field:ident),* $(,)?) => {
-                    $(out.add($name, all.iter().map(|one| one.$field.get()).sum(), false);)*
-                };
-            }
-            counters!(
-                "downstream_rq_total" = rq_total,
-                "downstream_rq_completed" = rq_completed,
-                "downstream_rq_rx_reset" = rq_rx_reset,
-                "downstream_rq_idle_timeout" = rq_idle_timeout,
-                "downstream_rq_max_duration_reached" = rq_max_duration_reached,
-                "downstream_rq_too_large" = rq_too_large,
-                "downstream_rq_http1_total" = rq_http1_total,
-                "downstream_rq_http2_total" = rq_http2_total,
-                "downstream_cx_protocol_error" = cx_protocol_error,
-                "downstream_cx_http1_total" = cx_http1_total,
-                "downstream_cx_http2_total" = cx_http2_total,
-                "no_route" = no_route,
-                "no_cluster" = no_cluster,
-                "downstream_cx_total" = cx_total,
-                "downstream_cx_ssl_total" = cx_ssl_total,
-            );
-            let active = sum(all.iter().map(|one| &one.cx_active));
-            out.add("downstream_cx_active", active, true);
-            out.add("downstream_cx_http1_active", sum(all.iter().map(|one| &one.cx_http1_active)), true);
-            out.add("downstream_cx_http2_active", sum(all.iter().map(|one| &one.cx_http2_active)), true);
-            let total: u64 = all.iter().map(|one| one.cx_total.get()).sum();
-            out.add("downstream_cx_destroy", total.saturating_sub(active), false);
-            for class in 0..5 {
-                let count = all.iter().map(|one| one.statuses.classes[class].get()).sum();
-                out.class("downstream_rq", class + 1, count);
-            }
+            manager(&prefix, &all, stats);
         }
         for (name, all) in listeners {
-            let mut out = Scope::new("listener", "envoy_listener_address", &name, stats);
-            let (total, active) =
-                (all.iter().map(|one| one.cx_total.get()).sum::<u64>(), sum(all.iter().map(|one| &one.cx_active)));
-            out.add("downstream_cx_total", total, false);
-            out.add("downstream_cx_active", active, true);
-            out.add("downstream_cx_destroy", total.saturating_sub(active), false);
-            out.add("no_filter_chain_match", all.iter().map(|one| one.no_filter_chain_match.get()).sum(), false);
+            listener(&name, &all, stats);
         }
     }
 
     /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
-    pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>) {
+    pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>, filter: Option<&Regex>) {
         let mut families: BTreeMap<&str, Vec<&Stat>> = BTreeMap::new();
         let mut stats = self.stats();
         stats.extend(more);
-        for stat in stats.iter().filter(|stat| !used || stat.value > 0) {
+        let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
+        for stat in stats.iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
             families.entry(&stat.family).or_default().push(stat);
         }
         for (family, stats) in families {
@@ -191,35 +156,70 @@ impl Telemetry {
                 out.sample(family, &labels, stat.value);
             }
         }
-        self.write_times(out, used);
+        self.write_times(out, used, &wanted);
     }
 
-    /// How long requests took, by manager and by cluster.
-    fn write_times(&self, out: &mut Exposition, used: bool) {
-        let mut managers: BTreeMap<Arc<str>, Summed> = BTreeMap::new();
+    /// How long requests and connections took, by manager, by listener and by cluster.
+    pub fn times(&self) -> Vec<Times> {
+        let mut times: BTreeMap<String, Times> = BTreeMap::new();
+        let mut add = |(kind, label): (&'static str, &'static str), name: &Arc<str>, stat: &str, one: &Histogram| {
+            let entry = times.entry(format!("{kind}.{name}.{stat}")).or_insert_with(|| Times {
+                name: format!("{kind}.{name}.{stat}"),
+                family: format!("envoy_{kind}_{stat}"),
+                label: (label, name.clone()),
+                sum: Summed::default(),
+            });
+            entry.sum.add(one);
+        };
         for worker in self.workers() {
-            for (name, one) in &worker.named.lock().unwrap_or_else(PoisonError::into_inner).http {
-                managers.entry(name.clone()).or_default().add(&one.rq_time);
+            let named = worker.named.lock().unwrap_or_else(PoisonError::into_inner);
+            for (name, one) in &named.http {
+                add(HTTP, name, "downstream_rq_time", &one.rq_time);
+                add(HTTP, name, "downstream_cx_length_ms", &one.cx_length_ms);
+            }
+            for (name, one) in &named.listeners {
+                add(LISTENER, name, "downstream_cx_length_ms", &one.cx_length_ms);
             }
         }
-        let clusters = self.clusters().into_iter().map(|(name, view)| {
-            let mut sum = Summed::default();
-            view.all.iter().for_each(|one| sum.add(&one.stats.rq_time));
-            (name, sum)
-        });
-        let mut write = |family: &str, label: &str, all: Vec<(Arc<str>, Summed)>| {
-            let told: Vec<_> =
-                all.into_iter().filter(|(_, sum)| !used || sum.buckets.iter().any(|count| *count > 0)).collect();
-            if !told.is_empty() {
-                out.kind(family, "histogram");
+        for (name, view) in self.clusters() {
+            for one in &view.all {
+                add(CLUSTER, &name, "upstream_rq_time", &one.stats.rq_time);
+                add(CLUSTER, &name, "upstream_cx_connect_ms", &one.stats.cx_connect_ms);
+                add(CLUSTER, &name, "upstream_cx_length_ms", &one.stats.cx_length_ms);
             }
-            for (name, sum) in told {
-                out.histogram_of(family, &[(label, &name)], &sum);
-            }
-        };
-        write("envoy_http_downstream_rq_time", "envoy_http_conn_manager_prefix", managers.into_iter().collect());
-        write("envoy_cluster_upstream_rq_time", "envoy_cluster_name", clusters.collect());
+        }
+        times.into_values().collect()
     }
+
+    /// The same for Prometheus.
+    fn write_times(&self, out: &mut Exposition, used: bool, wanted: &dyn Fn(&str) -> bool) {
+        let mut families: BTreeMap<String, Vec<Times>> = BTreeMap::new();
+        for one in self.times().into_iter().filter(|one| (!used || one.sum.count() > 0) && wanted(&one.name)) {
+            families.entry(one.family.clone()).or_default().push(one);
+        }
+        for (family, all) in families {
+            out.kind(&family, "histogram");
+            for Times { label: (label, name), sum, .. } in all {
+                out.histogram_of(&family, &[(label, &name)], &sum);
+            }
+        }
+    }
+}
+
+/// The kind of a name, and the label that tells it.
+const HTTP: (&str, &str) = ("http", "envoy_http_conn_manager_prefix");
+const LISTENER: (&str, &str) = ("listener", "envoy_listener_address");
+const CLUSTER: (&str, &str) = ("cluster", "envoy_cluster_name");
+
+/// Times in milliseconds.
+#[derive(Debug, Clone)]
+pub struct Times {
+    /// Envoy's name.
+    pub name: String,
+    family: String,
+    label: (&'static str, Arc<str>),
+    /// All workers together.
+    pub sum: Summed,
 }
 
 fn sum<'g>(gauges: impl Iterator<Item = &'g Gauge>) -> u64 {
@@ -245,15 +245,27 @@ impl<'s> Scope<'s> {
     }
 
     fn class(&mut self, stat: &str, class: usize, value: u64) {
-        let family = format!("envoy_{}_{stat}_xx", self.kind);
+        let family = format!("envoy_{}_{}_xx", self.kind, stat.replace('.', "_"));
         let label = ("envoy_response_code_class", class.to_string());
         self.put(&format!("{stat}_{class}xx"), family, value, false, Some(label));
     }
 
-    fn code(&mut self, stat: &str, code: u16, value: u64) {
-        let family = format!("envoy_{}_{stat}", self.kind);
-        let label = ("envoy_response_code", code.to_string());
-        self.put(&format!("{stat}_{code}"), family, value, false, Some(label));
+    /// Statuses and their classes under a prefix, as far as there were any; together they are the completed ones.
+    fn codes(&mut self, prefix: &str, codes: &BTreeMap<u16, u64>) {
+        let stat = format!("{prefix}upstream_rq");
+        let family = format!("envoy_{}_{}", self.kind, stat.replace('.', "_"));
+        let mut classes: BTreeMap<u16, u64> = BTreeMap::new();
+        for (code, count) in codes {
+            *classes.entry(code / 100).or_default() += count;
+            let label = ("envoy_response_code", code.to_string());
+            self.put(&format!("{stat}_{code}"), family.clone(), *count, false, Some(label));
+        }
+        for (class, count) in &classes {
+            self.class(&stat, usize::from(*class), *count);
+        }
+        if !prefix.is_empty() && !codes.is_empty() {
+            self.add(&format!("{stat}_completed"), codes.values().sum(), false);
+        }
     }
 
     fn put(&mut self, stat: &str, family: String, value: u64, gauge: bool, label: Option<(&'static str, String)>) {
@@ -263,9 +275,131 @@ impl<'s> Scope<'s> {
     }
 }
 
+/// What never happens to connection managers here: there is no HTTP/3, and redirects of routes count as direct answers, as in Envoy.
+const NEVER_OF_MANAGERS: [&str; 3] = ["downstream_cx_http3_total", "downstream_rq_http3_total", "rq_redirect"];
+/// What never happens to clusters here: there is no HTTP/3 and no early data, connections are made when they are needed, and zones are
+/// not preferred.
+const NEVER_OF_CLUSTERS: [&str; 12] = [
+    "lb_local_cluster_not_ok",
+    "lb_zone_cluster_too_small",
+    "lb_zone_no_capacity_left",
+    "lb_zone_routing_all_directly",
+    "lb_zone_routing_cross_zone",
+    "lb_zone_routing_sampled",
+    "upstream_cx_connect_with_0_rtt",
+    "upstream_cx_http3_total",
+    "upstream_cx_pool_overflow",
+    "upstream_cx_preconnect_skipped",
+    "upstream_rq_0rtt",
+    "upstream_rq_maintenance_mode",
+];
+
+/// The numbers of connection managers of one prefix.
+fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
+    let mut out = Scope::new(HTTP.0, HTTP.1, prefix, stats);
+    macro_rules! counters {
+        ($($name:literal = $field:ident),* $(,)?) => {
+            $(out.add($name, all.iter().map(|one| one.$field.get()).sum(), false);)*
+        };
+    }
+    counters!(
+        "downstream_rq_total" = rq_total,
+        "downstream_rq_completed" = rq_completed,
+        "downstream_rq_rx_reset" = rq_rx_reset,
+        "downstream_rq_tx_reset" = rq_tx_reset,
+        "downstream_rq_idle_timeout" = rq_idle_timeout,
+        "downstream_rq_timeout" = rq_timeout,
+        "downstream_rq_header_timeout" = rq_header_timeout,
+        "downstream_rq_max_duration_reached" = rq_max_duration_reached,
+        "downstream_rq_too_large" = rq_too_large,
+        "downstream_rq_ws_on_non_ws_route" = rq_ws_on_non_ws_route,
+        "downstream_rq_failed_path_normalization" = rq_failed_path_normalization,
+        "downstream_rq_redirected_with_normalized_path" = rq_redirected_with_normalized_path,
+        "downstream_rq_overload_close" = rq_overload_close,
+        "downstream_rq_http1_total" = rq_http1_total,
+        "downstream_rq_http2_total" = rq_http2_total,
+        "downstream_cx_protocol_error" = cx_protocol_error,
+        "downstream_cx_http1_total" = cx_http1_total,
+        "downstream_cx_http2_total" = cx_http2_total,
+        "downstream_cx_rx_bytes_total" = cx_rx_bytes_total,
+        "downstream_cx_tx_bytes_total" = cx_tx_bytes_total,
+        "no_route" = no_route,
+        "no_cluster" = no_cluster,
+        "rq_total" = router_total,
+        "rq_direct_response" = router_direct_response,
+        "downstream_cx_total" = cx_total,
+        "downstream_cx_ssl_total" = cx_ssl_total,
+    );
+    let active = sum(all.iter().map(|one| &one.cx_active));
+    out.add("downstream_cx_active", active, true);
+    out.add("downstream_rq_active", sum(all.iter().map(|one| &one.rq_active)), true);
+    out.add("downstream_cx_ssl_active", sum(all.iter().map(|one| &one.cx_ssl_active)), true);
+    out.add("downstream_cx_http1_active", sum(all.iter().map(|one| &one.cx_http1_active)), true);
+    out.add("downstream_cx_http2_active", sum(all.iter().map(|one| &one.cx_http2_active)), true);
+    for (index, name) in
+        ["client_enabled", "service_forced", "random_sampling", "not_traceable", "health_check"].iter().enumerate()
+    {
+        let count = all.iter().map(|one| one.tracing[index].get()).sum();
+        out.add(&format!("tracing.{name}"), count, false);
+    }
+    let total: u64 = all.iter().map(|one| one.cx_total.get()).sum();
+    out.add("downstream_cx_destroy", total.saturating_sub(active), false);
+    for name in NEVER_OF_MANAGERS {
+        out.add(name, 0, false);
+    }
+    for class in 0..5 {
+        let count = all.iter().map(|one| one.statuses.classes[class].get()).sum();
+        out.class("downstream_rq", class + 1, count);
+    }
+}
+
+/// The numbers of one listener, by worker.
+fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Stat>) {
+    let mut out = Scope::new(LISTENER.0, LISTENER.1, name, stats);
+    let counter = |of: fn(&ListenerStats) -> &Counter| all.iter().map(|(_, one)| of(one).get()).sum::<u64>();
+    let (total, active) = (counter(|one| &one.cx_total), sum(all.iter().map(|(_, one)| &one.cx_active)));
+    out.add("downstream_cx_total", total, false);
+    out.add("downstream_cx_active", active, true);
+    out.add("downstream_cx_destroy", total.saturating_sub(active), false);
+    out.add("downstream_cx_overflow", counter(|one| &one.cx_overflow), false);
+    out.add("no_filter_chain_match", counter(|one| &one.no_filter_chain_match), false);
+    for (index, one) in all {
+        let family = "envoy_listener_worker_downstream_cx";
+        let label = || Some(("envoy_worker_id", index.to_string()));
+        let (total, active) = (one.cx_total.get(), one.cx_active.get());
+        out.put(&format!("worker_{index}.downstream_cx_total"), format!("{family}_total"), total, false, label());
+        out.put(&format!("worker_{index}.downstream_cx_active"), format!("{family}_active"), active, true, label());
+    }
+    if !all.iter().any(|(_, one)| one.has_tls()) {
+        return;
+    }
+    out.add("ssl.handshake", counter(|one| &one.tls.handshake), false);
+    out.add("ssl.session_reused", counter(|one| &one.tls.session_reused), false);
+    out.add("ssl.no_certificate", counter(|one| &one.tls.no_certificate), false);
+    out.add("ssl.connection_error", counter(|one| &one.tls.connection_error), false);
+    out.add("ssl.fail_verify_no_cert", counter(|one| &one.tls.fail_verify_no_cert), false);
+    out.add("ssl.fail_verify_error", counter(|one| &one.tls.fail_verify_error), false);
+    out.add("ssl.fail_verify_san", counter(|one| &one.tls.fail_verify_san), false);
+    let mut agreed: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for (_, one) in all {
+        for (key, count) in one.tls.agreed.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            *agreed.entry(*key).or_default() += count;
+        }
+    }
+    for ((kind, value), count) in agreed {
+        let (stat, family) = (format!("ssl.{kind}.{value}"), format!("envoy_listener_ssl_{kind}"));
+        let label = match kind {
+            "versions" => "envoy_ssl_version",
+            "ciphers" => "envoy_ssl_cipher",
+            _ => "envoy_ssl_curve",
+        };
+        out.put(&stat, family, count, false, Some((label, value.to_owned())));
+    }
+}
+
 fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &view.first.config;
-    let mut out = Scope::new("cluster", "envoy_cluster_name", name, stats);
+    let mut out = Scope::new(CLUSTER.0, CLUSTER.1, name, stats);
     macro_rules! counters {
         ($($name:literal = $field:ident),* $(,)?) => {
             $(out.add($name, view.sum(|one| one.$field.get()), false);)*
@@ -279,26 +413,40 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_retry_limit_exceeded" = rq_retry_limit_exceeded,
         "upstream_rq_retry_overflow" = rq_retry_overflow,
         "upstream_rq_timeout" = rq_timeout,
+        "upstream_rq_per_try_timeout" = rq_per_try_timeout,
+        "upstream_rq_max_duration_reached" = rq_max_duration_reached,
         "upstream_rq_rx_reset" = rq_rx_reset,
         "upstream_rq_pending_overflow" = rq_pending_overflow,
         "upstream_rq_pending_total" = rq_pending_total,
-        "upstream_rq_drop_overload" = rq_drop_overload,
         "upstream_cx_none_healthy" = cx_none_healthy,
         "upstream_rq_pending_failure_eject" = rq_pending_failure_eject,
         "upstream_cx_total" = cx_total,
         "upstream_cx_destroy" = cx_destroy,
         "upstream_cx_overflow" = cx_overflow,
+        "upstream_cx_rx_bytes_total" = cx_rx_bytes_total,
+        "upstream_cx_tx_bytes_total" = cx_tx_bytes_total,
     );
-    for class in 0..5 {
-        out.class("upstream_rq", class + 1, view.sum(|one| one.statuses.classes[class].get()));
+    for name in NEVER_OF_CLUSTERS {
+        out.add(name, 0, false);
     }
-    let mut codes: BTreeMap<u16, u64> = BTreeMap::new();
-    for (code, count) in view.all.iter().flat_map(|one| one.stats.statuses.codes()) {
-        *codes.entry(code).or_default() += count;
+    let (retries, limited) = (view.sum(|one| one.rq_retry.get()), view.sum(|one| one.rq_backoff_limited.get()));
+    out.add("upstream_rq_retry_backoff_exponential", retries.saturating_sub(limited), false);
+    out.add("upstream_rq_retry_backoff_ratelimited", limited, false);
+    let dropped = view.sum(|one| one.rq_drop_overload.get());
+    if dropped > 0 {
+        out.add("upstream_rq_drop_overload", dropped, false);
     }
-    for (code, count) in codes {
-        out.code("upstream_rq", code, count);
-    }
+    let codes = |of: &dyn Fn(&ClusterStats) -> Vec<(u16, u64)>| {
+        let mut codes: BTreeMap<u16, u64> = BTreeMap::new();
+        for (code, count) in view.all.iter().flat_map(|one| of(&one.stats)) {
+            *codes.entry(code).or_default() += count;
+        }
+        codes
+    };
+    out.codes("", &codes(&|one| one.statuses.iter().flat_map(Statuses::codes).collect()));
+    out.codes("external.", &codes(&|one| one.statuses[0].codes().collect()));
+    out.codes("internal.", &codes(&|one| one.statuses[1].codes().collect()));
+    out.codes("retry.", &codes(&|one| one.retried.codes().collect()));
     let hosts = view.hosts();
     let mut of_hosts = |name: &str, of: fn(&HostNumbers) -> u64| out.add(name, hosts.values().map(of).sum(), false);
     of_hosts("upstream_cx_connect_fail", |host| host.cx_connect_fail);
@@ -319,12 +467,22 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
             };
             u64::from(view.all.iter().any(full))
         };
+        let left = |of: fn(&Breakers) -> &Gauge, limit: u32| {
+            let used = view.all.iter().filter_map(|one| one.stats.breakers.get(index)).map(|one| of(one).get());
+            u64::from(limit).saturating_sub(used.fold(0, u64::wrapping_add))
+        };
         let mut breaker = |stat: &str, value| out.add(&format!("circuit_breakers.{name}.{stat}"), value, true);
         breaker("cx_open", open(|breakers| &breakers.connections, |limits| limits.connections));
         breaker("rq_open", open(|breakers| &breakers.requests, |limits| limits.requests));
         breaker("rq_pending_open", open(|breakers| &breakers.pending, |limits| limits.pending));
         if limits.retry_budget.is_none() {
             breaker("rq_retry_open", open(|breakers| &breakers.retries, |limits| limits.retries));
+        }
+        if limits.tell_remaining {
+            breaker("remaining_cx", left(|breakers| &breakers.connections, limits.connections));
+            breaker("remaining_pending", left(|breakers| &breakers.pending, limits.pending));
+            breaker("remaining_rq", left(|breakers| &breakers.requests, limits.requests));
+            breaker("remaining_retries", left(|breakers| &breakers.retries, limits.retries));
         }
     }
     let distinct: HashSet<SocketAddr> = config.endpoints.iter().map(|endpoint| endpoint.address).collect();

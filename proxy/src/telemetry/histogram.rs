@@ -58,6 +58,27 @@ pub struct Summed {
 }
 
 impl Summed {
+    /// How many values there were.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The value below which this share of the values lies, as far as the buckets tell it: within one they are taken to lie evenly.
+    pub fn quantile(&self, share: f64) -> Option<f64> {
+        let count = self.count();
+        let (wanted, mut seen) = (share * count as f64, 0.0);
+        let mut low = 0.0;
+        for (index, here) in self.buckets.iter().enumerate().filter(|(_, here)| **here > 0) {
+            let high = BOUNDS.get(index).copied().unwrap_or(BOUNDS[BOUNDS.len() - 1]);
+            low = if index == 0 { low } else { BOUNDS[index - 1] };
+            if seen + *here as f64 >= wanted {
+                return Some(low + (high - low) * ((wanted - seen) / *here as f64).clamp(0.0, 1.0));
+            }
+            seen += *here as f64;
+        }
+        (count > 0).then_some(low)
+    }
+
     /// Adds one worker's histogram.
     pub fn add(&mut self, histogram: &Histogram) {
         for (sum, bucket) in self.buckets.iter_mut().zip(&histogram.buckets) {

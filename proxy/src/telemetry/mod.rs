@@ -20,6 +20,7 @@ pub mod logsink;
 pub mod peer;
 pub mod process;
 pub mod render;
+pub mod requests;
 pub mod shard;
 pub mod stats;
 pub mod tally;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use regex::Regex;
 use tokio::sync::mpsc;
 
 use super::counters::Counters;
@@ -80,17 +81,22 @@ impl Telemetry {
     pub fn render(&self) -> String {
         let mut out = Exposition::default();
         self.write_traffic(&mut out);
-        self.write_stats(&mut out, true, Vec::new());
+        self.write_stats(&mut out, true, Vec::new(), None);
         process::write(&mut out);
         out.finish()
     }
 
-    /// As [`Self::render`], with Envoy's statistics that are zero, unless `used` is set, and with `more` of them.
-    pub fn render_all(&self, used: bool, more: Vec<Stat>) -> String {
+    /// As [`Self::render`], with Envoy's statistics that are zero, unless `used` is set, and with `more` of them; with a filter only
+    /// those of Envoy whose names have a match.
+    pub fn render_all(&self, used: bool, more: Vec<Stat>, filter: Option<&Regex>) -> String {
         let mut out = Exposition::default();
-        self.write_traffic(&mut out);
-        self.write_stats(&mut out, used, more);
-        process::write(&mut out);
+        if filter.is_none() {
+            self.write_traffic(&mut out);
+        }
+        self.write_stats(&mut out, used, more, filter);
+        if filter.is_none() {
+            process::write(&mut out);
+        }
         out.finish()
     }
 

@@ -3,8 +3,10 @@
 use super::ResponseFlags;
 use super::histogram::{Counter, Histogram};
 use crate::config::{Cluster, Endpoint, Priority};
+use crate::tls::{TlsError, TlsInfo};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::time::Instant;
 
 /// Different status codes that a cluster counts apart; further ones are only in their class.
 pub const MAX_CODES: usize = 16;
@@ -39,7 +41,8 @@ pub struct Statuses {
 }
 
 impl Statuses {
-    fn count(&self, code: u16) {
+    /// Counts one.
+    pub fn count(&self, code: u16) {
         if let Some(class) = usize::from(code / 100).checked_sub(1).and_then(|class| self.classes.get(class)) {
             class.add(1);
         }
@@ -78,7 +81,10 @@ pub struct Breakers {
 #[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
 pub struct ClusterStats {
     pub breakers: [Breakers; 2],
-    pub statuses: Statuses,
+    /// Of requests from outside, and of those from inside.
+    pub statuses: [Statuses; 2],
+    /// Of answers that were given up for another attempt.
+    pub retried: Statuses,
     pub rq_total: Counter,
     pub rq_completed: Counter,
     pub rq_retry: Counter,
@@ -93,9 +99,16 @@ pub struct ClusterStats {
     pub rq_time: Histogram,
     pub cx_none_healthy: Counter,
     pub rq_pending_failure_eject: Counter,
+    pub rq_per_try_timeout: Counter,
+    pub rq_max_duration_reached: Counter,
+    pub rq_backoff_limited: Counter,
     pub cx_total: Counter,
     pub cx_destroy: Counter,
     pub cx_overflow: Counter,
+    pub cx_connect_ms: Histogram,
+    pub cx_length_ms: Histogram,
+    pub cx_rx_bytes_total: Counter,
+    pub cx_tx_bytes_total: Counter,
 }
 
 impl ClusterStats {
@@ -108,7 +121,7 @@ impl ClusterStats {
     }
 
     /// A request that has ended, after so many microseconds.
-    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64) {
+    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
         if attempts > 0 && code > 0 {
             self.rq_time.record_thousandths(micros);
         }
@@ -118,7 +131,7 @@ impl ClusterStats {
         // Answers of filters are none of the cluster's.
         if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.rq_completed.add(1);
-            self.statuses.count(code);
+            self.statuses[usize::from(internal)].count(code);
         }
         if attempts > 1 {
             self.rq_retry.add(u64::from(attempts) - 1);
@@ -182,14 +195,46 @@ pub struct HttpStats {
     pub rq_time: Histogram,
     pub no_route: Counter,
     pub no_cluster: Counter,
+    pub rq_active: Gauge,
+    pub rq_timeout: Counter,
+    pub rq_header_timeout: Counter,
+    pub rq_tx_reset: Counter,
+    pub rq_ws_on_non_ws_route: Counter,
+    pub rq_failed_path_normalization: Counter,
+    pub rq_redirected_with_normalized_path: Counter,
+    pub rq_overload_close: Counter,
+    /// By client, by force, at random, not at all, and of health checks.
+    pub tracing: [Counter; 5],
+    pub router_total: Counter,
+    pub router_direct_response: Counter,
     pub cx_total: Counter,
     pub cx_ssl_total: Counter,
+    pub cx_ssl_active: Gauge,
     pub cx_active: Gauge,
+    pub cx_length_ms: Histogram,
+    pub cx_rx_bytes_total: Counter,
+    pub cx_tx_bytes_total: Counter,
+}
+
+/// Counts a request among those under way, until it is dropped.
+#[derive(Debug)]
+pub struct ActiveRequest<'a>(&'a HttpStats);
+
+impl Drop for ActiveRequest<'_> {
+    fn drop(&mut self) {
+        self.0.rq_active.down();
+    }
 }
 
 impl HttpStats {
-    /// A request that has ended, after so many microseconds.
-    pub fn count(&self, code: u16, flags: ResponseFlags, http2: bool, micros: u64) {
+    /// A request that begins.
+    pub fn begin(&self) -> ActiveRequest<'_> {
+        self.rq_active.up();
+        ActiveRequest(self)
+    }
+
+    /// A request that has ended, after so many microseconds. `details` say what decided about the answer.
+    pub fn count(&self, code: u16, flags: ResponseFlags, details: &str, http2: bool, micros: u64) {
         self.rq_total.add(1);
         if http2 { &self.rq_http2_total } else { &self.rq_http1_total }.add(1);
         self.rq_time.record_thousandths(micros);
@@ -199,6 +244,9 @@ impl HttpStats {
         if code > 0 {
             self.rq_completed.add(1);
             self.statuses.count(code);
+        }
+        if !matches!(code, 200..=299) {
+            self.count_reason(code, details);
         }
         if flags.is_empty() {
             return;
@@ -216,6 +264,20 @@ impl HttpStats {
         let gone = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION | ResponseFlags::DOWNSTREAM_REMOTE_RESET;
         one(gone, &self.rq_rx_reset);
     }
+
+    /// What has a number of its own.
+    fn count_reason(&self, code: u16, details: &str) {
+        let counter = match details {
+            "request_overall_timeout" => &self.rq_timeout,
+            "request_header_timeout" => &self.rq_header_timeout,
+            "upgrade_failed" => &self.rq_ws_on_non_ws_route,
+            "path_normalization_failed" if code == 307 => &self.rq_redirected_with_normalized_path,
+            "path_normalization_failed" => &self.rq_failed_path_normalization,
+            "overload" => &self.rq_overload_close,
+            _ => return,
+        };
+        counter.add(1);
+    }
 }
 
 /// Numbers of one listener, written by one worker.
@@ -224,7 +286,74 @@ impl HttpStats {
 pub struct ListenerStats {
     pub cx_total: Counter,
     pub cx_active: Gauge,
+    pub cx_overflow: Counter,
+    pub cx_length_ms: Histogram,
     pub no_filter_chain_match: Counter,
+    pub tls: TlsStats,
+    /// Whether it has chains with TLS.
+    pub secured: std::sync::atomic::AtomicBool,
+}
+
+impl ListenerStats {
+    /// Whether there is TLS to tell of.
+    pub fn has_tls(&self) -> bool {
+        self.secured.load(Relaxed)
+    }
+}
+
+/// Numbers of handshakes with clients, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct TlsStats {
+    pub handshake: Counter,
+    pub session_reused: Counter,
+    pub no_certificate: Counter,
+    pub connection_error: Counter,
+    pub fail_verify_no_cert: Counter,
+    pub fail_verify_error: Counter,
+    pub fail_verify_san: Counter,
+    /// Versions, ciphers and groups by their names; there are few.
+    pub agreed: std::sync::Mutex<std::collections::BTreeMap<(&'static str, &'static str), u64>>,
+}
+
+impl TlsStats {
+    /// A handshake that succeeded.
+    pub fn succeeded(&self, info: &TlsInfo) {
+        self.handshake.add(1);
+        if info.resumed {
+            self.session_reused.add(1);
+        }
+        if info.peer().is_none() {
+            self.no_certificate.add(1);
+        }
+        let mut agreed = self.agreed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let group = info.group.map(|group| ("curves", group));
+        for key in [("versions", info.version), ("ciphers", info.cipher)].into_iter().chain(group) {
+            *agreed.entry(key).or_default() += 1;
+        }
+    }
+
+    /// A handshake that did not.
+    pub fn failed(&self, error: &TlsError) {
+        match error {
+            TlsError::Identity(_) => self.fail_verify_san.add(1),
+            TlsError::Handshake(error) => {
+                match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+                    Some(rustls::Error::NoCertificatesPresented) => self.fail_verify_no_cert.add(1),
+                    Some(rustls::Error::InvalidCertificate(
+                        rustls::CertificateError::NotValidForName
+                        | rustls::CertificateError::NotValidForNameContext { .. }
+                        | rustls::CertificateError::ApplicationVerificationFailure,
+                    )) => self.fail_verify_san.add(1),
+                    Some(rustls::Error::InvalidCertificate(_)) => self.fail_verify_error.add(1),
+                    Some(_) => self.connection_error.add(1),
+                    // The connection broke.
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Counts a connection among those of its listener and its manager for as long as it lives.
@@ -233,6 +362,8 @@ pub struct CountedConnection {
     http: Arc<HttpStats>,
     /// Whether it speaks HTTP/2, once that is known.
     http2: Option<bool>,
+    secure: bool,
+    begun: Instant,
 }
 
 impl CountedConnection {
@@ -242,8 +373,9 @@ impl CountedConnection {
         http.cx_active.up();
         if secure {
             http.cx_ssl_total.add(1);
+            http.cx_ssl_active.up();
         }
-        Self { http, http2: None }
+        Self { http, http2: None, secure, begun: Instant::now() }
     }
 
     /// Which version it speaks is known now.
@@ -266,6 +398,10 @@ impl CountedConnection {
 impl Drop for CountedConnection {
     fn drop(&mut self) {
         self.http.cx_active.down();
+        self.http.cx_length_ms.record_thousandths(self.begun.elapsed().as_micros() as u64);
+        if self.secure {
+            self.http.cx_ssl_active.down();
+        }
         match self.http2 {
             Some(true) => self.http.cx_http2_active.down(),
             Some(false) => self.http.cx_http1_active.down(),

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::{ClientContext, ServerContext};
+use super::{ClientContext, ServerContext, material::KeyPair};
 
 /// Contexts by the hash of what they were made of, for as long as something uses them.
 #[derive(Debug, Default)]
@@ -35,6 +35,15 @@ impl Contexts {
         let made = Arc::new(made);
         self.clients.insert(*made.fingerprint(), Arc::downgrade(&made));
         made
+    }
+
+    /// The certificates that contexts in use show.
+    pub fn certificates(&self) -> Vec<Arc<KeyPair>> {
+        let servers = self.servers.values().filter_map(Weak::upgrade).flat_map(|context| context.key_pairs());
+        let clients = self.clients.values().filter_map(Weak::upgrade).flat_map(|context| context.key_pairs());
+        let mut all: Vec<_> = servers.chain(clients).collect();
+        all.sort_by(|a, b| a.facts().serial.cmp(&b.facts().serial));
+        all
     }
 
     fn sweep(&mut self) {

@@ -21,6 +21,8 @@ pub struct TlsInfo {
     pub group: Option<&'static str>,
     /// The protocol that both agreed on (ALPN).
     pub alpn: Option<Box<str>>,
+    /// The session is one that both knew before.
+    pub resumed: bool,
     /// Whether the peer's certificate satisfies all conditions; it may be taken all the same.
     pub verified: bool,
     /// Our own certificate, where it is known which was shown.
@@ -41,6 +43,7 @@ impl TlsInfo {
             cipher: state.negotiated_cipher_suite().map_or("unknown", suite_name),
             group: state.negotiated_key_exchange_group().and_then(|group| group_name(group.name())),
             alpn: state.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
+            resumed: matches!(state.handshake_kind(), Some(rustls::HandshakeKind::Resumed)),
             verified,
             local,
             chain: chain.iter().map(|certificate| certificate.clone().into_owned()).collect(),
@@ -50,12 +53,13 @@ impl TlsInfo {
 
     /// The same once more, for who outlives the connection.
     pub fn again(&self) -> Self {
-        let Self { version, cipher, group, alpn, verified, local, chain, peer: _ } = self;
+        let Self { version, cipher, group, alpn, resumed, verified, local, chain, peer: _ } = self;
         Self {
             version,
             cipher,
             group: *group,
             alpn: alpn.clone(),
+            resumed: *resumed,
             verified: *verified,
             local: local.clone(),
             chain: chain.clone(),

@@ -112,6 +112,11 @@ impl ClientContext {
         &self.settings
     }
 
+    /// The certificate that it shows now.
+    pub fn key_pairs(&self) -> Vec<Arc<KeyPair>> {
+        self.key_pair.iter().filter_map(Source::get).collect()
+    }
+
     /// The secrets that it waits for before it can connect.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
         let slots = self.key_pair.iter().filter_map(|source| match source {

@@ -41,6 +41,8 @@ pub struct ServerSettings {
     /// Where no certificate is for the server name all are looked through for one that fits the client's algorithms best,
     /// not only the first.
     pub full_scan_on_mismatch: bool,
+    /// A client that names no server is refused.
+    pub require_sni: bool,
 }
 
 /// TLS that a filter chain ends with certificates of its own.
@@ -81,6 +83,11 @@ impl ServerContext {
     /// What it was made of, as a hash.
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
+    }
+
+    /// The certificates that it shows now.
+    pub fn key_pairs(&self) -> Vec<Arc<KeyPair>> {
+        self.key_pairs.iter().filter_map(Source::get).collect()
     }
 
     /// The secrets that it waits for before it can serve.
@@ -165,6 +172,9 @@ impl ServerContext {
         let handshake = Box::pin(async {
             let start = LazyConfigAcceptor::new(Acceptor::default(), io).await?;
             let hello = start.client_hello();
+            if self.settings.require_sni && hello.server_name().is_none() {
+                return Err(std::io::Error::other("the client names no server"));
+            }
             let local = ready.choice.choose(&hello).cloned();
             let offered = hello.alpn();
             let common = offered.is_none_or(|mut names| {

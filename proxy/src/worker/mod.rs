@@ -16,7 +16,7 @@ pub use timer::{Timer, earlier, jittered};
 
 use crate::{
     balance::Rng,
-    config::Root,
+    config::{Network, Root},
     listen::Place,
     overload::{self, Levels},
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
@@ -27,7 +27,7 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -98,6 +98,7 @@ impl Worker {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX).max(1);
         let root = Rc::new(WorkerRoot::new(root, None, workers, &rng));
         shard.publish_clusters(published(&root));
+        tell_names(&shard, &root);
         Rc::new(Self {
             index,
             rng,
@@ -130,6 +131,7 @@ impl Worker {
         let gone = before.config().listeners.any_gone_in(&root.listeners);
         let new = WorkerRoot::new(root, Some(&before), self.workers, &self.rng);
         self.shard.publish_clusters(published(&new));
+        tell_names(&self.shard, &new);
         *self.root.borrow_mut() = Rc::new(new);
         if gone {
             self.listeners_gone.set(Some(Instant::now()));
@@ -260,6 +262,22 @@ impl Worker {
                 Poll::Ready(())
             })
             .await;
+        }
+    }
+}
+
+/// Listeners and connection managers are told from the start, not only when somebody has come.
+fn tell_names(shard: &Shard, root: &WorkerRoot) {
+    for listener in root.config().listeners.all() {
+        if listener.bind {
+            let secured =
+                listener.chains.all().iter().chain(listener.chains.default_chain()).any(|chain| chain.tls.is_some());
+            shard.listener_stats(&listener.stat_name).secured.store(secured, Ordering::Relaxed);
+        }
+        for chain in listener.chains.all().iter().chain(listener.chains.default_chain()) {
+            if let Network::Http(manager) = &chain.network {
+                shard.http_stats(&manager.stat_prefix);
+            }
         }
     }
 }

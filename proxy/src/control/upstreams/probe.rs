@@ -2,15 +2,14 @@
 
 use super::machine::{Machine, Outcome};
 use super::{Event, Shared};
-use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe};
+use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe, ServiceName};
 use crate::listen::Stream;
 use crate::pool::{Names, establish};
 use crate::tls::Alpn;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
+use hyper::Request;
 use hyper::client::conn::{http1, http2};
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::io;
 use std::net::SocketAddr;
@@ -182,7 +181,10 @@ fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 }
 
 async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<Outcome> {
-    let mut request = Request::builder().method(&*probe.method).header("user-agent", USER_AGENT);
+    let mut request = Request::builder().method(&*probe.method);
+    if !probe.anonymous {
+        request = request.header("user-agent", USER_AGENT);
+    }
     request = match probe.http2 {
         true => request.uri(format!("http://{host}{}", probe.path)),
         false => request.uri(&*probe.path).header("host", host),
@@ -190,7 +192,7 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     for (name, value) in &probe.headers {
         request = request.header(&**name, &**value);
     }
-    let request = request.body(Full::default()).map_err(bad)?;
+    let request = request.body(Full::new(Bytes::copy_from_slice(&probe.send))).map_err(bad)?;
     let response = if probe.http2 {
         target.http2(kept).await?.send_request(request).await.map_err(bad)?
     } else {
@@ -203,9 +205,19 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     let degraded = response.headers().contains_key("x-envoy-degraded");
     let closes =
         response.headers().get("connection").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
-    // The rest of the answer, so that the connection can serve another check.
-    if drain(response).await.is_err() || closes {
+    let named = response.headers().get("x-envoy-upstream-healthchecked-cluster");
+    let is_other = probe
+        .service
+        .as_ref()
+        .is_some_and(|ServiceName(wanted)| !named.is_some_and(|name| wanted.matches(name.as_bytes())));
+    // All of the answer, so that the connection can serve another check.
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
+    if body.is_none() || closes {
         *kept = Kept::default();
+    }
+    let said = body.map(|body| body.to_bytes()).unwrap_or_default();
+    if is_other || !contains_in_order(&said, &probe.receive) {
+        return Ok(Outcome::Bad);
     }
     let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
     Ok(match (within(&probe.expected), degraded) {
@@ -214,10 +226,6 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
         (false, _) if within(&probe.retriable) => Outcome::Silent,
         (false, _) => Outcome::Bad,
     })
-}
-
-async fn drain(response: Response<Incoming>) -> Result<(), ()> {
-    Limited::new(response.into_body(), MAX_ANSWER).collect().await.map(drop).map_err(drop)
 }
 
 async fn by_grpc(

@@ -105,6 +105,10 @@ fn check(probe: Probe) -> HealthCheck {
 
 fn http(path: &str) -> Probe {
     Probe::Http(HttpProbe {
+        send: Box::default(),
+        receive: Vec::new(),
+        service: None,
+        anonymous: false,
         host: None,
         path: path.into(),
         method: "GET".into(),

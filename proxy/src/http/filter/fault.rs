@@ -4,12 +4,13 @@ use super::super::{
     body::{Downstream, SideError},
     call::Call,
     head::BodyLength,
+    pace::Pace,
     pipeline::Stop,
     pump::RequestPump,
     reply::{self, Reply},
 };
 use crate::{
-    config::{Fault, FaultAbort, FaultDelay, FaultStatus, FilterStats, Share},
+    config::{Fault, FaultAbort, FaultDelay, FaultLimit, FaultStatus, FilterStats, Share},
     http::RequestHead,
     route::{self, Selected},
     telemetry::{
@@ -53,6 +54,11 @@ pub(super) async fn pass<'a, D: Downstream>(
     if used.max_active.is_some_and(|most| own.active.load(Ordering::Relaxed) >= most) {
         told(|stats| &stats.overflow);
         return Ok(());
+    }
+    if let Some(kib) = used.limit.as_ref().and_then(|limit| rate(call, limit)) {
+        count(call, own);
+        told(|stats| &stats.limited);
+        call.tally.filters().pace = Some(Box::new(Pace::new(kib)));
     }
     if let Some(pause) = used.delay.as_ref().and_then(|delay| pause(call, delay)) {
         count(call, own);
@@ -116,6 +122,13 @@ fn pause(call: &Call<'_>, delay: &FaultDelay) -> Option<Duration> {
         None => Duration::from_millis(number(call.request, "x-envoy-fault-delay-request")?),
     };
     Some(pause).filter(|pause| !pause.is_zero())
+}
+
+fn rate(call: &Call<'_>, limit: &FaultLimit) -> Option<u64> {
+    if !falls(call, limit.share, "x-envoy-fault-throughput-response-percentage", limit.fixed.is_none()) {
+        return None;
+    }
+    limit.fixed.or_else(|| number(call.request, "x-envoy-fault-throughput-response")).filter(|kib| *kib > 0)
 }
 
 fn status(abort: &FaultAbort, request: &RequestHead) -> Option<(u16, Option<u16>)> {

@@ -20,7 +20,7 @@ use crate::{
         HttpFilter,
     },
     route::{self, Selected},
-    telemetry::{ResponseFlags, Told},
+    telemetry::{ResponseFlags, Told, requests::RequestGroup},
 };
 use std::borrow::Cow;
 
@@ -39,8 +39,12 @@ pub struct State<'a> {
     pub(super) recode_request: Option<Box<Recode>>,
     /// What is done to the response's body.
     pub(super) recode_response: Option<Box<Recode>>,
+    /// How fast the answer's body may go.
+    pub(super) pace: Option<Box<super::pace::Pace>>,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
+    /// The virtual cluster that the request belongs to.
+    pub(super) virtual_cluster: Option<&'a RequestGroup>,
     /// Counts the call when it has ended.
     pub(super) grpc_stats: Option<&'a GrpcStats>,
     /// What filters tell about the request, where lines ask for it.

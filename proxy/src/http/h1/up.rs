@@ -185,6 +185,9 @@ impl Upstream for Connection {
             out.extend_from_slice(protocol);
             out.extend_from_slice(b"\r\n");
         }
+        if self.options.proper_case {
+            body::proper_names(&mut out[before..]);
+        }
         self.heads = (0, (out.len() - before) as u32);
         out.extend_from_slice(b"\r\n");
     }

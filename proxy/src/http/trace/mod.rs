@@ -223,6 +223,15 @@ fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> bool {
     }
     mark = mark.filter(|_| sampling.overall.takes(number));
     let written = mark.unwrap_or(b'4');
+    if let Some(counted) = &call.conn.counted {
+        let reason = match written {
+            b'b' => 0,
+            b'a' => 1,
+            b'9' => 2,
+            _ => 3,
+        };
+        counted.http().tracing[reason].add(1);
+    }
     let changes =
         before.is_some_and(|before| before != written && (mark.is_some() || matches!(before, b'9' | b'a' | b'b')));
     if changes {

@@ -144,6 +144,7 @@ pub(super) enum Operator {
     /// Whose metadata, of which filter, where in its fields; a text is cut to a length.
     Metadata(Of, Box<str>, Vec<Box<str>>, usize),
     RouteName,
+    VirtualCluster,
     FilterChainName,
     Kind,
     LocalReply,
@@ -372,7 +373,8 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
         "REQUESTED_SERVER_NAME" => server_name(w),
         "ROUTE_NAME" => w.plain(O::RouteName),
         // Virtual clusters are refused, and so are the filters that would set these.
-        "VIRTUAL_CLUSTER_NAME" | "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => w.plain(O::Never),
+        "VIRTUAL_CLUSTER_NAME" => w.plain(O::VirtualCluster),
+        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" => w.plain(O::Never),
         "CUSTOM_FLAGS" => w.plain(O::Literal("".into())),
         "FILTER_CHAIN_NAME" => w.plain(O::FilterChainName),
         "ACCESS_LOG_TYPE" => w.plain(O::Kind),

@@ -122,6 +122,7 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         }
         Operator::Metadata(of, filter, path, limit) => metadata::give(*of, filter, path, *limit, entry, out),
         Operator::Query(name, limit) => query(name.as_deref(), *limit, entry, out),
+        Operator::VirtualCluster => foreign(entry.virtual_cluster.map(str::as_bytes), out),
         Operator::RouteName => foreign(entry.route_name.map(str::as_bytes), out),
         Operator::FilterChainName => foreign(entry.filter_chain.map(str::as_bytes), out),
         Operator::Kind => own(Some(entry.kind.as_str()), out),

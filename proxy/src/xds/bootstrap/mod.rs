@@ -8,12 +8,14 @@
 #![allow(deprecated)]
 
 mod dynamic;
+mod folder;
 mod overload;
 mod runtime;
 
 pub use dynamic::Dynamic;
-pub use runtime::Layers;
+pub use runtime::{Layers, NotTaken};
 
+use super::convert::cluster::dns::{Resolvers, resolvers};
 use super::convert::common::{address, optional, unknown_type};
 use super::convert::{Converted, Refused, Within as _, refuse};
 use super::management::Server;
@@ -64,6 +66,8 @@ pub enum BootstrapError {
 /// What a bootstrap says.
 #[derive(Debug, Default)]
 pub struct Bootstrap {
+    /// What is shown of the file: all but the resources, which are shown as they are in force.
+    pub shown: prost_types::Any,
     /// Who this proxy is, for management servers.
     pub node: Node,
     /// Resources in the file itself, in the order in which they are taken: secrets, clusters, listeners.
@@ -76,6 +80,8 @@ pub struct Bootstrap {
     pub admin_logs: Vec<String>,
     /// Values by which runtime fractions may be changed.
     pub runtime: Layers,
+    /// Who is asked for the names of endpoints where their cluster does not say.
+    pub resolvers: Resolvers,
     /// What is done when memory runs short; none leaves it to this proxy.
     pub overload: Option<Overload>,
 }
@@ -98,6 +104,7 @@ impl Bootstrap {
 }
 
 fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
+    let shown = leno_xds::any(&xds::Bootstrap { static_resources: None, ..value.clone() });
     let xds::Bootstrap {
         node,
         node_context_params,
@@ -148,9 +155,6 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         stats_sinks,
         tracing,
         header_prefix,
-        use_tcp_for_dns_lookups,
-        dns_resolution_config,
-        typed_dns_resolver_config,
         bootstrap_extensions,
         fatal_actions,
         config_sources,
@@ -169,14 +173,18 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
     let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
     let (admin, admin_logs) = admin.map(self::admin).transpose().within("admin")?.unwrap_or_default();
+    let node = introduce(node.unwrap_or_default());
+    let runtime = Layers::new(layered_runtime, &node.cluster).within("layered_runtime")?;
     Ok(Bootstrap {
-        node: introduce(node.unwrap_or_default()),
+        shown,
+        node,
         dynamic,
         resources: resources(static_resources),
         admin,
         admin_logs,
+        resolvers: resolvers(Vec::new(), use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config)?,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
-        runtime: Layers::new(layered_runtime).within("layered_runtime")?,
+        runtime,
     })
 }
 

@@ -1,11 +1,17 @@
-//! The static layers of Envoy's runtime: values by key, by which fractions in resources may be changed.
+//! Envoy's runtime: values by key in layers, the last one on top, by which what resources say by default may be changed.
+//!
+//! Values are looked up when resources are converted, and not again by requests: when a value changes, routes and listeners are
+//! converted anew (see [`crate::xds::State::runtime_changed`]).
 
+use super::folder::Folder;
+use crate::config::Share;
 use crate::xds::convert::{Converted, Refused, Within as _};
 use leno_xds::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeLayer, runtime_layer::LayerSpecifier};
+use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use prost_types::{Struct, Value, value::Kind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Prefixes of keys that Envoy itself looks at: setting one changes what the proxy does, and this one looks at none.
+/// Prefixes of keys that Envoy itself looks at: setting one changes what the proxy does, and this one looks at few of them.
 const ENVOYS_OWN: [&str; 6] = ["envoy.", "overload.", "re2.", "upstream.", "health_check.", "outlier_detection."];
 
 /// Keys of Envoy's own that are taken: the first by [`Layers::most_connections`], the others since they are about its engine of
@@ -16,61 +22,117 @@ const TAKEN: [&str; 3] = [
     "re2.max_program_size.warn_level",
 ];
 
-/// The values of every layer, the last one on top.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Layers(BTreeMap<String, Value>);
+/// Before and after the name of a listener whose open connections are limited.
+const LISTENER_LIMIT: (&str, &str) = ("envoy.resource_limits.listener.", ".connection_limit");
+
+/// Keys that the layer of the admin server has at most; further ones are refused.
+const MAX_OVERRIDES: usize = 1024;
+
+/// The layers.
+#[derive(Debug, Clone, Default)]
+pub struct Layers(Vec<Layer>);
+
+#[derive(Debug, Clone)]
+struct Layer {
+    name: String,
+    values: BTreeMap<String, Value>,
+    source: Source,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    Written,
+    Admin,
+    Disk(Folder),
+}
+
+/// Why values of the admin server are not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// There is no layer for them.
+    NoLayer,
+    /// This key is not supported.
+    Key(String),
+    /// There are [`MAX_OVERRIDES`] already.
+    TooMany,
+}
 
 impl Layers {
-    /// Takes the layers together. A layer for the admin server is taken as the empty one that it is at the start.
+    /// Takes the layers as they are written; the one for the admin server is empty at the start, and those on a disk have
+    /// what is there now.
     ///
     /// # Errors
-    /// When a layer is to be read from a folder or a server, or has a key that Envoy itself looks at.
-    pub fn new(value: Option<LayeredRuntime>) -> Converted<Self> {
+    /// When a layer is to come from a server, or has a key that Envoy itself looks at and this proxy does not.
+    pub fn new(value: Option<LayeredRuntime>, cluster: &str) -> Converted<Self> {
         let Some(LayeredRuntime { layers }) = value else { return Ok(Self::default()) };
-        let mut values = BTreeMap::new();
-        for (index, RuntimeLayer { name: _, layer_specifier }) in layers.into_iter().enumerate() {
+        let mut all: Vec<Layer> = Vec::with_capacity(layers.len());
+        let mut names = BTreeSet::new();
+        for (index, RuntimeLayer { name, layer_specifier }) in layers.into_iter().enumerate() {
             let within = format!("layers[{index}]");
-            match layer_specifier {
-                None | Some(LayerSpecifier::AdminLayer(_)) => {}
+            if !names.insert(name.clone()) {
+                return Err(Refused::new("name", format!("`{name}` is there twice")).within(within));
+            }
+            let mut values = BTreeMap::new();
+            let source = match layer_specifier {
+                None => return Err(Refused::new("layer_specifier", "is missing").within(within)),
+                Some(LayerSpecifier::AdminLayer(_))
+                    if all.iter().any(|layer| matches!(layer.source, Source::Admin)) =>
+                {
+                    return Err(Refused::new("admin_layer", "is a second one; there may be one").within(within));
+                }
+                Some(LayerSpecifier::AdminLayer(_)) => Source::Admin,
                 Some(LayerSpecifier::StaticLayer(fields)) => {
                     flatten("", fields, &mut values).within(format_args!("{within}.static_layer"))?;
+                    Source::Written
                 }
-                Some(LayerSpecifier::DiskLayer(_)) => {
-                    return Err(Refused::new("disk_layer", "is not supported by this proxy").within(within));
+                Some(LayerSpecifier::DiskLayer(value)) => {
+                    let folder = Folder::new(value, cluster).within(format_args!("{within}.disk_layer"))?;
+                    values = on_disk(&folder).map_err(|reason| Refused::new("disk_layer", reason).within(&within))?;
+                    Source::Disk(folder)
                 }
                 Some(LayerSpecifier::RtdsLayer(_)) => {
                     return Err(Refused::new("rtds_layer", "is not supported by this proxy").within(within));
                 }
-            }
+            };
+            all.push(Layer { name, values, source });
         }
-        Ok(Self(values))
+        Ok(Self(all))
     }
 
     /// The value of a key, if one is set.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        self.0.get(key)
+        self.0.iter().rev().find_map(|layer| layer.values.get(key))
     }
 
-    /// Every value as text; a fraction as its numerator.
-    pub fn texts(&self) -> BTreeMap<String, String> {
-        let text = |value: &Value| match &value.kind {
-            Some(Kind::StringValue(text)) => text.clone(),
-            Some(Kind::NumberValue(number)) => number.to_string(),
-            Some(Kind::BoolValue(set)) => set.to_string(),
-            Some(Kind::StructValue(fields)) => {
-                match fields.fields.get("numerator").and_then(|value| value.kind.as_ref()) {
-                    Some(Kind::NumberValue(number)) => number.to_string(),
-                    _ => String::new(),
-                }
-            }
-            _ => String::new(),
-        };
-        self.0.iter().map(|(key, value)| (key.clone(), text(value))).collect()
+    /// The names of the layers.
+    pub fn names(&self) -> Vec<&str> {
+        self.0.iter().map(|layer| layer.name.as_str()).collect()
+    }
+
+    /// Keys, layers, and whether the admin server has set some of them, as numbers.
+    pub fn numbers(&self) -> (u64, u64, u64) {
+        let set = self.0.iter().any(|layer| matches!(layer.source, Source::Admin) && !layer.values.is_empty());
+        (self.texts().len() as u64, self.0.len() as u64, u64::from(set))
+    }
+
+    /// Every key with its text in each layer; where a layer has none it is empty.
+    pub fn texts(&self) -> BTreeMap<String, Vec<String>> {
+        let keys: BTreeSet<&String> = self.0.iter().flat_map(|layer| layer.values.keys()).collect();
+        let of =
+            |key: &String| self.0.iter().map(|layer| layer.values.get(key).map(text).unwrap_or_default()).collect();
+        keys.into_iter().map(|key| (key.clone(), of(key))).collect()
     }
 
     /// Open connections of clients at most, if that is set.
     pub fn most_connections(&self) -> Option<u64> {
         self.number(TAKEN[0]).filter(|most| *most >= 0.0).map(|most| most as u64)
+    }
+
+    /// Open connections of a listener at most, if that is set.
+    pub fn most_of_listener(&self, listener: &str) -> Option<u32> {
+        let (before, after) = LISTENER_LIMIT;
+        let most = self.number(&format!("{before}{listener}{after}")).filter(|most| *most >= 0.0)?;
+        Some(most.min(f64::from(u32::MAX)) as u32)
     }
 
     /// The number at a key, if there is one.
@@ -81,6 +143,146 @@ impl Layers {
             _ => None,
         }
     }
+
+    /// The whole number at a key.
+    pub fn whole(&self, key: &str) -> Option<u64> {
+        self.number(key).filter(|number| *number >= 0.0).map(|number| number as u64)
+    }
+
+    /// The switch at a key, or what it is by default.
+    pub fn flag(&self, key: &str, default: bool) -> bool {
+        match self.get(key).and_then(|value| value.kind.as_ref()) {
+            Some(Kind::BoolValue(set)) => *set,
+            Some(Kind::StringValue(text)) if text.trim().eq_ignore_ascii_case("true") => true,
+            Some(Kind::StringValue(text)) if text.trim().eq_ignore_ascii_case("false") => false,
+            _ => default,
+        }
+    }
+
+    /// The share at a key, or what it is by default. A number alone is per cent, whatever the default counts by.
+    pub fn share(&self, key: &str, default: Share) -> Share {
+        let Some(kind) = self.get(key).and_then(|value| value.kind.as_ref()) else { return default };
+        let written = match kind {
+            Kind::StructValue(fields) => fraction(fields),
+            Kind::StringValue(text) if text.contains("numerator") => {
+                let parsed = leno_xds::json::from_text::<FractionalPercent>(text).ok();
+                parsed.and_then(|FractionalPercent { numerator, denominator }| {
+                    let name = DenominatorType::try_from(denominator).ok()?;
+                    Some(Share { numerator, denominator: parts(name) })
+                })
+            }
+            _ => None,
+        };
+        let percent = || Some(Share { numerator: self.whole(key)?.min(100) as u32, denominator: 100 });
+        written.or_else(percent).unwrap_or(default)
+    }
+
+    /// Sets values of the admin server's layer; an empty one removes what was set. All are taken, or none.
+    ///
+    /// # Errors
+    /// When there is no such layer, or a key is not supported.
+    pub fn set(&mut self, changes: impl IntoIterator<Item = (String, String)>) -> Result<(), NotTaken> {
+        let layer = self.0.iter_mut().find(|layer| matches!(layer.source, Source::Admin)).ok_or(NotTaken::NoLayer)?;
+        let mut values = layer.values.clone();
+        for (key, text) in changes {
+            if !is_taken(&key) {
+                return Err(NotTaken::Key(key));
+            }
+            if text.is_empty() {
+                values.remove(&key);
+            } else {
+                values.insert(key, written(&text));
+            }
+        }
+        if values.len() > MAX_OVERRIDES {
+            return Err(NotTaken::TooMany);
+        }
+        layer.values = values;
+        Ok(())
+    }
+
+    /// Whether some layer comes from a disk.
+    pub fn is_on_disk(&self) -> bool {
+        self.0.iter().any(|layer| matches!(layer.source, Source::Disk(_)))
+    }
+
+    /// Reads the layers on a disk again whose folders have changed. What cannot be used leaves a layer as it was, and is logged.
+    /// True when values have changed.
+    pub fn read_again(&mut self) -> bool {
+        let mut changed = false;
+        for layer in &mut self.0 {
+            let Source::Disk(folder) = &mut layer.source else { continue };
+            if !folder.has_changed() {
+                continue;
+            }
+            match on_disk(folder) {
+                Ok(values) => {
+                    changed |= values != layer.values;
+                    layer.values = values;
+                }
+                Err(reason) => tracing::warn!(layer = %layer.name, reason, "cannot use a layer of the runtime"),
+            }
+        }
+        changed
+    }
+}
+
+/// A value as a file or a query has it.
+fn written(text: &str) -> Value {
+    Value { kind: Some(Kind::StringValue(text.to_owned())) }
+}
+
+fn on_disk(folder: &Folder) -> Result<BTreeMap<String, Value>, String> {
+    let values = folder.read()?;
+    match values.keys().find(|key| !is_taken(key)) {
+        Some(key) => Err(format!("the key {key} is not supported by this proxy; remove its file")),
+        None => Ok(values.into_iter().map(|(key, text)| (key, written(&text))).collect()),
+    }
+}
+
+fn text(value: &Value) -> String {
+    match &value.kind {
+        Some(Kind::StringValue(text)) => text.clone(),
+        Some(Kind::NumberValue(number)) => number.to_string(),
+        Some(Kind::BoolValue(set)) => set.to_string(),
+        Some(Kind::StructValue(fields)) => match fraction(fields) {
+            Some(Share { numerator, denominator: 100 }) => numerator.to_string(),
+            Some(Share { numerator, denominator }) => format!("{numerator}/{denominator}"),
+            None => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
+fn parts(name: DenominatorType) -> u32 {
+    match name {
+        DenominatorType::Hundred => 100,
+        DenominatorType::TenThousand => 10_000,
+        DenominatorType::Million => 1_000_000,
+    }
+}
+
+/// `{numerator: 1, denominator: HUNDRED}`.
+fn fraction(fields: &Struct) -> Option<Share> {
+    let numerator = match fields.fields.get("numerator")?.kind.as_ref()? {
+        Kind::NumberValue(number) if *number >= 0.0 => *number as u32,
+        _ => return None,
+    };
+    let denominator = match fields.fields.get("denominator").and_then(|value| value.kind.as_ref()) {
+        None => DenominatorType::Hundred,
+        Some(Kind::StringValue(name)) => DenominatorType::from_str_name(name)?,
+        Some(Kind::NumberValue(number)) => DenominatorType::try_from(*number as i32).ok()?,
+        Some(_) => return None,
+    };
+    Some(Share { numerator, denominator: parts(denominator) })
+}
+
+/// Whether a key may be set: those that Envoy itself looks at must be known here too.
+fn is_taken(key: &str) -> bool {
+    let (before, after) = LISTENER_LIMIT;
+    TAKEN.contains(&key)
+        || key.starts_with(before) && key.ends_with(after)
+        || !ENVOYS_OWN.iter().any(|own| key.starts_with(own))
 }
 
 /// `a: {b: 1}` is the key `a.b`; a struct that says what a fraction is (`numerator`) is a value.
@@ -89,12 +291,10 @@ fn flatten(prefix: &str, fields: Struct, values: &mut BTreeMap<String, Value>) -
         let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
         match value.kind {
             Some(Kind::StructValue(inner)) if !inner.fields.contains_key("numerator") => flatten(&key, inner, values)?,
-            kind => {
-                if !TAKEN.contains(&key.as_str()) && ENVOYS_OWN.iter().any(|own| key.starts_with(own)) {
-                    return Err(Refused::new(key, "is not supported by this proxy; leave it out"));
-                }
-                values.insert(key, Value { kind });
+            _ if !is_taken(&key) => {
+                return Err(Refused::new(key, "is not supported by this proxy; leave it out"));
             }
+            kind => drop(values.insert(key, Value { kind })),
         }
     }
     Ok(())
@@ -105,20 +305,40 @@ mod tests {
     use super::*;
 
     fn layers(value: &serde_json::Value) -> Converted<Layers> {
-        Layers::new(Some(leno_xds::json::from_value(value).unwrap()))
+        Layers::new(Some(leno_xds::json::from_value(value).unwrap()), "c")
     }
 
     #[test]
     fn runtime_when_layers_set_the_same_key_has_the_value_of_the_last() {
         let layers = layers(&serde_json::json!({"layers": [
-            {"name": "a", "static_layer": {"routing": {"canary": 5, "other": {"numerator": 1, "denominator": "HUNDRED"}}}},
-            {"name": "b", "static_layer": {"routing.canary": "7"}},
+            {"name": "a", "static_layer": {"routing": {"canary": 5, "other": {"numerator": 1, "denominator": "MILLION"}}}},
+            {"name": "b", "static_layer": {"routing.canary": "7", "on": false, "off": "true"}},
             {"name": "c", "admin_layer": {}},
         ]}));
         let layers = layers.unwrap();
         assert_eq!(layers.number("routing.canary"), Some(7.0));
-        assert!(matches!(layers.get("routing.other").unwrap().kind, Some(Kind::StructValue(_))));
+        assert_eq!(layers.texts()["routing.canary"], ["5", "7", ""]);
+        let default = Share { numerator: 3, denominator: 100 };
+        assert_eq!(layers.share("routing.other", default), Share { numerator: 1, denominator: 1_000_000 });
+        assert_eq!(layers.share("routing.canary", default), Share { numerator: 7, denominator: 100 });
+        assert_eq!(layers.share("nothing", default), default);
+        assert!(!layers.flag("on", true) && layers.flag("off", false) && layers.flag("nothing", true));
         assert_eq!(layers.get("routing"), None);
+    }
+
+    #[test]
+    fn admin_layer_when_it_is_written_to_then_it_is_on_top_until_the_value_is_emptied() {
+        let mut layers = layers(&serde_json::json!({"layers": [
+            {"name": "a", "static_layer": {"x": 1}}, {"name": "b", "admin_layer": {}},
+        ]}))
+        .unwrap();
+        let set = |layers: &mut Layers, key: &str, value: &str| layers.set([(key.to_owned(), value.to_owned())]);
+        set(&mut layers, "x", "numerator: 5\ndenominator: TEN_THOUSAND").unwrap();
+        assert_eq!(layers.share("x", Share::default()), Share { numerator: 5, denominator: 10_000 });
+        set(&mut layers, "x", "").unwrap();
+        assert_eq!(layers.number("x"), Some(1.0));
+        assert_eq!(set(&mut layers, "upstream.use_retry", "0"), Err(NotTaken::Key("upstream.use_retry".into())));
+        assert_eq!(set(&mut Layers::default(), "x", "1"), Err(NotTaken::NoLayer));
     }
 
     #[test]
@@ -129,9 +349,14 @@ mod tests {
         let key = "layers[0].static_layer.envoy.reloadable_features.no_extension_lookup_by_name";
         assert_eq!(refused.unwrap_err().field, key);
         let taken = layers(&serde_json::json!({"layers": [
-            {"name": "a", "static_layer": {"overload": {"global_downstream_max_connections": 5}}},
-        ]}));
-        assert_eq!(taken.unwrap().most_connections(), Some(5));
+            {"name": "a", "static_layer": {
+                "overload": {"global_downstream_max_connections": 5},
+                "envoy": {"resource_limits": {"listener": {"edge": {"connection_limit": 7}}}},
+            }},
+        ]}))
+        .unwrap();
+        assert_eq!(taken.most_connections(), Some(5));
+        assert_eq!((taken.most_of_listener("edge"), taken.most_of_listener("other")), (Some(7), None));
         let refused = layers(&serde_json::json!({"layers": [{"name": "a", "rtds_layer": {"name": "x"}}]}));
         assert_eq!(refused.unwrap_err().field, "layers[0].rtds_layer");
     }

@@ -289,7 +289,9 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
     Ok(Mirror {
         cluster,
         cluster_header,
-        fraction: runtime_fraction.map_or(Ok(1_000_000), filter::fraction).within("runtime_fraction")?,
+        fraction: runtime_fraction
+            .map_or(Ok(1_000_000), |value| filter::fraction(context, value))
+            .within("runtime_fraction")?,
         suffix: !disable_shadow_host_suffix_append,
         host: Some(host_rewrite_literal).filter(|host| !host.is_empty()).map(Into::into),
         headers: filter::header_mutations(context, request_headers_mutations, "request_headers_mutations")?,
@@ -386,8 +388,8 @@ fn regex_rewrite(value: RegexMatchAndSubstitute) -> Converted<RegexRewrite> {
 }
 
 fn weighted(context: &mut Context, value: xds::WeightedCluster) -> Converted<(Vec<WeightedCluster>, TargetChoice)> {
-    // The total is the sum, and there is no runtime to override weights.
-    let xds::WeightedCluster { clusters, total_weight: _, runtime_key_prefix: _, random_value_specifier } = value;
+    // The total is the sum.
+    let xds::WeightedCluster { clusters, total_weight: _, runtime_key_prefix, random_value_specifier } = value;
     let choice = match random_value_specifier {
         None | Some(RandomValueSpecifier::UseHashPolicy(false)) => TargetChoice::Random,
         Some(RandomValueSpecifier::HeaderName(name)) => {
@@ -397,7 +399,13 @@ fn weighted(context: &mut Context, value: xds::WeightedCluster) -> Converted<(Ve
     };
     let mut targets = Vec::with_capacity(clusters.len());
     for (index, cluster) in clusters.into_iter().enumerate() {
-        let target = cluster_weight(context, cluster).within(format_args!("clusters[{index}]"))?;
+        let key = format!("{runtime_key_prefix}.{}", cluster.name);
+        let mut target = cluster_weight(context, cluster).within(format_args!("clusters[{index}]"))?;
+        if !runtime_key_prefix.is_empty()
+            && let Some(weight) = context.runtime.whole(&key)
+        {
+            target.weight = u32::try_from(weight).unwrap_or(u32::MAX);
+        }
         // What gets nothing is left out, so that every target that is there can be chosen.
         if target.weight > 0 {
             targets.push(target);

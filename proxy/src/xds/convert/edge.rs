@@ -62,9 +62,6 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
         preserve_external_request_id,
         always_set_request_id_in_response,
     } = fields;
-    if add_user_agent {
-        return Err(Refused::new("add_user_agent", "is not supported by this proxy; set the header on the routes"));
-    }
     if use_remote_address && !original_ip_detection_extensions.is_empty() {
         return Err(Refused::new("original_ip_detection_extensions", "and `use_remote_address` exclude each other"));
     }
@@ -82,7 +79,7 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
         client_cert: client_cert(forward_client_cert_details, set_current_client_cert_details)?,
         secure: scheme(scheme_header_transformation).within("scheme_header_transformation")?,
         via: if via.is_empty() { None } else { Some(header_value(via, "via")?.into()) },
-        user_agent: None,
+        user_agent: add_user_agent.then(|| (context.node_cluster.as_str().into(), context.node.as_str().into())),
         preserve_request_id: preserve_external_request_id,
         request_id_in_response: always_set_request_id_in_response,
         early: each(early_header_mutation_extensions, "early_header_mutation_extensions", |value| {

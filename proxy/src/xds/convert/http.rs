@@ -358,14 +358,10 @@ struct Http1 {
     any_method: bool,
 }
 
-/// Settings of HTTP/1.1 towards endpoints: whether trailers pass.
-pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<bool> {
-    match http1_options(value)? {
-        Http1 { proper_case: false, trailers, any_method: _ } => Ok(trailers),
-        Http1 { proper_case: true, .. } => {
-            Err(Refused::new("header_key_format.proper_case_words", "is not supported towards endpoints"))
-        }
-    }
+/// Settings of HTTP/1.1 towards endpoints: whether trailers pass, and whether names are written like `Content-Type`.
+pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<(bool, bool)> {
+    let Http1 { proper_case, trailers, any_method: _ } = http1_options(value)?;
+    Ok((trailers, proper_case))
 }
 
 /// Settings of HTTP/1.1.

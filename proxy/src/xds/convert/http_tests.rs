@@ -159,7 +159,6 @@ fn manager_with_mapped_replies_has_the_mappers() {
 #[test]
 fn manager_with_an_unsupported_field_is_refused_by_its_path() {
     for (fields, field) in [
-        (json!({"add_user_agent": true}), "add_user_agent"),
         (json!({"proxy_status_config": {}}), "proxy_status_config"),
         (json!({"forward_proto_config": {}}), "forward_proto_config"),
         (json!({"set_current_client_cert_details": {"format": "JSON"}}), "set_current_client_cert_details.format"),

@@ -8,19 +8,22 @@ use super::listener_filters::listener_filters;
 use super::network::{Around, network};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{
-    self, ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, SocketSettings, SourceType,
-    Transport,
+    self, ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, OpenLimit, OptionTime,
+    SocketSettings, SourceType, Transport,
 };
 use crate::telemetry::WorkloadLabels;
 use crate::tls::HANDSHAKE_TIMEOUT;
 use ipnet::IpNet;
 use leno_xds::envoy::config::core::v3::{
-    CidrRange, Metadata, SocketOption, TcpKeepalive, TrafficDirection, socket_option,
+    Address, CidrRange, Metadata, SocketOption, TcpKeepalive, TrafficDirection, address,
+    socket_option::{self, SocketState},
 };
 use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::listener::v3::{filter_chain_match::ConnectionSourceType, listener::DeprecatedV1};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 /// Envoy's default for the time that listener filters may take.
@@ -98,11 +101,15 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         Err(_) => return Err(Refused::new("traffic_direction", "is not known to this proxy")),
     };
     let egress = TrafficDirection::try_from(traffic_direction) == Ok(TrafficDirection::Outbound);
-    let mut addresses = vec![address(first).within("address")?];
+    let mut both_families = false;
+    let mut addresses = vec![own_address(first, &mut both_families).within("address")?];
     for (index, additional) in additional_addresses.into_iter().enumerate() {
         let xds::AdditionalAddress { address: additional, socket_options, tcp_keepalive: _ } = additional;
         refuse!(socket_options);
-        addresses.push(address(additional).within(format_args!("additional_addresses[{index}].address"))?);
+        addresses.push(
+            own_address(additional, &mut both_families)
+                .within(format_args!("additional_addresses[{index}].address"))?,
+        );
     }
     let filters = listener_filters(filter_list)?;
     let mut found = Found::default();
@@ -131,7 +138,14 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         continue_on_timeout: continue_on_listener_filters_timeout,
         chains: chains.map_err(|error| Refused::new("filter_chains", error.to_string()))?,
         access_logs: access_logs(context, logs)?,
-        socket: socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?,
+        socket: SocketSettings {
+            both_families,
+            ..socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?
+        },
+        most: context.runtime.most_of_listener(&name).map(|most| OpenLimit {
+            most,
+            open: context.limits.count(&format!("{name}/connections"), AtomicU32::default),
+        }),
         stat_name: match stat_prefix.is_empty() {
             true => addresses_text.into(),
             false => stat_prefix.into(),
@@ -148,6 +162,15 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         extensions: found.extensions,
         own,
     })
+}
+
+/// An address to listen on; one of IPv6 may be for connections of IPv4 as well.
+fn own_address(value: Option<Address>, both_families: &mut bool) -> Converted<SocketAddr> {
+    let mut value = value;
+    if let Some(Address { address: Some(address::Address::SocketAddress(socket)) }) = &mut value {
+        *both_families |= std::mem::take(&mut socket.ipv4_compat) && socket.address.contains(':');
+    }
+    address(value)
 }
 
 /// The workload that the control plane says this proxy serves.
@@ -280,9 +303,12 @@ fn socket_settings(
         let SocketOption { description: _, level, name, state, r#type, ip_version, value } = option;
         super::refuse_set(&r#type, "type").within(&within)?;
         super::refuse_set(&ip_version, "ip_version").within(&within)?;
-        if state != i32::from(socket_option::SocketState::StatePrebind) {
-            return Err(Refused::new("state", "must be STATE_PREBIND").within(within));
-        }
+        let time = match SocketState::try_from(state) {
+            Ok(SocketState::StatePrebind) => OptionTime::Unbound,
+            Ok(SocketState::StateBound) => OptionTime::Bound,
+            Ok(SocketState::StateListening) => OptionTime::Listening,
+            Err(_) => return Err(Refused::new("state", "is not known to this proxy").within(within)),
+        };
         let number = |value: i64, field: &str| {
             i32::try_from(value).map_err(|_| Refused::new(field, format!("{value} is too large")).within(&within))
         };
@@ -292,7 +318,7 @@ fn socket_settings(
             Some(socket_option::Value::BufValue(bytes)) => config::SocketOption::Bytes(bytes.into()),
             None => return Err(Refused::new("value", "is missing").within(within)),
         };
-        settings.options.push((level, name, value));
+        settings.options.push((time, level, name, value));
     }
     Ok(settings)
 }

@@ -125,6 +125,8 @@ pub struct Context {
     pub(crate) tls_contexts: Contexts,
     /// Values by which runtime fractions are changed.
     pub runtime: Layers,
+    /// Who is asked for the names of endpoints where their cluster does not say.
+    pub resolvers: cluster::dns::Resolvers,
     /// Where resources come from.
     pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,

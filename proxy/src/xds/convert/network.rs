@@ -3,6 +3,7 @@
 use super::access_log::access_logs;
 use super::cluster::labels::labels;
 use super::common::{duration, filter_metadata, header_ops, header_text, maybe_duration, optional, unknown_type};
+use super::filter::enabled;
 use super::http::{Tables, manager};
 use super::listener::Found;
 use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
@@ -10,7 +11,7 @@ use crate::config::{
     Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
 use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, Scope, ShadowStats, TcpStats};
-use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata, RuntimeFeatureFlag};
+use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata};
 use leno_xds::envoy::config::listener::v3::{Filter, filter};
 use leno_xds::envoy::extensions::filters::network::{
     connection_limit::v3::ConnectionLimit as LimitMessage, direct_response::v3::Config as DirectMessage,
@@ -89,7 +90,7 @@ fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> C
     }
     if let Some(value) = optional::<LimitMessage>(any)? {
         let LimitMessage { stat_prefix, max_connections, delay, runtime_enabled } = value;
-        if !enabled(runtime_enabled) {
+        if !enabled(context, runtime_enabled) {
             return Ok(Some(None));
         }
         let max = max_connections.filter(|max| *max > 0);
@@ -106,7 +107,7 @@ fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> C
     }
     if let Some(value) = optional::<LocalRateLimit>(any)? {
         let LocalRateLimit { stat_prefix, token_bucket, runtime_enabled, share_key } = value;
-        if !enabled(runtime_enabled) {
+        if !enabled(context, runtime_enabled) {
             return Ok(Some(None));
         }
         let Some(bucket) = token_bucket else { return Err(Refused::new("token_bucket", "is missing")) };
@@ -124,10 +125,6 @@ fn gate(context: &mut Context, any: &Any, around: &Around<'_>, chain: &str) -> C
         return Ok(Some(Some(Gate::RateLimit(Arc::new(limit)))));
     }
     Ok(None)
-}
-
-fn enabled(flag: Option<RuntimeFeatureFlag>) -> bool {
-    flag.and_then(|flag| flag.default_value).unwrap_or(true)
 }
 
 /// Tokens at most, tokens a time, and the time.

@@ -35,8 +35,6 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
         prefer_client_ciphers,
         session_ticket_keys_type,
     } = value;
-    let require_sni = require_sni.unwrap_or(false);
-    refuse!(require_sni);
     if ocsp_staple_policy != i32::from(OcspStaplePolicy::LenientStapling) {
         return Err(Refused::new("ocsp_staple_policy", "is not supported by this proxy; only LENIENT_STAPLING is"));
     }
@@ -62,6 +60,7 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
         prefer_client_ciphers,
         disable_stateful_resumption: disable_stateful_session_resumption,
         disable_tickets,
+        require_sni: require_sni.unwrap_or(false),
         full_scan_on_mismatch: full_scan_certs_on_sni_mismatch.unwrap_or(false),
     };
     let made = ServerContext::new(hash.end(), settings, common.key_pairs, common.trust, common.trust_secret);

@@ -6,7 +6,7 @@ use crate::config::StringMatch;
 use crate::rbac::{Action, Permission, Policy, Principal, Rules};
 use leno_xds::envoy::config::rbac::v3 as xds;
 use leno_xds::envoy::config::rbac::v3::{permission::Rule, principal::Identifier};
-use leno_xds::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
+use leno_xds::envoy::r#type::matcher::v3::{MetadataMatcher, PathMatcher, path_matcher};
 use leno_xds::envoy::r#type::v3::Int32Range;
 
 /// Conditions within conditions at most.
@@ -98,10 +98,10 @@ fn permission(value: xds::Permission, depth: usize) -> Converted<Permission> {
         Rule::RequestedServerName(value) => {
             Permission::ServerName(matcher::string(value).within("requested_server_name")?)
         }
-        Rule::Metadata(_) => return unsupported("metadata"),
+        Rule::Metadata(value) => Permission::Constant(metadata(value).within("metadata")?),
         Rule::Matcher(_) => return unsupported("matcher"),
         Rule::UriTemplate(_) => return unsupported("uri_template"),
-        Rule::SourcedMetadata(_) => return unsupported("sourced_metadata"),
+        Rule::SourcedMetadata(value) => Permission::Constant(sourced(value).within("sourced_metadata")?),
     })
 }
 
@@ -129,9 +129,28 @@ fn principal(value: xds::Principal, depth: usize) -> Converted<Principal> {
         Identifier::RemoteIp(value) => Principal::RemoteIp(cidr(value).within("remote_ip")?),
         Identifier::Header(value) => Principal::Header(matcher::header(value).within("header")?),
         Identifier::UrlPath(value) => Principal::Path(path(value).within("url_path")?),
+        Identifier::Metadata(value) => Principal::Constant(metadata(value).within("metadata")?),
+        Identifier::SourcedMetadata(value) => Principal::Constant(sourced(value).within("sourced_metadata")?),
         Identifier::NotId(value) => Principal::Not(Box::new(principal(*value, depth + 1).within("not_id")?)),
         _ => return unsupported("identifier"),
     })
+}
+
+/// Whether a condition on what filters found out holds: no filter of this proxy finds out anything but the RBAC filter itself.
+fn metadata(value: MetadataMatcher) -> Converted<bool> {
+    if value.filter.starts_with("envoy.filters.http.rbac") {
+        return Err(Refused::new("filter", "is a filter whose findings are only told to access logs"));
+    }
+    matcher::holds_without_metadata(value)
+}
+
+fn sourced(value: xds::SourcedMetadata) -> Converted<bool> {
+    let xds::SourcedMetadata { metadata_matcher, metadata_source } = value;
+    if metadata_source != i32::from(xds::MetadataSource::Dynamic) {
+        return Err(Refused::new("metadata_source", "other than DYNAMIC is not supported by this proxy"));
+    }
+    let matcher = metadata_matcher.ok_or_else(|| Refused::new("metadata_matcher", "is missing"))?;
+    metadata(matcher).within("metadata_matcher")
 }
 
 fn path(value: PathMatcher) -> Converted<StringMatch> {
@@ -191,7 +210,10 @@ mod tests {
         for (policy, field) in [
             (json!({"permissions": [], "principals": any()}), "permissions"),
             (json!({"permissions": any(), "principals": [{}]}), "principals[0].identifier"),
-            (json!({"permissions": [{"metadata": {"filter": "a"}}], "principals": any()}), "permissions[0].metadata"),
+            (
+                json!({"permissions": [{"metadata": {"filter": "a"}}], "principals": any()}),
+                "permissions[0].metadata.path",
+            ),
             (json!({"permissions": any(), "principals": any(), "condition": {"id": "1"}}), "condition"),
             (
                 json!({"permissions": [{"not_rule": {"url_path": {}}}], "principals": any()}),

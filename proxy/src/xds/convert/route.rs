@@ -5,8 +5,9 @@ use super::common::header_ops;
 use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, retry};
 use crate::config::{
     FilterSetting, FilterSettings, HeaderOps, PathMatch, RequireTls, Route, RouteMatch, RouteTable, TableOptions,
-    VirtualHost,
+    VirtualCluster, VirtualHost,
 };
+use crate::telemetry::requests::RequestGroup;
 use leno_xds::envoy::config::core::v3::Metadata;
 use leno_xds::envoy::config::route::v3 as xds;
 use leno_xds::envoy::config::route::v3::{
@@ -77,7 +78,7 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         routes,
         matcher,
         require_tls,
-        virtual_clusters: _,
+        virtual_clusters,
         rate_limits,
         request_headers_to_add,
         request_headers_to_remove,
@@ -112,9 +113,15 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
     };
     let mut converted = Vec::with_capacity(routes.len());
     for (index, value) in routes.into_iter().enumerate() {
-        converted.push(Arc::new(route(context, value, &defaults).within(format_args!("routes[{index}]"))?));
+        let prefix = value.stat_prefix.clone();
+        let mut value = route(context, value, &defaults).within(format_args!("routes[{index}]"))?;
+        if !prefix.is_empty() {
+            value.group = Some(Arc::new(RequestGroup::route(&context.counters, &name, &prefix)));
+        }
+        converted.push(Arc::new(value));
     }
     Ok(VirtualHost {
+        virtual_clusters: self::virtual_clusters(context, &name, virtual_clusters)?,
         name: name.into(),
         domains: domains.into_iter().map(Into::into).collect(),
         routes: converted,
@@ -132,6 +139,24 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
     })
 }
 
+/// Requests that are counted together, those that fit none of them as `other`.
+fn virtual_clusters(context: &Context, host: &str, values: Vec<xds::VirtualCluster>) -> Converted<Vec<VirtualCluster>> {
+    let group = |name: &str| Arc::new(RequestGroup::virtual_cluster(&context.counters, host, name));
+    let mut all = Vec::with_capacity(values.len());
+    for (index, xds::VirtualCluster { headers, name }) in values.into_iter().enumerate() {
+        let within = format!("virtual_clusters[{index}]");
+        if headers.is_empty() || name.is_empty() {
+            return Err(Refused::new(if name.is_empty() { "name" } else { "headers" }, "is missing").within(within));
+        }
+        let headers = matcher::headers(headers, "headers").within(within)?;
+        all.push(VirtualCluster { headers, group: group(&name) });
+    }
+    if !all.is_empty() {
+        all.push(VirtualCluster { headers: Vec::new(), group: group("other") });
+    }
+    Ok(all)
+}
+
 /// What a level says about filters, and about cross-origin requests in the older way where it says nothing in the newer one.
 pub(super) fn settings(
     context: &mut Context,
@@ -140,7 +165,7 @@ pub(super) fn settings(
 ) -> Converted<FilterSettings> {
     match cors {
         Some(cors) if values.is_empty() => {
-            let policy = filter::legacy_cors(cors).within("cors")?;
+            let policy = filter::legacy_cors(context, cors).within("cors")?;
             Ok(FilterSettings::new(vec![(CORS.into(), FilterSetting::Cors(Arc::new(policy)))]))
         }
         Some(cors) if !values.contains_key(CORS) => {
@@ -164,6 +189,7 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
         response_headers_to_remove,
         tracing,
         per_request_buffer_limit_bytes,
+        // Read by the virtual host, whose name is a part of what it counts under.
         stat_prefix: _,
         request_body_buffer_limit,
         route_specifiers,
@@ -171,7 +197,7 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
     } = value;
     refuse!(route_specifiers);
     let Some(condition) = condition else { return Err(Refused::new("match", "is missing")) };
-    let matches = route_match(condition).within("match")?;
+    let matches = route_match(context, condition).within("match")?;
     let limit = request_body_buffer_limit.or(per_request_buffer_limit_bytes.map(u64::from));
     let (action, cors) = action(context, value, &matches, limit, defaults)?;
     Ok(Route {
@@ -191,6 +217,7 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
             .map(Box::new),
         decorator: decorator.map(super::tracing::decorator).transpose().within("decorator")?.map(Box::new),
         metadata: crate::config::Metadata::of(metadata.as_ref()),
+        group: None,
     })
 }
 
@@ -199,7 +226,7 @@ pub fn origin(metadata: Option<&Metadata>) -> Option<Arc<str>> {
     super::common::text(super::common::filter_metadata(metadata, "istio")?, "config").map(Arc::from)
 }
 
-fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
+fn route_match(context: &Context, value: xds::RouteMatch) -> Converted<RouteMatch> {
     let xds::RouteMatch {
         case_sensitive,
         runtime_fraction,
@@ -237,7 +264,8 @@ fn route_match(value: xds::RouteMatch) -> Converted<RouteMatch> {
         .map(|(index, value)| matcher::cookie(value).within(format_args!("cookies[{index}]")))
         .collect::<Converted<_>>()?;
     let TlsContextMatchOptions { presented, validated } = tls_context.unwrap_or_default();
-    let mut fraction = runtime_fraction.map(filter::fraction).transpose().within("runtime_fraction")?;
+    let mut fraction =
+        runtime_fraction.map(|value| filter::fraction(context, value)).transpose().within("runtime_fraction")?;
     for (index, value) in dynamic_metadata.into_iter().enumerate() {
         // No request has any when its route is chosen: nothing here sets some before.
         if !matcher::holds_without_metadata(value).within(format_args!("dynamic_metadata[{index}]"))? {

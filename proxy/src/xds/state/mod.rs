@@ -23,6 +23,7 @@ use super::source::{SourceId, Sources};
 use crate::config::{Cluster, ClusterId, Listener, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
 use crate::telemetry::counters::Counters;
+use crate::tls::material::KeyPair;
 use prost_types::Any;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -121,6 +122,7 @@ pub struct State {
     context: Context,
     figures: figures::Figures,
     most_connections: Option<u64>,
+    bootstrap: Option<Raw>,
     clusters: BTreeMap<String, ClusterEntry>,
     endpoints: BTreeMap<String, Raw>,
     secrets: BTreeMap<String, Raw>,
@@ -161,6 +163,7 @@ impl State {
             figures: figures::Figures::new(&context.counters),
             context,
             most_connections: None,
+            bootstrap: None,
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
@@ -201,9 +204,41 @@ impl State {
         self
     }
 
-    /// Values of the runtime's layers, by key.
-    pub fn runtime(&self) -> std::collections::BTreeMap<String, String> {
-        self.context.runtime.texts()
+    /// With who is asked for the names of endpoints where their cluster does not say.
+    pub fn asking(mut self, resolvers: super::convert::cluster::dns::Resolvers) -> Self {
+        self.context.resolvers = resolvers;
+        self
+    }
+
+    /// The name of the cluster that this proxy belongs to.
+    pub fn node_cluster(&self) -> &str {
+        &self.context.node_cluster
+    }
+
+    /// Certificates of this proxy's own that are in use: what they say, and what of.
+    pub fn certificates(&self) -> Vec<Arc<KeyPair>> {
+        self.context.tls_contexts.certificates()
+    }
+
+    /// With the bootstrap, but for its resources, to be shown.
+    pub fn begun_with(mut self, bootstrap: Any) -> Self {
+        self.bootstrap = Some(Raw { version: String::new(), body: bootstrap, since: SystemTime::now() });
+        self
+    }
+
+    /// The bootstrap without its resources, if this proxy had one.
+    pub fn bootstrap(&self) -> Option<&Raw> {
+        self.bootstrap.as_ref()
+    }
+
+    /// Values that change what resources say.
+    pub fn runtime(&self) -> &super::bootstrap::Layers {
+        &self.context.runtime
+    }
+
+    /// The same, to be changed. Call [`Self::runtime_changed`] afterwards.
+    pub fn runtime_mut(&mut self) -> &mut super::bootstrap::Layers {
+        &mut self.context.runtime
     }
 
     /// With the proxy's own name, as spans tell it, and its cluster's, as answers to health checks and spans do.

@@ -311,6 +311,30 @@ impl State {
         }
     }
 
+    /// Converts anew what values of the runtime change: route tables and listeners. Call [`Self::settle`] afterwards.
+    pub fn runtime_changed(&mut self, now: Instant) {
+        let told = |kind: Kind, name: &str, reason: &Refused| {
+            tracing::warn!(kind = kind.noun(), %name, %reason, "values of the runtime do not fit; its last good form stays");
+        };
+        let tables: Vec<_> = self.routes.iter().map(|(name, entry)| (name.clone(), entry.raw.clone())).collect();
+        for (name, raw) in tables {
+            if let Err(reason) = self.take_routes(&name, raw, now) {
+                told(Kind::Routes, &name, &reason);
+            }
+        }
+        let listeners: Vec<_> = self.listeners.iter().map(|(name, entry)| (name.clone(), entry.raw.clone())).collect();
+        for (name, raw) in listeners {
+            match (self.convert_listener(&raw), self.listeners.get_mut(&name)) {
+                (Ok(parts), Some(entry)) => {
+                    entry.parts = parts;
+                    entry.stale = true;
+                }
+                (Err(reason), _) => told(Kind::Listener, &name, &reason),
+                (Ok(_), None) => {}
+            }
+        }
+    }
+
     fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let parts = self.convert_listener(&raw)?;
         self.addresses_changed = true;

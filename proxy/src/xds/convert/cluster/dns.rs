@@ -100,20 +100,22 @@ fn typed(value: TypedExtensionConfig) -> Converted<DnsResolutionConfig> {
     Ok(DnsResolutionConfig { resolvers, dns_resolver_options })
 }
 
-/// How names are looked up; the names themselves come with the load assignment.
-pub(super) fn dns(fields: Fields, logical: bool) -> Converted<Dns> {
-    let Fields {
-        refresh_rate,
-        jitter,
-        failure_refresh_rate,
-        respect_ttl,
-        family,
-        resolvers,
-        tcp,
-        resolution,
-        typed_resolver,
-        least,
-    } = fields;
+/// Who is asked for names.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolvers {
+    /// These instead of the system's.
+    pub servers: Vec<SocketAddr>,
+    /// Only by TCP.
+    pub only_tcp: bool,
+}
+
+/// Who is asked, as the older and the newer fields say it.
+pub fn resolvers(
+    resolvers: Vec<Address>,
+    tcp: bool,
+    resolution: Option<DnsResolutionConfig>,
+    typed_resolver: Option<TypedExtensionConfig>,
+) -> Converted<Resolvers> {
     // The newer of both goes first.
     let typed = typed_resolver.map(typed).transpose().within("typed_dns_resolver_config")?;
     let resolution = typed.or(resolution);
@@ -138,6 +140,28 @@ pub(super) fn dns(fields: Fields, logical: bool) -> Converted<Dns> {
     if only_tcp && servers.is_empty() {
         return Err(Refused::new("use_tcp_for_dns_lookups", "is only supported together with resolvers"));
     }
+    Ok(Resolvers { servers, only_tcp })
+}
+
+/// How names are looked up; the names themselves come with the load assignment. `usual` is who is asked where nothing is said.
+pub(super) fn dns(fields: Fields, logical: bool, usual: &Resolvers) -> Converted<Dns> {
+    let Fields {
+        refresh_rate,
+        jitter,
+        failure_refresh_rate,
+        respect_ttl,
+        family,
+        resolvers,
+        tcp,
+        resolution,
+        typed_resolver,
+        least,
+    } = fields;
+    let own = !resolvers.is_empty() || tcp || resolution.is_some() || typed_resolver.is_some();
+    let Resolvers { servers, only_tcp } = match own {
+        true => self::resolvers(resolvers, tcp, resolution, typed_resolver)?,
+        false => usual.clone(),
+    };
     let refresh = maybe_duration(refresh_rate, "dns_refresh_rate")?.unwrap_or(Duration::from_secs(5));
     let failure_refresh = match failure_refresh_rate {
         None => None,

@@ -1,9 +1,9 @@
 //! Active health checks.
 
 use super::super::common::{duration, maybe_duration, port};
-use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
+use super::super::{Context, Converted, Refused, Within as _, matcher, refuse, refuse_set};
 use super::Template;
-use crate::config::{HealthCheck, HttpProbe, Probe};
+use crate::config::{HealthCheck, HttpProbe, Probe, ServiceName};
 use crate::telemetry::counters::{CheckStats, Scope};
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::core::v3::health_check::{
@@ -111,7 +111,16 @@ fn http(value: HttpHealthCheck) -> Converted<Probe> {
         service_name_matcher,
         method,
     } = value;
-    refuse!(send, receive, request_headers_to_remove, use_alpn_protocol, service_name_matcher);
+    refuse!(use_alpn_protocol);
+    let mut anonymous = false;
+    let mut headers = headers(request_headers_to_add).within("request_headers_to_add")?;
+    for name in request_headers_to_remove {
+        anonymous |= name.eq_ignore_ascii_case("user-agent");
+        headers.retain(|(have, _)| !have.eq_ignore_ascii_case(&name));
+    }
+    let send = send.map(bytes).transpose().within("send")?.unwrap_or_default();
+    let receive = receive.into_iter().map(bytes).collect::<Converted<_>>().within("receive")?;
+    let service = service_name_matcher.map(matcher::string).transpose().within("service_name_matcher")?;
     if path.is_empty() || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Err(Refused::new("path", "is no path"));
     }
@@ -127,15 +136,22 @@ fn http(value: HttpHealthCheck) -> Converted<Probe> {
             return Err(Refused::new("codec_client_type", "other than HTTP1 and HTTP2 is not supported"));
         }
     };
+    if !send.is_empty() && !matches!(method, "POST" | "PUT" | "PATCH" | "OPTIONS") {
+        return Err(Refused::new("send", "needs a method that has a body: POST, PUT, PATCH or OPTIONS"));
+    }
     let expected = ranges(expected_statuses, "expected_statuses")?;
     Ok(Probe::Http(HttpProbe {
         host: (!host.is_empty()).then(|| host.into()),
         path: path.into(),
         method: method.into(),
-        headers: headers(request_headers_to_add).within("request_headers_to_add")?,
+        headers,
         expected: if expected.is_empty() { vec![(200, 201)] } else { expected },
         retriable: ranges(retriable_statuses, "retriable_statuses")?,
         http2,
+        send,
+        receive,
+        service: service.map(ServiceName),
+        anonymous,
     }))
 }
 

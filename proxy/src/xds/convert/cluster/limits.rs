@@ -21,8 +21,7 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             max_requests,
             max_retries,
             retry_budget,
-            // Figures of Envoy's own.
-            track_remaining: _,
+            track_remaining,
             // There is one pool for each endpoint and protocol, whatever the number of listeners and requests.
             max_connection_pools: _,
         } = threshold;
@@ -37,6 +36,7 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             pending: max_pending_requests.unwrap_or(usual.pending),
             requests: max_requests.unwrap_or(usual.requests),
             retries: max_retries.unwrap_or(usual.retries),
+            tell_remaining: track_remaining,
             retry_budget: retry_budget.map(|budget| {
                 // The share is of the requests that are active now; an interval adds nothing.
                 let thresholds::RetryBudget { budget_percent, budget_interval: _, min_retry_concurrency } = budget;

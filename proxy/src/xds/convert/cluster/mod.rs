@@ -5,7 +5,7 @@
 //! the endpoint's metadata, so that no request has to.
 
 mod balancing;
-mod dns;
+pub mod dns;
 mod endpoints;
 mod health;
 pub mod labels;
@@ -18,7 +18,7 @@ mod upstream;
 pub use endpoints::Assignment;
 
 use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
-use super::{Context, Converted, Refused, Within as _, http, refuse, tls};
+use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, UpstreamProtocol};
 use crate::telemetry::counters::{OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
@@ -253,7 +253,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         None => names,
     };
     match kind {
-        ClusterKind::Dns => cluster.dns = Some(Arc::new(dns::dns(names, logical)?)),
+        ClusterKind::Dns => cluster.dns = Some(Arc::new(dns::dns(names, logical, &context.resolvers)?)),
         _ => dns::none(names)?,
     }
     // The deprecated places of what typed options say.
@@ -263,7 +263,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     if let Some(options) = upstream_http_protocol_options {
         upstream::server_name(&mut cluster, options).within("upstream_http_protocol_options")?;
     }
-    cluster.http1.trailers = http::http1(http_protocol_options).within("http_protocol_options")?;
+    upstream::http1_options(&mut cluster, http_protocol_options).within("http_protocol_options")?;
     if http2_protocol_options.is_some() {
         upstream::http2_options(&mut cluster, http2_protocol_options).within("http2_protocol_options")?;
         cluster.protocol = UpstreamProtocol::Http2;

@@ -5,7 +5,7 @@ use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
 use super::outlier;
 use crate::config::{ClientTls, Cluster, MAX_HEADERS, SourceBind, TcpKeepalive, UpstreamProtocol};
 use leno_xds::envoy::config::core::v3::{
-    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
+    BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
     TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
 };
 use leno_xds::envoy::extensions::upstreams::http::v3::{
@@ -76,7 +76,8 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
         headers_with_underscores_action: _,
         max_requests_per_connection,
     } = value;
-    refuse!(max_stream_duration);
+    cluster.max_stream_duration =
+        maybe_duration(max_stream_duration, "max_stream_duration")?.filter(|limit| !limit.is_zero());
     if let Some(count) = max_headers_count {
         let most = usize::try_from(count).ok().filter(|count| (1..=MAX_HEADERS).contains(count));
         cluster.http1.max_headers =
@@ -97,6 +98,12 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
     if let Some(limit) = max_requests_per_connection {
         cluster.max_requests_per_connection = limit;
     }
+    Ok(())
+}
+
+/// Options of HTTP/1.
+pub(super) fn http1_options(cluster: &mut Cluster, value: Option<Http1ProtocolOptions>) -> Converted<()> {
+    (cluster.http1.trailers, cluster.http1.proper_case) = http::http1(value)?;
     Ok(())
 }
 
@@ -136,7 +143,7 @@ fn agreed(cluster: &mut Cluster, value: AutoHttpConfig) -> Converted<()> {
         alternate_protocols_cache_options,
     } = value;
     refuse!(http3_protocol_options, alternate_protocols_cache_options);
-    cluster.http1.trailers = http::http1(http_protocol_options).within("http_protocol_options")?;
+    http1_options(cluster, http_protocol_options).within("http_protocol_options")?;
     http2_options(cluster, http2_protocol_options).within("http2_protocol_options")?;
     match cluster.default_tls.as_deref() {
         Some(ClientTls::Own(context)) => {
@@ -178,7 +185,7 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
                 None => UpstreamProtocol::Http1,
                 Some(ProtocolConfig::HttpProtocolOptions(options)) => {
                     let within = "explicit_http_config.http_protocol_options";
-                    cluster.http1.trailers = http::http1(Some(options)).within(within)?;
+                    http1_options(cluster, Some(options)).within(within)?;
                     UpstreamProtocol::Http1
                 }
                 Some(ProtocolConfig::Http2ProtocolOptions(options)) => {
@@ -194,7 +201,7 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
             let UseDownstreamHttpConfig { http_protocol_options, http2_protocol_options, http3_protocol_options: _ } =
                 config;
             let within = "use_downstream_protocol_config.http_protocol_options";
-            cluster.http1.trailers = http::http1(http_protocol_options).within(within)?;
+            http1_options(cluster, http_protocol_options).within(within)?;
             let within = "use_downstream_protocol_config.http2_protocol_options";
             http2_options(cluster, http2_protocol_options).within(within)?;
             UpstreamProtocol::Follow

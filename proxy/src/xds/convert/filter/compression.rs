@@ -1,9 +1,10 @@
 //! Compressors and decompressors.
 
 use super::super::common::{optional, unknown_type};
-use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
+use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
+use super::enabled;
 use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
-use leno_xds::envoy::config::core::v3::{RuntimeFeatureFlag, TypedExtensionConfig};
+use leno_xds::envoy::config::core::v3::TypedExtensionConfig;
 use leno_xds::envoy::extensions::compression::{brotli, gzip, zstd};
 use leno_xds::envoy::extensions::filters::http::compressor::v3::{
     self as xds, CompressorOverrides, CompressorPerRoute, ResponseDirectionOverrides, compressor_per_route,
@@ -39,13 +40,8 @@ const MIN_LENGTH: u32 = 30;
 /// How many times as long a body may become where nothing is said.
 const MAX_RATIO: u32 = 100;
 
-fn enabled(flag: Option<RuntimeFeatureFlag>) -> bool {
-    // There is no runtime to override it.
-    flag.and_then(|RuntimeFeatureFlag { default_value, runtime_key: _ }| default_value).unwrap_or(true)
-}
-
 /// A compressor.
-pub(super) fn compressor(value: xds::Compressor) -> Converted<Compressor> {
+pub(super) fn compressor(context: &Context, value: xds::Compressor) -> Converted<Compressor> {
     let xds::Compressor {
         content_length,
         content_type,
@@ -59,7 +55,7 @@ pub(super) fn compressor(value: xds::Compressor) -> Converted<Compressor> {
     } = value;
     let requests = match request_direction_config {
         Some(xds::compressor::RequestDirectionConfig { common_config }) => {
-            Some(compressible(common_config).within("request_direction_config.common_config")?)
+            Some(compressible(context, common_config).within("request_direction_config.common_config")?)
         }
         None => None,
     };
@@ -76,7 +72,7 @@ pub(super) fn compressor(value: xds::Compressor) -> Converted<Compressor> {
             library,
             choose_first,
             requests,
-            responses: compressible(Some(older))?,
+            responses: compressible(context, Some(older))?,
             spare_etags: disable_on_etag_header,
             weaken_etags: false,
             remove_accept_encoding: remove_accept_encoding_header,
@@ -97,7 +93,7 @@ pub(super) fn compressor(value: xds::Compressor) -> Converted<Compressor> {
         library,
         choose_first,
         requests,
-        responses: compressible(common_config).within("response_direction_config.common_config")?,
+        responses: compressible(context, common_config).within("response_direction_config.common_config")?,
         spare_etags: disable_on_etag_header,
         weaken_etags: weaken_etag_on_compress,
         remove_accept_encoding: remove_accept_encoding_header,
@@ -105,7 +101,7 @@ pub(super) fn compressor(value: xds::Compressor) -> Converted<Compressor> {
     })
 }
 
-fn compressible(value: Option<xds::compressor::CommonDirectionConfig>) -> Converted<Compressible> {
+fn compressible(context: &Context, value: Option<xds::compressor::CommonDirectionConfig>) -> Converted<Compressible> {
     let xds::compressor::CommonDirectionConfig {
         enabled: flag,
         min_content_length,
@@ -118,7 +114,7 @@ fn compressible(value: Option<xds::compressor::CommonDirectionConfig>) -> Conver
         false => content_type.into_iter().map(Into::into).collect(),
     };
     let min_length = min_content_length.unwrap_or(MIN_LENGTH).into();
-    Ok(Compressible { enabled: enabled(flag), min_length, types })
+    Ok(Compressible { enabled: enabled(context, flag), min_length, types })
 }
 
 /// What a route says about a compressor; `None`: nothing but that it is there.
@@ -193,12 +189,12 @@ fn library(value: Option<TypedExtensionConfig>) -> Converted<Library> {
 }
 
 /// A decompressor.
-pub(super) fn decompressor(value: opposite::Decompressor) -> Converted<Decompressor> {
+pub(super) fn decompressor(context: &Context, value: opposite::Decompressor) -> Converted<Decompressor> {
     let opposite::Decompressor { decompressor_library, request_direction_config, response_direction_config } = value;
     let common = |value: Option<opposite::decompressor::CommonDirectionConfig>| {
         let opposite::decompressor::CommonDirectionConfig { enabled: flag, ignore_no_transform_header } =
             value.unwrap_or_default();
-        enabled(flag).then_some(ignore_no_transform_header)
+        enabled(context, flag).then_some(ignore_no_transform_header)
     };
     let opposite::decompressor::RequestDirectionConfig { common_config, advertise_accept_encoding } =
         request_direction_config.unwrap_or_default();

@@ -21,7 +21,9 @@ use crate::config::{
     Share,
 };
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
-use leno_xds::envoy::config::core::v3::{GrpcMethodList, RuntimeFractionalPercent, grpc_method_list};
+use leno_xds::envoy::config::core::v3::{
+    GrpcMethodList, RuntimeFeatureFlag, RuntimeFractionalPercent, grpc_method_list,
+};
 use leno_xds::envoy::config::route::v3::FilterConfig;
 use leno_xds::envoy::extensions::filters::http::{
     buffer::v3::{Buffer, BufferPerRoute, buffer_per_route},
@@ -129,9 +131,9 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(GrpcWeb {}) = optional(any)? {
         HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
-        HttpFilter::Compressor(Arc::new(compression::compressor(value)?))
+        HttpFilter::Compressor(Arc::new(compression::compressor(context, value)?))
     } else if let Some(value) = optional::<Decompressor>(any)? {
-        HttpFilter::Decompressor(Arc::new(compression::decompressor(value)?))
+        HttpFilter::Decompressor(Arc::new(compression::decompressor(context, value)?))
     } else if let Some(value) = optional::<Check>(any)? {
         HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
     } else {
@@ -249,7 +251,7 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
     Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
         FilterSetting::Fault(Arc::new(fault::fault(context, value)?))
     } else if let Some(value) = optional::<CorsPolicy>(any)? {
-        FilterSetting::Cors(Arc::new(cors::policy(value)?))
+        FilterSetting::Cors(Arc::new(cors::policy(context, value)?))
     } else if let Some(RbacPerRoute { rbac: value }) = optional(any)? {
         FilterSetting::Rbac(value.map(rbac).transpose().within("rbac")?.map(Arc::new))
     } else if let Some(value) = optional::<LocalRateLimit>(any)? {
@@ -289,8 +291,15 @@ pub fn share(value: Option<FractionalPercent>) -> Converted<Share> {
     Ok(Share { numerator, denominator })
 }
 
-/// A share in millionths. There is no runtime to override it.
-pub fn fraction(value: RuntimeFractionalPercent) -> Converted<u32> {
-    let RuntimeFractionalPercent { default_value, runtime_key: _ } = value;
-    Ok(share(default_value).within("default_value")?.millionths())
+/// A share in millionths, as the runtime says or by default.
+pub fn fraction(context: &Context, value: RuntimeFractionalPercent) -> Converted<u32> {
+    let RuntimeFractionalPercent { default_value, runtime_key } = value;
+    let default = share(default_value).within("default_value")?;
+    Ok(context.runtime.share(&runtime_key, default).millionths())
+}
+
+/// A switch, as the runtime says or by default; nothing is on.
+pub fn enabled(context: &Context, flag: Option<RuntimeFeatureFlag>) -> bool {
+    let Some(RuntimeFeatureFlag { default_value, runtime_key }) = flag else { return true };
+    context.runtime.flag(&runtime_key, default_value.unwrap_or(true))
 }

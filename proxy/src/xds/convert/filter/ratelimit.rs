@@ -79,8 +79,8 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         buckets: Buckets { bucket: token_bucket.map(bucket).transpose().within("token_bucket")?, descriptors },
         per_connection: local_rate_limit_per_downstream_connection,
         retry_after: enable_retry_after_header,
-        enabled: filter_enabled.map_or(Ok(0), fraction).within("filter_enabled")?,
-        enforced: filter_enforced.map_or(Ok(0), fraction).within("filter_enforced")?,
+        enabled: filter_enabled.map_or(Ok(0), |value| fraction(context, value)).within("filter_enabled")?,
+        enforced: filter_enforced.map_or(Ok(0), |value| fraction(context, value)).within("filter_enforced")?,
         request_headers: header_ops(
             context,
             request_headers_to_add_when_not_enforced,
