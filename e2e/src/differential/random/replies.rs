@@ -20,6 +20,7 @@ impl Maker<'_> {
             4 => vec!["server: theirs".to_owned(), "via: 1.1 them".to_owned()],
             5 => vec!["x-envoy-ratelimited: true".to_owned()],
             6 => vec!["x-envoy-upstream-service-time: 5".to_owned(), "date: yesterday".to_owned()],
+            8 => vec!["retry-after: 0".to_owned()],
             7 => vec!["x-request-id: theirs".to_owned(), "x-envoy-overloaded: true".to_owned()],
             _ => Vec::new(),
         };
