@@ -73,7 +73,7 @@ impl Maker<'_> {
             reply.status = self.one(&[200, 200, 200, 503]);
         }
         if self.draws(Feature::Retries, 0.05) || self.draws(Feature::Answers, 0.05) {
-            reply.fail = self.one(&[Fail::Reset, Fail::Close, Fail::Refuse, Fail::Half]);
+            reply.fail = self.one(&[Fail::Reset, Fail::Close, Fail::Refuse, Fail::Breach, Fail::Half]);
         }
         if self.draws(Feature::Answers, 0.02) && self.chance(0.3) {
             let (raw, close) = self
