@@ -181,6 +181,22 @@ pub(crate) fn proper_name(out: &mut Vec<u8>, name: &[u8]) {
     }));
 }
 
+/// Brings the names of these lines into that form.
+pub(crate) fn proper_lines(lines: &mut [u8]) {
+    let (mut in_name, mut begins) = (true, true);
+    for byte in lines {
+        match *byte {
+            b'\n' => (in_name, begins) = (true, true),
+            b':' => in_name = false,
+            other if in_name => {
+                *byte = if begins { other.to_ascii_uppercase() } else { other.to_ascii_lowercase() };
+                begins = !other.is_ascii_alphanumeric();
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Writes `content-length`.
 pub(crate) fn content_length(out: &mut Vec<u8>, count: u64) {
     let _ = write!(out, "content-length: {count}\r\n");

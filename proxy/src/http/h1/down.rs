@@ -236,6 +236,7 @@ impl Downstream for Connection {
             _ => Writer::Plain,
         };
         write_headers(out, &head.headers, self.proper_case);
+        let framing = out.len();
         match head.body {
             BodyLength::Tunnel if head.status != 101 => {}
             BodyLength::Tunnel => {
@@ -273,6 +274,9 @@ impl Downstream for Connection {
             out.extend_from_slice(b"connection: close\r\n");
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        if self.proper_case {
+            body::proper_lines(&mut out[framing..]);
         }
         self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");

@@ -165,6 +165,7 @@ impl Upstream for Connection {
                 out.extend_from_slice(b"\r\n");
             }
         }
+        let framing = out.len();
         self.writer = match head.body {
             BodyLength::Empty => {
                 // Methods that may have a body say that there is none (RFC 9110, 8.6), and what the client says is passed on.
@@ -189,6 +190,9 @@ impl Upstream for Connection {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: ");
             out.extend_from_slice(protocol);
             out.extend_from_slice(b"\r\n");
+        }
+        if proper {
+            body::proper_lines(&mut out[framing..]);
         }
         self.heads = (0, (out.len() - before) as u32);
         out.extend_from_slice(b"\r\n");
