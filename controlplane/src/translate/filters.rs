@@ -1,10 +1,13 @@
 //! The filters of listeners: HTTP, TCP, what looks at the first bytes, and the access log.
 
+use std::time::Duration;
+
 use leno_core::policy::{Algorithm, HashKey, TrafficPolicy, Tunnel};
 use leno_xds::any;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::core::v3::{
-    DataSource, Http1ProtocolOptions, SubstitutionFormatString, data_source, substitution_format_string::Format,
+    BackoffStrategy, DataSource, Http1ProtocolOptions, SubstitutionFormatString, data_source,
+    substitution_format_string::Format,
 };
 use leno_xds::envoy::config::listener::v3::{
     Filter, FilterChain, ListenerFilter, ListenerFilterChainMatchPredicate, filter, listener_filter,
@@ -111,8 +114,16 @@ pub(super) fn http(stat_prefix: &str, routes: Routes, needs: HttpNeeds) -> Filte
 
 /// Passes bytes on to one cluster.
 pub(super) fn tcp(stat_prefix: &str, cluster: &str) -> Filter {
-    tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(cluster.to_owned()), &TrafficPolicy::default())
+    tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(cluster.to_owned()), &TrafficPolicy::default(), 1)
 }
+
+/// Connections that are tried at most, each to another endpoint where there is one, before the client's is closed: nothing of it was sent
+/// yet, and an endpoint that is just going or handing over must not cost it.
+const CONNECT_ATTEMPTS: u32 = 3;
+/// The pause before the second of them is shorter than this; it doubles.
+const CONNECT_BACKOFF: Duration = Duration::from_millis(50);
+/// No pause between two of them is longer.
+const LONGEST_CONNECT_BACKOFF: Duration = Duration::from_millis(250);
 
 /// Passes bytes on to one of several clusters. What the policy of the first says of connections holds for all of them.
 pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget, clusters: &Clusters<'_>) -> Filter {
@@ -128,7 +139,7 @@ pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget, clusters: &Clusters<
         .unwrap_or_default();
     match used.as_slice() {
         [] => tcp(stat_prefix, BLACK_HOLE),
-        [(cluster, _)] => tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(name(cluster)), &policy),
+        [(cluster, _)] => tcp_proxy(stat_prefix, ClusterSpecifier::Cluster(name(cluster)), &policy, CONNECT_ATTEMPTS),
         several => {
             let clusters = several.iter().map(|(cluster, weight)| ClusterWeight {
                 name: name(cluster),
@@ -136,12 +147,12 @@ pub(super) fn tcp_to(stat_prefix: &str, target: &TcpTarget, clusters: &Clusters<
                 ..Default::default()
             });
             let weighted = WeightedCluster { clusters: clusters.collect() };
-            tcp_proxy(stat_prefix, ClusterSpecifier::WeightedClusters(weighted), &policy)
+            tcp_proxy(stat_prefix, ClusterSpecifier::WeightedClusters(weighted), &policy, CONNECT_ATTEMPTS)
         }
     }
 }
 
-fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier, policy: &TrafficPolicy) -> Filter {
+fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier, policy: &TrafficPolicy, attempts: u32) -> Filter {
     let limits = policy.connections.as_ref();
     let by_address = policy
         .balancing
@@ -162,6 +173,11 @@ fn tcp_proxy(stat_prefix: &str, cluster: ClusterSpecifier, policy: &TrafficPolic
             hostname: format!("{host}:{port}"),
             use_post: *by_post,
             ..Default::default()
+        }),
+        max_connect_attempts: (attempts > 1).then_some(attempts),
+        backoff_options: (attempts > 1).then(|| BackoffStrategy {
+            base_interval: Some(duration(CONNECT_BACKOFF)),
+            max_interval: Some(duration(LONGEST_CONNECT_BACKOFF)),
         }),
         access_log: vec![access_log()],
         ..Default::default()

@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use leno_e2e::cluster::{Cluster, Error, Layout, Name, binaries, forward, images, lifecycle, supervisor, target};
+use leno_e2e::cluster::{
+    Cluster, Error, Layout, Name, Second, binaries, forward, images, lifecycle, supervisor, target,
+};
 
-/// A real one-node Kubernetes on this machine, without a container engine.
+/// A real Kubernetes on this machine, without a container engine.
 #[derive(Parser)]
 #[command(name = "leno-cluster", version)]
 struct Cli {
@@ -38,6 +40,10 @@ enum Task {
     Up(Which),
     /// Stop a cluster and remove all of it but the cached programs (needs root).
     Down(Which),
+    /// Let a second node join a running cluster, for pods only (needs root). It goes with the cluster.
+    ///
+    /// Example: `leno-cluster join --name demo`
+    Join(Which),
     /// List the clusters and whether they run.
     Status,
     /// Build the cluster's programs, the load generator and the suites, fetch Envoy, and say where they are.
@@ -142,6 +148,13 @@ fn run(task: Task) -> Result<(), Error> {
             println!("kubectl:  LENO_CLUSTER={name} e2e/kubectl get nodes");
             println!("programs: leno-cluster exec --name {name} -- COMMAND");
             println!("logs:     {}", cluster.layout().logs().display());
+            Ok(())
+        }
+        Task::Join(which) => {
+            let first = Cluster::attach(which.name()?)?;
+            let second = Second::join(&first)?;
+            second.copy_images(&first)?;
+            println!("node {} has joined, with the images of the first one", second.name());
             Ok(())
         }
         Task::Down(which) => lifecycle::down(which.name()?),

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn modules_when_read_then_they_build_what_the_cluster_starts() {
-        let layout = Layout { cache: "/c".into(), name: "demo".parse().unwrap() };
+        let layout = Layout { cache: "/c".into(), name: "demo".parse().unwrap(), node: super::super::Node::First };
         let programs = Programs { kubernetes: "/kubernetes".into(), node: "/node".into() };
         let built = |module: &Module| -> Vec<String> {
             let renamed = |name: &str| {

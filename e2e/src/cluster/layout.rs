@@ -7,11 +7,9 @@ use std::str::FromStr;
 
 use super::Error;
 
-/// The node's address, on the loopback device of the cluster's network namespace. All addresses are from the
+/// The first node's address, on the loopback device of its network namespace. All addresses are from the
 /// benchmarking range (RFC 2544), so nothing of it can be mistaken for a real network.
 pub const NODE_IP: &str = "198.18.255.1";
-/// The addresses of pods.
-pub const POD_CIDR: &str = "198.18.0.0/17";
 /// The addresses of services.
 pub const SERVICE_CIDR: &str = "198.19.0.0/16";
 /// The first service address, which is the API server's.
@@ -72,6 +70,17 @@ pub struct Layout {
     pub cache: PathBuf,
     /// The cluster's name.
     pub name: Name,
+    /// Which node of it.
+    pub node: Node,
+}
+
+/// A node of a cluster. Each has a network, folders and control groups of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// The one that every cluster has, with the control plane of Kubernetes.
+    First,
+    /// One that can join it, for pods only.
+    Second,
 }
 
 impl Layout {
@@ -80,7 +89,12 @@ impl Layout {
     /// # Errors
     /// As [`cache_folder`].
     pub fn from_environment(name: Name) -> Result<Self, Error> {
-        Ok(Self { cache: cache_folder(|variable| std::env::var_os(variable))?, name })
+        Ok(Self { cache: cache_folder(|variable| std::env::var_os(variable))?, name, node: Node::First })
+    }
+
+    /// The same cluster, seen from another node.
+    pub fn at(&self, node: Node) -> Self {
+        Self { node, ..self.clone() }
     }
 
     /// The folder of all clusters.
@@ -88,9 +102,13 @@ impl Layout {
         self.cache.join("clusters")
     }
 
-    /// Everything that this cluster keeps on disk; gone after a stop.
+    /// Everything that this node keeps on disk, for the first one all of the cluster's; gone after a stop.
     pub fn state(&self) -> PathBuf {
-        self.clusters().join(self.name.to_string())
+        let all = self.clusters().join(self.name.to_string());
+        match self.node {
+            Node::First => all,
+            Node::Second => all.join("second"),
+        }
     }
 
     /// Log files, one a program, and the API server's audit log.
@@ -115,7 +133,7 @@ impl Layout {
 
     /// The kubeconfig of the administrator, for people and tests.
     pub fn admin_kubeconfig(&self) -> PathBuf {
-        self.kubeconfig("admin")
+        self.at(Node::First).kubeconfig("admin")
     }
 
     /// Exists when the cluster came up completely; holds the identity of what it was started from.
@@ -130,7 +148,7 @@ impl Layout {
 
     /// The network namespace, as `ip netns` knows it.
     pub fn netns(&self) -> String {
-        format!("leno-{}", self.name)
+        self.node_name()
     }
 
     /// The file that stands for the network namespace.
@@ -138,14 +156,33 @@ impl Layout {
         Path::new("/run/netns").join(self.netns())
     }
 
-    /// The control group under which all pods of this cluster are.
+    /// The control group under which all pods of this node are.
     pub fn cgroup_root(&self) -> String {
-        format!("/leno-{}", self.name)
+        format!("/{}", self.node_name())
     }
 
-    /// The name of the only node.
+    /// The node's name. No name of a cluster has a dot, so no two are the same.
     pub fn node_name(&self) -> String {
-        format!("leno-{}", self.name)
+        match self.node {
+            Node::First => format!("leno-{}", self.name),
+            Node::Second => format!("leno-{}.second", self.name),
+        }
+    }
+
+    /// The node's address.
+    pub fn node_ip(&self) -> &'static str {
+        match self.node {
+            Node::First => NODE_IP,
+            Node::Second => "198.18.255.2",
+        }
+    }
+
+    /// The addresses of the node's pods.
+    pub fn pod_cidr(&self) -> &'static str {
+        match self.node {
+            Node::First => "198.18.0.0/17",
+            Node::Second => "198.18.128.0/18",
+        }
     }
 }
 
@@ -200,10 +237,13 @@ mod tests {
 
     #[test]
     fn layout_when_two_clusters_share_a_cache_then_they_share_nothing_else() {
-        let layout = |name: &str| Layout { cache: "/c".into(), name: name.parse().unwrap() };
+        let layout = |name: &str| Layout { cache: "/c".into(), name: name.parse().unwrap(), node: Node::First };
         let (demo, test) = (layout("demo"), layout("test"));
-        assert_ne!(demo.state(), test.state());
-        assert_ne!(demo.netns(), test.netns());
-        assert_ne!(demo.cgroup_root(), test.cgroup_root());
+        for other in [test.clone(), test.at(Node::Second), demo.at(Node::Second)] {
+            assert_ne!(demo.state(), other.state());
+            assert_ne!(demo.netns(), other.netns());
+            assert_ne!(demo.cgroup_root(), other.cgroup_root());
+        }
+        assert_eq!(demo.at(Node::Second).admin_kubeconfig(), demo.admin_kubeconfig());
     }
 }

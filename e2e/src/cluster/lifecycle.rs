@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -13,17 +13,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::require_root;
+use super::layout::Node;
 use super::layout::{API_SERVICE_IP, DNS_IP};
 use super::run::{self, Progress};
 use super::settings::{self, Programs};
 use super::{Error, Layout, Name, binaries, images, kernel, netns, pki, supervisor};
 
 /// How long the whole of a start may take once its programs are built.
-const START_LIMIT: Duration = Duration::from_secs(180);
+pub(super) const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long the processes of a cluster may take to end.
 const END_LIMIT: Duration = Duration::from_secs(30);
 /// The pause between two looks at a condition.
-const PAUSE: Duration = Duration::from_millis(100);
+pub(super) const PAUSE: Duration = Duration::from_millis(100);
 /// How long one connection to a program of the node may take.
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 /// What root is needed for.
@@ -32,8 +33,8 @@ const WHY_ROOT: &str = "it makes a network namespace, mounts and control groups"
 /// A running local cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    layout: Layout,
-    programs: Programs,
+    pub(super) layout: Layout,
+    pub(super) programs: Programs,
 }
 
 /// A lock on a cluster's state folder: one start or stop at a time.
@@ -122,7 +123,7 @@ fn control_groups(layout: &Layout) -> Vec<PathBuf> {
 }
 
 /// Makes the control group that all pods of the cluster will be under, in every hierarchy.
-fn create_control_groups(layout: &Layout) -> Result<(), Error> {
+pub(super) fn create_control_groups(layout: &Layout) -> Result<(), Error> {
     let root = Path::new("/sys/fs/cgroup");
     let name = layout.cgroup_root();
     let name = name.trim_start_matches('/');
@@ -170,20 +171,28 @@ fn mounts_below(mountinfo: &str, folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Removes everything of a cluster, whatever state it is in; it is no error when there is nothing.
-fn sweep(layout: &Layout) -> Result<(), Error> {
-    // With the supervisor ends every process of the cluster, and with the last of them its mounts.
+/// Ends every process of a node at once.
+pub(super) fn cut(layout: &Layout) -> Result<(), Error> {
+    // With the supervisor ends every process of the node, and with the last of them its mounts.
     end_all(|| supervisors(layout), "the supervisor")?;
     // What others started inside: `leno-cluster exec`, and what a killed start left.
-    end_all(|| inhabitants(layout), "the processes in the cluster's network")?;
-    run::wait_for(
-        "the control groups to be empty",
-        END_LIMIT,
-        PAUSE,
-        &format!("See the folders {} under /sys/fs/cgroup.", layout.cgroup_root()),
-        || control_groups(layout).iter().all(|group| remove_control_group(group).is_ok()),
-    )?;
-    netns::remove(layout)?;
+    end_all(|| inhabitants(layout), "the processes in the node's network")
+}
+
+/// Removes everything of a cluster, whatever state it is in; it is no error when there is nothing.
+fn sweep(layout: &Layout) -> Result<(), Error> {
+    for node in [Node::Second, Node::First] {
+        let layout = &layout.at(node);
+        cut(layout)?;
+        run::wait_for(
+            "the control groups to be empty",
+            END_LIMIT,
+            PAUSE,
+            &format!("See the folders {} under /sys/fs/cgroup.", layout.cgroup_root()),
+            || control_groups(layout).iter().all(|group| remove_control_group(group).is_ok()),
+        )?;
+        netns::remove(layout)?;
+    }
     let state = layout.state();
     let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for mount in mounts_below(&mountinfo, &state) {
@@ -227,7 +236,7 @@ pub fn names() -> Result<Vec<Name>, Error> {
 }
 
 /// The program that holds the supervisor: this one, or the `leno-cluster` beside the running test.
-fn supervisor_program() -> Result<PathBuf, Error> {
+pub(super) fn supervisor_program() -> Result<PathBuf, Error> {
     let own = std::env::current_exe().map_err(Error::io("find", "/proc/self/exe"))?;
     let named = |path: &Path| path.file_name() == Some(OsStr::new("leno-cluster"));
     if named(&own) {
@@ -243,7 +252,7 @@ fn supervisor_program() -> Result<PathBuf, Error> {
 }
 
 /// A program of the system, with the folders that a user's PATH may lack.
-fn system_program(name: &str) -> Result<PathBuf, Error> {
+pub(super) fn system_program(name: &str) -> Result<PathBuf, Error> {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
         .chain(["/usr/local/sbin", "/usr/sbin", "/usr/bin", "/sbin", "/usr/lib/cni", "/opt/cni/bin"])
@@ -343,7 +352,26 @@ impl Cluster {
             && self.kubectl(["get", "--raw", "/readyz"]).is_ok()
     }
 
+    /// Whether that node of the cluster is Ready.
+    pub(super) fn has_node(&self, node: &Layout) -> bool {
+        let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        self.kubectl(["get", "node", &node.node_name(), "-o", ready]).is_ok_and(|status| status == "True")
+    }
+
     fn prepare(&self, daemons: &[settings::Daemon], files: &[(&str, String)]) -> Result<(), Error> {
+        self.write_files(daemons, files)?;
+        let state = self.layout.state();
+        // `e2e/kubectl` finds the program here.
+        let link = state.join("kubectl");
+        std::os::unix::fs::symlink(self.programs.kubernetes.join("kubectl"), &link).map_err(Error::io("link", link))?;
+        pki::write(&self.layout)?;
+        kernel::remember(&self.layout)?;
+        netns::create(&self.layout)?;
+        create_control_groups(&self.layout)
+    }
+
+    /// Writes what the node's programs read, but for keys and certificates.
+    pub(super) fn write_files(&self, daemons: &[settings::Daemon], files: &[(&str, String)]) -> Result<(), Error> {
         let state = self.layout.state();
         for folder in ["log", "pki", "kubeconfig", "cni", "etcd", "var-lib", "var-log"] {
             let folder = state.join(folder);
@@ -363,14 +391,7 @@ impl Cluster {
         let path = self.layout.daemons_file();
         let text = serde_json::to_vec_pretty(daemons)
             .map_err(|error| Error::Corrupt { path: path.clone(), problem: error.to_string() })?;
-        std::fs::write(&path, text).map_err(Error::io("write", path))?;
-        // `e2e/kubectl` finds the program here.
-        let link = state.join("kubectl");
-        std::os::unix::fs::symlink(self.programs.kubernetes.join("kubectl"), &link).map_err(Error::io("link", link))?;
-        pki::write(&self.layout)?;
-        kernel::remember(&self.layout)?;
-        netns::create(&self.layout)?;
-        create_control_groups(&self.layout)
+        std::fs::write(&path, text).map_err(Error::io("write", path))
     }
 
     fn wait_until_serving(&self, progress: &mut Progress, pause: &Path) -> Result<(), Error> {
@@ -387,11 +408,7 @@ impl Cluster {
         wait("the DNS service to be accepted", &mut || {
             self.kubectl_with_input(["apply", "--server-side", "-f", "-"], addons.as_bytes()).is_ok()
         })?;
-        let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-        let node = self.layout.node_name();
-        wait("the node to be Ready", &mut || {
-            self.kubectl(["get", "node", &node, "-o", ready]).is_ok_and(|status| status == "True")
-        })?;
+        wait("the node to be Ready", &mut || self.has_node(&self.layout))?;
         // A pod cannot be made before its namespace has a service account.
         wait("the default service account", &mut || self.kubectl(["get", "serviceaccount", "default"]).is_ok())?;
         progress.done("node Ready");
@@ -454,12 +471,12 @@ impl Cluster {
     }
 
     /// Runs containerd's client inside the node.
-    fn ctr<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<String, Error> {
+    pub(super) fn ctr<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<String, Error> {
         run::output(self.node_command(&self.programs.node.join("ctr"))?.args(arguments))
     }
 
     /// A command that runs on the node: in its network and with its file system.
-    fn node_command(&self, program: &Path) -> Result<Command, Error> {
+    pub(super) fn node_command(&self, program: &Path) -> Result<Command, Error> {
         use std::os::fd::AsFd;
         use std::os::unix::process::CommandExt;
         let gone = || Error::NotRunning(self.layout.name.to_string());
@@ -513,13 +530,18 @@ impl Cluster {
     /// Where the archive cannot be read or containerd refuses it.
     pub fn load_image(&self, archive: &Path) -> Result<Vec<String>, Error> {
         let file = File::open(archive).map_err(Error::io("open", archive))?;
-        let mut command = self.node_command(&self.programs.node.join("ctr"))?;
         // From an open file: the node has folders of its own and may not see the path.
-        command.args(["--namespace", "k8s.io", "images", "import", "--local", "-"]).stdin(file);
-        let output = command.output().map_err(Error::io("run ctr for", archive))?;
+        self.import(file.into(), &archive.display().to_string())
+    }
+
+    /// Brings the images that `archive` gives into the node; `what` names it in errors.
+    pub(super) fn import(&self, archive: Stdio, what: &str) -> Result<Vec<String>, Error> {
+        let mut command = self.node_command(&self.programs.node.join("ctr"))?;
+        command.args(["--namespace", "k8s.io", "images", "import", "--local", "-"]).stdin(archive);
+        let output = command.output().map_err(Error::io("run ctr for", what))?;
         if !output.status.success() {
             return Err(Error::Command {
-                command: format!("ctr images import < {}", archive.display()),
+                command: format!("ctr images import < {what}"),
                 status: output.status.to_string(),
                 output: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
             });

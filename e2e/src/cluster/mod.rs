@@ -1,4 +1,4 @@
-//! A real one-node Kubernetes on this machine, without a container engine or a registry.
+//! A real Kubernetes on this machine, without a container engine or a registry: of one node, and a second one where a test needs it.
 //!
 //! The cluster lives in a network namespace `leno-<name>` (reachable by that name from outside) and in a process
 //! and a mount namespace of its own. Its first process, the [`supervisor`], starts etcd, the Kubernetes programs,
@@ -20,11 +20,13 @@ pub mod lifecycle;
 pub mod netns;
 pub mod pki;
 pub mod run;
+pub mod second;
 pub mod settings;
 pub mod supervisor;
 pub mod target;
 
 pub use error::Error;
-pub use layout::{Layout, Name};
+pub use layout::{Layout, Name, Node};
 pub use lifecycle::Cluster;
+pub use second::Second;
 pub use target::{Target, target};

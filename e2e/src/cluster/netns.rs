@@ -24,13 +24,12 @@ fn open(layout: &Layout) -> Result<File, Error> {
 /// Where `ip` fails.
 pub fn create(layout: &Layout) -> Result<(), Error> {
     run::output(Command::new("ip").args(["netns", "add", &layout.netns()]))?;
-    let node = format!("{}/32", super::layout::NODE_IP);
-    let steps: [&[&str]; 3] = [
-        &["link", "set", "lo", "up"],
+    let node = format!("{}/32", layout.node_ip());
+    for arguments in [
+        &["link", "set", "lo", "up"][..],
         &["address", "add", &node, "dev", "lo"],
-        &["route", "add", super::layout::SERVICE_CIDR, "dev", "lo", "src", super::layout::NODE_IP],
-    ];
-    for arguments in steps {
+        &["route", "add", super::layout::SERVICE_CIDR, "dev", "lo", "src", layout.node_ip()],
+    ] {
         run::output(command(layout, "ip")?.args(arguments))?;
     }
     within(layout, || {
@@ -44,6 +43,25 @@ pub fn create(layout: &Layout) -> Result<(), Error> {
         }
         Ok(())
     })?
+}
+
+/// Joins the networks of two nodes: each has a wire to the other, and routes to its address and its pods.
+///
+/// # Errors
+/// Where `ip` fails, or one of the networks is not there.
+pub fn join(one: &Layout, other: &Layout) -> Result<(), Error> {
+    let wire = ["link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", &other.netns()];
+    run::output(command(one, "ip")?.args(wire))?;
+    for (here, there) in [(one, other), (other, one)] {
+        for arguments in [
+            &["link", "set", "wire", "up"][..],
+            &["route", "add", there.node_ip(), "dev", "wire", "src", here.node_ip()],
+            &["route", "add", there.pod_cidr(), "via", there.node_ip(), "dev", "wire", "src", here.node_ip()],
+        ] {
+            run::output(command(here, "ip")?.args(arguments))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the network namespace with all its devices and rules. It is no error when there is none.

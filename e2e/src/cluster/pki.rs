@@ -14,7 +14,7 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::layout::{API_PORT, API_SERVICE_IP, NODE_IP};
+use super::layout::{API_PORT, API_SERVICE_IP, NODE_IP, Node};
 use super::{Error, Layout};
 
 /// A certificate with its key, both PEM.
@@ -105,8 +105,7 @@ fn write_private(path: &Path, content: &str) -> Result<(), Error> {
 pub fn write(layout: &Layout) -> Result<(), Error> {
     let cluster = authority("leno-local")?;
     let etcd = authority("leno-local-etcd")?;
-    let node = layout.node_name();
-    let node_user = format!("system:node:{node}");
+    let node_user = format!("system:node:{}", layout.node_name());
 
     let mut files: BTreeMap<&str, Pair> = BTreeMap::new();
     let api_names = [
@@ -121,7 +120,7 @@ pub fn write(layout: &Layout) -> Result<(), Error> {
     ];
     files.insert("apiserver", issue(&cluster, "kube-apiserver", None, &api_names)?);
     files.insert("apiserver-kubelet", issue(&cluster, "leno:apiserver", None, &[])?);
-    files.insert("kubelet-server", issue(&cluster, &node_user, None, &[NODE_IP, &node])?);
+    files.insert("kubelet-server", kubelet_server(&cluster, layout)?);
     files.insert("etcd", issue(&etcd, "etcd", None, &["127.0.0.1", "localhost"])?);
     files.insert("apiserver-etcd", issue(&etcd, "kube-apiserver", None, &[])?);
 
@@ -138,6 +137,8 @@ pub fn write(layout: &Layout) -> Result<(), Error> {
         write_private(&layout.kubeconfig(file), &kubeconfig(&layout.netns(), &cluster.pair, &client))?;
     }
 
+    write_for_joining(&cluster, &layout.at(Node::Second))?;
+
     let service_account =
         KeyPair::generate().map_err(|source| Error::Certificate { name: "service accounts".to_owned(), source })?;
     write_private(&layout.pki().join("service-account.key"), &service_account.serialize_pem())?;
@@ -150,4 +151,28 @@ pub fn write(layout: &Layout) -> Result<(), Error> {
         write_private(&layout.pki().join(format!("{name}.key")), &pair.key)?;
     }
     Ok(())
+}
+
+/// What a kubelet shows to those who ask it.
+fn kubelet_server(cluster: &Authority, node: &Layout) -> Result<Pair, Error> {
+    let name = node.node_name();
+    issue(cluster, &format!("system:node:{name}"), None, &[node.node_ip(), &name])
+}
+
+/// What a further node needs. The authority's key is not kept, so it is made with the rest.
+fn write_for_joining(cluster: &Authority, node: &Layout) -> Result<(), Error> {
+    for folder in [node.pki(), node.state().join("kubeconfig")] {
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", folder))?;
+    }
+    let user = format!("system:node:{}", node.node_name());
+    for (file, user, organization) in
+        [("kubelet", user.as_str(), Some("system:nodes")), ("kube-proxy", "system:kube-proxy", None)]
+    {
+        let client = issue(cluster, user, organization, &[])?;
+        write_private(&node.kubeconfig(file), &kubeconfig(&node.netns(), &cluster.pair, &client))?;
+    }
+    let server = kubelet_server(cluster, node)?;
+    write_private(&node.pki().join("ca.crt"), &cluster.pair.certificate)?;
+    write_private(&node.pki().join("kubelet-server.crt"), &server.certificate)?;
+    write_private(&node.pki().join("kubelet-server.key"), &server.key)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{API_PORT, DNS_IP, NODE_IP, POD_CIDR, SERVICE_CIDR};
+use super::layout::{API_PORT, DNS_IP, NODE_IP, Node, SERVICE_CIDR};
 use super::{Error, Layout};
 
 /// The image of the container that holds a pod's namespaces.
@@ -73,9 +73,9 @@ impl Template {
 pub fn values(layout: &Layout, runc: &Path) -> BTreeMap<&'static str, String> {
     BTreeMap::from([
         ("STATE", layout.state().display().to_string()),
-        ("NODE_IP", NODE_IP.to_owned()),
+        ("NODE_IP", layout.node_ip().to_owned()),
         ("NODE_NAME", layout.node_name()),
-        ("POD_CIDR", POD_CIDR.to_owned()),
+        ("POD_CIDR", layout.pod_cidr().to_owned()),
         ("DNS_IP", DNS_IP.to_owned()),
         ("CGROUP_ROOT", layout.cgroup_root()),
         ("PAUSE_IMAGE", PAUSE_IMAGE.to_owned()),
@@ -118,8 +118,21 @@ pub struct Programs {
     pub node: std::path::PathBuf,
 }
 
-/// The programs of a cluster.
+/// The programs of a node that carries pods only.
+const FOR_PODS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
+
+/// The programs of a node.
 pub fn daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
+    let mut all = all_daemons(layout, programs);
+    all.retain(|daemon| layout.node == Node::First || FOR_PODS.contains(&daemon.name.as_str()));
+    all
+}
+
+fn all_daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
+    let zone = match layout.node {
+        Node::First => "local-a",
+        Node::Second => "local-b",
+    };
     let state = layout.state();
     let file = |path: &str| state.join(path).display().to_string();
     let etcd = std::net::SocketAddr::from(([127, 0, 0, 1], 2379));
@@ -232,8 +245,8 @@ pub fn daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
                 format!("--config={}", file("kubelet.yaml")),
                 format!("--kubeconfig={}", file("kubeconfig/kubelet")),
                 format!("--hostname-override={}", layout.node_name()),
-                format!("--node-ip={NODE_IP}"),
-                "--node-labels=topology.kubernetes.io/region=local,topology.kubernetes.io/zone=local-a".into(),
+                format!("--node-ip={}", layout.node_ip()),
+                format!("--node-labels=topology.kubernetes.io/region=local,topology.kubernetes.io/zone={zone}"),
             ],
         ),
         daemon(kubernetes, "kube-proxy", Some(api), vec![format!("--config={}", file("kube-proxy.yaml"))]),
@@ -246,7 +259,7 @@ mod tests {
     use super::*;
 
     fn layout(name: &str) -> Layout {
-        Layout { cache: "/cache".into(), name: name.parse().unwrap() }
+        Layout { cache: "/cache".into(), name: name.parse().unwrap(), node: Node::First }
     }
 
     #[test]
@@ -278,6 +291,14 @@ mod tests {
                 assert!(!argument.contains("/cache/") || argument.contains("/cache/clusters/demo/"), "{argument}");
             }
         }
+    }
+
+    #[test]
+    fn daemons_when_the_node_is_for_pods_only_then_it_has_nothing_of_the_control_plane() {
+        let programs = Programs { kubernetes: "/bin/k".into(), node: "/bin/n".into() };
+        let daemons = daemons(&layout("demo").at(Node::Second), &programs);
+        assert_eq!(daemons.iter().map(|daemon| daemon.name.as_str()).collect::<Vec<_>>(), FOR_PODS);
+        assert!(daemons[1].arguments.contains(&"--node-ip=198.18.255.2".to_owned()), "{:?}", daemons[1].arguments);
     }
 
     #[test]

@@ -255,6 +255,8 @@ async fn answer(wire: &mut Wire, request: &Request, expected: Option<&[u8]>, see
             return Ok(false);
         }
     }
+    // A body that nobody asked for is not sent, and what comes next would be taken for it.
+    let unsent = held.is_some_and(|body| !body.is_empty());
     let closes = head.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
         || (head.start.starts_with("HTTP/1.0") && head.get("connection").is_none());
     if closes {
@@ -265,7 +267,7 @@ async fn answer(wire: &mut Wire, request: &Request, expected: Option<&[u8]>, see
             Err(_) => "connection: stays open, though it said it would close",
         });
     }
-    Ok(!closes)
+    Ok(!closes && !unsent)
 }
 
 async fn http1_raw(wire: &mut Wire, raw: &str, request: &Request, id: &str, seen: &mut Seen) -> Result<()> {

@@ -77,16 +77,19 @@ pub fn deliberate(found: &[String], judge: &Observed) -> Option<&'static str> {
     if interim && !found.is_empty() && found.iter().all(|line| line.starts_with("leno:  interim")) {
         return Some("further-interim");
     }
+    // A scheme that is told twice and nothing else.
+    let once =
+        |line: &str| line.replace("http,http", "http").replace("https,https", "https").replacen("envoy: ", "", 1);
+    let pairs = found.chunks(2).all(|pair| match pair {
+        [theirs, ours] => theirs.starts_with("envoy: ") && Some(&*once(theirs)) == ours.strip_prefix("leno:  "),
+        _ => false,
+    });
+    if !found.is_empty() && status.is_some_and(|status| (300..400).contains(&status)) && pairs {
+        return Some("doubled-scheme");
+    }
     match *found {
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
-        }
-        ["envoy: log cluster: -", "envoy: log route: -", cluster, route]
-            if status.is_some_and(|status| (300..400).contains(&status))
-                && cluster.starts_with("leno:  log cluster: ")
-                && route.starts_with("leno:  log route: ") =>
-        {
-            Some("unfollowed-redirects")
         }
         _ => None,
     }
@@ -129,6 +132,16 @@ mod tests {
         assert_eq!(deliberate(&lines(length), &seen(204, "")), Some("length-of-204"));
         assert_eq!(deliberate(&lines(length), &seen(200, "")), None);
         assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), &seen(204, "")), None);
+    }
+
+    #[test]
+    fn deliberate_when_a_scheme_is_doubled_and_nothing_else_then_it_is_explained() {
+        let seen = |status| Observed { status: Some(status), ..Observed::default() };
+        let twice = "envoy: header x: http,http;leno:  header x: http";
+        assert_eq!(deliberate(&lines(twice), &seen(302)), Some("doubled-scheme"));
+        assert_eq!(deliberate(&lines(twice), &seen(200)), None);
+        assert_eq!(deliberate(&lines(&format!("{twice};leno:  header y: z")), &seen(302)), None);
+        assert_eq!(deliberate(&lines("envoy: header x: a;leno:  header x: b"), &seen(302)), None);
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub struct Options {
     /// How many of them are made small and printed.
     #[arg(long, default_value_t = 3)]
     pub shrink: usize,
+    /// Do not run again what may have differed because the machine stood still.
+    #[arg(long)]
+    pub once: bool,
     /// Print everything that was seen, not only what differs.
     #[arg(long)]
     pub all: bool,
@@ -99,7 +102,7 @@ pub fn run(options: &Options) -> Result<bool> {
     };
     let judged = if options.itself { (Kind::Envoy, envoy.clone()) } else { (Kind::Leno, options.leno.clone()) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let session = Session { runtime, envoy, judged };
+    let session = Session { runtime, envoy, judged, again: if options.once { 0 } else { AGAIN } };
     let pending = std::fs::read_to_string(&options.pending).unwrap_or_default();
     let mut report = Report::new(&known, pending.lines(), options);
     for outcome in session.observe(cases)? {
@@ -163,6 +166,8 @@ struct Session {
     runtime: tokio::runtime::Runtime,
     envoy: PathBuf,
     judged: (Kind, PathBuf),
+    /// How often a case is run again.
+    again: usize,
 }
 
 impl Session {
@@ -174,7 +179,7 @@ impl Session {
         let stalled = pulse.stalled();
         for outcome in outcomes.iter_mut().filter(|outcome| report::differs(outcome)) {
             let mut stalled = stalled;
-            for _ in 0..AGAIN {
+            for _ in 0..self.again {
                 let Some(stall) = stalled.filter(|_| report::differs(outcome)) else { break };
                 println!("again {}: the machine stood still for {stall:?}", outcome.case.name);
                 let pulse = pulse::Pulse::start();

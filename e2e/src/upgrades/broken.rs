@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_secs(60);
 
-fn local<'a>(run: &'a Run) -> Result<&'a Cluster> {
+/// The local cluster, whose programs and nodes can be stopped.
+pub(super) fn local<'a>(run: &'a Run) -> Result<&'a Cluster> {
     match &run.bed.target {
         Target::Local(cluster) => Ok(cluster),
         Target::External(_) => bail!("programs of the node can be ended on the local cluster only"),

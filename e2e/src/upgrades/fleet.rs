@@ -26,8 +26,6 @@ pub struct Size {
     pub pods: u32,
     /// Requests a second of the larger lanes, from either side; the smaller ones have a fifth.
     pub rate: f64,
-    /// Milliseconds more that the gate lets requests take.
-    pub slack_ms: u32,
 }
 
 /// Pods of each kind.
@@ -90,7 +88,8 @@ fn ports() -> Value {
     ]})
 }
 
-fn echo(name: &str, replicas: u32) -> App {
+/// A workload that answers over HTTP, with its Service.
+pub fn echo(name: &str, replicas: u32) -> App {
     tiny(App::echo(FLEET, name)).replicas(replicas).container(container(json!({}))).service(ports())
 }
 
@@ -248,11 +247,11 @@ mod tests {
     #[test]
     fn shares_when_summed_up_then_are_all_pods_and_none_is_without() {
         for pods in [1, 10, 11, 30, 60] {
-            let Shares { echo, ratings, stateful, tcp } = Size { pods, rate: 1.0, slack_ms: 0 }.shares();
+            let Shares { echo, ratings, stateful, tcp } = Size { pods, rate: 1.0 }.shares();
             assert_eq!(echo + ratings + stateful + tcp + 5, pods.max(10));
             assert!([echo, ratings, stateful, tcp].iter().all(|&share| share > 0), "{pods}");
         }
-        let Shares { echo, ratings, stateful, tcp } = Size { pods: 30, rate: 1.0, slack_ms: 0 }.shares();
+        let Shares { echo, ratings, stateful, tcp } = Size { pods: 30, rate: 1.0 }.shares();
         assert_eq!((echo, ratings, stateful, tcp), (16, 3, 3, 3));
     }
 }

@@ -12,6 +12,7 @@ mod gauge;
 mod life;
 mod mesh;
 mod moves;
+mod node;
 mod owners;
 mod page;
 
@@ -33,8 +34,21 @@ use std::{path::Path, time::Duration};
 /// How long a change of release of the whole fleet may take, on a slow machine.
 const MOVED: Duration = Duration::from_secs(900);
 
-/// Milliseconds more that the gate lets requests take; a slow build adds 200.
-const SLACK_MS: u32 = 120;
+/// How a fleet is moved.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Milliseconds more that the gate lets requests take; a slow build adds 200. A machine that does other work as well is slow by itself.
+    slack_ms: u32,
+    /// How long the gate looks at a wave.
+    window_seconds: u32,
+    /// The waves, in percent of all pods.
+    percents: &'static [u32],
+}
+
+/// One pod first, then a third, then all, each looked at for long enough to see what a bad build does.
+const THOROUGH: Pace = Pace { slack_ms: 120, window_seconds: 15, percents: &[1, 30, 100] };
+/// One pod first, then all. Other scenarios come before and after it, and how slow a bad build is shows elsewhere.
+const SHORT: Pace = Pace { slack_ms: 2000, window_seconds: 10, percents: &[1, 100] };
 
 /// How to run them.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,8 +80,7 @@ pub struct Options {
 struct Run<'a> {
     bed: &'a Bed,
     builds: Builds,
-    /// By how many milliseconds requests may take longer. A machine that does other work as well is slow by itself.
-    slack_ms: u32,
+    pace: Pace,
 }
 
 impl Run<'_> {
@@ -108,6 +121,7 @@ const ALL: &[Scenario] = &[
     ("control_plane_replicas_killed", From::Previous, broken::control_plane_killed),
     ("api_server_away_for_a_minute", From::Current, broken::api_server_away),
     ("node_agent_restarted", From::Previous, broken::kubelet_restarted),
+    ("node_restarted", From::Current, node::restarted),
     ("restarted_by_their_owners", From::Previous, owners::restarted),
     ("only_new_pods", From::Previous, owners::only_new_pods),
     ("settings_changed", From::Current, owners::settings_changed),
@@ -122,23 +136,22 @@ const ALL: &[Scenario] = &[
 /// Those in which owners replace their pods.
 const REPLACES: [&str; 3] = ["restarted_by_their_owners", "only_new_pods", "settings_changed"];
 
-/// How the fleet is moved here: one pod first, then a third, then all, each looked at for long enough to see what a bad build does.
-fn strategy(slack_ms: u32) -> Value {
+/// How the fleet is moved here.
+fn strategy(pace: Pace) -> Value {
+    let waves = pace.percents.iter().enumerate().map(|(index, percent)| match index {
+        0 => json!({"pods": {"matchLabels": {"app": "echo"}}, "percent": percent}),
+        _ => json!({"percent": percent}),
+    });
     json!({
         "type": "InPlace",
         "maxUnavailable": "34%",
         "paused": false,
-        "waves": [
-            {"pods": {"matchLabels": {"app": "echo"}}, "percent": 1},
-            {"percent": 30},
-            {"percent": 100},
-        ],
+        "waves": waves.collect::<Vec<_>>(),
         "gate": {
-            "windowSeconds": 15,
+            "windowSeconds": pace.window_seconds,
             "minRequests": 20,
             "maxMemoryIncreaseMebibytes": 32,
-            // A bad build takes 200 ms more; a machine that does all of this at once is slow at times as well.
-            "maxLatencyIncreaseMilliseconds": slack_ms,
+            "maxLatencyIncreaseMilliseconds": pace.slack_ms,
             "progressDeadlineSeconds": 120,
         },
     })
@@ -158,8 +171,9 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
         install::mesh(&bed, &mut progress)?;
     }
     let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
-    let size = Size { pods: options.pods, rate: options.rate, slack_ms: SLACK_MS };
-    let rows = on_a_fleet(&bed, size, ALL.iter().filter(|(name, ..)| wanted(name)), options.keep, &mut progress)?;
+    let size = Size { pods: options.pods, rate: options.rate };
+    let rows =
+        on_a_fleet(&bed, size, THOROUGH, ALL.iter().filter(|(name, ..)| wanted(name)), options.keep, &mut progress)?;
     if options.write_docs {
         // With what was measured before, in the order of the scenarios.
         let mut all = page::read_latest(Path::new(page::LATEST));
@@ -185,11 +199,12 @@ pub fn run(release: Release, options: &Options) -> Result<bool> {
 fn on_a_fleet<'s>(
     bed: &Bed,
     size: Size,
+    pace: Pace,
     scenarios: impl Iterator<Item = &'s Scenario>,
     keep: bool,
     progress: &mut Progress,
 ) -> Result<Vec<Row>> {
-    let run = Run { bed, builds: Builds::default(), slack_ms: size.slack_ms };
+    let run = Run { bed, builds: Builds::default(), pace };
     let mut rows: Vec<Row> = Vec::new();
     // The release on which all pods of the fleet are new.
     let mut fresh = None;
@@ -271,7 +286,7 @@ fn rest(run: &Run, from: From) -> Result<()> {
     run.builds.restore(run.bed)?;
     let version = if from == From::Current { run.version() } else { run.previous() };
     let in_place = json!({"type": "InPlace", "canaryPercent": null, "promote": null, "gracePeriodSeconds": 1});
-    let data_plane = json!({"updateStrategy": strategy(run.slack_ms), "resources": null});
+    let data_plane = json!({"updateStrategy": strategy(run.pace), "resources": null});
     let control_plane = json!({"updateStrategy": in_place});
     mesh::spec(run.bed, &json!({"version": version, "dataPlane": data_plane, "controlPlane": control_plane}))?;
     // What came back in the scenario before may be tried again, now that it is not wanted any more.
@@ -282,11 +297,10 @@ fn rest(run: &Run, from: From) -> Result<()> {
 
 /// The short form for `make scenarios`: few pods, there and back, and one bad build.
 pub(crate) fn short(bed: &Bed) -> Result<()> {
-    // Other scenarios come before and after it, and how slow a bad build is shows elsewhere.
-    let size = Size { pods: 10, rate: 10.0, slack_ms: 2000 };
+    let size = Size { pods: 10, rate: 10.0 };
     let wanted = ["downgrade_in_place", "upgrade_in_place", "bad_proxy_answers_500"];
     let scenarios = ALL.iter().filter(|(name, ..)| wanted.contains(name));
-    let rows = on_a_fleet(bed, size, scenarios, false, &mut Progress::new("upgrades"))?;
+    let rows = on_a_fleet(bed, size, SHORT, scenarios, false, &mut Progress::new("upgrades"))?;
     for row in &rows {
         bed.figures.add(format!("{}_seconds", row.scenario), row.counted.seconds, "s");
         bed.figures.add(format!("{}_failed", row.scenario), row.counted.failed_requests as f64, "requests");
@@ -312,7 +326,10 @@ mod tests {
 
     #[test]
     fn strategy_when_read_by_the_operator_then_is_one() {
-        let strategy: leno_crds::meshinstall::UpdateStrategy = serde_json::from_value(strategy(SLACK_MS)).unwrap();
-        assert_eq!((strategy.waves.len(), strategy.max_unavailable(30), strategy.gate().window_seconds()), (3, 11, 15));
+        for (pace, waves) in [(THOROUGH, 3), (SHORT, 2)] {
+            let strategy: leno_crds::meshinstall::UpdateStrategy = serde_json::from_value(strategy(pace)).unwrap();
+            let read = (strategy.waves.len(), strategy.max_unavailable(30), strategy.gate().window_seconds());
+            assert_eq!(read, (waves, 11, pace.window_seconds));
+        }
     }
 }

@@ -32,7 +32,8 @@ const SEGMENT: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@=]+";
 const REST: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@/=]*";
 
 impl UriTemplate {
-    /// Compiles a pattern: literals, `*` (one segment), `**` (the rest, at the end), `{name}`, `{name=pattern}`.
+    /// Compiles a pattern: literals, `*` (one segment), `**` (the rest, at the end or before the last characters, as in `/**.mpd`),
+    /// `{name}`, `{name=pattern}`.
     ///
     /// # Errors
     /// When it is malformed.
@@ -46,7 +47,7 @@ impl UriTemplate {
         while let Some(c) = rest.chars().next() {
             if c != '{' {
                 let end = rest.find('{').unwrap_or(rest.len());
-                globs(&rest[..end], &mut out).ok_or_else(|| bad("`**` stands only at the end"))?;
+                globs(&rest[..end], &mut out);
                 rest = &rest[end..];
                 continue;
             }
@@ -61,12 +62,13 @@ impl UriTemplate {
             }
             names.push(name);
             out.push_str(&format!("(?P<{name}>"));
-            globs(glob, &mut out).ok_or_else(|| bad("`**` stands only at the end"))?;
+            globs(glob, &mut out);
             out.push(')');
             parts.push(Part::Variable(name.into()));
             rest = &rest[end + 1..];
         }
-        if out.find(REST).is_some_and(|at| out[at + REST.len()..].chars().any(|c| c != ')')) {
+        // What follows `**` is no segment of its own.
+        if text.find("**").is_some_and(|at| text[at + 2..].contains(['/', '*', '{'])) {
             return Err(bad("`**` stands only at the end"));
         }
         Ok(Self { parts, regex: RegexMatch::new(&out)? })
@@ -117,20 +119,16 @@ impl UriTemplate {
     }
 }
 
-/// Adds the expression of text with `*` and `**`; `None` when a `**` is not at the text's end.
-fn globs(text: &str, out: &mut String) -> Option<()> {
+/// Adds the expression of text with `*` and `**`.
+fn globs(text: &str, out: &mut String) {
     let mut rest = text;
     while let Some(at) = rest.find('*') {
         out.push_str(&regex::escape(&rest[..at]));
-        if rest[at..].starts_with("**") {
-            out.push_str(REST);
-            return (rest.len() == at + 2).then_some(());
-        }
-        out.push_str(SEGMENT);
-        rest = &rest[at + 1..];
+        let (glob, expression) = if rest[at..].starts_with("**") { ("**", REST) } else { ("*", SEGMENT) };
+        out.push_str(expression);
+        rest = &rest[at + glob.len()..];
     }
     out.push_str(&regex::escape(rest));
-    Some(())
 }
 
 #[cfg(test)]
@@ -145,6 +143,8 @@ mod tests {
         assert!(pattern.has_variables_of(&rewrite));
         assert_eq!(rewrite.fill(&pattern, b"/videos/a/7/x/y.mp4").unwrap(), b"/x/y.mp4?v=7");
         let one = UriTemplate::pattern("/a/{name}").unwrap();
+        let ends = UriTemplate::pattern("/live/**.mpd").unwrap();
+        assert!(ends.matches(b"/live/a/b.mpd") && ends.matches(b"/live/a.mpd") && !ends.matches(b"/live/a.mp4"));
         assert!(one.matches(b"/a/b") && !one.matches(b"/a/b/c") && !one.matches(b"/a/"));
     }
 

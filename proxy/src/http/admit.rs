@@ -86,6 +86,7 @@ fn underscores(call: &mut Call<'_>) -> Result<(), Stop> {
         return Err(Stop::Abort(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.unexpected_underscore"));
     }
     call.request.headers.remove_if(|name, _, _| has_one(name));
+    call.tally.underscored = call.is_http2();
     Ok(())
 }
 

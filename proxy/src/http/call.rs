@@ -193,6 +193,11 @@ pub struct Tally<'a> {
     pub attempts: u16,
     /// The endpoint sent an interim response: there is no further attempt, as in Envoy.
     pub interim: bool,
+    /// The endpoint redirected to what no route leads to: formats know neither route nor cluster any more, as in Envoy.
+    pub(super) lost: bool,
+    /// Headers of a request of HTTP/2 were dropped for their names. Where its answer does not wait for its body, Envoy calls that
+    /// a breach of the protocol.
+    pub(super) underscored: bool,
     /// What is kept where a line asks for it.
     pub observed: Option<Box<Observed>>,
     /// What filters left for the rest of the way.
@@ -233,6 +238,8 @@ impl<'a> Tally<'a> {
             unsent: false,
             attempts: 0,
             interim: false,
+            lost: false,
+            underscored: false,
             observed: None,
             filters: None,
         }
@@ -365,23 +372,25 @@ impl Call<'_> {
         entry.bytes_sent = tally.response_bytes;
         entry.upstream_service_time = tally.upstream_time;
         entry.upstream_host = tally.host.as_ref().map(|host| host.address());
-        entry.upstream_cluster = tally.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        let cluster = tally.cluster.as_ref().filter(|_| !tally.lost).map(|cluster| cluster.config());
+        let route = tally.route.filter(|_| !tally.lost);
+        entry.upstream_cluster = cluster.map(|cluster| &*cluster.name);
         entry.upstream_local = tally.upstream_local;
         entry.downstream_local = Some(self.conn.local);
         entry.downstream_remote = Some(self.client());
         entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);
         entry.server_name = self.conn.server_name.as_deref();
         entry.metadata = telemetry::Known {
-            route: tally.route.and_then(|route| route.metadata.as_ref()),
-            virtual_host: tally.selected.and_then(|selected| selected.host.metadata.as_ref()),
-            cluster: tally.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref()),
+            route: route.and_then(|route| route.metadata.as_ref()),
+            virtual_host: tally.selected.filter(|_| !tally.lost).and_then(|selected| selected.host.metadata.as_ref()),
+            cluster: cluster.and_then(|cluster| cluster.metadata.as_ref()),
             endpoint: tally.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref()),
         };
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
         let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
         entry.virtual_cluster = group.and_then(|group| group.name());
-        entry.route_name = tally.route.map(|route| &*route.name).filter(|name| !name.is_empty());
+        entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
     }
 

@@ -487,7 +487,7 @@ impl Headers {
         self.entries.retain(|entry| !unwanted(text(entry.name), text(entry.value), entry.known));
     }
 
-    /// Adds to the last value of a header with a separator between, or adds the header.
+    /// Adds to the last value of a header, with a separator between if it is not empty, or adds the header.
     pub fn append_to(&mut self, name: &str, separator: &[u8], value: &[u8]) {
         let named = |entry: &&mut Entry| {
             let at = entry.name.start as usize;
@@ -498,7 +498,7 @@ impl Headers {
         let (from, len) = (entry.value.start as usize, entry.value.len as usize);
         let start = self.store.len();
         self.store.extend_from_within(from..from + len);
-        self.store.extend_from_slice(separator);
+        self.store.extend_from_slice(if len == 0 { b"" } else { separator });
         self.store.extend_from_slice(value);
         entry.value = Span { start: start as u32, len: (self.store.len() - start) as u32 };
     }

@@ -96,6 +96,10 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     if let Some(observed) = call.observed() {
         observed.down = wire;
     }
+    if call.tally.underscored && !body.done && call.request.body != BodyLength::Empty {
+        call.tally.flags |= ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
+        call.tally.details = "http2.unexpected_underscore";
+    }
     call.record();
 }
 
@@ -288,6 +292,8 @@ async fn proxy<'a, D: Downstream>(
     call.tally.attempts = 1;
     tell_attempt(call, selected, 0, false, &limits);
     edit::for_endpoint(call, selected, forward);
+    // Of the request as the endpoint gets it.
+    let policy = policy.filter(|policy| retry::fits(policy, call.request));
     let mut cookies = Vec::new();
     // Nobody is given a cookie for a cluster that does not look at it.
     let hashes = matches!(cluster.config().policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
@@ -304,12 +310,8 @@ async fn proxy<'a, D: Downstream>(
     if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
         body.keep_for_replay(most_kept);
     }
-    if !forward.mirrors.is_empty()
-        && redirects == 0
-        && let Some(feeds) = mirror::begin(call, forward)
-    {
-        body.feed(feeds);
-    }
+    // Nothing is copied of what no endpoint can get.
+    let mut copies = !forward.mirrors.is_empty() && redirects == 0;
     let mut attempted = Attempted::default();
     let (mut retries, mut stale) = (0, 0);
     let mut sent = false;
@@ -319,6 +321,11 @@ async fn proxy<'a, D: Downstream>(
         let host = attempted
             .pick(cluster, &call.worker.rng, &context, policy.filter(|_| retries > 0))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
+        if std::mem::take(&mut copies)
+            && let Some(feeds) = mirror::begin(call, forward)
+        {
+            body.feed(feeds);
+        }
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);

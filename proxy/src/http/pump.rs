@@ -469,7 +469,7 @@ impl ResponsePump {
             match pipe.poll_fill(cx, tcp, usize::try_from(left).unwrap_or(usize::MAX)) {
                 Poll::Ready(Ok(Moving::Bytes(count))) => up.passed(count as u64),
                 Poll::Ready(Ok(Moving::End)) => {
-                    return Some(Poll::Ready(Err(PumpError::Source(SideError::Ended))));
+                    return Some(Poll::Ready(Err(PumpError::Source(SideError::Cut))));
                 }
                 Poll::Ready(Ok(Moving::Impossible)) => {
                     self.copies = true;

@@ -85,6 +85,7 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
     let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
     if matches!(route::select(&call.manager.routes, call.request, asker), Choice::None) {
         *call.request = unchanged;
+        call.tally.lost = true;
         return false;
     }
     true

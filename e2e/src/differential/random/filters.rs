@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 /// The beginning of the types of HTTP filters.
 const TYPES: &str = "type.googleapis.com/envoy.extensions.filters.http";
 
-fn typed(name: &str, mut config: Value) -> Value {
+pub(super) fn typed(name: &str, mut config: Value) -> Value {
     config["@type"] = json!(format!("{TYPES}.{name}"));
     config
 }
@@ -28,9 +28,15 @@ impl Maker<'_> {
             ("mutation", Feature::Mutations),
             ("buffer", Feature::Buffers),
             ("compressor", Feature::Compression),
+            ("second", Feature::Compression),
+            ("decompressor", Feature::Compression),
             ("health", Feature::Health),
         ] {
-            let wanted = self.focus == Some(feature) || self.draws(feature, 0.12);
+            let seldom = matches!(name, "second" | "decompressor");
+            let wanted = match seldom {
+                true => self.draws(feature, 0.06) && self.chance(0.4),
+                false => self.focus == Some(feature) || self.draws(feature, 0.12),
+            };
             if wanted {
                 let config = self.filter(name);
                 let at = self.rng.random_range(0..=filters.len());
@@ -62,6 +68,7 @@ impl Maker<'_> {
                     "headers": [{"name": ":path", "string_match": {"prefix": self.text(&["/a", "/health", "/api"])}}],
                 }),
             ),
+            "decompressor" => self.decompressor(),
             _ => self.compressor(),
         }
     }
@@ -77,7 +84,7 @@ impl Maker<'_> {
                 "limit" => Feature::Limits,
                 "mutation" => Feature::Mutations,
                 "buffer" => Feature::Buffers,
-                "compressor" => Feature::Compression,
+                "compressor" | "second" => Feature::Compression,
                 _ => continue,
             };
             if !self.draws(feature, 0.3) {
@@ -111,7 +118,14 @@ impl Maker<'_> {
                     true => typed("buffer.v3.BufferPerRoute", json!({"disabled": true})),
                     false => typed("buffer.v3.BufferPerRoute", json!({"buffer": {"max_request_bytes": 8}})),
                 },
-                _ => typed("compressor.v3.CompressorPerRoute", json!({"disabled": true})),
+                _ => typed(
+                    "compressor.v3.CompressorPerRoute",
+                    match self.chance(0.5) {
+                        true => json!({"disabled": true}),
+                        false => json!({"overrides": {"response_direction_config":
+                            {"remove_accept_encoding_header": self.chance(0.7)}}}),
+                    },
+                ),
             };
         }
         if own.as_object().is_some_and(|map| !map.is_empty()) {
@@ -167,6 +181,9 @@ impl Maker<'_> {
         if self.chance(0.1) {
             config["max_active_faults"] = json!(0);
         }
+        if self.chance(0.1) {
+            config["downstream_nodes"] = json!([self.text(&["differential", "other"])]);
+        }
         typed("fault.v3.HTTPFault", config)
     }
 
@@ -192,6 +209,17 @@ impl Maker<'_> {
     }
 
     fn permission(&mut self, deep: u32) -> Value {
+        if self.chance(0.15) {
+            return match self.rng.random_range(0..5) {
+                0 => {
+                    json!({"destination_ip": {"address_prefix": self.text(&["127.0.0.0", "10.0.0.0"]), "prefix_len": 8}})
+                }
+                1 => json!({"destination_port": self.one(&[80, 20_000])}),
+                2 => json!({"destination_port_range": {"start": 20_000, "end": self.one(&[20_001, 40_000])}}),
+                3 => json!({"requested_server_name": {"exact": self.text(&["", "server.example"])}}),
+                _ => json!({"requested_server_name": self.string_match()}),
+            };
+        }
         match self.rng.random_range(0..if deep > 0 { 9 } else { 6 }) {
             0 => json!({"any": true}),
             1 => json!({"header": self.header_match()}),
@@ -209,6 +237,9 @@ impl Maker<'_> {
         match self.rng.random_range(0..if deep > 0 { 9 } else { 6 }) {
             0 | 1 => json!({"any": true}),
             2 => json!({"header": self.header_match()}),
+            3 if self.chance(0.3) => json!({"source_ip": range}),
+            3 if self.chance(0.3) => json!({"authenticated": {}}),
+            3 if self.chance(0.3) => json!({"authenticated": {"principal_name": {"prefix": "spiffe://"}}}),
             3 => json!({"direct_remote_ip": range}),
             4 => json!({"remote_ip": range}),
             5 => json!({"url_path": {"path": {"prefix": self.path()}}}),
@@ -216,35 +247,6 @@ impl Maker<'_> {
             7 => json!({"and_ids": {"ids": [self.principal(deep - 1), self.principal(deep - 1)]}}),
             _ => json!({"or_ids": {"ids": [self.principal(deep - 1), self.principal(deep - 1)]}}),
         }
-    }
-
-    fn limit(&mut self) -> Value {
-        let tokens = self.rng.random_range(1..=8);
-        let bucket = |tokens: i32| json!({"max_tokens": tokens, "tokens_per_fill": tokens, "fill_interval": "900s"});
-        let share = |maker: &mut Self| json!({"default_value": {"numerator": if maker.chance(0.9) { 100 } else { 0 }}});
-        let mut config = json!({
-            "stat_prefix": "limit",
-            "token_bucket": bucket(tokens),
-            "filter_enabled": share(self),
-            "filter_enforced": share(self),
-        });
-        for (key, value, part) in [
-            ("status", json!({"code": 503}), 0.2),
-            ("response_headers_to_add", json!([self.header_op()]), 0.4),
-            ("request_headers_to_add_when_not_enforced", json!([self.header_op()]), 0.2),
-            ("rate_limited_as_resource_exhausted", json!(true), 0.3),
-            ("descriptors", json!([{"entries": [{"key": "one", "value": "1"}], "token_bucket": bucket(1)}]), 0.3),
-        ] {
-            if self.chance(part) {
-                config[key] = value;
-            }
-        }
-        if !config["descriptors"].is_null() {
-            config["rate_limits"] = json!([{"actions": [
-                {"request_headers": {"header_name": "x-one", "descriptor_key": "one"}},
-            ]}]);
-        }
-        typed("local_ratelimit.v3.LocalRateLimit", config)
     }
 
     fn mutations(&mut self) -> Value {
@@ -268,7 +270,8 @@ impl Maker<'_> {
             common["min_content_length"] = json!(self.one(&[10, 100, 1000]));
         }
         if self.chance(0.3) {
-            common["content_type"] = json!(["text/plain", "application/json"]);
+            common["content_type"] =
+                json!(self.one(&[&["text/plain", "application/json"][..], &["Text/HTML"], &["image/png"]]));
         }
         let mut answers = json!({"common_config": common});
         for (key, value) in [
@@ -294,5 +297,25 @@ impl Maker<'_> {
                 {"enabled": {"default_value": true, "runtime_key": "none"}, "min_content_length": 10}});
         }
         typed("compressor.v3.Compressor", config)
+    }
+
+    fn decompressor(&mut self) -> Value {
+        let (library, package, name) = self
+            .one(&[("gzip", "gzip", "Gzip"), ("br", "brotli", "Brotli"), ("zstd", "zstd", "Zstd")])
+            .unwrap_or(("gzip", "gzip", "Gzip"));
+        let mut config = json!({"decompressor_library": {"name": library, "typed_config":
+            {"@type": format!("type.googleapis.com/envoy.extensions.compression.{package}.decompressor.v3.{name}")}}});
+        let off = json!({"enabled": {"default_value": false, "runtime_key": "none"}});
+        if self.chance(0.3) {
+            config["request_direction_config"] = json!({"common_config": off});
+        } else if self.chance(0.5) {
+            config["request_direction_config"] = json!({"advertise_accept_encoding": self.chance(0.5)});
+        }
+        if self.chance(0.3) {
+            config["response_direction_config"] = json!({"common_config": off});
+        } else if self.chance(0.3) {
+            config["response_direction_config"] = json!({"common_config": {"ignore_no_transform_header": true}});
+        }
+        typed("decompressor.v3.Decompressor", config)
     }
 }

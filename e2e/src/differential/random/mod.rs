@@ -2,14 +2,22 @@
 //!
 //! Every second configuration draws from everything; the others look at one [`Feature`] closely, and at no other.
 
+mod clusters;
+mod edges;
 mod filters;
+mod limits;
+mod logs;
+mod matchers;
+mod replies;
 mod requests;
 mod routes;
 mod shrink;
+mod wire;
 
 pub(super) use shrink::{alone, as_file, smaller};
 
-use super::case::{Case, Request};
+use super::case::{Case, ClientTls, Request, Speaks};
+use clusters::{backends, clusters};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Value, json};
 
@@ -29,7 +37,7 @@ const DOMAINS: [&str; 9] = [
     "x.*",
     "www.a.example",
 ];
-const HOSTS: [&str; 11] = [
+const HOSTS: [&str; 14] = [
     "a.example",
     "b.example",
     "A.Example",
@@ -41,11 +49,31 @@ const HOSTS: [&str; 11] = [
     "x.y",
     "www.a.example",
     "nothing",
+    "a.example.",
+    "b.example:80",
+    "[::1]:8080",
 ];
 const NAMES: [&str; 4] = ["x-one", "x-two", "x-three", "user-agent"];
 const VALUES: [&str; 7] = ["", "1", "one", "One", "one two", "15", "a,b"];
-const QUERIES: [&str; 8] = ["", "?", "?k=1", "?k=one&j=2", "?k", "?K=1", "?k=1&k=2", "?j=%31"];
-const METHODS: [&str; 7] = ["GET", "GET", "GET", "POST", "HEAD", "DELETE", "OPTIONS"];
+const QUERIES: [&str; 16] = [
+    "",
+    "?",
+    "?k=1",
+    "?k=one&j=2",
+    "?k",
+    "?K=1",
+    "?k=1&k=2",
+    "?j=%31",
+    "?k=&j=one",
+    "?&&k=1&",
+    "?k=a=b",
+    "??k=1",
+    "?k=one+two",
+    "?k=o%6Ee",
+    "?/../a",
+    "?j=one?k=1",
+];
+const METHODS: [&str; 10] = ["GET", "GET", "GET", "GET", "POST", "POST", "HEAD", "DELETE", "OPTIONS", "PATCH"];
 
 /// What may be looked at closely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +100,17 @@ enum Feature {
     Answers,
     Doubles,
     Health,
+    Matchers,
+    Templates,
+    Places,
+    Upgrades,
+    Versions,
+    Raw,
+    Tls,
+    Edges,
 }
 
-const FEATURES: [Feature; 22] = [
+const FEATURES: [Feature; 30] = [
     Feature::Routes,
     Feature::Compression,
     Feature::Mirrors,
@@ -97,6 +133,14 @@ const FEATURES: [Feature; 22] = [
     Feature::Answers,
     Feature::Doubles,
     Feature::Health,
+    Feature::Matchers,
+    Feature::Templates,
+    Feature::Places,
+    Feature::Upgrades,
+    Feature::Versions,
+    Feature::Raw,
+    Feature::Tls,
+    Feature::Edges,
 ];
 
 /// Makes so many configurations, each with [`EACH`] requests. The same seed makes the same ones.
@@ -108,32 +152,6 @@ pub(super) fn cases(seed: u64, count: usize) -> Vec<Case> {
             Maker { rng: &mut rng, focus, filters: Vec::new() }.case(format!("random-{seed}-{number}"))
         })
         .collect()
-}
-
-/// The back ends of every random case.
-fn backends() -> Value {
-    json!({"a": {}, "b": {}, "h2": {"protocol": "h2"}, "dead": {"protocol": "dead"}})
-}
-
-/// Clusters besides those of the back ends.
-fn clusters() -> Value {
-    let of_version = |backend: &str, version: &str| json!({"backend": backend, "metadata": {"filter_metadata": {"envoy.lb": {"version": version}}}});
-    json!([
-        {"name": "ring", "type": "STATIC", "lb_policy": "RING_HASH", "endpoints": ["a", "b"]},
-        {"name": "maglev", "type": "STATIC", "lb_policy": "MAGLEV", "endpoints": ["a", "b"]},
-        {
-            "name": "versions",
-            "type": "STATIC",
-            "endpoints": [of_version("a", "v1"), of_version("b", "v2")],
-            "lb_subset_config": {"fallback_policy": "NO_FALLBACK", "subset_selectors": [{"keys": ["version"]}]},
-        },
-        {
-            "name": "once",
-            "type": "STATIC",
-            "endpoints": ["a"],
-            "circuit_breakers": {"thresholds": [{"max_retries": 0}]},
-        },
-    ])
 }
 
 struct Maker<'a> {
@@ -184,23 +202,75 @@ impl Maker<'_> {
         }
         let logs = self.logs();
         let mut requests: Vec<Request> = (0..EACH).map(|_| self.request(&hosts)).collect();
+        let socket = self.secured(&mut requests);
+        let manager = self.manager();
+        // Bodies behind 204, which is listed, would be taken for what comes next.
+        if manager["local_reply_config"].is_null() {
+            self.kept(&mut requests);
+        }
         if logs.as_array().is_some_and(|logs| !logs.is_empty()) {
             // Text in logs is escaped here, which is listed.
             let plain = |path: &str| path.replace('\\', "/").replace("%5C", "/");
             requests.iter_mut().for_each(|request| request.path = plain(&request.path));
+            for line in requests.iter_mut().flat_map(|request| &mut request.headers) {
+                *line = line.replace('\t', " ");
+            }
+            // How much of a long body was read when it is refused is no matter of behaviour.
+            requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(5000)));
         }
         let mut text = json!({"about": "made at random", "virtual_hosts": hosts, "requests": [{}]});
-        text["hcm"] = self.manager();
+        text["hcm"] = manager;
         text["route_config"] = self.table();
         text["http_filters"] = filters;
         text["logs"] = logs;
         text["backends"] = backends();
         text["clusters"] = clusters();
+        if let Some(socket) = socket {
+            text["transport_socket"] = socket;
+        }
         // The shape is ours; what cannot be read is an empty case.
         let mut case: Case = serde_json::from_value(text).unwrap_or_else(|_| empty());
         case.name = name;
         case.requests = requests;
         case
+    }
+
+    /// Some go on the connection of the one before.
+    fn kept(&mut self, requests: &mut [Request]) {
+        for at in 1..requests.len() {
+            let (before, here) = (&requests[at - 1], &requests[at]);
+            let alike = before.protocol == here.protocol && before.raw.is_none() && here.raw.is_none();
+            let keep = alike && self.draws(Feature::Versions, 0.3);
+            requests[at].keep = keep;
+        }
+    }
+
+    /// Everything over TLS.
+    fn secured(&mut self, requests: &mut [Request]) -> Option<Value> {
+        if self.focus != Some(Feature::Tls) && !self.draws(Feature::Tls, 0.06) {
+            return None;
+        }
+        for request in &mut *requests {
+            let alpn = match request.protocol {
+                Speaks::H2 => vec!["h2".to_owned()],
+                _ if self.chance(0.5) => vec!["http/1.1".to_owned()],
+                _ => Vec::new(),
+            };
+            request.raw = None;
+            let certificate = self.chance(0.5).then(|| self.text(&["client", "client", "other"]));
+            request.tls = Some(ClientTls { sni: self.text(&["server.example", "a.example"]), alpn, certificate });
+        }
+        Some(json!({"name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {
+                "alpn_protocols": ["h2", "http/1.1"],
+                "tls_certificates": [{
+                    "certificate_chain": {"filename": "${tls}/server.pem"},
+                    "private_key": {"filename": "${tls}/server.key"},
+                }],
+                "validation_context": {"trusted_ca": {"filename": "${tls}/ca.pem"}},
+            },
+        }}))
     }
 
     /// Settings of the connection manager.
@@ -263,109 +333,14 @@ impl Maker<'_> {
         if manager["strip_matching_host_port"].is_null() && self.chance(0.05) {
             manager["strip_any_host_port"] = json!(true);
         }
+        self.edges(&mut manager);
+        if self.draws(Feature::Upgrades, 0.05) || self.focus == Some(Feature::Upgrades) {
+            manager["upgrade_configs"] = json!([{"upgrade_type": "websocket", "enabled": self.chance(0.9)}]);
+        }
         if self.draws(Feature::Replies, 0.1) {
             manager["local_reply_config"] = self.local_replies();
         }
         manager
-    }
-
-    /// Other words for answers of the proxy.
-    fn local_replies(&mut self) -> Value {
-        let mut mapper = json!({"filter": self.log_filter()});
-        for (key, value) in [
-            ("status_code", json!(404)),
-            ("headers_to_add", json!([self.header_op()])),
-            ("body", json!({"inline_string": "another body"})),
-            (
-                "body_format_override",
-                json!({"text_format_source": {"inline_string": "<%RESPONSE_CODE% %REQ(x-one)%>"}, "content_type": "text/html"}),
-            ),
-        ] {
-            if self.chance(0.4) {
-                mapper[key] = value;
-            }
-        }
-        let mut config = json!({"mappers": [mapper]});
-        match self.rng.random_range(0..3) {
-            0 => {
-                config["body_format"] =
-                    json!({"text_format_source": {"inline_string": "%RESPONSE_CODE% %LOCAL_REPLY_BODY%\n"}});
-            }
-            1 => {
-                config["body_format"] = json!({"json_format": {"code": "%RESPONSE_CODE%", "path": "%REQ(:path)%", "body": "%LOCAL_REPLY_BODY%"}})
-            }
-            _ => {}
-        }
-        config
-    }
-
-    /// A filter of the access log or of local replies.
-    fn log_filter(&mut self) -> Value {
-        match self.rng.random_range(0..5) {
-            0 | 1 => {
-                let (op, code) = (self.text(&["GE", "EQ", "LE"]), self.one(&[404, 403, 503]));
-                json!({"status_code_filter": {"comparison": {"op": op, "value": {"default_value": code, "runtime_key": "none"}}}})
-            }
-            2 => json!({"response_flag_filter": {"flags": [self.text(&["NR", "UF", "FI", "RL", "UC", "UT"])]}}),
-            3 => json!({"header_filter": {"header": self.header_match()}}),
-            _ => json!({"or_filter": {"filters": [
-                {"response_flag_filter": {}},
-                {"and_filter": {"filters": [{"header_filter": {"header": self.header_match()}}, {"not_health_check_filter": {}}]}},
-            ]}}),
-        }
-    }
-
-    /// Further lines of the access log.
-    fn logs(&mut self) -> Value {
-        if !self.draws(Feature::Logs, 0.2) {
-            return json!([]);
-        }
-        let operators = [
-            "%REQ(x-one?x-two)%",
-            "%REQ(:path):5%",
-            "%REQ(:authority)%",
-            "%REQ(:scheme)%",
-            "%REQ(x-request-id):0%",
-            "%RESP(x-backend)%",
-            "%RESP(x-three)%",
-            "%TRAILER(x-end)%",
-            "%PROTOCOL%",
-            "%RESPONSE_CODE%",
-            "%RESPONSE_FLAGS_LONG%",
-            "%BYTES_RECEIVED%",
-            "%BYTES_SENT%",
-            "%UPSTREAM_PROTOCOL%",
-            "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-            "%VIRTUAL_CLUSTER_NAME%",
-            "%PATH(NQ)%",
-            "%PATH(WQ:ORIG)%",
-            "%QUERY_PARAM(k)%",
-            "%GRPC_STATUS%",
-            "%GRPC_STATUS(NUMBER)%",
-            "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
-            "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
-            "%ACCESS_LOG_TYPE%",
-        ];
-        let mut logs = Vec::new();
-        for _ in 0..self.rng.random_range(1..=2) {
-            let chosen: Vec<String> = (0..4).map(|_| self.text(&operators)).collect();
-            let mut log = match self.chance(0.5) {
-                true => json!({"format": {"text_format_source":
-                    {"inline_string": format!("%REQ(X-TEST-ID)% = {}\n", chosen.join(" | "))}}}),
-                false => json!({"format": {"json_format": {
-                    "id": "%REQ(X-TEST-ID)%", "one": chosen[0], "two": {"of": chosen[1]}, "all": [chosen[2], chosen[3]],
-                }}}),
-            };
-            if self.chance(0.3) {
-                log["format"]["omit_empty_values"] = json!(true);
-            }
-            if self.chance(0.4) {
-                log["filter"] = self.log_filter();
-            }
-            logs.push(log);
-        }
-        json!(logs)
     }
 
     /// Settings of the route table.

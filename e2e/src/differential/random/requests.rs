@@ -1,9 +1,6 @@
 //! Requests, and what the back ends shall answer.
 
-use super::super::{
-    case::{Request, Speaks},
-    reply::{Fail, Reply},
-};
+use super::super::case::{Request, Speaks};
 use super::{Feature, HOSTS, METHODS, Maker, NAMES, QUERIES, SEGMENTS, VALUES};
 use rand::{Rng, seq::IndexedRandom};
 use serde_json::Value;
@@ -20,6 +17,11 @@ impl Maker<'_> {
             })
             .collect();
         let meant = meant.choose(self.rng).map(|path| (*path).to_owned());
+        let templates = hosts.iter().any(|host| host.to_string().contains("path_template"));
+        let meant = match templates && self.chance(0.5) {
+            true => Some(self.text(&["/a/b", "/a/b/x", "/api/v1/x.y", "/b", "/api/a/b/c", "/x.y", "/a/", "/a//b"])),
+            false => meant,
+        };
         request.path = match meant {
             Some(path) if self.chance(0.7) => match self.rng.random_range(0..5) {
                 0 => format!("{path}/{}", self.text(&SEGMENTS)),
@@ -86,6 +88,49 @@ impl Maker<'_> {
                 "proxy-connection: keep-alive",
                 "expect: something",
                 "te: gzip, trailers",
+                "x-forwarded-client-cert: By=spiffe://a;Hash=1",
+                "x-address: 9.8.7.6",
+                "x-address: nonsense",
+                "x-forwarded-for: nonsense",
+                "x-forwarded-for: 10.0.0.1, 1.2.3.4, 127.0.0.1",
+                "x-forwarded-for: ",
+                "x-forwarded-proto: ftp",
+                "x-envoy-external-address: 1.1.1.1",
+                "x-envoy-ip-tags: one",
+                "x-envoy-downstream-service-cluster: them",
+                "x-envoy-upstream-rq-per-try-timeout-ms: 4000",
+                "x-envoy-upstream-rq-timeout-alt-response: 1",
+                "x-envoy-is-timeout-retry: true",
+                "x-envoy-internal: false",
+                "x-envoy-retry-on: retriable-4xx,reset",
+                "x-envoy-retry-on: retriable-status-codes",
+                "x-envoy-retry-on: nonsense",
+                "x-envoy-max-retries: nonsense",
+                "x-envoy-max-retries: 0",
+                "cookie: session=one; session=1",
+                "cookie: x=; session",
+                "range: bytes=0-3",
+                "if-none-match: \"x\"",
+                "content-type: application/json",
+                "content-type: application/grpc-web-text",
+                "accept: text/html",
+                "x-one: one",
+                "x-one:   spaced   ",
+                "x-one: \"quoted, text\"",
+                "x-one: tab\there",
+                "x-two: 007",
+                "x-two: -3",
+                "x-two: 15.0",
+                "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                "early-data: 1",
+                "x-http-method-override: PUT",
+                "content-encoding: gzip",
+                "transfer-encodings: chunked",
+                "access-control-request-method: GET",
+                "upgrade-insecure-requests: 1",
+                "x-envoy-hedge-on-per-try-timeout: false",
+                "x-b3-sampled: 1",
+                "pragma: no-cache",
             ]);
             request.headers.push(more);
         }
@@ -101,7 +146,7 @@ impl Maker<'_> {
             }
         }
         // Only HTTP/1 has a `connection`.
-        let of_one = ["connection", "keep-alive", "proxy-connection"];
+        let of_one = ["connection", "keep-alive", "proxy-connection", "upgrade:"];
         let named = request.headers.iter().any(|line| of_one.iter().any(|name| line.starts_with(name)));
         if !named && self.chance(0.3) {
             request.protocol = Speaks::H2;
@@ -111,6 +156,7 @@ impl Maker<'_> {
             request.chunked = request.protocol == Speaks::H1 && self.chance(0.3);
         }
         self.bodies(&mut request);
+        self.versions(&mut request);
         // What these two do with bodies differs, and is listed.
         if self.filters.iter().any(|name| name == "health") {
             (request.body, request.size, request.chunked, request.trailers) = (None, None, false, Vec::new());
@@ -124,6 +170,9 @@ impl Maker<'_> {
                 request.replies.push(reply);
             }
         }
+        if self.draws(Feature::Raw, 0.03) {
+            self.raw(&mut request);
+        }
         // A copy counts as an attempt at whichever back end it comes to first.
         if hosts.iter().any(|host| host.to_string().contains("request_mirror_policies")) {
             request.settle = 100;
@@ -135,9 +184,26 @@ impl Maker<'_> {
     /// What the features of this configuration look at.
     fn for_features(&mut self, request: &mut Request, hosts: &[Value]) {
         if self.filters.iter().any(|name| name == "cors") && self.chance(0.5) {
-            request.headers.push(self.text(&["origin: http://a.example", "origin: http://c.example", "origin: *"]));
+            request.headers.push(self.text(&[
+                "origin: http://a.example",
+                "origin: http://c.example",
+                "origin: *",
+                "origin: HTTP://A.example",
+                "origin: ",
+            ]));
             if self.chance(0.5) {
-                request.headers.push("access-control-request-method: PUT".to_owned());
+                request
+                    .headers
+                    .push(self.text(&["access-control-request-method: PUT", "access-control-request-method: "]));
+                if self.chance(0.5) {
+                    request.method = "OPTIONS".to_owned();
+                }
+                if self.chance(0.2) {
+                    request.headers.push("access-control-request-private-network: true".to_owned());
+                }
+                if self.chance(0.2) {
+                    request.headers.push("access-control-request-headers: x-one, x-nine".to_owned());
+                }
             }
         }
         if self.filters.iter().any(|name| name == "compressor") && self.chance(0.7) {
@@ -150,6 +216,15 @@ impl Maker<'_> {
                 "accept-encoding: identity",
                 "accept-encoding: gzip;q=0, *",
                 "accept-encoding: deflate, x",
+                "accept-encoding: GZIP",
+                "accept-encoding: ",
+                "accept-encoding: gzip, identity;q=0",
+                "accept-encoding: *;q=0",
+                "accept-encoding: br;q=1.0, gzip;q=0.8, *;q=0.1",
+                "accept-encoding: gzip;q=nonsense",
+                "accept-encoding: x-gzip",
+                "accept-encoding: identity, gzip;q=0.2",
+                "accept-encoding: zstd;q=0.9, gzip;q=0.9, br;q=0.9",
             ]));
         }
         if self.filters.iter().any(|name| name == "fault") && self.chance(0.3) {
@@ -158,7 +233,17 @@ impl Maker<'_> {
                 "x-envoy-fault-abort-request: 700",
                 "x-envoy-fault-abort-grpc-request: 5",
                 "x-envoy-fault-delay-request: 5",
+                "x-envoy-fault-abort-request: nonsense",
+                "x-envoy-fault-abort-request: 200",
+                "x-envoy-fault-abort-grpc-request: 99",
             ]));
+            if self.chance(0.3) {
+                request.headers.push(self.text(&[
+                    "x-envoy-fault-abort-request-percentage: 0",
+                    "x-envoy-fault-abort-request-percentage: 100",
+                    "x-envoy-fault-delay-request-percentage: 0",
+                ]));
+            }
         }
         if self.draws(Feature::Weights, 0.05) {
             request.headers.push(self.text(&["x-cluster: ${cluster:a}", "x-cluster: ${cluster:b}", "x-cluster: none"]));
@@ -176,9 +261,22 @@ impl Maker<'_> {
                 "content-type: application/grpc",
                 "content-type: application/grpc+proto",
                 "content-type: application/grpc-web",
+                "content-type: application/grpc-web-text",
+                "content-type: application/grpc-web+proto",
+                "content-type: application/grpc;x=y",
+                "content-type: application/grpcx",
             ]));
             request.headers.extend(self.chance(0.3).then(|| "te: trailers".to_owned()));
-            let limit = self.text(&["grpc-timeout: 5S", "grpc-timeout: 8000m", "grpc-timeout: 1H", "grpc-timeout: x"]);
+            let limit = self.text(&[
+                "grpc-timeout: 5S",
+                "grpc-timeout: 8000m",
+                "grpc-timeout: 1H",
+                "grpc-timeout: x",
+                "grpc-timeout: 99999999S",
+                "grpc-timeout: 0S",
+                "grpc-timeout: 7000000u",
+                "grpc-timeout: 2M",
+            ]);
             request.headers.extend(self.chance(0.2).then_some(limit));
         }
         if self.focus == Some(Feature::Timeouts) && self.chance(0.3) {
@@ -206,80 +304,5 @@ impl Maker<'_> {
         if (request.protocol == Speaks::H2 || request.chunked) && self.chance(0.4) {
             request.trailers.push(self.text(&["x-end: 1", "x-one: end", "grpc-status: 0"]));
         }
-    }
-
-    fn reply(&mut self, request: &Request) -> Reply {
-        let status = self.one(&[200, 200, 201, 204, 302, 304, 404, 409, 500, 502, 503, 504]);
-        let mut headers = match self.rng.random_range(0..12) {
-            0..=2 => vec![format!("{}: back", self.text(&NAMES))],
-            3 => vec![format!("location: http://{}{}", self.text(&HOSTS), self.path())],
-            4 => vec!["server: theirs".to_owned(), "via: 1.1 them".to_owned()],
-            5 => vec!["x-envoy-ratelimited: true".to_owned()],
-            6 => vec!["x-envoy-upstream-service-time: 5".to_owned(), "date: yesterday".to_owned()],
-            7 => vec!["x-request-id: theirs".to_owned(), "x-envoy-overloaded: true".to_owned()],
-            _ => Vec::new(),
-        };
-        let mut reply = Reply { status, chunked: self.chance(0.2), ..Reply::default() };
-        if self.draws(Feature::Redirects, 0.02) {
-            reply.status = self.one(&[302, 307]);
-            let place = self.text(&["http://a.example/a", "/b", "https://b.example/", "http://none.test/x"]);
-            headers.push(format!("location: {place}"));
-        }
-        if self.draws(Feature::Compression, 0.05) {
-            headers
-                .push(format!("content-type: {}", self.text(&["text/plain", "text/html; charset=utf-8", "image/png"])));
-            reply.size = self.one(&[20, 500, 5000]);
-            let more = self.text(&[
-                "vary: x-one",
-                "vary: Accept-Encoding",
-                "etag: \"x\"",
-                "etag: W/\"x\"",
-                "cache-control: no-transform",
-                "content-encoding: gzip",
-                "transfer-encoding: chunked",
-            ]);
-            if self.chance(0.4) && !more.starts_with("transfer") && !more.starts_with("content-encoding") {
-                headers.push(more);
-            }
-        }
-        if self.draws(Feature::Cors, 0.03) {
-            headers.push("access-control-allow-origin: theirs".to_owned());
-        }
-        if self.draws(Feature::Grpc, 0.05) {
-            let code = self.text(&["0", "5", "14", "1", "99", "x"]);
-            match self.chance(0.5) {
-                true => headers.push(format!("grpc-status: {code}")),
-                false => reply.trailers.push(format!("grpc-status: {code}")),
-            }
-            headers.extend(self.chance(0.7).then(|| "content-type: application/grpc".to_owned()));
-            reply.status = self.one(&[200, 200, 200, 503]);
-        }
-        if self.draws(Feature::Retries, 0.05) || self.draws(Feature::Answers, 0.05) {
-            reply.fail = self.one(&[Fail::Reset, Fail::Close, Fail::Refuse, Fail::Half]);
-        }
-        if self.draws(Feature::Answers, 0.05) {
-            match self.rng.random_range(0..5) {
-                0 => reply.until_close = true,
-                1 => reply.interim = vec![self.one(&[100, 102, 103]).unwrap_or(103)],
-                2 => {
-                    reply.chunked = true;
-                    reply.trailers.push("x-end: of back end".to_owned());
-                }
-                3 => reply.size = self.one(&[0, 1, 300_000]),
-                _ => reply.body_delay = Some(5),
-            }
-        }
-        if self.draws(Feature::Doubles, 0.03) {
-            let name = self.text(&["cache-control", "vary", "etag", "set-cookie", "via", "x-three", "age", "link"]);
-            headers.extend([format!("{name}: 1"), format!("{name}: 2")]);
-        }
-        if self.focus == Some(Feature::Timeouts) && self.chance(0.3) {
-            reply.delay = Some(700);
-        }
-        if request.method == "HEAD" {
-            reply.fail = reply.fail.filter(|fail| *fail != Fail::Half);
-        }
-        reply.headers = headers;
-        reply
     }
 }

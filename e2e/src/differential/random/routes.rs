@@ -33,6 +33,7 @@ impl Maker<'_> {
         if self.draws(Feature::Mirrors, 0.03) {
             host["request_mirror_policies"] = json!([{"cluster": "h2"}]);
         }
+        self.counts(&mut host);
         self.of_filters(&mut host);
         host
     }
@@ -100,24 +101,15 @@ impl Maker<'_> {
                 json!({"safe_regex": {"regex": regex}})
             }
         };
-        if matcher["safe_regex"].is_null() && self.chance(0.2) {
+        let mut rewrite = None;
+        if self.draws(Feature::Templates, 0.04) {
+            (matcher, rewrite) = self.template();
+        }
+        let plain = matcher["safe_regex"].is_null() && matcher["path_match_policy"].is_null();
+        if plain && self.chance(0.2) {
             matcher["case_sensitive"] = json!(false);
         }
-        if self.chance(0.3) {
-            matcher["headers"] =
-                json!((0..self.rng.random_range(1..=2)).map(|_| self.header_match()).collect::<Vec<_>>());
-        }
-        if self.chance(0.2) {
-            let name = self.text(&["k", "j"]);
-            matcher["query_parameters"] = match self.chance(0.3) {
-                true => json!([{"name": name, "present_match": true}]),
-                false => json!([{"name": name, "string_match": self.string_match()}]),
-            };
-        }
-        if self.chance(0.05) {
-            let share = self.one(&[0, 100]);
-            matcher["runtime_fraction"] = json!({"default_value": {"numerator": share, "denominator": "HUNDRED"}});
-        }
+        self.conditions(&mut matcher);
         if self.draws(Feature::Grpc, 0.03) {
             matcher["grpc"] = json!({});
         }
@@ -132,14 +124,34 @@ impl Maker<'_> {
         match kind {
             0 => route["redirect"] = self.redirect(),
             1 => {
-                let status = self.one(&[200, 204, 404, 503]).unwrap_or(200);
-                route["direct_response"] = match status == 204 || self.chance(0.3) {
+                let status = self.one(&[200, 200, 201, 204, 205, 301, 304, 404, 418, 503, 599]).unwrap_or(200);
+                route["direct_response"] = match status == 204 || status == 304 || self.chance(0.3) {
                     true => json!({"status": status}),
                     false => json!({"status": status, "body": {"inline_string": "direct\n"}}),
                 };
             }
             _ => route["route"] = self.forward(),
         }
+        if !route["match"]["path_match_policy"].is_null() {
+            for action in ["redirect", "route"] {
+                route[action].as_object_mut().map(|action| action.remove("prefix_rewrite"));
+            }
+            for action in ["redirect", "route"] {
+                if route[action].is_null() {
+                    route.as_object_mut().map(|route| route.remove(action));
+                }
+            }
+        }
+        if let (Some(rewrite), Some(forward)) = (rewrite, route.get_mut("route")) {
+            for key in ["prefix_rewrite", "regex_rewrite"] {
+                forward.as_object_mut().map(|map| map.remove(key));
+            }
+            forward["path_rewrite_policy"] = rewrite;
+        }
+        if self.chance(0.1) {
+            route["metadata"] = json!({"filter_metadata": {"some": {"one": "of route", "deep": {"two": [1, true]}}}});
+        }
+
         if self.chance(0.25) {
             route["request_headers_to_add"] = json!([self.header_op()]);
         }
@@ -224,14 +236,26 @@ impl Maker<'_> {
             forward["cluster"] = json!("once");
         }
         if self.draws(Feature::Grpc, 0.02) {
-            forward["cluster"] = json!("h2");
+            forward["cluster"] = json!(self.text(&["h2", "h2", "trailers"]));
+            if self.chance(0.3) {
+                forward["max_grpc_timeout"] = json!(self.text(&["0s", "6s"]));
+                forward["grpc_timeout_offset"] = json!("0.5s");
+            } else if self.chance(0.2) {
+                forward["max_stream_duration"] =
+                    json!({"max_stream_duration": "9s", "grpc_timeout_header_max": self.text(&["0s", "6s"])});
+            }
         }
         if self.draws(Feature::Hashes, 0.08) {
-            forward["cluster"] = json!(self.text(&["ring", "maglev"]));
+            forward["cluster"] = json!(self.text(&["ring", "maglev", "small-ring", "small-maglev"]));
             forward["hash_policy"] = self.hashes();
         }
+        if self.draws(Feature::Upgrades, 0.03) {
+            forward["upgrade_configs"] = json!([{
+                "upgrade_type": self.text(&["websocket", "other"]), "enabled": self.chance(0.7),
+            }]);
+        }
         if self.draws(Feature::Subsets, 0.05) {
-            forward["cluster"] = json!("versions");
+            forward["cluster"] = json!(self.text(&["versions", "usual-version", "any-version"]));
             forward["metadata_match"] =
                 json!({"filter_metadata": {"envoy.lb": {"version": self.text(&["v1", "v2", "v3"])}}});
         }
@@ -245,6 +269,8 @@ impl Maker<'_> {
             forward["cluster"] = json!(self.text(&["none", "h2"]));
             forward["cluster_not_found_response_code"] = json!(self.text(&["NOT_FOUND", "SERVICE_UNAVAILABLE"]));
         }
+        self.place(&mut forward);
+        self.counts(&mut forward);
         let plain = forward["hash_policy"].is_null() && forward["metadata_match"].is_null();
         if plain && self.draws(Feature::Weights, 0.1) {
             if let Some(map) = forward.as_object_mut() {
@@ -267,6 +293,9 @@ impl Maker<'_> {
                 }
                 if maker.chance(0.2) {
                     cluster["request_headers_to_remove"] = json!(["x-one"]);
+                }
+                if maker.chance(0.2) {
+                    cluster["response_headers_to_remove"] = json!(["x-two", "x-backend"]);
                 }
                 maker.of_filters(&mut cluster);
                 cluster
@@ -305,7 +334,7 @@ impl Maker<'_> {
     }
 
     fn redirect(&mut self) -> Value {
-        let mut redirect = match self.rng.random_range(0..9) {
+        let mut redirect = match self.rng.random_range(0..11) {
             0 => json!({"https_redirect": true}),
             1 => json!({"host_redirect": "elsewhere.example"}),
             2 => json!({"path_redirect": "/elsewhere"}),
@@ -313,8 +342,13 @@ impl Maker<'_> {
             4 => json!({"scheme_redirect": self.text(&["http", "https"]), "port_redirect": 8443}),
             5 => json!({"host_redirect": "elsewhere.example", "port_redirect": 80, "https_redirect": true}),
             6 => json!({"regex_rewrite": {"pattern": {"regex": "^/([^/]*)"}, "substitution": "/r-\\1"}}),
+            7 => json!({"regex_rewrite": {"pattern": {"regex": "([a-z]+)$"}, "substitution": "\\1?more=\\1"}}),
+            8 => json!({"prefix_rewrite": "/new?own=1", "host_redirect": "elsewhere.example:99"}),
             _ => json!({"prefix_rewrite": self.path()}),
         };
+        if self.chance(0.15) && redirect["https_redirect"].is_null() && redirect["scheme_redirect"].is_null() {
+            redirect["https_redirect"] = json!(true);
+        }
         if self.chance(0.3) {
             redirect["response_code"] =
                 json!(self.text(&["FOUND", "SEE_OTHER", "TEMPORARY_REDIRECT", "PERMANENT_REDIRECT"]));
@@ -323,38 +357,6 @@ impl Maker<'_> {
             redirect["strip_query"] = json!(true);
         }
         redirect
-    }
-
-    pub(super) fn string_match(&mut self) -> Value {
-        let value = self.text(&["1", "one", "o", "5"]);
-        match self.rng.random_range(0..6) {
-            0 | 1 => json!({"exact": value}),
-            2 => json!({"prefix": value}),
-            3 => json!({"suffix": value}),
-            4 => json!({"contains": value, "ignore_case": true}),
-            _ => json!({"safe_regex": {"regex": self.text(&["[0-9]+", "one.*", "\\w*"])}}),
-        }
-    }
-
-    pub(super) fn header_match(&mut self) -> Value {
-        let name = match self.chance(0.12) {
-            true => self.text(&[":method", ":path", ":authority", ":scheme", "content-type", "x-forwarded-proto"]),
-            false => self.text(&NAMES),
-        };
-        let mut matcher = json!({"name": name});
-        match self.rng.random_range(0..6) {
-            0 => matcher["present_match"] = json!(self.chance(0.7)),
-            1 => matcher["range_match"] = json!({"start": 1, "end": 15}),
-            2 => {
-                matcher["string_match"] = self.string_match();
-                matcher["treat_missing_header_as_empty"] = json!(true);
-            }
-            _ => matcher["string_match"] = self.string_match(),
-        }
-        if self.chance(0.2) {
-            matcher["invert_match"] = json!(true);
-        }
-        matcher
     }
 
     pub(super) fn header_op(&mut self) -> Value {
@@ -383,10 +385,56 @@ impl Maker<'_> {
             "%UPSTREAM_CLUSTER%",
             "%BYTES_RECEIVED%",
             "%GRPC_STATUS%",
+            "%METADATA(ROUTE:some:one)%",
+            "%METADATA(ROUTE:some:deep)%",
+            "%METADATA(CLUSTER:some:one)%",
+            "%UPSTREAM_METADATA(envoy.lb:version)%",
+            "%CLUSTER_METADATA(some:one)%",
+            "%DOWNSTREAM_LOCAL_PORT%",
+            "%DOWNSTREAM_LOCAL_ADDRESS%",
+            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+            "%UPSTREAM_HOST%",
+            "%UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
+            "%UPSTREAM_REMOTE_PORT%",
+            "%QUERY_PARAMS%",
+            "%QUERY_PARAM(j):2%",
+            "%PATH(WQ:ORIG)%",
+            "%PATH(WQ:PATH)%",
+            "%REQ(X-ENVOY-ORIGINAL-PATH?:path)%",
+            "%REQ(host)%",
+            "%UPSTREAM_PROTOCOL%",
+            "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+            "%TRAILER(x-end)%",
+            "%RESPONSE_FLAGS_LONG%",
+            "%START_TIME(%Y)%",
+            "%FILTER_CHAIN_NAME%",
+            "%REQUESTED_SERVER_NAME%",
+            "%PROTOCOL%-%REQ(x-three)%",
+            "%RESP(x-backend)%/%RESP(:status)%",
+            "%GRPC_STATUS_NUMBER%",
+            "%BYTES_SENT%",
+            "a, %REQ(x-one)%, \"c\"",
+            "  spaced  ",
             "",
         ]);
         let key = match self.draws(Feature::Doubles, 0.1) {
-            true => self.text(&["via", "cache-control", "content-type", "vary", "x-forwarded-for", "referer"]),
+            true => self.text(&[
+                "via",
+                "cache-control",
+                "content-type",
+                "vary",
+                "x-forwarded-for",
+                "referer",
+                "X-Upper",
+                "set-cookie",
+                "x-envoy-upstream-service-time",
+                "server",
+                "date",
+                "x-request-id",
+                "user-agent",
+                "te",
+                "x-forwarded-proto",
+            ]),
             false => self.text(&NAMES),
         };
         let mut op = json!({"header": {"key": key, "value": value}, "append_action": action});

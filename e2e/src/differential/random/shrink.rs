@@ -1,10 +1,10 @@
 //! A failing case made small: everything that can be left out of it, a step at a time.
 
 use super::super::{
-    case::{Case, Request, Speaks},
+    case::{Case, ClientTls, Request, Speaks},
     reply::Reply,
 };
-use super::backends;
+use super::clusters::backends;
 use serde_json::{Value, json};
 
 /// The case with only one of its requests.
@@ -135,7 +135,7 @@ pub(in super::super) fn smaller(case: &Case) -> Vec<Case> {
 }
 
 /// What no route can be without.
-const ESSENTIAL: [&str; 14] = [
+const ESSENTIAL: [&str; 15] = [
     "match",
     "route",
     "redirect",
@@ -150,6 +150,7 @@ const ESSENTIAL: [&str; 14] = [
     "path_redirect",
     "cluster_header",
     "connect_matcher",
+    "path_match_policy",
 ];
 
 fn keys(of: &Value) -> Vec<String> {
@@ -160,6 +161,10 @@ fn remove(from: &mut Value, key: &str) {
     if let Some(map) = from.as_object_mut() {
         map.remove(key);
     }
+}
+
+fn of_tls(tls: &ClientTls) -> Value {
+    json!({"sni": tls.sni, "alpn": tls.alpn, "certificate": tls.certificate})
 }
 
 /// The case as the file that it could become.
@@ -178,6 +183,10 @@ pub(in super::super) fn as_file(case: &Case) -> String {
             ("chunked", json!(request.chunked), !request.chunked),
             ("size", json!(request.size), request.size.is_none()),
             ("trailers", json!(request.trailers), request.trailers.is_empty()),
+            ("version", json!(request.version), request.version == usual.version),
+            ("raw", json!(request.raw), request.raw.is_none()),
+            ("then", json!(request.then), request.then.is_none()),
+            ("tls", json!(request.tls.as_ref().map(of_tls)), request.tls.is_none()),
             ("settle", json!(request.settle), request.settle == 0),
             ("replies", json!(request.replies), request.replies.is_empty()),
         ] {
@@ -201,6 +210,7 @@ pub(in super::super) fn as_file(case: &Case) -> String {
         ("http_filters", json!(case.http_filters)),
         ("logs", json!(case.logs)),
         ("clusters", json!(clusters)),
+        ("transport_socket", json!(case.transport_socket)),
     ] {
         if value.as_object().is_some_and(|map| !map.is_empty()) || value.as_array().is_some_and(|list| !list.is_empty())
         {

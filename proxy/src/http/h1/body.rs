@@ -159,40 +159,14 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
     }
 }
 
-/// As [`headers`], with names in the form `Content-Type`.
-pub(crate) fn proper_headers(out: &mut Vec<u8>, headers: &Headers) {
-    for (name, value, known) in headers.iter() {
-        if known != Known::ContentLength {
-            proper_name(out, name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-}
-
-/// Writes a name in that form.
-pub(crate) fn proper_name(out: &mut Vec<u8>, name: &[u8]) {
-    let mut begins = true;
-    out.extend(name.iter().map(|byte| {
-        let written = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-        begins = !byte.is_ascii_alphanumeric();
-        written
-    }));
-}
-
-/// Brings the names of these lines into that form.
-pub(crate) fn proper_lines(lines: &mut [u8]) {
-    let (mut in_name, mut begins) = (true, true);
-    for byte in lines {
-        match *byte {
-            b'\n' => (in_name, begins) = (true, true),
-            b':' => in_name = false,
-            other if in_name => {
-                *byte = if begins { other.to_ascii_uppercase() } else { other.to_ascii_lowercase() };
-                begins = !other.is_ascii_alphanumeric();
-            }
-            _ => {}
+/// Brings the names of header lines into the form `Content-Type`.
+pub(crate) fn proper_names(lines: &mut [u8]) {
+    for line in lines.split_mut(|byte| *byte == b'\n') {
+        let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+        let mut begins = true;
+        for byte in &mut line[..end] {
+            *byte = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+            begins = !byte.is_ascii_alphanumeric();
         }
     }
 }

@@ -207,7 +207,10 @@ impl Downstream for Connection {
         let out = self.output.tail(256);
         let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, reason(head.status));
         let before = out.len();
-        write_headers(out, &head.headers, self.proper_case);
+        body::headers(out, &head.headers);
+        if self.proper_case {
+            body::proper_names(&mut out[before..]);
+        }
         self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
     }
@@ -219,8 +222,11 @@ impl Downstream for Connection {
             self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let to_head = request.method() == b"HEAD";
-        let until_end = head.body == BodyLength::Unknown && request.version == Version::Http10;
-        self.closing |= until_end;
+        let old = request.version == Version::Http10;
+        let until_end = old && head.body == BodyLength::Unknown;
+        // Envoy ends a connection of HTTP/1.0 also behind an answer that is known to have no body and tells no length.
+        let untold = head.body == BodyLength::Empty && head.headers.known(Known::ContentLength).is_none();
+        self.closing |= until_end || old && untold;
         let tunnel = head.body == BodyLength::Tunnel;
         // What is left of a request that is answered already is not read: the client is told. Nor is what comes behind a tunnel
         // that is not granted: it may be meant for the other protocol.
@@ -235,8 +241,7 @@ impl Downstream for Connection {
             BodyLength::Unknown if !until_end => Writer::Chunked,
             _ => Writer::Plain,
         };
-        write_headers(out, &head.headers, self.proper_case);
-        let framing = out.len();
+        body::headers(out, &head.headers);
         match head.body {
             BodyLength::Tunnel if head.status != 101 => {}
             BodyLength::Tunnel => {
@@ -276,7 +281,7 @@ impl Downstream for Connection {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
         if self.proper_case {
-            body::proper_lines(&mut out[framing..]);
+            body::proper_names(&mut out[before..]);
         }
         self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
@@ -343,13 +348,6 @@ impl Downstream for Connection {
         self.closing = true;
         self.reader = Reader::UntilClose;
         self.writer = Writer::Plain;
-    }
-}
-
-fn write_headers(out: &mut Vec<u8>, headers: &Headers, proper_case: bool) {
-    match proper_case {
-        false => body::headers(out, headers),
-        true => body::proper_headers(out, headers),
     }
 }
 

@@ -147,25 +147,19 @@ impl Upstream for Connection {
         out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let before = out.len();
-        let proper = self.options.proper_case;
-        out.extend_from_slice(if proper { b"Host: " } else { b"host: " });
+        out.extend_from_slice(b"host: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
         for (name, value, known) in head.headers.iter() {
             // Who we are is told only to those who can keep it: proxies of the mesh.
             let skip = known == Known::ContentLength || known == Known::Peer && !secure;
             if !skip {
-                if proper {
-                    body::proper_name(out, name)
-                } else {
-                    out.extend_from_slice(name)
-                }
+                out.extend_from_slice(name);
                 out.extend_from_slice(b": ");
                 out.extend_from_slice(value);
                 out.extend_from_slice(b"\r\n");
             }
         }
-        let framing = out.len();
         self.writer = match head.body {
             BodyLength::Empty => {
                 // Methods that may have a body say that there is none (RFC 9110, 8.6), and what the client says is passed on.
@@ -191,8 +185,8 @@ impl Upstream for Connection {
             out.extend_from_slice(protocol);
             out.extend_from_slice(b"\r\n");
         }
-        if proper {
-            body::proper_lines(&mut out[framing..]);
+        if self.options.proper_case {
+            body::proper_names(&mut out[before..]);
         }
         self.heads = (0, (out.len() - before) as u32);
         out.extend_from_slice(b"\r\n");

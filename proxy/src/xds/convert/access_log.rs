@@ -6,7 +6,7 @@ use crate::config::AccessLog;
 use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags};
 use leno_xds::envoy::config::accesslog::v3::{
     self as xds, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, GrpcStatusFilter, HeaderFilter,
-    LogTypeFilter, NotHealthCheckFilter, OrFilter, ResponseFlagFilter, RuntimeFilter, StatusCodeFilter,
+    LogTypeFilter, MetadataFilter, NotHealthCheckFilter, OrFilter, ResponseFlagFilter, RuntimeFilter, StatusCodeFilter,
     TraceableFilter, access_log, access_log_filter::FilterSpecifier, comparison_filter::Op,
 };
 use leno_xds::envoy::config::core::v3::{
@@ -201,14 +201,31 @@ fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<
         }
         Some(FilterSpecifier::AndFilter(AndFilter { filters })) => Ok(LogFilter::All(each(filters, "and_filter")?)),
         Some(FilterSpecifier::OrFilter(OrFilter { filters })) => Ok(LogFilter::Any(each(filters, "or_filter")?)),
-        Some(FilterSpecifier::MetadataFilter(_)) => {
-            Err(Refused::new("metadata_filter", "is not supported by this proxy"))
-        }
+        Some(FilterSpecifier::MetadataFilter(value)) => without_metadata(value).within("metadata_filter"),
         Some(FilterSpecifier::ExtensionFilter(_)) => {
             Err(Refused::new("extension_filter", "is not supported by this proxy"))
         }
         None => Err(Refused::new("filter_specifier", "is missing")),
     }
+}
+
+/// A condition on metadata that no filter here sets: it holds, or not, as is said for what is not there.
+fn without_metadata(value: MetadataFilter) -> Converted<LogFilter> {
+    let MetadataFilter { matcher: wanted, match_if_key_not_found } = value;
+    if let Some(wanted) = wanted {
+        if wanted.filter.starts_with("envoy.filters.") {
+            return Err(Refused::new(
+                "matcher.filter",
+                "of metadata of Envoy's own filters is not supported by this proxy",
+            ));
+        }
+        // Malformed conditions are refused all the same.
+        matcher::holds_without_metadata(wanted).within("matcher")?;
+    }
+    Ok(match match_if_key_not_found.unwrap_or(true) {
+        true => LogFilter::All(Vec::new()),
+        false => LogFilter::Any(Vec::new()),
+    })
 }
 
 fn bits(numbers: &[i32], most: u32) -> Option<u32> {

@@ -13,7 +13,7 @@ use leno_xds::envoy::extensions::filters::http::decompressor::v3 as opposite;
 use prost_types::Any;
 
 /// What is compressed where nothing is said; Envoy's list.
-const TYPES: [&str; 18] = [
+const TYPES: [&str; 20] = [
     "text/html",
     "text/plain",
     "text/css",
@@ -32,6 +32,8 @@ const TYPES: [&str; 18] = [
     "image/svg+xml",
     "text/xml",
     "application/xhtml+xml",
+    "application/grpc-web",
+    "application/grpc-web+proto",
 ];
 /// Bytes that are worth it where nothing is said.
 const MIN_LENGTH: u32 = 30;
