@@ -61,8 +61,10 @@ pub(super) fn config(state: &State) -> Value {
             let entry = |(name, raw)| written_entry(kind, field, name, raw);
             add(list, written.into_iter().map(entry).collect());
         }
-        if kind == Kind::Routes {
-            add("static_route_configs", written_routes(state));
+        match kind {
+            Kind::Routes => add("static_route_configs", written_routes(state)),
+            Kind::Endpoints => add("static_endpoint_configs", written_endpoints(state)),
+            _ => {}
         }
         sections.push(section);
     }
@@ -122,6 +124,16 @@ fn written_routes(state: &State) -> Vec<Value> {
         }));
     }
     all
+}
+
+/// Endpoints that are written in clusters.
+fn written_endpoints(state: &State) -> Vec<Value> {
+    let of = |(_, raw): (&str, &Raw)| {
+        let mut endpoints = leno_xds::json::any_to_value(&raw.body).ok()?.get_mut("load_assignment")?.take();
+        endpoints["@type"] = json!("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment");
+        Some(json!({"endpoint_config": endpoints}))
+    };
+    state.raws(Kind::Cluster).filter_map(of).collect()
 }
 
 /// Takes keys and passwords out, wherever they are written, as Envoy does.

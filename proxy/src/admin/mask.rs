@@ -40,11 +40,11 @@ pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, S
         sections.retain(|section| !section["@type"].as_str().is_some_and(|name| name.ends_with("EndpointsConfigDump")));
     }
     if let Some(names) = &wanted.names {
-        sections.retain(|section| section.get("bootstrap").is_none());
         for section in sections.iter_mut().filter_map(Value::as_object_mut) {
             for entries in section.values_mut().filter_map(Value::as_array_mut) {
                 entries.retain(|entry| name_of(entry).is_some_and(|name| names.is_match(name)));
             }
+            section.retain(|_, list| list.as_array().is_none_or(|entries| !entries.is_empty()));
         }
     }
     let masks: Vec<Vec<&str>> =

@@ -469,11 +469,11 @@ fn logging(_: &View, query: &Query) -> Result<Answer, Refusal> {
 /// Every logger with its level: all of them, and those that have one of their own.
 fn active_loggers() -> String {
     let now = leno_runtime::logging::level().unwrap_or_default();
-    let logger = |part: &str| match part.split_once('=') {
-        Some((name, level)) => format!("  {name}: {level}\n"),
-        None => format!("  all: {part}\n"),
-    };
-    format!("active loggers:\n{}", now.split(',').map(logger).collect::<String>())
+    // The last word about one counts.
+    let levels: BTreeMap<&str, &str> =
+        now.split(',').map(|part| part.split_once('=').unwrap_or(("all", part))).collect();
+    let lines = levels.into_iter().map(|(name, level)| format!("  {name}: {level}\n"));
+    format!("active loggers:\n{}", lines.collect::<String>())
 }
 
 fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {

@@ -390,7 +390,7 @@ impl Call<'_> {
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
         let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
-        entry.virtual_cluster = group.map(|group| &*group.name);
+        entry.virtual_cluster = group.and_then(|group| group.name());
         entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
     }

@@ -42,12 +42,12 @@ fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
             None => selected.target.map(|target| target.cluster),
         };
         call.tally.cluster = id.and_then(|id| call.root.cluster(id)).cloned();
-    }
-    if !selected.host.virtual_clusters.is_empty() {
-        let fits =
-            |cluster: &&VirtualCluster| cluster.headers.iter().all(|one| route::header_matches(one, call.request));
-        let found = selected.host.virtual_clusters.iter().find(fits);
-        call.tally.filters().virtual_cluster = found.map(|cluster| &*cluster.group);
+        if !selected.host.virtual_clusters.is_empty() {
+            let fits =
+                |cluster: &&VirtualCluster| cluster.headers.iter().all(|one| route::header_matches(one, call.request));
+            let found = selected.host.virtual_clusters.iter().find(fits);
+            call.tally.filters().virtual_cluster = found.map(|cluster| &*cluster.group);
+        }
     }
     call.tally.selected = Some(selected);
     selected

@@ -12,8 +12,9 @@ const MAX_CODES: usize = 64;
 /// Their numbers, under Envoy's names.
 #[derive(Debug)]
 pub struct RequestGroup {
-    /// The name of the group, for lines of logs.
-    pub name: Arc<str>,
+    name: Box<str>,
+    /// It is of requests that fit nothing else.
+    rest: bool,
     counters: Counters,
     host: Box<str>,
     kind: (&'static str, &'static str),
@@ -33,6 +34,16 @@ impl RequestGroup {
         Self::new(counters, host, ("vcluster.", "envoy_virtual_cluster"), name)
     }
 
+    /// Those that fit no virtual cluster of this virtual host.
+    pub fn others(counters: &Counters, host: &str) -> Self {
+        Self { rest: true, ..Self::virtual_cluster(counters, host, "other") }
+    }
+
+    /// The name, for lines of logs; those that fit nothing have none.
+    pub fn name(&self) -> Option<&str> {
+        (!self.rest).then_some(&*self.name)
+    }
+
     /// Those of routes of this virtual host with that prefix.
     pub fn route(counters: &Counters, host: &str, prefix: &str) -> Self {
         Self::new(counters, host, ("route.", "envoy_route"), prefix)
@@ -43,6 +54,7 @@ impl RequestGroup {
         let of = |stat: &str| counters.counter(&scopes, stat);
         Self {
             name: name.into(),
+            rest: false,
             counters: counters.clone(),
             host: host.into(),
             kind,

@@ -75,7 +75,7 @@ fn stats_when_requests_ended_then_envoys_names_tell_of_them() {
     ] {
         assert!(page.lines().any(|have| have == line), "{line} is not in\n{page}");
     }
-    let used = ask(at, "GET", "/stats?usedonly&filter=upstream_rq_%5B0-9%5D").body;
+    let used = ask(at, "GET", "/stats?usedonly&filter=test.upstream_rq_%5B0-9%5D").body;
     assert_eq!(used.lines().count(), 4, "{used}");
     let json: serde_json::Value =
         serde_json::from_str(&ask(at, "GET", "/stats?format=json&filter=rq_503").body).unwrap();

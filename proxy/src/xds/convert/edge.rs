@@ -101,6 +101,7 @@ fn is_special(edge: &Edge) -> bool {
         || edge.client_cert != ClientCert::Sanitize
         || edge.secure.is_some()
         || edge.via.is_some()
+        || edge.user_agent.is_some()
         || edge.request_id_in_response
         || !edge.early.is_empty()
 }

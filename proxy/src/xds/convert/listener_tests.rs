@@ -127,10 +127,7 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
         (json!({"enable_mptcp": true}), "enable_mptcp"),
         (json!({"access_log": [{"name": "a"}]}), "access_log[0].typed_config"),
         (json!({"filter_chain_matcher": {}}), "filter_chain_matcher"),
-        (
-            json!({"socket_options": [{"level": 1, "name": 9, "int_value": 1, "state": "STATE_LISTENING"}]}),
-            "socket_options[0].state",
-        ),
+        (json!({"socket_options": [{"level": 1, "name": 9, "int_value": 1, "state": 9}]}), "socket_options[0].state"),
         (json!({"filter_chains": [chain(json!({"suffix_len": 1}))]}), "filter_chains[0].filter_chain_match.suffix_len"),
         (
             json!({"filter_chains": [chain(json!({"transport_protocol": "quic"}))]}),

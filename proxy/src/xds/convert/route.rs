@@ -152,7 +152,8 @@ fn virtual_clusters(context: &Context, host: &str, values: Vec<xds::VirtualClust
         all.push(VirtualCluster { headers, group: group(&name) });
     }
     if !all.is_empty() {
-        all.push(VirtualCluster { headers: Vec::new(), group: group("other") });
+        let group = Arc::new(RequestGroup::others(&context.counters, host));
+        all.push(VirtualCluster { headers: Vec::new(), group });
     }
     Ok(all)
 }

@@ -57,7 +57,7 @@ fn fault_with_every_part_is_converted() {
 fn filter_with_what_is_not_supported_is_refused_by_its_path() {
     let rules = |policy: Value| json!({"rules": {"policies": {"p": policy}}});
     for (kind, value, field) in [
-        ("fault.v3.HTTPFault", json!({"response_rate_limit": {}}), "response_rate_limit"),
+        ("fault.v3.HTTPFault", json!({"response_rate_limit": {}}), "response_rate_limit.limit_type"),
         ("fault.v3.HTTPFault", json!({"abort": {"http_status": 99}}), "abort.http_status"),
         ("rbac.v3.RBAC", rules(json!({"condition": {"id": "1"}})), "rules.policies[\"p\"].condition"),
         (
