@@ -40,7 +40,8 @@ enum Task {
     Up(Which),
     /// Stop a cluster and remove all of it but the cached programs (needs root).
     Down(Which),
-    /// Let a second node join a running cluster, for pods only (needs root). It goes with the cluster.
+    /// Let a second node join a running cluster, for pods that tolerate the taint `leno.dev/second-node` (needs root). It goes with
+    /// the cluster.
     ///
     /// Example: `leno-cluster join --name demo`
     Join(Which),

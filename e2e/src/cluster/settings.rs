@@ -118,6 +118,9 @@ pub struct Programs {
     pub node: std::path::PathBuf,
 }
 
+/// The taint of the second node: only pods that tolerate it go there.
+pub const SECOND_TAINT: &str = "leno.dev/second-node";
+
 /// The programs of a node that carries pods only.
 const FOR_PODS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
 
@@ -129,9 +132,9 @@ pub fn daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
 }
 
 fn all_daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
-    let zone = match layout.node {
-        Node::First => "local-a",
-        Node::Second => "local-b",
+    let (zone, taints) = match layout.node {
+        Node::First => ("local-a", String::new()),
+        Node::Second => ("local-b", format!("{SECOND_TAINT}=true:NoSchedule")),
     };
     let state = layout.state();
     let file = |path: &str| state.join(path).display().to_string();
@@ -247,6 +250,7 @@ fn all_daemons(layout: &Layout, programs: &Programs) -> Vec<Daemon> {
                 format!("--hostname-override={}", layout.node_name()),
                 format!("--node-ip={}", layout.node_ip()),
                 format!("--node-labels=topology.kubernetes.io/region=local,topology.kubernetes.io/zone={zone}"),
+                format!("--register-with-taints={taints}"),
             ],
         ),
         daemon(kubernetes, "kube-proxy", Some(api), vec![format!("--config={}", file("kube-proxy.yaml"))]),

@@ -20,8 +20,20 @@ pub fn normal(line: &str, own: &str) -> String {
     };
     match masked {
         Some(mask) => format!("{place}: {mask}"),
-        None => line.replace(own, "<proxy>"),
+        None => without(own, line),
     }
+}
+
+/// Leaves an address out, where it is no part of a longer one.
+fn without(own: &str, line: &str) -> String {
+    let (mut out, mut rest) = (String::new(), line);
+    while let Some((before, after)) = rest.split_once(own) {
+        let whole = !after.starts_with(|c: char| c.is_ascii_digit());
+        out.push_str(before);
+        out.push_str(if whole { "<proxy>" } else { own });
+        rest = after;
+    }
+    out + rest
 }
 
 fn rounded(milliseconds: &str) -> String {
@@ -115,6 +127,7 @@ mod tests {
         assert_eq!(normal("response: header date: now", "127.1.1.1"), "response: header date: now");
         assert_eq!(normal("header date: now", "127.1.1.1"), "header date: <date>");
         assert_eq!(normal("header location: http://127.1.1.1:1/", "127.1.1.1"), "header location: http://<proxy>:1/");
+        assert_eq!(normal("header x: 127.1.1.10", "127.1.1.1"), "header x: 127.1.1.10");
         assert_eq!(normal("header x-request-id: mine", "127.1.1.1"), "header x-request-id: mine");
     }
 

@@ -220,7 +220,9 @@ impl Server {
     async fn answer1(&self, wire: &mut Wire, handle: &std::net::TcpStream, head: &Head, reply: &Reply) -> Result<bool> {
         match reply.fail {
             Some(Fail::Hang) => tokio::time::sleep(HANG).await,
-            Some(Fail::Reset | Fail::Refuse) => socket2::SockRef::from(handle).set_linger(Some(Duration::ZERO))?,
+            Some(Fail::Reset | Fail::Refuse | Fail::Breach) => {
+                socket2::SockRef::from(handle).set_linger(Some(Duration::ZERO))?
+            }
             _ => {}
         }
         if reply.fail.is_some_and(|fail| fail != Fail::Half) {
@@ -339,6 +341,10 @@ impl Server {
         match reply.fail {
             Some(Fail::Reset | Fail::Close) => {
                 respond.send_reset(h2::Reason::INTERNAL_ERROR);
+                return Ok(());
+            }
+            Some(Fail::Breach) => {
+                respond.send_reset(h2::Reason::PROTOCOL_ERROR);
                 return Ok(());
             }
             Some(Fail::Refuse) => {

@@ -65,6 +65,8 @@ pub enum Fail {
     Close,
     /// HTTP/2: refuses the stream.
     Refuse,
+    /// HTTP/2: resets the stream for a breach of the protocol.
+    Breach,
     /// Ends after the head and half of the body.
     Half,
     /// Never answers (for at most ten seconds).

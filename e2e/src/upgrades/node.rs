@@ -6,8 +6,6 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// Keeps what is not for the second node away from it.
-const TAINT: &str = "mesh.leno.dev/test";
 /// The Deployment whose pods are on both nodes.
 const FAR: &str = "far";
 /// Its pods.
@@ -22,8 +20,6 @@ pub(super) fn restarted(run: &Run) -> Result<String> {
     let first = super::broken::local(run)?;
     let second = Second::join(first)?;
     let name = second.name();
-    let taint = format!("{TAINT}=second:NoSchedule");
-    bed.kubectl(&["taint", "node", &name, &taint, "--overwrite"])?;
     bed.kubectl(&["uncordon", &name])?;
     second.copy_images(first)?;
     bed.apply(&json!({"apiVersion": "v1", "kind": "List", "items": far(run)}).to_string())?;
@@ -71,7 +67,7 @@ fn far(run: &Run) -> Vec<Value> {
     let selector = json!({"matchLabels": {"place": FAR}});
     let mut template = app.template(run.bed);
     template["metadata"]["labels"] = labels;
-    template["spec"]["tolerations"] = json!([{"key": TAINT, "operator": "Exists"}]);
+    template["spec"]["tolerations"] = json!([{"key": SECOND_TAINT, "operator": "Exists"}]);
     template["spec"]["topologySpreadConstraints"] = json!([{
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",

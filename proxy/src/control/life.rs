@@ -35,7 +35,8 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(15);
 const SUCCESSION_LIMIT: Duration = Duration::from_secs(20);
 /// The same after SIGTERM, when the kubelet's patience is shorter.
 const LATE_HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
-/// How long a connection without a request is kept when the pod goes: the kubelet waits for it.
+/// How long a connection without a request is kept when the pod goes: the kubelet waits for it, and before long there is no app to
+/// answer a request that comes on it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
 /// The same in a hand-over, where nobody waits: the next request finds it open, and its answer says that it ends. One that is closed
 /// while a request is on its way to it is a request lost.
@@ -239,7 +240,7 @@ impl Slot<'_> {
             self.set_ready(health, false);
             self.tell(|situation| situation.draining = true);
             // When the app has ended, clients must be elsewhere.
-            traffic.ask_to_leave(SUCCESSION_IDLE).await;
+            traffic.ask_to_leave(LEAVE_IDLE).await;
             wish.send(()).ok();
         }
     }

@@ -157,7 +157,7 @@ fn port_start(host: &[u8]) -> Option<(usize, u32)> {
 
 /// A wish for a tunnel (an upgrade, or CONNECT) that is not offered is refused: what follows the head could be taken for the
 /// other protocol by one server and for a request by the next. What a route says goes before what the manager does.
-pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>) -> Result<(), Reply> {
+pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>, needs_tls: bool) -> Result<(), Reply> {
     let request = &*call.request;
     let wanted = match request.upgrade() {
         Some(protocol) => protocol,
@@ -165,9 +165,11 @@ pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>) -> Result
         None => return Ok(()),
     };
     // Where there is no route, that is the answer.
-    let Some(selected) = selected else { return Ok(()) };
-    let of_route = match &selected.route.action {
-        Action::Forward(forward) => {
+    if selected.is_none() && !needs_tls {
+        return Ok(());
+    }
+    let of_route = match selected.map(|selected| &selected.route.action) {
+        Some(Action::Forward(forward)) => {
             forward.upgrades.iter().find(|(name, _)| wanted.eq_ignore_ascii_case(name.as_bytes()))
         }
         _ => None,

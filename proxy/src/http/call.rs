@@ -348,6 +348,7 @@ impl Call<'_> {
         entry.scheme = self.request.scheme();
         entry.protocol = Some(self.request.version.as_str());
         entry.code = tally.code;
+        entry.status = self.response.status;
         entry.flags = tally.flags;
         let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
         entry.code_details = Some(own.unwrap_or(tally.details));

@@ -23,7 +23,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     };
     let text = &*text;
     let grpc = call.request.is_grpc();
-    reply::begin(call, if grpc { 200 } else { code });
+    reply::begin(call, reply.code);
     reply::of_route(call);
     if reply == reply::ELSEWHERE {
         let path = call.request.path().to_vec();
@@ -31,6 +31,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     }
     reply::overloaded(call, reply);
     mapped(call, mapper, reply.code);
+    call.response.status = if grpc { 200 } else { code };
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
     finish(call, down, own.grpc, (code, format), text.as_bytes(), close);
 }
@@ -50,12 +51,13 @@ pub(super) fn answer<'a, D: Downstream>(
     let mapper = config.and_then(|config| config.mappers.iter().find(|mapper| holds(mapper, call, code)));
     let (own, code) = (code, mapper.and_then(|mapper| mapper.status).unwrap_or(code));
     let grpc = call.request.is_grpc();
-    reply::begin(call, if grpc { 200 } else { code });
+    reply::begin(call, own);
     if let Some(location) = location {
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
     mapped(call, mapper, own);
+    call.response.status = if grpc { 200 } else { code };
     let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
     finish(call, down, None, (code, format), body, close);

@@ -147,7 +147,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
         if call.manager.log_starts && redirects == 0 {
             call.log_as(LogKind::DownstreamStart);
         }
-        tunnels(call, selected).inspect_err(|_| filter::on_refused(call, selected, true))?;
+        tunnels(call, selected, needs_tls).inspect_err(|_| filter::on_refused(call, selected, true))?;
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }

@@ -164,8 +164,8 @@ pub fn late(reply: Reply, complete: bool) -> Reply {
 
 /// Answers with a reply. The response is complete; it still has to be flushed.
 pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
-    // Of a limit the answer itself does not know yet, as in Envoy.
-    if reply.flags != ResponseFlags::RATE_LIMITED {
+    // Of a limit, or of what cannot be read, the answer itself does not know yet, as in Envoy.
+    if reply.flags != ResponseFlags::RATE_LIMITED && reply.flags != ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR {
         call.tally.flags |= reply.flags;
     }
     answer(call, down, reply, close);
@@ -173,8 +173,8 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
 }
 
 fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
-    // What a 400 is the answer to may be followed by more of it.
-    let untrusted = reply.close || reply.code == 400 && !call.is_http2();
+    // What a 400 is the answer to may be followed by more of it. Other streams of HTTP/2 are not to suffer for it.
+    let untrusted = (reply.close || reply.code == 400) && !call.is_http2();
     let close = close || untrusted && !call.manager.stream_error_on_invalid;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
@@ -188,8 +188,9 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     let body = own.body.map_or_else(|| text(call, reply), Cow::Borrowed);
     let body = &*body;
     if call.request.is_grpc() {
-        begin(call, 200);
+        begin(call, reply.code);
         of_route(call);
+        call.response.status = 200;
         call.tally.code = reply.code;
         grpc(call, own.grpc.unwrap_or_else(|| grpc_of_http(reply.code)), body);
         overloaded(call, reply);
@@ -344,6 +345,11 @@ pub fn begin(call: &mut Call<'_>, code: u16) {
 /// Sends the answer that was begun with this body.
 pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], close: bool) {
     call.response.body = if body.is_empty() { BodyLength::Empty } else { BodyLength::Exact(body.len() as u64) };
+    if !body.is_empty() {
+        // For filters and formats; the side that sends it writes its own.
+        let mut text = [0; 20];
+        call.response.headers.set("content-length", super::pipeline::decimal(body.len() as u128, &mut text));
+    }
     filter::on_response(call);
     dress(call);
     call.note_response();

@@ -219,6 +219,8 @@ pub struct LogEntry<'a, Q, S> {
     pub upstream_protocol: Option<&'a str>,
     /// Status; 0 for TCP and when there was none.
     pub code: u16,
+    /// The status in the response's head as it is now, where there is one: to gRPC it is 200 also where `code` tells why.
+    pub status: u16,
     /// Why the response is what it is.
     pub flags: ResponseFlags,
     /// `via_upstream`, `route_not_found`, ...
@@ -308,6 +310,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             protocol: None,
             upstream_protocol: None,
             code: 0,
+            status: 0,
             flags: ResponseFlags::none(),
             code_details: None,
             termination_details: None,

@@ -173,11 +173,12 @@ impl Maker<'_> {
         }
         let place = self.text(&PLACES);
         if place == "mute" {
-            forward["timeout"] = json!("0.2s");
-            forward["retry_policy"] = json!({"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.08s"});
-            if self.chance(0.5) {
-                forward["retry_policy"] = json!({"retry_on": "reset", "num_retries": 0});
-            }
+            // Far apart, so that which limit passes first is no matter of luck.
+            let (limit, policy) = match self.chance(0.5) {
+                true => ("2s", json!({"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.1s"})),
+                false => ("0.2s", json!({"retry_on": "reset", "num_retries": 0})),
+            };
+            (forward["timeout"], forward["retry_policy"]) = (json!(limit), policy);
         }
         if place == "high" && self.chance(0.6) {
             forward["priority"] = json!("HIGH");

@@ -215,6 +215,9 @@ impl Maker<'_> {
             for line in requests.iter_mut().flat_map(|request| &mut request.headers) {
                 *line = line.replace('\t', " ");
             }
+            for raw in requests.iter_mut().filter_map(|request| request.raw.as_mut()) {
+                *raw = plain(&raw.replace('\t', " ").replace(|c: char| !c.is_ascii(), ""));
+            }
             // How much of a long body was read when it is refused is no matter of behaviour.
             requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(5000)));
         }

@@ -20,6 +20,7 @@ impl Maker<'_> {
             4 => vec!["server: theirs".to_owned(), "via: 1.1 them".to_owned()],
             5 => vec!["x-envoy-ratelimited: true".to_owned()],
             6 => vec!["x-envoy-upstream-service-time: 5".to_owned(), "date: yesterday".to_owned()],
+            8 => vec!["retry-after: 0".to_owned()],
             7 => vec!["x-request-id: theirs".to_owned(), "x-envoy-overloaded: true".to_owned()],
             _ => Vec::new(),
         };
@@ -72,7 +73,7 @@ impl Maker<'_> {
             reply.status = self.one(&[200, 200, 200, 503]);
         }
         if self.draws(Feature::Retries, 0.05) || self.draws(Feature::Answers, 0.05) {
-            reply.fail = self.one(&[Fail::Reset, Fail::Close, Fail::Refuse, Fail::Half]);
+            reply.fail = self.one(&[Fail::Reset, Fail::Close, Fail::Refuse, Fail::Breach, Fail::Half]);
         }
         if self.draws(Feature::Answers, 0.02) && self.chance(0.3) {
             let (raw, close) = self

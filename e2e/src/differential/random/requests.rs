@@ -164,7 +164,8 @@ impl Maker<'_> {
         if self.filters.iter().any(|name| name == "buffer") {
             request.protocol = Speaks::H1;
         }
-        if self.chance(0.4) || self.focus.is_some() {
+        let upgrade = request.headers.iter().any(|line| line.starts_with("upgrade: "));
+        if !upgrade && (self.chance(0.4) || self.focus.is_some()) {
             for _ in 0..self.rng.random_range(1..=2) {
                 let reply = self.reply(&request);
                 request.replies.push(reply);

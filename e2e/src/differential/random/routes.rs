@@ -72,6 +72,19 @@ impl Maker<'_> {
         }
         if self.draws(Feature::Timeouts, 0.03) {
             policy["per_try_timeout"] = json!("0.2s");
+        } else if self.draws(Feature::Timeouts, 0.02) {
+            policy["per_try_idle_timeout"] = json!("0.2s");
+        }
+        if self.chance(0.15) {
+            policy["rate_limited_retry_back_off"] =
+                json!({"reset_headers": [{"name": "retry-after", "format": "SECONDS"}], "max_interval": "1s"});
+        }
+        if self.chance(0.15) {
+            policy["retry_host_predicate"] = json!([{
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+            }]);
+            policy["host_selection_retry_max_attempts"] = json!(20);
         }
         policy
     }
@@ -427,12 +440,10 @@ impl Maker<'_> {
                 "referer",
                 "X-Upper",
                 "set-cookie",
-                "x-envoy-upstream-service-time",
                 "server",
                 "date",
                 "x-request-id",
                 "user-agent",
-                "te",
                 "x-forwarded-proto",
             ]),
             false => self.text(&NAMES),

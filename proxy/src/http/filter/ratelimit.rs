@@ -77,7 +77,8 @@ pub(super) fn pass<'a>(
     limit.stats.enforced.add(1);
     let state = call.tally.filters();
     state.reply.headers = &limit.response_headers;
-    state.reply.grpc = Some(if limit.resource_exhausted { 8 } else { 14 });
+    // Else it is what the status means, whatever that becomes.
+    state.reply.grpc = limit.resource_exhausted.then_some(8);
     state.reply.details = Some("local_rate_limited".into());
     let mut reply = refusal(limit.status, "local_rate_limited", "local_rate_limited");
     reply.flags = ResponseFlags::RATE_LIMITED;

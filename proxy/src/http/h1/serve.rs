@@ -115,9 +115,13 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             }
             Waited::Refused(error) => {
                 tracing::debug!(client = %conn.remote, %error, "request refused");
+                side.begin(&manager, true, ends);
                 Box::pin(refuse(&mut call, &mut side, refusal(error))).await;
             }
-            Waited::Late => Box::pin(refuse(&mut call, &mut side, reply::HEAD_TIMEOUT)).await,
+            Waited::Late => {
+                side.begin(&manager, true, ends);
+                Box::pin(refuse(&mut call, &mut side, reply::HEAD_TIMEOUT)).await;
+            }
             Waited::Over => break,
         }
         drop(call);

@@ -522,6 +522,9 @@ impl Mux {
         let Some(stream) = self.get(key) else { return Some(death().unwrap_or(SideError::Ended)) };
         match stream.reset {
             Some(Reset::Unserved | Reset::Peer(Code::REFUSED_STREAM)) => Some(SideError::Refused),
+            Some(Reset::Peer(Code::PROTOCOL_ERROR)) if self.role == Role::Client => {
+                Some(SideError::Head(HeadError::Malformed("it says that the protocol was breached")))
+            }
             Some(Reset::Peer(code)) => Some(SideError::Reset(code.to_string())),
             Some(Reset::Own(what)) if self.role == Role::Client => Some(SideError::Head(HeadError::Malformed(what))),
             Some(Reset::Own(what)) => Some(broken(ErrorKind::InvalidData, what.to_owned())),
