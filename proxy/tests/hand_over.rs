@@ -403,6 +403,24 @@ fn slot_when_asked_to_leave_then_answers_as_soon_as_the_other_serves_and_nothing
     pod.wait_until_serves(1);
 }
 
+/// Before long there is no app to answer what comes on a connection that a client has kept.
+#[test]
+fn slot_when_the_pod_goes_then_serves_on_and_ends_idle_connections_soon() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, pod.traffic.http));
+    let mut idle = TcpStream::connect(address).unwrap();
+    assert!(ask(&mut idle, "keep-alive").unwrap().starts_with("HTTP/1.1 200"));
+    let asked = Instant::now();
+    assert_eq!(pod.ask(0, "DRAIN").as_deref(), Some("done"));
+    let answer = ask(&mut TcpStream::connect(address).unwrap(), "keep-alive").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(idle.read(&mut [0; 64]).unwrap(), 0, "nothing but its end comes");
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    assert!(ask(&mut TcpStream::connect(address).unwrap(), "close").unwrap().starts_with("HTTP/1.1 200"));
+}
+
 /// Requests that a process has counted.
 fn requests(report: &ProxyReport) -> u64 {
     report.outbound.as_ref().map_or(0, |counts| counts.requests)

@@ -1,7 +1,10 @@
 //! An upgrade in which a node is drained, loses its power, and comes back.
 
 use super::{MOVED, Run, fleet, mesh, moves};
-use crate::{bed::ensure, cluster::Second};
+use crate::{
+    bed::ensure,
+    cluster::{Second, settings::SECOND_TAINT},
+};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::time::Duration;
