@@ -113,7 +113,8 @@ fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    refuse!(path_rewrite, retry_policy_typed_config, hedge_policy);
+    refuse!(path_rewrite, retry_policy_typed_config);
+    hedge_policy.map_or(Ok(()), retry::no_hedge).within("hedge_policy")?;
     let mut forward = Forward { labels: labels(metadata_match.as_ref()), ..Forward::default() };
     forward.priority = match priority {
         0 => Priority::Default,

@@ -5,7 +5,7 @@ use super::common::{filter_metadata, maybe_duration, optional, unknown_type};
 use super::{Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{LabelValue, Labels, RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
-    RetryPolicy as Policy,
+    HedgePolicy, RetryPolicy as Policy,
     retry_policy::{
         RateLimitedRetryBackOff, ResetHeader, RetryBackOff, RetryHostPredicate, RetryPriority,
         retry_host_predicate::ConfigType, retry_priority,
@@ -17,6 +17,16 @@ use leno_xds::envoy::extensions::retry::host::{
 };
 use leno_xds::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 use std::time::Duration;
+
+/// One attempt at a time is what a policy without more says, and all that is done here.
+pub fn no_hedge(value: HedgePolicy) -> Converted<()> {
+    let HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = value;
+    if initial_requests.is_some_and(|count| count > 1) {
+        return Err(Refused::new("initial_requests", "above 1 is not supported by this proxy"));
+    }
+    refuse!(additional_request_chance, hedge_on_per_try_timeout);
+    Ok(())
+}
 
 /// When and how often a request is tried again.
 pub fn policy(value: Policy) -> Converted<RetryPolicy> {

@@ -98,7 +98,8 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         metadata,
         route_specifiers,
     } = value;
-    refuse!(matcher, retry_policy_typed_config, hedge_policy, route_specifiers);
+    refuse!(matcher, retry_policy_typed_config, route_specifiers);
+    hedge_policy.map_or(Ok(()), retry::no_hedge).within("hedge_policy")?;
     let require_tls = match require_tls {
         0 => RequireTls::Nobody,
         1 => RequireTls::External,
