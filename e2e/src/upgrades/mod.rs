@@ -329,7 +329,7 @@ mod tests {
         for (pace, waves) in [(THOROUGH, 3), (SHORT, 2)] {
             let strategy: leno_crds::meshinstall::UpdateStrategy = serde_json::from_value(strategy(pace)).unwrap();
             let read = (strategy.waves.len(), strategy.max_unavailable(30), strategy.gate().window_seconds());
-            assert_eq!(read, (waves, 11, pace.window_seconds));
+            assert_eq!(read, (waves, 11, i64::from(pace.window_seconds)));
         }
     }
 }
