@@ -100,6 +100,8 @@ pub fn deliberate(found: &[String], judge: &Observed) -> Option<&'static str> {
         return Some("doubled-scheme");
     }
     match *found {
+        // Our own answer to a HEAD ends with its head, and only Envoy's does not.
+        ["envoy: connection: more after the last answer", "leno:  connection: closed"] => Some("answers-to-head"),
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
         }
