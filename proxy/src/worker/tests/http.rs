@@ -93,7 +93,7 @@ fn response_when_long_and_cut_then_the_client_sees_that_it_is_not_whole() {
     client.send(get("/").as_bytes());
     assert_eq!(client.head().unwrap().status(), 200);
     assert_eq!(client.rest().len(), 500_000);
-    proxy.told("UC");
+    proxy.told("UPE");
 }
 
 #[test]

@@ -176,8 +176,8 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
             "common_http_protocol_options.max_headers_count",
         ),
         (
-            json!({"local_reply_config": {"mappers": [{"filter": {"metadata_filter": {}}}]}}),
-            "local_reply_config.mappers[0].filter.metadata_filter",
+            json!({"local_reply_config": {"mappers": [{"filter": {"extension_filter": {"name": "x"}}}]}}),
+            "local_reply_config.mappers[0].filter.extension_filter",
         ),
     ] {
         assert_eq!(manager(fields).unwrap_err().field, field);

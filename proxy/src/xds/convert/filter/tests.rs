@@ -63,7 +63,7 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
         (
             "rbac.v3.RBAC",
             rules(json!({"permissions": [{"metadata": {}}], "principals": [{"any": true}]})),
-            "rules.policies[\"p\"].permissions[0].metadata",
+            "rules.policies[\"p\"].permissions[0].metadata.filter",
         ),
         ("rbac.v3.RBAC", json!({"matcher": {}}), "matcher"),
         ("local_ratelimit.v3.LocalRateLimit", json!({"local_cluster_rate_limit": {}}), "local_cluster_rate_limit"),
