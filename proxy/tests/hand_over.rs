@@ -37,6 +37,8 @@ struct Pod {
     slots: [Option<Child>; 2],
     /// Envoy, if the slots run it.
     envoy: Option<String>,
+    /// How long connections may take to end, in seconds.
+    drain: u64,
 }
 
 impl Drop for Pod {
@@ -53,7 +55,7 @@ impl Pod {
         std::fs::write(folder.path().join("bad-token"), "forged").unwrap();
         std::fs::write(folder.path().join("roots.pem"), &control_plane.roots).unwrap();
         let ports = [port(), port()];
-        Self { control_plane, traffic, folder, ports, slots: [None, None], envoy: None }
+        Self { control_plane, traffic, folder, ports, slots: [None, None], envoy: None, drain: DRAIN }
     }
 
     /// Starts the process of a slot; with a bad token it never gets a certificate.
@@ -68,7 +70,7 @@ impl Pod {
             ("--inbound-port", self.traffic.tcp.to_string()),
             ("--admin-port", self.ports[0].to_string()),
             ("--health-port", self.ports[1].to_string()),
-            ("--drain-limit", DRAIN.to_string()),
+            ("--drain-limit", self.drain.to_string()),
         ] {
             command.args([flag, &value]);
         }
@@ -416,6 +418,29 @@ fn slot_when_the_pod_goes_then_serves_on_and_ends_idle_connections_soon() {
     assert_eq!(pod.ask(0, "DRAIN").as_deref(), Some("done"));
     let answer = ask(&mut TcpStream::connect(address).unwrap(), "keep-alive").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(idle.read(&mut [0; 64]).unwrap(), 0, "nothing but its end comes");
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    assert!(ask(&mut TcpStream::connect(address).unwrap(), "close").unwrap().starts_with("HTTP/1.1 200"));
+}
+
+/// One slot may hear of it before the other, and hand over to it still.
+#[test]
+fn slots_when_the_pod_goes_while_they_change_places_then_idle_connections_end_soon() {
+    let mut pod = Pod::new();
+    pod.drain = 60;
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    pod.start(1, "token");
+    pod.wait_until_serves(0);
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, pod.traffic.http));
+    let mut idle = TcpStream::connect(address).unwrap();
+    assert!(ask(&mut idle, "keep-alive").unwrap().starts_with("HTTP/1.1 200"));
+    // It is answered when that connection has ended.
+    let mut first = UnixStream::connect(pod.folder.path().join("slot-0.sock")).unwrap();
+    first.write_all(b"DRAIN\n").unwrap();
+    pod.wait_for(1, "serving");
+    let asked = Instant::now();
+    assert_eq!(pod.ask(1, "DRAIN").as_deref(), Some("done"));
     assert_eq!(idle.read(&mut [0; 64]).unwrap(), 0, "nothing but its end comes");
     assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
     assert!(ask(&mut TcpStream::connect(address).unwrap(), "close").unwrap().starts_with("HTTP/1.1 200"));

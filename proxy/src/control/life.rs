@@ -15,7 +15,7 @@ use super::succession::{self, Succession, other};
 use super::traffic::{Standing, Traffic};
 use super::{DrainRequest, End, RunError};
 use crate::slots::active::{Active, HandOver, Refusal, Successor};
-use crate::slots::desk::Phase;
+use crate::slots::desk::{self, Phase};
 use crate::slots::lock::{Lock, lock_within, try_lock};
 use crate::slots::sockets::Sockets;
 use crate::slots::standby::{Event, Standby};
@@ -330,12 +330,20 @@ impl Slot<'_> {
         let (settles, mut settled) = oneshot::channel();
         let successor = ends(successor, &self.settings.folder, settles);
         tokio::pin!(successor);
+        // Where both are asked to leave it is the pod that goes, and its app with it.
+        let pod_goes = desk::leaves(&self.settings.folder, other(self.settings.slot));
+        tokio::pin!(pod_goes);
+        let mut is_told = false;
         // A slot that begins anew takes the lock where nobody has it: the other one must have it first.
         let (mut is_drained, mut is_settled, mut is_over) = (false, false, false);
         while !(is_drained && is_settled) {
             tokio::select! {
                 () = &mut draining, if !is_drained => is_drained = true,
                 _ = &mut settled, if !is_settled => is_settled = true,
+                () = &mut pod_goes, if !is_told => {
+                    is_told = true;
+                    traffic.ask_to_leave(LEAVE_IDLE).await;
+                }
                 () = self.shutdown.cancelled(), if wish.is_some() => break,
                 // The kubelet is about to end this process.
                 Some(asked) = self.wishes.recv(), if wish.is_none() => wish = Some(asked),

@@ -17,6 +17,8 @@ const MAX_COMMANDS: usize = 8;
 const READ_LIMIT: Duration = Duration::from_secs(2);
 /// How often a process that is not there yet is looked for.
 const RETRY: Duration = Duration::from_millis(50);
+/// How often another slot is asked what it does.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What a slot does, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +135,17 @@ pub async fn drain(folder: &Folder, slot: u8, limit: Duration) -> Result<(), NoA
         Ok(_) => Ok(()),
         Err(SlotError::Path { .. }) => Ok(()),
         Err(error) => Err(NoAnswer { slot, path: folder.desk(slot), limit, last: error.to_string() }),
+    }
+}
+
+/// Resolves when a slot says that it was asked to leave; never, when nobody asks it.
+pub async fn leaves(folder: &Folder, slot: u8) {
+    loop {
+        let asked = ask(folder, slot, "STATUS", Instant::now() + READ_LIMIT).await;
+        if asked.is_ok_and(|word| word == Phase::Leaving.word()) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

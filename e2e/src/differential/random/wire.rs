@@ -56,7 +56,7 @@ impl Maker<'_> {
             4 => format!("GET {path}#part HTTP/1.1"),
             5 => format!("GET {} HTTP/1.1", path.trim_start_matches('/')),
             6 => format!("GET http://{host}?k=1 HTTP/1.1"),
-            7 => format!("GET https://{host}{path} HTTP/1.1"),
+            7 => format!("DELETE http://{host}{path} HTTP/1.1"),
             8 => "GET HTTP://other.example HTTP/1.1".to_owned(),
             9 => format!("POST {path} HTTP/1.1"),
             10 => format!("GET {path}\u{e9} HTTP/1.1"),

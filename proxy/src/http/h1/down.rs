@@ -31,6 +31,8 @@ pub struct Connection {
     owes_continue: bool,
     /// Names of headers are written in the form `Content-Type`.
     proper_case: bool,
+    /// What could not be read began as a HEAD, so that nothing may follow the head of its answer.
+    to_head: bool,
     /// Trailers pass, in both directions.
     trailers: bool,
     /// The connection ends after this response.
@@ -68,6 +70,7 @@ impl Connection {
             writer: Writer::Plain,
             owes_continue: false,
             proper_case: false,
+            to_head: false,
             trailers: true,
             closing: false,
             ends: None,
@@ -119,6 +122,7 @@ impl Connection {
                     Ok(None) => {}
                     Err(error) => {
                         head.clear();
+                        self.to_head = self.input.bytes().starts_with(b"HEAD ");
                         self.closing = true;
                         self.reader = Reader::Closed;
                         return Poll::Ready(Ok(Arrival::Refused(error)));
@@ -221,7 +225,7 @@ impl Downstream for Connection {
         if std::mem::take(&mut self.owes_continue) {
             self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        let to_head = request.method() == b"HEAD";
+        let to_head = self.to_head || request.method() == b"HEAD";
         let old = request.version == Version::Http10;
         let until_end = old && head.body == BodyLength::Unknown;
         // Envoy ends a connection of HTTP/1.0 also behind an answer that is known to have no body and tells no length.
