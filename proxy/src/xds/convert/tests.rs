@@ -138,7 +138,10 @@ fn route_with_upgrades_is_converted_and_refused_where_they_contradict() {
 #[test]
 fn route_with_an_unsupported_field_is_refused_by_its_path() {
     for (route, field) in [
-        (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "hedge_policy": {}}}), "route.hedge_policy"),
+        (
+            json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "hedge_policy": {"hedge_on_per_try_timeout": true}}}),
+            "route.hedge_policy.hedge_on_per_try_timeout",
+        ),
         (json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "path_rewrite": "/x"}}), "route.path_rewrite"),
         (json!({"match": {"prefix": "/", "filter_state": [{}]}, "route": {"cluster": "a"}}), "match.filter_state"),
         (json!({"match": {"safe_regex": {"regex": "("}}, "route": {"cluster": "a"}}), "match.safe_regex.regex"),
