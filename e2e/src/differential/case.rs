@@ -205,6 +205,11 @@ impl Default for Request {
 }
 
 impl Request {
+    /// Whether the answer to it has no body.
+    pub fn is_head(&self) -> bool {
+        self.raw.as_ref().map_or(self.method == "HEAD", |raw| raw.starts_with("HEAD "))
+    }
+
     /// A name for reports.
     pub fn title(&self) -> String {
         match (&self.name, &self.raw) {

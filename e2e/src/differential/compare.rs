@@ -81,8 +81,8 @@ pub fn difference(left: &[String], right: &[String], ignore: &[&str]) -> Vec<Str
 }
 
 /// The deliberate difference that explains all of what differs, for requests that nobody has written a difference at.
-/// `judge` is what was seen of Envoy.
-pub fn deliberate(found: &[String], judge: &Observed) -> Option<&'static str> {
+/// `judge` is what was seen of Envoy, `head` whether the request was a HEAD.
+pub fn deliberate(found: &[String], judge: &Observed, head: bool) -> Option<&'static str> {
     let status = judge.status;
     let found: Vec<&str> = found.iter().map(String::as_str).collect();
     let interim = judge.lines.iter().any(|line| line.starts_with("interim: "));
@@ -101,7 +101,9 @@ pub fn deliberate(found: &[String], judge: &Observed) -> Option<&'static str> {
     }
     match *found {
         // Our own answer to a HEAD ends with its head, and only Envoy's does not.
-        ["envoy: connection: more after the last answer", "leno:  connection: closed"] => Some("answers-to-head"),
+        ["envoy: connection: more after the last answer", "leno:  connection: closed"] if head => {
+            Some("answers-to-head")
+        }
         [length] if status == Some(204) && length.starts_with("envoy: header content-length: ") => {
             Some("length-of-204")
         }
@@ -144,27 +146,34 @@ mod tests {
     fn deliberate_when_more_differs_than_it_explains_then_it_is_none() {
         let seen = |status, text| Observed { status: Some(status), lines: lines(text), ..Observed::default() };
         let length = "envoy: header content-length: 5";
-        assert_eq!(deliberate(&lines(length), &seen(204, "")), Some("length-of-204"));
-        assert_eq!(deliberate(&lines(length), &seen(200, "")), None);
-        assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), &seen(204, "")), None);
+        assert_eq!(deliberate(&lines(length), &seen(204, ""), false), Some("length-of-204"));
+        assert_eq!(deliberate(&lines(length), &seen(200, ""), false), None);
+        assert_eq!(deliberate(&lines(&format!("{length};leno:  header x: y")), &seen(204, ""), false), None);
+        let behind = "envoy: connection: more after the last answer;leno:  connection: closed";
+        assert_eq!(deliberate(&lines(behind), &seen(400, ""), true), Some("answers-to-head"));
+        assert_eq!(deliberate(&lines(behind), &seen(400, ""), false), None);
     }
 
     #[test]
     fn deliberate_when_a_scheme_is_doubled_and_nothing_else_then_it_is_explained() {
         let seen = |status| Observed { status: Some(status), ..Observed::default() };
         let twice = "envoy: header x: http,http;leno:  header x: http";
-        assert_eq!(deliberate(&lines(twice), &seen(302)), Some("doubled-scheme"));
-        assert_eq!(deliberate(&lines(twice), &seen(200)), None);
-        assert_eq!(deliberate(&lines(&format!("{twice};leno:  header y: z")), &seen(302)), None);
-        assert_eq!(deliberate(&lines("envoy: header x: a;leno:  header x: b"), &seen(302)), None);
+        assert_eq!(deliberate(&lines(twice), &seen(302), false), Some("doubled-scheme"));
+        assert_eq!(deliberate(&lines(twice), &seen(200), false), None);
+        assert_eq!(deliberate(&lines(&format!("{twice};leno:  header y: z")), &seen(302), false), None);
+        assert_eq!(deliberate(&lines("envoy: header x: a;leno:  header x: b"), &seen(302), false), None);
     }
 
     #[test]
     fn deliberate_when_interim_answers_are_more_than_the_first_then_they_are_explained() {
         let seen = |text| Observed { lines: lines(text), ..Observed::default() };
         let more = "leno:  interim: HTTP/1.1 103 Unknown;leno:  interim header x: y";
-        assert_eq!(deliberate(&lines(more), &seen("interim: HTTP/1.1 100 Continue")), Some("further-interim"));
-        assert_eq!(deliberate(&lines(more), &seen("response: HTTP/1.1 200 OK")), None, "Envoy passes the first on");
+        assert_eq!(deliberate(&lines(more), &seen("interim: HTTP/1.1 100 Continue"), false), Some("further-interim"));
+        assert_eq!(
+            deliberate(&lines(more), &seen("response: HTTP/1.1 200 OK"), false),
+            None,
+            "Envoy passes the first on"
+        );
         assert_eq!(
             deliberate(&lines(&more.replace("leno: ", "envoy:")), &seen("interim: HTTP/1.1 100 Continue")),
             None

@@ -34,7 +34,8 @@ impl<'a> Report<'a> {
         let first = outcome.case.requests.first().zip(outcome.seen.first());
         first.is_some_and(|(request, both)| {
             let found = compare(request, both, &self.ignored(&outcome.case, request));
-            !found.is_empty() && both[0].first().is_none_or(|judge| deliberate(&found, judge).is_none())
+            !found.is_empty()
+                && both[0].first().is_none_or(|judge| deliberate(&found, judge, request.is_head()).is_none())
         })
     }
 
@@ -66,7 +67,7 @@ impl<'a> Report<'a> {
                 both[0].iter().flat_map(|one| &one.lines).for_each(|line| println!("    {line}"));
             }
             let written = request.difference.as_ref().or(case.difference.as_ref());
-            let of_itself = || both[0].first().and_then(|judge| deliberate(&found, judge));
+            let of_itself = || both[0].first().and_then(|judge| deliberate(&found, judge, request.is_head()));
             let explained = written.cloned().or_else(|| of_itself().map(str::to_owned));
             let explained = explained.as_ref();
             match (expected(request, &both[0]), found.is_empty(), explained) {
@@ -148,7 +149,8 @@ pub fn differs(outcome: &Outcome) -> bool {
     case.requests.iter().zip(seen).any(|(request, both)| {
         let found = compare(request, both, &ignored(case, request));
         let written = request.difference.is_some() || case.difference.is_some();
-        let explained = written || both[0].first().is_some_and(|judge| deliberate(&found, judge).is_some());
+        let explained =
+            written || both[0].first().is_some_and(|judge| deliberate(&found, judge, request.is_head()).is_some());
         !found.is_empty() && !explained || expected(request, &both[0]).is_some()
     })
 }
