@@ -175,7 +175,7 @@ mod tests {
             "Envoy passes the first on"
         );
         assert_eq!(
-            deliberate(&lines(&more.replace("leno: ", "envoy:")), &seen("interim: HTTP/1.1 100 Continue")),
+            deliberate(&lines(&more.replace("leno: ", "envoy:")), &seen("interim: HTTP/1.1 100 Continue"), false),
             None
         );
     }

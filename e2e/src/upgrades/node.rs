@@ -70,7 +70,7 @@ fn far(run: &Run) -> Vec<Value> {
     let selector = json!({"matchLabels": {"place": FAR}});
     let mut template = app.template(run.bed);
     template["metadata"]["labels"] = labels;
-    template["spec"]["tolerations"] = json!([{"key": crate::cluster::settings::SECOND_TAINT, "operator": "Exists"}]);
+    template["spec"]["tolerations"] = json!([{"key": SECOND_TAINT, "operator": "Exists"}]);
     template["spec"]["topologySpreadConstraints"] = json!([{
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
