@@ -8,6 +8,8 @@
 //! - Additions go in the order clusters, endpoints, listeners, routes. Endpoints follow their cluster, routes their listener,
 //!   and listeners and routes wait until clusters and endpoints are acknowledged, so nothing is sent into a cluster that
 //!   is not there yet.
+//! - A stock Envoy acknowledges clusters only when all that are new to it have their endpoints. So endpoints that it waits for do
+//!   not wait in turn for a newer form of their cluster, and follow that once more when it goes out.
 //! - Removals come last, each after the proxy has acknowledged what stops using it. While the proxy holds on to a listener or
 //!   routes that it did not get replaced (it refused the new ones), no cluster is removed, since the old ones may use it.
 //! - What a proxy refuses is not sent again until it changes. A refused response with several resources is halved until the bad
@@ -45,6 +47,11 @@ enum Held {
 }
 
 impl Held {
+    /// Something, in a version that is none of ours.
+    fn outdated() -> Self {
+        Held::Declared(String::new())
+    }
+
     fn version(&self) -> &str {
         match self {
             Held::Sent(entry) => &entry.version,
@@ -58,6 +65,8 @@ struct InFlight {
     nonce: String,
     sent: BTreeMap<Arc<str>, Arc<Entry>>,
     removed: Vec<Arc<str>>,
+    /// Those of `sent` that have to be sent once more, whatever the answer.
+    again: BTreeSet<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -79,7 +88,8 @@ struct State {
     refused: BTreeMap<Arc<str>, Refused>,
     /// Names that may need something to be sent. A superset; names in order are dropped when looked at.
     dirty: BTreeSet<Arc<str>>,
-    /// Names that were asked for and not answered: they are told when there is no such resource.
+    /// Names that were asked for and not answered, and endpoints whose cluster has gone out since: they are told when there is
+    /// no such resource.
     unanswered: BTreeSet<Arc<str>>,
     /// Halves of refused responses, each sent alone.
     halves: VecDeque<Vec<Arc<str>>>,
@@ -168,7 +178,13 @@ impl Session {
         {
             return Outcome::Subscribed;
         }
-        let Some(InFlight { sent, removed, .. }) = state.in_flight.take() else { return Outcome::Subscribed };
+        let Some(InFlight { mut sent, removed, again, .. }) = state.in_flight.take() else {
+            return Outcome::Subscribed;
+        };
+        for name in again {
+            sent.remove(&name);
+            state.held.insert(name, Held::outdated());
+        }
         // A removal cannot be refused in a way that anything could be done about.
         for name in removed {
             state.held.remove(&name);
@@ -226,7 +242,7 @@ impl Session {
                 state.held.remove(&name);
                 state.refused.remove(&name);
             }
-            if !state.held.contains_key(&name) {
+            if !matches!(state.held.get(&name), Some(Held::Sent(_))) {
                 state.unanswered.insert(name.clone());
             }
             state.dirty.insert(name.clone());
@@ -274,7 +290,7 @@ impl Session {
                 continue;
             }
             let wanted = self.take_missing(kind);
-            let ready: Vec<_> = wanted.into_iter().filter(|(name, _)| self.parent_was_sent(kind, name)).collect();
+            let ready: Vec<_> = wanted.into_iter().filter(|(name, _)| self.may_send(kind, name)).collect();
             if !ready.is_empty() {
                 return Some(self.send(kind, ready, now));
             }
@@ -329,8 +345,14 @@ impl Session {
         })
     }
 
-    /// Endpoints go after their cluster, routes after their listeners.
-    fn parent_was_sent(&self, kind: Kind, name: &str) -> bool {
+    /// Endpoints go after their cluster, routes after their listeners; endpoints that the proxy waits for go at once.
+    fn may_send(&self, kind: Kind, name: &str) -> bool {
+        let awaited = kind == Kind::Endpoints && self.states[kind as usize].unanswered.contains(name);
+        awaited || self.parent_is_newest(kind, name)
+    }
+
+    /// Whether what names a resource was sent as it should be now.
+    fn parent_is_newest(&self, kind: Kind, name: &str) -> bool {
         let sent = |parent: Kind, name: &str| {
             let state = &self.states[parent as usize];
             !state.subscribed
@@ -368,7 +390,9 @@ impl Session {
     fn removals(&mut self) -> Option<DeltaDiscoveryResponse> {
         for kind in [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints] {
             let state = &self.states[kind as usize];
-            if !state.subscribed || state.in_flight.is_some() || self.has_additions(kind) {
+            // Endpoints to come may wait for a cluster that waits for this one to be told that it has none.
+            let comes_last = kind != Kind::Endpoints && self.has_additions(kind);
+            if !state.subscribed || state.in_flight.is_some() || comes_last {
                 continue;
             }
             let gone: Vec<Arc<str>> = state
@@ -383,7 +407,7 @@ impl Session {
                     state.dirty.remove(name);
                     state.unanswered.remove(name);
                 }
-                return Some(self.respond(kind, BTreeMap::new(), gone));
+                return Some(self.respond(kind, BTreeMap::new(), gone, BTreeSet::new()));
             }
         }
         None
@@ -412,7 +436,9 @@ impl Session {
             }
             Kind::Endpoints => {
                 let clusters = &self.states[Kind::Cluster as usize];
-                !clusters.held.contains_key(name) && clusters.in_flight.is_none()
+                // A proxy that waits for them must be told that there are none.
+                self.states[kind as usize].unanswered.contains(name)
+                    || !clusters.held.contains_key(name) && clusters.in_flight.is_none()
             }
         }
     }
@@ -427,7 +453,7 @@ impl Session {
                 && state.in_flight.is_none()
                 && !self.has_additions(*kind)
         })?;
-        Some(self.respond(kind, BTreeMap::new(), Vec::new()))
+        Some(self.respond(kind, BTreeMap::new(), Vec::new(), BTreeSet::new()))
     }
 
     fn send(&mut self, kind: Kind, ready: Vec<(Arc<str>, Arc<Entry>)>, now: Instant) -> DeltaDiscoveryResponse {
@@ -444,7 +470,29 @@ impl Session {
             state.unanswered.remove(&name);
             sent.insert(name, entry);
         }
-        self.respond(kind, sent, Vec::new())
+        if kind == Kind::Cluster {
+            sent.keys().for_each(|name| self.send_endpoints_again(name));
+        }
+        let early = sent.keys().filter(|name| !self.parent_is_newest(kind, name)).cloned().collect();
+        self.respond(kind, sent, Vec::new(), early)
+    }
+
+    /// A cluster goes out: the proxy waits for its endpoints, those too that have gone to an older form of it.
+    fn send_endpoints_again(&mut self, cluster: &Arc<str>) {
+        let state = &mut self.states[Kind::Endpoints as usize];
+        if !state.wants(cluster) {
+            return;
+        }
+        state.unanswered.insert(cluster.clone());
+        state.dirty.insert(cluster.clone());
+        if let Some(held) = state.held.get_mut(cluster) {
+            *held = Held::outdated();
+        }
+        if let Some(in_flight) = &mut state.in_flight
+            && in_flight.sent.contains_key(cluster)
+        {
+            in_flight.again.insert(cluster.clone());
+        }
     }
 
     fn respond(
@@ -452,6 +500,7 @@ impl Session {
         kind: Kind,
         sent: BTreeMap<Arc<str>, Arc<Entry>>,
         removed: Vec<Arc<str>>,
+        early: BTreeSet<Arc<str>>,
     ) -> DeltaDiscoveryResponse {
         self.last_nonce += 1;
         let nonce = self.last_nonce.to_string();
@@ -463,7 +512,12 @@ impl Session {
                 .iter()
                 .map(|(name, entry)| Wire {
                     name: name.to_string(),
-                    version: entry.version.clone(),
+                    // Not the version that is to come: a proxy that connects again tells what it has.
+                    version: if early.contains(name) {
+                        format!("{}-early", entry.version)
+                    } else {
+                        entry.version.clone()
+                    },
                     resource: Some(entry.resource.body.clone()),
                     ..Wire::default()
                 })
@@ -473,7 +527,8 @@ impl Session {
         };
         let state = &mut self.states[kind as usize];
         state.answered = true;
-        state.in_flight = Some(InFlight { nonce, sent, removed });
+        state.dirty.extend(early.iter().cloned());
+        state.in_flight = Some(InFlight { nonce, sent, removed, again: early });
         response
     }
 }

@@ -36,7 +36,13 @@ impl Session {
         if state.in_flight.as_ref().is_none_or(|in_flight| in_flight.nonce != nonce) {
             return Outcome::Subscribed;
         }
-        let Some(InFlight { sent, removed, .. }) = state.in_flight.take() else { return Outcome::Subscribed };
+        let Some(InFlight { mut sent, removed, again, .. }) = state.in_flight.take() else {
+            return Outcome::Subscribed;
+        };
+        for name in again {
+            sent.remove(&name);
+            state.held.insert(name, Held::outdated());
+        }
         for name in removed {
             state.held.remove(&name);
             state.refused.remove(&name);
