@@ -405,6 +405,27 @@ fn slot_when_asked_to_leave_then_answers_as_soon_as_the_other_serves_and_nothing
     pod.wait_until_serves(1);
 }
 
+/// The kubelet may replace both slots within a moment: the one that serves is asked to leave while the other one is away.
+#[test]
+fn slot_when_asked_to_leave_while_the_other_is_away_then_serves_until_that_one_is_back() {
+    let mut pod = Pod::new();
+    pod.start(0, "token");
+    pod.wait_for(0, "serving");
+    let load = Load::start(pod.traffic.http);
+    load.answers(50);
+    let mut leave = UnixStream::connect(pod.folder.path().join("slot-0.sock")).unwrap();
+    leave.set_read_timeout(Some(LIMIT)).unwrap();
+    leave.write_all(b"DRAIN\n").unwrap();
+    load.answers(50);
+    pod.start(1, "token");
+    let mut word = String::new();
+    leave.read_to_string(&mut word).unwrap();
+    assert_eq!((word.trim(), pod.phase(1).as_deref()), ("done", Some("serving")));
+    pod.kill(0);
+    load.answers(50);
+    load.finish();
+}
+
 /// Before long there is no app to answer what comes on a connection that a client has kept.
 #[test]
 fn slot_when_the_pod_goes_then_serves_on_and_ends_idle_connections_soon() {
@@ -419,7 +440,8 @@ fn slot_when_the_pod_goes_then_serves_on_and_ends_idle_connections_soon() {
     let answer = ask(&mut TcpStream::connect(address).unwrap(), "keep-alive").unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
     assert_eq!(idle.read(&mut [0; 64]).unwrap(), 0, "nothing but its end comes");
-    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+    // It waits for the other slot first.
+    assert!(asked.elapsed() < Duration::from_secs(8), "it took {:?}", asked.elapsed());
     assert!(ask(&mut TcpStream::connect(address).unwrap(), "close").unwrap().starts_with("HTTP/1.1 200"));
 }
 

@@ -35,6 +35,9 @@ const HAND_OVER_LIMIT: Duration = Duration::from_secs(15);
 const SUCCESSION_LIMIT: Duration = Duration::from_secs(20);
 /// The same after SIGTERM, when the kubelet's patience is shorter.
 const LATE_HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a slot that is to leave, and has nobody to hand over to, waits for somebody: where the kubelet replaces both slots, the
+/// other one is back before long. In a pod that goes it is there and says that it leaves as well.
+const NEWCOMER_LIMIT: Duration = Duration::from_secs(3);
 /// How long a connection without a request is kept when the pod goes: the kubelet waits for it, and before long there is no app to
 /// answer a request that comes on it.
 const LEAVE_IDLE: Duration = Duration::from_secs(1);
@@ -182,9 +185,23 @@ impl Slot<'_> {
         let mut standby = active.standby();
         let mut look = tokio::time::interval(succession::LOOK_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // A wish to leave that waits for somebody to hand over to, and until when.
+        let mut waiting: Option<(DrainRequest, Instant)> = None;
         loop {
             let since = *standby.borrow_and_update();
-            let due = succession.due(since, Instant::now(), SystemTime::now()).filter(|_| !self.leaving);
+            if since.is_some()
+                && let Some((wish, _)) = waiting.take()
+            {
+                match active.hand_over(HAND_OVER_LIMIT).await {
+                    HandOver::Done(successor) => {
+                        return self.retire(successor, admin, traffic, Some(wish), succession).await;
+                    }
+                    HandOver::Refused(_) => self.stay_to_the_end(wish, traffic, health).await,
+                }
+                continue;
+            }
+            let due =
+                succession.due(since, Instant::now(), SystemTime::now()).filter(|_| !self.leaving && waiting.is_none());
             let wish = tokio::select! {
                 now = turned(&mut standing) => {
                     match now {
@@ -210,12 +227,22 @@ impl Slot<'_> {
                     traffic.drain(self.settings.drain_limit, LEAVE_IDLE).await;
                     return Ok(Turn::Ends(End::Leave));
                 }
-                Some(wish) = self.wishes.recv() => {
-                    if let HandOver::Done(successor) = active.hand_over(HAND_OVER_LIMIT).await {
+                Some(wish) = self.wishes.recv(), if waiting.is_none() => match active.hand_over(HAND_OVER_LIMIT).await {
+                    HandOver::Done(successor) => {
                         return self.retire(successor, admin, traffic, Some(wish), succession).await;
                     }
-                    wish
-                }
+                    HandOver::Refused(Refusal::Nobody) if !self.leaving => {
+                        tracing::info!(limit = ?NEWCOMER_LIMIT, "nobody to hand over to; waiting for the other slot");
+                        traffic.ask_to_leave(SUCCESSION_IDLE).await;
+                        waiting = Some((wish, Instant::now() + NEWCOMER_LIMIT));
+                        continue;
+                    }
+                    HandOver::Refused(_) => wish,
+                },
+                () = at(waiting.as_ref().map(|(_, end)| *end)) => match waiting.take() {
+                    Some((wish, _)) => wish,
+                    None => continue,
+                },
                 () = at(due) => {
                     tracing::info!("the other slot should serve; handing over");
                     match self.hand_over_as_asked(&active, succession).await {
@@ -233,16 +260,20 @@ impl Slot<'_> {
                 }
                 Ok(()) = standby.changed() => continue,
             };
-            // The pod goes: nothing may be refused while the app still accepts. Not ready, and serving on.
-            tracing::info!("nobody to hand over to; serving until the end of the pod");
-            self.phase.send_replace(Phase::Leaving);
-            self.leaving = true;
-            self.set_ready(health, false);
-            self.tell(|situation| situation.draining = true);
-            // When the app has ended, clients must be elsewhere.
-            traffic.ask_to_leave(LEAVE_IDLE).await;
-            wish.send(()).ok();
+            self.stay_to_the_end(wish, traffic, health).await;
         }
+    }
+
+    /// The pod goes: nothing may be refused while the app still accepts. Not ready, and serving on.
+    async fn stay_to_the_end(&mut self, wish: DrainRequest, traffic: &impl Traffic, health: &Health) {
+        tracing::info!("nobody to hand over to; serving until the end of the pod");
+        self.phase.send_replace(Phase::Leaving);
+        self.leaving = true;
+        self.set_ready(health, false);
+        self.tell(|situation| situation.draining = true);
+        // When the app has ended, clients must be elsewhere.
+        traffic.ask_to_leave(LEAVE_IDLE).await;
+        wish.send(()).ok();
     }
 
     /// What is reported of a slot that begins to serve.
