@@ -3,6 +3,7 @@
 //! A head is copied once, as it came; names and values are offsets. Nothing is allocated for a header, and the memory of
 //! a request serves the next one on the connection.
 
+pub use super::known::{Known, NOT_SENT};
 use crate::{config::HeaderOp, telemetry::HeaderLookup};
 use std::borrow::Cow;
 
@@ -13,231 +14,26 @@ pub struct Span {
     len: u32,
 }
 
-/// Headers that the proxy itself looks at, recognised once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "each is the header of its name")]
-pub enum Known {
-    Other,
-    Host,
-    Connection,
-    KeepAlive,
-    ProxyConnection,
-    TransferEncoding,
-    ContentLength,
-    Te,
-    Trailer,
-    Upgrade,
-    Expect,
-    Http2Settings,
-    RequestId,
-    ForwardedProto,
-    ForwardedFor,
-    Peer,
-    ContentType,
-    Server,
-    GrpcStatus,
-    NotSent,
-    ForwardedPort,
-    ForwardedClientCert,
-    Referer,
-    Date,
-    UserAgent,
-    Via,
-    Origin,
-    Accept,
-    AcceptEncoding,
-    AccessControlRequestMethod,
-    AccessControlRequestHeaders,
-    AccessControlAllowOrigin,
-    AccessControlAllowMethods,
-    AccessControlAllowHeaders,
-    AccessControlAllowCredentials,
-    AccessControlExposeHeaders,
-    AccessControlMaxAge,
-    Age,
-    Authorization,
-    CacheControl,
-    ClientTraceId,
-    ContentEncoding,
-    Etag,
-    Expires,
-    ForwardedHost,
-    GrpcAcceptEncoding,
-    GrpcMessage,
-    GrpcTimeout,
-    IfMatch,
-    IfNoneMatch,
-    LastModified,
-    Location,
-    Pragma,
-    ProxyStatus,
-    Vary,
-    /// Any name that begins with `x-envoy-`.
-    Envoy,
-}
-
-impl Known {
-    /// Recognises a name in any case.
-    pub fn of(name: &[u8]) -> Self {
-        let table: &[(&str, Self)] = match name.len() {
-            2 => &[("te", Self::Te)],
-            3 => &[("via", Self::Via), ("age", Self::Age)],
-            4 => &[("host", Self::Host), ("date", Self::Date), ("vary", Self::Vary), ("etag", Self::Etag)],
-            6 => &[
-                ("accept", Self::Accept),
-                ("origin", Self::Origin),
-                ("expect", Self::Expect),
-                ("server", Self::Server),
-                ("pragma", Self::Pragma),
-            ],
-            7 => &[
-                ("upgrade", Self::Upgrade),
-                ("trailer", Self::Trailer),
-                ("referer", Self::Referer),
-                ("expires", Self::Expires),
-            ],
-            8 => &[("location", Self::Location), ("if-match", Self::IfMatch)],
-            10 => &[("connection", Self::Connection), ("keep-alive", Self::KeepAlive), ("user-agent", Self::UserAgent)],
-            11 => &[("x-leno-peer", Self::Peer), ("grpc-status", Self::GrpcStatus)],
-            12 => &[
-                ("content-type", Self::ContentType),
-                ("x-request-id", Self::RequestId),
-                ("grpc-timeout", Self::GrpcTimeout),
-                ("grpc-message", Self::GrpcMessage),
-                ("proxy-status", Self::ProxyStatus),
-            ],
-            13 => &[
-                ("authorization", Self::Authorization),
-                ("cache-control", Self::CacheControl),
-                ("if-none-match", Self::IfNoneMatch),
-                ("last-modified", Self::LastModified),
-            ],
-            14 => &[("content-length", Self::ContentLength), ("http2-settings", Self::Http2Settings)],
-            15 => &[
-                ("accept-encoding", Self::AcceptEncoding),
-                ("x-forwarded-for", Self::ForwardedFor),
-                (NOT_SENT, Self::NotSent),
-            ],
-            16 => &[
-                ("content-encoding", Self::ContentEncoding),
-                ("proxy-connection", Self::ProxyConnection),
-                ("x-forwarded-port", Self::ForwardedPort),
-                ("x-forwarded-host", Self::ForwardedHost),
-            ],
-            17 => &[
-                ("transfer-encoding", Self::TransferEncoding),
-                ("x-forwarded-proto", Self::ForwardedProto),
-                ("x-client-trace-id", Self::ClientTraceId),
-            ],
-            20 => &[("grpc-accept-encoding", Self::GrpcAcceptEncoding)],
-            22 => &[("access-control-max-age", Self::AccessControlMaxAge)],
-            23 => &[("x-forwarded-client-cert", Self::ForwardedClientCert)],
-            27 => &[("access-control-allow-origin", Self::AccessControlAllowOrigin)],
-            28 => &[
-                ("access-control-allow-headers", Self::AccessControlAllowHeaders),
-                ("access-control-allow-methods", Self::AccessControlAllowMethods),
-            ],
-            29 => &[
-                ("access-control-request-method", Self::AccessControlRequestMethod),
-                ("access-control-expose-headers", Self::AccessControlExposeHeaders),
-            ],
-            30 => &[("access-control-request-headers", Self::AccessControlRequestHeaders)],
-            32 => &[("access-control-allow-credentials", Self::AccessControlAllowCredentials)],
-            _ => &[],
-        };
-        match table.iter().find(|(text, _)| name.eq_ignore_ascii_case(text.as_bytes())) {
-            Some(&(_, known)) => known,
-            None if name.len() > 8 && name[1] == b'-' && name[..8].eq_ignore_ascii_case(b"x-envoy-") => Self::Envoy,
-            None => Self::Other,
-        }
-    }
-
-    const fn bit(self) -> u64 {
-        1 << self as u8
-    }
-
-    /// Whether it concerns one connection only and is never passed on.
-    pub fn is_hop_by_hop(self) -> bool {
-        matches!(
-            self,
-            Self::Connection
-                | Self::KeepAlive
-                | Self::ProxyConnection
-                | Self::TransferEncoding
-                | Self::Upgrade
-                | Self::Http2Settings
-        )
-    }
-
-    /// Headers of requests and answers of which there is one: further lines are parts of its value.
-    const SINGLE: u64 = Self::ContentType.bit()
-        | Self::ContentEncoding.bit()
-        | Self::CacheControl.bit()
-        | Self::ProxyStatus.bit()
-        | Self::RequestId.bit()
-        | Self::Via.bit()
-        | Self::Envoy.bit();
-
-    /// The same of requests alone.
-    const SINGLE_IN_REQUESTS: u64 = Self::SINGLE
-        | Self::Accept.bit()
-        | Self::AcceptEncoding.bit()
-        | Self::AccessControlRequestHeaders.bit()
-        | Self::AccessControlRequestMethod.bit()
-        | Self::Authorization.bit()
-        | Self::ClientTraceId.bit()
-        | Self::Expect.bit()
-        | Self::ForwardedFor.bit()
-        | Self::ForwardedHost.bit()
-        | Self::ForwardedPort.bit()
-        | Self::ForwardedProto.bit()
-        | Self::GrpcAcceptEncoding.bit()
-        | Self::GrpcTimeout.bit()
-        | Self::IfMatch.bit()
-        | Self::IfNoneMatch.bit()
-        | Self::Origin.bit()
-        | Self::Pragma.bit()
-        | Self::Referer.bit()
-        | Self::Te.bit()
-        | Self::UserAgent.bit();
-
-    /// The same of answers alone.
-    const SINGLE_IN_ANSWERS: u64 = Self::SINGLE
-        | Self::AccessControlAllowCredentials.bit()
-        | Self::AccessControlAllowHeaders.bit()
-        | Self::AccessControlAllowMethods.bit()
-        | Self::AccessControlAllowOrigin.bit()
-        | Self::AccessControlExposeHeaders.bit()
-        | Self::AccessControlMaxAge.bit()
-        | Self::Age.bit()
-        | Self::Date.bit()
-        | Self::Etag.bit()
-        | Self::Expires.bit()
-        | Self::GrpcMessage.bit()
-        | Self::GrpcStatus.bit()
-        | Self::LastModified.bit()
-        | Self::Location.bit()
-        | Self::Vary.bit();
-
-    const HOP_BY_HOP: u64 = Self::Connection.bit()
-        | Self::KeepAlive.bit()
-        | Self::ProxyConnection.bit()
-        | Self::TransferEncoding.bit()
-        | Self::Upgrade.bit()
-        | Self::Http2Settings.bit();
-}
-
-/// Between sidecars: the answer is the proxy's own, and no byte of the request reached the app, so a repeat is harmless
-/// whatever the method. Only a peer of the mesh is told, and its proxy keeps it from its app.
-pub const NOT_SENT: &str = "x-leno-not-sent";
-
 /// One header.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     name: Span,
     value: Span,
     known: Known,
+    /// In the store it is a line as it is written: the name, a colon, a blank, the value, CR LF.
+    is_line: bool,
+}
+
+impl Entry {
+    fn set_value(&mut self, value: Span) {
+        self.value = value;
+        self.is_line = false;
+    }
+
+    /// The place of its line.
+    fn line(&self) -> std::ops::Range<usize> {
+        self.name.start as usize..(self.value.start + self.value.len) as usize + 2
+    }
 }
 
 /// The headers of one message, in their order, with their case.
@@ -342,21 +138,58 @@ impl Headers {
         Span { start: base.start + if part.is_empty() { 0 } else { offset as u32 }, len: part.len() as u32 }
     }
 
+    /// Adds a header whose name and value are in the store.
     pub(super) fn push_spans(&mut self, name: Span, value: Span) -> Known {
+        let (end, start) = ((name.start + name.len) as usize, value.start as usize);
+        let is_line = start == end + 2
+            && self.store[end..start] == *b": "
+            && self.store[start + value.len as usize..].starts_with(b"\r\n");
         let known = Known::of(self.text(name));
-        if known.bit() & self.seen & (Known::SINGLE_IN_REQUESTS | Known::SINGLE_IN_ANSWERS) != 0 {
-            self.seen |= REPEATED;
-        }
-        self.seen |= known.bit();
-        self.entries.push(Entry { name, value, known });
+        self.add(Entry { name, value, known, is_line });
         known
     }
 
     /// Adds a header at the end.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        let known = Known::of(name);
+        self.store.reserve(name.len() + value.len() + 4);
         let name = self.keep(name);
+        self.store.extend_from_slice(b": ");
         let value = self.keep(value);
-        self.push_spans(name, value);
+        self.store.extend_from_slice(b"\r\n");
+        self.add(Entry { name, value, known, is_line: true });
+    }
+
+    fn add(&mut self, entry: Entry) {
+        let bit = entry.known.bit();
+        if bit & self.seen & (Known::SINGLE_IN_REQUESTS | Known::SINGLE_IN_ANSWERS) != 0 {
+            self.seen |= REPEATED;
+        }
+        self.seen |= bit;
+        self.entries.push(entry);
+    }
+
+    /// Writes the lines of those that are `wanted`, as HTTP/1 has them.
+    pub(super) fn write_lines(&self, out: &mut Vec<u8>, wanted: impl Fn(Known) -> bool) {
+        // Lines that follow each other in the store are written in one piece.
+        let mut piece = 0..0;
+        for entry in self.entries.iter().filter(|entry| wanted(entry.known)) {
+            let line = entry.line();
+            if entry.is_line && line.start == piece.end {
+                piece.end = line.end;
+                continue;
+            }
+            out.extend_from_slice(&self.store[std::mem::take(&mut piece)]);
+            if entry.is_line {
+                piece = line;
+                continue;
+            }
+            out.extend_from_slice(self.text(entry.name));
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(self.text(entry.value));
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(&self.store[piece]);
     }
 
     /// How many headers there are.
@@ -446,7 +279,7 @@ impl Headers {
                 index += 1;
                 index <= at || !self.is_more_of(&first, next)
             });
-            entries[at - 1].value = self.keep(&all);
+            entries[at - 1].set_value(self.keep(&all));
             self.entries = entries;
         }
     }
@@ -500,7 +333,7 @@ impl Headers {
         self.store.extend_from_within(from..from + len);
         self.store.extend_from_slice(if len == 0 { b"" } else { separator });
         self.store.extend_from_slice(value);
-        entry.value = Span { start: start as u32, len: (self.store.len() - start) as u32 };
+        entry.set_value(Span { start: start as u32, len: (self.store.len() - start) as u32 });
     }
 
     /// Replaces all values of a header with one, or adds it.
@@ -540,7 +373,7 @@ impl Headers {
                 let trailers = whole.split(|&b| b == b',').map(<[u8]>::trim_ascii).find(|token| token == b"trailers");
                 let Some(token) = trailers else { return false };
                 let offset = (token.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-                entry.value = Span { start: entry.value.start + offset as u32, len: token.len() as u32 };
+                entry.set_value(Span { start: entry.value.start + offset as u32, len: token.len() as u32 });
             }
             !(entry.known.is_hop_by_hop()
                 || listed[..count].iter().any(|&name| text(name).eq_ignore_ascii_case(text(entry.name))))
@@ -618,6 +451,30 @@ mod tests {
         ]);
         all.remove_hop_by_hop(true);
         assert_eq!(text(&all), ["Host: a", "TE: trailers", "X: y"]);
+    }
+
+    #[test]
+    fn headers_when_written_then_each_is_a_line_however_it_came() {
+        let raw = b"A: 1\r\nb:2\r\nC:\t3\r\nD: 4 \r\nContent-Length: 5\r\nE: 6\r\nF:\r\nG: 7\r\n\r\n";
+        let mut slots = [httparse::EMPTY_HEADER; 16];
+        let Ok(httparse::Status::Complete((_, parsed))) = httparse::parse_headers(raw, &mut slots) else {
+            panic!("not read")
+        };
+        let mut all = Headers::default();
+        all.push(b"before", b"0");
+        let base = all.keep(raw);
+        for header in parsed {
+            let name = Headers::span_of(base, raw, header.name.as_bytes());
+            let value = Headers::span_of(base, raw, header.value);
+            all.push_spans(name, value);
+        }
+        all.push(b"h", b"8");
+        all.push(b"i", b"");
+        all.append_to("g", b", ", b"9");
+        let mut out = b"first\r\n".to_vec();
+        all.write_lines(&mut out, |known| known != Known::ContentLength);
+        let lines = "first\r\nbefore: 0\r\nA: 1\r\nb: 2\r\nC: 3\r\nD: 4\r\nE: 6\r\nF: \r\nG: 7, 9\r\nh: 8\r\ni: \r\n";
+        assert_eq!(String::from_utf8_lossy(&out), lines);
     }
 
     #[test]

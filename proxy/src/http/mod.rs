@@ -20,6 +20,7 @@ pub mod h1;
 pub mod hash;
 pub mod head;
 pub mod headers;
+mod known;
 mod local_reply;
 mod mirror;
 mod pace;

@@ -281,8 +281,20 @@ fn strip_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
 
 /// Refuses an authority with characters that no host or port has.
 pub(crate) fn check_authority(authority: &[u8]) -> Result<(), HeadError> {
-    let good = |&b: &u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&b);
-    if authority.iter().all(good) {
+    const GOOD: [bool; 256] = {
+        let (mut good, others, mut at) = ([false; 256], b"-._~!$&'()*+;=:[]%", 0);
+        while at < good.len() {
+            good[at] = (at as u8).is_ascii_alphanumeric();
+            at += 1;
+        }
+        at = 0;
+        while at < others.len() {
+            good[others[at] as usize] = true;
+            at += 1;
+        }
+        good
+    };
+    if authority.iter().all(|&byte| GOOD[usize::from(byte)]) {
         Ok(())
     } else {
         Err(HeadError::Malformed("the host has a character that no host has"))
@@ -373,12 +385,10 @@ pub fn until_close(head: &ResponseHead) -> bool {
 
 /// Refuses lines that end with a line feed alone, which `httparse` takes.
 pub(super) fn refuse_bare_line_feeds(raw: &[u8]) -> Result<(), HeadError> {
-    let mut before = 0u8;
-    for &byte in raw {
-        if byte == b'\n' && before != b'\r' {
+    for at in memchr::memchr_iter(b'\n', raw) {
+        if at == 0 || raw[at - 1] != b'\r' {
             return Err(HeadError::Malformed("a line that does not end with CR LF"));
         }
-        before = byte;
     }
     Ok(())
 }

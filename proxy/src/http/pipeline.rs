@@ -484,7 +484,8 @@ fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Fai
 }
 
 /// Writes a number; what has more than 20 digits is cut.
-pub(crate) fn decimal(mut number: u128, text: &mut [u8; 20]) -> &[u8] {
+pub(crate) fn decimal(number: u128, text: &mut [u8; 20]) -> &[u8] {
+    let mut number = u64::try_from(number).unwrap_or(u64::MAX);
     let mut at = text.len();
     loop {
         at -= 1;

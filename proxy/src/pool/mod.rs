@@ -271,6 +271,7 @@ impl Host {
         self.state.connections.set(self.state.connections.get() + 1);
         self.state.stats.cx_active.up();
         let counted = Counted(self.state.clone());
+        let connection = Box::new(connection);
         Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
     }
 
@@ -325,8 +326,8 @@ impl Drop for Dial {
 /// A connection together with its place in the cluster's count.
 #[derive(Debug)]
 pub struct Lease {
-    /// The connection.
-    pub connection: up::Connection,
+    /// The connection; it is handed around, and stays where it is.
+    pub connection: Box<up::Connection>,
     until: Option<Instant>,
     name: Option<Rc<str>>,
     epoch: u32,

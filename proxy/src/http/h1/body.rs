@@ -4,6 +4,7 @@ use super::super::{
     body::{Piece, SideError},
     buffer::Buffer,
     chunked::{Chunked, Step},
+    decimal,
     head::BodyLength,
     headers::{Headers, Known},
 };
@@ -149,14 +150,7 @@ impl Writer {
 
 /// Writes header lines, without those that frame the body on this connection.
 pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
-    for (name, value, known) in headers.iter() {
-        if known != Known::ContentLength {
-            out.extend_from_slice(name);
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
-            out.extend_from_slice(b"\r\n");
-        }
-    }
+    headers.write_lines(out, |known| known != Known::ContentLength);
 }
 
 /// Brings the names of header lines into the form `Content-Type`.
@@ -173,5 +167,7 @@ pub(crate) fn proper_names(lines: &mut [u8]) {
 
 /// Writes `content-length`.
 pub(crate) fn content_length(out: &mut Vec<u8>, count: u64) {
-    let _ = write!(out, "content-length: {count}\r\n");
+    out.extend_from_slice(b"content-length: ");
+    out.extend_from_slice(decimal(count.into(), &mut [0; 20]));
+    out.extend_from_slice(b"\r\n");
 }

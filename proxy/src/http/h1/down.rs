@@ -4,6 +4,7 @@ use super::{
     super::{
         body::{Downstream, Piece, SideError},
         buffer::Buffer,
+        decimal,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
         parse::{self, HeadError, HeadLimits, RequestRules},
@@ -237,7 +238,10 @@ impl Downstream for Connection {
         self.closing |= !tunnel && (!self.reader.is_done() || request.wants_tunnel());
         let out = self.output.tail(512);
         out.extend_from_slice(if request.version == Version::Http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-        let _ = write!(out, "{} {}\r\n", head.status, reason(head.status));
+        out.extend_from_slice(decimal(head.status.into(), &mut [0; 20]));
+        out.push(b' ');
+        out.extend_from_slice(reason(head.status).as_bytes());
+        out.extend_from_slice(b"\r\n");
         let before = out.len();
         let bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
         self.writer = match head.body {

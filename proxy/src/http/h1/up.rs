@@ -150,16 +150,8 @@ impl Upstream for Connection {
         out.extend_from_slice(b"host: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
-        for (name, value, known) in head.headers.iter() {
-            // Who we are is told only to those who can keep it: proxies of the mesh.
-            let skip = known == Known::ContentLength || known == Known::Peer && !secure;
-            if !skip {
-                out.extend_from_slice(name);
-                out.extend_from_slice(b": ");
-                out.extend_from_slice(value);
-                out.extend_from_slice(b"\r\n");
-            }
-        }
+        // Who we are is told only to those who can keep it: proxies of the mesh.
+        head.headers.write_lines(out, |known| known != Known::ContentLength && (known != Known::Peer || secure));
         self.writer = match head.body {
             BodyLength::Empty => {
                 // Methods that may have a body say that there is none (RFC 9110, 8.6), and what the client says is passed on.
