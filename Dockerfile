@@ -43,6 +43,10 @@ FROM leno-proxy AS leno-proxy-faulty
 ARG FAULT
 ENV LENO_FAULT=${FAULT}
 
+FROM leno-envoy AS leno-envoy-faulty
+ARG FAULT
+ENV LENO_FAULT=${FAULT}
+
 FROM leno-control-plane AS leno-control-plane-faulty
 ARG FAULT
 ENV LENO_FAULT=${FAULT}

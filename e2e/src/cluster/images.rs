@@ -52,11 +52,12 @@ pub struct Image {
 /// # Errors
 /// [`Error::Missing`] where its binary is not in `folder`, or the component has no bad build.
 pub fn faulty(folder: &Path, component: &str, fault: &str, version: &str) -> Result<Image, Error> {
-    let known = COMPONENTS.iter().find(|(name, ..)| *name == component && ["proxy", "control-plane"].contains(name));
+    let known =
+        COMPONENTS.iter().find(|(name, ..)| *name == component && ["proxy", "envoy", "control-plane"].contains(name));
     let Some((_, stage, binary)) = known else {
         return Err(Error::Missing {
             what: format!("a bad build of component {component:?}"),
-            remedy: "name proxy or control-plane".to_owned(),
+            remedy: "name proxy, envoy or control-plane".to_owned(),
         });
     };
     let path = folder.join(format!("{binary}-faulty"));
@@ -176,7 +177,7 @@ pub fn build(images: &[Image], folder: &Path) -> Result<Vec<PathBuf>, Error> {
         std::fs::write(&dockerfile, DOCKERFILE).map_err(Error::io("write", &dockerfile))?;
         // Without symbols, which a debug build has hundreds of megabytes of.
         run::output(Command::new("strip").arg("-o").arg(&binary).arg(&image.path))?;
-        if image.stage == WITH_ENVOY {
+        if image.stage.starts_with(WITH_ENVOY) {
             add_envoy(&context.join("envoy"))?;
         }
         let archive = folder.join(archive_name(image));
@@ -311,6 +312,8 @@ mod tests {
         let image = faulty(folder.path(), "proxy", "errors", "0.0.9").unwrap();
         assert_eq!((image.name.as_str(), image.binary.as_str()), ("docker.io/leno/proxy:0.0.9", "leno-proxy"));
         assert!(arguments(&image).contains(&"--build-arg=FAULT=errors".to_owned()));
+        let beside_envoy = faulty(folder.path(), "envoy", "unready", "0.0.9").unwrap();
+        assert!(DOCKERFILE.contains(&format!("FROM {WITH_ENVOY} AS {}\n", beside_envoy.stage)));
         assert!(faulty(folder.path(), "control-plane", "errors", "0.0.9").is_err());
         assert!(faulty(folder.path(), "operator", "errors", "0.0.9").is_err());
         for stage in DOCKERFILE.split("\nFROM ").filter(|stage| stage.contains("LENO_FAULT")) {

@@ -10,7 +10,7 @@ const SHOWS_EARLY: [&str; 3] = ["crashes", "unready", "rejects"];
 
 /// A bad proxy, on the way to the previous release: sidecars go first there, and come back alone.
 pub(super) fn proxy(run: &Run, fault: &str) -> Result<String> {
-    run.builds.spoil(run.bed, "proxy", run.previous(), fault)?;
+    run.builds.spoil(run.bed, run.sidecar(), run.previous(), fault)?;
     comes_back(run, run.version(), run.previous(), i64::from(!SHOWS_EARLY.contains(&fault)))
 }
 
@@ -22,7 +22,7 @@ pub(super) fn control_plane(run: &Run, fault: &str) -> Result<String> {
 
 /// Nothing moves to an image that is nowhere.
 pub(super) fn image_missing(run: &Run) -> Result<String> {
-    run.builds.remove(run.bed, "proxy", run.previous())?;
+    run.builds.remove(run.bed, run.sidecar(), run.previous())?;
     let note = comes_back(run, run.version(), run.previous(), 0)?;
     ensure(note.contains("image"), || format!("it does not say that an image is missing: {note}"))?;
     Ok(note)

@@ -17,7 +17,7 @@ mod owners;
 mod page;
 
 use crate::{
-    bed::{Bed, Release},
+    bed::{Bed, Engines, Release},
     cluster::{self, Target, run::Progress},
     install,
 };
@@ -90,6 +90,14 @@ impl Run<'_> {
 
     fn previous(&self) -> &str {
         &self.bed.release.previous_version
+    }
+
+    /// The component that the fleet's sidecars are.
+    fn sidecar(&self) -> &'static str {
+        match self.bed.release.engine {
+            Engines::Envoy => "envoy",
+            Engines::Leno | Engines::Mixed => "proxy",
+        }
     }
 }
 
@@ -298,7 +306,9 @@ fn rest(run: &Run, from: From) -> Result<()> {
 /// The short form for `make scenarios`: few pods, there and back, and one bad build.
 pub(crate) fn short(bed: &Bed) -> Result<()> {
     let size = Size { pods: 10, rate: 10.0 };
-    let wanted = ["downgrade_in_place", "upgrade_in_place", "bad_proxy_answers_500"];
+    // What a bad agent can do to the Envoy beside it is to keep it from its configuration.
+    let bad = if bed.release.engine == Engines::Envoy { "bad_proxy_unready" } else { "bad_proxy_answers_500" };
+    let wanted = ["downgrade_in_place", "upgrade_in_place", bad];
     let scenarios = ALL.iter().filter(|(name, ..)| wanted.contains(name));
     let rows = on_a_fleet(bed, size, SHORT, scenarios, false, &mut Progress::new("upgrades"))?;
     for row in &rows {
