@@ -258,7 +258,7 @@ impl TokenBucket {
     }
 
     /// Tokens a second.
-    fn rate(&self) -> f64 {
+    pub fn rate(&self) -> f64 {
         f64::from(self.fill.max(1)) / self.interval.as_secs_f64()
     }
 }

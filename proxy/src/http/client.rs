@@ -4,7 +4,6 @@
 use super::{
     call::Call,
     edit,
-    head::Version,
     headers::{Headers, Known},
     pipeline::Stop,
     reply, xfcc,
@@ -75,7 +74,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
     match call.request.headers.known(Known::ForwardedProto) {
         None | Some(b"") => proto(call),
         // What those in front of us saw is the scheme, where the request itself does not say.
-        Some(scheme) if edge.secure.is_none() && call.request.version != Version::Http2 => {
+        Some(scheme) if edge.secure.is_none() && !call.request.has_scheme => {
             let (http, https) = (scheme.eq_ignore_ascii_case(b"http"), scheme.eq_ignore_ascii_case(b"https"));
             if http || https {
                 call.request.secure = https;
@@ -242,7 +241,7 @@ pub(super) fn own_address() -> IpAddr {
 }
 
 fn proto(call: &mut Call<'_>) {
-    let scheme: &[u8] = if call.request.secure { b"https" } else { b"http" };
+    let scheme: &[u8] = if call.conn.secure { b"https" } else { b"http" };
     call.request.headers.remove_known(Known::ForwardedProto);
     call.request.headers.push(b"x-forwarded-proto", scheme);
 }

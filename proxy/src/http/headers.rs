@@ -414,6 +414,10 @@ impl HeaderLookup for Headers {
         values.fold(first, |sum, value| sum.map(|sum| Cow::Owned([&*sum, b",", value].concat())))
     }
 
+    fn each<'a>(&'a self, lower_case_name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.values(lower_case_name)
+    }
+
     fn bytes(&self) -> u64 {
         self.entries.iter().map(|entry| u64::from(entry.name.len) + u64::from(entry.value.len)).sum()
     }

@@ -256,15 +256,13 @@ fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<
         Some(b'*') if target.len() == 1 && method == b"OPTIONS" => Ok(()),
         _ => {
             // The absolute form: its authority wins over the host header (RFC 9112, 3.2.2).
-            let rest = strip_ignore_case(target, b"http://").or_else(|| strip_ignore_case(target, b"https://"));
+            let secure = strip_ignore_case(target, b"https://");
+            let rest = secure.or_else(|| strip_ignore_case(target, b"http://"));
             let rest = rest.ok_or(HeadError::Malformed("the target is neither a path nor a URL"))?;
             let end = rest.iter().position(|&b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
-            check_authority(&rest[..end])?;
-            if end == 0 {
-                return Err(HeadError::Malformed("the target's host is empty"));
-            }
+            check_url_authority(&rest[..end])?;
             head.set_authority(&rest[..end]);
-            head.has_scheme = true;
+            (head.has_scheme, head.secure) = (true, secure.is_some());
             match rest.get(end) {
                 None => head.set_path(b"/"),
                 // A query alone is no path, and is not taken for one later.
@@ -277,6 +275,23 @@ fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<
 
 fn strip_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     (text.len() >= prefix.len() && text[..prefix.len()].eq_ignore_ascii_case(prefix)).then(|| &text[prefix.len()..])
+}
+
+/// Refuses what is no host, or no port, of a URL: names of letters, digits, dots and dashes, addresses in brackets.
+fn check_url_authority(authority: &[u8]) -> Result<(), HeadError> {
+    let host = crate::route::without_port(authority);
+    let name = |&b: &u8| b.is_ascii_alphanumeric() || b"-.".contains(&b);
+    let address = |&b: &u8| b.is_ascii_hexdigit() || b":.".contains(&b);
+    let good = match host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")) {
+        Some(host) => !host.is_empty() && host.iter().all(address),
+        None => !host.is_empty() && host.iter().all(name),
+    };
+    let port = &authority[host.len()..];
+    let number = std::str::from_utf8(port.get(1..).unwrap_or_default()).ok().and_then(|port| port.parse::<u16>().ok());
+    match good && (port.is_empty() || number.is_some()) {
+        true => Ok(()),
+        false => Err(HeadError::Malformed("the target's host is none")),
+    }
 }
 
 /// Refuses an authority with characters that no host or port has.

@@ -371,7 +371,9 @@ async fn proxy<'a, D: Downstream>(
                             && redirect::follow(call, follow, redirects)
                         {
                             call.tally.code = call.response.status;
-                            body.forget_if(call.request.body == BodyLength::Empty);
+                            if !body.redirect(call.request.body == BodyLength::Empty) {
+                                call.request.body = BodyLength::Empty;
+                            }
                             return Ok(Way::Redirected);
                         }
                         return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);

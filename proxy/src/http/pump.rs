@@ -3,6 +3,7 @@
 use super::{
     ahead::Ahead,
     body::{Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
+    headers::Headers,
     mirror::Feeds,
     pace::Pace,
     recode::{self, Recode},
@@ -48,6 +49,8 @@ pub struct RequestPump {
 pub struct Kept {
     /// What was sent; `None` when it is not kept (or became too long).
     replay: Option<Vec<u8>>,
+    /// The trailers behind it.
+    trailers: Option<Box<Headers>>,
     /// More than `replay` holds was sent: another attempt cannot be whole.
     pub unrepeatable: bool,
     /// Bytes that `replay` may hold.
@@ -69,6 +72,13 @@ impl Kept {
             }
         }
     }
+
+    fn add_trailers(&mut self, trailers: &Headers) {
+        match self.replay {
+            Some(_) => self.trailers = Some(Box::new(trailers.clone())),
+            None => self.unrepeatable = true,
+        }
+    }
 }
 
 /// Bytes of a request's body that are kept for another attempt, unless the route says otherwise; Envoy's default.
@@ -77,7 +87,7 @@ pub const MAX_REPLAY: usize = 1024 * 1024;
 impl RequestPump {
     /// At the beginning of a body; `keep` bytes at most are kept for another attempt.
     pub fn new(keep: Option<usize>) -> Self {
-        let kept = Kept { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), unrepeatable: false };
+        let kept = Kept { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), ..Kept::default() };
         Self { kept, ..Self::default() }
     }
 
@@ -162,7 +172,7 @@ impl RequestPump {
         self.kept.limit = self.kept.limit.max(limit);
     }
 
-    /// Reads the whole body before anything is sent; false when it has more than `limit` bytes. Trailers are forgotten.
+    /// Reads the whole body before anything is sent; false when it has more than `limit` bytes.
     ///
     /// # Errors
     /// When the client's side fails.
@@ -188,7 +198,10 @@ impl RequestPump {
                     replay.extend_from_slice(data);
                     self.consume(down, count);
                 }
-                Piece::Trailers(_) | Piece::End => {
+                end @ (Piece::Trailers(_) | Piece::End) => {
+                    if let Piece::Trailers(trailers) = end {
+                        self.kept.trailers = Some(Box::new(trailers.clone()));
+                    }
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
                     let replay = self.kept.replay.get_or_insert_default();
                     if replay.len() + rest.len() > limit {
@@ -202,11 +215,14 @@ impl RequestPump {
         Poll::Ready(Ok(true))
     }
 
-    /// Leaves out the body in further attempts.
-    pub fn forget_if(&mut self, bodiless: bool) {
+    /// For a request that another was redirected to: it has the body, unless it is `bodiless`, and no trailers. Whether there is
+    /// anything in it.
+    pub fn redirect(&mut self, bodiless: bool) -> bool {
+        self.kept.trailers = None;
         if bodiless && let Some(replay) = &mut self.kept.replay {
             replay.clear();
         }
+        self.kept.bytes() > 0
     }
 
     /// Gives the request's copies what was read before they began, and keeps them.
@@ -215,7 +231,7 @@ impl RequestPump {
             feeds.data(replay);
         }
         if self.ended {
-            feeds.end(None);
+            feeds.end(self.kept.trailers.as_deref());
         }
         self.feeds = Some(feeds);
     }
@@ -232,7 +248,7 @@ impl RequestPump {
             up.send_data(replay);
         }
         if self.ended {
-            up.send_end(None);
+            up.send_end(self.kept.trailers.as_deref());
         }
         true
     }
@@ -278,7 +294,9 @@ impl RequestPump {
                         feeds.end(trailers);
                     }
                     self.ended = true;
-                    self.kept.unrepeatable |= trailers.is_some();
+                    if let Some(trailers) = trailers {
+                        self.kept.add_trailers(trailers);
+                    }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(PumpError::Source(error))),
                 Poll::Pending => {
@@ -333,7 +351,7 @@ pub struct ResponsePump {
     pub grpc_status: Option<u16>,
     keep: bool,
     /// The trailers, where they are kept.
-    pub trailers: Option<Box<super::headers::Headers>>,
+    pub trailers: Option<Box<Headers>>,
 }
 
 impl ResponsePump {

@@ -52,7 +52,9 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
         "https" => true,
         _ => return false,
     };
-    if secure != call.request.secure && !follow.cross_scheme {
+    // What came in clear text was not secure, whatever it is said to have been.
+    let was_secure = call.request.secure && call.conn.secure;
+    if secure != was_secure && !follow.cross_scheme {
         return false;
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -70,7 +72,7 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
             request.headers.push(name.as_bytes(), value);
         }
     }
-    let own = if request.secure { &b"https"[..] } else { b"http" };
+    let own = if was_secure { &b"https"[..] } else { b"http" };
     let original = [own, b"://", request.authority(), request.path()].concat();
     request.headers.set("x-envoy-original-url", &original);
     request.secure = secure;

@@ -295,7 +295,6 @@ async fn secure(
         ServerTls::Own(context) => {
             let secured = context.accept(io, limit, pace).await?;
             let alpn = secured.info.alpn.as_deref().map(Alpn::registered);
-            conn.server_name = secured.server_name;
             conn.tls = Some(Box::new(secured.info));
             Ok((secured.stream, alpn))
         }

@@ -20,6 +20,11 @@ pub trait HeaderLookup {
         self.header(lower_case_name).map(Cow::Borrowed)
     }
 
+    /// The values of the header, one by one.
+    fn each<'a>(&'a self, lower_case_name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.header(lower_case_name).into_iter()
+    }
+
     /// Bytes of names and values together.
     fn bytes(&self) -> u64 {
         0
@@ -50,6 +55,10 @@ impl<H: HeaderLookup> HeaderLookup for &H {
 
     fn joined(&self, lower_case_name: &str) -> Option<Cow<'_, [u8]>> {
         (**self).joined(lower_case_name)
+    }
+
+    fn each<'a>(&'a self, lower_case_name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        (**self).each(lower_case_name)
     }
 
     fn bytes(&self) -> u64 {

@@ -2,7 +2,6 @@
 
 use super::{HeaderLookup, LogEntry, ResponseFlags};
 use crate::config::HeaderMatch;
-use std::borrow::Cow;
 
 /// A condition, decided when the configuration comes as far as it can be.
 #[derive(Debug, Clone)]
@@ -93,7 +92,7 @@ impl LogFilter {
             }
             Self::Flags(wanted) if wanted.is_empty() => !entry.flags.is_empty(),
             Self::Flags(wanted) => entry.flags.intersects(*wanted),
-            Self::Header(header) => header.matches(value(entry, &header.name).as_deref()),
+            Self::Header(header) => matches(header, entry),
             Self::GrpcStatus { statuses, exclude } => {
                 let status = entry.grpc_status.unwrap_or_else(|| grpc_of_http(entry.code));
                 let named = status <= 16 && statuses & (1 << status) != 0;
@@ -118,14 +117,16 @@ pub(crate) fn grpc_of_http(code: u16) -> u16 {
     }
 }
 
-fn value<'e, Q: HeaderLookup, S>(entry: &'e LogEntry<'_, Q, S>, name: &str) -> Option<Cow<'e, [u8]>> {
-    match name {
-        ":method" => entry.method.map(|text| text.as_bytes().into()),
-        ":path" => entry.path.map(|text| text.as_bytes().into()),
-        ":authority" | "host" => entry.authority.map(|text| text.as_bytes().into()),
-        ":scheme" => entry.scheme.map(|text| text.as_bytes().into()),
-        name => entry.request.joined(name),
-    }
+/// Whether a condition on a header holds, as it does where routes are chosen.
+fn matches<Q: HeaderLookup, S>(header: &HeaderMatch, entry: &LogEntry<'_, Q, S>) -> bool {
+    let pseudo = match &*header.name {
+        ":method" => entry.method,
+        ":path" => entry.path,
+        ":authority" | "host" => entry.authority,
+        ":scheme" => entry.scheme,
+        name => return header.matches(entry.request.each(name)),
+    };
+    header.matches(pseudo.map(str::as_bytes))
 }
 
 /// The number that the first eight digits of a UUID are.

@@ -5,11 +5,15 @@ use serde_json::{Value, json};
 
 /// The back ends of every random case.
 pub(super) fn backends() -> Value {
-    json!({"a": {}, "b": {}, "h2": {"protocol": "h2"}, "dead": {"protocol": "dead"}, "mute": {"protocol": "mute"}})
+    json!({"a": {}, "b": {}, "h2": {"protocol": "h2"}, "dead": {"protocol": "dead"}, "mute": {"protocol": "mute"},
+        "safe": {"tls": true}})
 }
 
 /// Clusters whose endpoint is no matter of luck, for routes that want something peculiar.
-const PLACES: [&str; 22] = [
+const PLACES: [&str; 25] = [
+    "safe",
+    "longest",
+    "proper",
     "sick",
     "alone",
     "panic",
@@ -136,6 +140,23 @@ pub(super) fn clusters() -> Value {
                 "consecutive_5xx": 100, "consecutive_gateway_failure": 2, "enforcing_consecutive_gateway_failure": 100,
                 "max_ejection_percent": 100, "base_ejection_time": "900s",
             },
+        },
+        {
+            "name": "longest",
+            "type": "STATIC",
+            "endpoints": ["a"],
+            "typed_extension_protocol_options": http_options(json!({
+                "common_http_protocol_options": {"max_stream_duration": "9s", "idle_timeout": "60s"},
+                "explicit_http_config": {"http_protocol_options": {}},
+            })),
+        },
+        {
+            "name": "proper",
+            "type": "STATIC",
+            "endpoints": ["b"],
+            "typed_extension_protocol_options": http_options(json!({
+                "explicit_http_config": {"http_protocol_options": {"header_key_format": {"proper_case_words": {}}}},
+            })),
         },
         {"name": "least", "type": "STATIC", "lb_policy": "LEAST_REQUEST", "endpoints": ["a"]},
         {"name": "by-luck", "type": "STATIC", "lb_policy": "RANDOM", "endpoints": ["b"]},

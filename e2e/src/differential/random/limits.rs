@@ -59,7 +59,11 @@ impl Maker<'_> {
             6 => json!([{"key": "masked_remote_address", "value": "127.0.0.0/8"}]),
             _ => json!([{"key": "query", "value": "1"}]),
         };
-        json!({"entries": entries, "token_bucket": bucket(self.rng.random_range(1..=2))})
+        let mut descriptor = json!({"entries": entries, "token_bucket": bucket(self.rng.random_range(1..=2))});
+        if self.chance(0.1) {
+            descriptor["shadow_mode"] = json!(true);
+        }
+        descriptor
     }
 
     /// What requests count as.

@@ -121,6 +121,15 @@ impl Maker<'_> {
             "%DOWNSTREAM_TLS_VERSION%",
             "%UPSTREAM_HOST%",
             "%LOCAL_REPLY_BODY%",
+            "%REQ_WITHOUT_QUERY(:path)%",
+            "%RESPONSE_CODE_DETAILS%",
+            "%REQ(x-envoy-original-url)%",
+            "%REQ(:method)%",
+            "%RESP(:status)%",
+            "%UPSTREAM_REMOTE_PORT%",
+            "%DOWNSTREAM_DIRECT_LOCAL_PORT%",
+            "%TRAILER(x-one)%",
+            "%COALESCE({\"operators\": [{\"command\": \"REQ\", \"param\": \"x-one\"}, \"PROTOCOL\"]})%",
         ];
         let mut logs = Vec::new();
         for _ in 0..self.rng.random_range(1..=2) {

@@ -213,19 +213,21 @@ impl Maker<'_> {
             let plain = |path: &str| path.replace('\\', "/").replace("%5C", "/");
             requests.iter_mut().for_each(|request| request.path = plain(&request.path));
             for line in requests.iter_mut().flat_map(|request| &mut request.headers) {
-                *line = line.replace('\t', " ");
+                *line = line.replace('\t', " ").replace('"', "'");
             }
             for raw in requests.iter_mut().filter_map(|request| request.raw.as_mut()) {
-                *raw = plain(&raw.replace('\t', " ").replace(|c: char| !c.is_ascii(), ""));
+                *raw = plain(&raw.replace('\t', " ").replace('"', "'").replace(|c: char| !c.is_ascii(), ""));
             }
-            // How much of a long body was read when it is refused is no matter of behaviour.
-            requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(5000)));
         }
         let mut text = json!({"about": "made at random", "virtual_hosts": hosts, "requests": [{}]});
         text["hcm"] = manager;
         text["route_config"] = self.table();
         text["http_filters"] = filters;
         text["logs"] = logs;
+        if text.to_string().contains("%BYTES_RECEIVED%") {
+            // How much of a long body was read when it is answered early is no matter of behaviour.
+            requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(5000)));
+        }
         text["backends"] = backends();
         text["clusters"] = clusters();
         if let Some(socket) = socket {
@@ -354,6 +356,9 @@ impl Maker<'_> {
         }
         if self.chance(0.15) {
             table["response_headers_to_add"] = json!([self.header_op()]);
+        }
+        if self.chance(0.1) {
+            table["response_headers_to_remove"] = json!([self.text(&["x-three", "x-backend", "date", "via"])]);
         }
         if self.chance(0.1) {
             table["request_headers_to_remove"] = json!([self.text(&NAMES)]);

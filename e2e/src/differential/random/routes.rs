@@ -30,6 +30,13 @@ impl Maker<'_> {
         if self.draws(Feature::Retries, 0.1) {
             host["retry_policy"] = self.retries();
         }
+        if self.chance(0.1) {
+            let name = self.text(&["x-two", "x-backend", "content-type", "server"]);
+            host["response_headers_to_remove"] = json!([name]);
+        }
+        if self.chance(0.05) {
+            host["virtual_clusters"] = json!([{"name": "some", "headers": [self.header_match()]}]);
+        }
         if self.draws(Feature::Mirrors, 0.03) {
             host["request_mirror_policies"] = json!([{"cluster": "h2"}]);
         }
@@ -231,6 +238,10 @@ impl Maker<'_> {
                 "redirect_response_codes": [302, 307],
                 "allow_cross_scheme_redirect": self.chance(0.3),
             });
+            if self.chance(0.3) {
+                forward["internal_redirect_policy"]["response_headers_to_copy"] =
+                    json!([self.text(&["x-one", "x-three", "x-backend", "x-none"])]);
+            }
         }
         if self.chance(0.1) {
             forward["append_x_forwarded_host"] = json!(true);
@@ -295,6 +306,9 @@ impl Maker<'_> {
             }
             let one = |maker: &mut Self, name: &str, weight: u32| {
                 let mut cluster = json!({"name": name, "weight": weight});
+                if maker.chance(0.1) {
+                    cluster["host_rewrite_literal"] = json!("weighted.example:81");
+                }
                 if maker.chance(0.4) {
                     cluster["request_headers_to_add"] = json!([maker.header_op()]);
                 }
@@ -426,6 +440,12 @@ impl Maker<'_> {
             "%RESP(x-backend)%/%RESP(:status)%",
             "%GRPC_STATUS_NUMBER%",
             "%BYTES_SENT%",
+            "%REQ_WITHOUT_QUERY(:path)%",
+            "%RESPONSE_CODE_DETAILS%",
+            "%VIRTUAL_CLUSTER_NAME%",
+            "%DOWNSTREAM_DIRECT_LOCAL_PORT%",
+            "%REQ(x-forwarded-proto):4%",
+            "%REQ(cookie)%",
             "a, %REQ(x-one)%, \"c\"",
             "  spaced  ",
             "",

@@ -10,8 +10,8 @@ use rand::Rng;
 impl Maker<'_> {
     /// Requests for other protocols, and of HTTP/1.0.
     pub(super) fn versions(&mut self, request: &mut Request) {
-        // Through Envoy it waits for the end of what has none there.
-        let waits = self.filters.iter().any(|name| name == "buffer");
+        // Through Envoy it waits for the end of what has none there, which is listed.
+        let waits = self.filters.iter().any(|name| name == "buffer" || name == "health");
         if !waits && self.draws(Feature::Upgrades, 0.02) {
             request.protocol = Speaks::H1;
             (request.method, request.body, request.size) = ("GET".to_owned(), None, None);
@@ -28,7 +28,9 @@ impl Maker<'_> {
                 request.replies = vec![Reply { status: self.one(&[400, 404, 426, 503]), ..Reply::default() }];
             }
         }
-        let plain = request.protocol == Speaks::H1 && !request.chunked;
+        // An upgrade in HTTP/1.0 is none here, which is listed.
+        let upgrade = request.headers.iter().any(|line| line.starts_with("upgrade: "));
+        let plain = request.protocol == Speaks::H1 && !request.chunked && !upgrade;
         if plain && self.draws(Feature::Versions, 0.03) {
             request.version = "1.0".to_owned();
             request.headers.retain(|line| !line.starts_with("expect"));
@@ -48,7 +50,10 @@ impl Maker<'_> {
     /// Bytes as no library would write them, but such as a server may meet, and such as both proxies are to take alike.
     pub(super) fn raw(&mut self, request: &mut Request) {
         let (path, host) = (request.path.clone(), request.host.clone());
-        let line = match self.rng.random_range(0..14) {
+        let line = match self.rng.random_range(0..17) {
+            11 => format!("GET https://{host}{path} HTTP/1.1"),
+            12 => format!("POST HTTPS://{host}{path} HTTP/1.1"),
+            13 => "OPTIONS http://a.example HTTP/1.1".to_owned(),
             0 => format!("GET http://{host}{path} HTTP/1.1"),
             1 => "OPTIONS * HTTP/1.1".to_owned(),
             2 => format!("PURGE {path} HTTP/1.1"),

@@ -211,12 +211,7 @@ fn preferred(accepts: &[u8], mut offered: Vec<(Coding, bool)>) -> Option<Coding>
 /// Leads a request past a decompressor; whether its response may be decompressed.
 pub(super) fn open_request(call: &mut Call<'_>, decompressor: &Decompressor) -> bool {
     if decompressor.advertise {
-        let name = decompressor.coding.name().as_bytes();
-        let headers = &mut call.request.headers;
-        let known = |value: &[u8]| value.split(|&b| b == b',').any(|token| is(media_type(token), name));
-        if !headers.get("accept-encoding").is_some_and(known) {
-            headers.append_to("accept-encoding", b",", name);
-        }
+        advertise(&mut call.request.headers, decompressor.coding.name().as_bytes());
     }
     if let Some(always) = decompressor.requests
         && call.request.body != BodyLength::Empty
@@ -246,6 +241,15 @@ pub(super) fn open_response(call: &mut Call<'_>, decompressor: &Decompressor) {
     }
 }
 
+/// Puts a coding behind those that the client accepts, with no less weight than any.
+fn advertise(headers: &mut Headers, name: &[u8]) {
+    let values: Vec<&[u8]> = headers.values("accept-encoding").collect();
+    let tokens = values.iter().flat_map(|value| value.split(|&b| b == b',')).map(<[u8]>::trim_ascii);
+    let others = tokens.filter(|token| !token.is_empty() && media_type(token) != name);
+    let all = others.chain([name]).collect::<Vec<_>>().join(&b","[..]);
+    headers.set("accept-encoding", &all);
+}
+
 fn decompress(recode: Option<Box<Recode>>, decompressor: &Decompressor) -> Option<Box<Recode>> {
     let mut recode = recode.unwrap_or_default();
     recode.decompress(decompressor.coding, decompressor.max_ratio).ok()?;
@@ -273,6 +277,25 @@ fn opens(headers: &mut Headers, decompressor: &Decompressor, always: bool) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advertised_when_the_client_accepts_others_then_it_comes_behind_them_once() {
+        for (accepts, want) in [
+            (&[][..], "zstd"),
+            (&[""], "zstd"),
+            (&["gzip;q=0, *"], "gzip;q=0,*,zstd"),
+            (&["zstd;q=0.1, br"], "br,zstd"),
+            (&["ZSTD,, br ", "gzip"], "ZSTD,br,gzip,zstd"),
+        ] {
+            let mut headers = Headers::default();
+            for value in accepts {
+                headers.push(b"accept-encoding", value.as_bytes());
+            }
+            advertise(&mut headers, b"zstd");
+            let values: Vec<&[u8]> = headers.values("accept-encoding").collect();
+            assert_eq!(values, [want.as_bytes()], "{accepts:?}");
+        }
+    }
 
     #[test]
     fn coding_when_several_are_accepted_then_the_heaviest_that_is_offered() {

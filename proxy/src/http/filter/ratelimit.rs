@@ -118,24 +118,23 @@ fn fits(wanted: &LimitedDescriptor, have: &Descriptor<'_>) -> bool {
         })
 }
 
-/// The buckets for what a request counts as. Those for any value are only taken where none names the values.
+/// The buckets for what a request counts as: one for each of its descriptors, be they alike, those that fill slowest first. Those
+/// for any value are only taken where none names the values.
 fn wanted_of<'a>(all: &'a [LimitedDescriptor], have: &[Descriptor<'_>]) -> Vec<Wanted<'a>> {
-    let named = |have: &Descriptor<'_>| all.iter().any(|one| one.dynamic.is_none() && fits(one, have));
-    let mut found = Vec::new();
-    for wanted in all {
-        let shadow = wanted.shadow;
-        match &wanted.dynamic {
-            None if have.iter().any(|have| fits(wanted, have)) => {
-                found.push(Wanted { bucket: Shared::Own(&wanted.bucket), shadow });
-            }
-            None => {}
-            Some(dynamic) => found.extend(have.iter().filter(|have| fits(wanted, have) && !named(have)).map(|have| {
+    let of = |have: &Descriptor<'_>| {
+        let fitting = || all.iter().filter(|one| fits(one, have));
+        let wanted = fitting().find(|one| one.dynamic.is_none()).or_else(|| fitting().next())?;
+        let bucket = match &wanted.dynamic {
+            None => Shared::Own(&wanted.bucket),
+            Some(dynamic) => {
                 let values: Vec<&[u8]> = have.iter().map(|(_, value)| value.as_ref()).collect();
-                let bucket = dynamic.of(values.join(&0).into(), &wanted.bucket);
-                Wanted { bucket: Shared::Made(bucket), shadow }
-            })),
-        }
-    }
+                Shared::Made(dynamic.of(values.join(&0).into(), &wanted.bucket))
+            }
+        };
+        Some(Wanted { bucket, shadow: wanted.shadow })
+    };
+    let mut found: Vec<Wanted<'a>> = have.iter().filter_map(of).collect();
+    found.sort_by(|a, b| a.bucket.rate().total_cmp(&b.bucket.rate()));
     found
 }
 

@@ -113,7 +113,9 @@ impl Connection {
                         (self.input.passed, self.output.passed) = (0, 0);
                         self.input.consume(count);
                         self.heads = ((count as u32).saturating_sub(head.around), 0);
-                        head.secure = self.io.is_tls();
+                        if !head.has_scheme {
+                            head.secure = self.io.is_tls();
+                        }
                         self.reader = Reader::new(head.body, false);
                         self.owes_continue = head.expects_continue;
                         self.closing = !head.keep_alive;
