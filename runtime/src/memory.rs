@@ -3,13 +3,15 @@
 //! Huge pages off (they keep memory resident that nobody uses), a background thread that returns dirty pages after five
 //! seconds. A global allocator and its configuration symbol can only be declared by the binary itself, hence a macro.
 
-/// Gives memory that nobody uses back to the kernel at once. True when there was jemalloc to do so.
+/// Gives memory that nobody uses back to the kernel at once, that included which this thread kept for itself. True when
+/// there was jemalloc to do so.
 pub fn give_back() -> bool {
     // All arenas (`MALLCTL_ARENAS_ALL`, 4096).
-    let name = c"arena.4096.purge";
-    let nothing = std::ptr::null_mut::<std::ffi::c_void>();
-    // SAFETY: the name is a C string; `purge` neither reads nor writes a value, as jemalloc's manual says.
-    unsafe { tikv_jemalloc_sys::mallctl(name.as_ptr(), nothing, std::ptr::null_mut(), nothing, 0) == 0 }
+    [c"thread.tcache.flush", c"arena.4096.purge"].iter().fold(true, |done, name| {
+        let nothing = std::ptr::null_mut::<std::ffi::c_void>();
+        // SAFETY: the name is a C string; neither `flush` nor `purge` reads or writes a value, as jemalloc's manual says.
+        done & unsafe { tikv_jemalloc_sys::mallctl(name.as_ptr(), nothing, std::ptr::null_mut(), nothing, 0) == 0 }
+    })
 }
 
 #[doc(hidden)]

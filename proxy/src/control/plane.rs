@@ -18,6 +18,9 @@ use tokio::sync::watch;
 /// How long after the last root the code that only configuration needs is given back.
 const SETTLED: Duration = Duration::from_secs(3);
 
+/// How long after the first root that happens as well, and memory that only starting up needed is given back with it.
+const BEGUN: Duration = Duration::from_millis(200);
+
 /// Where connections are accepted.
 pub enum Listening {
     /// On these sockets, from the first root on that has a listener for each of their ports.
@@ -165,7 +168,7 @@ async fn publish(
     credentials: CredentialStore,
 ) {
     let mut start = Some(shards);
-    let mut settled = None;
+    let (mut settled, mut fresh) = (None, true);
     loop {
         let quiet = async {
             match settled {
@@ -177,11 +180,17 @@ async fn publish(
             changed = roots.changed() => if changed.is_err() { return },
             () = quiet => {
                 super::code::unmap_unused();
-                settled = None;
+                // Later what is unused goes back little by little, and takes nobody's time.
+                if std::mem::take(&mut fresh) {
+                    leno_runtime::memory::give_back();
+                    settled = Some(tokio::time::Instant::now() + SETTLED);
+                } else {
+                    settled = None;
+                }
                 continue;
             }
         }
-        settled = Some(tokio::time::Instant::now() + SETTLED);
+        settled = Some(tokio::time::Instant::now() + if fresh { BEGUN } else { SETTLED });
         let Some(root) = roots.borrow_and_update().clone() else { continue };
         let version = root.version;
         let Change { open, close } = listening.change(&root);

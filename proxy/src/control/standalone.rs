@@ -53,6 +53,7 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
     // The descriptors were only needed to read the file.
     leno_xds::json::release();
+    leno_runtime::memory::give_back();
     // Who only limits connections has not said that memory is not to be watched.
     let overload = settings.bootstrap.overload.take().filter(|overload| !overload.monitors.is_empty());
     let overload = overload.unwrap_or_else(Overload::usual);
