@@ -70,8 +70,11 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     match respond(call, down, &mut body).await {
         Ok(()) => {}
         Err(Stop::Reply(reply)) => {
-            // What was waited for lasted long enough for the client to send its request to the end.
-            if call.tally.host.is_some() || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
+            // What was waited for lasted long enough for the client to send its request to the end; that there is no room for a
+            // first attempt is known at once.
+            let at_once = call.tally.attempts <= 1 && reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW);
+            let waited = call.tally.host.is_some() && !at_once;
+            if waited || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
                 forget::rest(call, down, &mut body).await;
             }
             let close = call.worker.ends_connections();
