@@ -404,7 +404,9 @@ pub fn fields(map: &http::HeaderMap) -> Vec<Field> {
 
 /// A line a header, sorted by name; several of one name stay in order. What carries the test is left out.
 pub fn field_lines(kind: &str, fields: &[Field]) -> Vec<String> {
-    let mut sorted: Vec<&Field> = fields.iter().filter(|(name, _)| name != REPLY && name != ID).collect();
+    // An endpoint may get its names in another case.
+    let ours = |name: &str| name.eq_ignore_ascii_case(REPLY) || name.eq_ignore_ascii_case(ID);
+    let mut sorted: Vec<&Field> = fields.iter().filter(|(name, _)| !ours(name)).collect();
     sorted.sort_by(|a, b| a.0.cmp(&b.0));
     sorted.iter().map(|(name, value)| format!("{kind} {name}: {value}")).collect()
 }

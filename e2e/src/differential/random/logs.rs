@@ -121,7 +121,6 @@ impl Maker<'_> {
             "%DOWNSTREAM_TLS_VERSION%",
             "%UPSTREAM_HOST%",
             "%LOCAL_REPLY_BODY%",
-            "%REQ_WITHOUT_QUERY(:path)%",
             "%RESPONSE_CODE_DETAILS%",
             "%REQ(x-envoy-original-url)%",
             "%REQ(:method)%",

@@ -53,7 +53,6 @@ impl Maker<'_> {
                 "content-length",
                 "cookie",
                 "host",
-                "x-request-id",
                 "transfer-encoding",
                 "X-One",
                 "x-envoy-internal",

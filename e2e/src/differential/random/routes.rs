@@ -440,7 +440,6 @@ impl Maker<'_> {
             "%RESP(x-backend)%/%RESP(:status)%",
             "%GRPC_STATUS_NUMBER%",
             "%BYTES_SENT%",
-            "%REQ_WITHOUT_QUERY(:path)%",
             "%RESPONSE_CODE_DETAILS%",
             "%VIRTUAL_CLUSTER_NAME%",
             "%DOWNSTREAM_DIRECT_LOCAL_PORT%",
