@@ -101,6 +101,23 @@ impl State {
         self.wildcard || self.names.contains(name)
     }
 
+    /// An answer to the response under way has come: what it sent, but for what has to be sent once more. `None` when it answers
+    /// another one, or none.
+    fn take_answered(&mut self, nonce: &str) -> Option<BTreeMap<Arc<str>, Arc<Entry>>> {
+        let InFlight { mut sent, removed, again, .. } =
+            self.in_flight.take_if(|in_flight| !nonce.is_empty() && in_flight.nonce == nonce)?;
+        for name in again {
+            sent.remove(&name);
+            self.held.insert(name, Held::outdated());
+        }
+        // A removal cannot be refused in a way that anything could be done about.
+        for name in removed {
+            self.held.remove(&name);
+            self.refused.remove(&name);
+        }
+        Some(sent)
+    }
+
     /// The version that was last sent, whether or not it is acknowledged yet.
     fn sent_version(&self, name: &str) -> Option<&str> {
         let in_flight = self.in_flight.as_ref().and_then(|in_flight| in_flight.sent.get(name));
@@ -173,23 +190,7 @@ impl Session {
 
     fn answer(&mut self, kind: Kind, request: &DeltaDiscoveryRequest) -> Outcome {
         let state = &mut self.states[kind as usize];
-        if request.response_nonce.is_empty()
-            || state.in_flight.as_ref().is_none_or(|in_flight| in_flight.nonce != request.response_nonce)
-        {
-            return Outcome::Subscribed;
-        }
-        let Some(InFlight { mut sent, removed, again, .. }) = state.in_flight.take() else {
-            return Outcome::Subscribed;
-        };
-        for name in again {
-            sent.remove(&name);
-            state.held.insert(name, Held::outdated());
-        }
-        // A removal cannot be refused in a way that anything could be done about.
-        for name in removed {
-            state.held.remove(&name);
-            state.refused.remove(&name);
-        }
+        let Some(sent) = state.take_answered(&request.response_nonce) else { return Outcome::Subscribed };
         let Some(error) = &request.error_detail else {
             for (name, entry) in sent {
                 state.refused.remove(&name);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Held, InFlight, MAX_MESSAGE, Outcome, Refused, Session};
+use super::{Held, MAX_MESSAGE, Outcome, Refused, Session};
 use crate::ads::configuration::{Entry, Kind};
 
 impl Session {
@@ -33,20 +33,7 @@ impl Session {
     /// sent, all of it counts as refused.
     pub(in crate::ads) fn refused_in_part(&mut self, kind: Kind, nonce: &str, message: &str) -> Outcome {
         let state = &mut self.states[kind as usize];
-        if state.in_flight.as_ref().is_none_or(|in_flight| in_flight.nonce != nonce) {
-            return Outcome::Subscribed;
-        }
-        let Some(InFlight { mut sent, removed, again, .. }) = state.in_flight.take() else {
-            return Outcome::Subscribed;
-        };
-        for name in again {
-            sent.remove(&name);
-            state.held.insert(name, Held::outdated());
-        }
-        for name in removed {
-            state.held.remove(&name);
-            state.refused.remove(&name);
-        }
+        let Some(sent) = state.take_answered(nonce) else { return Outcome::Subscribed };
         let message: String = message.chars().take(MAX_MESSAGE).collect();
         let named = |name: &Arc<str>| message.contains(&**name);
         let any = sent.keys().any(named);
