@@ -1,8 +1,10 @@
 //! What injection does to pods, and what it leaves to them: their probes, their jobs, their init containers, and their life
 //! while the sidecar is killed or swapped.
 
+use super::resilience::{MESH, OPERATOR, operator_is_gone, scale};
 use crate::{
     bed::{Bed, condition_of, ensure},
+    install::SYSTEM,
     lab::{App, LAB, OUTSIDE, image, restricted},
 };
 use anyhow::{Context, Result};
@@ -263,8 +265,18 @@ fn what_sidecars_say(bed: &Bed, of: &str) -> String {
 }
 
 /// Swaps the image of both slots of an app's one pod under load, and gives how many requests failed; the app must not
-/// restart, and at most one in a hundred may fail.
+/// restart, and at most one in a hundred may fail. The operator is away: it would give the pod its mesh's image back, each slot
+/// as soon as it runs another one.
 pub(super) fn patch_images(bed: &Bed, app: &str) -> Result<u64> {
+    scale(bed, OPERATOR, 0)?;
+    let failed = operator_is_gone(bed).and_then(|()| swap_images(bed, app));
+    scale(bed, OPERATOR, 2)?;
+    bed.wait_rollout(SYSTEM, OPERATOR, Duration::from_secs(60))?;
+    bed.wait_condition(&MESH, "Ready", Duration::from_secs(60))?;
+    failed
+}
+
+fn swap_images(bed: &Bed, app: &str) -> Result<u64> {
     let name = bed.pod(LAB, &format!("app={app}"))?["metadata"]["name"].as_str().context("no name")?.to_owned();
     let started =
         bed.get(&["pod", &name, "-n", LAB])?["status"]["containerStatuses"][0]["state"]["running"]["startedAt"].clone();
@@ -299,7 +311,8 @@ pub(super) fn patch_images(bed: &Bed, app: &str) -> Result<u64> {
             let runs = status["image"].as_str().is_some_and(|image| image.ends_with(&bed.release.previous_version));
             ensure(runs && status["state"]["running"].is_object() && status["started"] == true, || status.to_string())?;
             Ok(Some(()))
-        })?;
+        })
+        .with_context(|| format!("sidecars say: {}", what_sidecars_say(bed, &format!("pod/{name}"))))?;
     }
     let counted = load.finish()?;
     let pod = bed.get(&["pod", &name, "-n", LAB])?;
