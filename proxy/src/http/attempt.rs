@@ -354,7 +354,7 @@ async fn acquire(
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
-            call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
+            call.tally.transport_failure = call.tally.wall.map(|_| error.reason().into());
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }

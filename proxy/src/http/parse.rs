@@ -287,7 +287,9 @@ fn check_url_authority(authority: &[u8]) -> Result<(), HeadError> {
         None => !host.is_empty() && host.iter().all(name),
     };
     let port = &authority[host.len()..];
-    let number = std::str::from_utf8(port.get(1..).unwrap_or_default()).ok().and_then(|port| port.parse::<u16>().ok());
+    // A number that is written with a sign is none.
+    let digits = port.get(1..).filter(|digits| digits.iter().all(u8::is_ascii_digit)).unwrap_or_default();
+    let number = std::str::from_utf8(digits).ok().and_then(|port| port.parse::<u16>().ok());
     match good && (port.is_empty() || number.is_some()) {
         true => Ok(()),
         false => Err(HeadError::Malformed("the target's host is none")),

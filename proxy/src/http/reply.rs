@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     config::{Action, Direction, HttpManager, ServerHeader},
+    pool::DELAYED,
     telemetry::{ResponseFlags, grpc_of_http},
 };
 use std::borrow::Cow;
@@ -140,7 +141,7 @@ pub const BAD_PATH: Reply = refusal(400, "", ResponseFlags::none(), "path_normal
 /// The client is to ask for the path in another form.
 pub const ELSEWHERE: Reply = reply(307, "", ResponseFlags::none(), "path_normalization_failed");
 /// The target is no path.
-pub const NO_PATH: Reply = reply(404, "", ResponseFlags::none(), "absolute_path");
+pub const NO_PATH: Reply = reply(404, "", ResponseFlags::none(), "absolute_path_rejected");
 /// There is no host.
 pub const MISSING_HOST: Reply = refusal(400, "", ResponseFlags::none(), "missing_host_header");
 /// HTTP/1.0 is not served.
@@ -178,6 +179,9 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     let close = close || untrusted && !call.manager.stream_error_on_invalid;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
+    if reply == CONNECT_FAILURE {
+        refused(call);
+    }
     if reply == PREFLIGHT {
         begin(call, reply.code);
         return finish(call, down, b"", close);
@@ -207,6 +211,15 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
         content_type(call, body.as_bytes(), None);
         overloaded(call, reply);
         finish(call, down, body.as_bytes(), close);
+    }
+}
+
+/// Logs tell with a failed connection why the system has refused it.
+fn refused(call: &mut Call<'_>) {
+    let why = call.tally.transport_failure.as_deref().filter(|why| why.starts_with(DELAYED));
+    if let Some(why) = why {
+        let details = format!("{}|{}}}", CONNECT_FAILURE.details.trim_end_matches('}'), why.replace(' ', "_"));
+        call.tally.filters().reply.details = Some(details.into());
     }
 }
 

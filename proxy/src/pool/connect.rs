@@ -26,6 +26,22 @@ pub enum ConnectError {
     Overflow(SocketAddr),
 }
 
+impl ConnectError {
+    /// What logs say of it: of what the system has refused, Envoy's words.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Tcp(_, error) => match error.raw_os_error() {
+                Some(code) => format!("{DELAYED}{}", nix::errno::Errno::from_raw(code).desc()),
+                None => self.to_string(),
+            },
+            _ => self.to_string(),
+        }
+    }
+}
+
+/// How the reason begins why the system has made no connection.
+pub const DELAYED: &str = "delayed connect error: ";
+
 /// The client for which a connection is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Via<'a> {

@@ -236,7 +236,7 @@ async fn open(
             }
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
-                told.failure = Some(error.to_string());
+                told.failure = Some(error.reason());
                 let timeout = matches!(error, ConnectError::Timeout(..));
                 cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());

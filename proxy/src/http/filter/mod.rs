@@ -24,6 +24,9 @@ use crate::{
 };
 use std::borrow::Cow;
 
+/// What decided where a health check is answered by the proxy itself.
+pub(super) const HEALTHY: &str = "health_check_ok";
+
 /// What filters (and a route's hash policy) have left for the rest of a request's way. Only made when there is something.
 #[derive(Default)]
 pub struct State<'a> {
@@ -213,7 +216,7 @@ async fn pass<'a, D: Downstream>(
                 };
                 let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
                 call.tally.filters().steps.push(Step::Add(vec![cluster]));
-                return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
+                return Err(Reply { code, body: "", flags, details: HEALTHY, close: false }.into());
             }
             Ok(())
         }
