@@ -230,6 +230,14 @@ impl Maker<'_> {
         }
         text["backends"] = backends();
         text["clusters"] = clusters();
+        if text["virtual_hosts"].to_string().contains("request_mirror_policies") {
+            // Whether copies are made of what there is no room for differs, and is listed.
+            for cluster in text["clusters"].as_array_mut().into_iter().flatten() {
+                if let Some(limit) = cluster.pointer_mut("/circuit_breakers/thresholds/0/max_requests") {
+                    *limit = json!(100);
+                }
+            }
+        }
         if let Some(socket) = socket {
             text["transport_socket"] = socket;
         }
