@@ -361,7 +361,7 @@ impl Call<'_> {
         entry.upstream_host_name = tally.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.grpc = self.request.is_grpc();
         entry.grpc_status = tally.grpc_status;
-        entry.health_check = tally.details == super::filter::HEALTHY;
+        entry.health_check = tally.details == "health_check_ok";
         entry.attempts = tally.attempts;
         entry.downstream_direct_local = Some(self.conn.direct_local);
         entry.downstream_direct_remote = Some(self.conn.direct());

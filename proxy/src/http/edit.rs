@@ -1,6 +1,6 @@
 //! What a route changes about the heads of requests and responses.
 
-use super::{call::Call, parse};
+use super::{call::Call, target};
 use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
@@ -127,7 +127,7 @@ pub(super) fn for_attempt(call: &mut Call<'_>, forward: &Forward, host: &Host, f
 
 /// Whether endpoints may be asked for that host: what a rewrite makes may hold commas, which a client's may not.
 fn is_authority(host: &[u8]) -> bool {
-    host.split(|byte| *byte == b',').all(|part| parse::check_authority(part).is_ok())
+    host.split(|byte| *byte == b',').all(|part| target::check_authority(part).is_ok())
 }
 
 /// Replaces the authority. The endpoint learns the one before, by Envoy's own header and on request by `x-forwarded-host`.

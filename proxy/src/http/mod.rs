@@ -33,6 +33,7 @@ mod recode;
 mod redirect;
 pub mod reply;
 pub mod retry;
+pub(crate) mod target;
 mod timeout;
 mod trace;
 pub mod upstream;

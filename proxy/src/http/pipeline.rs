@@ -74,9 +74,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
             // first attempt is known at once.
             let at_once = call.tally.attempts <= 1 && reply.flags.contains(ResponseFlags::UPSTREAM_OVERFLOW);
             let waited = call.tally.host.is_some() && !at_once;
-            if reply.details == filter::HEALTHY {
-                forget::to_the_end(call, down, &mut body).await;
-            } else if waited || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
+            if waited || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
                 forget::rest(call, down, &mut body).await;
             }
             let close = call.worker.ends_connections();

@@ -3,7 +3,7 @@
 use super::hpack::Encoder;
 use crate::http::head::{BodyLength, RequestHead, ResponseHead, Version};
 use crate::http::headers::{Headers, Known};
-use crate::http::parse::{HeadError, check_authority};
+use crate::http::{parse::HeadError, target::check_authority};
 
 /// Whether a field may have this name: a token without large letters (section 8.2.1).
 pub(super) fn is_name(name: &[u8]) -> bool {

@@ -13,7 +13,9 @@ mod rbac;
 
 pub(super) use fault::ActiveFault;
 
-use super::{body::Downstream, call::Call, edit, pipeline::Stop, pump::RequestPump, recode::Recode, reply::Reply};
+use super::{
+    body::Downstream, call::Call, edit, forget, pipeline::Stop, pump::RequestPump, recode::Recode, reply::Reply,
+};
 use crate::{
     config::{
         Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, GrpcStats, HeaderMutation, HeaderOp,
@@ -23,9 +25,6 @@ use crate::{
     telemetry::{ResponseFlags, Told, requests::RequestGroup},
 };
 use std::borrow::Cow;
-
-/// What decided where a health check is answered by the proxy itself.
-pub(super) const HEALTHY: &str = "health_check_ok";
 
 /// What filters (and a route's hash policy) have left for the rest of a request's way. Only made when there is something.
 #[derive(Default)]
@@ -210,13 +209,15 @@ async fn pass<'a, D: Downstream>(
         }
         (HttpFilter::HealthCheck(check), _) => {
             if check.headers.iter().all(|header| route::header_matches(header, call.request)) {
+                // The answer is to the whole request.
+                forget::to_the_end(call, down, body).await;
                 let (code, flags) = match call.worker.is_draining() || crate::admin::is_failed() {
                     true => (503, ResponseFlags::none()),
                     false => (200, ResponseFlags::none()),
                 };
                 let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
                 call.tally.filters().steps.push(Step::Add(vec![cluster]));
-                return Err(Reply { code, body: "", flags, details: HEALTHY, close: false }.into());
+                return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
             }
             Ok(())
         }
