@@ -120,8 +120,14 @@ fn slot(pod: &Pod, name: &str) -> Slot {
         return Slot { image, up: false, trouble: None };
     };
     let runs = status.state.as_ref().is_some_and(|state| state.running.is_some());
-    let up = runs && status.started == Some(true) && is_same_image(&status.image, &image);
+    let up = runs && status.started == Some(true) && is_same_image(&status.image, &image) && is_seen(pod);
     Slot { up, trouble: trouble(status), image }
+}
+
+/// Whether the kubelet has got to what the spec says now; before Kubernetes 1.34 it does not tell, and is believed.
+fn is_seen(pod: &Pod) -> bool {
+    let observed = pod.status.as_ref().and_then(|status| status.observed_generation);
+    observed.is_none_or(|observed| observed >= pod.metadata.generation.unwrap_or(0))
 }
 
 /// The runtime may write an image's registry where the spec does not, or nothing but a digest, once a tag names another image. That

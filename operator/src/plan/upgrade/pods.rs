@@ -45,7 +45,7 @@ pub struct Owner {
 pub struct Slot {
     /// The image that the spec says.
     pub image: String,
-    /// Whether a container of that image has started and runs.
+    /// Whether a container of that image has started and runs, by a kubelet that has seen the present spec.
     pub up: bool,
     /// What keeps it from that, when it is not just a matter of time.
     pub trouble: Option<String>,
@@ -140,7 +140,9 @@ impl PodView {
             (_, Some(serving)) if self.asked.is_some_and(|asked| asked != serving.slot) => {
                 Progress::Untouched(PodStep::Serve { pod: self.key.clone(), slot: serving.slot })
             }
-            (_, Some(serving)) => Progress::Untouched(self.set_image(1 - serving.slot, image)),
+            (_, Some(serving)) => {
+                self.replace_idle(serving.slot, image).map_or_else(Progress::Waiting, Progress::Untouched)
+            }
             (_, None) => Progress::Waiting("a report of its sidecar".to_owned()),
         }
     }
@@ -152,7 +154,7 @@ impl PodView {
             return Progress::Act(PodStep::Serve { pod: self.key.clone(), slot: new });
         }
         if is_served && serving.slot == new {
-            return Progress::Moved(self.set_image(1 - new, image));
+            return self.replace_idle(new, image).map_or_else(Progress::Waiting, Progress::Moved);
         }
         if let Some(trouble) = &slot.trouble {
             return failed("SidecarFailed", &self.key, trouble);
@@ -197,8 +199,13 @@ impl PodView {
         if number == 0 { first } else { second }
     }
 
-    fn set_image(&self, slot: u8, image: &str) -> PodStep {
-        PodStep::SetImage { pod: self.key.clone(), slot, image: image.to_owned() }
+    /// Gives the slot that does not serve an image. What waits for it: that the one which serves is not about to be replaced
+    /// itself, because somebody else has changed its image and the kubelet has not got to it yet.
+    fn replace_idle(&self, serving: u8, image: &str) -> Result<PodStep, String> {
+        if !self.slot(serving).up {
+            return Err(format!("its slot {serving}, which serves, to run what its spec says"));
+        }
+        Ok(PodStep::SetImage { pod: self.key.clone(), slot: 1 - serving, image: image.to_owned() })
     }
 }
 
@@ -261,6 +268,21 @@ mod tests {
         assert!(message.contains("shop/front-1") && message.contains("CrashLoopBackOff"), "{message}");
         // Turning back gives the idle slot its image again, whatever it suffers from.
         assert_eq!(pod.toward("0.1.0", OLD), Progress::Moved(set(1, OLD)));
+    }
+
+    #[test]
+    fn pod_when_its_serving_slot_is_about_to_be_replaced_then_the_other_one_waits() {
+        let mut pod = pod(["leno/proxy:by-hand", OLD], Some((0, "0.1.0")));
+        pod.slots[0].up = false;
+        assert_eq!(pod.toward("0.1.0", OLD), Progress::Act(serve(1)), "the one that stays takes over");
+        pod.slots[1].image = "leno/proxy:by-hand".to_owned();
+        assert!(matches!(pod.toward("0.1.0", OLD), Progress::Waiting(_)));
+        pod.serving = Some(Serving { slot: 1, version: "0.1.0".to_owned(), hand_over_failure: String::new() });
+        assert!(matches!(pod.toward("0.1.0", OLD), Progress::Untouched(_)), "slot 1 runs what its spec says");
+        pod.slots[1] = Slot { image: OLD.to_owned(), up: false, trouble: None };
+        assert!(matches!(pod.toward("0.1.0", OLD), Progress::Waiting(_)));
+        pod.slots[1].up = true;
+        assert_eq!(pod.toward("0.1.0", OLD), Progress::Moved(set(0, OLD)));
     }
 
     #[test]
