@@ -75,10 +75,10 @@ bench: build ## Leno, Envoy, nginx and HAProxy on the same work; QUICK=1: five c
 	@LENO_ENVOY=$$($(BIN)/leno-cluster envoy) $(BIN)/leno-e2e bench --leno $(BIN)/leno-proxy $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(WRITE_DOCS),--write-docs)
 
 .PHONY: flamegraph
-flamegraph: build ## Where the proxy's time goes: target/bench/flame.svg; TLS=1
+flamegraph: build ## Where the proxy's time goes: target/bench/flame.svg; CASE=http2-64k
 	@e2e/install-deps.sh --bench
 	@RUSTFLAGS="-C target-feature=+crt-static -C force-frame-pointers=yes" CARGO_TARGET_DIR=$(LENO_CACHE)/profiling CARGO_PROFILE_RELEASE_STRIP=none CARGO_PROFILE_RELEASE_DEBUG=line-tables-only cargo build --release --locked -p leno-proxy
-	@$(BIN)/leno-e2e flamegraph --leno $(LENO_CACHE)/profiling/$(TRIPLE)/release/leno-proxy $(if $(TLS),--tls)
+	@$(BIN)/leno-e2e flamegraph --leno $(LENO_CACHE)/profiling/$(TRIPLE)/release/leno-proxy $(if $(CASE),--case $(CASE))
 
 .PHONY: scenarios
 scenarios: build ## Scenario tests on a local Kubernetes (needs root); ONLY=name, ENGINE=envoy|mixed

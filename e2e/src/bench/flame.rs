@@ -2,11 +2,9 @@
 
 use super::{
     backend,
-    client::Load,
-    measure::OTHER_CORE,
-    peers::{Peer, Wanted},
-    shapes::Shape,
-    usage,
+    cases::{CASES, Load},
+    measure::{Bench, OTHER_CORE},
+    peers::Peer,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -27,9 +25,9 @@ pub struct Flame {
     /// For how long, in seconds.
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
-    /// Over TLS.
-    #[arg(long)]
-    pub tls: bool,
+    /// The case of the benchmark whose load it has.
+    #[arg(long, default_value = "http1-1k-c32", value_name = "NAME")]
+    pub case: String,
     /// Where the picture goes; the folded stacks go beside it.
     #[arg(long, default_value = "target/bench/flame.svg", value_name = "FILE")]
     pub out: PathBuf,
@@ -38,31 +36,32 @@ pub struct Flame {
 /// Draws it.
 ///
 /// # Errors
-/// Where perf is not there or may not look.
+/// Where perf is not there or may not look, or there is no such case.
 pub fn flamegraph(options: &Flame) -> Result<bool> {
+    let loaded = |load| !matches!(load, Load::Nothing | Load::Idle(_));
+    let case = CASES.iter().find(|case| case.name == options.case && loaded(case.load)).with_context(|| {
+        let names: Vec<&str> = CASES.iter().filter(|case| loaded(case.load)).map(|case| case.name).collect();
+        format!("--case {}: there is no such case with a load; there are {}", options.case, names.join(", "))
+    })?;
     let folder = tempfile::Builder::new().prefix("leno-flame-").tempdir()?;
     let (programs, pki) = super::programs(&options.leno, Some(&options.leno), folder.path())?;
-    let backend = backend::start(OTHER_CORE)?;
-    let shape = if options.tls { Shape::Tls } else { Shape::Http1 };
-    let wanted = Wanted { shape, to: backend.http1, workers: 1, grpc: false, core: None };
-    let running = programs.start(Peer::Leno, wanted)?.context("it cannot do that")?;
-    let time = Duration::from_secs(options.seconds);
-    let tls = options.tls.then_some((pki, false));
-    let load =
-        Load { to: running.listen, path: "/1k", connections: 32, tls, rate: None, time: time + Duration::from_secs(1) };
-    let loading = thread::spawn(move || -> Result<_> {
-        usage::pin(OTHER_CORE)?;
-        load.run()
-    });
-    thread::sleep(Duration::from_millis(500));
-    let data = folder.path().join("perf.data");
-    let pids: Vec<String> = running.pids().iter().map(u32::to_string).collect();
-    let mut record = Command::new("perf");
-    record.args(["record", "-q", "-F", "997", "-e", "cpu-clock", "-g", "-p", &pids.join(","), "-o"]).arg(&data);
-    record.args(["--", "sleep", &options.seconds.to_string()]);
-    let output = record.stdin(Stdio::null()).output().context("perf (Debian: linux-perf) is not there")?;
-    ensure!(output.status.success(), "perf record: {}", String::from_utf8_lossy(&output.stderr));
-    loading.join().map_err(|_| anyhow::anyhow!("the load ended"))??;
+    let time = Duration::from_secs(options.seconds) + Duration::from_secs(1);
+    let bench = Bench { programs, backend: backend::start(OTHER_CORE)?, pki, time, calls: false };
+    let running = bench.start(case, Peer::Leno)?.context("it cannot do that")?;
+    let (to, pids) = (running.listen, running.pids());
+    let data = thread::scope(|scope| -> Result<_> {
+        let load = scope.spawn(|| bench.load(case, to, None, time));
+        thread::sleep(Duration::from_millis(500));
+        let data = folder.path().join("perf.data");
+        let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+        let mut record = Command::new("perf");
+        record.args(["record", "-q", "-F", "997", "-e", "cpu-clock", "-g", "-p", &pids.join(","), "-o"]).arg(&data);
+        record.args(["--", "sleep", &options.seconds.to_string()]);
+        let output = record.stdin(Stdio::null()).output().context("perf (Debian: linux-perf) is not there")?;
+        ensure!(output.status.success(), "perf record: {}", String::from_utf8_lossy(&output.stderr));
+        load.join().map_err(|_| anyhow::anyhow!("the load ended"))??;
+        Ok(data)
+    })?;
     let script =
         Command::new("perf").args(["script", "-F", "ip,sym", "-i"]).arg(&data).stdin(Stdio::null()).output()?;
     ensure!(script.status.success(), "perf script: {}", String::from_utf8_lossy(&script.stderr));

@@ -4,7 +4,7 @@ use super::{
     backend::{self, Backend},
     cases::{Case, Load},
     client::{self, Samples},
-    peers::{Peer, Programs, Wanted},
+    peers::{Peer, Programs, Running, Wanted},
     shapes::{Shape, target},
     tools::{H2load, wrk},
     usage,
@@ -71,7 +71,7 @@ pub struct Bench {
 }
 
 /// What a load brought.
-struct Brought {
+pub(super) struct Brought {
     done: u64,
     failed: u64,
     rate: f64,
@@ -86,22 +86,32 @@ impl From<Samples> for Brought {
 }
 
 impl Bench {
+    /// Starts the proxy of a case; none where it cannot do it.
+    ///
+    /// # Errors
+    /// Where it refuses the configuration, or ends.
+    pub fn start(&self, case: &Case, peer: Peer) -> Result<Option<Running>> {
+        let grpc = matches!(case.load, Load::Unary(..) | Load::Streams(..));
+        // nginx speaks HTTP/2 to no back end but of gRPC; its HTTP/1.1 stands in.
+        let shape = if peer == Peer::Nginx && !grpc && case.shape == Shape::Http2 { Shape::Http1 } else { case.shape };
+        self.programs.start(
+            peer,
+            Wanted {
+                shape: case.shape,
+                to: target(shape, &self.backend),
+                workers: case.workers,
+                grpc,
+                core: (case.workers == 1).then_some(PROXY_CORE),
+            },
+        )
+    }
+
     /// Measures; none where the proxy cannot do it. `envoy` is Envoy's rate in this case, where that is known.
     ///
     /// # Errors
     /// Where the proxy refuses the configuration, answers something else, or ends.
     pub fn measure(&self, case: &Case, peer: Peer, envoy: Option<f64>) -> Result<Option<Measurement>> {
-        let grpc = matches!(case.load, Load::Unary(..) | Load::Streams(..));
-        // nginx speaks HTTP/2 to no back end but of gRPC; its HTTP/1.1 stands in.
-        let shape = if peer == Peer::Nginx && !grpc && case.shape == Shape::Http2 { Shape::Http1 } else { case.shape };
-        let wanted = Wanted {
-            shape: case.shape,
-            to: target(shape, &self.backend),
-            workers: case.workers,
-            grpc,
-            core: (case.workers == 1).then_some(PROXY_CORE),
-        };
-        let Some(mut running) = self.programs.start(peer, wanted)? else { return Ok(None) };
+        let Some(mut running) = self.start(case, peer)? else { return Ok(None) };
         let (to, pids) = (running.listen, running.pids());
         self.check(case, to).with_context(|| format!("{} does not answer as it must", peer.name()))?;
         let mut row = Measurement {
@@ -208,7 +218,8 @@ impl Bench {
         client::Load { to, path, connections, tls, rate, time }
     }
 
-    fn load(&self, case: &Case, to: SocketAddr, rate: Option<f64>, time: Duration) -> Result<Brought> {
+    /// Has a proxy do what a case wants of it.
+    pub(super) fn load(&self, case: &Case, to: SocketAddr, rate: Option<f64>, time: Duration) -> Result<Brought> {
         let core = Some(OTHER_CORE).filter(|_| thread::available_parallelism().is_ok_and(|cores| cores.get() > 1));
         let log = self.programs.folder.join("h2load.log");
         let h2load = |path, connections, streams, message| {
