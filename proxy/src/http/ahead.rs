@@ -50,7 +50,7 @@ impl Ahead {
     pub fn piece(&self) -> Option<Piece<'_>> {
         let left = &self.bytes[self.at..];
         match &self.end {
-            _ if !left.is_empty() => Some(Piece::Data(&left[..left.len().min(AT_ONCE)])),
+            _ if !left.is_empty() => Some(Piece::Data(left[..left.len().min(AT_ONCE)].into())),
             Some(Some(trailers)) => Some(Piece::Trailers(trailers)),
             Some(None) => Some(Piece::End),
             None => None,

@@ -1,7 +1,7 @@
 //! What the pipeline asks of the two sides of a request, whatever HTTP version each speaks.
 //!
 //! Both sides are polled in one task. A side hands out the bytes that lie in its own buffer and the other side takes them
-//! over: nothing is allocated for a piece of a body.
+//! over: nothing is allocated for a piece of a body, and large ones are shared where both sides can.
 
 use super::{
     chunked::ChunkError,
@@ -10,6 +10,7 @@ use super::{
     parse::HeadError,
 };
 use crate::telemetry::Wire;
+use bytes::Bytes;
 use std::{
     io,
     task::{Context, Poll, ready},
@@ -20,7 +21,7 @@ use tokio::net::TcpStream;
 #[derive(Debug)]
 pub enum Piece<'a> {
     /// Some bytes; at least one. The reader says by `consume` how many it took.
-    Data(&'a [u8]),
+    Data(Chunk<'a>),
     /// The body is over, with trailers.
     Trailers(&'a Headers),
     /// The body is over.
@@ -34,6 +35,62 @@ impl Piece<'_> {
             Self::Trailers(_) if !passing => Self::End,
             piece => piece,
         }
+    }
+}
+
+/// Bytes of a body: a slice that may lie in memory which can be shared.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk<'a> {
+    bytes: &'a [u8],
+    of: Option<&'a Bytes>,
+}
+
+impl<'a> Chunk<'a> {
+    /// The first of them, at most so many.
+    pub fn first(self, most: usize) -> Self {
+        Self { bytes: &self.bytes[..self.bytes.len().min(most)], ..self }
+    }
+
+    /// What is left without the first `count` of them.
+    pub fn after(self, count: usize) -> Self {
+        Self { bytes: &self.bytes[count.min(self.bytes.len())..], ..self }
+    }
+
+    /// The same bytes without a copy, if they can be shared and are so many at least.
+    pub fn share(self, least: usize) -> Option<Bytes> {
+        let of = self.of.filter(|_| self.bytes.len() >= least)?;
+        Some(of.slice_ref(self.bytes))
+    }
+
+    /// A part of bytes that can be shared.
+    pub(crate) fn part(of: &'a Bytes, bytes: &'a [u8]) -> Self {
+        Self { bytes, of: Some(of) }
+    }
+}
+
+impl std::ops::Deref for Chunk<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl<'a> From<&'a [u8]> for Chunk<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, of: None }
+    }
+}
+
+impl<'a> From<&'a Vec<u8>> for Chunk<'a> {
+    fn from(bytes: &'a Vec<u8>) -> Self {
+        bytes.as_slice().into()
+    }
+}
+
+impl<'a> From<&'a Bytes> for Chunk<'a> {
+    fn from(of: &'a Bytes) -> Self {
+        Self { bytes: of, of: Some(of) }
     }
 }
 
@@ -84,7 +141,7 @@ pub trait Downstream {
     /// connection ends after the response (HTTP/1) or takes no more streams (HTTP/2).
     fn send_head(&mut self, request: &RequestHead, head: &ResponseHead, close: bool);
     /// Adds to the response's body.
-    fn send_data(&mut self, data: &[u8]);
+    fn send_data(&mut self, data: Chunk<'_>);
     /// Ends the response.
     fn send_end(&mut self, trailers: Option<&Headers>);
     /// Bytes that wait to be sent.
@@ -118,7 +175,7 @@ pub trait Upstream {
     /// Begins the request. Hop-by-hop headers were removed; the side adds its own framing.
     fn send_head(&mut self, head: &RequestHead);
     /// Adds to the request's body.
-    fn send_data(&mut self, data: &[u8]);
+    fn send_data(&mut self, data: Chunk<'_>);
     /// Ends the request.
     fn send_end(&mut self, trailers: Option<&Headers>);
     /// Bytes that wait to be sent.

@@ -247,7 +247,7 @@ impl Copy {
             }
             if let Some(part) = queue.parts.pop_front() {
                 queue.bytes -= part.len();
-                up.send_data(&part);
+                up.send_data((&part).into());
                 continue;
             }
             if let Some(trailers) = queue.ended.take() {

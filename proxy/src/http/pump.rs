@@ -2,7 +2,7 @@
 
 use super::{
     ahead::Ahead,
-    body::{Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
+    body::{Chunk, Downstream, FORGOTTEN, HIGH_WATER, Piece, SideError, Upstream},
     headers::Headers,
     mirror::Feeds,
     pace::Pace,
@@ -139,9 +139,9 @@ impl RequestPump {
                 Piece::Data(data) => {
                     let data = part(data, self.recode.is_some());
                     let count = data.len();
-                    let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
+                    let made = self.recode.as_mut().map(|recode| recode.data(&data)).transpose()?;
                     if let Some(feeds) = &self.feeds {
-                        feeds.data(made.as_deref().unwrap_or(data));
+                        feeds.data(made.as_deref().unwrap_or(&data));
                     }
                     self.consume(down, count);
                     self.forgotten += count as u64;
@@ -188,8 +188,8 @@ impl RequestPump {
                 Piece::Data(data) => {
                     let data = part(data, self.recode.is_some());
                     let count = data.len();
-                    let made = self.recode.as_mut().map(|recode| recode.data(data)).transpose()?;
-                    let data = made.as_deref().unwrap_or(data);
+                    let made = self.recode.as_mut().map(|recode| recode.data(&data)).transpose()?;
+                    let data = made.as_deref().unwrap_or(&data);
                     let replay = self.kept.replay.get_or_insert_default();
                     if replay.len() + data.len() > limit {
                         self.bytes += count as u64;
@@ -245,7 +245,7 @@ impl RequestPump {
         if let Some(replay) = &self.kept.replay
             && !replay.is_empty()
         {
-            up.send_data(replay);
+            up.send_data(replay.into());
         }
         if self.ended {
             up.send_end(self.kept.trailers.as_deref());
@@ -273,8 +273,8 @@ impl RequestPump {
                     match &mut self.recode {
                         None => Self::give(data, up, &self.feeds, &mut self.kept),
                         Some(recode) => {
-                            let made = recode.data(data).map_err(PumpError::Source)?;
-                            Self::give(&made, up, &self.feeds, &mut self.kept);
+                            let made = recode.data(&data).map_err(PumpError::Source)?;
+                            Self::give((&made).into(), up, &self.feeds, &mut self.kept);
                         }
                     }
                     self.consume(down, count);
@@ -283,7 +283,7 @@ impl RequestPump {
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
                     if let Some(recode) = &mut self.recode {
                         let rest = recode.end().map_err(PumpError::Source)?;
-                        Self::give(&rest, up, &self.feeds, &mut self.kept);
+                        Self::give((&rest).into(), up, &self.feeds, &mut self.kept);
                     }
                     let trailers = match end {
                         Piece::Trailers(trailers) => Some(trailers),
@@ -302,7 +302,7 @@ impl RequestPump {
                 Poll::Pending => {
                     if let Some(recode) = &mut self.recode {
                         let made = recode.flush().map_err(PumpError::Source)?;
-                        Self::give(&made, up, &self.feeds, &mut self.kept);
+                        Self::give((&made).into(), up, &self.feeds, &mut self.kept);
                     }
                     if up.queued() > 0 {
                         ready!(up.poll_flush(cx)).map_err(PumpError::Sink)?;
@@ -317,21 +317,21 @@ impl RequestPump {
     }
 
     /// Sends a part of the body, to its copies as well, and keeps it.
-    fn give(data: &[u8], up: &mut impl Upstream, feeds: &Option<Box<Feeds>>, kept: &mut Kept) {
+    fn give(data: Chunk<'_>, up: &mut impl Upstream, feeds: &Option<Box<Feeds>>, kept: &mut Kept) {
         if data.is_empty() {
             return;
         }
         up.send_data(data);
         if let Some(feeds) = feeds {
-            feeds.data(data);
+            feeds.data(&data);
         }
-        kept.add(data);
+        kept.add(&data);
     }
 }
 
 /// What of a piece is taken at once: bounded where it may become more.
-fn part(data: &[u8], recoded: bool) -> &[u8] {
-    if recoded { &data[..data.len().min(recode::AT_ONCE)] } else { data }
+fn part(data: Chunk<'_>, recoded: bool) -> Chunk<'_> {
+    if recoded { data.first(recode::AT_ONCE) } else { data }
 }
 
 /// How far the response's body is.
@@ -397,7 +397,7 @@ impl ResponsePump {
             match up.poll_body(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
                     let data = part(data, self.recode.is_some());
-                    let data = &data[..data.len().min(room)];
+                    let data = data.first(room);
                     let count = data.len();
                     if let Some(pace) = &mut self.pace {
                         pace.took(count);
@@ -408,8 +408,8 @@ impl ResponsePump {
                             self.bytes += count as u64;
                         }
                         Some(recode) => {
-                            let made = recode.data(data).map_err(PumpError::Source)?;
-                            down.send_data(&made);
+                            let made = recode.data(&data).map_err(PumpError::Source)?;
+                            down.send_data((&made).into());
                             self.bytes += made.len() as u64;
                         }
                     }
@@ -425,7 +425,7 @@ impl ResponsePump {
                     if let Some(recode) = &mut self.recode {
                         framed = trailers.is_some_and(|trailers| recode.take_trailers(trailers));
                         let rest = recode.end().map_err(PumpError::Source)?;
-                        down.send_data(&rest);
+                        down.send_data((&rest).into());
                         self.bytes += rest.len() as u64;
                     }
                     self.grpc_status = trailers.and_then(|trailers| {
@@ -441,7 +441,7 @@ impl ResponsePump {
                 Poll::Pending => {
                     if let Some(recode) = &mut self.recode {
                         let made = recode.flush().map_err(PumpError::Source)?;
-                        down.send_data(&made);
+                        down.send_data((&made).into());
                         self.bytes += made.len() as u64;
                     }
                     if down.queued() > 0 {

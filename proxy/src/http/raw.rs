@@ -1,7 +1,7 @@
 //! The endpoint's side of a CONNECT that ends here: the endpoint gets the bytes of the tunnel, and no request.
 
 use super::{
-    body::{Piece, SideError, Upstream},
+    body::{Chunk, Piece, SideError, Upstream},
     buffer::Buffer,
     call::Call,
     h1::down::{flush, queued},
@@ -79,8 +79,8 @@ impl Raw {
 impl Upstream for Raw {
     fn send_head(&mut self, _: &RequestHead) {}
 
-    fn send_data(&mut self, data: &[u8]) {
-        self.output.push(data);
+    fn send_data(&mut self, data: Chunk<'_>) {
+        self.output.push(&data);
     }
 
     fn send_end(&mut self, _: Option<&Headers>) {
@@ -116,7 +116,7 @@ impl Upstream for Raw {
         if self.input.is_empty() && ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
             return Poll::Ready(Ok(Piece::End));
         }
-        Poll::Ready(Ok(Piece::Data(self.input.bytes())))
+        Poll::Ready(Ok(Piece::Data(self.input.bytes().into())))
     }
 
     fn consume(&mut self, count: usize) {

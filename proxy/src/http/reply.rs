@@ -372,7 +372,7 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
     let body = made.as_deref().unwrap_or(body);
     down.send_head(call.request, call.response, close);
     if call.request.method() != b"HEAD" {
-        down.send_data(body);
+        down.send_data(body.into());
         call.tally.response_bytes = body.len() as u64;
     }
     down.send_end(None);

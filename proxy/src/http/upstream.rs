@@ -1,7 +1,7 @@
 //! The endpoint's side of a request, whatever version it speaks.
 
 use super::{
-    body::{Piece, SideError, Upstream},
+    body::{Chunk, Piece, SideError, Upstream},
     head::{RequestHead, ResponseHead},
     headers::Headers,
     raw::Raw,
@@ -80,7 +80,7 @@ impl Upstream for Up {
         each!(self, side => side.send_head(head));
     }
 
-    fn send_data(&mut self, data: &[u8]) {
+    fn send_data(&mut self, data: Chunk<'_>) {
         each!(self, side => side.send_data(data));
     }
 

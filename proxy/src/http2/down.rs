@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use super::frame::Code;
 use super::inlet::Inlet;
 use super::mux::{Key, Mux};
-use crate::http::body::{Downstream, Piece, SideError};
+use crate::http::body::{Chunk, Downstream, Piece, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
 use crate::telemetry::Wire;
@@ -79,7 +79,7 @@ impl Downstream for Down {
         mux.send_response(self.key, head, to_head, to_head || head.body == BodyLength::Empty);
     }
 
-    fn send_data(&mut self, data: &[u8]) {
+    fn send_data(&mut self, data: Chunk<'_>) {
         self.mux.borrow_mut().send_data(self.key, data);
     }
 

@@ -1,5 +1,7 @@
 //! Frames (RFC 9113, sections 4 and 6).
 
+use crate::http::body::Chunk;
+
 /// Kinds.
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -110,6 +112,12 @@ pub(super) fn unpad(flags: u8, payload: &[u8]) -> Option<&[u8]> {
     }
     let (&length, rest) = payload.split_first()?;
     rest.len().checked_sub(length.into()).map(|end| &rest[..end])
+}
+
+/// The same of a payload that can be shared.
+pub(super) fn data(flags: u8, payload: Chunk<'_>) -> Option<Chunk<'_>> {
+    let bytes = unpad(flags, &payload)?.len();
+    Some(if flags & PADDED == 0 { payload } else { payload.after(1).first(bytes) })
 }
 
 /// Reads four bytes of which the first bit says nothing.

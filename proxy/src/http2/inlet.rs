@@ -3,29 +3,27 @@
 use std::task::{Context, Poll, ready};
 
 use super::mux::{Key, Mux};
+use super::queue::Queue;
 use crate::http::body::{Piece, SideError};
 use crate::http::headers::Headers;
 
 /// The part of a body that was taken from the stream and is being used.
 #[derive(Default)]
 pub(super) struct Inlet {
-    bytes: Vec<u8>,
-    at: usize,
+    bytes: Queue,
     done: bool,
     trailers: Option<Box<Headers>>,
 }
 
 impl Inlet {
     pub(super) fn poll(&mut self, mux: &mut Mux, key: Key, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        if self.at == self.bytes.len() && !self.done {
-            self.bytes.clear();
-            self.at = 0;
+        if self.bytes.is_empty() && !self.done {
             let trailers = ready!(mux.poll_body(key, cx, &mut self.bytes))?;
             self.done = self.bytes.is_empty();
             self.trailers = trailers;
         }
         Poll::Ready(Ok(match &self.trailers {
-            _ if self.at < self.bytes.len() => Piece::Data(&self.bytes[self.at..]),
+            _ if !self.bytes.is_empty() => Piece::Data(self.bytes.front()),
             Some(trailers) => Piece::Trailers(trailers),
             None => Piece::End,
         }))
@@ -33,14 +31,14 @@ impl Inlet {
 
     /// Forgets bytes and lets the peer send as many more.
     pub(super) fn consume(&mut self, mux: &mut Mux, key: Key, count: usize) {
-        let count = count.min(self.bytes.len() - self.at);
-        self.at += count;
+        let count = count.min(self.bytes.front().len());
+        self.bytes.advance(count);
         mux.give_back(Some(key), count as u32);
     }
 
     /// The rest is not wanted.
     pub(super) fn close(&mut self, mux: &mut Mux) {
-        mux.give_back(None, (self.bytes.len() - self.at) as u32);
-        self.at = self.bytes.len();
+        mux.give_back(None, self.bytes.len() as u32);
+        self.bytes.clear(0);
     }
 }

@@ -18,6 +18,7 @@ mod inlet;
 mod keepalive;
 mod mux;
 mod pool;
+mod queue;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use super::inlet::Inlet;
 use super::keepalive::Keepalive;
 use super::mux::{Key, Limits, Mux, Role};
 use crate::config::{Http2Keepalive, Http2Options};
-use crate::http::body::{Piece, SideError, Upstream};
+use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
 use crate::telemetry::Wire;
@@ -299,7 +299,7 @@ impl Upstream for Up {
         }
     }
 
-    fn send_data(&mut self, data: &[u8]) {
+    fn send_data(&mut self, data: Chunk<'_>) {
         if let Some(key) = self.key {
             self.handle.mux.borrow_mut().send_data(key, data);
         }

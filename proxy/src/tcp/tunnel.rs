@@ -159,7 +159,7 @@ impl There {
                 }
             }
             let count = self.buffer.len();
-            up.send_data(self.buffer.bytes());
+            up.send_data(self.buffer.bytes().into());
             self.buffer.consume(count);
             self.count += count as u64;
         }
@@ -180,7 +180,7 @@ impl Back {
         while !self.ended {
             match up.poll_body(cx) {
                 Poll::Ready(Ok(Piece::Data(data))) => {
-                    let count = ready!(Pin::new(&mut *down).poll_write(cx, data)).map_err(|_| Broken::Client)?;
+                    let count = ready!(Pin::new(&mut *down).poll_write(cx, &data)).map_err(|_| Broken::Client)?;
                     if count == 0 {
                         return Poll::Ready(Err(Broken::Client));
                     }

@@ -91,7 +91,7 @@ impl Reader {
             }
         };
         Poll::Ready(Ok(match self {
-            _ if available > 0 => Piece::Data(&buffer.bytes()[..available]),
+            _ if available > 0 => Piece::Data(buffer.bytes()[..available].into()),
             Self::Chunked(_, Some(trailers)) => Piece::Trailers(trailers),
             _ => Piece::End,
         }))

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        body::{Downstream, Piece, SideError},
+        body::{Chunk, Downstream, Piece, SideError},
         buffer::Buffer,
         decimal,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
@@ -297,8 +297,8 @@ impl Downstream for Connection {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn send_data(&mut self, data: &[u8]) {
-        self.writer.data(&mut self.output, data);
+    fn send_data(&mut self, data: Chunk<'_>) {
+        self.writer.data(&mut self.output, &data);
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        body::{Piece, SideError, Upstream},
+        body::{Chunk, Piece, SideError, Upstream},
         buffer::Buffer,
         head::{BodyLength, RequestHead, ResponseHead},
         headers::{Headers, Known},
@@ -184,8 +184,8 @@ impl Upstream for Connection {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn send_data(&mut self, data: &[u8]) {
-        self.writer.data(&mut self.output, data);
+    fn send_data(&mut self, data: Chunk<'_>) {
+        self.writer.data(&mut self.output, &data);
     }
 
     fn send_end(&mut self, trailers: Option<&Headers>) {

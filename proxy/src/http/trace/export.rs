@@ -170,7 +170,7 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let name = attempt::server_name(&head, cluster);
     let mut up = attempt::connection(worker, cluster, &host, http2, Priority::Default, name).await.ok()?;
     up.send_head(&head);
-    up.send_data(&body);
+    up.send_data((&body).into());
     up.send_end(None);
     let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
     let until = Instant::now() + tracer.timeout;

@@ -1,22 +1,27 @@
 //! Between the state of a connection and its socket: the driver's turns.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
 
-use super::{KEEP, Mux, ROOM};
+use super::outbox::SLICES;
+use super::{Mux, ROOM};
 
 /// With so many bytes waiting, nothing more is read.
 const DEAF: usize = 4 * ROOM;
 /// Bytes that are read at once.
-const READ: usize = 64 * 1024;
+pub(in super::super) const READ: usize = 64 * 1024;
+/// With less room than this left, memory is taken anew.
+const LEAST: usize = READ / 2;
 
 thread_local! {
-    /// What connections read into. A connection that waits holds none of it.
-    static INCOMING: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into_boxed_slice());
+    /// What connections read into. A connection that waits holds none of it, but of large payloads that wait for their reader.
+    static INCOMING: RefCell<BytesMut> = RefCell::default();
 }
 
 impl Mux {
@@ -29,21 +34,23 @@ impl Mux {
         io: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
-        if self.out.len() - self.out_at > DEAF {
+        if self.out.len() > DEAF {
             self.deaf = true;
             return Poll::Pending;
         }
-        INCOMING.with_borrow_mut(|bytes| {
-            let mut read = ReadBuf::new(bytes);
-            ready!(Pin::new(io).poll_read(cx, &mut read))?;
-            let came = read.filled();
-            if came.is_empty() {
-                return Poll::Ready(Ok(false));
+        let came = ready!(INCOMING.with_borrow_mut(|memory| {
+            if memory.capacity() < LEAST {
+                // What nobody holds any more is used again.
+                memory.reserve(READ);
             }
-            Poll::Ready(match self.receive(came) {
-                Ok(()) => Ok(true),
-                Err(fault) => Err(self.fail(fault)),
-            })
+            poll_read_buf(Pin::new(io), cx, memory).map_ok(|_| memory.split().freeze())
+        }))?;
+        if came.is_empty() {
+            return Poll::Ready(Ok(false));
+        }
+        Poll::Ready(match self.receive(&came) {
+            Ok(()) => Ok(true),
+            Err(fault) => Err(self.fail(fault)),
         })
     }
 
@@ -58,21 +65,20 @@ impl Mux {
     ) -> Poll<io::Result<()>> {
         loop {
             self.pump();
-            if self.out_at == self.out.len() {
+            if self.out.is_empty() {
                 break;
             }
-            let count = ready!(Pin::new(&mut *io).poll_write(cx, &self.out[self.out_at..]))?;
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = match self.out.slices(&mut slices) {
+                1 => ready!(Pin::new(&mut *io).poll_write(cx, &slices[0]))?,
+                pieces => ready!(Pin::new(&mut *io).poll_write_vectored(cx, &slices[..pieces]))?,
+            };
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.out_at += count;
+            self.out.advance(count);
             self.unflushed = true;
             self.tail = None;
-            if self.out_at == self.out.len() {
-                self.out.clear();
-                self.out.shrink_to(KEEP);
-                self.out_at = 0;
-            }
         }
         if self.unflushed {
             ready!(Pin::new(io).poll_flush(cx))?;
@@ -86,8 +92,8 @@ impl Mux {
 
     /// What waits to be written.
     #[cfg(test)]
-    pub(in super::super) fn unwritten(&self) -> &[u8] {
-        &self.out[self.out_at..]
+    pub(in super::super) fn unwritten(&self) -> Vec<u8> {
+        self.out.all()
     }
 
     /// The driver begins a turn: it will see what streams do until [`Mux::turn_ends`].

@@ -6,6 +6,7 @@
 //! its window, the bytes that wait to be written by [`ROOM`] and the answers that a peer may ask for by the guard.
 
 mod io;
+mod outbox;
 mod receive;
 mod send;
 
@@ -15,9 +16,12 @@ use std::io::{Error, ErrorKind};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use outbox::Outbox;
+
 use super::frame::{self, Code};
 use super::guard::Guard;
 use super::hpack::{Decoder, Encoder};
+use super::queue::Queue;
 use crate::http::body::SideError;
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
@@ -96,7 +100,7 @@ struct Stream {
     head: Option<(u16, Headers)>,
     /// The head came.
     headed: bool,
-    data: Vec<u8>,
+    data: Queue,
     trailers: Option<Box<Headers>>,
     ended: bool,
     /// Heads of interim answers that nobody has taken yet.
@@ -113,9 +117,8 @@ struct Stream {
     /// Bytes that were used and not yet given back to the peer's window.
     used: u32,
     reset: Option<Reset>,
-    /// Sent: bytes that wait for a window or for room, from `waiting_at` on.
-    waiting: Vec<u8>,
-    waiting_at: usize,
+    /// Sent: bytes that wait for a window or for room.
+    waiting: Queue,
     end: End,
     send_window: i64,
     /// It stands in the queue of those that can send.
@@ -127,14 +130,13 @@ struct Stream {
 
 impl Stream {
     fn waits(&self) -> usize {
-        self.waiting.len() - self.waiting_at
+        self.waiting.len()
     }
 
     /// Says why it ends, if nothing did before; what waits is not sent any more.
     fn end_early(&mut self, reset: Reset) {
         self.reset.get_or_insert(reset);
-        self.waiting.clear();
-        self.waiting_at = 0;
+        self.waiting.clear(KEEP);
     }
 
     fn listen(&mut self, cx: &Context<'_>) {
@@ -240,8 +242,7 @@ pub(super) struct Mux {
     faults: usize,
     // What goes.
     encoder: Encoder,
-    out: Vec<u8>,
-    out_at: usize,
+    out: Outbox,
     /// The last frame in `out`, while it can still be told to be the stream's last: the stream and where its flags stand.
     tail: Option<(u32, usize)>,
     send_window: i64,
@@ -298,8 +299,7 @@ impl Mux {
             early_resets: 0,
             faults: 0,
             encoder: Encoder::new(),
-            out: Vec::new(),
-            out_at: 0,
+            out: Outbox::default(),
             tail: None,
             send_window: FIRST_WINDOW.into(),
             sendable: VecDeque::new(),
@@ -329,7 +329,7 @@ impl Mux {
         let own = match self.role {
             Role::Server => (frame::MAX_CONCURRENT_STREAMS, self.limits.streams),
             Role::Client => {
-                self.out.extend_from_slice(super::PREFACE);
+                self.out.bytes.extend_from_slice(super::PREFACE);
                 (frame::ENABLE_PUSH, 0)
             }
         };
@@ -345,10 +345,10 @@ impl Mux {
             payload.extend_from_slice(&name.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }
-        frame::small(&mut self.out, frame::SETTINGS, 0, 0, &payload);
+        frame::small(&mut self.out.bytes, frame::SETTINGS, 0, 0, &payload);
         let more = self.limits.connection_window.saturating_sub(FIRST_WINDOW);
         if more > 0 {
-            frame::small(&mut self.out, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
+            frame::small(&mut self.out.bytes, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
         }
     }
 
@@ -378,7 +378,7 @@ impl Mux {
         if self.leaving == Leaving::No && self.death.is_none() {
             self.leaving = Leaving::Told;
             self.go_away(0x7fff_ffff, Code::NO_ERROR, "");
-            frame::small(&mut self.out, frame::PING, 0, 0, &PING_LEAVE);
+            frame::small(&mut self.out.bytes, frame::PING, 0, 0, &PING_LEAVE);
             self.touch();
         }
     }
@@ -402,7 +402,7 @@ impl Mux {
     pub(super) fn send_ping(&mut self) {
         self.tail = None;
         self.ping = Ping::Sent;
-        frame::small(&mut self.out, frame::PING, 0, 0, &PING_ALIVE);
+        frame::small(&mut self.out.bytes, frame::PING, 0, 0, &PING_ALIVE);
     }
 
     /// Whether it came.
@@ -420,7 +420,7 @@ impl Mux {
         payload.extend_from_slice(&last.to_be_bytes());
         payload.extend_from_slice(&code.0.to_be_bytes());
         payload.extend_from_slice(what.as_bytes());
-        frame::small(&mut self.out, frame::GOAWAY, 0, 0, &payload);
+        frame::small(&mut self.out.bytes, frame::GOAWAY, 0, 0, &payload);
     }
 
     /// Ends the connection because of the peer's fault: it is told, and every stream fails.
@@ -488,10 +488,7 @@ impl Mux {
         *stream = Stream::default();
         if key.slot < SPARE as u32 {
             for memory in [&mut data, &mut waiting] {
-                memory.clear();
-                if memory.capacity() > KEEP {
-                    *memory = Vec::new();
-                }
+                memory.clear(KEEP);
             }
             stream.data = data;
             stream.waiting = waiting;

@@ -1,9 +1,13 @@
 //! What the peer sends.
 
+use bytes::Bytes;
+
 use super::super::MAX_INTERIM;
 use super::super::frame::{self, Code, HEAD, Head};
 use super::super::heads::{self, Answer, Request};
+use super::super::queue::LARGE;
 use super::{Block, Fault, Incoming, Key, Leaving, Mux, PING_ALIVE, PING_LEAVE, Ping, REMEMBERED, Reset, Role};
+use crate::http::body::Chunk;
 use crate::http::headers::Headers;
 use crate::telemetry::Wire;
 
@@ -18,7 +22,8 @@ impl Mux {
     ///
     /// # Errors
     /// When the peer broke a rule that concerns the whole connection.
-    pub(in super::super) fn receive(&mut self, mut bytes: &[u8]) -> Result {
+    pub(in super::super) fn receive(&mut self, came: &Bytes) -> Result {
+        let mut bytes: &[u8] = came;
         if self.death.is_some() {
             return Ok(());
         }
@@ -40,15 +45,20 @@ impl Mux {
                 return Ok(());
             }
             let whole = std::mem::take(&mut self.partial);
-            self.frame(head, &whole[HEAD..])?;
-            self.partial = whole;
-            self.partial.clear();
-            self.partial.shrink_to(super::KEEP);
+            if head.length >= LARGE {
+                let whole = Bytes::from(whole);
+                self.frame(head, Chunk::part(&whole, &whole[HEAD..]))?;
+            } else {
+                self.frame(head, whole[HEAD..].into())?;
+                self.partial = whole;
+                self.partial.clear();
+                self.partial.shrink_to(super::KEEP);
+            }
         }
         while let Some(first) = bytes.first_chunk::<HEAD>() {
             let head = self.check_length(Head::read(first))?;
             let Some((payload, rest)) = bytes[HEAD..].split_at_checked(head.length) else { break };
-            self.frame(head, payload)?;
+            self.frame(head, Chunk::part(came, payload))?;
             bytes = rest;
         }
         self.partial.extend_from_slice(bytes);
@@ -58,6 +68,7 @@ impl Mux {
     /// Adds to a frame that is not whole; whether it has `wanted` bytes now.
     fn complete(&mut self, bytes: &mut &[u8], wanted: usize) -> bool {
         let missing = wanted.saturating_sub(self.partial.len());
+        self.partial.reserve_exact(missing);
         let (now, later) = bytes.split_at(missing.min(bytes.len()));
         self.partial.extend_from_slice(now);
         *bytes = later;
@@ -78,7 +89,7 @@ impl Mux {
         Ok(head)
     }
 
-    fn frame(&mut self, head: Head, payload: &[u8]) -> Result {
+    fn frame(&mut self, head: Head, payload: Chunk<'_>) -> Result {
         if let Some(guard) = &mut self.guard
             && let Err(what) = guard.see(head)
         {
@@ -103,15 +114,15 @@ impl Mux {
         }
         match kind {
             frame::DATA => self.data(id, flags, payload),
-            frame::HEADERS => self.headers(id, flags, payload),
-            frame::CONTINUATION => self.continuation(id, flags, payload),
-            frame::PRIORITY => self.priority(id, payload),
-            frame::RST_STREAM => self.rst_stream(id, payload),
-            frame::SETTINGS => self.settings(id, flags, payload),
+            frame::HEADERS => self.headers(id, flags, &payload),
+            frame::CONTINUATION => self.continuation(id, flags, &payload),
+            frame::PRIORITY => self.priority(id, &payload),
+            frame::RST_STREAM => self.rst_stream(id, &payload),
+            frame::SETTINGS => self.settings(id, flags, &payload),
             frame::PUSH_PROMISE => fault(Code::PROTOCOL_ERROR, "PUSH_PROMISE was not allowed"),
-            frame::PING => self.pinged(id, flags, payload),
-            frame::GOAWAY => self.gone_away(id, payload),
-            frame::WINDOW_UPDATE => self.window_update(id, payload),
+            frame::PING => self.pinged(id, flags, &payload),
+            frame::GOAWAY => self.gone_away(id, &payload),
+            frame::WINDOW_UPDATE => self.window_update(id, &payload),
             // What is not known is passed over (section 4.1).
             _ => Ok(()),
         }
@@ -125,7 +136,7 @@ impl Mux {
         }
     }
 
-    fn data(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
+    fn data(&mut self, id: u32, flags: u8, payload: Chunk<'_>) -> Result {
         if id == 0 {
             return fault(Code::PROTOCOL_ERROR, "DATA without a stream");
         }
@@ -134,7 +145,7 @@ impl Mux {
         if self.recv_window < 0 {
             return fault(Code::FLOW_CONTROL_ERROR, "more DATA than the connection's window");
         }
-        let Some(data) = frame::unpad(flags, payload) else {
+        let Some(data) = frame::data(flags, payload) else {
             return fault(Code::PROTOCOL_ERROR, "DATA with more padding than payload");
         };
         let Some(key) = self.find(id) else {
@@ -170,7 +181,7 @@ impl Mux {
             *promised -= data.len() as u64;
         }
         stream.ended = end;
-        stream.data.extend_from_slice(data);
+        stream.data.push(data);
         if end || !data.is_empty() {
             stream.wake();
         }
@@ -425,7 +436,7 @@ impl Mux {
             }
         }
         self.tail = None;
-        frame::small(&mut self.out, frame::SETTINGS, frame::ACK, 0, &[]);
+        frame::small(&mut self.out.bytes, frame::SETTINGS, frame::ACK, 0, &[]);
         Ok(())
     }
 
@@ -461,7 +472,7 @@ impl Mux {
         };
         if flags & frame::ACK == 0 {
             self.tail = None;
-            frame::small(&mut self.out, frame::PING, frame::ACK, 0, &payload);
+            frame::small(&mut self.out.bytes, frame::PING, frame::ACK, 0, &payload);
         } else if payload == PING_ALIVE && self.ping == Ping::Sent {
             self.ping = Ping::Answered;
         } else if payload == PING_LEAVE && self.leaving == Leaving::Told {
@@ -584,7 +595,7 @@ impl Mux {
             return;
         }
         self.tail = None;
-        frame::small(&mut self.out, frame::RST_STREAM, 0, id, &code.0.to_be_bytes());
+        frame::small(&mut self.out.bytes, frame::RST_STREAM, 0, id, &code.0.to_be_bytes());
         self.remember(id);
     }
 

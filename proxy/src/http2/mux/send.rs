@@ -4,8 +4,9 @@ use std::task::{Context, Poll};
 
 use super::super::frame::{self, Code, Head};
 use super::super::heads;
+use super::super::queue::{LARGE, Queue};
 use super::{End, Key, Mux, ROOM, Reset, Role};
-use crate::http::body::{HIGH_WATER, SideError};
+use crate::http::body::{Chunk, HIGH_WATER, SideError};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::Headers;
 
@@ -27,7 +28,7 @@ impl Mux {
             stream.end = if ended { End::Done } else { End::Open };
         }
         let at = self.begin_head();
-        heads::write_request(head, tls, &mut self.encoder, &mut self.out);
+        heads::write_request(head, tls, &mut self.encoder, &mut self.out.bytes);
         self.finish_head(at, key, ended);
         self.touch();
         Ok(key)
@@ -41,7 +42,7 @@ impl Mux {
             return;
         }
         let at = self.begin_head();
-        heads::write_response(head, to_head, &mut self.encoder, &mut self.out);
+        heads::write_response(head, to_head, &mut self.encoder, &mut self.out.bytes);
         self.finish_head(at, key, ended);
         self.touch();
     }
@@ -52,16 +53,16 @@ impl Mux {
             return;
         }
         let at = self.begin_head();
-        heads::write_response(head, false, &mut self.encoder, &mut self.out);
+        heads::write_response(head, false, &mut self.encoder, &mut self.out.bytes);
         self.finish_head(at, key, false);
         self.tail = None;
         self.touch();
     }
 
     fn begin_head(&mut self) -> usize {
-        let at = self.out.len();
-        self.out.extend_from_slice(&[0; frame::HEAD]);
-        self.encoder.begin(&mut self.out);
+        let at = self.out.bytes.len();
+        self.out.bytes.extend_from_slice(&[0; frame::HEAD]);
+        self.encoder.begin(&mut self.out.bytes);
         at
     }
 
@@ -69,20 +70,20 @@ impl Mux {
     fn finish_head(&mut self, at: usize, key: Key, ended: bool) {
         let id = key.id;
         let end = if ended { frame::END_STREAM } else { 0 };
-        let length = self.out.len() - at - frame::HEAD;
+        let length = self.out.bytes.len() - at - frame::HEAD;
         let first = length.min(self.max_frame);
         let flags = if length == first { end | frame::END_HEADERS } else { end };
-        self.out[at..at + frame::HEAD].copy_from_slice(&Head::bytes(first, frame::HEADERS, flags, id));
+        self.out.bytes[at..at + frame::HEAD].copy_from_slice(&Head::bytes(first, frame::HEADERS, flags, id));
         if length > first {
-            let rest = self.out.split_off(at + frame::HEAD + first);
+            let rest = self.out.bytes.split_off(at + frame::HEAD + first);
             let mut pieces = rest.chunks(self.max_frame).peekable();
             while let Some(piece) = pieces.next() {
                 let flags = if pieces.peek().is_none() { frame::END_HEADERS } else { 0 };
-                frame::small(&mut self.out, frame::CONTINUATION, flags, id, piece);
+                frame::small(&mut self.out.bytes, frame::CONTINUATION, flags, id, piece);
             }
         }
         self.tail = (!ended).then_some((id, at + 4));
-        let bytes = (self.out.len() - at) as u64;
+        let bytes = (self.out.bytes.len() - at) as u64;
         if let Some(stream) = self.get_mut(key) {
             stream.wire.sent += bytes;
             stream.wire.head_sent += bytes;
@@ -90,18 +91,19 @@ impl Mux {
     }
 
     /// Sends bytes of a body: at once as far as the windows allow, the rest later.
-    pub(in super::super) fn send_data(&mut self, key: Key, mut data: &[u8]) {
+    pub(in super::super) fn send_data(&mut self, key: Key, mut data: Chunk<'_>) {
         let Some(stream) = self.get(key) else { return };
         if stream.reset.is_some() || !matches!(stream.end, End::Open) || self.death.is_some() {
             return;
         }
         if stream.waits() == 0 {
             let count = self.allowed(key, data.len());
-            let (now, later) = data.split_at(count);
-            for piece in now.chunks(self.max_frame) {
-                self.write_data(key, piece, false);
+            let mut now = data.first(count);
+            while !now.is_empty() {
+                self.write_data(key, now.first(self.max_frame), false);
+                now = now.after(self.max_frame);
             }
-            data = later;
+            data = data.after(count);
             if count > 0 {
                 self.touch();
             }
@@ -109,7 +111,7 @@ impl Mux {
         if !data.is_empty()
             && let Some(stream) = self.get_mut(key)
         {
-            stream.waiting.extend_from_slice(data);
+            stream.waiting.push(data);
             self.enqueue(key);
         }
     }
@@ -193,11 +195,11 @@ impl Mux {
         &mut self,
         key: Key,
         cx: &mut Context<'_>,
-        bytes: &mut Vec<u8>,
+        bytes: &mut Queue,
     ) -> Poll<Result<Option<Box<Headers>>, SideError>> {
         let Some(stream) = self.get_mut(key) else { return Poll::Ready(Err(SideError::Ended)) };
         if !stream.data.is_empty() {
-            bytes.clear();
+            bytes.clear(2 * HIGH_WATER);
             std::mem::swap(&mut stream.data, bytes);
             return Poll::Ready(Ok(None));
         }
@@ -240,7 +242,7 @@ impl Mux {
 
     fn write_window(&mut self, id: u32, more: u32) {
         self.tail = None;
-        frame::small(&mut self.out, frame::WINDOW_UPDATE, 0, id, &more.to_be_bytes());
+        frame::small(&mut self.out.bytes, frame::WINDOW_UPDATE, 0, id, &more.to_be_bytes());
         self.touch();
     }
 
@@ -277,14 +279,18 @@ impl Mux {
     fn allowed(&self, key: Key, wanted: usize) -> usize {
         let Some(stream) = self.get(key) else { return 0 };
         let window = stream.send_window.min(self.send_window).max(0);
-        let room = ROOM.saturating_sub(self.out.len() - self.out_at);
+        let room = ROOM.saturating_sub(self.out.len());
         wanted.min(usize::try_from(window).unwrap_or(0)).min(room)
     }
 
-    fn write_data(&mut self, key: Key, data: &[u8], end: bool) {
-        let at = self.out.len();
+    fn write_data(&mut self, key: Key, data: Chunk<'_>, end: bool) {
+        let at = self.out.bytes.len();
         let flags = if end { frame::END_STREAM } else { 0 };
-        frame::small(&mut self.out, frame::DATA, flags, key.id, data);
+        self.out.bytes.extend_from_slice(&Head::bytes(data.len(), frame::DATA, flags, key.id));
+        match data.share(LARGE) {
+            Some(payload) => self.out.push(payload),
+            None => self.out.bytes.extend_from_slice(&data),
+        }
         self.tail = (!end).then_some((key.id, at + 4));
         self.send_window -= data.len() as i64;
         if let Some(stream) = self.get_mut(key) {
@@ -297,15 +303,15 @@ impl Mux {
         match (trailers, self.tail) {
             (Some(trailers), _) => {
                 let at = self.begin_head();
-                heads::write_trailers(trailers, &mut self.encoder, &mut self.out);
+                heads::write_trailers(trailers, &mut self.encoder, &mut self.out.bytes);
                 self.finish_head(at, key, true);
             }
             // The last frame was this stream's: it becomes its last.
             (None, Some((id, flags))) if id == key.id => {
-                self.out[flags] |= frame::END_STREAM;
+                self.out.bytes[flags] |= frame::END_STREAM;
                 self.tail = None;
             }
-            (None, _) => self.write_data(key, b"", true),
+            (None, _) => self.write_data(key, (&[][..]).into(), true),
         }
         if let Some(stream) = self.get_mut(key) {
             stream.end = End::Done;
@@ -324,27 +330,22 @@ impl Mux {
 
     /// Writes what waits for its turn: a frame of each stream after the other, as far as room and windows go.
     pub(in super::super) fn pump(&mut self) {
-        while self.send_window > 0 && self.out.len() - self.out_at < ROOM {
+        while self.send_window > 0 && self.out.len() < ROOM {
             let Some(key) = self.sendable.pop_front() else { return };
             let Some(stream) = self.get(key) else { continue };
             let waits = stream.waits();
-            let count = self.allowed(key, waits).min(self.max_frame);
+            let count = self.allowed(key, stream.waiting.front().len()).min(self.max_frame);
             let Some(stream) = self.get_mut(key) else { continue };
             stream.queued = false;
             let mut waiting = std::mem::take(&mut stream.waiting);
-            let from = stream.waiting_at;
-            stream.waiting_at += count;
             if count > 0 {
-                self.write_data(key, &waiting[from..from + count], false);
+                self.write_data(key, waiting.front().first(count), false);
+                waiting.advance(count);
+            }
+            if count == waits {
+                waiting.clear(2 * HIGH_WATER);
             }
             let Some(stream) = self.get_mut(key) else { continue };
-            if count == waits {
-                waiting.clear();
-                if waiting.capacity() > 2 * HIGH_WATER {
-                    waiting = Vec::new();
-                }
-                stream.waiting_at = 0;
-            }
             stream.waiting = waiting;
             if count == waits {
                 if matches!(stream.end, End::Due(_))

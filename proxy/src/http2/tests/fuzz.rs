@@ -4,6 +4,7 @@ use super::*;
 use crate::http2::frame::{self, HEAD, Head};
 use crate::http2::guard::{Allowance, Guard};
 use crate::http2::mux::{Limits, Mux, Role};
+use crate::http2::queue::Queue;
 
 /// Numbers that are the same in each run.
 struct Dice(u64);
@@ -82,14 +83,14 @@ fn outcome(role: Role, bytes: &[u8], mut piece: impl FnMut() -> usize) -> (Optio
             head.set_path(b"/");
             head.body = if method == b"POST" { BodyLength::Unknown } else { BodyLength::Empty };
             keys.push(mux.send_request(&head, false).unwrap());
-            mux.send_data(keys[keys.len() - 1], &[1; 100_000]);
+            mux.send_data(keys[keys.len() - 1], [1; 100_000][..].into());
         }
     }
     let mut rest = bytes;
     let mut fault = None;
     while !rest.is_empty() && fault.is_none() {
         let (now, later) = rest.split_at(piece().clamp(1, rest.len()));
-        fault = mux.receive(now).err().map(|fault| fault.code.0);
+        fault = mux.receive(&Bytes::copy_from_slice(now)).err().map(|fault| fault.code.0);
         mux.pump();
         rest = later;
     }
@@ -99,11 +100,11 @@ fn outcome(role: Role, bytes: &[u8], mut piece: impl FnMut() -> usize) -> (Optio
             Ok(head) => format!("{} {:?}", String::from_utf8_lossy(head.method()), head.headers),
             Err(error) => error.to_string(),
         });
-        let mut taken = Vec::new();
+        let mut taken = Queue::default();
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let _ = mux.poll_body(incoming.key, &mut cx, &mut taken);
         mux.send_response(incoming.key, &ResponseHead { status: 200, ..ResponseHead::default() }, false, false);
-        mux.send_data(incoming.key, &[7; 100_000]);
+        mux.send_data(incoming.key, [7; 100_000][..].into());
         mux.send_end(incoming.key, None);
         keys.push(incoming.key);
     }
@@ -111,7 +112,7 @@ fn outcome(role: Role, bytes: &[u8], mut piece: impl FnMut() -> usize) -> (Optio
         mux.close(key);
     }
     mux.pump();
-    (fault, requests, mux.unwritten().to_vec())
+    (fault, requests, mux.unwritten())
 }
 
 #[test]

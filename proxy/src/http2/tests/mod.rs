@@ -74,7 +74,7 @@ async fn answer(request: &RequestHead, mut down: Down, status: u16, body: &[u8])
     let mut head = ResponseHead { status, body: BodyLength::Exact(body.len() as u64), ..ResponseHead::default() };
     head.headers.push(b"X-Answer", b"own");
     down.send_head(request, &head, false);
-    down.send_data(body);
+    down.send_data(body.into());
     down.send_end(None);
     let _ = poll_fn(|cx| down.poll_flush(cx)).await;
 }
