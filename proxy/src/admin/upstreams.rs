@@ -36,7 +36,8 @@ pub(super) fn text(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{name}::{text}").unwrap_or_default();
         line(format_args!("observability_name::{name}"));
         for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
-            let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _ } = limits;
+            let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _, per_host: _ } =
+                limits;
             line(format_args!("{priority}_priority::max_connections::{connections}"));
             line(format_args!("{priority}_priority::max_pending_requests::{pending}"));
             line(format_args!("{priority}_priority::max_requests::{requests}"));
@@ -95,7 +96,7 @@ fn stats(host: &HostNumbers) -> [(&'static str, u64); 8] {
 }
 
 fn thresholds(limits: &Limits) -> Value {
-    let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _ } = limits;
+    let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _, per_host: _ } = limits;
     json!({
         "max_connections": connections, "max_pending_requests": pending,
         "max_requests": requests, "max_retries": retries,

@@ -78,7 +78,8 @@ impl Balancer {
     }
 
     /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those
-    /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts.
+    /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts. It is asked anew
+    /// about every choice, and may answer otherwise when it has left out enough.
     pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
         match &self.subsets {
             None => self.plan.pick(self.policy, context, rng, tried),
@@ -169,8 +170,10 @@ impl Plan {
         rng: &Rng,
         tried: impl Fn(&Host) -> bool,
     ) -> Option<&Rc<Host>> {
-        /// Envoy's default too for `host_selection_retry_max_attempts`, rounded up.
+        /// Choices by the policy, before whoever is there is taken.
         const TRIES: u32 = 5;
+        /// The same where the hash decides: there is no other way to whoever is there.
+        const HASHED_TRIES: u32 = 32;
         let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
         let hash = match context.hash {
             Some(hash) if hashed => hash,
@@ -181,7 +184,7 @@ impl Plan {
         let group = self.group(hash)?;
         if hashed {
             let mut chosen = group.pick(policy, rng, hash, 0)?;
-            for attempt in 1..TRIES {
+            for attempt in 1..HASHED_TRIES {
                 if !tried(chosen) {
                     break;
                 }
@@ -189,7 +192,7 @@ impl Plan {
             }
             return Some(chosen);
         }
-        let good = |host: &&Rc<Host>| !tried(host) && !host.failed_lately();
+        let good = |host: &&Rc<Host>| !host.failed_lately() && !tried(host);
         for _ in 0..TRIES {
             let chosen = group.pick(policy, rng, hash, 0)?;
             if good(&chosen) {

@@ -40,6 +40,8 @@ pub struct Cluster {
     pub dns: Option<Arc<Dns>>,
     /// The link to the place that looks after endpoints, where somebody has to.
     pub care: Option<Arc<Care>>,
+    /// Connections of TCP to an endpoint end when a health check or outlier detection finds it not well.
+    pub close_on_failure: bool,
     /// An endpoint that is no longer configured goes at once, even while health checks find it well.
     pub ignore_health_on_removal: bool,
     /// Which address [`ClusterKind::OriginalDst`] means.
@@ -101,6 +103,7 @@ impl Cluster {
             checks: Vec::new(),
             dns: None,
             care: None,
+            close_on_failure: false,
             ignore_health_on_removal: false,
             original: OriginalDst::default(),
             connect_timeout: Duration::from_secs(10),
@@ -177,6 +180,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be chosen.
     pub health: Health,
+    /// A health check or outlier detection has found it not well.
+    pub failed: bool,
     /// Out of the reckoning: it is neither usable nor counted among those that are not (its first health check is under way).
     pub excluded: bool,
     /// 0 is used first; others take what lower ones have no healthy endpoints for.
@@ -204,6 +209,7 @@ impl Endpoint {
             address,
             weight: 1,
             health: Health::Healthy,
+            failed: false,
             excluded: false,
             priority: 0,
             locality: Arc::default(),
@@ -248,6 +254,8 @@ pub enum UpstreamProtocol {
 pub struct Limits {
     /// Connections at once; default 1024.
     pub connections: u32,
+    /// Connections to one endpoint at once; default none, [`u32::MAX`].
+    pub per_host: u32,
     /// Requests that wait for a connection; default 1024.
     pub pending: u32,
     /// Requests at once; default 1024.
@@ -262,7 +270,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 1024, pending: 1024, requests: 1024, retries: 3, retry_budget: None, tell_remaining: false }
+        Self {
+            connections: 1024,
+            per_host: u32::MAX,
+            pending: 1024,
+            requests: 1024,
+            retries: 3,
+            retry_budget: None,
+            tell_remaining: false,
+        }
     }
 }
 

@@ -25,6 +25,8 @@ pub struct RetryPolicy {
     pub avoid_tried: bool,
     /// Prefer endpoints that have not all labels of one of these (`omit_canary_hosts`, `omit_host_metadata`).
     pub avoid_labels: Vec<Labels>,
+    /// How often these may leave an endpoint out for one attempt; after that the next choice is taken as it is. Default 1.
+    pub choices: u32,
     /// Pass over the priorities of attempts that failed (`previous_priorities`), as long as there are others; decided anew
     /// after so many attempts each time. At least 1.
     pub other_priorities: Option<u32>,
@@ -66,6 +68,7 @@ impl Default for RetryPolicy {
             request_headers: Vec::new(),
             avoid_tried: true,
             avoid_labels: Vec::new(),
+            choices: 1,
             other_priorities: None,
             base_backoff: Duration::from_millis(25),
             max_backoff: Duration::from_millis(250),

@@ -400,6 +400,8 @@ enum Instead {
     Failed(ConnectError),
     /// The endpoint agreed on HTTP/1.
     Http1(Box<Lease>),
+    /// A stream of another connection, which had no room before.
+    Stream(http2::Up),
 }
 
 impl From<ConnectError> for Instead {
@@ -418,7 +420,7 @@ async fn open_http2(
     name: Option<Rc<str>>,
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
-    let address = host.address();
+    let (address, most) = (host.address(), config.max_requests_per_connection);
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
@@ -426,8 +428,17 @@ async fn open_http2(
             let admission = tokio::time::timeout(config.connect_timeout, admission).await;
             match admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))? {
                 Admission::Connect(ticket) => break ticket,
-                // A connection of HTTP/1 is of no use here, but its place is.
-                Admission::UseIdle => _ = host.drop_idle(),
+                Admission::UseIdle => {
+                    let taken = match &name {
+                        None => host.http2().take(most),
+                        Some(name) => host.http2_named(name).take(most),
+                    };
+                    if let Some(stream) = taken {
+                        return Err(Instead::Stream(stream));
+                    }
+                    // A connection of HTTP/1 is of no use here, but its place is.
+                    host.drop_idle();
+                }
             }
         };
         let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
@@ -453,12 +464,13 @@ async fn open_http2(
         Ok(connection)
     };
     let opened = match &name {
-        None => host.http2().acquire(config.max_requests_per_connection, dial).await,
-        Some(name) => host.http2_named(name).acquire(config.max_requests_per_connection, dial).await,
+        None => host.http2().acquire(most, dial).await,
+        Some(name) => host.http2_named(name).acquire(most, dial).await,
     };
     match opened {
         Ok(stream) => Ok(Up::Http2(stream)),
         Err(Instead::Http1(lease)) => Ok(Up::Http1(*lease)),
+        Err(Instead::Stream(stream)) => Ok(Up::Http2(stream)),
         Err(Instead::Failed(error)) => Err(error),
     }
 }

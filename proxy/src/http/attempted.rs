@@ -5,7 +5,7 @@ use crate::{
     config::RetryPolicy,
     pool::{ClusterState, Host},
 };
-use std::{net::SocketAddr, rc::Rc};
+use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
 /// The attempts of one request so far.
 #[derive(Debug, Default)]
@@ -41,9 +41,14 @@ impl Attempted {
         again: Option<&RetryPolicy>,
     ) -> Option<Rc<Host>> {
         let unwanted = again.map_or(&[][..], |policy| &policy.avoid_labels);
+        let left = Cell::new(again.map_or(0, |policy| policy.choices));
+        let hosts = &self.hosts;
         let tried = |host: &Host| {
-            self.hosts.contains(&host.address())
-                || unwanted.iter().any(|labels| labels.are_all_of(&host.endpoint().labels))
+            let rejected = left.get() > 0
+                && (hosts.contains(&host.address())
+                    || unwanted.iter().any(|labels| labels.are_all_of(&host.endpoint().labels)));
+            left.set(left.get() - u32::from(rejected));
+            rejected
         };
         if std::mem::take(&mut self.due) {
             let bit = |priority: &u32| 1u128.checked_shl(*priority).unwrap_or(0);

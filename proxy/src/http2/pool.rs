@@ -105,6 +105,11 @@ impl Pool {
         self.connections.borrow_mut().clear();
     }
 
+    /// Whether a connection can take one more stream.
+    pub fn has_room(&self) -> bool {
+        self.connections.borrow().iter().any(Connection::can_take)
+    }
+
     /// Connections that are kept.
     pub fn len(&self) -> usize {
         self.connections.borrow().len()

@@ -1,6 +1,6 @@
 //! A worker's state of one cluster: its hosts, its balancer, its circuit breakers.
 
-use super::{Host, Outcome};
+use super::{Host, HostState, Outcome};
 use crate::{
     balance::{Balancer, PickContext, Rng},
     config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority},
@@ -54,6 +54,8 @@ pub struct Ticket {
     count: Count,
     /// Since when a connection is open, or being opened.
     since: Option<Instant>,
+    /// The endpoint that has the connection, which counts it as well.
+    host: Option<Rc<HostState>>,
 }
 
 impl Shared {
@@ -106,11 +108,18 @@ impl Shared {
             Count::Requests | Count::Retries => {}
         }
         let since = matches!(count, Count::Connections).then(Instant::now);
-        Ok(Ticket { shared: self.clone(), count, since })
+        Ok(Ticket { shared: self.clone(), count, since, host: None })
     }
 }
 
 impl Ticket {
+    /// For a connection to this endpoint.
+    fn at(mut self, host: &Host) -> Self {
+        host.state.tickets.set(host.state.tickets.get() + 1);
+        self.host = Some(host.state.clone());
+        self
+    }
+
     /// Says that the connection is there.
     pub fn connected(&self) {
         if let Some(since) = self.since {
@@ -131,6 +140,10 @@ impl Drop for Ticket {
         }
         if matches!(self.count, Count::Connections) && self.shared.pending.get() > 0 {
             self.shared.released.notify_one();
+        }
+        if let Some(host) = &self.host {
+            host.tickets.set(host.tickets.get() - 1);
+            host.tell_waiting();
         }
     }
 }
@@ -175,6 +188,9 @@ impl ClusterState {
                     let well = |host: &Host| host.endpoint.health != Health::Unhealthy;
                     if well(host) && !well(new) {
                         new.drain();
+                    }
+                    if config.close_on_failure && new.endpoint.failed && !host.endpoint.failed {
+                        new.lose();
                     }
                 }
             }
@@ -264,23 +280,48 @@ impl ClusterState {
     /// to which there is no connection at all gets one in any case, or those who wait for it would wait for ever (as in Envoy).
     pub async fn begin_connection(&self, host: &Host, priority: Priority) -> Admission {
         let (shared, limits) = self.breakers(priority);
-        let limit = self.share(limits.connections);
-        if let Ok(ticket) = shared.take(Count::Connections, limit) {
-            return Admission::Connect(ticket);
+        let (limit, of_host) = (self.share(limits.connections), self.share(limits.per_host));
+        if host.is_full(of_host) {
+            // One that was made for another server name stands in the way.
+            host.drop_idle();
         }
+        if host.is_full(of_host) {
+            shared.stats.cx_overflow.add(1);
+            let _waiting = host.wait();
+            while host.is_full(of_host) {
+                host.state.released.notified().await;
+                if host.has_room() {
+                    return Admission::UseIdle;
+                }
+            }
+        }
+        if let Ok(ticket) = shared.take(Count::Connections, limit) {
+            return Admission::Connect(ticket.at(host));
+        }
+        let _waiting = host.wait();
+        // Whoever is woken for nothing keeps its place.
+        let mut released = std::pin::pin!(shared.released.notified());
         loop {
             // An idle connection to somebody else stands in the way of one to this host.
             self.close_one_idle(host);
             if let Ok(ticket) = shared.take(Count::Connections, limit) {
-                return Admission::Connect(ticket);
+                return Admission::Connect(ticket.at(host));
             }
             if host.is_unconnected()
                 && let Ok(ticket) = shared.take(Count::Connections, u32::MAX)
             {
-                return Admission::Connect(ticket);
+                return Admission::Connect(ticket.at(host));
             }
-            shared.released.notified().await;
-            if host.idle() > 0 {
+            tokio::select! {
+                () = &mut released => released.set(shared.released.notified()),
+                () = host.state.released.notified() => {}
+            }
+            if host.has_room() {
+                return Admission::UseIdle;
+            }
+            if host.is_full(of_host) {
+                // Another request has the endpoint's last place; the one in the cluster is for somebody else.
+                shared.released.notify_one();
                 return Admission::UseIdle;
             }
         }

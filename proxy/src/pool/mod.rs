@@ -28,6 +28,7 @@ use std::{
     task::Context,
     time::{Duration, Instant},
 };
+use tokio::sync::{Notify, futures::Notified};
 
 /// How long an endpoint to which no connection came about is left alone, while there are others. Until then the control
 /// plane or the endpoint itself has usually noticed; and one lost packet costs an endpoint no more than this.
@@ -64,6 +65,14 @@ struct HostState {
     healthy_since: Cell<Option<Instant>>,
     failed: Cell<Option<Instant>>,
     dials: Cell<u32>,
+    /// Connections, and those being made.
+    tickets: Cell<u32>,
+    /// Requests that wait for a connection.
+    waiting: Cell<u32>,
+    /// Tells one of them that it may look again.
+    released: Notify,
+    /// Tells connections of TCP that they are to end.
+    lost: Notify,
     /// What outlier detection counts here.
     tallies: outcome::Tallies,
     /// Counts up when connections made before shall serve no more requests.
@@ -275,6 +284,33 @@ impl Host {
         Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
     }
 
+    /// Whether it has as many connections as it may have; the first is always allowed.
+    pub(crate) fn is_full(&self, limit: u32) -> bool {
+        self.state.tickets.get() >= limit.max(1)
+    }
+
+    /// Counts a request that waits for a connection for as long as the guard lives.
+    fn wait(&self) -> Waiting<'_> {
+        self.state.waiting.set(self.state.waiting.get() + 1);
+        Waiting(&self.state)
+    }
+
+    /// Whether a connection is there that can take a request.
+    fn has_room(&self) -> bool {
+        let named = self.state.named.borrow();
+        self.idle() > 0 || self.state.http2.has_room() || named.values().any(|pool| pool.has_room())
+    }
+
+    /// Ready when connections of TCP that are there now are to end.
+    pub(crate) fn lost(&self) -> Notified<'_> {
+        self.state.lost.notified()
+    }
+
+    /// Ends connections of TCP.
+    fn lose(&self) {
+        self.state.lost.notify_waiters();
+    }
+
     /// Whether no connection to it exists or is under way.
     pub(crate) fn is_unconnected(&self) -> bool {
         let named = self.state.named.borrow();
@@ -299,6 +335,24 @@ impl Host {
     }
 }
 
+impl HostState {
+    /// A request has ended, or a connection: somebody may wait for its place.
+    fn tell_waiting(&self) {
+        if self.waiting.get() > 0 {
+            self.released.notify_one();
+        }
+    }
+}
+
+/// Counts one request that waits for a connection to a host.
+struct Waiting<'a>(&'a HostState);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
 /// Counts one active request of a host.
 #[derive(Debug)]
 pub struct Active(Rc<HostState>);
@@ -307,6 +361,7 @@ impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get() - 1);
         self.0.stats.rq_active.down();
+        self.0.tell_waiting();
     }
 }
 

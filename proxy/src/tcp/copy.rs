@@ -1,11 +1,11 @@
 //! Copies bytes both ways until both ends have said their last.
 
+use super::Ends;
 use super::splice::{Moving, Pipe};
 use crate::{
     http::buffer::Buffer,
     listen::Stream,
     telemetry::{ResponseFlags, TcpRecorder},
-    worker::{Timer, earlier},
 };
 use std::{
     future::poll_fn,
@@ -130,21 +130,19 @@ impl Half {
     }
 }
 
-/// Copies until both directions are over, one broke, nothing moved for `idle` (zero: no limit), or `end` has come. A direction that ends is
-/// ended on the other side too, while the opposite one goes on.
+/// Copies until both directions are over, one broke, or one of `ends` has come. A direction that ends is ended on the other side too, while
+/// the opposite one goes on.
 pub(super) async fn both(
     down: &mut Stream,
     up: &mut Stream,
     first: Buffer,
-    idle: Duration,
-    end: Option<Instant>,
+    mut ends: Ends<'_>,
     recorder: &TcpRecorder,
 ) -> Moved {
     let plain = matches!((&*down, &*up), (Stream::Plain(_), Stream::Plain(_)));
     let mut there = Half::new(first, plain);
     let mut back = Half::new(Buffer::default(), plain);
     let (mut reported_there, mut reported_back) = (0, 0);
-    let mut timer = Timer::default();
     let mut last = Instant::now();
     let mut last_report = last;
     let mut seen = 0;
@@ -174,12 +172,7 @@ pub(super) async fn both(
             }
             _ => {}
         }
-        let rests = (!idle.is_zero()).then(|| last + idle);
-        let flags = match end {
-            Some(end) if rests.is_none_or(|rests| end <= rests) => ResponseFlags::DURATION_TIMEOUT,
-            _ => ResponseFlags::STREAM_IDLE_TIMEOUT,
-        };
-        timer.poll(cx, earlier(rests, end)).map(|()| flags)
+        ends.poll(cx, last)
     })
     .await;
     recorder.received(there.count - reported_there);

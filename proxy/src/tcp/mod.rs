@@ -13,13 +13,16 @@ use crate::{
     telemetry::counters::{Number, TcpStats},
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
-    worker::Worker,
+    worker::{Timer, Worker, earlier},
 };
 use std::{
+    pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
+use tokio::sync::futures::Notified;
 
 /// What became of a connection, for its line.
 #[derive(Default)]
@@ -167,16 +170,47 @@ async fn carry(
     };
     let service = &cluster.config().service;
     let mut recorder = worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
+    let mut ends = Ends { idle: proxy.idle_timeout, at: end, ..Ends::default() };
     let moved = match up {
         Way::Direct(mut up, _ticket) => {
-            copy::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await
+            if cluster.config().close_on_failure {
+                ends.lost = Some(Box::pin(host.lost()));
+            }
+            copy::both(&mut stream, &mut up, first, ends, &recorder).await
         }
-        Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, proxy.idle_timeout, end, &recorder).await,
+        Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
     };
     told.received = moved.received;
     told.sent = moved.sent;
     told.flags |= moved.flags;
     recorder.set_flags(told.flags);
+}
+
+/// When a connection ends whose sides would go on.
+#[derive(Default)]
+struct Ends<'a> {
+    /// Nothing has moved for so long; zero is no limit.
+    idle: Duration,
+    /// This moment has come.
+    at: Option<Instant>,
+    /// The endpoint was found not well.
+    lost: Option<Pin<Box<Notified<'a>>>>,
+    timer: Timer,
+}
+
+impl Ends<'_> {
+    /// Ready with the reason when it ends; something moved `last`.
+    fn poll(&mut self, cx: &mut Context<'_>, last: Instant) -> Poll<ResponseFlags> {
+        if self.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(ResponseFlags::none());
+        }
+        let rests = (!self.idle.is_zero()).then(|| last + self.idle);
+        let flags = match self.at {
+            Some(at) if rests.is_none_or(|rests| at <= rests) => ResponseFlags::DURATION_TIMEOUT,
+            _ => ResponseFlags::STREAM_IDLE_TIMEOUT,
+        };
+        self.timer.poll(cx, earlier(rests, self.at)).map(|()| flags)
+    }
 }
 
 /// The way to an endpoint.

@@ -1,6 +1,6 @@
 //! Tunnels through an HTTP proxy: the endpoint is asked by CONNECT or POST, and the connection's bytes go where that leads.
 
-use super::copy::Moved;
+use super::{Ends, copy::Moved};
 use crate::{
     config::{HeaderOp, HeaderText, Priority, TcpTunnel},
     http::{
@@ -11,7 +11,7 @@ use crate::{
     pool::{ClusterState, ConnectError, Host},
     telemetry::{LogEntry, ResponseFlags, TcpRecorder},
     tls::PeerIdentity,
-    worker::{Timer, Worker, earlier},
+    worker::Worker,
 };
 use std::{
     future::poll_fn,
@@ -209,13 +209,11 @@ pub(super) async fn both(
     down: &mut Stream,
     up: &mut Up,
     first: Buffer,
-    idle: Duration,
-    end: Option<Instant>,
+    mut ends: Ends<'_>,
     recorder: &TcpRecorder,
 ) -> Moved {
     let mut there = There { buffer: first, ended: false, count: 0 };
     let mut back = Back::default();
-    let mut timer = Timer::default();
     let (mut last, mut seen) = (Instant::now(), 0);
     let flags = poll_fn(|cx| {
         let ways = (there.poll(cx, down, up), back.poll(cx, down, up));
@@ -234,12 +232,7 @@ pub(super) async fn both(
             }
             _ => {}
         }
-        let rests = (!idle.is_zero()).then(|| last + idle);
-        let flags = match end {
-            Some(end) if rests.is_none_or(|rests| end <= rests) => ResponseFlags::DURATION_TIMEOUT,
-            _ => ResponseFlags::STREAM_IDLE_TIMEOUT,
-        };
-        timer.poll(cx, earlier(rests, end)).map(|()| flags)
+        ends.poll(cx, last)
     })
     .await;
     recorder.received(there.count);

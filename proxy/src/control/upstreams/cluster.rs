@@ -315,8 +315,9 @@ impl Watched {
             endpoints.extend(self.lingering.iter().cloned());
             for endpoint in &mut endpoints {
                 let (health, excluded) = self.health(endpoint);
-                if endpoint.health != health || endpoint.excluded != excluded {
-                    *endpoint = Arc::new(Endpoint { health, excluded, ..(**endpoint).clone() });
+                let failed = self.has_failed(endpoint.address);
+                if endpoint.health != health || endpoint.excluded != excluded || endpoint.failed != failed {
+                    *endpoint = Arc::new(Endpoint { health, excluded, failed, ..(**endpoint).clone() });
                 }
             }
             let care = Some(self.care.clone());
@@ -325,8 +326,18 @@ impl Watched {
         self.effective.clone()
     }
 
+    fn is_out(&self, address: SocketAddr) -> bool {
+        self.ejections.as_ref().is_some_and(|ejections| ejections.is_out(address))
+    }
+
+    /// Whether it was found not well, which is more than that nothing is known of it yet.
+    fn has_failed(&self, address: SocketAddr) -> bool {
+        let verdict = self.checked.get(&address).and_then(|checked| checked.verdict);
+        verdict == Some(Verdict::Unhealthy) || self.is_out(address)
+    }
+
     fn health(&self, endpoint: &Endpoint) -> (Health, bool) {
-        let out = self.ejections.as_ref().is_some_and(|ejections| ejections.is_out(endpoint.address));
+        let out = self.is_out(endpoint.address);
         match self.checked.get(&endpoint.address).map(|checked| checked.verdict) {
             // Not checked yet is not well, and counts if the cluster says so.
             Some(None) => (Health::Unhealthy, self.base.balancing.ignore_unchecked),

@@ -165,3 +165,27 @@ fn cluster_when_original_destination_then_it_is_reached_from_the_wanted_source()
     });
     assert_eq!(receiver.recv_timeout(LIMIT).unwrap().ip(), std::net::IpAddr::from([127, 0, 0, 6]));
 }
+
+#[test]
+fn connection_when_its_endpoint_is_found_unwell_then_it_ends_where_the_cluster_wants_that() {
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        side.send(b"here\n");
+        side.rest();
+    });
+    let with = |failed, close_on_failure| {
+        let health = if failed { Health::Unhealthy } else { Health::Healthy };
+        let endpoint = Endpoint { failed, health, ..Endpoint::new(backend.address) };
+        Cluster { close_on_failure, endpoints: vec![Arc::new(endpoint)], ..cluster(&[backend.address]) }
+    };
+    for closes in [true, false] {
+        let network = || Network::Tcp(Arc::new(tcp(Duration::from_secs(3600))));
+        let proxy = Proxy::start(1, network(), vec![with(false, closes)]);
+        let mut client = proxy.client();
+        assert_eq!(client.until(b"\n").unwrap(), "here\n");
+        proxy.publish(network(), vec![with(true, closes)]);
+        client.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let ended = matches!(client.stream.read(&mut [0]), Ok(0));
+        assert_eq!(ended, closes);
+    }
+}

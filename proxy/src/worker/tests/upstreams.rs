@@ -24,8 +24,16 @@ fn start(cluster: Cluster) -> Proxy {
 
 #[test]
 fn breaker_when_too_many_wait_then_they_are_told_to_stay_away() {
+    full_when(Limits { connections: 1, pending: 1, ..Limits::default() });
+}
+
+#[test]
+fn breaker_when_an_endpoint_has_as_many_connections_as_it_may_then_requests_wait_for_those() {
+    full_when(Limits { per_host: 1, pending: 1, ..Limits::default() });
+}
+
+fn full_when(limits: Limits) {
     let (backend, go) = slow();
-    let limits = Limits { connections: 1, pending: 1, ..Limits::default() };
     let proxy = start(Cluster { limits, ..cluster(&[backend.address]) });
     let mut first = proxy.client();
     first.send(get("/").as_bytes());

@@ -38,7 +38,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         retry_priority,
         retry_host_predicate,
         retry_options_predicates,
-        host_selection_retry_max_attempts: _,
+        host_selection_retry_max_attempts,
         retriable_status_codes,
         retry_back_off,
         rate_limited_retry_back_off,
@@ -83,6 +83,7 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         request_headers: matcher::headers(retriable_request_headers, "retriable_request_headers")?,
         avoid_tried,
         avoid_labels,
+        choices: choices(host_selection_retry_max_attempts).within("host_selection_retry_max_attempts")?,
         other_priorities,
         base_backoff,
         max_backoff,
@@ -91,6 +92,15 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
             .transpose()
             .within("rate_limited_retry_back_off")?,
     })
+}
+
+/// How often an endpoint may be left out; nothing is once, as in Envoy.
+fn choices(value: i64) -> Converted<u32> {
+    match u32::try_from(value) {
+        Ok(0) => Ok(1),
+        Ok(choices) => Ok(choices),
+        Err(_) => Err(Refused::new("", format!("{value} is no number of choices"))),
+    }
 }
 
 /// What a predicate leaves out.

@@ -231,8 +231,8 @@ fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
         ),
         (
             "circuit_breakers",
-            json!({"per_host_thresholds": [{"max_connections": 1}]}),
-            "circuit_breakers.per_host_thresholds",
+            json!({"per_host_thresholds": [{"max_connections": 1}, {"max_retries": 1}]}),
+            "circuit_breakers.per_host_thresholds[1].max_retries",
         ),
         ("maglev_lb_config", json!({"table_size": 10}), "lb_config"),
     ] {

@@ -114,6 +114,7 @@ impl Template {
             address,
             weight: load_balancing_weight.unwrap_or(1).max(1),
             health,
+            failed: false,
             excluded: false,
             priority,
             locality: locality.clone(),

@@ -1,6 +1,6 @@
 //! Circuit breakers.
 
-use super::super::{Converted, Refused, refuse};
+use super::super::{Converted, Refused, Within as _, refuse};
 use crate::config::{Limits, RetryBudget};
 use leno_xds::envoy::config::cluster::v3::{
     CircuitBreakers,
@@ -12,7 +12,6 @@ use leno_xds::envoy::config::core::v3::RoutingPriority;
 pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limits)> {
     let (mut default, mut high) = (None, None);
     let Some(CircuitBreakers { thresholds, per_host_thresholds }) = value else { return Ok(<_>::default()) };
-    refuse!(per_host_thresholds);
     for (index, threshold) in thresholds.into_iter().enumerate() {
         let Thresholds {
             priority,
@@ -25,11 +24,7 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             // There is one pool for each endpoint and protocol, whatever the number of listeners and requests.
             max_connection_pools: _,
         } = threshold;
-        let place = match RoutingPriority::try_from(priority) {
-            Ok(RoutingPriority::Default) => &mut default,
-            Ok(RoutingPriority::High) => &mut high,
-            Err(_) => return Err(Refused::new(format!("thresholds[{index}].priority"), "is not known to this proxy")),
-        };
+        let place = place(priority, (&mut default, &mut high)).within(format_args!("thresholds[{index}]"))?;
         let usual = Limits::default();
         place.get_or_insert(Limits {
             connections: max_connections.unwrap_or(usual.connections),
@@ -37,6 +32,7 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             requests: max_requests.unwrap_or(usual.requests),
             retries: max_retries.unwrap_or(usual.retries),
             tell_remaining: track_remaining,
+            per_host: usual.per_host,
             retry_budget: retry_budget.map(|budget| {
                 // The share is of the requests that are active now; an interval adds nothing.
                 let thresholds::RetryBudget { budget_percent, budget_interval: _, min_retry_concurrency } = budget;
@@ -47,5 +43,39 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             }),
         });
     }
-    Ok((default.unwrap_or_default(), high.unwrap_or_default()))
+    let (mut default, mut high) = (default.unwrap_or_default(), high.unwrap_or_default());
+    let (mut of_default, mut of_high) = (None, None);
+    for (index, threshold) in per_host_thresholds.into_iter().enumerate() {
+        let within = format!("per_host_thresholds[{index}]");
+        let (priority, limit) = per_host(threshold).within(&within)?;
+        place(priority, (&mut of_default, &mut of_high)).within(within)?.get_or_insert(limit);
+    }
+    default.per_host = of_default.unwrap_or(default.per_host);
+    high.per_host = of_high.unwrap_or(high.per_host);
+    Ok((default, high))
+}
+
+/// What belongs to a priority, of what belongs to default and to high.
+fn place<T>(priority: i32, (default, high): (T, T)) -> Converted<T> {
+    match RoutingPriority::try_from(priority) {
+        Ok(RoutingPriority::Default) => Ok(default),
+        Ok(RoutingPriority::High) => Ok(high),
+        Err(_) => Err(Refused::new("priority", "is not known to this proxy")),
+    }
+}
+
+/// How many connections one endpoint may have; Envoy refuses every other limit as well.
+fn per_host(value: Thresholds) -> Converted<(i32, u32)> {
+    let Thresholds {
+        priority,
+        max_connections,
+        max_pending_requests,
+        max_requests,
+        max_retries,
+        retry_budget,
+        track_remaining: _,
+        max_connection_pools,
+    } = value;
+    refuse!(max_pending_requests, max_requests, max_retries, retry_budget, max_connection_pools);
+    Ok((priority, max_connections.unwrap_or(u32::MAX)))
 }

@@ -155,7 +155,6 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     } = value;
     refuse!(
         transport_socket_matcher,
-        close_connections_on_host_health_failure,
         filters,
         upstream_config,
         connection_pool_per_downstream_connection,
@@ -222,6 +221,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         } = options;
         cluster.keepalive = tcp_keepalive.map(upstream::keepalive);
     }
+    cluster.close_on_failure = close_connections_on_host_health_failure;
     cluster.ignore_health_on_removal = ignore_health_on_host_removal;
     // An original destination is connected whatever its health, in Envoy too: for those it changes nothing.
     if let Some(value) = outlier_detection {

@@ -209,3 +209,12 @@ fn cluster_when_it_says_which_statuses_are_failures_then_only_those_are() {
     assert_eq!([200, 429, 430, 503].map(|status| failures.contains(status)), [false, true, false, true]);
     assert!(with_matcher("x-other").unwrap_err().field.ends_with("headers[0].name"));
 }
+
+#[test]
+fn limits_when_they_are_of_each_endpoint_then_the_first_of_a_priority_counts() {
+    let one = |more: Value| json!({"circuit_breakers": {"per_host_thresholds": more}});
+    let cluster = with(one(json!([{"max_connections": 2}, {"priority": "HIGH"}, {"max_connections": 3}]))).unwrap();
+    assert_eq!((cluster.limits.per_host, cluster.high_limits.per_host), (2, u32::MAX));
+    let refused = with(one(json!([{"max_connections": 2}, {"priority": 7}]))).unwrap_err();
+    assert_eq!(refused.field, "circuit_breakers.per_host_thresholds[1].priority");
+}
