@@ -2,7 +2,7 @@
 
 use super::{
     Balancing, Care, ClientTls, ClusterId, Dns, EndpointCheck, HealthCheck, Http2Options, Labels, LbPolicy, Locality,
-    Metadata, OutlierDetection, Spread,
+    Metadata, OutlierDetection, SocketOption, Spread,
 };
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use std::{
@@ -70,6 +70,8 @@ pub struct Cluster {
     pub default_tls: Option<Arc<ClientTls>>,
     /// Source addresses for connections of this cluster.
     pub bind: Option<SourceBind>,
+    /// Options of its sockets: level, name and value. What cannot be set is no connection.
+    pub socket_options: Arc<[(i32, i32, SocketOption)]>,
     /// TCP keep-alive.
     pub keepalive: Option<TcpKeepalive>,
     /// The workload that telemetry names where the endpoint is not known (original destinations; this proxy's own for
@@ -118,6 +120,7 @@ impl Cluster {
             server_name: None,
             default_tls: None,
             bind: None,
+            socket_options: Arc::default(),
             keepalive: None,
             origin: None,
             metadata: None,

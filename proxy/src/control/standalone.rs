@@ -136,6 +136,7 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
         .begun_with(std::mem::take(&mut bootstrap.shown))
+        .connecting(std::mem::take(&mut bootstrap.sockets))
         .asking(std::mem::take(&mut bootstrap.resolvers))
         .with_runtime(std::mem::take(&mut bootstrap.runtime))
         .expecting(expected)

@@ -352,9 +352,12 @@ async fn acquire(
             let reply = match &error {
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
+                ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
-            call.tally.transport_failure = call.tally.wall.map(|_| error.reason().into());
+            // What only concerns this side is no failure of the transport, in Envoy's words.
+            let failed = call.tally.wall.filter(|_| !matches!(error, ConnectError::Own(..)));
+            call.tally.transport_failure = failed.map(|_| error.reason().into());
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }

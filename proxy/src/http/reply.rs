@@ -75,6 +75,13 @@ pub const CONNECT_FAILURE: Reply = reply(
     ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
     "upstream_reset_before_response_started{remote_connection_failure}",
 );
+/// No socket to the endpoint could be made.
+pub const LOCAL_CONNECT_FAILURE: Reply = reply(
+    503,
+    "upstream connect error or disconnect/reset before headers. reset reason: local connection failure",
+    ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+    "upstream_reset_before_response_started{local_connection_failure}",
+);
 /// The endpoint could not be connected in time.
 pub const CONNECT_TIMEOUT: Reply = reply(
     503,

@@ -11,6 +11,7 @@ mod visit;
 
 pub use detect::{Detected, detect};
 pub use proxy_protocol::{Proxied, write_header};
+pub(crate) use socket::set as set_option;
 pub use socket::{begin, bind};
 pub use stream::{Rewound, Stream};
 

@@ -41,7 +41,11 @@ fn set_all(socket: &Socket, settings: &SocketSettings, now: OptionTime) -> io::R
         .try_for_each(|(_, level, name, value)| set(socket, *level, *name, value))
 }
 
-fn set(socket: &Socket, level: i32, name: i32, value: &SocketOption) -> io::Result<()> {
+/// Sets an option of a socket.
+///
+/// # Errors
+/// When the kernel does not take it.
+pub(crate) fn set(socket: &impl AsRawFd, level: i32, name: i32, value: &SocketOption) -> io::Result<()> {
     let number;
     let bytes: &[u8] = match value {
         SocketOption::Int(value) => {

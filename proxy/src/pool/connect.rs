@@ -3,10 +3,11 @@
 use super::Host;
 use crate::{
     config::{ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive},
-    listen::{Rewound, Stream, write_header},
+    listen::{Rewound, Stream, set_option, write_header},
     tls::{Alpn, Connector, TlsError},
 };
-use std::{io, net::SocketAddr, time::Duration};
+use nix::errno::Errno;
+use std::{io, net::SocketAddr, os::fd::AsRawFd, time::Duration};
 use tokio::net::{TcpSocket, TcpStream};
 
 /// Why a connection was not made.
@@ -15,6 +16,9 @@ pub enum ConnectError {
     /// TCP failed, or the PROXY protocol could not be said.
     #[error("connect to {0}: {1}")]
     Tcp(SocketAddr, #[source] io::Error),
+    /// The socket could not be made as it is wanted.
+    #[error("a socket to {0}: {1}")]
+    Own(SocketAddr, #[source] io::Error),
     /// It took too long.
     #[error("connect to {0}: not done after {1:?}")]
     Timeout(SocketAddr, Duration),
@@ -31,7 +35,7 @@ impl ConnectError {
     pub fn reason(&self) -> String {
         match self {
             Self::Tcp(_, error) => match error.raw_os_error() {
-                Some(code) => format!("{DELAYED}{}", nix::errno::Errno::from_raw(code).desc()),
+                Some(code) => format!("{DELAYED}{}", Errno::from_raw(code).desc()),
                 None => self.to_string(),
             },
             _ => self.to_string(),
@@ -155,7 +159,8 @@ pub(crate) async fn establish(
     via: Option<&Via<'_>>,
 ) -> Result<Stream, ConnectError> {
     let attempt = async {
-        let tcp = tcp(address, cluster.bind).await.map_err(|error| ConnectError::Tcp(address, error))?;
+        let socket = tcp(address, cluster)?;
+        let tcp = socket.connect(address).await.map_err(|error| ConnectError::Tcp(address, error))?;
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
@@ -208,22 +213,31 @@ async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io
     Ok(())
 }
 
-async fn tcp(address: SocketAddr, bind: Option<SourceBind>) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    let source = match (bind, address) {
-        (Some(SourceBind { v4: Some(source), .. }), SocketAddr::V4(_)) => Some(SocketAddr::from((source, 0))),
-        (Some(SourceBind { v6: Some(source), .. }), SocketAddr::V6(_)) => Some(SocketAddr::from((source, 0))),
-        _ => None,
+/// A socket as the cluster wants it.
+fn tcp(address: SocketAddr, cluster: &Cluster) -> Result<TcpSocket, ConnectError> {
+    let made = || -> io::Result<_> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        set_options(&socket, cluster)?;
+        let source = match (cluster.bind, address) {
+            (Some(SourceBind { v4: Some(source), .. }), SocketAddr::V4(_)) => Some(SocketAddr::from((source, 0))),
+            (Some(SourceBind { v6: Some(source), .. }), SocketAddr::V6(_)) => Some(SocketAddr::from((source, 0))),
+            _ => None,
+        };
+        if let Some(source) = source {
+            let raw = socket2::SockRef::from(&socket);
+            // ::6 is on no interface; a source that the kernel does not know is allowed for both families.
+            let _ = if source.is_ipv4() { raw.set_freebind_v4(true) } else { raw.set_freebind_v6(true) };
+            // The port is chosen at connect time, per destination, or ports would run out.
+            let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
+            socket.bind(source)?;
+        }
+        Ok(socket)
     };
-    if let Some(source) = source {
-        let raw = socket2::SockRef::from(&socket);
-        // ::6 is on no interface; a source that the kernel does not know is allowed for both families.
-        let _ = if source.is_ipv4() { raw.set_freebind_v4(true) } else { raw.set_freebind_v6(true) };
-        // The port is chosen at connect time, per destination, or ports would run out.
-        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
-        socket.bind(source)?;
-    }
-    socket.connect(address).await
+    made().map_err(|error| ConnectError::Own(address, error))
+}
+
+fn set_options(socket: &impl AsRawFd, cluster: &Cluster) -> io::Result<()> {
+    cluster.socket_options.iter().try_for_each(|(level, name, value)| set_option(socket, *level, *name, value))
 }
 
 fn keep_alive(tcp: &TcpStream, wanted: TcpKeepalive) {

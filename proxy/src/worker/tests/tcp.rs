@@ -189,3 +189,24 @@ fn connection_when_its_endpoint_is_found_unwell_then_it_ends_where_the_cluster_w
         assert_eq!(ended, closes);
     }
 }
+
+#[test]
+fn socket_when_it_has_options_then_they_are_set_and_without_them_there_is_no_connection() {
+    let backend = Backend::start(|stream, _| drop(Side::new(stream).rest()));
+    let connect = |name| {
+        let option = (libc::SOL_SOCKET, name, SocketOption::Int(1));
+        let config = Cluster { socket_options: Arc::new([option]), ..cluster(&[backend.address]) };
+        let host = crate::pool::Host::new(config.endpoints[0].clone());
+        let (_, mut shards) = Telemetry::new(1);
+        let worker = Worker::new(0, 1, Arc::default(), shards.remove(0), CredentialStore::new());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            match crate::pool::connect(&config, &host, crate::tls::Alpn::Tcp, &worker.tls).await {
+                Ok(crate::listen::Stream::Plain(tcp)) => Some(socket2::SockRef::from(&tcp).keepalive().unwrap()),
+                _ => None,
+            }
+        })
+    };
+    assert_eq!(connect(libc::SO_KEEPALIVE), Some(true));
+    assert_eq!(connect(9999), None);
+}

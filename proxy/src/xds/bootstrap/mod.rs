@@ -15,6 +15,7 @@ mod runtime;
 pub use dynamic::Dynamic;
 pub use runtime::{Layers, NotTaken};
 
+use super::convert::cluster::Sockets;
 use super::convert::cluster::dns::{Resolvers, resolvers};
 use super::convert::common::{address, optional, unknown_type};
 use super::convert::{Converted, Refused, Within as _, refuse};
@@ -82,6 +83,8 @@ pub struct Bootstrap {
     pub runtime: Layers,
     /// Who is asked for the names of endpoints where their cluster does not say.
     pub resolvers: Resolvers,
+    /// How sockets to endpoints are made where their cluster does not say.
+    pub sockets: Sockets,
     /// What is done when memory runs short; none leaves it to this proxy.
     pub overload: Option<Overload>,
 }
@@ -167,7 +170,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         listener_manager,
         application_log_config
     );
-    cluster_manager.map(check_cluster_manager).transpose().within("cluster_manager")?;
+    let sockets = cluster_manager.map(self::sockets).transpose().within("cluster_manager")?;
     let static_resources = static_resources.unwrap_or_default();
     let clusters = static_resources.clusters.iter();
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
@@ -182,6 +185,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         resources: resources(static_resources),
         admin,
         admin_logs,
+        sockets: sockets.unwrap_or_default(),
         resolvers: resolvers(Vec::new(), use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config)?,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
         runtime,
@@ -219,7 +223,8 @@ fn resource<M: prost::Message + prost::Name>(name: &str, value: &M) -> Resource 
     Resource { name: name.to_owned(), resource: Some(leno_xds::any(value)), ..Default::default() }
 }
 
-fn check_cluster_manager(value: xds::ClusterManager) -> Converted<()> {
+/// How sockets to endpoints are made; nothing else is said for all clusters.
+fn sockets(value: xds::ClusterManager) -> Converted<Sockets> {
     let xds::ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -227,8 +232,9 @@ fn check_cluster_manager(value: xds::ClusterManager) -> Converted<()> {
         load_stats_config,
         enable_deferred_cluster_creation: _,
     } = value;
-    refuse!(local_cluster_name, outlier_detection, upstream_bind_config, load_stats_config);
-    Ok(())
+    refuse!(local_cluster_name, outlier_detection, load_stats_config);
+    let sockets = upstream_bind_config.map(Sockets::new).transpose().within("upstream_bind_config")?;
+    Ok(sockets.unwrap_or_default())
 }
 
 /// The path of a log of the admin server, in Envoy's usual format.
@@ -309,6 +315,10 @@ mod tests {
         let cases = [
             ("header_prefix: x-foo", "field `header_prefix`"),
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
+            (
+                "cluster_manager: {upstream_bind_config: {socket_options: [{level: 1, name: 2}]}}",
+                "field `cluster_manager.upstream_bind_config.socket_options[0].value`",
+            ),
             (
                 r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/log, format: x}}]}"#,
                 "field `admin.access_log[0].typed_config.log_format`",

@@ -1,10 +1,11 @@
 //! Conversions that several resources need: packed messages, durations, addresses, header changes.
 
-use super::{Context, Converted, Refused, Within as _, refuse};
-use crate::config::{HeaderOp, HeaderText};
+use super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
+use crate::config::{HeaderOp, HeaderText, OptionTime, SocketOption};
 use leno_xds::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, address, data_source,
-    header_value_option::HeaderAppendAction, socket_address,
+    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SocketOption as XdsOption,
+    address, data_source, header_value_option::HeaderAppendAction, socket_address, socket_option,
+    socket_option::SocketState,
 };
 use prost::{Message, Name};
 use prost_types::{Any, Struct, Value, value::Kind};
@@ -100,6 +101,34 @@ pub fn address(value: Option<Address>) -> Converted<SocketAddr> {
         }
         None => Err(Refused::new("", "is missing")),
     }
+}
+
+/// Options of sockets, each with the moment at which it is set.
+pub fn socket_options(options: Vec<XdsOption>) -> Converted<Vec<(OptionTime, i32, i32, SocketOption)>> {
+    let option = |(index, option)| socket_option(option).within(format_args!("socket_options[{index}]"));
+    options.into_iter().enumerate().map(option).collect()
+}
+
+fn socket_option(option: XdsOption) -> Converted<(OptionTime, i32, i32, SocketOption)> {
+    let XdsOption { description: _, level, name, state, r#type, ip_version, value } = option;
+    refuse_set(&r#type, "type")?;
+    refuse_set(&ip_version, "ip_version")?;
+    let time = match SocketState::try_from(state) {
+        Ok(SocketState::StatePrebind) => OptionTime::Unbound,
+        Ok(SocketState::StateBound) => OptionTime::Bound,
+        Ok(SocketState::StateListening) => OptionTime::Listening,
+        Err(_) => return Err(Refused::new("state", "is not known to this proxy")),
+    };
+    let number = |value: i64, field: &str| {
+        i32::try_from(value).map_err(|_| Refused::new(field, format!("{value} is too large")))
+    };
+    let (level, name) = (number(level, "level")?, number(name, "name")?);
+    let value = match value {
+        Some(socket_option::Value::IntValue(value)) => SocketOption::Int(number(value, "int_value")?),
+        Some(socket_option::Value::BufValue(bytes)) => SocketOption::Bytes(bytes.into()),
+        None => return Err(Refused::new("value", "is missing")),
+    };
+    Ok((time, level, name, value))
 }
 
 /// Text that is written in the resource itself.

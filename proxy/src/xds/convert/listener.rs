@@ -1,22 +1,21 @@
 //! Listeners and their filter chains.
 
 use super::access_log::access_logs;
-use super::common::{address, cidr, filter_metadata, maybe_duration, text};
+use super::common::{address, cidr, filter_metadata, maybe_duration, socket_options, text};
 use super::filter::discovery::Discovered;
 use super::http::Tables;
 use super::listener_filters::listener_filters;
 use super::network::{Around, network};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{
-    self, ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, OpenLimit, OptionTime,
-    SocketSettings, SourceType, Transport,
+    ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, OpenLimit, SocketSettings,
+    SourceType, Transport,
 };
 use crate::telemetry::WorkloadLabels;
 use crate::tls::HANDSHAKE_TIMEOUT;
 use ipnet::IpNet;
 use leno_xds::envoy::config::core::v3::{
     Address, CidrRange, Metadata, SocketOption, TcpKeepalive, TrafficDirection, address,
-    socket_option::{self, SocketState},
 };
 use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::listener::v3::{filter_chain_match::ConnectionSourceType, listener::DeprecatedV1};
@@ -298,27 +297,6 @@ fn socket_settings(
     if let Some(backlog) = backlog {
         settings.backlog = backlog.clamp(1, i32::MAX as u32);
     }
-    for (index, option) in options.into_iter().enumerate() {
-        let within = format!("socket_options[{index}]");
-        let SocketOption { description: _, level, name, state, r#type, ip_version, value } = option;
-        super::refuse_set(&r#type, "type").within(&within)?;
-        super::refuse_set(&ip_version, "ip_version").within(&within)?;
-        let time = match SocketState::try_from(state) {
-            Ok(SocketState::StatePrebind) => OptionTime::Unbound,
-            Ok(SocketState::StateBound) => OptionTime::Bound,
-            Ok(SocketState::StateListening) => OptionTime::Listening,
-            Err(_) => return Err(Refused::new("state", "is not known to this proxy").within(within)),
-        };
-        let number = |value: i64, field: &str| {
-            i32::try_from(value).map_err(|_| Refused::new(field, format!("{value} is too large")).within(&within))
-        };
-        let (level, name) = (number(level, "level")?, number(name, "name")?);
-        let value = match value {
-            Some(socket_option::Value::IntValue(value)) => config::SocketOption::Int(number(value, "int_value")?),
-            Some(socket_option::Value::BufValue(bytes)) => config::SocketOption::Bytes(bytes.into()),
-            None => return Err(Refused::new("value", "is missing").within(within)),
-        };
-        settings.options.push((time, level, name, value));
-    }
+    settings.options = socket_options(options)?;
     Ok(settings)
 }

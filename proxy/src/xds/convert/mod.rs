@@ -127,6 +127,8 @@ pub struct Context {
     pub runtime: Layers,
     /// Who is asked for the names of endpoints where their cluster does not say.
     pub resolvers: cluster::dns::Resolvers,
+    /// How sockets to endpoints are made where their cluster does not say.
+    pub sockets: cluster::Sockets,
     /// Where resources come from.
     pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,

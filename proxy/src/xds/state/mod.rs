@@ -204,6 +204,12 @@ impl State {
         self
     }
 
+    /// With how sockets to endpoints are made where their cluster does not say.
+    pub fn connecting(mut self, sockets: super::convert::cluster::Sockets) -> Self {
+        self.context.sockets = sockets;
+        self
+    }
+
     /// With who is asked for the names of endpoints where their cluster does not say.
     pub fn asking(mut self, resolvers: super::convert::cluster::dns::Resolvers) -> Self {
         self.context.resolvers = resolvers;

@@ -16,6 +16,7 @@ mod tests;
 mod upstream;
 
 pub use endpoints::Assignment;
+pub use upstream::Sockets;
 
 use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
@@ -212,7 +213,8 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     let limit = maybe_duration(connect_timeout, "connect_timeout")?;
     cluster.connect_timeout = limit.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
     cluster.max_requests_per_connection = max_requests_per_connection.unwrap_or(0);
-    cluster.bind = upstream_bind_config.map(upstream::bind).transpose().within("upstream_bind_config")?;
+    let sockets = upstream_bind_config.map(Sockets::new).transpose().within("upstream_bind_config")?;
+    context.sockets.apply(sockets, &mut cluster);
     if let Some(options) = upstream_connection_options {
         let xds::UpstreamConnectionOptions {
             tcp_keepalive,

@@ -211,6 +211,25 @@ fn cluster_when_it_says_which_statuses_are_failures_then_only_those_are() {
 }
 
 #[test]
+fn sockets_when_a_cluster_says_little_then_the_rest_is_as_for_all() {
+    let from = |address: &str| json!({"address": address, "port_value": 0});
+    let option = |name: i32, state: &str| json!({"level": 1, "name": name, "int_value": 1, "state": state});
+    let mut all = json!({"source_address": from("127.0.0.6")});
+    all["socket_options"] = json!([option(9, "STATE_PREBIND"), option(2, "STATE_LISTENING")]);
+    let mut context = Context::new("cluster.local");
+    context.sockets = Sockets::new(leno_xds::json::from_value(&all).unwrap()).unwrap();
+    let mut with = |own: Value| {
+        let template = template(&mut context, leno_xds::json::from_value(&eds(own)).unwrap()).unwrap();
+        let names: Vec<i32> = template.cluster.socket_options.iter().map(|(_, name, _)| *name).collect();
+        (template.cluster.bind.and_then(|bind| bind.v4).map(|source| source.octets()[3]), names)
+    };
+    assert_eq!(with(json!({})), (Some(6), vec![9]));
+    assert_eq!(with(json!({"upstream_bind_config": {"source_address": from("127.0.0.7")}})), (Some(7), vec![9]));
+    let own = json!({"upstream_bind_config": {"socket_options": [option(15, "STATE_PREBIND")]}});
+    assert_eq!(with(own), (None, vec![15]));
+}
+
+#[test]
 fn limits_when_they_are_of_each_endpoint_then_the_first_of_a_priority_counts() {
     let one = |more: Value| json!({"circuit_breakers": {"per_host_thresholds": more}});
     let cluster = with(one(json!([{"max_connections": 2}, {"priority": "HIGH"}, {"max_connections": 3}]))).unwrap();

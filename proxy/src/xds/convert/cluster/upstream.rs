@@ -1,9 +1,11 @@
 //! Connections to endpoints: source addresses, keep-alive, the options of HTTP.
 
-use super::super::common::{maybe_duration, socket};
+use super::super::common::{maybe_duration, socket, socket_options as socket_options_of};
 use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
 use super::outlier;
-use crate::config::{ClientTls, Cluster, MAX_HEADERS, SourceBind, TcpKeepalive, UpstreamProtocol};
+use crate::config::{
+    ClientTls, Cluster, MAX_HEADERS, OptionTime, SocketOption, SourceBind, TcpKeepalive, UpstreamProtocol,
+};
 use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
     TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
@@ -19,35 +21,62 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) fn bind(value: BindConfig) -> Converted<SourceBind> {
-    let BindConfig {
-        source_address,
-        freebind: _,
-        socket_options,
-        extra_source_addresses,
-        additional_source_addresses,
-        local_address_selector,
-        validate_network_namespaces: _,
-    } = value;
-    refuse!(socket_options, additional_source_addresses, local_address_selector);
-    let mut bind = SourceBind { v4: None, v6: None };
-    let extra = extra_source_addresses.into_iter().map(|extra| {
-        let ExtraSourceAddress { address, socket_options } = extra;
-        refuse_set(&socket_options, "extra_source_addresses.socket_options")?;
-        Ok(address)
-    });
-    for value in std::iter::once(Ok(source_address)).chain(extra) {
-        let Some(value) = value? else { continue };
-        let address = socket(value).within("source_address")?;
-        if address.port() != 0 {
-            return Err(Refused::new("source_address.port_value", "other than 0 is not supported"));
+/// How the sockets of connections to endpoints are made.
+#[derive(Debug, Clone, Default)]
+pub struct Sockets {
+    source: Option<SourceBind>,
+    options: Arc<[(i32, i32, SocketOption)]>,
+}
+
+impl Sockets {
+    /// As a cluster or all of them have it.
+    ///
+    /// # Errors
+    /// When something of it is not supported.
+    pub fn new(value: BindConfig) -> Converted<Self> {
+        let BindConfig {
+            source_address,
+            freebind: _,
+            socket_options,
+            extra_source_addresses,
+            additional_source_addresses,
+            local_address_selector,
+            validate_network_namespaces: _,
+        } = value;
+        refuse!(additional_source_addresses, local_address_selector);
+        let mut source = SourceBind { v4: None, v6: None };
+        let extra = extra_source_addresses.into_iter().map(|extra| {
+            let ExtraSourceAddress { address, socket_options } = extra;
+            refuse_set(&socket_options, "extra_source_addresses.socket_options")?;
+            Ok(address)
+        });
+        for value in std::iter::once(Ok(source_address)).chain(extra) {
+            let Some(value) = value? else { continue };
+            let address = socket(value).within("source_address")?;
+            if address.port() != 0 {
+                return Err(Refused::new("source_address.port_value", "other than 0 is not supported"));
+            }
+            match address.ip() {
+                IpAddr::V4(ip) => source.v4 = Some(ip),
+                IpAddr::V6(ip) => source.v6 = Some(ip),
+            }
         }
-        match address.ip() {
-            IpAddr::V4(ip) => bind.v4 = Some(ip),
-            IpAddr::V6(ip) => bind.v6 = Some(ip),
-        }
+        // Envoy sets those of other moments on listening sockets alone.
+        let options = socket_options_of(socket_options)?
+            .into_iter()
+            .filter(|(time, ..)| *time == OptionTime::Unbound)
+            .map(|(_, level, name, value)| (level, name, value))
+            .collect();
+        Ok(Self { source: Some(source), options })
     }
-    Ok(bind)
+
+    /// Those of a cluster that says so much of its own, and has the rest from what is said for all.
+    pub(super) fn apply(&self, own: Option<Self>, cluster: &mut Cluster) {
+        let source = own.as_ref().map_or(self.source, |own| own.source);
+        cluster.bind = source.filter(|source| source.v4.is_some() || source.v6.is_some());
+        let options = own.map(|own| own.options).filter(|options| !options.is_empty());
+        cluster.socket_options = options.unwrap_or_else(|| self.options.clone());
+    }
 }
 
 /// TCP keep-alive; what is 0 is left to the kernel.
