@@ -217,13 +217,19 @@ pub struct Cors {
     pub shadow: u32,
 }
 
-/// Changes of headers by a filter.
+/// Changes of headers, trailers and queries by a filter.
 #[derive(Debug, Default)]
 pub struct HeaderMutation {
     /// On the request.
     pub request: Vec<HeaderOp>,
+    /// On the query of its path: parameters by their names. They are changed as headers are.
+    pub query: Vec<HeaderOp>,
+    /// On the request's trailers, if it has some.
+    pub request_trailers: Vec<HeaderOp>,
     /// On the response.
     pub response: Vec<HeaderOp>,
+    /// On the response's trailers, if it has some.
+    pub response_trailers: Vec<HeaderOp>,
     /// The most specific level's changes are made last (only in the filter's own entry).
     pub most_specific_wins: bool,
 }

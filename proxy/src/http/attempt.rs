@@ -489,8 +489,10 @@ pub(super) async fn finish<D: Downstream>(
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
     let filters = call.tally.filters.as_mut();
-    let (recode, pace) = filters.map(|state| (state.recode_response.take(), state.pace.take())).unwrap_or_default();
-    let mut response = ResponsePump::new(observed, recode).paced(pace);
+    let (recode, pace, trailing) = filters
+        .map(|state| (state.recode_response.take(), state.pace.take(), state.trailing.take()))
+        .unwrap_or_default();
+    let mut response = ResponsePump::new(observed, recode).paced(pace).trailing(trailing);
     let mut answered = false;
     let mut deaf = false;
     let (mut received, mut ended) = (None, None);

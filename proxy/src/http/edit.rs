@@ -44,6 +44,27 @@ pub(super) fn response(call: &mut Call<'_>, ops: &[HeaderOp]) {
     call.response.headers.join_of_answer();
 }
 
+/// Changes with the values that they have now, `answered` or not; those that would give an empty one are left out.
+pub(super) fn valued(call: &Call<'_>, ops: &[HeaderOp], answered: bool) -> Vec<(HeaderOp, Vec<u8>)> {
+    let valued = |op: &HeaderOp| {
+        let mut value = Vec::new();
+        match text(op) {
+            None => {}
+            Some(HeaderText::Literal(text)) => value.extend_from_slice(text.as_bytes()),
+            Some(HeaderText::Format { format, keep_empty }) => {
+                let entry = call.entry();
+                let code_details = entry.code_details.filter(|_| answered);
+                format.write_header(&LogEntry { code_details, ..entry }, &mut value);
+                if value.is_empty() && !keep_empty {
+                    return None;
+                }
+            }
+        }
+        Some((op.clone(), value))
+    };
+    ops.iter().filter_map(valued).collect()
+}
+
 fn text(op: &HeaderOp) -> Option<&HeaderText> {
     match op {
         HeaderOp::Set(_, text)

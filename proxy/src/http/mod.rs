@@ -28,6 +28,7 @@ pub mod parse;
 pub mod path;
 pub mod pipeline;
 pub mod pump;
+mod query;
 mod raw;
 mod recode;
 mod redirect;
@@ -36,6 +37,7 @@ pub mod retry;
 pub(crate) mod target;
 mod timeout;
 mod trace;
+mod trailing;
 pub mod upstream;
 mod xfcc;
 

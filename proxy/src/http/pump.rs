@@ -7,8 +7,12 @@ use super::{
     mirror::Feeds,
     pace::Pace,
     recode::{self, Recode},
+    trailing::Trailing,
 };
-use crate::tcp::splice::{Moving, Pipe};
+use crate::{
+    config::HeaderOp,
+    tcp::splice::{Moving, Pipe},
+};
 use std::task::{Context, Poll, ready};
 
 /// From so many bytes on, what is left of a body is worth a pipe.
@@ -36,6 +40,8 @@ pub struct RequestPump {
     pub kept: Kept,
     /// What filters do to the body.
     pub recode: Option<Box<Recode>>,
+    /// What filters do to its trailers.
+    trailing: Option<Box<Trailing>>,
     /// Copies of the request that go elsewhere.
     pub feeds: Option<Box<Feeds>>,
     /// What was read before anybody wanted it.
@@ -152,10 +158,11 @@ impl RequestPump {
                         if !rest.is_empty() {
                             feeds.data(&rest);
                         }
-                        feeds.end(match end {
-                            Piece::Trailers(trailers) => Some(trailers),
+                        let trailers = match end {
+                            Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
                             _ => None,
-                        });
+                        };
+                        feeds.end(trailers.as_deref());
                     }
                     self.ended = true;
                 }
@@ -170,6 +177,15 @@ impl RequestPump {
             self.kept.replay = Some(Vec::new());
         }
         self.kept.limit = self.kept.limit.max(limit);
+    }
+
+    /// Changes the trailers, whether they have come or are to come.
+    pub(super) fn change_trailers(&mut self, changes: Vec<(HeaderOp, Vec<u8>)>) {
+        match (&mut self.kept.trailers, self.ended) {
+            (Some(trailers), true) => changes.iter().for_each(|(change, value)| trailers.change(change, value)),
+            (None, true) => {}
+            (_, false) => self.trailing.get_or_insert_default().add(changes),
+        }
     }
 
     /// Reads the whole body before anything is sent; false when it has more than `limit` bytes.
@@ -200,7 +216,8 @@ impl RequestPump {
                 }
                 end @ (Piece::Trailers(_) | Piece::End) => {
                     if let Piece::Trailers(trailers) = end {
-                        self.kept.trailers = Some(Box::new(trailers.clone()));
+                        let trailers = Trailing::changed(self.trailing.as_deref(), trailers);
+                        self.kept.trailers = Some(Box::new(trailers.into_owned()));
                     }
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
                     let replay = self.kept.replay.get_or_insert_default();
@@ -286,15 +303,15 @@ impl RequestPump {
                         Self::give((&rest).into(), up, &self.feeds, &mut self.kept);
                     }
                     let trailers = match end {
-                        Piece::Trailers(trailers) => Some(trailers),
+                        Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
                         _ => None,
                     };
-                    up.send_end(trailers);
+                    up.send_end(trailers.as_deref());
                     if let Some(feeds) = &self.feeds {
-                        feeds.end(trailers);
+                        feeds.end(trailers.as_deref());
                     }
                     self.ended = true;
-                    if let Some(trailers) = trailers {
+                    if let Some(trailers) = trailers.as_deref() {
                         self.kept.add_trailers(trailers);
                     }
                 }
@@ -343,6 +360,8 @@ pub struct ResponsePump {
     /// The kernel cannot, or has no pipe.
     copies: bool,
     recode: Option<Box<Recode>>,
+    /// What filters do to the trailers.
+    trailing: Option<Box<Trailing>>,
     /// How fast it may go.
     pace: Option<Box<Pace>>,
     /// Bytes moved.
@@ -364,6 +383,12 @@ impl ResponsePump {
     pub fn paced(mut self, pace: Option<Box<Pace>>) -> Self {
         self.copies |= pace.is_some();
         self.pace = pace;
+        self
+    }
+
+    /// With trailers that filters change.
+    pub(super) fn trailing(mut self, trailing: Option<Box<Trailing>>) -> Self {
+        self.trailing = trailing;
         self
     }
 
@@ -417,10 +442,11 @@ impl ResponsePump {
                     *moved = true;
                 }
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
-                    let trailers = match end {
-                        Piece::Trailers(trailers) => Some(trailers),
+                    let changed = match end {
+                        Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
                         _ => None,
                     };
+                    let trailers = changed.as_deref();
                     let mut framed = false;
                     if let Some(recode) = &mut self.recode {
                         framed = trailers.is_some_and(|trailers| recode.take_trailers(trailers));

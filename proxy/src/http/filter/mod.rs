@@ -14,7 +14,8 @@ mod rbac;
 pub(super) use fault::ActiveFault;
 
 use super::{
-    body::Downstream, call::Call, edit, forget, pipeline::Stop, pump::RequestPump, recode::Recode, reply::Reply,
+    body::Downstream, call::Call, edit, forget, pipeline::Stop, pump::RequestPump, query, recode::Recode, reply::Reply,
+    trailing::Trailing,
 };
 use crate::{
     config::{
@@ -41,6 +42,8 @@ pub struct State<'a> {
     pub(super) recode_request: Option<Box<Recode>>,
     /// What is done to the response's body.
     pub(super) recode_response: Option<Box<Recode>>,
+    /// What is done to the response's trailers.
+    pub(super) trailing: Option<Box<Trailing>>,
     /// How fast the answer's body may go.
     pub(super) pace: Option<Box<super::pace::Pace>>,
     /// The `location` of an answer that sends the client elsewhere.
@@ -70,6 +73,7 @@ pub struct Details<'a> {
 enum Step<'a> {
     Cors(cors::Answer<'a>),
     Headers(&'a [HeaderOp]),
+    Trailers(&'a [HeaderOp]),
     /// Sets these.
     Add(Vec<(&'static str, Vec<u8>)>),
     Compress(compression::Asked<'a>),
@@ -195,6 +199,14 @@ async fn pass<'a, D: Downstream>(
         (HttpFilter::HeaderMutation(own), _) => {
             for mutation in mutations(call, selected, entry, own) {
                 edit::request(call, &mutation.request);
+                // CONNECT and `OPTIONS *` have no path.
+                if !mutation.query.is_empty() && call.request.path().starts_with(b"/") {
+                    let path = query::changed(call.request.path(), &edit::valued(call, &mutation.query, false));
+                    call.request.set_path(&path);
+                }
+                if !mutation.request_trailers.is_empty() {
+                    body.change_trailers(edit::valued(call, &mutation.request_trailers, false));
+                }
             }
             Ok(())
         }
@@ -302,6 +314,9 @@ fn mutate_response<'a>(
         if !mutation.response.is_empty() {
             call.tally.filters().steps.push(Step::Headers(&mutation.response));
         }
+        if !mutation.response_trailers.is_empty() {
+            call.tally.filters().steps.push(Step::Trailers(&mutation.response_trailers));
+        }
     }
 }
 
@@ -327,6 +342,10 @@ pub(super) fn on_response(call: &mut Call<'_>) {
         match step {
             Step::Cors(answer) => answer.write(&mut call.response.headers),
             Step::Headers(ops) => edit::response(call, ops),
+            Step::Trailers(ops) => {
+                let changes = edit::valued(call, ops, true);
+                call.tally.filters().trailing.get_or_insert_default().add(changes);
+            }
             Step::Add(headers) => {
                 for (name, value) in headers {
                     call.response.headers.set(name, &value);

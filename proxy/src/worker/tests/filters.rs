@@ -327,3 +327,33 @@ fn health_check_when_asked_for_then_the_proxy_answers() {
     assert_eq!(backend.connections.load(Ordering::SeqCst), 0);
     assert_eq!(proxy.get("/").status(), 200);
 }
+
+#[test]
+fn mutation_when_it_changes_queries_and_trailers_then_both_sides_see_it() {
+    let backend = Backend::http(|request| {
+        let line = request.head.lines().next().unwrap().to_owned();
+        let size = line.len();
+        format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{size:x}\r\n{line}\r\n0\r\nx-a: 1\r\nx-c: 3\r\n\r\n"
+        )
+    });
+    let parameter = |key: &str, text: &str, action: &str| json!({"append": {"record": {"key": key, "value": text}, "action": action}});
+    let own = json!({"mutations": {
+        "query_parameter_mutations": [
+            parameter("b", "%REQ(x-b)%", "OVERWRITE_IF_EXISTS"), parameter("n", "1", "ADD_IF_ABSENT"), {"remove": "gone"}
+        ],
+        "response_trailers_mutations": [{"remove": "x-a"}, {"append": {"header": {"key": "x-b", "value": "%RESP(x-r)%2"}}}]
+    }});
+    let of_route = json!({"mutations": {"response_trailers_mutations": [{"remove": "x-c"}]}});
+    let routes = json!([{
+        "match": {"prefix": "/"}, "route": {"cluster": "a"},
+        "typed_per_filter_config": {"m": setting(of_route, "header_mutation.v3.HeaderMutationPerRoute")}
+    }]);
+    let filters = json!([entry("m", own, "header_mutation.v3.HeaderMutation")]);
+    let proxy = proxy(table(routes), filters, &[backend.address]);
+    let mut client = proxy.client();
+    client.send(with("/p?gone=1&b=0&a=%20", &[("x-b", "x y&z")]).as_bytes());
+    client.head().unwrap();
+    let all = client.until(b"0\r\nx-b: 2\r\n\r\n").unwrap();
+    assert!(all.contains("GET /p?a=%20&b=x%20y%26z&n=1 HTTP/1.1") && !all.contains("x-c"), "{all}");
+}

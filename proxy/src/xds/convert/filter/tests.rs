@@ -77,6 +77,16 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             json!({"mutations": {"request_mutations": [{"remove": "host"}]}}),
             "mutations.request_mutations[0].remove",
         ),
+        (
+            "header_mutation.v3.HeaderMutation",
+            json!({"mutations": {"query_parameter_mutations": [{"append": {"record": {"key": "a&b", "value": "1"}}}]}}),
+            "mutations.query_parameter_mutations[0].append.record.key",
+        ),
+        (
+            "header_mutation.v3.HeaderMutation",
+            json!({"mutations": {"query_parameter_mutations": [{"append": {"record": {"key": "a", "value": 1}}}]}}),
+            "mutations.query_parameter_mutations[0].append.record.value",
+        ),
         ("buffer.v3.Buffer", json!({}), "max_request_bytes"),
         ("health_check.v3.HealthCheck", json!({"pass_through_mode": true}), "pass_through_mode"),
     ] {
