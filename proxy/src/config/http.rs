@@ -86,6 +86,8 @@ pub struct HttpManager {
     pub stream_error_on_invalid: bool,
     /// A line is also written when a request has begun; default false.
     pub log_starts: bool,
+    /// A line is also written whenever a request has gone on for so long.
+    pub log_every: Option<Duration>,
     /// What its access logs want to know beyond what is known anyway.
     pub log_needs: LogNeeds,
     /// How answers of the proxy itself are changed.
@@ -136,6 +138,7 @@ impl Default for HttpManager {
             any_method: true,
             stream_error_on_invalid: false,
             log_starts: false,
+            log_every: None,
             log_needs: LogNeeds::default(),
             local_replies: None,
             http2: Http2Options::default(),

@@ -137,6 +137,8 @@ pub struct TcpProxy {
     pub log_starts: bool,
     /// A line is also written when it has reached its endpoint; default false.
     pub log_connected: bool,
+    /// A line is also written whenever it has gone on for so long with its endpoint.
+    pub log_every: Option<Duration>,
 }
 
 /// A tunnel through an HTTP proxy.
@@ -168,6 +170,7 @@ impl TcpProxy {
             access_logs: Vec::new(),
             log_starts: false,
             log_connected: false,
+            log_every: None,
         }
     }
 }

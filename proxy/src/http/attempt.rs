@@ -133,10 +133,11 @@ pub(super) async fn begin<D: Downstream>(
     let mut last = began;
     let mut deaf = false;
     let mut received = None;
-    let wake = {
+    let wake = loop {
+        let (log_at, mut due) = (call.tally.log_at, false);
         let (timer, response): (&mut Timer, _) = (call.timer, &mut *call.response);
         let (manager, request, tally) = (call.manager, &*call.request, &mut call.tally);
-        poll_fn(|cx| {
+        let wake = poll_fn(|cx| {
             let mut moved = false;
             if !body.done && !deaf {
                 match body.poll(cx, down, &mut up, &mut moved) {
@@ -183,11 +184,12 @@ pub(super) async fn begin<D: Downstream>(
             let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
             let request = limits.request.filter(|_| !body.done);
             let whole = earlier(limits.deadline, earlier(request, limits.stream));
-            if timer.poll(cx, earlier(idle, earlier(whole, attempt))).is_pending() {
+            if timer.poll(cx, earlier(earlier(idle, log_at), earlier(whole, attempt))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            due = over(log_at);
             Poll::Ready(if over(limits.deadline) {
                 Wake::Route
             } else if over(request) {
@@ -204,12 +206,16 @@ pub(super) async fn begin<D: Downstream>(
                 Wake::Idle
             })
         })
-        .await
+        .await;
+        call.tally.request_bytes = body.read();
+        if let Some(observed) = call.observed() {
+            observed.up = up.wire();
+        }
+        if !due {
+            break wake;
+        }
+        call.log_on();
     };
-    call.tally.request_bytes = body.read();
-    if let Some(observed) = call.observed() {
-        observed.up = up.wire();
-    }
     if observed {
         let start = call.tally.start;
         let moments = &mut call.tally.moments;
@@ -343,7 +349,9 @@ async fn acquire(
         false => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
             let name = server_name(call.request, cluster);
-            connection(call.worker, cluster, host, http2, priority, name).await
+            let worker = call.worker;
+            let connecting = connection(worker, cluster, host, http2, priority, name);
+            call.await_logging(connecting).await
         }
     };
     match connected {
@@ -495,13 +503,15 @@ pub(super) async fn finish<D: Downstream>(
     let mut response = ResponsePump::new(observed, recode).paced(pace).trailing(trailing);
     let mut answered = false;
     let mut deaf = false;
+    // The bytes of a tunnel are counted anew.
+    let before = if tunnel { call.tally.request_bytes } else { 0 };
     let (mut received, mut ended) = (None, None);
     let (http1, mut left) = (!call.is_http2(), false);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
-    let result = {
-        let timer: &mut Timer = call.timer;
-        poll_fn(|cx| {
+    let result = loop {
+        let (timer, log_at, mut due) = (&mut *call.timer, call.tally.log_at, false);
+        let result = poll_fn(|cx| {
             let mut moved = false;
             if !body.done && !deaf {
                 match body.poll(cx, down, up, &mut moved) {
@@ -559,11 +569,15 @@ pub(super) async fn finish<D: Downstream>(
             let request = limits.request.filter(|_| !body.done && !tunnel);
             let stream = earlier(limits.stream, limits.attempt);
             let whole = earlier(deadline, earlier(request, stream));
-            if timer.poll(cx, earlier(earlier(idle, try_idle), whole)).is_pending() {
+            if timer.poll(cx, earlier(earlier(idle, try_idle), earlier(whole, log_at))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+            if over(log_at) {
+                due = true;
+                return Poll::Ready(Ok(()));
+            }
             Poll::Ready(Err(if over(deadline) {
                 Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
             } else if over(request) {
@@ -578,7 +592,16 @@ pub(super) async fn finish<D: Downstream>(
                 Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
             }))
         })
-        .await
+        .await;
+        if !due {
+            break result;
+        }
+        call.tally.response_bytes = response.bytes;
+        call.tally.request_bytes = before + body.read();
+        if let Some(observed) = call.observed() {
+            observed.up = up.wire();
+        }
+        call.log_on();
     };
     if left {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;

@@ -20,9 +20,11 @@ use crate::{
 };
 use std::{
     cell::RefCell,
+    future::{Future, poll_fn},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -181,6 +183,8 @@ pub struct Tally<'a> {
     pub upstream_protocol: Option<&'static str>,
     /// What happened when; only looked up when a line will be written.
     pub moments: Moments,
+    /// When the next line about a request is written that goes on.
+    pub(super) log_at: Option<Instant>,
     /// The response's trailers; only kept when a line will be written.
     pub trailers: Option<Box<Headers>>,
     /// The request is to be traced.
@@ -232,6 +236,7 @@ impl<'a> Tally<'a> {
             transport_failure: None,
             upstream_protocol: None,
             moments: Moments::default(),
+            log_at: None,
             trailers: None,
             traced: false,
             trace: None,
@@ -317,11 +322,45 @@ impl Call<'_> {
     pub(super) fn log_as(&self, kind: LogKind) {
         if !self.manager.access_logs.is_empty() {
             let mut entry = LogEntry { kind, duration: self.tally.start.elapsed(), ..self.entry() };
-            if kind == LogKind::DownstreamStart {
+            let answered = self.tally.code != 0 || self.tally.upstream_time.is_some();
+            if kind == LogKind::DownstreamStart || kind == LogKind::DownstreamPeriodic && !answered {
                 // Nothing has been decided about the answer yet.
                 entry.code_details = None;
             }
             AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
+        }
+    }
+
+    /// From now on lines are written while the request goes on, where that is wanted.
+    pub(super) fn begin_lines(&mut self) {
+        let every = self.manager.log_every.filter(|_| !self.manager.access_logs.is_empty());
+        self.tally.log_at = every.map(|every| self.tally.start + every);
+    }
+
+    /// Whether it is time for lines about the request as it goes on.
+    pub(super) fn is_due(&self) -> bool {
+        self.tally.log_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Writes them.
+    pub(super) fn log_on(&mut self) {
+        self.log_as(LogKind::DownstreamPeriodic);
+        self.tally.log_at = self.manager.log_every.map(|every| Instant::now() + every);
+    }
+
+    /// Waits for something else than the request's two sides, and writes lines meanwhile.
+    pub(super) async fn await_logging<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = std::pin::pin!(future);
+        loop {
+            let (timer, log_at) = (&mut *self.timer, self.tally.log_at);
+            let done = poll_fn(|cx| match future.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending => timer.poll(cx, log_at).map(|()| None),
+            });
+            match done.await {
+                Some(done) => return done,
+                None => self.log_on(),
+            }
         }
     }
 

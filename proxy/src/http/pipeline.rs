@@ -140,6 +140,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
     if call.worker.sheds(overload::Action::StopRequests) {
         return Err(reply::OVERLOADED.into());
     }
+    call.begin_lines();
     admit(call).inspect_err(|_| refused(call))?;
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
@@ -212,21 +213,25 @@ pub(super) async fn wait_for_body<D: Downstream>(
     let idle = Some(call.manager.stream_idle_timeout).filter(|limit| !limit.is_zero());
     let whole_by = call.manager.request_timeout.map(|limit| call.tally.start + limit);
     let (mut read, mut until) = (body.bytes, None);
-    let whole = {
-        let timer: &mut Timer = call.timer;
-        poll_fn(|cx| match body.poll_all(cx, down, limit) {
+    let whole = loop {
+        let (timer, log_at) = (&mut *call.timer, call.tally.log_at);
+        let whole = poll_fn(|cx| match body.poll_all(cx, down, limit) {
             Poll::Ready(whole) => Poll::Ready(Some(whole)),
             Poll::Pending => {
                 if until.is_none() || body.bytes != read {
                     read = body.bytes;
                     until = idle.map(|idle| Instant::now() + idle);
                 }
-                timer.poll(cx, earlier(until, whole_by)).map(|()| None)
+                timer.poll(cx, earlier(earlier(until, whole_by), log_at)).map(|()| None)
             }
         })
-        .await
+        .await;
+        call.tally.request_bytes = body.read();
+        if whole.is_some() || !call.is_due() {
+            break whole;
+        }
+        call.log_on();
     };
-    call.tally.request_bytes = body.read();
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
@@ -508,9 +513,14 @@ async fn wait(call: &mut Call<'_>, pause: Duration, limits: &Limits) -> Result<(
     if limits.deadline.is_some_and(|deadline| deadline <= until) {
         return Err(limits.timeout(reply::TIMEOUT).into());
     }
-    let timer: &mut Timer = call.timer;
-    poll_fn(|cx| timer.poll(cx, Some(until))).await;
-    Ok(())
+    loop {
+        let (timer, next) = (&mut *call.timer, earlier(Some(until), call.tally.log_at));
+        poll_fn(|cx| timer.poll(cx, next)).await;
+        if !call.is_due() {
+            return Ok(());
+        }
+        call.log_on();
+    }
 }
 
 /// Passes the response on and keeps the connection for the next request.

@@ -172,7 +172,7 @@ pub(super) async fn both(
             }
             _ => {}
         }
-        ends.poll(cx, last)
+        ends.poll(cx, last, (there.count, back.count))
     })
     .await;
     recorder.received(there.count - reported_there);

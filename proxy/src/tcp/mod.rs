@@ -19,7 +19,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::futures::Notified;
@@ -54,11 +54,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
         told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionStart);
     }
     carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
-    if let Some(observed) = &mut told.observed {
-        observed.down = Wire { received: told.received, sent: told.sent, ..Wire::default() };
-        // What comes from one side goes to the other.
-        observed.up = Wire { received: told.sent, sent: told.received, ..Wire::default() };
-    }
+    told.observe();
     if let Some(cluster) = &told.cluster {
         cluster.stats().cx_rx_bytes_total.add(told.sent);
         cluster.stats().cx_tx_bytes_total.add(told.received);
@@ -68,6 +64,15 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
 }
 
 impl Told {
+    /// Keeps how much was moved, where a line asks for it.
+    fn observe(&mut self) {
+        if let Some(observed) = &mut self.observed {
+            observed.down = Wire { received: self.received, sent: self.sent, ..Wire::default() };
+            // What comes from one side goes to the other.
+            observed.up = Wire { received: self.sent, sent: self.received, ..Wire::default() };
+        }
+    }
+
     fn count(&self, stats: &TcpStats) {
         stats.received.add(self.received);
         stats.sent.add(self.sent);
@@ -171,6 +176,15 @@ async fn carry(
     let service = &cluster.config().service;
     let mut recorder = worker.shard.tcp_connection(&TcpRecord { reporter, source, destination, service, security });
     let mut ends = Ends { idle: proxy.idle_timeout, at: end, ..Ends::default() };
+    if let Some(every) = proxy.log_every {
+        let told = &mut *told;
+        let tell = move |(received, sent)| {
+            (told.received, told.sent) = (received, sent);
+            told.observe();
+            told.log(worker, conn, proxy, start, LogKind::TcpPeriodic);
+        };
+        ends.periodic = Some(Periodic { every, next: Instant::now() + every, tell: Box::new(tell) });
+    }
     let moved = match up {
         Way::Direct(mut up, _ticket) => {
             if cluster.config().close_on_failure {
@@ -196,11 +210,19 @@ struct Ends<'a> {
     /// The endpoint was found not well.
     lost: Option<Pin<Box<Notified<'a>>>>,
     timer: Timer,
+    periodic: Option<Periodic<'a>>,
+}
+
+/// What is done while a connection goes on, with the bytes received and sent so far.
+struct Periodic<'a> {
+    every: Duration,
+    next: Instant,
+    tell: Box<dyn FnMut((u64, u64)) + 'a>,
 }
 
 impl Ends<'_> {
-    /// Ready with the reason when it ends; something moved `last`.
-    fn poll(&mut self, cx: &mut Context<'_>, last: Instant) -> Poll<ResponseFlags> {
+    /// Ready with the reason when it ends; something moved `last`, and so much was received and sent.
+    fn poll(&mut self, cx: &mut Context<'_>, last: Instant, moved: (u64, u64)) -> Poll<ResponseFlags> {
         if self.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(ResponseFlags::none());
         }
@@ -209,7 +231,19 @@ impl Ends<'_> {
             Some(at) if rests.is_none_or(|rests| at <= rests) => ResponseFlags::DURATION_TIMEOUT,
             _ => ResponseFlags::STREAM_IDLE_TIMEOUT,
         };
-        self.timer.poll(cx, earlier(rests, self.at)).map(|()| flags)
+        let over = earlier(rests, self.at);
+        loop {
+            let next = self.periodic.as_ref().map(|periodic| periodic.next);
+            ready!(self.timer.poll(cx, earlier(over, next)));
+            let now = Instant::now();
+            match &mut self.periodic {
+                Some(periodic) if periodic.next <= now => {
+                    (periodic.tell)(moved);
+                    periodic.next = now + periodic.every;
+                }
+                _ => return Poll::Ready(flags),
+            }
+        }
     }
 }
 

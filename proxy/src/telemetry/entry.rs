@@ -84,12 +84,16 @@ pub enum LogKind {
     NotSet,
     /// A request that has begun.
     DownstreamStart,
+    /// A request that has not ended for a while.
+    DownstreamPeriodic,
     /// A request that has ended.
     DownstreamEnd,
     /// A connection of the TCP proxy that has begun.
     TcpConnectionStart,
     /// A connection of the TCP proxy that has reached its endpoint.
     TcpUpstreamConnected,
+    /// A connection of the TCP proxy that has not ended for a while.
+    TcpPeriodic,
     /// A connection of the TCP proxy that has ended.
     TcpConnectionEnd,
 }
@@ -100,9 +104,11 @@ impl LogKind {
         match self {
             Self::NotSet => "NotSet",
             Self::DownstreamStart => "DownstreamStart",
+            Self::DownstreamPeriodic => "DownstreamPeriodic",
             Self::DownstreamEnd => "DownstreamEnd",
             Self::TcpConnectionStart => "TcpConnectionStart",
             Self::TcpUpstreamConnected => "TcpUpstreamConnected",
+            Self::TcpPeriodic => "TcpPeriodic",
             Self::TcpConnectionEnd => "TcpConnectionEnd",
         }
     }
@@ -113,7 +119,9 @@ impl LogKind {
             Self::NotSet => 0,
             Self::TcpUpstreamConnected => 1,
             Self::TcpConnectionEnd => 3,
+            Self::TcpPeriodic => 2,
             Self::DownstreamStart => 4,
+            Self::DownstreamPeriodic => 5,
             Self::DownstreamEnd => 6,
             Self::TcpConnectionStart => 14,
         }

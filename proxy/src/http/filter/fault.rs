@@ -17,7 +17,7 @@ use crate::{
         ResponseFlags,
         counters::{FaultStats, Number},
     },
-    worker::Timer,
+    worker::earlier,
 };
 use std::{
     future::poll_fn,
@@ -155,19 +155,25 @@ async fn wait<D: Downstream>(
 ) -> Result<(), Stop> {
     let until = Instant::now() + pause;
     let mut reads = call.request.body != BodyLength::Empty && !call.request.wants_tunnel();
-    let timer: &mut Timer = call.timer;
-    let waited = poll_fn(|cx| {
-        if reads && let Poll::Ready(read) = body.poll_ahead(cx, down) {
-            read?;
-            reads = false;
+    let waited = loop {
+        let (timer, next) = (&mut *call.timer, earlier(Some(until), call.tally.log_at));
+        let waited = poll_fn(|cx| {
+            if reads && let Poll::Ready(read) = body.poll_ahead(cx, down) {
+                read?;
+                reads = false;
+            }
+            if down.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(SideError::Ended));
+            }
+            timer.poll(cx, next).map(Ok)
+        })
+        .await;
+        call.tally.request_bytes = body.read();
+        if waited.is_err() || !call.is_due() {
+            break waited;
         }
-        if down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(SideError::Ended));
-        }
-        timer.poll(cx, Some(until)).map(Ok)
-    })
-    .await;
-    call.tally.request_bytes = body.read();
+        call.log_on();
+    };
     waited.map_err(|error| match error {
         SideError::Broken(_) | SideError::Ended | SideError::Reset(_) => Stop::Gone,
         _ => reply::BAD_BODY.into(),

@@ -56,6 +56,15 @@ pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Conv
     value.map(|value| duration(value, field)).transpose()
 }
 
+/// How often lines are written about what goes on; Envoy's least is a millisecond.
+pub fn log_interval(value: Option<prost_types::Duration>) -> Converted<Option<Duration>> {
+    let field = "access_log_flush_interval";
+    match maybe_duration(value, field)? {
+        Some(every) if every < Duration::from_millis(1) => Err(Refused::new(field, "is shorter than a millisecond")),
+        every => Ok(every),
+    }
+}
+
 /// A port.
 pub fn port(value: u32) -> Converted<u16> {
     u16::try_from(value).map_err(|_| Refused::new("port_value", format!("{value} is not a port")))

@@ -1,7 +1,7 @@
 //! HTTP connection managers.
 
 use super::access_log::access_logs;
-use super::common::{maybe_duration, optional, unknown_type};
+use super::common::{log_interval, maybe_duration, optional, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
 use super::listener::Found;
 use super::local_reply::local_replies;
@@ -108,7 +108,6 @@ pub fn manager(
     let request_timeout = limit(request_timeout, "request_timeout")?;
     let marked = request_id_extension.clone();
     refuse!(
-        access_log_flush_interval,
         forward_client_cert_matcher,
         represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
         path_normalization_options,
@@ -213,7 +212,8 @@ pub fn manager(
         false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
     };
     let logs = access_logs(context, logs)?;
-    let log_starts = flush_access_log_on_new_request || log_starts(access_log_options).within("access_log_options")?;
+    let (starts, every) = log_when(access_log_options).within("access_log_options")?;
+    let of_all = log_interval(access_log_flush_interval)?;
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
         direction,
@@ -221,7 +221,8 @@ pub fn manager(
         routes,
         filters,
         router,
-        log_starts,
+        log_starts: starts || flush_access_log_on_new_request,
+        log_every: every.or(of_all),
         log_needs: AccessLog::needs(&logs),
         access_logs: logs,
         tracing: traces.map(Box::new),
@@ -282,15 +283,15 @@ pub fn http2_keepalive(value: Option<KeepaliveSettings>) -> Converted<Option<Htt
     }))
 }
 
-/// Whether a line is written when a request has begun.
-fn log_starts(value: Option<HcmAccessLogOptions>) -> Converted<bool> {
+/// Whether a line is written when a request has begun, and how often while it goes on.
+fn log_when(value: Option<HcmAccessLogOptions>) -> Converted<(bool, Option<Duration>)> {
     let HcmAccessLogOptions {
         access_log_flush_interval,
         flush_access_log_on_new_request,
         flush_log_on_tunnel_successfully_established,
     } = value.unwrap_or_default();
-    refuse!(access_log_flush_interval, flush_log_on_tunnel_successfully_established);
-    Ok(flush_access_log_on_new_request)
+    refuse!(flush_log_on_tunnel_successfully_established);
+    Ok((flush_access_log_on_new_request, log_interval(access_log_flush_interval)?))
 }
 
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {

@@ -140,6 +140,10 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
         (one(json!([tcp(json!({})), tcp(json!({}))])), "filter_chains[0].filters[1]"),
         (one(json!([tcp(json!({"on_demand": {}}))])), "filter_chains[0].filters[0].typed_config.on_demand"),
         (
+            one(json!([tcp(json!({"access_log_options": {"access_log_flush_interval": "0.0005s"}}))])),
+            "filter_chains[0].filters[0].typed_config.access_log_options.access_log_flush_interval",
+        ),
+        (
             one(json!([tcp(json!({"tunneling_config": {"hostname": "a", "propagate_response_headers": true}}))])),
             "filter_chains[0].filters[0].typed_config.tunneling_config.propagate_response_headers",
         ),

@@ -2,7 +2,9 @@
 
 use super::access_log::access_logs;
 use super::cluster::labels::labels;
-use super::common::{duration, filter_metadata, header_ops, header_text, maybe_duration, optional, unknown_type};
+use super::common::{
+    duration, filter_metadata, header_ops, header_text, log_interval, maybe_duration, optional, unknown_type,
+};
 use super::filter::enabled;
 use super::http::{Tables, manager};
 use super::listener::Found;
@@ -223,15 +225,8 @@ fn tcp_proxy(
         check_drain_close: _,
         cluster_specifier,
     } = value;
-    refuse!(
-        on_demand,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        access_log_flush_interval,
-        proxy_protocol_tlvs,
-        upstream_connect_mode
-    );
-    let (log_starts, log_connected) = log_when(access_log_options).within("access_log_options")?;
+    refuse!(on_demand, downstream_idle_timeout, upstream_idle_timeout, proxy_protocol_tlvs, upstream_connect_mode);
+    let (log_starts, log_connected, every) = log_when(access_log_options).within("access_log_options")?;
     // What a target asks for goes before what the filter does.
     let common = filter_metadata(metadata_match.as_ref(), "envoy.lb").map(labels);
     let wanted = |own: Option<&Metadata>| {
@@ -290,19 +285,19 @@ fn tcp_proxy(
         access_logs: access_logs(context, logs)?,
         log_starts,
         log_connected: log_connected || flush_access_log_on_connected,
+        log_every: every.or(log_interval(access_log_flush_interval)?),
         ..TcpProxy::new(targets)
     })
 }
 
-/// Whether lines are written when a connection has begun, and when it has reached its endpoint.
-fn log_when(value: Option<tcp::tcp_proxy::TcpAccessLogOptions>) -> Converted<(bool, bool)> {
+/// Whether lines are written when a connection has begun and when it has reached its endpoint, and how often after that.
+fn log_when(value: Option<tcp::tcp_proxy::TcpAccessLogOptions>) -> Converted<(bool, bool, Option<Duration>)> {
     let tcp::tcp_proxy::TcpAccessLogOptions {
         access_log_flush_interval,
         flush_access_log_on_connected,
         flush_access_log_on_start,
     } = value.unwrap_or_default();
-    refuse!(access_log_flush_interval);
-    Ok((flush_access_log_on_start, flush_access_log_on_connected))
+    Ok((flush_access_log_on_start, flush_access_log_on_connected, log_interval(access_log_flush_interval)?))
 }
 
 fn tunnel(context: &mut Context, value: tcp::tcp_proxy::TunnelingConfig) -> Converted<Box<TcpTunnel>> {
