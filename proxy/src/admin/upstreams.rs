@@ -1,6 +1,6 @@
 //! Clusters with their endpoints, as workers have them: found by name, taken out, asked whether they are well.
 
-use crate::config::{ClientTls, Cluster, Endpoint, Health, LabelValue, Limits};
+use crate::config::{ClientTls, Cluster, Endpoint, Health, LabelValue, Limits, pipe::Shown};
 use crate::telemetry::Telemetry;
 use crate::telemetry::envoy::{ClusterView, HostNumbers};
 use crate::xds::{Kind, State};
@@ -46,8 +46,8 @@ pub(super) fn text(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
         line(format_args!("added_via_api::{}", !state.is_fixed(Kind::Cluster, name)));
         let numbers = view.hosts();
         for endpoint in &cluster.endpoints {
-            let at = endpoint.address;
-            let host = numbers.get(&at).copied().unwrap_or_default();
+            let at = Shown(endpoint.address);
+            let host = numbers.get(&endpoint.address).copied().unwrap_or_default();
             for (stat, value) in stats(&host) {
                 line(format_args!("{at}::{stat}::{value}"));
             }
@@ -140,8 +140,12 @@ pub(super) fn json(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
                     }
                 }
                 let (at, place) = (endpoint.address, &endpoint.locality);
+                let address = match &endpoint.pipe {
+                    Some(path) => json!({"pipe": {"path": path}}),
+                    None => json!({"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}}),
+                };
                 let mut host = json!({
-                    "address": {"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}},
+                    "address": address,
                     "stats": stats, "health_status": health, "weight": endpoint.weight, "locality": {},
                 });
                 for (name, value) in [("region", &place.region), ("zone", &place.zone), ("sub_zone", &place.sub_zone)] {

@@ -4,7 +4,7 @@
 
 use super::hash::{Twister, murmur_hash, xx_hash};
 use crate::{
-    config::{Balancing, HashFunction, LabelValue, LbPolicy, RingHash},
+    config::{Balancing, HashFunction, LabelValue, LbPolicy, RingHash, pipe::Shown},
     pool::Host,
 };
 use std::rc::Rc;
@@ -98,7 +98,7 @@ fn key(host: &Host, by_hostname: bool) -> String {
     }
     match &endpoint.hostname {
         Some(name) if by_hostname => name.to_string(),
-        _ => endpoint.address.to_string(),
+        _ => Shown(endpoint.address).to_string(),
     }
 }
 

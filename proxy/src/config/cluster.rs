@@ -177,8 +177,10 @@ pub struct Http2Keepalive {
 /// One endpoint of a cluster.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// Where it listens.
+    /// Where it listens; of a Unix socket, the address by which it is known.
     pub address: SocketAddr,
+    /// The path of a Unix socket; `@` begins an abstract name.
+    pub pipe: Option<Arc<str>>,
     /// Its share of the traffic, relative to the others; at least 1.
     pub weight: u32,
     /// Whether it may be chosen.
@@ -210,6 +212,7 @@ impl Endpoint {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            pipe: None,
             weight: 1,
             health: Health::Healthy,
             failed: false,

@@ -25,6 +25,7 @@ mod local_reply;
 mod matcher;
 mod metadata;
 mod network;
+pub(crate) mod pipe;
 mod ratelimit;
 mod retry;
 mod route;

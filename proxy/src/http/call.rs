@@ -396,7 +396,7 @@ impl Call<'_> {
         entry.moments = tally.moments;
         entry.trailers = tally.trailers.as_deref();
         entry.upstream_protocol = tally.upstream_protocol;
-        entry.upstream_connected = tally.upstream_local.is_some();
+        entry.upstream_connected = tally.upstream_protocol.is_some();
         entry.upstream_host_name = tally.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.grpc = self.request.is_grpc();
         entry.grpc_status = tally.grpc_status;

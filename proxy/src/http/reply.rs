@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     config::{Action, Direction, HttpManager, ServerHeader},
-    pool::DELAYED,
+    pool::{DELAYED, IMMEDIATE},
     telemetry::{ResponseFlags, grpc_of_http},
 };
 use std::borrow::Cow;
@@ -223,7 +223,11 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
 
 /// Logs tell with a failed connection why the system has refused it.
 fn refused(call: &mut Call<'_>) {
-    let why = call.tally.transport_failure.as_deref().filter(|why| why.starts_with(DELAYED));
+    let why = call
+        .tally
+        .transport_failure
+        .as_deref()
+        .filter(|why| [DELAYED, IMMEDIATE].iter().any(|start| why.starts_with(start)));
     if let Some(why) = why {
         let details = format!("{}|{}}}", CONNECT_FAILURE.details.trim_end_matches('}'), why.replace(' ', "_"));
         call.tally.filters().reply.details = Some(details.into());

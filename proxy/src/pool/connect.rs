@@ -2,31 +2,39 @@
 
 use super::Host;
 use crate::{
-    config::{ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive},
+    config::{
+        ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive,
+        pipe::{self, Shown},
+    },
     listen::{Rewound, Stream, set_option, write_header},
     tls::{Alpn, Connector, TlsError},
 };
 use nix::errno::Errno;
-use std::{io, net::SocketAddr, os::fd::AsRawFd, time::Duration};
-use tokio::net::{TcpSocket, TcpStream};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::{AsRawFd, OwnedFd},
+    time::Duration,
+};
+use tokio::net::{TcpSocket, TcpStream, UnixSocket};
 
 /// Why a connection was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// TCP failed, or the PROXY protocol could not be said.
-    #[error("connect to {0}: {1}")]
+    #[error("connect to {}: {}", Shown(*.0), .1)]
     Tcp(SocketAddr, #[source] io::Error),
     /// The socket could not be made as it is wanted.
-    #[error("a socket to {0}: {1}")]
+    #[error("a socket to {}: {}", Shown(*.0), .1)]
     Own(SocketAddr, #[source] io::Error),
     /// It took too long.
-    #[error("connect to {0}: not done after {1:?}")]
+    #[error("connect to {}: not done after {:?}", Shown(*.0), .1)]
     Timeout(SocketAddr, Duration),
     /// TLS failed.
-    #[error("TLS with {0}: {1}")]
+    #[error("TLS with {}: {}", Shown(*.0), .1)]
     Tls(SocketAddr, #[source] TlsError),
     /// A circuit breaker is open.
-    #[error("too many connections to {0}")]
+    #[error("too many connections to {}", Shown(*.0))]
     Overflow(SocketAddr),
 }
 
@@ -34,9 +42,12 @@ impl ConnectError {
     /// What logs say of it: of what the system has refused, Envoy's words.
     pub fn reason(&self) -> String {
         match self {
-            Self::Tcp(_, error) => match error.raw_os_error() {
-                Some(code) => format!("{DELAYED}{}", Errno::from_raw(code).desc()),
-                None => self.to_string(),
+            Self::Tcp(address, error) => match (error.raw_os_error(), pipe::path(*address)) {
+                (Some(code), None) => format!("{DELAYED}{}", Errno::from_raw(code).desc()),
+                (Some(code), Some(path)) => {
+                    format!("{IMMEDIATE}{}|remote address:{path}", Errno::from_raw(code).desc())
+                }
+                (None, _) => self.to_string(),
             },
             _ => self.to_string(),
         }
@@ -45,6 +56,9 @@ impl ConnectError {
 
 /// How the reason begins why the system has made no connection.
 pub const DELAYED: &str = "delayed connect error: ";
+
+/// The same of a Unix socket, of which the system knows at once.
+pub const IMMEDIATE: &str = "immediate connect error: ";
 
 /// The client for which a connection is made.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +124,7 @@ async fn connect_with(
     if let Some(care) = &cluster.care {
         care.note_used();
     }
-    let names = Names { host: endpoint.hostname.as_deref(), server: server_name };
+    let names = Names { host: endpoint.hostname.as_deref(), server: server_name, pipe: endpoint.pipe.as_deref() };
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
     let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
@@ -134,13 +148,15 @@ async fn connect_with(
     result
 }
 
-/// Names that count for TLS.
+/// Names of an endpoint.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Names<'a> {
-    /// The endpoint's own.
+    /// The endpoint's own, for TLS.
     pub(crate) host: Option<&'a str>,
     /// What a request wants to be sent as server name.
     pub(crate) server: Option<&'a str>,
+    /// The path of its Unix socket, which is connected instead of its address.
+    pub(crate) pipe: Option<&'a str>,
 }
 
 /// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`.
@@ -159,8 +175,11 @@ pub(crate) async fn establish(
     via: Option<&Via<'_>>,
 ) -> Result<Stream, ConnectError> {
     let attempt = async {
-        let socket = tcp(address, cluster)?;
-        let tcp = socket.connect(address).await.map_err(|error| ConnectError::Tcp(address, error))?;
+        let connected = match names.pipe {
+            Some(path) => unix(path, address, cluster)?.await,
+            None => tcp(address, cluster)?.connect(address).await,
+        };
+        let tcp = connected.map_err(|error| ConnectError::Tcp(address, error))?;
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
@@ -238,6 +257,28 @@ fn tcp(address: SocketAddr, cluster: &Cluster) -> Result<TcpSocket, ConnectError
 
 fn set_options(socket: &impl AsRawFd, cluster: &Cluster) -> io::Result<()> {
     cluster.socket_options.iter().try_for_each(|(level, name, value)| set_option(socket, *level, *name, value))
+}
+
+/// Connects a Unix socket. Reading, writing and ending are alike for all sockets of streams, so that it passes for one of TCP.
+fn unix(
+    path: &str,
+    address: SocketAddr,
+    cluster: &Cluster,
+) -> Result<impl Future<Output = io::Result<TcpStream>>, ConnectError> {
+    let made = || -> io::Result<_> {
+        let socket = UnixSocket::new_stream()?;
+        set_options(&socket, cluster)?;
+        Ok(socket)
+    };
+    let socket = made().map_err(|error| ConnectError::Own(address, error))?;
+    let place = match path.strip_prefix('@') {
+        Some(name) => format!("\0{name}"),
+        None => path.to_owned(),
+    };
+    Ok(async move {
+        let stream = socket.connect(place).await?.into_std()?;
+        TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(stream)))
+    })
 }
 
 fn keep_alive(tcp: &TcpStream, wanted: TcpKeepalive) {

@@ -9,7 +9,7 @@ mod connect;
 mod outcome;
 
 pub use cluster::{Admission, ClusterState, Overflow, Ticket};
-pub use connect::{ConnectError, DELAYED, Via, connect, connect_named, connect_via};
+pub use connect::{ConnectError, DELAYED, IMMEDIATE, Via, connect, connect_named, connect_via};
 pub(crate) use connect::{Names, establish};
 pub use outcome::Outcome;
 

@@ -33,6 +33,7 @@ struct Told {
     cluster: Option<Rc<ClusterState>>,
     host: Option<Rc<Host>>,
     local: Option<std::net::SocketAddr>,
+    connected: bool,
     failure: Option<String>,
     attempts: u16,
     received: u64,
@@ -92,7 +93,7 @@ impl Told {
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
         entry.kind = kind;
         entry.attempts = self.attempts;
-        entry.upstream_connected = self.local.is_some();
+        entry.upstream_connected = self.connected;
         entry.upstream_host_name = self.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.downstream_direct_local = Some(conn.direct_local);
         entry.downstream_direct_remote = Some(conn.direct());
@@ -156,6 +157,7 @@ async fn carry(
         None => return,
     };
     let _active = host.enter();
+    told.connected = true;
     told.local = match &up {
         Way::Direct(up, _) => up.local_address(),
         Way::Tunnel(up) => up.local_address(),

@@ -2,7 +2,7 @@
 
 use super::machine::{Machine, Outcome};
 use super::{Event, Shared};
-use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe, ServiceName};
+use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe, ServiceName, pipe::Shown};
 use crate::listen::Stream;
 use crate::pool::{Names, establish};
 use crate::tls::Alpn;
@@ -50,7 +50,7 @@ pub(super) async fn watch(
         let outcome = match asked {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => {
-                tracing::debug!(cluster = %cluster.name, address = %endpoint.address, %error, "no answer to a check");
+                tracing::debug!(cluster = %cluster.name, address = %Shown(endpoint.address), %error, "no answer to a check");
                 Outcome::Silent
             }
             Err(_) => Outcome::Silent,
@@ -104,7 +104,10 @@ async fn ask(
     let own = endpoint.check.as_deref();
     let ip = own.and_then(|own| own.address).unwrap_or(endpoint.address.ip());
     let port = own.and_then(|own| own.port).or(check.port).unwrap_or(endpoint.address.port());
-    let target = Target { shared, cluster, check, endpoint, address: SocketAddr::new(ip, port) };
+    // A path has no port that could be another.
+    let pipe = endpoint.pipe.as_deref().filter(|_| own.is_none_or(|own| own.address.is_none()));
+    let address = if pipe.is_some() { endpoint.address } else { SocketAddr::new(ip, port) };
+    let target = Target { shared, cluster, check, endpoint, address, pipe };
     let name = |configured: &Option<Arc<str>>| {
         let named = own.and_then(|own| own.hostname.clone()).or_else(|| configured.clone());
         named.unwrap_or_else(|| cluster.name.clone())
@@ -126,12 +129,13 @@ struct Target<'a> {
     check: &'a HealthCheck,
     endpoint: &'a Endpoint,
     address: SocketAddr,
+    pipe: Option<&'a str>,
 }
 
 impl Target<'_> {
     async fn connect(&self, alpn: Alpn) -> io::Result<Stream> {
         let tls = self.check.tls.as_ref().unwrap_or(&self.endpoint.tls);
-        let names = Names { host: self.endpoint.hostname.as_deref(), server: None };
+        let names = Names { host: self.endpoint.hostname.as_deref(), server: None, pipe: self.pipe };
         let limit = self.check.timeout;
         let tls = tls.as_deref();
         let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls, None).await;

@@ -15,7 +15,7 @@ use super::{
     headers::{Headers, Known},
 };
 use crate::{
-    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin},
+    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin, pipe::Shown},
     pool::Host,
     route::Selected,
     telemetry::{LogFormat, logfilter::leading},
@@ -425,7 +425,7 @@ fn end_child(call: &Call<'_>, tracing: &Tracing, child: &Child, code: u16) {
     let cluster = call.tally.cluster.as_ref().map_or("", |cluster| &cluster.config().name);
     let name = operation.map(|format| text(call, format)).filter(|name| !name.is_empty());
     let name = name.unwrap_or_else(|| format!("router {cluster} egress"));
-    let address = child.host.to_string().into_bytes();
+    let address = Shown(child.host).to_string().into_bytes();
     let mut tags = vec![
         ("http.protocol", call.tally.upstream_protocol.unwrap_or("-").into()),
         ("upstream_address", address.clone()),

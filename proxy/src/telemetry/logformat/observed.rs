@@ -4,6 +4,7 @@
 use super::FormatError;
 use super::operator::{Operator, Written};
 use super::value::{Given, foreign, number, own};
+use crate::config::pipe::{self, Shown};
 use crate::telemetry::{LogEntry, Observed, Wire};
 
 /// What is asked for.
@@ -94,8 +95,8 @@ fn attempted(observed: &Observed, name: bool, port: bool, out: &mut Vec<u8>) -> 
     let text = |(address, known): &(std::net::SocketAddr, Option<std::sync::Arc<str>>)| match known.as_deref() {
         Some(known) if name && port => known.to_owned(),
         Some(known) if name => String::from_utf8_lossy(crate::route::without_port(known.as_bytes())).into_owned(),
-        _ if port => address.to_string(),
-        _ => address.ip().to_string(),
+        _ if port => Shown(*address).to_string(),
+        _ => pipe::path(*address).map_or_else(|| address.ip().to_string(), |path| path.to_string()),
     };
     let all: Vec<String> = observed.attempted.iter().map(text).collect();
     if all.is_empty() {

@@ -5,10 +5,12 @@ use super::metadata;
 use super::observed;
 use super::operator::{End, Field, GrpcForm, Moment, Operator, Origin, Part, Unit, network};
 use super::{MAX_VALUE_BYTES, Sink};
+use crate::config::pipe;
 use crate::telemetry::{HeaderLookup, LogEntry, grpc_of_http};
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What an operator has appended.
@@ -79,12 +81,19 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
                 None => Given::Nothing,
             }
         }
-        Operator::Address(end, part) => address(end_of(*end, entry), *part, out),
+        Operator::Address(end, part) => match pipe_of(*end, entry) {
+            Some(_) if *part == Part::Port => Given::Nothing,
+            Some(path) => own(Some(path), out),
+            None => address(end_of(*end, entry), *part, out),
+        },
         Operator::UpstreamHostName { port } => match entry.upstream_host_name {
             Some(name) if *port => foreign(Some(name.as_bytes()), out),
             Some(name) => foreign(Some(crate::route::without_port(name.as_bytes())), out),
-            None if *port => own(entry.upstream_host, out),
-            None => own(entry.upstream_host.map(|address| address.ip()), out),
+            None => match entry.upstream_host.and_then(pipe::path) {
+                Some(path) => own(Some(path), out),
+                None if *port => own(entry.upstream_host, out),
+                None => own(entry.upstream_host.map(|address| address.ip()), out),
+            },
         },
         Operator::UpstreamCluster => foreign(entry.upstream_cluster.map(str::as_bytes), out),
         Operator::ConnectionId => number(entry.connection_id, out),
@@ -254,6 +263,14 @@ fn end_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<SocketAddr> {
         End::DownstreamDirectLocal => entry.downstream_direct_local.or(entry.downstream_local),
         End::DownstreamRemote => entry.downstream_remote,
         End::DownstreamDirectRemote => entry.downstream_direct_remote.or(entry.downstream_remote),
+    }
+}
+
+/// The path of an endpoint that is a Unix socket.
+fn pipe_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<Arc<str>> {
+    match end {
+        End::UpstreamHost | End::UpstreamRemote => end_of(end, entry).and_then(pipe::path),
+        _ => None,
     }
 }
 

@@ -177,3 +177,28 @@ fn endpoint_when_it_cannot_be_connected_to_then_a_client_whose_body_has_come_kee
     let answer = client.ask("POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 5\r\n\r\nbody");
     assert_eq!((answer.status(), answer.header("connection")), (503, Some("close")));
 }
+
+#[test]
+fn endpoint_when_it_is_a_unix_socket_then_it_is_reached_by_its_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut request = [0; 4096];
+            while stream.read(&mut request).is_ok_and(|count| count > 0) {
+                stream.write_all(ok("from a socket").as_bytes()).unwrap();
+            }
+        }
+    });
+    let (pipe, address) = crate::config::pipe::known(path.to_str().unwrap()).unwrap();
+    let mut config = cluster(&[address]);
+    config.endpoints = vec![Arc::new(Endpoint { pipe: Some(pipe), ..Endpoint::new(address) })];
+    let proxy = start(config);
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        assert_eq!(client.ask(&get("/")).body, "from a socket");
+    }
+    // What only looks like one is an address that nobody has.
+    assert_eq!(start(cluster(&[address])).get("/").status(), 503);
+}

@@ -3,7 +3,7 @@
 use super::super::common::{address, filter_metadata, port, text};
 use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use super::{SOCKET_MATCH, Template, labels};
-use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Health, Locality, Spread};
+use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Health, Locality, Spread, pipe};
 use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::config::core::v3::{self as core, HealthStatus, SocketAddress, socket_address::PortSpecifier};
 use leno_xds::envoy::config::endpoint::v3 as eds;
@@ -108,10 +108,15 @@ impl Template {
         };
         let tls = self.tls_for(socket_labels.unwrap_or(&Struct::default()));
         let labels = filter_metadata(metadata.as_ref(), labels::LABELS).map(labels::labels).unwrap_or_default();
-        let (name, address) = self.place(address).within("endpoint.address")?;
+        let pipe = self.pipe(&address).within("endpoint.address.pipe")?;
+        let (name, address) = match &pipe {
+            Some((_, known)) => (None, *known),
+            None => self.place(address).within("endpoint.address")?,
+        };
         let hostname = if hostname.is_empty() { name.clone() } else { Some(hostname.into()) };
         let endpoint = Endpoint {
             address,
+            pipe: pipe.map(|(path, _)| path),
             weight: load_balancing_weight.unwrap_or(1).max(1),
             health,
             failed: false,
@@ -126,6 +131,17 @@ impl Template {
             metadata: crate::config::Metadata::of(metadata.as_ref()),
         };
         Ok((name, Arc::new(endpoint)))
+    }
+
+    /// The path of a Unix socket, with the address by which it is known.
+    fn pipe(&self, value: &Option<core::Address>) -> Converted<Option<(Arc<str>, SocketAddr)>> {
+        let Some(core::Address { address: Some(core::address::Address::Pipe(pipe)) }) = value else { return Ok(None) };
+        // A mode is for those who listen.
+        let core::Pipe { path, mode: _ } = pipe;
+        if self.cluster.dns.is_some() {
+            return Err(Refused::new("", "is no name that can be looked up"));
+        }
+        pipe::known(path).map(Some).map_err(|error| Refused::new("path", error.to_string()))
     }
 
     /// Where it listens: an address, or a name with a port whose address is not known yet.

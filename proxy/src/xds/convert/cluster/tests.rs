@@ -237,3 +237,17 @@ fn limits_when_they_are_of_each_endpoint_then_the_first_of_a_priority_counts() {
     let refused = with(one(json!([{"max_connections": 2}, {"priority": 7}]))).unwrap_err();
     assert_eq!(refused.field, "circuit_breakers.per_host_thresholds[1].priority");
 }
+
+#[test]
+fn endpoint_when_it_is_a_unix_socket_then_it_has_a_path_where_names_are_not_looked_up() {
+    let at = |path: &str| {
+        let endpoint = json!({"endpoint": {"address": {"pipe": {"path": path}}}});
+        json!({"cluster_name": "a", "endpoints": [{"lb_endpoints": [endpoint]}]})
+    };
+    let cluster = convert(eds(json!({})), at("@app")).unwrap();
+    assert_eq!(cluster.endpoints[0].pipe.as_deref(), Some("@app"));
+    let named = json!({"name": "a", "type": "STRICT_DNS", "load_assignment": at("/run/app.sock")});
+    let refused = convert(named, json!({})).unwrap_err();
+    assert!(refused.field.ends_with("endpoint.address.pipe"), "{refused}");
+    assert!(convert(eds(json!({})), at("")).unwrap_err().field.ends_with("endpoint.address.pipe.path"));
+}
