@@ -3,7 +3,7 @@
 //! Follows <https://protobuf.dev/programming-guides/json/>, as Envoy's own `/config_dump` does.
 
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, ReflectMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions};
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
 
@@ -36,6 +36,14 @@ pub enum JsonError {
         type_name: String,
         /// What serde found.
         source: serde_json::Error,
+    },
+    /// A value breaks a rule of the API.
+    #[error("{type_name}: {source}")]
+    Rule {
+        /// Full name of the message type.
+        type_name: String,
+        /// The field and the rule.
+        source: crate::rules::Broken,
     },
 }
 
@@ -95,25 +103,67 @@ pub fn any_to_value(any: &prost_types::Any) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-/// Reads a message from its JSON form; both spellings of field names are accepted.
+/// Reads a message from its JSON form; both spellings of field names are accepted, and the forms of values that Envoy takes besides.
 ///
 /// # Errors
 /// When a field is unknown or of the wrong type; the message names it.
 pub fn from_value<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    decode(&read::<M>(value)?)
+}
+
+fn read<M: Message + Name + Default>(value: &Value) -> Result<DynamicMessage, JsonError> {
     let type_name = M::full_name();
+    let descriptor = descriptors()?.get_message_by_name(&type_name).ok_or(JsonError::UnknownType(type_name))?;
+    deserialize(descriptor, value.clone())
+}
+
+fn decode<M: Message + Name + Default>(message: &DynamicMessage) -> Result<M, JsonError> {
+    M::decode(message.encode_to_vec().as_slice())
+        .map_err(|source| JsonError::Bytes { type_name: M::full_name(), source })
+}
+
+fn deserialize(descriptor: MessageDescriptor, mut value: Value) -> Result<DynamicMessage, JsonError> {
+    crate::forms::settle(&mut value, &descriptor);
+    let type_name = descriptor.full_name().to_owned();
+    DynamicMessage::deserialize(descriptor, value).map_err(|source| JsonError::Json { type_name, source })
+}
+
+/// A `TypedStruct` on the wire, the same in both of its packages.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TypedStruct {
+    #[prost(string, tag = "1")]
+    pub(crate) type_url: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) value: Option<prost_types::Struct>,
+}
+
+/// What an `Any` holds that is written as a `TypedStruct` (a type's name beside its JSON form); `None` for any other.
+///
+/// # Errors
+/// When the named type is unknown to this crate, or the JSON is no form of it.
+pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, JsonError> {
+    let outer = type_name(any);
+    if !crate::forms::TYPED_STRUCTS.contains(&outer) {
+        return Ok(None);
+    }
+    let TypedStruct { type_url, value } = TypedStruct::decode(any.value.as_slice())
+        .map_err(|source| JsonError::Bytes { type_name: outer.to_owned(), source })?;
+    let inner = type_url.rsplit('/').next().unwrap_or_default();
     let descriptor =
-        descriptors()?.get_message_by_name(&type_name).ok_or_else(|| JsonError::UnknownType(type_name.clone()))?;
-    let message = DynamicMessage::deserialize(descriptor, value)
-        .map_err(|source| JsonError::Json { type_name: type_name.clone(), source })?;
-    M::decode(message.encode_to_vec().as_slice()).map_err(|source| JsonError::Bytes { type_name, source })
+        descriptors()?.get_message_by_name(inner).ok_or_else(|| JsonError::UnknownType(inner.to_owned()))?;
+    let fields = value.unwrap_or_default().fields;
+    let message = deserialize(descriptor, crate::forms::object(fields, 0))?;
+    Ok(Some(prost_types::Any { type_url, value: message.encode_to_vec() }))
 }
 
 /// Reads a message from text: its JSON form, or the same as YAML, of which JSON is a part.
 ///
 /// # Errors
-/// When the text is neither, or as [`from_value`].
+/// When the text is neither, as [`from_value`], or when a value breaks one of the rules that the API's files state.
 pub fn from_text<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    from_value(&serde_yaml::from_str::<Value>(text)?)
+    let message = read::<M>(&serde_yaml::from_str::<Value>(text)?)?;
+    crate::rules::check(&message).map_err(|source| JsonError::Rule { type_name: M::full_name(), source })?;
+    decode(&message)
 }
 
 /// Paths of the fields in an `Any`, and in the `Any`s inside it, that the descriptors do not know: set by a server that

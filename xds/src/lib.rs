@@ -5,7 +5,9 @@
 //! golden files, config dumps and bootstrap files are written in it.
 
 pub mod client;
+mod forms;
 pub mod json;
+pub mod rules;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::panic, rustdoc::all)]
 mod generated {

@@ -25,6 +25,8 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Converted<M> {
 
 /// As [`unpack`]; `None` when it is of another type.
 pub fn optional<M: Message + Name + Default>(any: &Any) -> Converted<Option<M>> {
+    let held = leno_xds::json::typed_struct(any).map_err(|error| Refused::new("", error.to_string()))?;
+    let any = held.as_ref().unwrap_or(any);
     let message = match leno_xds::unpack::<M>(any) {
         Ok(Some(message)) => message,
         Ok(None) => return Ok(None),

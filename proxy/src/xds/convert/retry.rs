@@ -171,8 +171,9 @@ fn rate_limited(value: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff>
 fn conditions(text: &str) -> Converted<RetryOn> {
     let mut on = RetryOn::default();
     for condition in text.split(',').map(str::trim).filter(|condition| !condition.is_empty()) {
+        // As Envoy does: what it does not know is never met.
         if !on.add(condition) && !on.add_grpc(condition) {
-            return Err(Refused::new("", format!("`{condition}` is not supported by this proxy")));
+            tracing::info!(condition, "retry_on names a condition that does not exist; it is never met");
         }
     }
     Ok(on)

@@ -162,13 +162,13 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
 
 fn grpc_stats(context: &Context, value: GrpcStats) -> Converted<crate::config::GrpcStats> {
     let GrpcStats {
-        emit_filter_state,
+        // Nothing here reads what it would leave there.
+        emit_filter_state: _,
         // How long endpoints take is told by cluster.
         enable_upstream_stats: _,
         replace_dots_in_grpc_service_name,
         per_method_stat_specifier,
     } = value;
-    refuse!(emit_filter_state);
     let methods = match per_method_stat_specifier {
         Some(PerMethodStatSpecifier::StatsForAllMethods(true)) => CountedMethods::All,
         None | Some(PerMethodStatSpecifier::StatsForAllMethods(false)) => CountedMethods::None,

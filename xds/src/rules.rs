@@ -1,0 +1,390 @@
+//! The rules for values that Envoy's `.proto` files state as options (`validate.rules`, of protoc-gen-validate): Envoy refuses
+//! a configuration that breaks one, before it looks at what it says.
+//!
+//! Patterns of text and rules for unique items are not looked at here; whoever reads such a field has rules of his own.
+
+use prost_reflect::{
+    DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MapKey, OneofDescriptor, ReflectMessage, Value,
+};
+use std::borrow::Cow;
+
+/// Deeper messages are not looked at; what reads them has a bound of its own.
+const DEPTH: usize = 100;
+
+/// A rule that is broken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {what}")]
+pub struct Broken {
+    /// The field, from the message on.
+    pub path: String,
+    /// What it must be.
+    pub what: String,
+}
+
+/// Looks at a message and all inside it.
+///
+/// # Errors
+/// The first rule that is broken.
+pub(crate) fn check(message: &DynamicMessage) -> Result<(), Broken> {
+    let pool = message.descriptor().parent_pool().clone();
+    let (Some(fields), Some(required)) =
+        (pool.get_extension_by_name("validate.rules"), pool.get_extension_by_name("validate.required"))
+    else {
+        return Ok(());
+    };
+    Checker { fields, required }.message(message, "", 0)
+}
+
+struct Checker {
+    /// The option of fields that holds their rules.
+    fields: ExtensionDescriptor,
+    /// The option of alternatives of which one must be chosen.
+    required: ExtensionDescriptor,
+}
+
+fn broken(path: &str, what: impl Into<String>) -> Result<(), Broken> {
+    Err(Broken { path: path.to_owned(), what: what.into() })
+}
+
+fn within(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+impl Checker {
+    fn message(&self, message: &DynamicMessage, path: &str, depth: usize) -> Result<(), Broken> {
+        if depth > DEPTH {
+            return Ok(());
+        }
+        let descriptor = message.descriptor();
+        if descriptor.full_name() == "google.protobuf.Any" {
+            return self.any(message, path, depth);
+        }
+        for field in descriptor.fields() {
+            let set = message.has_field(&field);
+            if !set && (field.containing_oneof().is_some() || field.supports_presence() && !self.has_rules(&field)) {
+                continue;
+            }
+            let path = within(path, field.name());
+            let rules = self.rules(&field);
+            if !set && field.supports_presence() {
+                if rules.as_ref().is_some_and(is_required) {
+                    return broken(&path, "is missing");
+                }
+                continue;
+            }
+            self.value(&message.get_field(&field), &field, rules.as_ref(), &path, depth)?;
+        }
+        descriptor.oneofs().try_for_each(|oneof| match self.must_choose(&oneof) {
+            true if !oneof.fields().any(|field| message.has_field(&field)) => {
+                let names: Vec<String> = oneof.fields().map(|field| field.name().to_owned()).collect();
+                broken(&within(path, oneof.name()), format!("is missing: one of {}", names.join(", ")))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn any(&self, message: &DynamicMessage, path: &str, depth: usize) -> Result<(), Broken> {
+        let Ok(any) = message.transcode_to::<prost_types::Any>() else { return Ok(()) };
+        let name = any.type_url.rsplit('/').next().unwrap_or_default();
+        let held = message.descriptor().parent_pool().get_message_by_name(name);
+        match held.map(|descriptor| DynamicMessage::decode(descriptor, any.value.as_slice())) {
+            Some(Ok(held)) => self.message(&held, path, depth + 1),
+            _ => Ok(()),
+        }
+    }
+
+    fn has_rules(&self, field: &FieldDescriptor) -> bool {
+        field.options().has_extension(&self.fields)
+    }
+
+    fn rules(&self, field: &FieldDescriptor) -> Option<DynamicMessage> {
+        let options = field.options();
+        let rules = options.has_extension(&self.fields).then(|| options.get_extension(&self.fields).into_owned())?;
+        rules.as_message().cloned()
+    }
+
+    fn must_choose(&self, oneof: &OneofDescriptor) -> bool {
+        !oneof.is_synthetic() && oneof.options().get_extension(&self.required).as_bool() == Some(true)
+    }
+
+    fn value(
+        &self,
+        value: &Value,
+        field: &FieldDescriptor,
+        rules: Option<&DynamicMessage>,
+        path: &str,
+        depth: usize,
+    ) -> Result<(), Broken> {
+        match value {
+            Value::List(values) => {
+                let own = rules.and_then(|rules| part(rules, "repeated"));
+                if let Some(own) = &own {
+                    count(values.len(), own, "min_items", "max_items", path)?;
+                }
+                let items = own.as_ref().and_then(|own| part(own, "items"));
+                for (index, value) in values.iter().enumerate() {
+                    self.one(value, items.as_ref(), &format!("{path}[{index}]"), depth)?;
+                }
+                Ok(())
+            }
+            Value::Map(entries) => {
+                let own = rules.and_then(|rules| part(rules, "map"));
+                if let Some(own) = &own {
+                    count(entries.len(), own, "min_pairs", "max_pairs", path)?;
+                }
+                let side = |name: &str| own.as_ref().and_then(|own| part(own, name));
+                let (keys, values) = (side("keys"), side("values"));
+                for (key, value) in entries {
+                    if let MapKey::String(key) = key {
+                        self.one(&Value::String(key.clone()), keys.as_ref(), path, depth)?;
+                    }
+                    self.one(value, values.as_ref(), path, depth)?;
+                }
+                Ok(())
+            }
+            Value::EnumNumber(number) => match (field.kind(), rules.and_then(|rules| part(rules, "enum"))) {
+                (Kind::Enum(names), Some(own)) if flag(&own, "defined_only") && names.get_value(*number).is_none() => {
+                    broken(path, format!("{number} is no value of {}", names.name()))
+                }
+                (_, Some(own)) => listed(f64::from(*number), &own, path),
+                _ => Ok(()),
+            },
+            value => self.one(value, rules, path, depth),
+        }
+    }
+
+    /// One value; of a wrapper, what it holds.
+    fn one(&self, value: &Value, rules: Option<&DynamicMessage>, path: &str, depth: usize) -> Result<(), Broken> {
+        if let Value::Message(message) = value {
+            let descriptor = message.descriptor();
+            return match descriptor.full_name().strip_prefix("google.protobuf.") {
+                Some("Struct" | "Value" | "ListValue" | "Timestamp" | "Empty") => Ok(()),
+                Some("Duration") => match rules.and_then(|rules| part(rules, "duration")) {
+                    Some(own) => bounds(seconds(message), &own, "s", path),
+                    None => Ok(()),
+                },
+                Some("Any") | None => {
+                    let skips = rules.and_then(|rules| part(rules, "message")).is_some_and(|own| flag(&own, "skip"));
+                    if skips { Ok(()) } else { self.message(message, path, depth + 1) }
+                }
+                Some(_) => match message.get_field_by_name("value") {
+                    Some(held) => scalar(&held, rules, path),
+                    None => Ok(()),
+                },
+            };
+        }
+        scalar(value, rules, path)
+    }
+}
+
+fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str) -> Result<(), Broken> {
+    let Some(rules) = rules else { return Ok(()) };
+    let number = match value {
+        Value::I32(number) => Some(f64::from(*number)),
+        Value::U32(number) => Some(f64::from(*number)),
+        Value::F32(number) => Some(f64::from(*number)),
+        Value::F64(number) => Some(*number),
+        // Bounds of whole numbers are far below what a float holds exactly.
+        Value::I64(number) => Some(*number as f64),
+        Value::U64(number) => Some(*number as f64),
+        _ => None,
+    };
+    match (value, number) {
+        (_, Some(number)) => {
+            const KINDS: [&str; 12] = [
+                "uint32", "uint64", "int32", "int64", "double", "float", "sint32", "sint64", "fixed32", "fixed64",
+                "sfixed32", "sfixed64",
+            ];
+            match KINDS.iter().find_map(|kind| part(rules, kind)) {
+                Some(own) if flag(&own, "ignore_empty") && number == 0.0 => Ok(()),
+                Some(own) => bounds(number, &own, "", path).and_then(|()| listed(number, &own, path)),
+                None => Ok(()),
+            }
+        }
+        (Value::String(text), _) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path)),
+        (Value::Bytes(bytes), _) => match part(rules, "bytes") {
+            Some(own) => count(bytes.len(), &own, "min_len", "max_len", path),
+            None => Ok(()),
+        },
+        (Value::Bool(held), _) => match part(rules, "bool").and_then(|own| own_field(&own, "const")?.as_bool()) {
+            Some(wanted) if wanted != *held => broken(path, format!("must be {wanted}")),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+fn text(text: &str, own: &DynamicMessage, path: &str) -> Result<(), Broken> {
+    if flag(own, "ignore_empty") && text.is_empty() {
+        return Ok(());
+    }
+    count(text.chars().count(), own, "min_len", "max_len", path)?;
+    count(text.len(), own, "min_bytes", "max_bytes", path)?;
+    let affix = |name: &str| own_field(own, name).and_then(|value| value.as_str().map(str::to_owned));
+    if let Some(prefix) = affix("prefix").filter(|prefix| !text.starts_with(prefix)) {
+        return broken(path, format!("must begin with `{prefix}`"));
+    }
+    if let Some(suffix) = affix("suffix").filter(|suffix| !text.ends_with(suffix)) {
+        return broken(path, format!("must end with `{suffix}`"));
+    }
+    if let Some(allowed) = own_field(own, "in") {
+        let allowed: Vec<&str> = allowed.as_list().into_iter().flatten().filter_map(Value::as_str).collect();
+        if !allowed.is_empty() && !allowed.contains(&text) {
+            return broken(path, format!("must be one of {}", allowed.join(", ")));
+        }
+    }
+    let strict = own_field(own, "strict").and_then(|strict| strict.as_bool()).unwrap_or(true);
+    let header = own_field(own, "well_known_regex").and_then(|kind| kind.as_enum_number()).unwrap_or(0);
+    let loose = |byte: u8| !matches!(byte, 0 | b'\n' | b'\r');
+    let good = match (header, strict) {
+        (1, true) => {
+            let name = text.strip_prefix(':').unwrap_or(text);
+            let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_|~`".contains(&byte);
+            !name.is_empty() && name.bytes().all(token)
+        }
+        (2, true) => text.bytes().all(|byte| byte == b'\t' || !byte.is_ascii_control()),
+        (1 | 2, false) => text.bytes().all(loose),
+        _ => true,
+    };
+    if good { Ok(()) } else { broken(path, "has a character that no header has") }
+}
+
+/// Whether the field must be there.
+fn is_required(rules: &DynamicMessage) -> bool {
+    ["message", "duration", "timestamp", "any"]
+        .iter()
+        .any(|kind| part(rules, kind).is_some_and(|own| flag(&own, "required")))
+}
+
+fn own_field<'a>(message: &'a DynamicMessage, name: &str) -> Option<Cow<'a, Value>> {
+    let field = message.descriptor().get_field_by_name(name)?;
+    message.has_field(&field).then(|| message.get_field(&field))
+}
+
+fn part(message: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
+    own_field(message, name)?.as_message().cloned()
+}
+
+fn flag(message: &DynamicMessage, name: &str) -> bool {
+    own_field(message, name).and_then(|value| value.as_bool()).unwrap_or(false)
+}
+
+fn seconds(duration: &DynamicMessage) -> f64 {
+    let part = |name: &str| match duration.get_field_by_name(name).as_deref() {
+        Some(Value::I64(number)) => *number as f64,
+        Some(Value::I32(number)) => f64::from(*number),
+        _ => 0.0,
+    };
+    part("seconds") + part("nanos") / 1e9
+}
+
+fn number(value: &Value) -> Option<f64> {
+    match value {
+        Value::Message(message) => Some(seconds(message)),
+        Value::U64(number) => Some(*number as f64),
+        Value::I64(number) => Some(*number as f64),
+        Value::U32(number) => Some(f64::from(*number)),
+        Value::I32(number) | Value::EnumNumber(number) => Some(f64::from(*number)),
+        Value::F32(number) => Some(f64::from(*number)),
+        Value::F64(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn count(held: usize, own: &DynamicMessage, least: &str, most: &str, path: &str) -> Result<(), Broken> {
+    let bound = |name: &str| own_field(own, name).and_then(|value| number(&value));
+    match (bound(least), bound(most)) {
+        (Some(least), _) if (held as f64) < least && held == 0 => broken(path, "is empty"),
+        (Some(least), _) if (held as f64) < least => broken(path, format!("must have at least {least}")),
+        (_, Some(most)) if held as f64 > most => broken(path, format!("must have at most {most}")),
+        _ => Ok(()),
+    }
+}
+
+fn bounds(held: f64, own: &DynamicMessage, unit: &str, path: &str) -> Result<(), Broken> {
+    let bound = |name: &str| own_field(own, name).and_then(|value| number(&value));
+    let [gt, gte, lt, lte] = ["gt", "gte", "lt", "lte"].map(bound);
+    let what = match (gt, gte, lt, lte) {
+        (Some(least), ..) if held <= least => format!("greater than {least}{unit}"),
+        (_, Some(least), ..) if held < least => format!("at least {least}{unit}"),
+        (_, _, Some(most), _) if held >= most => format!("less than {most}{unit}"),
+        (.., Some(most)) if held > most => format!("at most {most}{unit}"),
+        _ => return Ok(()),
+    };
+    broken(path, format!("is {held}{unit} and must be {what}"))
+}
+
+fn listed(held: f64, own: &DynamicMessage, path: &str) -> Result<(), Broken> {
+    let list = |name: &str| -> Vec<f64> {
+        let values = own_field(own, name);
+        values.iter().filter_map(|values| values.as_list()).flatten().filter_map(number).collect()
+    };
+    let (allowed, forbidden) = (list("in"), list("not_in"));
+    if forbidden.contains(&held) || !allowed.is_empty() && !allowed.contains(&held) {
+        return broken(path, format!("{held} is not allowed"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::envoy::config::{bootstrap::v3::Bootstrap, cluster::v3::Cluster, listener::v3::Listener};
+    use crate::json::from_text;
+
+    fn refused<M: prost::Message + prost::Name + Default>(text: &str) -> String {
+        from_text::<M>(text).err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn values_when_they_break_a_rule_then_field_and_rule_are_named() {
+        for (text, field, what) in [
+            ("{name: c, connect_timeout: 0s}", "connect_timeout", "greater than 0s"),
+            ("{name: ''}", "name", "is empty"),
+            ("{name: c, lb_policy: 77}", "lb_policy", "no value"),
+            (
+                "{name: c, common_lb_config: {healthy_panic_threshold: {value: 101}}}",
+                "healthy_panic_threshold.value",
+                "at most 100",
+            ),
+            (
+                "{name: c, load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{load_balancing_weight: 0}]}]}}",
+                "load_assignment.endpoints[0].lb_endpoints[0].load_balancing_weight",
+                "at least 1",
+            ),
+            ("{name: c, health_checks: [{timeout: 1s, interval: 1s}]}", "health_checks[0].", "is missing"),
+            (
+                "{name: c, max_requests_per_connection: 5, http2_protocol_options: {max_concurrent_streams: 0}}",
+                "max_concurrent_streams",
+                "at least 1",
+            ),
+        ] {
+            let said = refused::<Cluster>(text);
+            assert!(said.contains(field) && said.contains(what), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn values_when_in_packed_messages_then_are_looked_at_too() {
+        let manager = |fields: &str| {
+            format!(
+                "{{filter_chains: [{{filters: [{{name: hcm, typed_config: {{'@type': \
+                 type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, {fields}}}}}]}}]}}"
+            )
+        };
+        let said = refused::<Listener>(&manager("stat_prefix: ''"));
+        assert!(said.contains("filter_chains[0].filters[0].typed_config.stat_prefix"), "{said}");
+        let said = refused::<Listener>(&manager(
+            "stat_prefix: x, route_config: {virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}}]}]}",
+        ));
+        assert!(said.contains("routes[0].action: is missing: one of route, redirect"), "{said}");
+        let said =
+            refused::<Listener>(&manager("stat_prefix: x, route_config: {virtual_hosts: [{name: v, domains: []}]}"));
+        assert!(said.contains("virtual_hosts[0].domains: is empty"), "{said}");
+        assert_eq!(refused::<Listener>(&manager("stat_prefix: x, route_config: {}, max_request_headers_kb: 60")), "");
+    }
+
+    #[test]
+    fn bootstrap_when_nothing_is_wrong_then_is_taken() {
+        assert_eq!(refused::<Bootstrap>("{node: {id: a, cluster: b}, static_resources: {clusters: [{name: c}]}}"), "");
+    }
+}
