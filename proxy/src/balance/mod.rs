@@ -36,12 +36,13 @@ pub struct PickContext<'a> {
     /// What the route's `metadata_match` asks of an endpoint's labels; counts for clusters with subsets.
     pub labels: Option<&'a Labels>,
     /// Where the client wanted to connect, or what a header names instead: the endpoint in clusters of original destinations.
-    pub destination: SocketAddr,
+    /// None when nobody knows.
+    pub destination: Option<SocketAddr>,
 }
 
 impl PickContext<'_> {
-    /// A request that came to this address and asks for nothing more.
-    pub fn to(destination: SocketAddr) -> Self {
+    /// A request that came to this address, where it is known, and asks for nothing more.
+    pub fn to(destination: Option<SocketAddr>) -> Self {
         Self { hash: None, labels: None, destination }
     }
 }

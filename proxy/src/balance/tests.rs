@@ -25,11 +25,7 @@ fn calm() -> Balancing {
     Balancing { panic_threshold: 0, ..Balancing::default() }
 }
 
-const CONTEXT: PickContext<'static> = PickContext {
-    hash: None,
-    labels: None,
-    destination: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1),
-};
+const CONTEXT: PickContext<'static> = PickContext { hash: None, labels: None, destination: None };
 
 fn counts_for(balancer: &Balancer, context: &PickContext<'_>, picks: usize) -> BTreeMap<u16, usize> {
     let rng = Rng::new(7);

@@ -13,7 +13,7 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::{Priority, UpstreamProtocol},
+    config::{ClientTls, Priority, UpstreamProtocol},
     http::h1,
     http2,
     pool::{Admission, ConnectError, Host, Lease, connect_named},
@@ -288,17 +288,21 @@ pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool 
     }
 }
 
-/// The server name that the request decides about, where the cluster wants that: its host without the port, unless it is an
-/// address.
+/// The server name that the request decides about, where the cluster wants that: its host without the port, or what another
+/// header says. An address is told to nobody, and must be in the endpoint's certificate all the same.
 pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
     let header = cluster.config().server_name.as_deref()?;
     let value = match header {
         ":authority" | "host" => request.authority(),
-        name => request.headers.get(name)?,
+        name => request.headers.get(name).filter(|value| !value.is_empty()).unwrap_or(request.authority()),
     };
-    let name = std::str::from_utf8(crate::route::without_port(value)).ok()?;
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    (!name.is_empty() && address.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
+    let name = String::from_utf8_lossy(crate::route::without_port(value));
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let strict = match cluster.config().default_tls.as_deref() {
+        Some(ClientTls::Own(context)) => context.settings().match_server_name,
+        _ => false,
+    };
+    (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
 }
 
 /// A pooled or a new connection.

@@ -44,6 +44,8 @@ pub struct ConnInfo {
     pub counted: Option<CountedConnection>,
     /// Where the client wanted to connect: the original destination.
     pub local: SocketAddr,
+    /// That is known by more than where the connection came: it was redirected, or PROXY protocol says so.
+    pub restored: bool,
     /// The client's address, as PROXY protocol tells it.
     pub remote: SocketAddr,
     /// What PROXY protocol said, where a connection began with it.
@@ -73,6 +75,7 @@ impl ConnInfo {
             direct_local: local,
             counted: None,
             local,
+            restored: false,
             remote,
             proxied: None,
             peer: None,
@@ -83,6 +86,11 @@ impl ConnInfo {
             limits: RefCell::default(),
             client_cert: RefCell::default(),
         }
+    }
+
+    /// Where the client wanted to connect, where that is not just this proxy.
+    pub fn wanted(&self) -> Option<SocketAddr> {
+        self.restored.then_some(self.local)
     }
 
     /// Its own buckets of this limit.

@@ -196,16 +196,16 @@ fn untrusted(headers: &Headers, remote: IpAddr, trusted: &[IpNet]) -> Option<(Ip
     if !is_trusted(&remote) {
         return None;
     }
-    let mut last = None;
+    let (mut last, mut broken) = (None, false);
     for value in headers.known_values(Known::ForwardedFor) {
         for entry in value.split(|&b| b == b',') {
-            let entry = address(entry);
-            // What stands before something that is no address cannot be believed.
-            last = match (entry, last) {
-                (None, _) => None,
-                (Some(ip), Some(before)) if is_trusted(&ip) => Some(before),
-                (Some(ip), _) => Some(ip),
-            };
+            match address(entry) {
+                // Who stands before something that is no address is not known, and nobody else is taken for him.
+                None => (last, broken) = (None, true),
+                Some(ip) if !is_trusted(&ip) => (last, broken) = (Some(ip), false),
+                Some(ip) if !broken => drop(last.get_or_insert(ip)),
+                Some(_) => {}
+            }
         }
     }
     last.map(|ip| (ip, false))

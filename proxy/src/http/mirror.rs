@@ -122,7 +122,7 @@ pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>
         let copy = Copy {
             worker: call.worker.clone(),
             cluster: cluster.clone(),
-            destination: call.conn.local,
+            destination: call.conn.wanted(),
             head: head(call, mirror, forward.timeout.filter(|limit| !limit.is_zero())),
             http2: call.is_http2(),
             queue,
@@ -166,7 +166,7 @@ fn head(call: &mut Call<'_>, mirror: &Mirror, limit: Option<Duration>) -> Reques
 struct Copy {
     worker: Rc<Worker>,
     cluster: Rc<ClusterState>,
-    destination: SocketAddr,
+    destination: Option<SocketAddr>,
     head: RequestHead,
     http2: bool,
     queue: Rc<RefCell<Queue>>,

@@ -109,6 +109,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 fn gone<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let (flags, details) = match down.was_reset() {
         true => (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
+        false if down.broke_rules() => (ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.violation.of.messaging.rule"),
         false => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
     };
     call.tally.flags |= flags;
@@ -478,12 +479,12 @@ fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed
     timeout::tell(call, limits);
 }
 
-/// Where the client wanted to connect, or what a header names instead in clusters that allow it.
-fn destination(call: &Call<'_>, cluster: &ClusterState) -> SocketAddr {
+/// Where the client wanted to connect, if that is known, or what a header names instead in clusters that allow it.
+fn destination(call: &Call<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
     let named = cluster.config().original.header.as_deref();
     let header = named.and_then(|name| call.request.headers.get(name));
     let address = header.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    address.unwrap_or(call.conn.local)
+    address.or(call.conn.wanted())
 }
 
 /// Tells outlier detection what the endpoint answered; of gRPC, what its status says.

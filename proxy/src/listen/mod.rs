@@ -177,14 +177,14 @@ async fn prepare(
     }
     let deadline = |limit: Duration| (!limit.is_zero()).then(|| Instant::now() + limit);
     let mut first = Buffer::default();
-    let mut proxied = None;
+    let (mut proxied, mut told) = (None, false);
     if let Some(wanted) = &owner.proxy_protocol {
         let limit = deadline(owner.detect_timeout);
         match proxy_protocol::read(&mut tcp, &mut first, wanted, limit, owner.continue_on_timeout).await {
             Ok(None) => {}
             Ok(Some(said)) => {
                 if let Some((from, to)) = said.addresses {
-                    (source, destination) = (canonical(from), canonical(to));
+                    (source, destination, told) = (canonical(from), canonical(to), true);
                 }
                 proxied = Some(Box::new(Proxied { direct: remote, tlvs: said.tlvs }));
             }
@@ -220,6 +220,7 @@ async fn prepare(
         return None;
     };
     let mut conn = ConnInfo::new(destination, source);
+    conn.restored = owner.use_original_dst || told;
     conn.server_name = place.0.server_name.clone();
     conn.proxied = proxied;
     conn.id = id;

@@ -385,7 +385,7 @@ impl ClusterState {
                 self.balancer.pick(context, rng, tried).cloned()
             }
             ClusterKind::OriginalDst => {
-                let mut destination = context.destination;
+                let mut destination = context.destination?;
                 if let Some(port) = self.config.original.port {
                     destination.set_port(port);
                 }

@@ -192,10 +192,11 @@ impl Principal {
     }
 }
 
-/// A certificate that was taken although it satisfies no condition proves nothing.
+/// Whoever comes by TLS, and, where there is a `name`, has it; who has no certificate has the empty one. A certificate that was taken
+/// although it satisfies no condition proves nothing.
 fn authenticated(name: Option<&StringMatch>, tls: Option<&TlsInfo>) -> bool {
-    let Some(peer) = tls.filter(|tls| tls.verified).and_then(TlsInfo::peer) else { return false };
-    let Some(name) = name else { return true };
+    let (Some(tls), Some(name)) = (tls, name) else { return tls.is_some() };
+    let Some(peer) = Some(tls).filter(|tls| tls.verified).and_then(TlsInfo::peer) else { return name.matches(b"") };
     let one = |text: &str| name.matches(text.as_bytes());
     peer.uris.iter().any(|uri| one(uri)) || peer.dns.iter().any(|dns| one(dns)) || one(&peer.subject)
 }

@@ -146,7 +146,7 @@ async fn carry(
         }
     };
     let hash = || balance::hash::xx_hash(conn.remote.ip().to_string().as_bytes(), 0);
-    let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.local };
+    let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.wanted() };
     let Some(cluster) = target.and_then(|id| root.cluster(id)) else {
         told.flags |= ResponseFlags::NO_CLUSTER;
         return;

@@ -104,9 +104,14 @@ impl TrustSettings {
         }
     }
 
+    /// Whether not every certificate that a root vouches for will do.
+    pub fn is_particular(&self) -> bool {
+        !self.names.is_empty() || !self.hashes.is_empty() || !self.spki.is_empty()
+    }
+
     /// Whether anything is looked at in a certificate.
     pub fn verifies(&self) -> bool {
-        self.roots.is_some() || !self.names.is_empty() || !self.hashes.is_empty() || !self.spki.is_empty()
+        self.roots.is_some() || self.is_particular()
     }
 }
 

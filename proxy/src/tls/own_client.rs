@@ -17,7 +17,7 @@ use super::own_server::missing;
 use super::params::TlsParams;
 use super::secrets::{Slot, Source};
 use super::server::BUFFER_LIMIT;
-use super::trust::Verifier;
+use super::trust::{Untrusted, Verifier};
 use super::{Alpn, Secured, TlsError};
 
 /// What a client asks for.
@@ -186,10 +186,14 @@ impl ClientContext {
         let ready = self.ready()?;
         let of_host = host.filter(|_| self.settings.sni_of_host);
         let name = sni.or(of_host).unwrap_or(&self.settings.sni);
-        let wire = match DnsName::try_from(name.to_owned()) {
-            Ok(name) => ServerName::DnsName(name),
+        let wire = match (DnsName::try_from(name.to_owned()), name.parse::<std::net::IpAddr>()) {
+            (Ok(name), _) => ServerName::DnsName(name),
             // An address is not sent as server name (RFC 6066, section 3).
-            Err(_) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
+            (_, Ok(address)) => ServerName::IpAddress(address.into()),
+            (Err(_), Err(_)) if self.settings.match_server_name && !name.is_empty() => {
+                return Err(TlsError::Handshake(std::io::Error::other(Untrusted::ServerName(name.to_owned()))));
+            }
+            (Err(_), Err(_)) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
         };
         let connector = TlsConnector::from(ready.config.clone());
         let offered = match inside {
@@ -207,11 +211,12 @@ impl ClientContext {
             .map_err(|_| TlsError::Timeout(timeout))?
             .map_err(TlsError::Handshake)?;
         let (_, connection) = stream.get_ref();
+        let asked = Some(name).filter(|name| !name.is_empty());
         let verified = match connection.peer_certificates() {
             Some([leaf, intermediates @ ..]) => ready
                 .verifier
                 .is_lenient()
-                .is_none_or(|strict| strict.check(leaf, intermediates, Some(name), UnixTime::now()).is_ok()),
+                .is_none_or(|strict| strict.check(leaf, intermediates, asked, UnixTime::now()).is_ok()),
             _ => false,
         };
         let info = TlsInfo::of(connection, verified && !ready.verifier.takes_all(), ready.key_pair.clone());

@@ -128,8 +128,10 @@ impl ServerContext {
             (None, None) => None,
         };
         let asks = settings.require_client_certificate || trust.as_ref().is_some_and(TrustSettings::verifies);
-        let verifier = asks
-            .then(|| Arc::new(Verifier::of_clients(trust.unwrap_or_default(), settings.require_client_certificate)));
+        // Whoever asks for names or for certificates of his own wants one, unless any is taken.
+        let mandatory = settings.require_client_certificate
+            || trust.as_ref().is_some_and(|trust| trust.is_particular() && !trust.accept_untrusted);
+        let verifier = asks.then(|| Arc::new(Verifier::of_clients(trust.unwrap_or_default(), mandatory)));
         let choice = Arc::new(Choice {
             key_pairs: key_pairs.clone(),
             full_scan_on_mismatch: settings.full_scan_on_mismatch,

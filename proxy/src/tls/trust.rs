@@ -1,5 +1,7 @@
 //! Whether a peer's certificate is taken: the path to a root, its time, revocation, names and fingerprints.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -106,6 +108,7 @@ impl Verifier {
         if self.match_server_name {
             if let Some(name) = server_name
                 && !facts.dns.iter().any(|pattern| dns_matches(pattern, name))
+                && !name.parse().is_ok_and(|address: IpAddr| facts.ips.contains(&address))
             {
                 return Err(Untrusted::ServerName(name.to_owned()));
             }
@@ -213,9 +216,14 @@ fn refusal(error: Untrusted) -> Error {
     })
 }
 
-fn name_of<'a>(name: &'a ServerName<'_>) -> Option<&'a str> {
+/// The name that was asked for; the address that stands for none is none.
+fn name_of<'a>(name: &'a ServerName<'_>) -> Option<Cow<'a, str>> {
     match name {
-        ServerName::DnsName(name) => Some(name.as_ref()),
+        ServerName::DnsName(name) => Some(name.as_ref().into()),
+        ServerName::IpAddress(address) => {
+            let address = IpAddr::from(*address);
+            (!address.is_unspecified()).then(|| address.to_string().into())
+        }
         _ => None,
     }
 }
@@ -229,7 +237,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verdict(self.check(end_entity, intermediates, name_of(server_name), now))?;
+        self.verdict(self.check(end_entity, intermediates, name_of(server_name).as_deref(), now))?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -18,7 +18,6 @@ use crate::{
 use std::{
     cell::RefCell,
     future::poll_fn,
-    net::{Ipv4Addr, SocketAddr},
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -163,8 +162,7 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     body.extend_from_slice(&message);
     let head = head(tracer, body.len() as u64);
     let _counted = cluster.begin_request(Priority::Default).ok()?;
-    let destination = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let host = cluster.pick(&worker.rng, &PickContext::to(destination), |_| false)?;
+    let host = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
     let _active = host.enter();
     let http2 = attempt::speaks_http2(grpc, cluster, &host);
     let name = attempt::server_name(&head, cluster);

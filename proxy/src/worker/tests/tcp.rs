@@ -159,7 +159,8 @@ fn cluster_when_original_destination_then_it_is_reached_from_the_wanted_source()
     runtime.block_on(async {
         let root = worker.root();
         let cluster = root.cluster(FIRST).unwrap();
-        let host = cluster.pick(&worker.rng, &crate::balance::PickContext::to(backend.address), |_| false).unwrap();
+        let host =
+            cluster.pick(&worker.rng, &crate::balance::PickContext::to(Some(backend.address)), |_| false).unwrap();
         assert_eq!(host.address(), backend.address);
         crate::pool::connect(cluster.config(), &host, crate::tls::Alpn::Tcp, &worker.tls).await.unwrap();
     });
