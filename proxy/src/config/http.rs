@@ -80,6 +80,8 @@ pub struct HttpManager {
     pub http1_trailers: bool,
     /// Any method passes; default true. Otherwise only those that are registered; others are answered with 400.
     pub any_method: bool,
+    /// Targets of HTTP/1 that are whole URLs name host and path.
+    pub absolute_urls: bool,
     /// Names of headers are written to clients of HTTP/1 in the form `Content-Type`; default false: as they came.
     pub proper_case: bool,
     /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
@@ -136,6 +138,7 @@ impl Default for HttpManager {
             proper_case: false,
             http1_trailers: true,
             any_method: true,
+            absolute_urls: true,
             stream_error_on_invalid: false,
             log_starts: false,
             log_every: None,

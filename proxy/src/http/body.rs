@@ -154,6 +154,10 @@ pub trait Downstream {
     fn was_reset(&self) -> bool {
         false
     }
+    /// Whether the client broke the rules of its protocol in this exchange (HTTP/2: in this stream alone).
+    fn broke_rules(&self) -> bool {
+        false
+    }
     /// Ends the exchange without a complete response: the stream is reset, the connection closed.
     fn abort(&mut self);
     /// Becomes a tunnel after the response: bytes as they are, in both directions. Before that, what a client sends behind a

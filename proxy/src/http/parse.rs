@@ -70,17 +70,19 @@ pub struct RequestRules {
     pub any_method: bool,
     /// Names of headers may have underscores.
     pub underscores: bool,
+    /// A target that is a whole URL names host and path; else it is taken for a path, to which hardly a route leads.
+    pub urls: bool,
 }
 
 impl Default for RequestRules {
     /// All of it is taken.
     fn default() -> Self {
-        Self { http_10: true, any_method: true, underscores: true }
+        Self { http_10: true, any_method: true, underscores: true, urls: true }
     }
 }
 
 /// The methods that are taken where not any is: those that Envoy's parser knows.
-const METHODS: [&str; 34] = [
+const METHODS: [&str; 35] = [
     "GET",
     "POST",
     "PUT",
@@ -106,6 +108,7 @@ const METHODS: [&str; 34] = [
     "PROPFIND",
     "PROPPATCH",
     "PURGE",
+    "QUERY",
     "REBIND",
     "REPORT",
     "SEARCH",
@@ -203,7 +206,7 @@ pub fn request(
     if hosts > 1 {
         return Err(HeadError::Malformed("there must be exactly one host"));
     }
-    check_target(method, target, head)?;
+    check_target(method, target, rules.urls, head)?;
     head.headers.remove_known(Known::Host);
     if head.expects_continue {
         head.headers.remove_known(Known::Expect);
@@ -453,7 +456,7 @@ mod tests {
 
     #[test]
     fn request_when_rules_refuse_a_part_of_it_then_it_is_not_taken() {
-        let strict = RequestRules { http_10: false, any_method: false, underscores: false };
+        let strict = RequestRules { http_10: false, any_method: false, underscores: false, urls: true };
         let read = |text: &str, rules| request(text.as_bytes(), LIMITS, rules, &mut RequestHead::default());
         for (text, error) in [
             ("GET / HTTP/1.0\r\nhost: a b\r\n\r\n", HeadError::Version),

@@ -331,11 +331,13 @@ pub fn dress(call: &mut Call<'_>) {
             }
         }
     }
-    let Some(edge) = call.manager.edge.as_deref() else { return };
-    if let Some(via) = &edge.via {
+    let edge = call.manager.edge.as_deref();
+    if let Some(via) = edge.and_then(|edge| edge.via.as_deref()) {
         headers.append_to("via", b", ", via.as_bytes());
     }
-    if edge.request_id_in_response
+    let asked = &call.request.headers;
+    if (edge.is_some_and(|edge| edge.request_id_in_response)
+        || asked.may_have(Known::Envoy) && asked.get("x-envoy-force-trace").is_some())
         && let Some(id) = call.request.headers.known(Known::RequestId)
     {
         headers.set("x-request-id", id);

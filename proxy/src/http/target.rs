@@ -3,7 +3,7 @@
 use super::{head::RequestHead, parse::HeadError};
 
 /// Makes path and authority of the request's target.
-pub(super) fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead) -> Result<(), HeadError> {
+pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut RequestHead) -> Result<(), HeadError> {
     if method == b"CONNECT" {
         // The authority form, always with a port (RFC 9112, 3.2.3). There is no path.
         check_authority(target)?;
@@ -22,6 +22,7 @@ pub(super) fn check_target(method: &[u8], target: &[u8], head: &mut RequestHead)
     match target.first() {
         Some(b'/') => Ok(()),
         Some(b'*') if target.len() == 1 && method == b"OPTIONS" => Ok(()),
+        _ if !urls => Ok(()),
         _ => {
             // The absolute form: its authority wins over the host header (RFC 9112, 3.2.2).
             let secure = strip_ignore_case(target, b"https://");

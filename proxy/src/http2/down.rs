@@ -103,6 +103,10 @@ impl Downstream for Down {
         self.mux.borrow().was_reset(self.key)
     }
 
+    fn broke_rules(&self) -> bool {
+        self.mux.borrow().broke_rules(self.key)
+    }
+
     fn abort(&mut self) {
         self.mux.borrow_mut().reset(self.key, Code::INTERNAL_ERROR);
         self.begun = true;

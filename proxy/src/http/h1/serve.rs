@@ -162,6 +162,7 @@ async fn wait(
     let rules = RequestRules {
         http_10: manager.accept_http_10,
         any_method: manager.any_method,
+        urls: manager.absolute_urls,
         underscores: manager.underscores != Underscores::Reject,
     };
     let mut since: Option<Instant> = None;

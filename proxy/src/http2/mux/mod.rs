@@ -507,6 +507,11 @@ impl Mux {
         self.get(key).is_some_and(|stream| matches!(stream.reset, Some(Reset::Peer(_))))
     }
 
+    /// Whether we ended the stream because the peer broke the rules in it.
+    pub(super) fn broke_rules(&self, key: Key) -> bool {
+        self.get(key).is_some_and(|stream| matches!(stream.reset, Some(Reset::Own(_))))
+    }
+
     /// Why a stream cannot go on; what the peer is to blame for in an answer is told apart.
     fn error(&self, key: Key) -> Option<SideError> {
         let broken = |kind, text: String| SideError::Broken(Error::new(kind, text));

@@ -175,7 +175,7 @@ impl Mux {
         };
         if let Some((code, what)) = wrong {
             self.give_back(None, length);
-            return self.wrong(key, code, what);
+            return self.cut_short(key, code, what);
         }
         if let Some(promised) = &mut stream.promised {
             *promised -= data.len() as u64;
@@ -347,14 +347,15 @@ impl Mux {
             }
         })?;
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        let short = stream.promised.is_some_and(|promised| promised > 0);
         let wrong = if let Some(reset) = stream.reset {
             return self.after_reset(key.id, reset);
+        } else if short && end && !malformed && !stream.ended {
+            return self.cut_short(key, Code::PROTOCOL_ERROR, "less DATA than the content-length");
         } else if stream.ended {
             Some((Code::STREAM_CLOSED, "HEADERS after the end of the stream"))
         } else if !end || malformed {
             Some((Code::PROTOCOL_ERROR, "malformed trailers"))
-        } else if stream.promised.is_some_and(|promised| promised > 0) {
-            Some((Code::PROTOCOL_ERROR, "less DATA than the content-length"))
         } else if bytes > limits.head_bytes || count > limits.headers {
             Some((Code::ENHANCE_YOUR_CALM, "more trailers than allowed"))
         } else {
@@ -566,6 +567,16 @@ impl Mux {
         if self.incoming.iter().any(|incoming| incoming.key == key) {
             self.forget(key);
         } else if let Some(stream) = self.get_mut(key) {
+            stream.end_early(Reset::Own(what));
+            stream.wake();
+        }
+        self.count_fault()
+    }
+
+    /// The body of one stream is none, its head was fine: whoever serves it, now or soon, is told.
+    fn cut_short(&mut self, key: Key, code: Code, what: &'static str) -> Result {
+        self.refuse(key.id, code);
+        if let Some(stream) = self.get_mut(key) {
             stream.end_early(Reset::Own(what));
             stream.wake();
         }

@@ -260,6 +260,7 @@ pub fn manager(
         proper_case: http1.proper_case,
         http1_trailers: http1.trailers,
         any_method: http1.any_method,
+        absolute_urls: http1.absolute_urls,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
         http2,
@@ -357,19 +358,19 @@ struct Http1 {
     proper_case: bool,
     trailers: bool,
     any_method: bool,
+    absolute_urls: bool,
 }
 
 /// Settings of HTTP/1.1 towards endpoints: whether trailers pass, and whether names are written like `Content-Type`.
 pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<(bool, bool)> {
-    let Http1 { proper_case, trailers, any_method: _ } = http1_options(value)?;
+    let Http1 { proper_case, trailers, any_method: _, absolute_urls: _ } = http1_options(value)?;
     Ok((trailers, proper_case))
 }
 
 /// Settings of HTTP/1.1.
 fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     let Some(Http1ProtocolOptions {
-        // An absolute target is understood, and sent on in origin form, whatever this says.
-        allow_absolute_url: _,
+        allow_absolute_url,
         accept_http_10: _,
         default_host_for_http_10: _,
         header_key_format,
@@ -382,7 +383,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
         ignore_http_11_upgrade,
     }) = value
     else {
-        return Ok(Http1::default());
+        return Ok(Http1 { absolute_urls: true, ..Http1::default() });
     };
     refuse!(allow_chunked_length, send_fully_qualified_url, ignore_http_11_upgrade);
     let proper_case = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
@@ -401,7 +402,8 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
             }
         }
     };
-    Ok(Http1 { proper_case, trailers: enable_trailers, any_method: allow_custom_methods })
+    let absolute_urls = allow_absolute_url.unwrap_or(true);
+    Ok(Http1 { proper_case, trailers: enable_trailers, any_method: allow_custom_methods, absolute_urls })
 }
 
 /// Settings of HTTP/2; shared with clusters.

@@ -1,6 +1,7 @@
 //! TLS with certificates and trust of the configuration's own: inline, or by the name of any secret.
 
 use super::secret::{complete, key_pair, trust};
+use super::tls::alpn;
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{ClientTls, ServerTls};
 use crate::tls::facts::Hasher;
@@ -178,8 +179,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
         }
         Some(_) => return Err(Refused::new("validation_context_type", "is not supported by this proxy")),
     }
-    let alpn = alpn_protocols.into_iter().map(Arc::from).collect();
-    Ok(Common { params, alpn, key_pairs, trust: own, trust_secret: secret })
+    Ok(Common { params, alpn: alpn(&alpn_protocols), key_pairs, trust: own, trust_secret: secret })
 }
 
 /// The name of a secret that was there from the start, or comes from a source.

@@ -187,6 +187,17 @@ struct Common {
     identities: Vec<Accepted>,
 }
 
+/// Protocols, best first; several may stand in one text.
+pub(super) fn alpn(texts: &[String]) -> Vec<Arc<str>> {
+    texts
+        .iter()
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(Arc::from)
+        .collect()
+}
+
 /// Whose certificate is accepted.
 enum Accepted {
     /// Of this SPIFFE identity.
@@ -259,7 +270,7 @@ fn common(context: Option<CommonTlsContext>) -> Converted<Common> {
             ));
         }
     };
-    Ok(Common { alpn: alpn_protocols.into_iter().map(Arc::from).collect(), identities })
+    Ok(Common { alpn: alpn(&alpn_protocols), identities })
 }
 
 /// TLS 1.2 and 1.3 with rustls' cipher suites are what the proxy speaks; a minimum of at most 1.2 changes nothing.

@@ -1,6 +1,6 @@
 //! Active health checks.
 
-use super::super::common::{duration, maybe_duration, port};
+use super::super::common::{duration, maybe_duration};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse, refuse_set};
 use super::Template;
 use crate::config::{HealthCheck, HttpProbe, Probe, ServiceName};
@@ -28,7 +28,8 @@ impl Template {
             interval_jitter_percent,
             unhealthy_threshold,
             healthy_threshold,
-            alt_port,
+            // Envoy does not look at it either.
+            alt_port: _,
             reuse_connection,
             no_traffic_interval,
             no_traffic_healthy_interval,
@@ -88,7 +89,7 @@ impl Template {
             unhealthy_edge_interval: or(unhealthy_edge_interval, unhealthy, "unhealthy_edge_interval")?,
             healthy_edge_interval: or(healthy_edge_interval, interval, "healthy_edge_interval")?,
             reuse_connection: reuse_connection.unwrap_or(true),
-            port: alt_port.map(port).transpose().within("alt_port")?.filter(|port| *port > 0),
+            port: None,
             tls: transport_socket_match_criteria.map(|labels| self.tls_for(&labels)),
             probe,
         })
