@@ -317,27 +317,33 @@ mod tests {
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
             (
                 "cluster_manager: {upstream_bind_config: {socket_options: [{level: 1, name: 2}]}}",
-                "field `cluster_manager.upstream_bind_config.socket_options[0].value`",
+                "cluster_manager.upstream_bind_config.socket_options[0].value",
             ),
             (
                 r#"admin: {access_log: [{typed_config: {"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: /tmp/log, format: x}}]}"#,
                 "field `admin.access_log[0].typed_config.log_format`",
             ),
             ("static_resuorces: {}", "static_resuorces"),
-            ("overload_manager: {loadshed_points: [{name: x}]}", "field `overload_manager.loadshed_points`"),
-            (
-                "overload_manager: {actions: [{name: envoy.overload_actions.reduce_timeouts}]}",
-                "field `overload_manager.actions[0].name`",
-            ),
-            (
-                "overload_manager: {actions: [{name: envoy.overload_actions.shrink_heap, \
-                 triggers: [{name: heap, threshold: {value: 0.5}}]}]}",
-                "field `overload_manager.actions[0].triggers[0].name`",
-            ),
             ("a: [", "neither YAML nor JSON"),
         ];
         for (text, wanted) in cases {
             let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(wanted) && error.contains("bootstrap.yaml"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn overload_manager_when_a_part_is_not_supported_names_it() {
+        const MONITORS: &str = r#"resource_monitors: [{name: used, typed_config: {"@type":
+            type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1000000}}]"#;
+        const TRIGGERS: &str = "triggers: [{name: heap, threshold: {value: 0.5}}]";
+        for (part, name, wanted) in [
+            ("loadshed_points", "x", "field `overload_manager.loadshed_points`"),
+            ("actions", "envoy.overload_actions.reduce_timeouts", "field `overload_manager.actions[0].name`"),
+            ("actions", "envoy.overload_actions.shrink_heap", "field `overload_manager.actions[0].triggers[0].name`"),
+        ] {
+            let text = format!("overload_manager: {{{MONITORS}, {part}: [{{name: {name}, {TRIGGERS}}}]}}");
+            let error = read(&text).unwrap_err().to_string();
             assert!(error.contains(wanted) && error.contains("bootstrap.yaml"), "{text}: {error}");
         }
     }
