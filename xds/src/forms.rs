@@ -1,5 +1,6 @@
 //! Forms of values that Envoy takes in its configuration beside those of the JSON mapping: they are brought into that form.
 
+use crate::json::type_name;
 use prost_reflect::{DescriptorPool, FieldDescriptor, Kind, MessageDescriptor};
 use prost_types::value::Kind as StructKind;
 use serde_json::{Map, Number, Value};
@@ -105,30 +106,27 @@ fn settle_duration(value: &mut Value) {
 }
 
 fn settle_any(value: &mut Value, pool: &DescriptorPool, depth: usize) {
-    let Value::Object(fields) = value else { return };
-    let Some(name) = fields.get("@type").and_then(Value::as_str).and_then(|url| url.rsplit('/').next()) else { return };
-    if TYPED_STRUCTS.contains(&name) {
-        let inner = fields.get("type_url").or_else(|| fields.get("typeUrl")).cloned();
-        let held = fields.get("value").cloned().unwrap_or_else(|| Value::Object(Map::new()));
-        if let (Some(inner), Value::Object(mut held)) = (inner, held) {
-            held.insert("@type".to_owned(), inner);
-            *value = Value::Object(held);
-            settle_message_of_any(value, pool, depth);
-        }
-        return;
-    }
-    settle_message_of_any(value, pool, depth);
-}
-
-fn settle_message_of_any(value: &mut Value, pool: &DescriptorPool, depth: usize) {
-    let Value::Object(fields) = value else { return };
-    let Some(name) = fields.get("@type").and_then(Value::as_str).and_then(|url| url.rsplit('/').next()) else { return };
-    let Some(message) = pool.get_message_by_name(name) else { return };
-    // Whoever serves the types, they are the same.
-    let url = format!("type.googleapis.com/{name}");
+    replace_typed_struct(value);
+    let Some(name) = value.get("@type").and_then(Value::as_str).map(|url| type_name(url).to_owned()) else { return };
+    let Some(message) = pool.get_message_by_name(&name) else { return };
     settle_message(value, &message, depth + 1);
     if let Value::Object(fields) = value {
-        fields.insert("@type".to_owned(), Value::String(url));
+        fields.insert("@type".to_owned(), Value::String(format!("type.googleapis.com/{name}")));
+    }
+}
+
+/// Puts what a `TypedStruct` holds in its place.
+fn replace_typed_struct(value: &mut Value) {
+    let Value::Object(fields) = value else { return };
+    let url = fields.get("@type").and_then(Value::as_str);
+    if !url.is_some_and(|url| TYPED_STRUCTS.contains(&type_name(url))) {
+        return;
+    }
+    let inner = fields.get("type_url").or_else(|| fields.get("typeUrl")).cloned();
+    let held = fields.remove("value").unwrap_or_else(|| Value::Object(Map::new()));
+    if let (Some(inner), Value::Object(mut held)) = (inner, held) {
+        held.insert("@type".to_owned(), inner);
+        *value = Value::Object(held);
     }
 }
 

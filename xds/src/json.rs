@@ -96,7 +96,7 @@ pub fn to_value<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
 /// # Errors
 /// When its type is unknown to this crate, or the bytes are not of that type.
 pub fn any_to_value(any: &prost_types::Any) -> Result<Value, JsonError> {
-    let mut value = serialize(type_name(any), &any.value)?;
+    let mut value = serialize(type_name(&any.type_url), &any.value)?;
     if let Value::Object(fields) = &mut value {
         fields.insert("@type".to_owned(), Value::String(any.type_url.clone()));
     }
@@ -142,13 +142,13 @@ pub(crate) struct TypedStruct {
 /// # Errors
 /// When the named type is unknown to this crate, or the JSON is no form of it.
 pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, JsonError> {
-    let outer = type_name(any);
+    let outer = type_name(&any.type_url);
     if !crate::forms::TYPED_STRUCTS.contains(&outer) {
         return Ok(None);
     }
     let TypedStruct { type_url, value } = TypedStruct::decode(any.value.as_slice())
         .map_err(|source| JsonError::Bytes { type_name: outer.to_owned(), source })?;
-    let inner = type_url.rsplit('/').next().unwrap_or_default();
+    let inner = type_name(&type_url);
     let descriptor =
         descriptors()?.get_message_by_name(inner).ok_or_else(|| JsonError::UnknownType(inner.to_owned()))?;
     let fields = value.unwrap_or_default().fields;
@@ -173,20 +173,21 @@ pub fn from_text<M: Message + Name + Default>(text: &str) -> Result<M, JsonError
 /// When a type is unknown to this crate, or bytes are not of their type.
 pub fn unknown_fields(any: &prost_types::Any) -> Result<Vec<String>, JsonError> {
     let mut found = Vec::new();
-    walk(&dynamic(type_name(any), &any.value)?, "", &mut found)?;
+    walk(&dynamic(type_name(&any.type_url), &any.value)?, "", &mut found)?;
     found.truncate(16);
     Ok(found)
 }
 
-fn type_name(any: &prost_types::Any) -> &str {
-    any.type_url.rsplit('/').next().unwrap_or_default()
+/// The name of a message type in its URL: whoever serves the types, they are the same.
+pub(crate) fn type_name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 fn walk(message: &DynamicMessage, path: &str, found: &mut Vec<String>) -> Result<(), JsonError> {
     found.extend(message.unknown_fields().map(|field| format!("{path}#{}", field.number())));
     if message.descriptor().full_name() == "google.protobuf.Any" {
         if let Ok(any) = message.transcode_to::<prost_types::Any>() {
-            walk(&dynamic(type_name(&any), &any.value)?, path, found)?;
+            walk(&dynamic(type_name(&any.type_url), &any.value)?, path, found)?;
         }
         return Ok(());
     }

@@ -3,6 +3,7 @@
 //!
 //! Patterns of text and rules for unique items are not looked at here; whoever reads such a field has rules of his own.
 
+use crate::json::type_name;
 use prost_reflect::{
     DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MapKey, OneofDescriptor, ReflectMessage, Value,
 };
@@ -61,7 +62,7 @@ impl Checker {
         }
         for field in descriptor.fields() {
             let set = message.has_field(&field);
-            if !set && (field.containing_oneof().is_some() || field.supports_presence() && !self.has_rules(&field)) {
+            if !set && field.containing_oneof().is_some() {
                 continue;
             }
             let path = within(path, field.name());
@@ -85,16 +86,11 @@ impl Checker {
 
     fn any(&self, message: &DynamicMessage, path: &str, depth: usize) -> Result<(), Broken> {
         let Ok(any) = message.transcode_to::<prost_types::Any>() else { return Ok(()) };
-        let name = any.type_url.rsplit('/').next().unwrap_or_default();
-        let held = message.descriptor().parent_pool().get_message_by_name(name);
+        let held = message.descriptor().parent_pool().get_message_by_name(type_name(&any.type_url));
         match held.map(|descriptor| DynamicMessage::decode(descriptor, any.value.as_slice())) {
             Some(Ok(held)) => self.message(&held, path, depth + 1),
             _ => Ok(()),
         }
-    }
-
-    fn has_rules(&self, field: &FieldDescriptor) -> bool {
-        field.options().has_extension(&self.fields)
     }
 
     fn rules(&self, field: &FieldDescriptor) -> Option<DynamicMessage> {
@@ -179,38 +175,27 @@ impl Checker {
 
 fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str) -> Result<(), Broken> {
     let Some(rules) = rules else { return Ok(()) };
-    let number = match value {
-        Value::I32(number) => Some(f64::from(*number)),
-        Value::U32(number) => Some(f64::from(*number)),
-        Value::F32(number) => Some(f64::from(*number)),
-        Value::F64(number) => Some(*number),
-        // Bounds of whole numbers are far below what a float holds exactly.
-        Value::I64(number) => Some(*number as f64),
-        Value::U64(number) => Some(*number as f64),
-        _ => None,
-    };
-    match (value, number) {
-        (_, Some(number)) => {
+    match value {
+        Value::String(text) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path)),
+        Value::Bytes(bytes) => match part(rules, "bytes") {
+            Some(own) => count(bytes.len(), &own, "min_len", "max_len", path),
+            None => Ok(()),
+        },
+        Value::Bool(held) => match part(rules, "bool").and_then(|own| own_field(&own, "const")?.as_bool()) {
+            Some(wanted) if wanted != *held => broken(path, format!("must be {wanted}")),
+            _ => Ok(()),
+        },
+        value => {
             const KINDS: [&str; 12] = [
                 "uint32", "uint64", "int32", "int64", "double", "float", "sint32", "sint64", "fixed32", "fixed64",
                 "sfixed32", "sfixed64",
             ];
-            match KINDS.iter().find_map(|kind| part(rules, kind)) {
-                Some(own) if flag(&own, "ignore_empty") && number == 0.0 => Ok(()),
-                Some(own) => bounds(number, &own, "", path).and_then(|()| listed(number, &own, path)),
-                None => Ok(()),
+            match (number(value), KINDS.iter().find_map(|kind| part(rules, kind))) {
+                (Some(0.0), Some(own)) if flag(&own, "ignore_empty") => Ok(()),
+                (Some(number), Some(own)) => bounds(number, &own, "", path).and_then(|()| listed(number, &own, path)),
+                _ => Ok(()),
             }
         }
-        (Value::String(text), _) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path)),
-        (Value::Bytes(bytes), _) => match part(rules, "bytes") {
-            Some(own) => count(bytes.len(), &own, "min_len", "max_len", path),
-            None => Ok(()),
-        },
-        (Value::Bool(held), _) => match part(rules, "bool").and_then(|own| own_field(&own, "const")?.as_bool()) {
-            Some(wanted) if wanted != *held => broken(path, format!("must be {wanted}")),
-            _ => Ok(()),
-        },
-        _ => Ok(()),
     }
 }
 
@@ -281,6 +266,7 @@ fn seconds(duration: &DynamicMessage) -> f64 {
 fn number(value: &Value) -> Option<f64> {
     match value {
         Value::Message(message) => Some(seconds(message)),
+        // Bounds of whole numbers are far below what a float holds exactly.
         Value::U64(number) => Some(*number as f64),
         Value::I64(number) => Some(*number as f64),
         Value::U32(number) => Some(f64::from(*number)),

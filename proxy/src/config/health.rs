@@ -216,8 +216,6 @@ pub struct HealthCheck {
     pub healthy_edge_interval: Duration,
     /// A connection serves further checks.
     pub reuse_connection: bool,
-    /// Another port than that of the endpoint.
-    pub port: Option<u16>,
     /// TLS by other labels than those of the endpoint, where the cluster chooses TLS by labels; `None` is as requests do it.
     pub tls: Option<Option<Arc<ClientTls>>>,
     /// What is asked.

@@ -27,7 +27,7 @@ impl RegexMatch {
     /// # Errors
     /// When it is not a regular expression, or is larger than 1 MiB compiled.
     pub fn new(pattern: &str) -> Result<Self, RegexError> {
-        Ok(Self { source: pattern.into(), regex: compile(&format!(r"\A(?:{pattern})\z"), pattern)? })
+        Ok(Self { source: pattern.into(), regex: compile(true, pattern)? })
     }
 
     /// Compiles the pattern without anchors, for replacing what it finds.
@@ -35,7 +35,7 @@ impl RegexMatch {
     /// # Errors
     /// As [`Self::new`].
     pub fn searching(pattern: &str) -> Result<Self, RegexError> {
-        Ok(Self { source: pattern.into(), regex: compile(pattern, pattern)? })
+        Ok(Self { source: pattern.into(), regex: compile(false, pattern)? })
     }
 
     /// Whether the text matches.
@@ -59,13 +59,12 @@ impl RegexMatch {
     }
 }
 
-fn compile(full: &str, pattern: &str) -> Result<regex::bytes::Regex, RegexError> {
-    let build =
-        |unicode: bool| regex::bytes::RegexBuilder::new(full).unicode(unicode).size_limit(REGEX_SIZE_LIMIT).build();
-    // ASCII classes first; Unicode classes (\pL) exist only in the other mode.
-    build(false)
-        .or_else(|_| build(true))
-        .map_err(|error| RegexError { pattern: pattern.to_owned(), reason: error.to_string() })
+fn compile(anchored: bool, pattern: &str) -> Result<regex::bytes::Regex, RegexError> {
+    let refused = |reason| RegexError { pattern: pattern.to_owned(), reason };
+    let translated = super::re2::translate(pattern).map_err(refused)?;
+    let full = if anchored { format!(r"\A(?:{translated})\z") } else { translated };
+    let built = regex::bytes::RegexBuilder::new(&full).size_limit(REGEX_SIZE_LIMIT).build();
+    built.map_err(|error| refused(error.to_string()))
 }
 
 /// Turns RE2's `\1` into `${1}` and protects `$`.

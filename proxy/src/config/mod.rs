@@ -27,6 +27,7 @@ mod metadata;
 mod network;
 pub(crate) mod pipe;
 mod ratelimit;
+mod re2;
 mod retry;
 mod route;
 mod template;

@@ -4,7 +4,7 @@
 use super::{
     body::{Downstream, SideError, Upstream},
     call::Call,
-    head::RequestHead,
+    connecting::{connection, server_name, speaks_http2},
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
     raw,
@@ -13,13 +13,10 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::{ClientTls, Priority, UpstreamProtocol},
-    http::h1,
-    http2,
-    pool::{Admission, ConnectError, Host, Lease, connect_named},
+    config::Priority,
+    pool::{ConnectError, Host},
     telemetry::ResponseFlags,
-    tls::Alpn,
-    worker::{Timer, Worker, earlier},
+    worker::{Timer, earlier},
 };
 use std::{
     future::poll_fn,
@@ -278,69 +275,6 @@ fn is_alert(error: &std::io::Error) -> bool {
     matches!(cause, Some(rustls::Error::AlertReceived(_)))
 }
 
-/// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
-pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool {
-    match cluster.config().protocol {
-        UpstreamProtocol::Http1 => false,
-        UpstreamProtocol::Http2 => true,
-        UpstreamProtocol::Follow => http2,
-        UpstreamProtocol::Agreed => host.agrees_on_http2(),
-    }
-}
-
-/// The server name that the request decides about, where the cluster wants that: its host without the port, or what another
-/// header says. An address is told to nobody, and must be in the endpoint's certificate all the same.
-pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
-    let header = cluster.config().server_name.as_deref()?;
-    let value = match header {
-        ":authority" | "host" => request.authority(),
-        name => request.headers.get(name).filter(|value| !value.is_empty()).unwrap_or(request.authority()),
-    };
-    let name = String::from_utf8_lossy(crate::route::without_port(value));
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    let strict = match cluster.config().default_tls.as_deref() {
-        Some(ClientTls::Own(context)) => context.settings().match_server_name,
-        _ => false,
-    };
-    (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
-}
-
-/// A pooled or a new connection.
-pub(crate) async fn connection(
-    worker: &Worker,
-    cluster: &Cluster,
-    host: &Rc<Host>,
-    http2: bool,
-    priority: Priority,
-    name: Option<Rc<str>>,
-) -> Result<Up, ConnectError> {
-    if http2 {
-        let most = cluster.config().max_requests_per_connection;
-        let taken = match &name {
-            None => host.http2().take(most),
-            Some(name) => host.http2_named(name).take(most),
-        };
-        if let Some(stream) = taken {
-            return Ok(Up::Http2(stream));
-        }
-    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
-        return Ok(Up::Http1(lease));
-    }
-    // Boxed: connecting is rare, and its state would make every request's future large.
-    if !http2 {
-        match Box::pin(open(worker, cluster, host, priority, name.clone())).await {
-            // It has changed its mind since it was asked last.
-            Err(_) if is_agreed(cluster) && host.agrees_on_http2() => {}
-            opened => return opened.map(Up::Http1),
-        }
-    }
-    Box::pin(open_http2(worker, cluster, host, priority, name)).await
-}
-
-fn is_agreed(cluster: &Cluster) -> bool {
-    cluster.config().protocol == UpstreamProtocol::Agreed
-}
-
 async fn acquire(
     call: &mut Call<'_>,
     cluster: &Cluster,
@@ -373,120 +307,6 @@ async fn acquire(
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }
-    }
-}
-
-async fn open(
-    worker: &Worker,
-    cluster: &Cluster,
-    host: &Rc<Host>,
-    priority: Priority,
-    name: Option<Rc<str>>,
-) -> Result<Lease, ConnectError> {
-    let config = cluster.config();
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
-    loop {
-        let admission = cluster.begin_connection(host, priority);
-        let admission = tokio::time::timeout(config.connect_timeout, admission)
-            .await
-            .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
-        match admission {
-            Admission::Connect(ticket) => {
-                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
-                ticket.connected();
-                if is_agreed(cluster) && stream.is_for_http2() {
-                    host.note_agreed(true);
-                    return Err(ConnectError::Tcp(host.address(), std::io::ErrorKind::Unsupported.into()));
-                }
-                let until = cluster.serves_until(&worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
-            }
-            Admission::UseIdle => {
-                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
-                    return Ok(lease);
-                }
-            }
-        }
-    }
-}
-
-/// What came instead of a connection of HTTP/2.
-enum Instead {
-    Failed(ConnectError),
-    /// The endpoint agreed on HTTP/1.
-    Http1(Box<Lease>),
-    /// A stream of another connection, which had no room before.
-    Stream(http2::Up),
-}
-
-impl From<ConnectError> for Instead {
-    fn from(error: ConnectError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// A stream on an HTTP/2 connection that is made now, or by another request just now; a connection of HTTP/1, where the endpoint
-/// may choose and agrees on that.
-async fn open_http2(
-    worker: &Worker,
-    cluster: &Cluster,
-    host: &Rc<Host>,
-    priority: Priority,
-    name: Option<Rc<str>>,
-) -> Result<Up, ConnectError> {
-    let config = cluster.config();
-    let (address, most) = (host.address(), config.max_requests_per_connection);
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
-    let dial = async || {
-        let ticket = loop {
-            let admission = cluster.begin_connection(host, priority);
-            let admission = tokio::time::timeout(config.connect_timeout, admission).await;
-            match admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))? {
-                Admission::Connect(ticket) => break ticket,
-                Admission::UseIdle => {
-                    let taken = match &name {
-                        None => host.http2().take(most),
-                        Some(name) => host.http2_named(name).take(most),
-                    };
-                    if let Some(stream) = taken {
-                        return Err(Instead::Stream(stream));
-                    }
-                    // A connection of HTTP/1 is of no use here, but its place is.
-                    host.drop_idle();
-                }
-            }
-        };
-        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
-        ticket.connected();
-        if is_agreed(cluster) {
-            host.note_agreed(stream.is_for_http2());
-            if !stream.is_for_http2() {
-                let (until, connection) =
-                    (cluster.serves_until(&worker.rng), h1::up::Connection::new(stream, config.http1));
-                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, name.clone()))));
-            }
-        }
-        let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());
-        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
-            .await
-            .map_err(|error| ConnectError::Tcp(address, error))?;
-        connection.know(info);
-        connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
-        tokio::task::spawn_local(async move {
-            drive.await;
-            drop(ticket);
-        });
-        Ok(connection)
-    };
-    let opened = match &name {
-        None => host.http2().acquire(most, dial).await,
-        Some(name) => host.http2_named(name).acquire(most, dial).await,
-    };
-    match opened {
-        Ok(stream) => Ok(Up::Http2(stream)),
-        Err(Instead::Http1(lease)) => Ok(Up::Http1(*lease)),
-        Err(Instead::Stream(stream)) => Ok(Up::Http2(stream)),
-        Err(Instead::Failed(error)) => Err(error),
     }
 }
 

@@ -4,10 +4,9 @@
 //! is given up.
 
 use super::{
-    attempt,
     body::{HIGH_WATER, Piece, Upstream},
     call::Call,
-    client, edit,
+    client, connecting, edit,
     head::{RequestHead, ResponseHead},
     headers::Headers,
     pipeline,
@@ -189,10 +188,10 @@ impl Copy {
         let _counted = self.cluster.begin_request(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let _active = host.enter();
-        let http2 = attempt::speaks_http2(self.http2, &self.cluster, &host);
-        let name = attempt::server_name(&self.head, &self.cluster);
+        let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
+        let name = connecting::server_name(&self.head, &self.cluster);
         let mut up =
-            attempt::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;
+            connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;

@@ -13,6 +13,7 @@ pub mod call;
 mod choose;
 pub mod chunked;
 mod client;
+mod connecting;
 mod edit;
 pub mod filter;
 mod forget;
@@ -42,9 +43,9 @@ pub mod upstream;
 mod xfcc;
 
 pub use admit::uuid;
-pub(crate) use attempt::{connection, speaks_http2};
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};
+pub(crate) use connecting::{connection, speaks_http2};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};
 pub(crate) use pipeline::decimal;

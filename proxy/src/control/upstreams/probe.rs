@@ -103,7 +103,7 @@ async fn ask(
 ) -> io::Result<Outcome> {
     let own = endpoint.check.as_deref();
     let ip = own.and_then(|own| own.address).unwrap_or(endpoint.address.ip());
-    let port = own.and_then(|own| own.port).or(check.port).unwrap_or(endpoint.address.port());
+    let port = own.and_then(|own| own.port).unwrap_or(endpoint.address.port());
     // A path has no port that could be another.
     let pipe = endpoint.pipe.as_deref().filter(|_| own.is_none_or(|own| own.address.is_none()));
     let address = if pipe.is_some() { endpoint.address } else { SocketAddr::new(ip, port) };

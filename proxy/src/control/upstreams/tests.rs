@@ -97,7 +97,6 @@ fn check(probe: Probe) -> HealthCheck {
         unhealthy_edge_interval: millis(24),
         healthy_edge_interval: millis(25),
         reuse_connection: true,
-        port: None,
         tls: None,
         probe,
     }

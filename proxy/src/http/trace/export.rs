@@ -4,8 +4,8 @@
 //! ([`Tracer::max_waiting`]), what is more is dropped and counted.
 
 use super::super::{
-    attempt,
     body::{Piece, Upstream},
+    connecting,
     head::{BodyLength, RequestHead, ResponseHead},
     upstream::Up,
 };
@@ -164,9 +164,9 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let _counted = cluster.begin_request(Priority::Default).ok()?;
     let host = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
     let _active = host.enter();
-    let http2 = attempt::speaks_http2(grpc, cluster, &host);
-    let name = attempt::server_name(&head, cluster);
-    let mut up = attempt::connection(worker, cluster, &host, http2, Priority::Default, name).await.ok()?;
+    let http2 = connecting::speaks_http2(grpc, cluster, &host);
+    let name = connecting::server_name(&head, cluster);
+    let mut up = connecting::connection(worker, cluster, &host, http2, Priority::Default, name).await.ok()?;
     up.send_head(&head);
     up.send_data((&body).into());
     up.send_end(None);

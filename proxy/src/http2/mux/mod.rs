@@ -5,6 +5,7 @@
 //! they write in one turn leaves in one system call. Bounds: streams by the limit that the peer was told, the bytes of each by
 //! its window, the bytes that wait to be written by [`ROOM`] and the answers that a peer may ask for by the guard.
 
+mod faults;
 mod io;
 mod outbox;
 mod receive;

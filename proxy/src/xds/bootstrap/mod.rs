@@ -10,6 +10,7 @@
 mod dynamic;
 mod folder;
 mod overload;
+mod references;
 mod runtime;
 
 pub use dynamic::Dynamic;
@@ -172,6 +173,10 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     );
     let sockets = cluster_manager.map(self::sockets).transpose().within("cluster_manager")?;
     let static_resources = static_resources.unwrap_or_default();
+    // Where clusters come from elsewhere as well, who knows what will be there.
+    if dynamic_resources.as_ref().is_none_or(|dynamic| dynamic.cds_config.is_none()) {
+        references::check(&static_resources)?;
+    }
     let clusters = static_resources.clusters.iter();
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
     let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
@@ -330,6 +335,24 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(wanted) && error.contains("bootstrap.yaml"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn route_when_its_cluster_is_none_of_the_static_ones_names_it() {
+        let with = |fields: &str, more: &str| {
+            format!(
+                "{{static_resources: {{clusters: [{{name: a}}], listeners: [{{filter_chains: [{{filters: [{{name: hcm, typed_config: {{'@type': \
+                 type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: x, \
+                 route_config: {{{fields} virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: a}}}}, \
+                 {{match: {{prefix: /}}, route: {{weighted_clusters: {{clusters: [{{name: b, weight: 1}}]}}}}}}]}}]}}}}}}]}}]}}]}}{more}}}"
+            )
+        };
+        let said = read(&with("", "")).unwrap_err().to_string();
+        let field = "listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[1].route.\
+                     weighted_clusters.clusters[0].name";
+        assert!(said.contains(field) && said.contains("`b` is none of the static clusters"), "{said}");
+        read(&with("validate_clusters: false,", "")).unwrap();
+        read(&with("", ", dynamic_resources: {cds_config: {path_config_source: {path: /nowhere}}}")).unwrap();
     }
 
     #[test]

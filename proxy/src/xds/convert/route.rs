@@ -33,7 +33,7 @@ pub fn table(context: &mut Context, value: xds::RouteConfiguration) -> Converted
         request_headers_to_add,
         request_headers_to_remove,
         most_specific_header_mutations_wins,
-        // A route to a cluster that is not there answers 503, now and when it goes later.
+        // A bootstrap's routes are looked at there; else a route to a cluster that is not there answers 503.
         validate_clusters: _,
         max_direct_response_body_size_bytes,
         cluster_specifier_plugins,

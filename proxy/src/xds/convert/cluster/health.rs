@@ -89,7 +89,6 @@ impl Template {
             unhealthy_edge_interval: or(unhealthy_edge_interval, unhealthy, "unhealthy_edge_interval")?,
             healthy_edge_interval: or(healthy_edge_interval, interval, "healthy_edge_interval")?,
             reuse_connection: reuse_connection.unwrap_or(true),
-            port: None,
             tls: transport_socket_match_criteria.map(|labels| self.tls_for(&labels)),
             probe,
         })

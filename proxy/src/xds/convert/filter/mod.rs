@@ -58,6 +58,7 @@ pub fn chain(
     for (index, value) in values.into_iter().enumerate() {
         let Entry { name, is_optional, disabled, config_type } = value;
         let within = format!("http_filters[{index}]");
+        let comes_by_name = matches!(config_type, Some(http_filter::ConfigType::ConfigDiscovery(_)));
         let any = match config_type {
             Some(http_filter::ConfigType::TypedConfig(any)) => any,
             Some(http_filter::ConfigType::ConfigDiscovery(value)) => {
@@ -83,6 +84,9 @@ pub fn chain(
             continue;
         }
         match filter(context, &any).within(format_args!("{within}.typed_config"))? {
+            Some(_) if index == last && !comes_by_name => {
+                return Err(Refused::new("", "is the last filter: that must be the router").within(within));
+            }
             Some(filter) => {
                 let stats = stats(context, prefix, &filter);
                 entries.push(FilterEntry { name: name.into(), disabled, filter, stats });

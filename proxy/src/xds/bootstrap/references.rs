@@ -1,0 +1,96 @@
+//! The clusters that routes written in a bootstrap name: one that is not there is a slip of the pen, found before anything listens.
+
+use super::super::convert::common::optional;
+use super::super::convert::{Converted, Refused, Within as _};
+use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use leno_xds::envoy::config::listener::v3::{FilterChain, filter::ConfigType};
+use leno_xds::envoy::config::route::v3::{
+    RouteAction, RouteConfiguration, VirtualHost, route, route_action::ClusterSpecifier,
+    route_action::RequestMirrorPolicy, weighted_cluster::ClusterWeight,
+};
+use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier,
+};
+use std::collections::HashSet;
+
+/// Looks at the routes that static listeners hold themselves, where `validate_clusters` is not off. Routes that come by name, and
+/// those that choose by a header, are answered 503 while their cluster is not there.
+///
+/// # Errors
+/// At the first route to a cluster that is none of the static ones.
+pub(super) fn check(resources: &StaticResources) -> Converted<()> {
+    let clusters = Clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect());
+    for (index, listener) in resources.listeners.iter().enumerate() {
+        let within = format!("static_resources.listeners[{index}]");
+        for (index, chain) in listener.filter_chains.iter().enumerate() {
+            clusters.chain(chain).within(format_args!("filter_chains[{index}]")).within(&within)?;
+        }
+        let default = listener.default_filter_chain.as_ref().map_or(Ok(()), |chain| clusters.chain(chain));
+        default.within("default_filter_chain").within(&within)?;
+    }
+    Ok(())
+}
+
+struct Clusters<'c>(HashSet<&'c str>);
+
+impl Clusters<'_> {
+    fn chain(&self, chain: &FilterChain) -> Converted<()> {
+        for (index, filter) in chain.filters.iter().enumerate() {
+            let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
+            // What does not decode is refused where it is converted.
+            let Ok(Some(manager)) = optional::<HttpConnectionManager>(any) else { continue };
+            if let Some(RouteSpecifier::RouteConfig(table)) = manager.route_specifier
+                && table.validate_clusters != Some(false)
+            {
+                self.table(&table).within(format_args!("filters[{index}].typed_config.route_config"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&self, table: &RouteConfiguration) -> Converted<()> {
+        self.mirrors(&table.request_mirror_policies)?;
+        table.virtual_hosts.iter().enumerate().try_for_each(|(index, host)| {
+            let checked = self.host(host);
+            checked.within(format_args!("virtual_hosts[{index}]"))
+        })
+    }
+
+    fn host(&self, host: &VirtualHost) -> Converted<()> {
+        self.mirrors(&host.request_mirror_policies)?;
+        for (index, route) in host.routes.iter().enumerate() {
+            if let Some(route::Action::Route(action)) = &route.action {
+                self.action(action).within(format_args!("routes[{index}].route"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn action(&self, action: &RouteAction) -> Converted<()> {
+        match &action.cluster_specifier {
+            Some(ClusterSpecifier::Cluster(name)) => self.known(name, "cluster")?,
+            Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+                for (index, ClusterWeight { name, .. }) in weighted.clusters.iter().enumerate() {
+                    self.known(name, &format!("weighted_clusters.clusters[{index}].name"))?;
+                }
+            }
+            _ => {}
+        }
+        self.mirrors(&action.request_mirror_policies)
+    }
+
+    fn mirrors(&self, mirrors: &[RequestMirrorPolicy]) -> Converted<()> {
+        mirrors.iter().enumerate().try_for_each(|(index, RequestMirrorPolicy { cluster, .. })| {
+            self.known(cluster, &format!("request_mirror_policies[{index}].cluster"))
+        })
+    }
+
+    /// An empty name stands for one that is chosen otherwise.
+    fn known(&self, name: &str, field: &str) -> Converted<()> {
+        if name.is_empty() || self.0.contains(name) {
+            return Ok(());
+        }
+        let reason = format!("`{name}` is none of the static clusters; add it, or set validate_clusters to false");
+        Err(Refused::new(field, reason))
+    }
+}
