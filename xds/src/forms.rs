@@ -30,7 +30,8 @@ fn settle_message(value: &mut Value, message: &MessageDescriptor, depth: usize) 
     }
     if is_wrapper(message) {
         if let Value::Object(fields) = value
-            && let (Some(inner), true) = (fields.remove("value"), fields.is_empty())
+            && fields.len() == 1
+            && let Some(inner) = fields.remove("value")
         {
             *value = inner;
         }
@@ -106,9 +107,21 @@ fn settle_duration(value: &mut Value) {
 }
 
 fn settle_any(value: &mut Value, pool: &DescriptorPool, depth: usize) {
+    if value.as_object().is_some_and(Map::is_empty) {
+        // What holds nothing is as good as not there; the deserializer wants a type.
+        *value = Value::Null;
+        return;
+    }
     replace_typed_struct(value);
     let Some(name) = value.get("@type").and_then(Value::as_str).map(|url| type_name(url).to_owned()) else { return };
     let Some(message) = pool.get_message_by_name(&name) else { return };
+    if name.starts_with("google.protobuf.") {
+        // Of such the form is a member `value` beside the type; that of an empty message need not be written.
+        if let (Value::Object(fields), "google.protobuf.Empty") = (&mut *value, name.as_str()) {
+            fields.entry("value").or_insert_with(|| Value::Object(Map::new()));
+        }
+        return;
+    }
     settle_message(value, &message, depth + 1);
     if let Value::Object(fields) = value {
         fields.insert("@type".to_owned(), Value::String(format!("type.googleapis.com/{name}")));
@@ -202,6 +215,35 @@ mod tests {
         };
         assert_eq!(typed_struct(&any).unwrap(), usual.typed_config);
         assert_eq!(typed_struct(&crate::any(&TcpProxy::default())).unwrap(), None);
+    }
+
+    #[test]
+    fn messages_of_protobuf_itself_when_packed_then_are_read() {
+        let packed = |text: &str| {
+            let text = format!("{{name: a, typed_config: {{'@type': type.googleapis.com/google.protobuf.{text}}}}}");
+            from_text::<TypedExtensionConfig>(&text).unwrap().typed_config.unwrap()
+        };
+        assert_eq!(packed("StringValue, value: chain").value, prost::Message::encode_to_vec(&"chain".to_owned()));
+        assert!(packed("Empty").value.is_empty());
+        let empty = from_text::<TypedExtensionConfig>("{name: a, typed_config: {}}").unwrap();
+        assert_eq!(empty.typed_config, None, "what holds nothing is not there");
+    }
+
+    #[test]
+    fn resources_when_one_is_none_then_the_others_are_read() {
+        let text = r#"{version_info: v1, resources: [
+            {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: good},
+            {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: misspelt, conect_timeout: 1s},
+            {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: unknown, filters: [
+                {name: x, typed_config: {"@type": type.googleapis.com/example.Unheard}}]},
+            {"@type": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: wrong, lb_policy: 77}]}"#;
+        let (response, refused) = crate::json::response(text).unwrap();
+        assert_eq!((response.version_info.as_str(), response.resources.len()), ("v1", 1));
+        let told: Vec<String> = refused.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+        assert!(told[0].starts_with("misspelt: ") && told[0].contains("conect_timeout"), "{told:?}");
+        assert!(told[1].contains("filters[0].typed_config: `type.googleapis.com/example.Unheard`"), "{told:?}");
+        assert!(told[2].starts_with("wrong: ") && told[2].contains("lb_policy"), "{told:?}");
+        assert!(crate::json::response("resources: [").is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Follows <https://protobuf.dev/programming-guides/json/>, as Envoy's own `/config_dump` does.
 
+use crate::envoy::service::discovery::v3::DiscoveryResponse;
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions};
 use serde_json::Value;
@@ -36,6 +37,14 @@ pub enum JsonError {
         type_name: String,
         /// What serde found.
         source: serde_json::Error,
+    },
+    /// An `Any` in the JSON holds a type that the descriptors do not know.
+    #[error("{path}: `{type_name}` is not supported by this proxy")]
+    UnknownInside {
+        /// Where.
+        path: String,
+        /// The type.
+        type_name: String,
     },
     /// A value breaks a rule of the API.
     #[error("{type_name}: {source}")]
@@ -125,7 +134,33 @@ fn decode<M: Message + Name + Default>(message: &DynamicMessage) -> Result<M, Js
 fn deserialize(descriptor: MessageDescriptor, mut value: Value) -> Result<DynamicMessage, JsonError> {
     crate::forms::settle(&mut value, &descriptor);
     let type_name = descriptor.full_name().to_owned();
+    if let Some((path, type_name)) = unknown_inside(&value, descriptor.parent_pool(), String::new(), 0) {
+        return Err(JsonError::UnknownInside { path, type_name });
+    }
     DynamicMessage::deserialize(descriptor, value).map_err(|source| JsonError::Json { type_name, source })
+}
+
+/// The first `Any` of a type that is not known, and where it is.
+fn unknown_inside(value: &Value, pool: &DescriptorPool, path: String, depth: usize) -> Option<(String, String)> {
+    const DEPTH: usize = 100;
+    match value {
+        Value::Object(fields) if depth < DEPTH => {
+            if let Some(url) = fields.get("@type").and_then(Value::as_str)
+                && pool.get_message_by_name(type_name(url)).is_none()
+            {
+                return Some((path, url.to_owned()));
+            }
+            fields.iter().find_map(|(name, value)| {
+                let inside = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                unknown_inside(value, pool, inside, depth + 1)
+            })
+        }
+        Value::Array(values) if depth < DEPTH => values
+            .iter()
+            .enumerate()
+            .find_map(|(index, value)| unknown_inside(value, pool, format!("{path}[{index}]"), depth + 1)),
+        _ => None,
+    }
 }
 
 /// A `TypedStruct` on the wire, the same in both of its packages.
@@ -161,9 +196,35 @@ pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, 
 /// # Errors
 /// When the text is neither, as [`from_value`], or when a value breaks one of the rules that the API's files state.
 pub fn from_text<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let message = read::<M>(&serde_yaml::from_str::<Value>(text)?)?;
+    checked(&serde_yaml::from_str::<Value>(text)?)
+}
+
+fn checked<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    let message = read::<M>(value)?;
     crate::rules::check(&message).map_err(|source| JsonError::Rule { type_name: M::full_name(), source })?;
     decode(&message)
+}
+
+/// Reads a response of resources from text, each resource by itself: those that are none are told by name, with what is wrong.
+///
+/// # Errors
+/// When the text is neither YAML nor JSON, or something else than a resource is wrong with it.
+pub fn response(text: &str) -> Result<(DiscoveryResponse, Vec<(String, JsonError)>), JsonError> {
+    let mut value = serde_yaml::from_str::<Value>(text)?;
+    let Some(Value::Array(resources)) = value.as_object_mut().and_then(|fields| fields.remove("resources")) else {
+        return Ok((checked(&value)?, Vec::new()));
+    };
+    let mut response: DiscoveryResponse = checked(&value)?;
+    let mut refused = Vec::new();
+    for (index, resource) in resources.into_iter().enumerate() {
+        let name = ["name", "cluster_name", "clusterName"].iter().find_map(|field| resource.get(*field)?.as_str());
+        let name = name.map_or_else(|| format!("resources[{index}]"), str::to_owned);
+        match checked::<DiscoveryResponse>(&serde_json::json!({ "resources": [resource] })) {
+            Ok(one) => response.resources.extend(one.resources),
+            Err(error) => refused.push((name, error)),
+        }
+    }
+    Ok((response, refused))
 }
 
 /// Paths of the fields in an `Any`, and in the `Any`s inside it, that the descriptors do not know: set by a server that

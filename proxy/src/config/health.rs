@@ -130,6 +130,13 @@ pub enum Report {
         /// Which count.
         kind: Consecutive,
     },
+    /// An endpoint said by a header that it is not well, without waiting for the next check.
+    Unwell {
+        /// The cluster.
+        cluster: ClusterId,
+        /// The endpoint.
+        address: SocketAddr,
+    },
     /// Requests since the last report.
     Counts {
         /// The cluster.

@@ -57,7 +57,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     let edge = client::find(call)?;
     if manager.generate_request_id {
         let headers = &mut call.request.headers;
-        if edge || !headers.may_have(Known::RequestId) || headers.known(Known::RequestId).is_none() {
+        if edge || !headers.may_have(Known::RequestId) || headers.known(Known::RequestId).is_none_or(<[u8]>::is_empty) {
             headers.remove_known(Known::RequestId);
             headers.push(b"x-request-id", uuid(bits(&call.worker.rng)).as_bytes());
         }

@@ -5,6 +5,7 @@ use super::{
     body::{Downstream, SideError, Upstream},
     call::Call,
     connecting::{connection, server_name, speaks_http2},
+    head::BodyLength,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
     raw,
@@ -104,7 +105,10 @@ pub(super) async fn begin<D: Downstream>(
         observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
         Instant::now()
     });
-    let mut up = acquire(call, cluster, host, limits.priority, ends_here).await?;
+    // A request for a tunnel has no end: it counts as whole from the beginning.
+    let tunnel = call.request.wants_tunnel();
+    let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
+    let mut up = acquire(call, cluster, host, limits, ends_here, complete).await?;
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
     }
@@ -124,9 +128,8 @@ pub(super) async fn begin<D: Downstream>(
     }
     let began = Instant::now();
     limits.attempt = cluster.config().max_stream_duration.map(|limit| began + limit);
-    // A request for a tunnel has no end from which limits of the route could count.
-    let tunnel = call.request.wants_tunnel();
-    let per_try = limits.per_try.filter(|_| !tunnel).map(|limit| began + limit);
+    // When the request had come whole, or this attempt began after that: from then on limits of the route and of attempts count.
+    let mut whole = tunnel.then_some(began);
     let mut last = began;
     let mut deaf = false;
     let mut received = None;
@@ -173,15 +176,19 @@ pub(super) async fn begin<D: Downstream>(
             if moved {
                 last = Instant::now();
             }
-            if body.done && limits.deadline.is_none() && !tunnel {
-                limits.deadline = limits.route.map(|limit| last + limit);
+            if body.done && whole.is_none() {
+                whole = Some(last);
+            }
+            if let (Some(since), None) = (whole, limits.deadline) {
+                limits.deadline = limits.route.map(|limit| since + limit);
             }
             let idle = limits.idle_deadline(last);
-            let try_idle = limits.per_try_idle.map(|limit| last + limit);
+            let per_try = whole.zip(limits.per_try).map(|(since, limit)| since + limit);
+            let try_idle = whole.and(limits.per_try_idle).map(|limit| last + limit);
             let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
             let request = limits.request.filter(|_| !body.done);
-            let whole = earlier(limits.deadline, earlier(request, limits.stream));
-            if timer.poll(cx, earlier(earlier(idle, log_at), earlier(whole, attempt))).is_pending() {
+            let all = earlier(limits.deadline, earlier(request, limits.stream));
+            if timer.poll(cx, earlier(earlier(idle, log_at), earlier(all, attempt))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
@@ -235,7 +242,8 @@ pub(super) async fn begin<D: Downstream>(
             Err(Failed::Stop(Stop::Gone))
         }
         Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
-        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done).into())),
+        // The client of a tunnel could still say something.
+        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done && !tunnel).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
         Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
@@ -247,7 +255,7 @@ pub(super) async fn begin<D: Downstream>(
         }
         Wake::Stream => {
             call.tally.filters().reply.grpc = Some(4);
-            Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done).into()))
+            Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done && !tunnel).into()))
         }
     }
 }
@@ -279,24 +287,46 @@ async fn acquire(
     call: &mut Call<'_>,
     cluster: &Cluster,
     host: &Rc<Host>,
-    priority: Priority,
+    limits: &mut Limits,
     ends_here: bool,
+    complete: bool,
 ) -> Result<Up, Failed> {
+    // For a place among the connections a request waits as long as for an answer.
+    let now = Instant::now();
+    if complete && limits.deadline.is_none() {
+        limits.deadline = limits.route.map(|limit| now + limit);
+    }
+    let per_try = limits.per_try.filter(|_| complete).map(|limit| now + limit);
+    let idle = limits.idle_deadline(now);
+    let until = earlier(earlier(limits.deadline, per_try), earlier(idle, limits.stream));
     let connected = match ends_here {
         true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
         false => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
             let name = server_name(call.request, cluster);
             let worker = call.worker;
-            let connecting = connection(worker, cluster, host, http2, priority, name);
+            let connecting = connection(worker, cluster, host, http2, limits.priority, name, until);
             call.await_logging(connecting).await
         }
     };
     match connected {
         Ok(up) => Ok(up),
         Err(error) => {
+            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
             let reply = match &error {
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
+                ConnectError::Waited(_) if over(limits.deadline) => {
+                    return Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into()));
+                }
+                ConnectError::Waited(_) if over(per_try) => {
+                    return Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT)));
+                }
+                ConnectError::Waited(_) if over(limits.stream) => {
+                    return Err(Failed::Stop(reply::late(reply::MAX_DURATION, complete).into()));
+                }
+                ConnectError::Waited(_) => {
+                    return Err(Failed::Stop(reply::late(reply::STREAM_IDLE, complete).into()));
+                }
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::{
     config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Route},
-    listen::Proxied,
+    listen::{Proxied, Visit},
     pool::{ClusterState, Host},
     route::Selected,
     telemetry::{
         self, ConnectionSecurity, LogEntry, LogKind, Moments, Observed, Reporter, RequestProtocol, RequestRecord,
-        ResponseFlags, ServiceLabels, WorkloadLabels, peer, stats::CountedConnection,
+        ResponseFlags, ServiceLabels, Wire, WorkloadLabels, peer, stats::CountedConnection,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot},
@@ -58,6 +58,8 @@ pub struct ConnInfo {
     pub tls: Option<Box<TlsInfo>>,
     /// The server name of its ClientHello.
     pub server_name: Option<Box<str>>,
+    /// What its listener will tell about it, where that has logs.
+    pub visit: Option<Box<Visit>>,
     /// The workload that the last request's header named, by that header.
     source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
     /// Its own buckets of limits that want that, by the number of the limit: at most [`MAX_LIMITS`].
@@ -82,6 +84,7 @@ impl ConnInfo {
             secure: false,
             tls: None,
             server_name: None,
+            visit: None,
             source: RefCell::default(),
             limits: RefCell::default(),
             client_cert: RefCell::default(),
@@ -445,6 +448,15 @@ impl Call<'_> {
     /// Where is kept what lines ask for, if they do.
     pub(super) fn observed(&mut self) -> Option<&mut Observed> {
         self.manager.log_needs.observed.then(|| &mut **self.tally.observed.get_or_insert_default())
+    }
+
+    /// Tells the listener, where it logs, what the request was on the wire.
+    pub(super) fn tell_listener(&self, wire: Wire) {
+        if let Some(visit) = &self.conn.visit {
+            let understood = !self.request.method().is_empty();
+            let protocol = understood.then(|| self.request.version.as_str());
+            visit.served(protocol, self.tally.flags, (wire.received, wire.sent));
+        }
     }
 
     /// The client's address, as far as it is known.

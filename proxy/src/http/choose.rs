@@ -3,7 +3,7 @@
 use super::{call::Call, filter, hash, headers::Known};
 use crate::{
     balance,
-    config::{Action, Forward, TargetChoice, VirtualCluster, WeightedCluster},
+    config::{Action, ClusterId, Forward, TargetChoice, VirtualCluster, WeightedCluster},
     route::{self, Asker, Certificate, Choice, Selected},
 };
 
@@ -38,7 +38,7 @@ fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
         // What filters change about a header that names it comes too late.
         let header = selected.target.map_or(forward.cluster_header.as_ref(), |target| target.cluster_header.as_ref());
         let id = match header {
-            Some(name) => call.request.headers.get(name).and_then(|value| call.root.named(value)),
+            Some(name) => named_by(call, name),
             None => selected.target.map(|target| target.cluster),
         };
         call.tally.cluster = id.and_then(|id| call.root.cluster(id)).cloned();
@@ -51,6 +51,16 @@ fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
     }
     call.tally.selected = Some(selected);
     selected
+}
+
+/// The cluster that a header of the request names, or one of its pseudo headers.
+pub(super) fn named_by(call: &Call<'_>, header: &str) -> Option<ClusterId> {
+    match header {
+        "host" | ":authority" | ":path" | ":method" | ":scheme" => {
+            call.root.named(&route::header_value(header, call.request)?)
+        }
+        name => call.root.named(call.request.headers.get(name)?),
+    }
 }
 
 /// Chooses among a route's targets.

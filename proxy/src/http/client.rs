@@ -59,7 +59,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
     };
     let edge = call.manager.edge.as_deref().unwrap_or(&DEFAULT);
     if !edge.early.is_empty() {
-        edit::request(call, &edge.early);
+        edit::request_in_order(call, &edge.early);
     }
     if let Some(secure) = edge.secure {
         call.request.secure = secure;

@@ -9,7 +9,7 @@ use crate::{
     tls::Alpn,
     worker::Worker,
 };
-use std::{future::poll_fn, rc::Rc, task::Poll};
+use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
 
 /// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
 pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool {
@@ -38,7 +38,8 @@ pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc
     (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
 }
 
-/// A pooled or a new connection.
+/// A pooled or a new connection. Where the cluster or the endpoint has as many as it may, it is waited for a place `until` then;
+/// a place among those who wait has a limit too.
 pub(crate) async fn connection(
     worker: &Worker,
     cluster: &Cluster,
@@ -46,6 +47,7 @@ pub(crate) async fn connection(
     http2: bool,
     priority: Priority,
     name: Option<Rc<str>>,
+    until: Option<Instant>,
 ) -> Result<Up, ConnectError> {
     if http2 {
         let most = cluster.config().max_requests_per_connection;
@@ -61,17 +63,34 @@ pub(crate) async fn connection(
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     if !http2 {
-        match Box::pin(open(worker, cluster, host, priority, name.clone())).await {
+        match Box::pin(open(worker, cluster, host, priority, name.clone(), until)).await {
             // It has changed its mind since it was asked last.
             Err(_) if is_agreed(cluster) && host.agrees_on_http2() => {}
             opened => return opened.map(Up::Http1),
         }
     }
-    Box::pin(open_http2(worker, cluster, host, priority, name)).await
+    Box::pin(open_http2(worker, cluster, host, priority, name, until)).await
 }
 
 fn is_agreed(cluster: &Cluster) -> bool {
     cluster.config().protocol == UpstreamProtocol::Agreed
+}
+
+/// A place among the connections.
+async fn admitted(
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    until: Option<Instant>,
+) -> Result<Admission, ConnectError> {
+    let admission = cluster.begin_connection(host, priority);
+    match until {
+        None => Ok(admission.await),
+        Some(until) => {
+            let admitted = tokio::time::timeout_at(until.into(), admission).await;
+            admitted.map_err(|_| ConnectError::Waited(host.address()))
+        }
+    }
 }
 
 async fn open(
@@ -80,15 +99,12 @@ async fn open(
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
+    until: Option<Instant>,
 ) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
-        let admission = cluster.begin_connection(host, priority);
-        let admission = tokio::time::timeout(config.connect_timeout, admission)
-            .await
-            .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
-        match admission {
+        match admitted(cluster, host, priority, until).await? {
             Admission::Connect(ticket) => {
                 let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
                 ticket.connected();
@@ -131,15 +147,14 @@ async fn open_http2(
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
+    until: Option<Instant>,
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
     let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            let admission = cluster.begin_connection(host, priority);
-            let admission = tokio::time::timeout(config.connect_timeout, admission).await;
-            match admission.map_err(|_| ConnectError::Timeout(address, config.connect_timeout))? {
+            match admitted(cluster, host, priority, until).await? {
                 Admission::Connect(ticket) => break ticket,
                 Admission::UseIdle => {
                     let taken = match &name {
@@ -165,7 +180,8 @@ async fn open_http2(
             }
         }
         let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());
-        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, config.http2_keepalive)
+        let heads = (config.http1.max_head_bytes, config.http1.max_headers);
+        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, heads, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
         connection.know(info);

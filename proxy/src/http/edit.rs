@@ -1,6 +1,6 @@
 //! What a route changes about the heads of requests and responses.
 
-use super::{call::Call, target};
+use super::{call::Call, headers::Headers, target};
 use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
@@ -8,8 +8,61 @@ use crate::{
     telemetry::{LogEntry, LogFormat},
 };
 
-/// Applies changes to the request, in order.
+/// Applies the changes of one level to the request: removals first; then all values are made of what is there, and whether headers
+/// are there is seen, before one of them is set, and after those others are added.
 pub(super) fn request(call: &mut Call<'_>, ops: &[HeaderOp]) {
+    if needs_order(ops) {
+        removals(&mut call.request.headers, ops);
+        let valued = valued(call, ops, false);
+        level(&mut call.request.headers, valued);
+        call.request.headers.join_of_request();
+    } else {
+        request_in_order(call, ops);
+    }
+}
+
+/// As [`request`], to the response.
+pub(super) fn response(call: &mut Call<'_>, ops: &[HeaderOp]) {
+    if needs_order(ops) {
+        removals(&mut call.response.headers, ops);
+        let valued = valued(call, ops, true);
+        level(&mut call.response.headers, valued);
+        call.response.headers.join_of_answer();
+    } else {
+        response_in_order(call, ops);
+    }
+}
+
+/// Whether it makes a difference in which order the changes of a level are made: where there are several that are not removals.
+fn needs_order(ops: &[HeaderOp]) -> bool {
+    ops.iter().filter(|op| !matches!(op, HeaderOp::Remove(_))).count() > 1
+}
+
+fn removals(headers: &mut Headers, ops: &[HeaderOp]) {
+    ops.iter().filter(|op| matches!(op, HeaderOp::Remove(_))).for_each(|op| headers.change(op, b""));
+}
+
+fn level(headers: &mut Headers, mut valued: Vec<(HeaderOp, Vec<u8>)>) {
+    valued.retain(|(op, _)| match op {
+        HeaderOp::AddIfAbsent(name, _) => headers.get(name).is_none(),
+        HeaderOp::SetIfPresent(name, _) => headers.get(name).is_some(),
+        HeaderOp::Set(..) | HeaderOp::Append(..) => true,
+        HeaderOp::Remove(_) => false,
+    });
+    for (op, value) in &valued {
+        if let HeaderOp::Set(name, _) | HeaderOp::SetIfPresent(name, _) = op {
+            headers.set(name, value);
+        }
+    }
+    for (op, value) in &valued {
+        if let HeaderOp::Append(name, _) | HeaderOp::AddIfAbsent(name, _) = op {
+            headers.push(name.as_bytes(), value);
+        }
+    }
+}
+
+/// Applies changes to the request, one after the other.
+pub(super) fn request_in_order(call: &mut Call<'_>, ops: &[HeaderOp]) {
     for op in ops {
         match text(op) {
             None => call.request.headers.change(op, b""),
@@ -27,8 +80,8 @@ pub(super) fn request(call: &mut Call<'_>, ops: &[HeaderOp]) {
     call.request.headers.join_of_request();
 }
 
-/// Applies changes to the response, in order.
-pub(super) fn response(call: &mut Call<'_>, ops: &[HeaderOp]) {
+/// Applies changes to the response, one after the other.
+pub(super) fn response_in_order(call: &mut Call<'_>, ops: &[HeaderOp]) {
     for op in ops {
         match text(op) {
             None => call.response.headers.change(op, b""),

@@ -7,7 +7,7 @@ use super::{
     reply::{self, Reply},
 };
 use crate::{
-    config::{BodyFormat, LocalReplies, Mapper},
+    config::{BodyFormat, HeaderOp, LocalReplies, Mapper},
     route::Selected,
     telemetry::{LogEntry, grpc_of_http},
 };
@@ -33,7 +33,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     mapped(call, mapper, reply.code);
     call.response.status = if grpc { 200 } else { code };
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
-    finish(call, down, own.grpc, (code, format), text.as_bytes(), close);
+    finish(call, down, own.grpc, (code, format, tells_type(mapper)), text.as_bytes(), close);
 }
 
 /// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
@@ -60,7 +60,18 @@ pub(super) fn answer<'a, D: Downstream>(
     call.response.status = if grpc { 200 } else { code };
     let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
-    finish(call, down, None, (code, format), body, close);
+    finish(call, down, None, (code, format, tells_type(mapper)), body, close);
+}
+
+/// Whether a mapper's headers tell the type of the body, which then is not the format's.
+fn tells_type(mapper: Option<&Mapper>) -> bool {
+    let is = |op: &HeaderOp| match op {
+        HeaderOp::Set(name, _) | HeaderOp::Append(name, _) | HeaderOp::AddIfAbsent(name, _) => {
+            &**name == "content-type"
+        }
+        HeaderOp::SetIfPresent(..) | HeaderOp::Remove(_) => false,
+    };
+    mapper.is_some_and(|mapper| mapper.headers.iter().any(is))
 }
 
 /// Headers of a mapper, which tell the status from before it, and then its own.
@@ -77,13 +88,13 @@ fn finish<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
     grpc_status: Option<u16>,
-    (code, format): (u16, Option<&BodyFormat>),
+    (code, format, typed): (u16, Option<&BodyFormat>, bool),
     text: &[u8],
     close: bool,
 ) {
     let written = format.map(|format| write(format, call, code, &String::from_utf8_lossy(text)));
     let body = written.as_deref().unwrap_or(text);
-    let content_type = format.map(|format| &*format.content_type);
+    let content_type = format.map(|format| &*format.content_type).filter(|_| !typed);
     if call.request.is_grpc() {
         let status = grpc_status.unwrap_or_else(|| grpc_of_http(code));
         reply::grpc(call, status, message(body, content_type).as_ref());

@@ -6,7 +6,7 @@
 use super::{
     body::{HIGH_WATER, Piece, Upstream},
     call::Call,
-    client, connecting, edit,
+    choose, client, connecting, edit,
     head::{RequestHead, ResponseHead},
     headers::Headers,
     pipeline,
@@ -113,7 +113,7 @@ pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>
         }
         let id = match &mirror.cluster_header {
             None => Some(mirror.cluster),
-            Some(name) => call.request.headers.get(name).and_then(|value| call.root.named(value)),
+            Some(name) => choose::named_by(call, name),
         };
         let Some(cluster) = id.and_then(|id| call.root.cluster(id)) else { continue };
         let queue = Rc::new(RefCell::new(Queue::default()));
@@ -190,8 +190,10 @@ impl Copy {
         let _active = host.enter();
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
         let name = connecting::server_name(&self.head, &self.cluster);
-        let mut up =
-            connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name).await.ok()?;
+        let until = Some(Instant::now() + self.cluster.config().connect_timeout);
+        let mut up = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name, until)
+            .await
+            .ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;

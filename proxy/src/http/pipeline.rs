@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Action, Forward, LbPolicy, Redirect},
+    config::{Action, Forward, LbPolicy, Redirect, Report},
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::Selected,
@@ -99,6 +99,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     if let Some(observed) = call.observed() {
         observed.down = wire;
     }
+    call.tell_listener(wire);
     if call.tally.underscored && !body.done && call.request.body != BodyLength::Empty {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
         call.tally.details = "http2.unexpected_underscore";
@@ -362,6 +363,12 @@ async fn proxy<'a, D: Downstream>(
                     };
                     if not_sent {
                         host.note_failure();
+                    }
+                    if !cluster.config().checks.is_empty()
+                        && headers.get("x-envoy-immediate-health-check-fail").is_some()
+                        && let Some(care) = &cluster.config().care
+                    {
+                        care.report(Report::Unwell { cluster: cluster.config().id, address: host.address() });
                     }
                     note_answer(call, cluster, &host, failure);
                     let again = policy

@@ -35,6 +35,10 @@ pub(super) fn location(call: &mut Call<'_>, selected: Selected<'_>, redirect: &R
     if redirect.strip_query && !redirect.path.as_ref().is_some_and(|path| path.contains('?')) {
         path.truncate(path.iter().position(|&b| b == b'?').unwrap_or(path.len()));
     }
+    // Without a slash it would be read as a part of the host's name.
+    if !path.starts_with(b"/") {
+        path.insert(0, b'/');
+    }
     reply::location(redirect, &path, call.request)
 }
 

@@ -162,7 +162,7 @@ pub const UPGRADE_REFUSED: Reply = refusal(403, "", ResponseFlags::none(), "upgr
 
 /// The client's address is not to be found, which is refused with this status.
 pub fn undetected(status: u16) -> Reply {
-    reply(status, "", ResponseFlags::none(), "original_ip_detection_failed")
+    reply(status, "", ResponseFlags::none(), "rejecting_because_detection_failed")
 }
 
 /// A reply to a request that took too long; before it was complete that is the client's doing.

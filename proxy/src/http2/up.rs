@@ -58,12 +58,12 @@ pub async fn connect<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    connect_with(io, tls, local, options, None).await
+    connect_with(io, tls, local, options, (super::MAX_RESPONSE_HEAD as usize, super::MAX_HEADERS), None).await
 }
 
 /// Begins HTTP/2 on a connection. The future that comes with it drives the connection and must be spawned on the worker
 /// (it ends with the connection, which it tells by [`Connection::is_closed`]); at most `options.max_concurrent_streams`
-/// streams are opened at a time, fewer if the endpoint allows fewer.
+/// streams are opened at a time, fewer if the endpoint allows fewer. Heads of answers may have so many bytes and headers.
 ///
 /// # Errors
 /// When the connection breaks.
@@ -72,6 +72,7 @@ pub async fn connect_with<IO>(
     tls: bool,
     local: Option<SocketAddr>,
     options: Http2Options,
+    (head_bytes, headers): (usize, usize),
     keepalive: Option<Http2Keepalive>,
 ) -> io::Result<(Connection, impl Future<Output = ()> + use<IO>)>
 where
@@ -81,8 +82,8 @@ where
         streams: 0,
         stream_window: options.stream_window,
         connection_window: options.connection_window,
-        head_bytes: super::MAX_RESPONSE_HEAD as usize,
-        headers: super::MAX_HEADERS,
+        head_bytes,
+        headers,
         connect: false,
         malformed_ends: false,
     };

@@ -1,10 +1,12 @@
 //! What a connection must pass before it is served: counts and rates before TLS costs anything, policy when it is known who comes.
 
 use crate::{
-    config::{ConnectionLimit, Gate},
+    config::{ConnectionLimit, Gate, Network},
     http::ConnInfo,
     rbac::Facts,
+    tcp,
     tls::TlsInfo,
+    worker::Worker,
 };
 use std::{
     net::SocketAddr,
@@ -41,8 +43,28 @@ impl Drop for Counted {
     }
 }
 
-/// Counts and rates. `None` closes the connection.
-pub(super) async fn limits(gates: &[Gate]) -> Option<Places> {
+/// A connection that is not served, and why in Envoy's words, where it has some.
+#[derive(Debug)]
+pub(super) struct Refused(Option<String>);
+
+impl Refused {
+    /// Tells it to those who log what becomes of connections.
+    pub(super) fn tell(&self, worker: &Worker, conn: &ConnInfo, network: &Network) {
+        if let (Some(reason), Some(visit)) = (&self.0, &conn.visit) {
+            visit.ended_by(reason);
+        }
+        if let Network::Tcp(proxy) = network {
+            let refused = tcp::Refused { termination: self.0.as_deref().map(Into::into), ..tcp::Refused::default() };
+            tcp::refused(worker, conn, proxy, refused);
+        }
+    }
+}
+
+/// Counts and rates.
+///
+/// # Errors
+/// When the connection is to be closed.
+pub(super) async fn limits(gates: &[Gate]) -> Result<Places, Refused> {
     let mut places = Places::default();
     for gate in gates {
         match gate {
@@ -52,23 +74,26 @@ pub(super) async fn limits(gates: &[Gate]) -> Option<Places> {
                 None => {
                     tracing::debug!(filter = %limit.stat_prefix, "too many connections; closed");
                     rest(limit.delay).await;
-                    return None;
+                    return Err(Refused(None));
                 }
             },
             Gate::RateLimit(limit) => {
                 if !limit.bucket.take(Instant::now()) {
                     limit.stats.limited.add(1);
                     tracing::debug!(filter = %limit.stat_prefix, "too many new connections; closed");
-                    return None;
+                    return Err(Refused(None));
                 }
             }
         }
     }
-    Some(places)
+    Ok(places)
 }
 
-/// Who may connect. `None` closes the connection.
-pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Option<()> {
+/// Who may connect.
+///
+/// # Errors
+/// When the connection is to be closed.
+pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Result<(), Refused> {
     for gate in gates {
         let Gate::Rbac(rbac) = gate else { continue };
         if let Some(verdict) = rbac.shadow.as_ref().map(|rules| rules.decide(conn)) {
@@ -84,10 +109,10 @@ pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Option<()> {
             let policy = verdict.policy.map(AsRef::as_ref).unwrap_or("none");
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, policy, "denied; closed");
             rest(rbac.delay).await;
-            return None;
+            return Err(Refused(Some(format!("rbac_access_denied_matched_policy[{policy}]"))));
         }
     }
-    Some(())
+    Ok(())
 }
 
 async fn rest(delay: Duration) {

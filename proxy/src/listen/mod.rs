@@ -35,7 +35,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::net::TcpStream;
-use visit::Visit;
+pub use visit::Visit;
 
 /// Where a connection stands in the configuration: everything by which its filter chain is found, so that it can be found
 /// again when the configuration changed. Boxed, since it is rarely looked at and lies in every connection.
@@ -99,8 +99,7 @@ pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
     // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
     // many, pays for no other kind.
     let Some(_counted) = OfListener::new(&worker, bound) else { return };
-    let mut visit = None;
-    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound, &mut visit)).await else { return };
+    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound)).await else { return };
     match ready {
         Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
         Ready::Http2(stream, first, conn, place) => {
@@ -154,12 +153,7 @@ impl Drop for OfListener {
 }
 
 /// Finds out what serves a connection. `None` closes it.
-async fn prepare(
-    worker: &Rc<Worker>,
-    mut tcp: TcpStream,
-    bound: SocketAddr,
-    visit: &mut Option<Box<Visit>>,
-) -> Option<(Ready, Places)> {
+async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
     let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
@@ -170,9 +164,11 @@ async fn prepare(
     let destination = if owner.use_original_dst { original_destination(&tcp, local) } else { local };
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let (mut destination, mut source, remote) = (canonical(destination), canonical(remote), canonical(remote));
-    if owner.use_original_dst && (destination == local || owner.is_own(destination)) {
-        // Nobody redirected it: passed on to where it wanted to go it would come back for ever.
-        tracing::debug!(%remote, %destination, "a connection to the proxy's own port is closed");
+    // One that nobody redirected is served by what the listener itself says, and is not passed on to where it wanted to go.
+    let redirected = owner.use_original_dst && destination != canonical(local);
+    if redirected && owner.is_own(destination) {
+        // It would come back for ever.
+        tracing::debug!(%remote, %destination, "a connection that was redirected to the proxy's own port is closed");
         return None;
     }
     let deadline = |limit: Duration| (!limit.is_zero()).then(|| Instant::now() + limit);
@@ -205,7 +201,7 @@ async fn prepare(
     }));
     let listener = place.listener(root.config())?;
     let id = worker.connection_id();
-    *visit = Visit::begin(worker, listener, id, (destination, canonical(local)), (source, remote));
+    let mut visit = Visit::begin(worker, listener, id, (destination, canonical(local)), (source, remote));
     let limit = deadline(listener.detect_timeout);
     let detected = detect(&mut tcp, &mut first, listener, destination.port(), limit).await?;
     place.0.transport = detected.transport;
@@ -214,19 +210,29 @@ async fn prepare(
     let Some(chain) = place.find(root.config()) else {
         tracing::debug!(%remote, %destination, listener = %listener.name, "no filter chain matches; closed");
         worker.shard.listener_stats(&listener.stat_name).no_filter_chain_match.add(1);
-        if let Some(visit) = visit {
+        if let Some(visit) = &mut visit {
             visit.unclaimed(place.0.server_name.as_deref());
         }
         return None;
     };
     let mut conn = ConnInfo::new(destination, source);
-    conn.restored = owner.use_original_dst || told;
+    conn.restored = redirected || told;
     conn.server_name = place.0.server_name.clone();
     conn.proxied = proxied;
     conn.id = id;
     conn.chain = chain.name.clone();
     conn.direct_local = canonical(local);
-    let places = gates::limits(&chain.gates).await?;
+    if let Some(visit) = &mut visit {
+        visit.claimed(&conn);
+    }
+    let places = match gates::limits(&chain.gates).await {
+        Ok(places) => places,
+        Err(refused) => {
+            conn.visit = visit;
+            refused.tell(worker, &conn, &chain.network);
+            return None;
+        }
+    };
     let (mut stream, alpn) = match chain.tls.as_deref() {
         None => (Stream::Plain(tcp), None),
         Some(wanted) => {
@@ -241,18 +247,27 @@ async fn prepare(
                 Err(error) => {
                     stats.tls.failed(&error);
                     tracing::debug!(%remote, %destination, %error, "TLS with the client failed");
-                    if let Some(visit) = visit {
+                    if let Some(visit) = &mut visit {
                         visit.failed(&conn, error.to_string());
+                    }
+                    conn.visit = visit;
+                    if let Network::Tcp(proxy) = &chain.network {
+                        let failure = Some(error.to_string());
+                        tcp::refused(worker, &conn, proxy, tcp::Refused { failure, ..tcp::Refused::default() });
                     }
                     return None;
                 }
             }
         }
     };
-    if let Some(visit) = visit {
+    if let Some(visit) = &mut visit {
         visit.claimed(&conn);
     }
-    gates::policies(&chain.gates, &conn).await?;
+    conn.visit = visit;
+    if let Err(refused) = gates::policies(&chain.gates, &conn).await {
+        refused.tell(worker, &conn, &chain.network);
+        return None;
+    }
     let manager = match &chain.network {
         Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, proxy.clone()), places)),
         Network::Direct(bytes) => return Some((Ready::Direct(stream, bytes.clone()), places)),

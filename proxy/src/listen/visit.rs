@@ -1,15 +1,18 @@
 //! What a listener tells about a connection when it has ended, whatever served it, or if nothing did.
 //!
-//! There is one only where the listener has access logs.
+//! There is one only where the listener has access logs. It goes with what is known of the connection; what serves the connection
+//! adds what it saw.
 
 use crate::{
     config::{AccessLog, Listener},
     http::ConnInfo,
-    telemetry::{LogEntry, ResponseFlags},
+    telemetry::{LogEntry, LogKind, ResponseFlags},
     tls::{PeerIdentity, TlsInfo},
     worker::Worker,
 };
 use std::{
+    cell::{Cell, RefCell},
+    fmt,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -17,7 +20,7 @@ use std::{
 };
 
 /// A connection of a listener that logs. Its lines are written when it is dropped.
-pub(super) struct Visit {
+pub struct Visit {
     worker: Rc<Worker>,
     listener: Arc<Listener>,
     start: Instant,
@@ -31,9 +34,20 @@ pub(super) struct Visit {
     server_name: Option<Box<str>>,
     peer: Option<Box<str>>,
     tls: Option<Box<TlsInfo>>,
-    flags: ResponseFlags,
+    flags: Cell<ResponseFlags>,
     details: Option<&'static str>,
+    termination: RefCell<Option<Box<str>>>,
     failure: Option<String>,
+    protocol: Cell<Option<&'static str>>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    written: Cell<bool>,
+}
+
+impl fmt::Debug for Visit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visit").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Visit {
@@ -62,16 +76,21 @@ impl Visit {
             server_name: None,
             peer: None,
             tls: None,
-            flags: ResponseFlags::none(),
+            flags: Cell::new(ResponseFlags::none()),
             details: None,
+            termination: RefCell::default(),
             failure: None,
+            protocol: Cell::default(),
+            received: Cell::default(),
+            sent: Cell::default(),
+            written: Cell::default(),
         }))
     }
 
     /// No filter chain takes it.
     pub(super) fn unclaimed(&mut self, server_name: Option<&str>) {
         self.server_name = server_name.map(Into::into);
-        self.flags = ResponseFlags::NO_ROUTE;
+        self.flags.set(ResponseFlags::NO_ROUTE);
         self.details = Some("filter_chain_not_found");
     }
 
@@ -89,13 +108,48 @@ impl Visit {
         self.peer = conn.peer.as_ref().map(|peer| PeerIdentity::uri(peer).into()).or_else(of_certificate);
         self.tls = conn.tls.as_deref().map(|tls| Box::new(tls.again()));
     }
+
+    /// A request was served with so many bytes on the wire; one that was not understood has no protocol.
+    pub fn served(&self, protocol: Option<&'static str>, flags: ResponseFlags, (received, sent): (u64, u64)) {
+        self.protocol.set(protocol.or(self.protocol.get()));
+        if flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR) {
+            self.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+        self.received.set(self.received.get().wrapping_add(received));
+        self.sent.set(self.sent.get().wrapping_add(sent));
+    }
+
+    /// A filter ended it.
+    pub fn ended_by(&self, reason: &str) {
+        *self.termination.borrow_mut() = Some(reason.into());
+    }
+
+    /// Whether a line wants what is only kept where one does.
+    pub fn observes(&self) -> bool {
+        AccessLog::needs(&self.listener.access_logs).observed
+    }
+
+    /// Writes the lines with all that the TCP proxy knows, and none of its own any more.
+    pub fn write(&self, entry: LogEntry<'_, (), ()>) {
+        self.written.set(true);
+        let entry = LogEntry { kind: LogKind::NotSet, ..entry };
+        AccessLog::write(&self.listener.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
+    }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
+        if self.written.get() {
+            return;
+        }
+        let termination = self.termination.take();
         let mut entry = LogEntry::new(self.wall, self.start.elapsed(), (), ());
         entry.connection_id = self.id;
-        entry.flags = self.flags;
+        entry.flags = self.flags.get();
+        entry.protocol = self.protocol.get();
+        entry.bytes_received = self.received.get();
+        entry.bytes_sent = self.sent.get();
+        entry.termination_details = termination.as_deref();
         entry.code_details = self.details;
         entry.downstream_failure = self.failure.as_deref();
         entry.downstream_local = Some(self.destination);
@@ -106,7 +160,6 @@ impl Drop for Visit {
         entry.server_name = self.server_name.as_deref();
         entry.downstream_peer = self.peer.as_deref();
         entry.tls = self.tls.as_deref();
-        let random = || self.worker.rng.next();
-        AccessLog::write(&self.listener.access_logs, &self.worker.shard, &entry, &random);
+        self.write(entry);
     }
 }

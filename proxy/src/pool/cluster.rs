@@ -327,6 +327,25 @@ impl ClusterState {
         }
     }
 
+    /// Counts a connection that cannot share another one, and so does not wait for one either.
+    ///
+    /// # Errors
+    /// When there are as many as there may be.
+    pub fn take_connection(&self, host: &Host, priority: Priority) -> Result<Ticket, Overflow> {
+        let (shared, limits) = self.breakers(priority);
+        let (limit, of_host) = (self.share(limits.connections), self.share(limits.per_host));
+        if host.is_full(of_host) && !host.drop_idle() {
+            shared.stats.cx_overflow.add(1);
+            return Err(Overflow);
+        }
+        if shared.connections.get() >= limit {
+            // One of HTTP that idles is of no use to those who wait.
+            host.drop_idle();
+            self.close_one_idle(host);
+        }
+        shared.take(Count::Connections, limit).map(|ticket| ticket.at(host))
+    }
+
     fn close_one_idle(&self, but: &Host) {
         for host in &self.hosts {
             if !std::ptr::eq(host.as_ref(), but) && host.drop_idle() {

@@ -9,7 +9,7 @@ use crate::{
     config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
-    pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
+    pool::{ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
@@ -35,6 +35,7 @@ struct Told {
     local: Option<std::net::SocketAddr>,
     connected: bool,
     failure: Option<String>,
+    refused: Refused,
     attempts: u16,
     received: u64,
     sent: u64,
@@ -47,8 +48,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
     let start = Instant::now();
     proxy.stats.total.add(1);
     let mut told = Told {
-        wall: (!proxy.access_logs.is_empty()).then(SystemTime::now),
-        observed: AccessLog::needs(&proxy.access_logs).observed.then(Observed::default),
+        wall: logs(&proxy, &conn).then(SystemTime::now),
+        observed: observes(&proxy, &conn).then(Observed::default),
         ..Told::default()
     };
     if proxy.log_starts {
@@ -62,6 +63,31 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Conn
     }
     told.count(&proxy.stats);
     told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
+}
+
+/// Why a connection ended before it came here.
+#[derive(Debug, Default)]
+pub(crate) struct Refused {
+    /// Which filter ended it.
+    pub(crate) termination: Option<Box<str>>,
+    /// What was wrong with its TLS.
+    pub(crate) failure: Option<String>,
+}
+
+/// Tells about a connection that ended before it came here.
+pub(crate) fn refused(worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, refused: Refused) {
+    if logs(proxy, conn) {
+        let told = Told { wall: Some(SystemTime::now()), refused, ..Told::default() };
+        told.log(worker, conn, proxy, Instant::now(), LogKind::TcpConnectionEnd);
+    }
+}
+
+fn logs(proxy: &TcpProxy, conn: &ConnInfo) -> bool {
+    !proxy.access_logs.is_empty() || conn.visit.is_some()
+}
+
+fn observes(proxy: &TcpProxy, conn: &ConnInfo) -> bool {
+    AccessLog::needs(&proxy.access_logs).observed || conn.visit.as_ref().is_some_and(|visit| visit.observes())
 }
 
 impl Told {
@@ -103,10 +129,14 @@ impl Told {
         entry.observed = self.observed.as_ref();
         entry.metadata.cluster = self.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
         entry.metadata.endpoint = self.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
-        entry.flags = self.flags;
+        // That it idled is counted; Envoy's line says nothing of it, and nothing of a client that left.
+        let untold = ResponseFlags::STREAM_IDLE_TIMEOUT | ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+        entry.flags = self.flags.without(untold);
         entry.bytes_received = self.received;
         entry.bytes_sent = self.sent;
         entry.transport_failure = self.failure.as_deref();
+        entry.termination_details = self.refused.termination.as_deref();
+        entry.downstream_failure = self.refused.failure.as_deref();
         entry.upstream_host = self.host.as_ref().map(|host| host.address());
         entry.upstream_cluster = self.cluster.as_ref().map(|cluster| &*cluster.config().name);
         entry.upstream_local = self.local;
@@ -115,6 +145,9 @@ impl Told {
         let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
         entry.downstream_peer = conn.peer.as_ref().map(PeerIdentity::uri).or_else(of_certificate);
         entry.server_name = conn.server_name.as_deref();
+        if let Some(visit) = conn.visit.as_ref().filter(|_| kind == LogKind::TcpConnectionEnd) {
+            visit.write(entry);
+        }
         AccessLog::write(&proxy.access_logs, &worker.shard, &entry, &|| worker.rng.next());
     }
 }
@@ -313,10 +346,7 @@ async fn open(
             }
         }
     }
-    told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
-    if proxy.connect_attempts > 1 {
-        told.flags |= ResponseFlags::CONNECT_ATTEMPTS;
-    }
+    told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::CONNECT_ATTEMPTS;
     None
 }
 
@@ -331,22 +361,12 @@ pub(crate) async fn connect_once(
     conn: &ConnInfo,
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
-    let (address, limit) = (host.address(), config.connect_timeout);
-    let _waiting = cluster.begin_wait(Priority::Default).map_err(|_| ConnectError::Overflow(address))?;
-    loop {
-        let admission = tokio::time::timeout(limit, cluster.begin_connection(host, Priority::Default)).await;
-        match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
-            Admission::Connect(ticket) => {
-                let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-                let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
-                ticket.connected();
-                cluster.stats().rq_total.add(1);
-                return Ok((stream, ticket));
-            }
-            // An idle HTTP connection is of no use here; its place is.
-            Admission::UseIdle => {
-                host.drop_idle();
-            }
-        }
-    }
+    let overflow = |_| ConnectError::Overflow(host.address());
+    let _waiting = cluster.begin_wait(Priority::Default).map_err(overflow)?;
+    let ticket = cluster.take_connection(host, Priority::Default).map_err(overflow)?;
+    let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
+    let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
+    ticket.connected();
+    cluster.stats().rq_total.add(1);
+    Ok((stream, ticket))
 }

@@ -46,7 +46,8 @@ pub(super) async fn open(
     let failed = |error: io::Error| ConnectError::Tcp(address, error);
     for stale in 0.. {
         let http2 = http::speaks_http2(false, cluster, host);
-        let mut up = http::connection(worker, cluster, host, http2, Priority::Default, None).await?;
+        let until = Instant::now() + cluster.config().connect_timeout;
+        let mut up = http::connection(worker, cluster, host, http2, Priority::Default, None, Some(until)).await?;
         up.send_head(&head);
         if head.is_connect() {
             up.send_end(None);

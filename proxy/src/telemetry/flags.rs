@@ -98,6 +98,11 @@ impl ResponseFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Those that are not in `other`.
+    pub const fn without(self, other: ResponseFlags) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// True when a flag of `other` is set.
     pub const fn intersects(self, other: ResponseFlags) -> bool {
         self.0 & other.0 != 0

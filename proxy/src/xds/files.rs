@@ -3,7 +3,6 @@
 use super::client::{Changes, SharedState};
 use super::source::SourceId;
 use super::state::{Kind, Update};
-use leno_xds::envoy::service::discovery::v3::DiscoveryResponse;
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -55,7 +54,10 @@ impl File {
                                 changes.tell();
                                 changed.mark_unchanged();
                             }
-                            Err(reason) => tracing::warn!(path = %self.path.display(), reason, "cannot use a file"),
+                            Err(reason) => {
+                                state.lock().unwrap_or_else(PoisonError::into_inner).unreadable(self.kind);
+                                tracing::warn!(path = %self.path.display(), reason, "cannot use a file");
+                            }
                         }
                         taken = now;
                         told = None;
@@ -81,9 +83,11 @@ impl File {
         let mut text = String::new();
         let file = std::fs::File::open(&self.path).map_err(|error| error.to_string())?;
         file.take(MAX_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
-        let response = leno_xds::json::from_text::<DiscoveryResponse>(&text);
+        let read = leno_xds::json::response(&text);
         leno_xds::json::release();
-        let mut update = Update::from(response.map_err(|error| error.to_string())?);
+        let (response, unreadable) = read.map_err(|error| error.to_string())?;
+        let mut update = Update::from(response);
+        update.unreadable = unreadable.into_iter().map(|(name, error)| (name, error.to_string())).collect();
         for resource in &update.resources {
             let type_url = resource.resource.as_ref().map(|any| any.type_url.as_str()).unwrap_or_default();
             if type_url != self.kind.type_url() {
@@ -92,6 +96,7 @@ impl File {
         }
         if self.kind.by_name() {
             update.resources.retain(|resource| wanted.contains(&resource.name));
+            update.unreadable.retain(|(name, _)| wanted.contains(name));
         }
         Ok(update)
     }

@@ -49,6 +49,8 @@ struct Checked {
     endpoint: Arc<Endpoint>,
     task: Task,
     verdict: Option<Verdict>,
+    /// The endpoint has said itself that it is not well; what checks it has not seen that yet.
+    failed: Rc<Cell<bool>>,
 }
 
 /// A cluster that is looked after.
@@ -226,20 +228,21 @@ impl Watched {
                 }
                 let (cluster, check, care, shared) =
                     (self.base.clone(), check.clone(), self.care.clone(), shared.clone());
-                let start = |endpoint: Arc<Endpoint>| {
-                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, task))
+                let start = |endpoint: Arc<Endpoint>, failed: Rc<Cell<bool>>| {
+                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, failed, task))
                 };
                 match self.checked.get_mut(&endpoint.address) {
                     Some(checked) => {
                         let same = checked.endpoint.check == endpoint.check && checked.endpoint.tls == endpoint.tls;
                         if !same {
-                            checked.task = start(endpoint.clone());
+                            checked.task = start(endpoint.clone(), checked.failed.clone());
                         }
                         checked.endpoint = endpoint.clone();
                     }
                     None => {
-                        let task = start(endpoint.clone());
-                        let checked = Checked { endpoint: endpoint.clone(), task, verdict: None };
+                        let failed = Rc::default();
+                        let task = start(endpoint.clone(), Rc::clone(&failed));
+                        let checked = Checked { endpoint: endpoint.clone(), task, verdict: None, failed };
                         self.checked.insert(endpoint.address, checked);
                     }
                 }
@@ -272,6 +275,16 @@ impl Watched {
         }
     }
 
+    /// An endpoint has said that it is not well: it is out until as many checks as that takes find it well again.
+    fn fail(&mut self, address: SocketAddr, shared: &Rc<Shared>) {
+        let Some(checked) = self.checked.get_mut(&address) else { return };
+        checked.failed.set(true);
+        let task = checked.task.number;
+        if checked.verdict != Some(Verdict::Unhealthy) {
+            self.checked(task, address, Verdict::Unhealthy, shared);
+        }
+    }
+
     /// Tells how many endpoints checks have found well.
     fn tell(&self) {
         let Some(check) = self.base.checks.first() else { return };
@@ -285,8 +298,12 @@ impl Watched {
 
     /// A worker has told something.
     pub(super) fn hear(&mut self, report: Report, now: Instant, shared: &Rc<Shared>) {
+        if let Report::Unwell { address, .. } = report {
+            return self.fail(address, shared);
+        }
         let Some(ejections) = &mut self.ejections else { return };
         match report {
+            Report::Unwell { .. } => {}
             Report::Consecutive { address, kind, .. } => {
                 if ejections.consecutive(address, kind, now, &shared.rng) {
                     tracing::warn!(cluster = %self.base.name, %address, ?kind, "an endpoint is taken out for a while");

@@ -41,6 +41,11 @@ impl Default for Machine {
 }
 
 impl Machine {
+    /// The endpoint has said that it is not well: what it takes to be well again is counted from here.
+    pub(super) fn fail(&mut self) {
+        *self = Self { verdict: Verdict::Unhealthy, checked: true, count: 0 };
+    }
+
     /// Takes in one check. The verdict when it is the first or another one, and how long to wait before the next check.
     pub(super) fn step(&mut self, outcome: Outcome, check: &HealthCheck, used: bool) -> (Option<Verdict>, Duration) {
         let first = !std::mem::replace(&mut self.checked, true);

@@ -197,7 +197,8 @@ impl Actor {
     }
 
     fn hear(&mut self, report: Report) {
-        let (Report::Consecutive { cluster, .. } | Report::Counts { cluster, .. }) = report;
+        let (Report::Consecutive { cluster, .. } | Report::Unwell { cluster, .. } | Report::Counts { cluster, .. }) =
+            report;
         if let Some(watched) = self.watched.get_mut(&cluster) {
             watched.hear(report, Instant::now(), &self.shared);
         }

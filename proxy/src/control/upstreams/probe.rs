@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::Request;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -24,13 +25,14 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// Who asks, as Envoy says it: back ends look at it.
 const USER_AGENT: &str = "Envoy/HC";
 
-/// Checks one endpoint for as long as the task lives.
+/// Checks one endpoint for as long as the task lives; `failed` where it has said itself meanwhile that it is not well.
 pub(super) async fn watch(
     shared: Rc<Shared>,
     cluster: Arc<Cluster>,
     check: Arc<HealthCheck>,
     endpoint: Arc<Endpoint>,
     care: Arc<Care>,
+    failed: Rc<Cell<bool>>,
     task: u64,
 ) {
     let at_random = |most: Duration| {
@@ -65,6 +67,9 @@ pub(super) async fn watch(
         }
         if outcome == Outcome::Silent || !check.reuse_connection {
             kept = Kept::default();
+        }
+        if failed.take() {
+            machine.fail();
         }
         let (verdict, wait) = machine.step(outcome, &check, care.is_used());
         if let Some(verdict) = verdict {

@@ -198,7 +198,7 @@ async fn pass<'a, D: Downstream>(
         }
         (HttpFilter::HeaderMutation(own), _) => {
             for mutation in mutations(call, selected, entry, own) {
-                edit::request(call, &mutation.request);
+                edit::request_in_order(call, &mutation.request);
                 // CONNECT and `OPTIONS *` have no path.
                 if !mutation.query.is_empty() && call.request.path().starts_with(b"/") {
                     let path = query::changed(call.request.path(), &edit::valued(call, &mutation.query, false));
@@ -341,7 +341,7 @@ pub(super) fn on_response(call: &mut Call<'_>) {
     for step in steps.into_iter().rev() {
         match step {
             Step::Cors(answer) => answer.write(&mut call.response.headers),
-            Step::Headers(ops) => edit::response(call, ops),
+            Step::Headers(ops) => edit::response_in_order(call, ops),
             Step::Trailers(ops) => {
                 let changes = edit::valued(call, ops, true);
                 call.tally.filters().trailing.get_or_insert_default().add(changes);

@@ -92,6 +92,11 @@ impl Connection {
         !self.input.is_empty()
     }
 
+    /// Bytes that were read and belong to no request yet.
+    pub fn unread(&self) -> u64 {
+        self.input.len() as u64
+    }
+
     /// Whether the next request may be read: the last one and its response are complete and both sides want to go on.
     pub fn can_go_on(&self) -> bool {
         self.ended && !self.closing && self.reader.is_done() && !self.tunnel

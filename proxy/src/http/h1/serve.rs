@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{HttpManager, Network, Underscores},
     listen::{Place, Stream},
-    telemetry::ResponseFlags,
+    telemetry::{ResponseFlags, Wire},
     worker::{Timer, Worker, WorkerRoot, earlier, jittered},
 };
 use std::{
@@ -234,5 +234,11 @@ async fn refuse(call: &mut Call<'_>, side: &mut Connection, reply: Reply) {
         Poll::Pending => timer.poll(cx, Some(until)),
     })
     .await;
+    // What was not understood was read all the same.
+    let wire = Wire { received: side.wire().received + side.unread(), ..side.wire() };
+    if let Some(observed) = call.observed() {
+        observed.down = wire;
+    }
+    call.tell_listener(wire);
     call.record();
 }

@@ -166,12 +166,13 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let _active = host.enter();
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
     let name = connecting::server_name(&head, cluster);
-    let mut up = connecting::connection(worker, cluster, &host, http2, Priority::Default, name).await.ok()?;
+    let until = Instant::now() + tracer.timeout;
+    let mut up =
+        connecting::connection(worker, cluster, &host, http2, Priority::Default, name, Some(until)).await.ok()?;
     up.send_head(&head);
     up.send_data((&body).into());
     up.send_end(None);
     let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
-    let until = Instant::now() + tracer.timeout;
     let (mut sent, mut answered, mut status) = (false, false, None);
     let whole = poll_fn(|cx| {
         if !sent {

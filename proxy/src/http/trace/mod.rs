@@ -18,7 +18,7 @@ use crate::{
     config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin, pipe::Shown},
     pool::Host,
     route::Selected,
-    telemetry::{LogFormat, logfilter::leading},
+    telemetry::{HeaderLookup, LogFormat, logfilter::leading},
 };
 use context::Context;
 use span::{Kind, Span};
@@ -156,7 +156,7 @@ fn place(call: &Call<'_>, tracer: &Tracer, traced: bool) -> Option<Placed> {
         context: Context { trace, span: rng.next(), sampled },
         parent: parent.map(|parent| parent.span),
         remote: parent.is_some(),
-        state: parent.and_then(|_| headers.get("tracestate")).unwrap_or_default().to_vec(),
+        state: parent.and_then(|_| headers.joined("tracestate")).unwrap_or_default().into_owned(),
         single: false,
     })
 }

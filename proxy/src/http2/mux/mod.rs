@@ -195,6 +195,8 @@ enum Death {
     /// The peer closed it.
     Ended,
     Broken(ErrorKind, Rc<str>),
+    /// It broke a rule that concerns all of it.
+    Faulty(&'static str, Rc<str>),
 }
 
 /// A request that came: its stream, its head or why it is refused, and whether its body is over.
@@ -428,7 +430,7 @@ impl Mux {
     pub(super) fn fail(&mut self, fault: Fault) -> Error {
         self.go_away(self.last, fault.code, fault.what);
         let text = format!("{}: {}", fault.code, fault.what);
-        self.die(Death::Broken(ErrorKind::InvalidData, text.as_str().into()));
+        self.die(Death::Faulty(fault.what, text.as_str().into()));
         Error::new(ErrorKind::InvalidData, text)
     }
 
@@ -520,6 +522,8 @@ impl Mux {
             Some(match self.death.as_ref()? {
                 Death::Ended => SideError::Ended,
                 Death::Broken(kind, text) => broken(*kind, text.to_string()),
+                Death::Faulty(what, _) if self.role == Role::Client => SideError::Head(HeadError::Malformed(what)),
+                Death::Faulty(_, text) => broken(ErrorKind::InvalidData, text.to_string()),
             })
         };
         let Some(stream) = self.get(key) else { return Some(death().unwrap_or(SideError::Ended)) };

@@ -203,7 +203,7 @@ async fn connection_when_pings_are_configured_and_not_answered_then_it_is_given_
             idle: std::time::Duration::ZERO,
         };
         let options = Http2Options::default();
-        let (connection, drive) = connect_with(near, false, None, options, Some(keepalive)).await.unwrap();
+        let (connection, drive) = connect_with(near, false, None, options, (4096, 100), Some(keepalive)).await.unwrap();
         // Nobody drives the other side after this, so no ping is ever answered; and no stream is open.
         let silent = h2::server::handshake::<_>(far);
         let silent = tokio::spawn(async move {

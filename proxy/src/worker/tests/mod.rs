@@ -18,6 +18,7 @@ mod traces;
 mod traces_b3;
 mod tunnels;
 mod upstreams;
+mod visits;
 
 use super::*;
 use crate::{

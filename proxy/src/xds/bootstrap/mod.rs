@@ -175,8 +175,9 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     let static_resources = static_resources.unwrap_or_default();
     // Where clusters come from elsewhere as well, who knows what will be there.
     if dynamic_resources.as_ref().is_none_or(|dynamic| dynamic.cds_config.is_none()) {
-        references::check(&static_resources)?;
+        references::check_clusters(&static_resources)?;
     }
+    references::check_addresses(&static_resources)?;
     let clusters = static_resources.clusters.iter();
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
     let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;

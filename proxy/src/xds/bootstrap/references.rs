@@ -1,8 +1,10 @@
-//! The clusters that routes written in a bootstrap name: one that is not there is a slip of the pen, found before anything listens.
+//! What resources written in a bootstrap want of each other: a cluster that a route names and that is not there, and an address that
+//! two listeners have, are slips of the pen, found before anything listens.
 
 use super::super::convert::common::optional;
 use super::super::convert::{Converted, Refused, Within as _};
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use leno_xds::envoy::config::core::v3::{address::Address, socket_address::PortSpecifier};
 use leno_xds::envoy::config::listener::v3::{FilterChain, filter::ConfigType};
 use leno_xds::envoy::config::route::v3::{
     RouteAction, RouteConfiguration, VirtualHost, route, route_action::ClusterSpecifier,
@@ -13,12 +15,32 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 };
 use std::collections::HashSet;
 
+/// Looks at addresses, of which each is one listener's.
+///
+/// # Errors
+/// At the first listener whose address another one has.
+pub(super) fn check_addresses(resources: &StaticResources) -> Converted<()> {
+    let mut taken = HashSet::new();
+    for (index, listener) in resources.listeners.iter().enumerate() {
+        let Some(Address::SocketAddress(socket)) = listener.address.as_ref().and_then(|held| held.address.as_ref())
+        else {
+            continue;
+        };
+        let free = matches!(socket.port_specifier, None | Some(PortSpecifier::PortValue(0)));
+        if !free && !taken.insert((&socket.address, &socket.port_specifier, socket.protocol)) {
+            let field = format!("static_resources.listeners[{index}].address");
+            return Err(Refused::new(field, format!("another listener has {} with this port", socket.address)));
+        }
+    }
+    Ok(())
+}
+
 /// Looks at the routes that static listeners hold themselves, where `validate_clusters` is not off. Routes that come by name, and
 /// those that choose by a header, are answered 503 while their cluster is not there.
 ///
 /// # Errors
 /// At the first route to a cluster that is none of the static ones.
-pub(super) fn check(resources: &StaticResources) -> Converted<()> {
+pub(super) fn check_clusters(resources: &StaticResources) -> Converted<()> {
     let clusters = Clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect());
     for (index, listener) in resources.listeners.iter().enumerate() {
         let within = format!("static_resources.listeners[{index}]");

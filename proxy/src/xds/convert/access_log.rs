@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// Filters inside of filters at most.
 const DEPTH: usize = 8;
 /// Logs of one listener, manager or proxy at most.
-const MAX_LOGS: usize = 16;
+const MAX_LOGS: usize = 64;
 
 /// The logs in their order.
 pub fn access_logs(context: &mut Context, logs: Vec<xds::AccessLog>) -> Converted<Vec<AccessLog>> {
@@ -106,7 +106,7 @@ pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> 
     // Members are always sorted by name.
     let JsonFormatOptions { sort_properties: _ } = json_format_options.unwrap_or_default();
     match format {
-        None => context.log_format("", omit_empty_values),
+        None => context.log_format(crate::telemetry::logformat::ENVOY, omit_empty_values),
         Some(Format::TextFormat(text)) => context.log_format(&text, omit_empty_values).within("text_format"),
         Some(Format::TextFormatSource(source)) => {
             let bytes = inline(source).within("text_format_source")?;

@@ -134,7 +134,7 @@ fn forward(
             }
         }
         Some(ClusterSpecifier::ClusterHeader(name)) => {
-            forward.cluster_header = Some(named_header(&name).within("cluster_header")?);
+            forward.cluster_header = Some(routed_header(&name).within("cluster_header")?);
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_) | ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => {
             return Err(Refused::new("cluster_specifier_plugin", "is not supported by this proxy"));
@@ -246,6 +246,14 @@ fn named_header(name: &str) -> Converted<Box<str>> {
     }
 }
 
+/// A header that names a cluster, which may be a pseudo header.
+fn routed_header(name: &str) -> Converted<Box<str>> {
+    match name {
+        "host" | ":authority" | ":path" | ":method" | ":scheme" => Ok(name.into()),
+        name => named_header(name),
+    }
+}
+
 fn internal_redirect(value: InternalRedirectPolicy) -> Converted<InternalRedirect> {
     let InternalRedirectPolicy {
         max_internal_redirects,
@@ -285,7 +293,7 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
     } = value;
     let (cluster, cluster_header) = match cluster_header.as_str() {
         "" => (context.cluster(&cluster).within("cluster")?, None),
-        name => (ClusterId(u32::MAX), Some(named_header(name).within("cluster_header")?)),
+        name => (ClusterId(u32::MAX), Some(routed_header(name).within("cluster_header")?)),
     };
     Ok(Mirror {
         cluster,
@@ -415,6 +423,9 @@ fn weighted(context: &mut Context, value: xds::WeightedCluster) -> Converted<(Ve
     if targets.is_empty() {
         return Err(Refused::new("clusters", "has no weight above zero"));
     }
+    if targets.iter().map(|target| u64::from(target.weight)).sum::<u64>() > u64::from(u32::MAX) {
+        return Err(Refused::new("clusters", "have weights whose sum is above 4294967295"));
+    }
     Ok((targets, choice))
 }
 
@@ -433,7 +444,8 @@ fn cluster_weight(context: &mut Context, value: ClusterWeight) -> Converted<Weig
     } = value;
     let (cluster, cluster_header) = match cluster_header.as_str() {
         "" => (context.cluster(&name).within("name")?, None),
-        header => (ClusterId(u32::MAX), Some(named_header(header).within("cluster_header")?)),
+        _ if !name.is_empty() => return Err(Refused::new("cluster_header", "cannot stand beside name")),
+        header => (ClusterId(u32::MAX), Some(routed_header(header).within("cluster_header")?)),
     };
     let host = host_rewrite_specifier.map(|value| {
         let cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(text) = value;

@@ -26,6 +26,7 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use leno_xds::envoy::r#type::v3::Percent;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -296,11 +297,16 @@ fn log_when(value: Option<HcmAccessLogOptions>) -> Converted<(bool, Option<Durat
 }
 
 fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {
-    let mut upgrades = Vec::new();
+    let (mut upgrades, mut seen) = (Vec::new(), HashSet::new());
     for (index, UpgradeConfig { upgrade_type, filters, enabled }) in values.into_iter().enumerate() {
         refuse_set(&filters, &format!("upgrade_configs[{index}].filters"))?;
+        let kind: Arc<str> = upgrade_type.to_ascii_lowercase().into();
+        if !seen.insert(kind.clone()) {
+            let field = format!("upgrade_configs[{index}].upgrade_type");
+            return Err(Refused::new(field, format!("`{upgrade_type}` is there twice")));
+        }
         if enabled.unwrap_or(true) {
-            upgrades.push(upgrade_type.to_ascii_lowercase().into());
+            upgrades.push(kind);
         }
     }
     Ok(upgrades)

@@ -188,8 +188,7 @@ impl Context {
         if let Some(format) = self.formats.get(&key) {
             return Ok(format.clone());
         }
-        let written = if text.is_empty() { crate::telemetry::logformat::ENVOY } else { text };
-        let format = LogFormat::text(written, omit).map_err(access_log::refused)?;
+        let format = LogFormat::text(text, omit).map_err(access_log::refused)?;
         if self.formats.len() >= MAX_LOG_FORMATS {
             self.formats.clear();
         }

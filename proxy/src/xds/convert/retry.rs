@@ -69,7 +69,11 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
         Some(RetryBackOff { base_interval, max_interval }) => {
             let base = maybe_duration(base_interval, "base_interval").within("retry_back_off")?;
             let base = base.unwrap_or(Duration::from_millis(25)).max(Duration::from_millis(1));
-            (base, maybe_duration(max_interval, "max_interval").within("retry_back_off")?.unwrap_or(base * 10))
+            let max = maybe_duration(max_interval, "max_interval").within("retry_back_off")?;
+            if max.is_some_and(|max| max < base) {
+                return Err(Refused::new("retry_back_off.max_interval", "is shorter than base_interval"));
+            }
+            (base, max.unwrap_or(base * 10))
         }
     };
     Ok(RetryPolicy {

@@ -246,7 +246,14 @@ fn route_match(context: &Context, value: xds::RouteMatch) -> Converted<RouteMatc
         Some(PathSpecifier::Prefix(text)) if text == "/" => PathMatch::Any,
         Some(PathSpecifier::Prefix(text)) => PathMatch::Prefix(text.into()),
         Some(PathSpecifier::Path(text)) => PathMatch::Exact(text.into()),
-        Some(PathSpecifier::PathSeparatedPrefix(text)) => PathMatch::SeparatedPrefix(text.into()),
+        Some(PathSpecifier::PathSeparatedPrefix(text)) => {
+            let fits = text.starts_with('/') && text.len() > 1 && !text.ends_with('/') && !text.contains(['?', '#']);
+            if !fits {
+                let reason = format!("`{text}` does not begin with a slash, or ends with one, or has a `?` or `#`");
+                return Err(Refused::new("path_separated_prefix", reason));
+            }
+            PathMatch::SeparatedPrefix(text.into())
+        }
         Some(PathSpecifier::SafeRegex(value)) => PathMatch::Regex(matcher::regex(value).within("safe_regex")?),
         Some(PathSpecifier::ConnectMatcher(ConnectMatcher {})) => PathMatch::Connect,
         Some(PathSpecifier::PathMatchPolicy(value)) => {

@@ -74,6 +74,8 @@ pub struct Update {
     pub removed: Vec<String>,
     /// Whether what is not among them is gone as well, for kinds of which all are wanted.
     pub whole: bool,
+    /// Those that are none, by name, with the reason: what was there before stays.
+    pub unreadable: Vec<(String, String)>,
 }
 
 impl From<DeltaDiscoveryResponse> for Update {
@@ -91,7 +93,7 @@ impl From<DeltaDiscoveryResponse> for Update {
         log(&resource_errors);
         let name = |ResourceName { name, dynamic_parameter_constraints: _ }| name;
         removed_resources.extend(removed_resource_names.into_iter().map(name));
-        Self { resources, removed: removed_resources, whole: false }
+        Self { resources, removed: removed_resources, whole: false, unreadable: Vec::new() }
     }
 }
 
@@ -108,13 +110,13 @@ impl From<DiscoveryResponse> for Update {
         } = value;
         log(&resource_errors);
         let resources = resources.into_iter().map(|body| named(body, &version_info)).collect();
-        Self { resources, removed: Vec::new(), whole: true }
+        Self { resources, removed: Vec::new(), whole: true, unreadable: Vec::new() }
     }
 }
 
 impl From<Vec<Resource>> for Update {
     fn from(resources: Vec<Resource>) -> Self {
-        Self { resources, removed: Vec::new(), whole: false }
+        Self { resources, removed: Vec::new(), whole: false, unreadable: Vec::new() }
     }
 }
 

@@ -55,19 +55,38 @@ impl State {
     /// Takes a response in. Call [`Self::settle`] afterwards.
     pub fn apply(&mut self, kind: Kind, update: impl Into<Update>, now: Instant, time: SystemTime) -> Applied {
         let update = update.into();
-        let names = update.resources.iter().map(|resource| resource.name.clone()).collect();
+        let unreadable = update.unreadable.iter().map(|(name, _)| name);
+        let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &names, &refused);
         applied
     }
 
+    /// Remembers why a resource is not taken.
+    fn refuse(&mut self, kind: Kind, name: &str, version: String, reason: &Refused, time: SystemTime) {
+        tracing::warn!(kind = kind.noun(), name, version, %reason, "refused a resource; its last good form stays");
+        let key = (kind, name.to_owned());
+        if self.refusals.get(&key).is_none_or(|held| held.version != version || held.reason != *reason) {
+            let what = format!("{} {name}: {reason}", kind.noun());
+            self.rejections.send_modify(|rejections| rejections.add(&what));
+        }
+        self.refusals.insert(key, Refusal { version, reason: reason.clone(), since: time });
+    }
+
+    /// A file or an answer that is no response at all: it is counted, and nothing changes.
+    pub fn unreadable(&mut self, kind: Kind) {
+        self.count_update(kind, &BTreeSet::new(), &BTreeSet::from([String::new()]));
+    }
+
     /// The same without counting the response; and the names of what is refused.
     fn take_in(&mut self, kind: Kind, update: Update, now: Instant, time: SystemTime) -> (Applied, BTreeSet<String>) {
-        let Update { resources, mut removed, whole } = update;
+        let Update { resources, mut removed, whole, unreadable } = update;
         let mut applied = Applied::default();
         let mut refused = Vec::new();
         if whole && !kind.by_name() {
-            let sent: BTreeSet<&str> = resources.iter().map(|resource| resource.name.as_str()).collect();
+            let unreadable = unreadable.iter().map(|(name, _)| name.as_str());
+            let sent: BTreeSet<&str> =
+                resources.iter().map(|resource| resource.name.as_str()).chain(unreadable).collect();
             removed
                 .extend(self.raws(kind).map(|(name, _)| name).filter(|name| !sent.contains(name)).map(str::to_owned));
         }
@@ -115,17 +134,15 @@ impl State {
                     }
                 }
                 Err(reason) => {
-                    tracing::warn!(kind = kind.noun(), %name, %version, %reason, "refused a resource; its last good form stays");
-                    let again = self.refusals.get(&(kind, name.clone())).is_some_and(|held| held.version == version);
-                    if !again {
-                        let what = format!("{} {name}: {reason}", kind.noun());
-                        self.rejections.send_modify(|rejections| rejections.add(&what));
-                    }
-                    let refusal = Refusal { version, reason: reason.clone(), since: time };
-                    self.refusals.insert((kind, name.clone()), refusal);
+                    self.refuse(kind, &name, version, &reason, time);
                     refused.push((name, reason));
                 }
             }
+        }
+        for (name, reason) in unreadable {
+            let reason = Refused::new("", reason);
+            self.refuse(kind, &name, String::new(), &reason, time);
+            refused.push((name, reason));
         }
         for name in removed {
             if !self.fixed.contains(&(kind, name.clone())) {

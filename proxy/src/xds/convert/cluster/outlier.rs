@@ -51,7 +51,11 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
     };
     let [server, gateway, local] = usual.enforcing;
     let base_ejection = maybe_duration(base_ejection_time, "base_ejection_time")?.unwrap_or(usual.base_ejection);
-    let max_ejection = maybe_duration(max_ejection_time, "max_ejection_time")?.unwrap_or(usual.max_ejection);
+    let max_ejection = maybe_duration(max_ejection_time, "max_ejection_time")?;
+    if max_ejection.is_some_and(|max| max < base_ejection) {
+        return Err(Refused::new("max_ejection_time", "is shorter than base_ejection_time"));
+    }
+    let max_ejection = max_ejection.unwrap_or(usual.max_ejection);
     Ok(OutlierDetection {
         stats: usual.stats,
         consecutive_5xx: consecutive_5xx.unwrap_or(usual.consecutive_5xx),

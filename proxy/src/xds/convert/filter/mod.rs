@@ -241,6 +241,7 @@ fn setting(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>>
         },
         Some(FilterConfig { disabled: true, .. }) => Ok(Some(FilterSetting::Off)),
         Some(FilterConfig { config: None, is_optional: _, disabled: false }) => Ok(Some(FilterSetting::On)),
+        Some(FilterConfig { config: Some(any), .. }) if any.type_url.is_empty() => Ok(Some(FilterSetting::On)),
         Some(FilterConfig { config: Some(any), is_optional, disabled: false }) => {
             match one(context, &any).within("config")? {
                 None if !is_optional => Err(unknown_type(&any).within("config")),
