@@ -27,9 +27,9 @@ pub enum TemplateError {
 }
 
 /// What a path segment may hold, as an expression.
-const SEGMENT: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@=]+";
+const SEGMENT: &str = "[a-zA-Z0-9\\-._~%!$&'()*+,;:@=]+";
 /// What `**` stands for.
-const REST: &str = "[a-zA-Z0-9\\-._~%!$&'()+,;:@/=]*";
+const REST: &str = "[a-zA-Z0-9\\-._~%!$&'()*+,;:@/=]*";
 
 impl UriTemplate {
     /// Compiles a pattern: literals, `*` (one segment), `**` (the rest, at the end or before the last characters, as in `/**.mpd`),

@@ -289,11 +289,13 @@ impl Answer {
         self.status = status;
     }
 
+    /// Whether it has more bytes or headers than it may.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.fields.is_beyond().is_some()
+    }
+
     /// Status, headers, and how long its body says that it is.
     pub(super) fn finish(mut self) -> Result<(u16, Headers, Option<u64>), &'static str> {
-        if self.fields.is_beyond().is_some() {
-            return Err("the head of an answer is larger than allowed");
-        }
         self.fields.finish();
         if let Some(what) = self.fields.malformed {
             return Err(what);

@@ -297,6 +297,13 @@ impl Mux {
         if stream.reset.is_some() {
             return Ok(());
         }
+        if answer.is_too_large() {
+            // To the request it is as if the endpoint had reset the stream.
+            stream.end_early(Reset::Peer(Code::CANCEL));
+            stream.wake();
+            self.refuse(key.id, Code::CANCEL);
+            return self.count_fault();
+        }
         let (status, headers, promised) = match answer.finish() {
             Ok(parts) => parts,
             Err(what) => return self.stream_fault(key, Code::PROTOCOL_ERROR, what),
