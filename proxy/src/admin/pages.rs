@@ -254,7 +254,7 @@ fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
 /// Prometheus takes a counter that falls for a process that began anew, and loses what was counted before it looked: for it
 /// counters go on.
 fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
-    let counters = view.telemetry.stats().into_iter().filter(|stat| !stat.gauge);
+    let counters = view.telemetry.stats(Vec::new()).into_iter().filter(|stat| !stat.gauge);
     let now = counters.map(|stat| (stat.name, stat.value)).collect();
     *view.reset.lock().unwrap_or_else(PoisonError::into_inner) = now;
     Ok(text(StatusCode::OK, "OK\n"))
@@ -262,9 +262,7 @@ fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
 
 fn since_reset(view: &View) -> Vec<Stat> {
     view.state().refresh_figures();
-    let mut all = view.telemetry.stats();
-    all.extend(server_stats(view));
-    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut all = view.telemetry.stats(server_stats(view));
     let reset = view.reset.lock().unwrap_or_else(PoisonError::into_inner);
     for stat in all.iter_mut().filter(|stat| !stat.gauge && !reset.is_empty()) {
         let before = reset.get(&stat.name).copied().unwrap_or(0);

@@ -18,6 +18,8 @@ pub struct Cluster {
     pub id: ClusterId,
     /// Its name, e.g. `outbound|9080||reviews.default.svc.cluster.local`.
     pub name: Arc<str>,
+    /// The name in statistics, logs and traces: the same, where nothing else is said.
+    pub observability_name: Arc<str>,
     /// How endpoints are found.
     pub kind: ClusterKind,
     /// How one is chosen.
@@ -93,6 +95,7 @@ impl Cluster {
             id,
             service: ServiceLabels::cluster_only(&name),
             destination: WorkloadLabels::unknown(),
+            observability_name: name.clone(),
             name,
             kind,
             policy: LbPolicy::LeastRequest { choices: 2 },

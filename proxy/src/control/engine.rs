@@ -3,7 +3,7 @@
 use super::plane::{Listening, Plane};
 use crate::admin::{AdminLogs, View};
 use crate::overload::{self, Board, Overload};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, display::Display};
 use crate::tls::CredentialStore;
 use crate::xds::{Connection, Rejections, SharedState, State};
 use leno_runtime::http::Health;
@@ -45,6 +45,12 @@ impl Engine {
             store,
             begun: std::time::Instant::now(),
         }
+    }
+
+    /// Shows statistics as a configuration says.
+    pub fn showing(mut self, display: Arc<Display>) -> Self {
+        self.telemetry = self.telemetry.clone().showing(display);
+        self
     }
 
     /// Resources refused.

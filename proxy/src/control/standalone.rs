@@ -59,6 +59,7 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let overload = overload.unwrap_or_else(Overload::usual);
     let listening = Listening::AsConfigured(sockets);
     let engine = Engine::new(settings.workers, state, CredentialStore::new(), listening, overload);
+    let engine = engine.showing(settings.bootstrap.display.clone());
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let local = LocalSet::new();

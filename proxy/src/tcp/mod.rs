@@ -108,7 +108,8 @@ impl Told {
         entry.bytes_sent = self.sent;
         entry.transport_failure = self.failure.as_deref();
         entry.upstream_host = self.host.as_ref().map(|host| host.address());
-        entry.upstream_cluster = self.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        let cluster = self.cluster.as_ref().map(|cluster| cluster.config());
+        entry.upstream_cluster = cluster.map(|cluster| [&*cluster.observability_name, &*cluster.name]);
         entry.upstream_local = self.local;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);

@@ -3,7 +3,7 @@
 //! They are made when configuration arrives and live as long as some of it counts them: a change of configuration does not lose
 //! what was counted, and what is removed is no longer told. What every request counts is not here but in the workers' own [`super::stats`].
 
-use super::envoy::Stat;
+use super::envoy::{Stat, as_part};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -120,9 +120,10 @@ impl Counters {
             name.push_str(kind);
             family.push_str(&kind.replace(['.', '-'], "_"));
             if !value.is_empty() {
-                name.push_str(value);
+                let value = as_part(value);
+                name.push_str(&value);
                 name.push('.');
-                labels.push((*label, (*value).to_owned()));
+                labels.push((*label, value.into_owned()));
             }
         }
         name.push_str(stat);

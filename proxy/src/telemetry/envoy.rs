@@ -6,6 +6,7 @@ use super::render::{Exposition, Telemetry};
 use super::stats::{Breakers, ClusterStats, Gauge, HttpStats, ListenerStats, PublishedCluster, Statuses};
 use crate::config::{Health, Limits};
 use regex::Regex;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -108,15 +109,23 @@ impl Telemetry {
         clusters
     }
 
-    /// Every statistic, sorted by name.
-    pub fn stats(&self) -> Vec<Stat> {
-        let mut stats = Vec::new();
-        for (name, view) in self.clusters() {
-            cluster(&name, &view, &mut stats);
+    /// Every statistic that is shown, these among them, sorted by name. Those of one name are one.
+    pub fn stats(&self, more: Vec<Stat>) -> Vec<Stat> {
+        let mut stats = more;
+        for (_, view) in self.clusters() {
+            cluster(&view, &mut stats);
         }
         self.managers(&mut stats);
         stats.extend(self.counters().stats());
+        stats.retain(|stat| self.display().shows(&stat.name));
         stats.sort_by(|a, b| a.name.cmp(&b.name));
+        stats.dedup_by(|next, kept| {
+            let same = next.name == kept.name;
+            if same {
+                kept.value = kept.value.wrapping_add(next.value);
+            }
+            same
+        });
         stats
     }
 
@@ -142,18 +151,16 @@ impl Telemetry {
 
     /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
     pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>, filter: Option<&Regex>) {
-        let mut families: BTreeMap<&str, Vec<&Stat>> = BTreeMap::new();
-        let mut stats = self.stats();
-        stats.extend(more);
+        let mut families: BTreeMap<String, (bool, Vec<(Labels, u64)>)> = BTreeMap::new();
         let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
-        for stat in stats.iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
-            families.entry(&stat.family).or_default().push(stat);
+        for stat in self.stats(more).iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
+            let (family, labels) = self.display().split(&stat.name, &stat.family, &stat.labels);
+            families.entry(family).or_insert((stat.gauge, Vec::new())).1.push((labels, stat.value));
         }
-        for (family, stats) in families {
-            out.kind(family, if stats.first().is_some_and(|stat| stat.gauge) { "gauge" } else { "counter" });
-            for stat in stats {
-                let labels: Vec<(&str, &str)> = stat.labels.iter().map(|(name, value)| (*name, &**value)).collect();
-                out.sample(family, &labels, stat.value);
+        for (family, (gauge, samples)) in families {
+            out.kind(&family, if gauge { "gauge" } else { "counter" });
+            for (labels, value) in samples {
+                out.sample(&family, &pairs(&labels), value);
             }
         }
         self.write_times(out, used, &wanted);
@@ -163,10 +170,15 @@ impl Telemetry {
     pub fn times(&self) -> Vec<Times> {
         let mut times: BTreeMap<String, Times> = BTreeMap::new();
         let mut add = |(kind, label): (&'static str, &'static str), name: &Arc<str>, stat: &str, one: &Histogram| {
-            let entry = times.entry(format!("{kind}.{name}.{stat}")).or_insert_with(|| Times {
-                name: format!("{kind}.{name}.{stat}"),
-                family: format!("envoy_{kind}_{stat}"),
-                label: (label, name.clone()),
+            let name = as_part(name);
+            let full = format!("{kind}.{name}.{stat}");
+            if !self.display().shows(&full) {
+                return;
+            }
+            let entry = times.entry(full).or_insert_with_key(|full| Times {
+                name: full.clone(),
+                family: format!("envoy_{kind}_{}", stat.replace('.', "_")),
+                label: (label, name.into()),
                 sum: Summed::default(),
             });
             entry.sum.add(one);
@@ -181,11 +193,12 @@ impl Telemetry {
                 add(LISTENER, name, "downstream_cx_length_ms", &one.cx_length_ms);
             }
         }
-        for (name, view) in self.clusters() {
+        for (_, view) in self.clusters() {
+            let name = &view.first.config.observability_name;
             for one in &view.all {
-                add(CLUSTER, &name, "upstream_rq_time", &one.stats.rq_time);
-                add(CLUSTER, &name, "upstream_cx_connect_ms", &one.stats.cx_connect_ms);
-                add(CLUSTER, &name, "upstream_cx_length_ms", &one.stats.cx_length_ms);
+                add(CLUSTER, name, "upstream_rq_time", &one.stats.rq_time);
+                add(CLUSTER, name, "upstream_cx_connect_ms", &one.stats.cx_connect_ms);
+                add(CLUSTER, name, "upstream_cx_length_ms", &one.stats.cx_length_ms);
             }
         }
         times.into_values().collect()
@@ -193,17 +206,27 @@ impl Telemetry {
 
     /// The same for Prometheus.
     fn write_times(&self, out: &mut Exposition, used: bool, wanted: &dyn Fn(&str) -> bool) {
-        let mut families: BTreeMap<String, Vec<Times>> = BTreeMap::new();
+        let mut families: BTreeMap<String, Vec<(Labels, Times)>> = BTreeMap::new();
         for one in self.times().into_iter().filter(|one| (!used || one.sum.count() > 0) && wanted(&one.name)) {
-            families.entry(one.family.clone()).or_default().push(one);
+            let (label, value) = &one.label;
+            let (family, labels) = self.display().split(&one.name, &one.family, &[(*label, value.to_string())]);
+            families.entry(family).or_default().push((labels, one));
         }
         for (family, all) in families {
             out.kind(&family, "histogram");
-            for Times { label: (label, name), sum, .. } in all {
-                out.histogram_of(&family, &[(label, &name)], &sum);
+            for (labels, Times { name, sum, .. }) in all {
+                let buckets = self.display().buckets(&name, &sum);
+                out.histogram_of(&family, &pairs(&labels), buckets, sum.sum_thousandths);
             }
         }
     }
+}
+
+/// Labels with their values.
+type Labels = Vec<(Box<str>, String)>;
+
+fn pairs(labels: &Labels) -> Vec<(&str, &str)> {
+    labels.iter().map(|(label, value)| (&**label, &**value)).collect()
 }
 
 /// The kind of a name, and the label that tells it.
@@ -226,17 +249,25 @@ fn sum<'g>(gauges: impl Iterator<Item = &'g Gauge>) -> u64 {
     gauges.map(Gauge::get).fold(0, u64::wrapping_add)
 }
 
+/// A name as part of names of statistics: colons have a meaning elsewhere.
+pub(super) fn as_part(name: &str) -> Cow<'_, str> {
+    if !name.contains(':') {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace("://", "_").replace(":/", "_").replace(':', "_"))
+}
+
 /// Names under one prefix.
 struct Scope<'s> {
     kind: &'static str,
     label: &'static str,
-    name: &'s str,
+    name: Cow<'s, str>,
     stats: &'s mut Vec<Stat>,
 }
 
 impl<'s> Scope<'s> {
     fn new(kind: &'static str, label: &'static str, name: &'s str, stats: &'s mut Vec<Stat>) -> Self {
-        Self { kind, label, name, stats }
+        Self { kind, label, name: as_part(name), stats }
     }
 
     fn add(&mut self, stat: &str, value: u64, gauge: bool) {
@@ -270,7 +301,7 @@ impl<'s> Scope<'s> {
 
     fn put(&mut self, stat: &str, family: String, value: u64, gauge: bool, label: Option<(&'static str, String)>) {
         let name = format!("{}.{}.{stat}", self.kind, self.name);
-        let labels = label.into_iter().chain([(self.label, self.name.to_owned())]).collect();
+        let labels = label.into_iter().chain([(self.label, self.name.to_string())]).collect();
         self.stats.push(Stat { name, value, gauge, family, labels });
     }
 }
@@ -397,9 +428,9 @@ fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Sta
     }
 }
 
-fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
+fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &view.first.config;
-    let mut out = Scope::new(CLUSTER.0, CLUSTER.1, name, stats);
+    let mut out = Scope::new(CLUSTER.0, CLUSTER.1, &config.observability_name, stats);
     macro_rules! counters {
         ($($name:literal = $field:ident),* $(,)?) => {
             $(out.add($name, view.sum(|one| one.$field.get()), false);)*

@@ -235,7 +235,7 @@ fn filters_when_they_decide_then_their_statistics_tell_how_often() {
     }
     // What filters answered is not the cluster's, as in Envoy.
     eventually("the requests counted", || {
-        let stats = it.proxy.telemetry.stats();
+        let stats = it.proxy.telemetry.stats(Vec::new());
         stats.iter().any(|stat| stat.name == "cluster.a.upstream_rq_completed" && stat.value == 2)
     });
 }

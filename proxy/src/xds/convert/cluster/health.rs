@@ -74,7 +74,7 @@ impl Template {
             None => return Err(Refused::new("health_checker", "is missing")),
         };
         Ok(HealthCheck {
-            stats: CheckStats::new(&context.counters, &[Scope::cluster(&self.cluster.name)]),
+            stats: CheckStats::new(&context.counters, &[Scope::cluster(&self.cluster.observability_name)]),
             timeout: needed(timeout, "timeout")?,
             interval,
             initial_jitter: zero_or(initial_jitter, "initial_jitter")?,

@@ -61,6 +61,11 @@ struct SocketMatch {
 }
 
 impl Template {
+    /// The name in statistics.
+    pub fn observability_name(&self) -> &str {
+        &self.cluster.observability_name
+    }
+
     /// The secrets without which its endpoints cannot be talked to.
     pub fn secrets(&self) -> BTreeSet<String> {
         let all = self.matches.iter().filter_map(|candidate| candidate.tls.as_ref()).chain(&self.cluster.default_tls);
@@ -102,8 +107,8 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         transport_socket_matches,
         transport_socket_matcher,
         name,
-        alt_stat_name: _,
-        stats_matcher: _,
+        alt_stat_name,
+        stats_matcher,
         eds_cluster_config,
         connect_timeout,
         // Buffers are bounded at 64 KiB whatever is set, far below Envoy's default of 1 MiB.
@@ -155,6 +160,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         lb_config,
     } = value;
     refuse!(
+        stats_matcher,
         transport_socket_matcher,
         filters,
         upstream_config,
@@ -188,6 +194,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         _ => tls::client(context, transport_socket).within("transport_socket")?,
     };
     let mut cluster = Cluster::new(id, name.as_str(), kind);
+    if !alt_stat_name.is_empty() {
+        cluster.observability_name = alt_stat_name.into();
+    }
     let lb_config = match lb_config {
         Some(LbConfig::OriginalDstLbConfig(config)) if kind == ClusterKind::OriginalDst => {
             cluster.original = original(config).within("original_dst_lb_config")?;
@@ -228,7 +237,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     // An original destination is connected whatever its health, in Envoy too: for those it changes nothing.
     if let Some(value) = outlier_detection {
         let mut outliers = outlier::outliers(value).within("outlier_detection")?;
-        outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&name)]);
+        outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&cluster.observability_name)]);
         cluster.outliers = Some(Arc::new(outliers));
     }
     if let Some(labels) = service(metadata.as_ref()) {
