@@ -1,6 +1,7 @@
 //! How the health of endpoints is found out: by what requests experience, and by asking.
 
 use super::{ClientTls, ClusterId, Endpoint, matcher::StringMatch};
+use crate::telemetry::LogSink;
 use crate::telemetry::counters::{CheckStats, OutlierStats};
 use std::{
     net::SocketAddr,
@@ -220,8 +221,21 @@ pub struct HealthCheck {
     pub port: Option<u16>,
     /// TLS by other labels than those of the endpoint, where the cluster chooses TLS by labels; `None` is as requests do it.
     pub tls: Option<Option<Arc<ClientTls>>>,
+    /// What is written about it.
+    pub log: Option<Arc<CheckLog>>,
     /// What is asked.
     pub probe: Probe,
+}
+
+/// Lines about health checks: of endpoints that become well or stop being it, and of first checks that fail.
+#[derive(Debug, Clone, Default)]
+pub struct CheckLog {
+    /// Where they go.
+    pub sinks: Vec<Arc<LogSink>>,
+    /// Of every check that fails.
+    pub failures: bool,
+    /// Of every check that is passed.
+    pub successes: bool,
 }
 
 /// What an endpoint is asked.

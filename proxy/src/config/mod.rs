@@ -63,8 +63,8 @@ pub use grpc_stats::{CountedMethods, GrpcStats};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{
-    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
-    ServiceName, Statuses,
+    Care, CheckLog, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection,
+    Probe, Report, ServiceName, Statuses,
 };
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,

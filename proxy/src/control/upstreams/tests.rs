@@ -99,6 +99,7 @@ fn check(probe: Probe) -> HealthCheck {
         reuse_connection: true,
         port: None,
         tls: None,
+        log: None,
         probe,
     }
 }
