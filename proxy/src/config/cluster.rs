@@ -85,6 +85,19 @@ pub struct Cluster {
     pub origin: Option<Arc<str>>,
     /// Of which lines may speak.
     pub metadata: Option<Metadata>,
+    /// What is counted besides the usual.
+    pub track: Track,
+}
+
+/// What is counted of a cluster besides the usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Track {
+    /// How much of their time limits requests use.
+    pub budgets: bool,
+    /// How large requests and answers are.
+    pub sizes: bool,
+    /// Numbers of each endpoint are told among the others.
+    pub endpoints: bool,
 }
 
 impl Cluster {
@@ -127,6 +140,7 @@ impl Cluster {
             keepalive: None,
             origin: None,
             metadata: None,
+            track: Track::default(),
         }
     }
 }

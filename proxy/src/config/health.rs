@@ -2,7 +2,7 @@
 
 use super::{ClientTls, ClusterId, Endpoint, matcher::StringMatch};
 use crate::telemetry::LogSink;
-use crate::telemetry::counters::{CheckStats, OutlierStats};
+use crate::telemetry::counters::{CheckStats, LookupStats, OutlierStats};
 use std::{
     net::SocketAddr,
     sync::{
@@ -317,6 +317,8 @@ pub struct EndpointCheck {
 /// How endpoints are found by name.
 #[derive(Debug, Clone)]
 pub struct Dns {
+    /// What became of look-ups.
+    pub stats: LookupStats,
     /// One endpoint, whichever address comes first, instead of one for each address.
     pub logical: bool,
     /// The names.

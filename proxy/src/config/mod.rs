@@ -51,7 +51,7 @@ pub use chain::{
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
-    SourceBind, TcpKeepalive, UpstreamProtocol,
+    SourceBind, TcpKeepalive, Track, UpstreamProtocol,
 };
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};

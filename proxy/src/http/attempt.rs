@@ -10,6 +10,7 @@ use super::{
     raw,
     reply::{self, Reply},
     retry::Failure,
+    tracked,
     upstream::Up,
 };
 use crate::{
@@ -122,6 +123,7 @@ pub(super) async fn begin<D: Downstream>(
     }
     call.response.clear();
     up.send_head(call.request);
+    tracked::sent(call, cluster);
     if !body.rewind(&mut up) {
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
@@ -228,6 +230,7 @@ pub(super) async fn begin<D: Downstream>(
     match wake {
         Wake::Head => {
             call.tally.upstream_time = Some(began.elapsed());
+            tracked::answered(call, cluster);
             Ok(up)
         }
         Wake::Upstream(error) => {
@@ -320,6 +323,9 @@ pub(crate) async fn connection(
             None => host.http2().take(most),
             Some(name) => host.http2_named(name).take(most),
         };
+        if most > 0 {
+            cluster.stats().cx_max_requests.add(host.http2().take_worn_out());
+        }
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
@@ -383,8 +389,20 @@ async fn open(
     priority: Priority,
     name: Option<Rc<str>>,
 ) -> Result<Lease, ConnectError> {
+    let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
+    let opened = open_waiting(worker, cluster, host, priority, name).await;
+    waiting.settle();
+    opened
+}
+
+async fn open_waiting(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    name: Option<Rc<str>>,
+) -> Result<Lease, ConnectError> {
     let config = cluster.config();
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
         let admission = cluster.begin_connection(host, priority);
         let admission = tokio::time::timeout(config.connect_timeout, admission)
@@ -392,7 +410,8 @@ async fn open(
             .map_err(|_| ConnectError::Timeout(host.address(), config.connect_timeout))?;
         match admission {
             Admission::Connect(ticket) => {
-                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                let connected = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await;
+                let stream = connected.inspect_err(|error| ticket.failed(error))?;
                 ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
                     host.note_agreed(true);
@@ -436,7 +455,7 @@ async fn open_http2(
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
+    let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
             let admission = cluster.begin_connection(host, priority);
@@ -456,7 +475,8 @@ async fn open_http2(
                 }
             }
         };
-        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
+        let connected = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await;
+        let stream = connected.inspect_err(|error| ticket.failed(error))?;
         ticket.connected();
         if is_agreed(cluster) {
             host.note_agreed(stream.is_for_http2());
@@ -473,8 +493,7 @@ async fn open_http2(
         connection.know(info);
         connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
-            drive.await;
-            drop(ticket);
+            ticket.ends(drive.await);
         });
         Ok(connection)
     };
@@ -482,6 +501,7 @@ async fn open_http2(
         None => host.http2().acquire(most, dial).await,
         Some(name) => host.http2_named(name).acquire(most, dial).await,
     };
+    waiting.settle();
     match opened {
         Ok(stream) => Ok(Up::Http2(stream)),
         Err(Instead::Http1(lease)) => Ok(Up::Http1(*lease)),
@@ -613,8 +633,7 @@ pub(super) async fn finish<D: Downstream>(
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();
     if let Some(cluster) = &call.tally.cluster {
-        cluster.stats().cx_rx_bytes_total.add(wire.received);
-        cluster.stats().cx_tx_bytes_total.add(wire.sent);
+        cluster.stats().moved(wire);
     }
     if let Some(observed) = call.observed() {
         observed.up = wire;

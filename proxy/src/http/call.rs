@@ -270,6 +270,7 @@ impl Call<'_> {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
             counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
+            counted.of_listener().count(tally.code);
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.

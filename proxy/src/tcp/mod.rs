@@ -11,6 +11,7 @@ use crate::{
     listen::Stream,
     pool::{Admission, ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
+    telemetry::stats::ConnectionEnd,
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
@@ -189,11 +190,13 @@ async fn carry(
         ends.periodic = Some(Periodic { every, next: Instant::now() + every, tell: Box::new(tell) });
     }
     let moved = match up {
-        Way::Direct(mut up, _ticket) => {
+        Way::Direct(mut up, ticket) => {
             if cluster.config().close_on_failure {
                 ends.lost = Some(Box::pin(host.lost()));
             }
-            copy::both(&mut stream, &mut up, first, ends, &recorder).await
+            let moved = copy::both(&mut stream, &mut up, first, ends, &recorder).await;
+            ticket.ends(ConnectionEnd { remote: moved.remote, ..ConnectionEnd::default() });
+            moved
         }
         Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
     };
@@ -314,6 +317,7 @@ async fn open(
             }
         }
     }
+    cluster.stats().cx_connect_attempts_exceeded.add(1);
     told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
     if proxy.connect_attempts > 1 {
         told.flags |= ResponseFlags::CONNECT_ATTEMPTS;
@@ -333,13 +337,16 @@ pub(crate) async fn connect_once(
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
     let (address, limit) = (host.address(), config.connect_timeout);
-    let _waiting = cluster.begin_wait(Priority::Default).map_err(|_| ConnectError::Overflow(address))?;
+    let waiting = cluster.begin_wait(Priority::Default).map_err(|_| ConnectError::Overflow(address))?;
     loop {
         let admission = tokio::time::timeout(limit, cluster.begin_connection(host, Priority::Default)).await;
+        let admission = admission.inspect_err(|_| waiting.settle());
         match admission.map_err(|_| ConnectError::Timeout(address, limit))? {
             Admission::Connect(ticket) => {
                 let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-                let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
+                let connected = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await;
+                waiting.settle();
+                let stream = connected.inspect_err(|error| ticket.failed(error))?;
                 ticket.connected();
                 cluster.stats().rq_total.add(1);
                 return Ok((stream, ticket));

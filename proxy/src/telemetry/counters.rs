@@ -274,6 +274,10 @@ group!(
     }
 );
 group!(
+    /// Look-ups of a cluster's names.
+    LookupStats { attempt = "update_attempt", success = "update_success", failure = "update_failure", empty = "update_empty" }
+);
+group!(
     /// A limit of connections.
     ConnectionLimitStats { limited = "limited_connections"; active = "active_connections" }
 );

@@ -19,6 +19,7 @@ pub mod logfilter;
 pub mod logformat;
 pub mod logsink;
 pub mod peer;
+pub mod policies;
 pub mod process;
 pub mod render;
 pub mod requests;

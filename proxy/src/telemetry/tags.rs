@@ -198,6 +198,8 @@ const PATTERNS: &[(&str, &str, &str, &str)] = &[
     ("envoy.http_conn_manager_prefix", r"^listener\..*?\.http\.((<VALUE>)\.)", ".http.", ""),
     ("envoy.worker_id", r"^(?:listener\.(?:<ADDRESS>|<VALUE>)\.|server\.|listener_manager\.)worker_((\d+)\.)", "", ""),
     ("envoy.listener_address", r"^listener\.((<ADDRESS>|<VALUE>)\.)", "", "admin"),
+    ("envoy.rbac_policy_name", r"^http\.<VALUE>\.rbac\.(?:<VALUE>\.)?policy\.((<VALUE>)\.)\w+?$", ".rbac.", ""),
+    ("envoy.rbac_http_prefix", r"^http\.<VALUE>\.rbac\.((<VALUE>)\.)", ".rbac.", "policy"),
     ("envoy.rds_route_config", r"^http\.<VALUE>\.rds\.(([\w.-]+)\.)\w+?$", ".rds.", ""),
 ];
 
@@ -216,6 +218,7 @@ const PARTS: &[(&str, &str)] = &[
     ("envoy.http_conn_manager_prefix", "http.$.**"),
     ("envoy.virtual_host", "vhost.$.**"),
     ("envoy.route", "vhost.*.route.$.**"),
+    ("envoy.rbac_prefix", "$.rbac.**"),
     ("envoy.local_http_ratelimit_prefix", "$.http_local_rate_limit.**"),
     ("envoy.local_network_ratelimit_prefix", "local_rate_limit.$.**"),
     ("envoy.local_listener_ratelimit_prefix", "listener_local_ratelimit.$.**"),
@@ -263,6 +266,17 @@ mod tests {
                 "vhost.v.vcluster.orders.upstream_rq_total",
                 "envoy_vhost_vcluster_upstream_rq_total{envoy_virtual_cluster=orders,envoy_virtual_host=v}",
             ),
+            (
+                "http.in.rbac.sp.policy.sh.shadow_denied",
+                "envoy_http_rbac_policy_shadow_denied{envoy_rbac_policy_name=sh,envoy_rbac_http_prefix=sp,\
+                 envoy_http_conn_manager_prefix=in}",
+            ),
+            (
+                "http.in.rbac.policy.two.allowed",
+                "envoy_http_rbac_policy_allowed{envoy_rbac_policy_name=two,envoy_http_conn_manager_prefix=in}",
+            ),
+            ("http.in.rbac.allowed", "envoy_http_rbac_allowed{envoy_http_conn_manager_prefix=in}"),
+            ("nr.rbac.denied", "envoy_rbac_denied{envoy_rbac_prefix=nr}"),
             ("server.live", "envoy_server_live{}"),
         ] {
             assert_eq!(split(&tags, name), wanted, "{name}");

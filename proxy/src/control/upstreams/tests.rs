@@ -253,6 +253,7 @@ async fn stage_when_names_are_looked_up_then_their_addresses_are_endpoints() {
         DnsName { name: name.into(), endpoint: Arc::new(endpoint) }
     };
     let dns = Dns {
+        stats: Default::default(),
         logical: false,
         names: vec![name("127.0.0.7", 80), name("localhost", 81)],
         refresh: Duration::from_secs(5),

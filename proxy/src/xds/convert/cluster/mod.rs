@@ -20,10 +20,11 @@ pub use upstream::Sockets;
 
 use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
-use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, UpstreamProtocol};
-use crate::telemetry::counters::{OutlierStats, Scope};
+use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Track, UpstreamProtocol};
+use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use leno_xds::envoy::config::cluster::v3 as xds;
+use leno_xds::envoy::config::cluster::v3::TrackClusterStats;
 use leno_xds::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig, OriginalDstLbConfig, PreconnectPolicy,
     TransportSocketMatch,
@@ -150,9 +151,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         load_balancing_policy,
         lrs_server: _,
         lrs_report_endpoint_metrics: _,
-        track_timeout_budgets: _,
+        track_timeout_budgets,
         upstream_config,
-        track_cluster_stats: _,
+        track_cluster_stats,
         preconnect_policy,
         connection_pool_per_downstream_connection,
         queuing_policies,
@@ -232,6 +233,13 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         } = options;
         cluster.keepalive = tcp_keepalive.map(upstream::keepalive);
     }
+    let TrackClusterStats { timeout_budgets, request_response_sizes, per_endpoint_stats } =
+        track_cluster_stats.unwrap_or_default();
+    cluster.track = Track {
+        budgets: timeout_budgets || track_timeout_budgets,
+        sizes: request_response_sizes,
+        endpoints: per_endpoint_stats,
+    };
     cluster.close_on_failure = close_connections_on_host_health_failure;
     cluster.ignore_health_on_removal = ignore_health_on_host_removal;
     // An original destination is connected whatever its health, in Envoy too: for those it changes nothing.
@@ -264,7 +272,11 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         None => names,
     };
     match kind {
-        ClusterKind::Dns => cluster.dns = Some(Arc::new(dns::dns(names, logical, &context.resolvers)?)),
+        ClusterKind::Dns => {
+            let dns = dns::dns(names, logical, &context.resolvers)?;
+            let stats = LookupStats::new(&context.counters, &[Scope::cluster(&cluster.observability_name)]);
+            cluster.dns = Some(Arc::new(Dns { stats, ..dns }));
+        }
         _ => dns::none(names)?,
     }
     // The deprecated places of what typed options say.

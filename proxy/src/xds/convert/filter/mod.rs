@@ -21,6 +21,7 @@ use crate::config::{
     Share,
 };
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
+use crate::telemetry::policies::PolicyCounts;
 use leno_xds::envoy::config::core::v3::{
     GrpcMethodList, RuntimeFeatureFlag, RuntimeFractionalPercent, grpc_method_list,
 };
@@ -103,6 +104,7 @@ fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
         HttpFilter::Rbac(rbac) => FilterStats::Rbac(
             RbacStats::new(counters, &[http, Scope::rbac(&rbac.prefix)]),
             ShadowStats::new(counters, &[http, Scope::rbac(&rbac.shadow_prefix)]),
+            Arc::new(PolicyCounts::new(counters, prefix, &rbac.prefix, &rbac.shadow_prefix)),
         ),
         _ => FilterStats::None,
     }
@@ -149,7 +151,7 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow_rules,
         shadow_matcher,
         shadow_rules_stat_prefix,
-        track_per_rule_stats: _,
+        track_per_rule_stats: by_policy,
     } = value;
     refuse!(matcher, shadow_matcher);
     Ok(crate::config::Rbac {
@@ -157,6 +159,7 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow: shadow_rules.map(super::rbac::rules).transpose().within("shadow_rules")?,
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
+        by_policy,
     })
 }
 
