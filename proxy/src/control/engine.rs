@@ -71,7 +71,7 @@ impl Engine {
             changes: None,
             quit: None,
             pod: None,
-            node: String::new(),
+            node: serde_json::Value::Null,
             begun: self.begun,
             logs: AdminLogs::default(),
             reset: Arc::default(),

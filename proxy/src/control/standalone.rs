@@ -51,6 +51,7 @@ pub fn validate(mut bootstrap: Bootstrap) -> Result<(), RunError> {
 pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
     let sockets = LiveSockets::default();
     let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
+    let node = leno_xds::json::to_value(&settings.bootstrap.node).unwrap_or_default();
     // The descriptors were only needed to read the file.
     leno_xds::json::release();
     leno_runtime::memory::give_back();
@@ -83,7 +84,6 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         let view = engine.view(connection);
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
-        let node = settings.bootstrap.node.id.clone();
         let changes = Some(feed.changes.clone());
         let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ..view };
         admin::serve_at(listener, &view, &stop)?;

@@ -69,6 +69,11 @@ impl<'a> Scope<'a> {
         Self { kind: "tcp.", label: "envoy_tcp_prefix", value: prefix }
     }
 
+    /// A part of names that tells nothing apart; with its dot.
+    pub fn part(kind: &'a str) -> Self {
+        Self { kind, label: "", value: "" }
+    }
+
     /// A name that begins with the value itself, whose dot at the end counts for nothing.
     pub fn bare(label: &'static str, value: &'a str) -> Self {
         Self { kind: "", label, value: value.trim_end_matches('.') }
@@ -271,6 +276,37 @@ group!(
         sent = "downstream_cx_tx_bytes_total",
         idle_timeout = "idle_timeout",
         max_duration = "max_downstream_connection_duration",
+    }
+);
+group!(
+    /// Bodies of one direction that a filter has compressed or not.
+    CompressorStats {
+        compressed = "compressed",
+        not_compressed = "not_compressed",
+        uncompressed_bytes = "total_uncompressed_bytes",
+        compressed_bytes = "total_compressed_bytes",
+        too_small = "content_length_too_small",
+    }
+);
+group!(
+    /// What clients accept of a compressor.
+    AcceptStats {
+        none = "no_accept_header",
+        identity = "header_identity",
+        used = "header_compressor_used",
+        overshadowed = "header_compressor_overshadowed",
+        wildcard = "header_wildcard",
+        not_valid = "header_not_valid",
+        etag = "not_compressed_etag",
+    }
+);
+group!(
+    /// Bodies of one direction that a filter has decompressed or not.
+    DecompressorStats {
+        decompressed = "decompressed",
+        not_decompressed = "not_decompressed",
+        uncompressed_bytes = "total_uncompressed_bytes",
+        compressed_bytes = "total_compressed_bytes",
     }
 );
 group!(

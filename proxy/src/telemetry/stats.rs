@@ -1,7 +1,7 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
-use super::{ResponseFlags, Wire};
 use super::histogram::{Counter, Histogram};
+use super::{ResponseFlags, Wire};
 use crate::config::{Cluster, Endpoint, Priority, Track};
 use crate::tls::{TlsError, TlsInfo};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};

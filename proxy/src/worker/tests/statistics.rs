@@ -29,7 +29,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 changes: None,
                 quit: Some(tokio_util::sync::CancellationToken::new()),
                 pod: None,
-                node: "n".to_owned(),
+                node: json!({"id": "n", "metadata": {"a": 5.0}}),
                 begun: Instant::now(),
                 logs: Default::default(),
                 reset: Arc::default(),

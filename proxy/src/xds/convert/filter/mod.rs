@@ -83,7 +83,7 @@ pub fn chain(
             options = router(value).within(within)?;
             continue;
         }
-        match filter(context, &any).within(format_args!("{within}.typed_config"))? {
+        match filter(context, prefix, &any).within(format_args!("{within}.typed_config"))? {
             Some(filter) => {
                 let stats = stats(context, prefix, &filter);
                 entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
@@ -111,7 +111,7 @@ fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
 }
 
 /// A filter that is known here.
-fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
+fn filter(context: &mut Context, prefix: &str, any: &Any) -> Converted<Option<HttpFilter>> {
     Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
         HttpFilter::Fault(Arc::new(fault::fault(context, value)?))
     } else if let Some(Cors {}) = optional(any)? {
@@ -133,9 +133,9 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(GrpcWeb {}) = optional(any)? {
         HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
-        HttpFilter::Compressor(Arc::new(compression::compressor(context, value)?))
+        HttpFilter::Compressor(Arc::new(compression::compressor(context, prefix, value)?))
     } else if let Some(value) = optional::<Decompressor>(any)? {
-        HttpFilter::Decompressor(Arc::new(compression::decompressor(context, value)?))
+        HttpFilter::Decompressor(Arc::new(compression::decompressor(context, prefix, value)?))
     } else if let Some(value) = optional::<Check>(any)? {
         HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
     } else {
