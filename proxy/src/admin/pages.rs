@@ -120,7 +120,8 @@ fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> A
     // What changes nothing may be asked for either way, as of Envoy.
     let fits = *method == Method::POST || !post && matches!(*method, Method::GET | Method::HEAD);
     if !fits {
-        let words = format!("Method {method} not allowed, POST required.");
+        let others = if post { "POST" } else { "GET or POST" };
+        let words = format!("Method {method} not allowed, {others} required.");
         return text(StatusCode::METHOD_NOT_ALLOWED, words);
     }
     page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))

@@ -347,6 +347,24 @@ mod tests {
     }
 
     #[test]
+    fn statistics_when_the_file_says_which_and_how_then_they_are_shown_so() {
+        let shows = |text: &str, name: &str| read(text).unwrap().display.shows(name);
+        assert!(shows("{}", "cluster.a.upstream_rq_total"));
+        let some = "stats_config: {stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.a.}]}}}";
+        assert!(shows(some, "cluster.a.upstream_rq_total") && !shows(some, "server.live"));
+        assert!(!shows("stats_config: {stats_matcher: {reject_all: true}}", "server.live"));
+        let tags = |text: &str| {
+            let display = read(text).unwrap().display.clone();
+            (display.tags.is_some(), display.fixed.len())
+        };
+        assert_eq!(tags("stats_config: {stats_tags: [{tag_name: zone, fixed_value: a}]}"), (false, 1));
+        assert_eq!(
+            tags("stats_config: {stats_tags: [{tag_name: envoy.cluster_name}], use_all_default_tags: false}"),
+            (true, 0)
+        );
+    }
+
+    #[test]
     fn overload_manager_when_a_part_is_not_supported_names_it() {
         const MONITORS: &str = r#"resource_monitors: [{name: used, typed_config: {"@type":
             type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 1000000}}]"#;
