@@ -41,6 +41,15 @@ struct Handle {
     known: RefCell<Option<Rc<TlsInfo>>>,
 }
 
+impl Drop for Handle {
+    /// Nobody uses the connection any more: its task has to see that.
+    fn drop(&mut self) {
+        if let Ok(mut mux) = self.mux.try_borrow_mut() {
+            mux.touch();
+        }
+    }
+}
+
 /// A connection to an endpoint, shared by the streams of one worker. Clones are the same connection; when the last clone
 /// and the last stream are gone, it closes.
 #[derive(Clone)]
