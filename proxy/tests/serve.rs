@@ -152,6 +152,45 @@ fn serve_when_a_field_is_not_supported_ends_with_1_and_names_resource_and_field(
 }
 
 #[test]
+fn serve_when_statistics_are_configured_tells_them_so() {
+    let (web, health) = (free(), free());
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events");
+    let check = format!(
+        r#"
+    alt_stat_name: shop
+    health_checks:
+    - {{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}}, event_log_path: {}}}"#,
+        events.display()
+    );
+    let stats = r#"
+stats_config:
+  stats_tags: [{tag_name: zone, fixed_value: z1}, {tag_name: stat, regex: '^cluster\.shop\.(membership_(healthy))$'}]
+  stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.shop.}]}}
+  histogram_bucket_settings: [{match: {prefix: cluster.}, buckets: [1, 1000]}]
+"#;
+    let text = bootstrap(&[listener("web", web, "a")], &[cluster("a", health) + &check]);
+    let proxy = Proxy::start(&format!("{text}{stats}"));
+    let told = |path: &str| proxy.admin(path).rsplit("\r\n\r\n").next().unwrap_or_default().to_owned();
+    let all = told("/stats");
+    let names = || all.lines().filter(|line| line.contains(": "));
+    assert!(names().any(|line| line == "cluster.shop.membership_healthy: 0"), "{all}");
+    assert!(names().all(|line| line.starts_with("cluster.shop.")), "{all}");
+    let scraped = told("/stats/prometheus");
+    let line = r#"envoy_cluster_{zone="z1",envoy_cluster_name="shop",stat="healthy"} 0"#;
+    assert!(scraped.lines().any(|have| have == line), "{scraped}");
+    assert!(
+        scraped.contains(r#"le="1000"} 0"#)
+            && !scraped.contains(r#"upstream_cx_connect_ms_bucket{zone="z1",envoy_cluster_name="shop",le="5"}"#)
+    );
+    assert!(proxy.admin("/clusters").contains("a::observability_name::shop"));
+    let line = || std::fs::read_to_string(&events).ok().filter(|text| text.ends_with('\n'));
+    let event: serde_json::Value = serde_json::from_str(wait("the event of the check", line).trim()).unwrap();
+    assert_eq!(event["health_check_failure_event"]["failure_type"], "NETWORK", "{event}");
+    assert_eq!((&event["cluster_name"], &event["health_checker_type"]), (&"a".into(), &"TCP".into()));
+}
+
+#[test]
 fn serve_when_another_process_has_the_address_says_so_and_ends() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();

@@ -48,6 +48,7 @@ pub struct ListenError {
 #[derive(Clone, Default)]
 pub struct Routes {
     by_path: BTreeMap<String, (String, Handler)>,
+    otherwise: Option<Arc<dyn Fn() -> Answer + Send + Sync>>,
 }
 
 impl Routes {
@@ -81,6 +82,16 @@ impl Routes {
         })
     }
 
+    /// Answers every path that is not there with what `read` returns.
+    pub fn otherwise(self, read: impl Fn() -> Answer + Send + Sync + 'static) -> Self {
+        Self { otherwise: Some(Arc::new(read)), ..self }
+    }
+
+    /// Paths with their lines of help, sorted.
+    pub fn help(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.by_path.iter().map(|(path, (help, _))| (path.as_str(), help.as_str()))
+    }
+
     async fn answer(&self, request: Request<hyper::body::Incoming>) -> Answer {
         let path = request.uri().path();
         match self.by_path.get(path) {
@@ -90,7 +101,10 @@ impl Routes {
                     self.by_path.iter().map(|(path, (help, _))| format!("{path:<24} {help}\n")).collect();
                 text(StatusCode::OK, lines.concat())
             }
-            None => text(StatusCode::NOT_FOUND, "no such path; GET / lists them\n"),
+            None => match &self.otherwise {
+                Some(read) => read(),
+                None => text(StatusCode::NOT_FOUND, "no such path; GET / lists them\n"),
+            },
         }
     }
 }

@@ -30,6 +30,34 @@ const MESSAGES: [(&str, &str); 10] = [
     ("ecds_filters", "EcdsFilterConfig"),
 ];
 
+/// Fields of sections: what a mask for all of them begins with.
+const FIELDS: [&str; 6] = [
+    "bootstrap",
+    "last_updated",
+    "version_info",
+    "dynamic_warming_clusters",
+    "dynamic_warming_secrets",
+    "static_endpoint_configs",
+];
+
+/// Fields of the elements of lists.
+const PARTS: [&str; 14] = [
+    "active_state",
+    "client_status",
+    "cluster",
+    "draining_state",
+    "ecds_filter",
+    "endpoint_config",
+    "error_state",
+    "last_updated",
+    "listener",
+    "name",
+    "route_config",
+    "secret",
+    "version_info",
+    "warming_state",
+];
+
 /// The dump with what is wanted; what is wrong otherwise, with whether it is not there.
 pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, String)> {
     let mut sections = match dump["configs"].take() {
@@ -51,10 +79,27 @@ pub(super) fn select(mut dump: Value, wanted: &Wanted) -> Result<Value, (bool, S
         wanted.mask.iter().flat_map(|mask| mask.split(',')).map(|path| path.split('.').collect()).collect();
     let Some(resource) = &wanted.resource else {
         if !masks.is_empty() {
+            let known = |name: &str| FIELDS.contains(&name) || MESSAGES.iter().any(|(list, _)| *list == name);
+            if !masks.iter().all(|path| path.first().is_some_and(|name| known(name))) {
+                let mask = wanted.mask.as_deref().unwrap_or_default();
+                return Err((false, format!("FieldMask {mask} could not be successfully applied to any configs.")));
+            }
+            // Sections that have no such field are no part of the answer.
             sections = sections.iter().map(|section| masked(section, &masks)).collect();
+            sections.retain(|section| section.as_object().is_some_and(|fields| fields.len() > 1));
         }
         return Ok(json!({"configs": sections}));
     };
+    if masks.iter().any(|path| !path.first().is_some_and(|name| PARTS.contains(name))) {
+        let mask = wanted.mask.as_deref().unwrap_or_default();
+        if MESSAGES.iter().any(|(list, _)| list == resource) {
+            return Err((false, format!("FieldMask {mask} could not be successfully used.")));
+        }
+    }
+    if sections.iter().any(|section| section.get(resource).is_some_and(|field| !field.is_array())) {
+        let words = format!("{resource} is not a repeated field. Use ?mask={resource} to get only this field");
+        return Err((false, words));
+    }
     for section in &sections {
         let Some(entries) = section.get(resource).and_then(Value::as_array) else { continue };
         let mut entries: Vec<Value> = match masks.is_empty() {
@@ -130,6 +175,20 @@ mod tests {
         );
         let whole = select(dump(), &Wanted::default()).unwrap();
         assert_eq!(whole["configs"].as_array().map(Vec::len), Some(1), "endpoints only where they are asked for");
+        let words = |resource: Option<&str>, mask: Option<&str>| {
+            let wanted = Wanted { resource: resource.map(Into::into), mask: mask.map(Into::into), ..Wanted::default() };
+            let dump = json!({"configs": [
+                {"@type": "x/BootstrapConfigDump", "bootstrap": {"node": {"id": "n", "cluster": "c"}}},
+                {"@type": "x/ClustersConfigDump", "static_clusters": [{"cluster": {"name": "a"}}]},
+            ]});
+            select(dump, &wanted)
+        };
+        let node = words(None, Some("bootstrap.node.id")).unwrap();
+        assert_eq!(node, json!({"configs": [{"@type": "x/BootstrapConfigDump", "bootstrap": {"node": {"id": "n"}}}]}));
+        let (missing, text) = words(Some("bootstrap"), None).unwrap_err();
+        assert!(!missing && text.starts_with("bootstrap is not a repeated field."), "{text}");
+        assert!(words(None, Some("nonsense")).unwrap_err().1.contains("applied to any configs"));
+        assert!(words(Some("static_clusters"), Some("nonsense")).unwrap_err().1.contains("successfully used"));
         let missing = Wanted { resource: Some("foo".into()), ..Wanted::default() };
         assert_eq!(select(dump(), &missing).unwrap_err(), (true, "foo not found in config dump\n".into()));
     }

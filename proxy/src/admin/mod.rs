@@ -10,6 +10,7 @@
 //! All are served by the active slot, on sockets that travel with the others when the slots change places.
 
 mod dump;
+mod form;
 mod log;
 mod mask;
 mod merged;
@@ -98,8 +99,8 @@ pub struct View {
     pub quit: Option<CancellationToken>,
     /// What the pod says about itself.
     pub pod: Option<PodInfo>,
-    /// This proxy's name.
-    pub node: String,
+    /// Who this proxy is, as its bootstrap says it.
+    pub node: serde_json::Value,
     /// Since when this process runs.
     pub begun: Instant,
     /// Who asks for what is written there.

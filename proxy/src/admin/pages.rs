@@ -1,13 +1,14 @@
 //! The pages of the admin server, at Envoy's paths. What changes something wants POST.
 
+use super::form::{dressed, listed, shown};
 use super::log::Asked;
 use super::mask::{self, Wanted};
-use super::{PROMETHEUS, View, dump, upstreams};
+use super::{View, dump, upstreams};
 use crate::telemetry::envoy::{Stat, Times};
 use crate::xds::bootstrap::NotTaken;
 use hyper::body::{Body as _, Incoming};
-use hyper::{Method, Request, StatusCode, header};
-use leno_runtime::http::{Answer, Routes, json, text, with_type};
+use hyper::{Method, Request, StatusCode};
+use leno_runtime::http::{Answer, Routes, text};
 use regex::Regex;
 use serde_json::{Value, json as value};
 use std::collections::BTreeMap;
@@ -104,14 +105,7 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
                 headers: request.headers().clone(),
             });
             let begun = Instant::now();
-            let mut answer = answer(&view, &request, post, page);
-            for (name, value) in [
-                (header::CACHE_CONTROL, "no-cache, max-age=0"),
-                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-                (header::SERVER, "envoy"),
-            ] {
-                answer.headers_mut().insert(name, header::HeaderValue::from_static(value));
-            }
+            let answer = dressed(answer(&view, &request, post, page));
             if let Some(asked) = asked {
                 let sent = answer.body().size_hint().exact().unwrap_or(0);
                 view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
@@ -126,7 +120,8 @@ fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> A
     // What changes nothing may be asked for either way, as of Envoy.
     let fits = *method == Method::POST || !post && matches!(*method, Method::GET | Method::HEAD);
     if !fits {
-        let words = format!("Method {method} not allowed, POST required.");
+        let others = if post { "POST" } else { "GET or POST" };
+        let words = format!("Method {method} not allowed, {others} required.");
         return text(StatusCode::METHOD_NOT_ALLOWED, words);
     }
     page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))
@@ -135,26 +130,26 @@ fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> A
 /// Every page.
 pub(super) fn routes(view: &View) -> Routes {
     let gets: &[(&str, &str, Page)] = &[
-        ("/certs", "the certificates in use", |view, _| Ok(json(&dump::certificates(&view.store, &view.state())))),
+        ("/certs", "the certificates in use", |view, _| Ok(shown(dump::certificates(&view.store, &view.state())))),
         ("/clusters", "clusters, their endpoints and what became of requests (format=json, filter)", clusters),
         ("/config_dump", "resources in force (resource, mask, name_regex, include_eds)", config_dump),
         ("/contention", "not traced here", |_, _| {
             Ok(text(StatusCode::OK, "Mutex contention tracing is not enabled.\n"))
         }),
         ("/hot_restart_version", "there is no such thing", |_, _| Ok(text(StatusCode::OK, "disabled"))),
-        ("/init_dump", "what the first configuration waits for", |_, _| Ok(json(&value!({})))),
+        ("/init_dump", "what the first configuration waits for", |_, _| Ok(shown(value!({})))),
         ("/listeners", "listeners and their addresses (format=json)", listeners),
-        ("/memory", "memory of this process", |_, _| Ok(json(&memory()))),
+        ("/memory", "memory of this process", |_, _| Ok(shown(memory()))),
         ("/ready", "200 while traffic may come", |view, _| Ok(ready(view))),
         ("/runtime", "values of the runtime's layers", runtime),
-        ("/server_info", "what runs, since when", |view, _| Ok(json(&server_info(view)))),
+        ("/server_info", "what runs, since when", |view, _| Ok(shown(server_info(view)))),
         ("/stats", "statistics under Envoy's names (filter, usedonly, format=json or prometheus)", stats),
         ("/stats/prometheus", "metrics for Prometheus (usedonly, filter)", |view, query| {
             Ok(prometheus(view, query.has("usedonly"), query.regex("filter", false)?.as_ref()))
         }),
         ("/status", "the connection to the control plane, and what was refused", |view, _| {
             let connection = view.connection.borrow().clone();
-            Ok(json(&dump::status(&view.state(), &connection)))
+            Ok(shown(dump::status(&view.state(), &connection)))
         }),
         ("/version", "the release that this process is", |_, _| {
             Ok(text(StatusCode::OK, format!("{}\n", leno_runtime::version())))
@@ -185,7 +180,8 @@ pub(super) fn routes(view: &View) -> Routes {
     let all = |routes, pages: &[(&str, &str, Page)], post| {
         pages.iter().fold(routes, |routes, (path, help, of)| page(routes, view, path, help, post, *of))
     };
-    super::profiles::routes(all(all(Routes::new(), gets, false), posts, true))
+    let changing: Vec<&str> = posts.iter().map(|(path, ..)| *path).chain(["/cpuprofiler"]).collect();
+    listed(super::profiles::routes(all(all(Routes::new(), gets, false), posts, true)), &changing)
 }
 
 fn no(words: &str) -> Refusal {
@@ -211,7 +207,7 @@ fn state(view: &View) -> &'static str {
 fn clusters(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let filter = query.regex("filter", false)?;
     Ok(match query.is_json() {
-        true => json(&upstreams::json(&view.telemetry, &view.state(), filter.as_ref())),
+        true => shown(upstreams::json(&view.telemetry, &view.state(), filter.as_ref())),
         false => text(StatusCode::OK, upstreams::text(&view.telemetry, &view.state(), filter.as_ref())),
     })
 }
@@ -234,19 +230,23 @@ fn listeners(view: &View, query: &Query) -> Result<Answer, Refusal> {
             status
         })
         .collect();
-    Ok(json(&value!({"listener_statuses": statuses})))
+    Ok(shown(value!({"listener_statuses": statuses})))
 }
 
 fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let wanted = Wanted {
         resource: query.get("resource").map(str::to_owned),
         mask: query.get("mask").map(str::to_owned),
-        names: query.regex("name_regex", true)?,
+        names: query.regex("name_regex", true).map_err(|(code, words)| {
+            let pattern = query.get("name_regex").unwrap_or_default();
+            let reason = words.trim_start_matches("Invalid re2 regex: ");
+            (code, format!("INVALID_ARGUMENT: Error while parsing name_regex from {pattern}: {reason}"))
+        })?,
         endpoints: query.has("include_eds"),
     };
     let dump = dump::config(&view.state());
     match mask::select(dump, &wanted) {
-        Ok(dump) => Ok(json(&dump)),
+        Ok(dump) => Ok(shown(dump)),
         Err((missing, words)) => Err((if missing { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST }, words)),
     }
 }
@@ -254,7 +254,7 @@ fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
 /// Prometheus takes a counter that falls for a process that began anew, and loses what was counted before it looked: for it
 /// counters go on.
 fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
-    let counters = view.telemetry.stats().into_iter().filter(|stat| !stat.gauge);
+    let counters = view.telemetry.stats(Vec::new()).into_iter().filter(|stat| !stat.gauge);
     let now = counters.map(|stat| (stat.name, stat.value)).collect();
     *view.reset.lock().unwrap_or_else(PoisonError::into_inner) = now;
     Ok(text(StatusCode::OK, "OK\n"))
@@ -262,9 +262,7 @@ fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
 
 fn since_reset(view: &View) -> Vec<Stat> {
     view.state().refresh_figures();
-    let mut all = view.telemetry.stats();
-    all.extend(server_stats(view));
-    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut all = view.telemetry.stats(server_stats(view));
     let reset = view.reset.lock().unwrap_or_else(PoisonError::into_inner);
     for stat in all.iter_mut().filter(|stat| !stat.gauge && !reset.is_empty()) {
         let before = reset.get(&stat.name).copied().unwrap_or(0);
@@ -307,7 +305,7 @@ fn server_stats(view: &View) -> Vec<Stat> {
 /// With a filter only Envoy's statistics whose names have a match.
 fn prometheus(view: &View, used: bool, filter: Option<&Regex>) -> Answer {
     view.state().refresh_figures();
-    with_type(StatusCode::OK, PROMETHEUS, view.telemetry.render_all(used, server_stats(view), filter))
+    text(StatusCode::OK, view.telemetry.render_all(used, server_stats(view), filter))
 }
 
 fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
@@ -319,6 +317,13 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
         Some(_) => return Err((StatusCode::BAD_REQUEST, "usage: /stats?format=(json|prometheus|text)\n\n".to_owned())),
     }
     let kind = query.get("type").unwrap_or("All");
+    if !["All", "Counters", "Gauges", "Histograms", "TextReadouts"].contains(&kind) {
+        return Err((StatusCode::BAD_REQUEST, "invalid &type= param".to_owned()));
+    }
+    if query.get("histogram_buckets").is_some_and(|form| form != "summary") {
+        let words = "usage: /stats?histogram_buckets=(summary); buckets are in /stats/prometheus\n\n";
+        return Err((StatusCode::BAD_REQUEST, words.to_owned()));
+    }
     let wanted = |stat: &Stat| {
         filter.as_ref().is_none_or(|filter| filter.is_match(&stat.name))
             && (!used || stat.value > 0)
@@ -344,7 +349,7 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             let computed: Vec<Value> = times.iter().map(computed).collect();
             list.push(value!({"histograms": {"supported_quantiles": supported, "computed_quantiles": computed}}));
         }
-        return Ok(json(&value!({"stats": list})));
+        return Ok(shown(value!({"stats": list})));
     }
     let mut lines = String::new();
     for Stat { name, value, .. } in stats {
@@ -384,10 +389,7 @@ fn server_info(view: &View) -> Value {
         "uptime_all_epochs": format!("{seconds}s"),
         "hot_restart_version": "disabled",
         "hot_restart_initializing": false,
-        "node": {
-            "id": view.node, "cluster": view.state().node_cluster(), "user_agent_name": "leno",
-            "user_agent_version": leno_runtime::version(),
-        },
+        "node": view.node,
         "command_line_options": {
             "concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len()),
             "mode": "Serve", "log_level": leno_runtime::logging::level().unwrap_or_default(),
@@ -404,7 +406,7 @@ fn runtime(view: &View, _: &Query) -> Result<Answer, Refusal> {
         (key, value!({"final_value": last, "layer_values": values}))
     };
     let entries: serde_json::Map<String, Value> = layers.texts().into_iter().map(entry).collect();
-    Ok(json(&value!({"layers": layers.names(), "entries": entries})))
+    Ok(shown(value!({"layers": layers.names(), "entries": entries})))
 }
 
 /// Sets values of the runtime; an empty one removes what was set here before.

@@ -34,7 +34,7 @@ pub(super) fn text(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
         let cluster = &view.first.config;
         let name = &cluster.name;
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(out, "{name}::{text}").unwrap_or_default();
-        line(format_args!("observability_name::{name}"));
+        line(format_args!("observability_name::{}", cluster.observability_name));
         for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
             let Limits { connections, pending, requests, retries, retry_budget: _, tell_remaining: _, per_host: _ } =
                 limits;
@@ -166,7 +166,7 @@ pub(super) fn json(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
         let mut high = thresholds(&cluster.high_limits);
         high["priority"] = json!("HIGH");
         let mut status = json!({
-            "name": name, "observability_name": name,
+            "name": name, "observability_name": &*cluster.observability_name,
             "circuit_breakers": {"thresholds": [thresholds(&cluster.limits), high]},
         });
         if !hosts.is_empty() {

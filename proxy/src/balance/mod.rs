@@ -24,7 +24,7 @@ use crate::{
 };
 use group::Group;
 use load::Counts;
-use std::{collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
+use std::{cell::Cell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
 use subset::SubsetTable;
 
 /// What a request says about where it wants to go.
@@ -53,6 +53,8 @@ pub struct Balancer {
     policy: LbPolicy,
     plan: Plan,
     subsets: Option<Box<SubsetTable>>,
+    /// Choices among endpoints of which too few are usable, since somebody asked.
+    panics: Cell<u64>,
 }
 
 impl Default for Balancer {
@@ -70,7 +72,7 @@ impl Balancer {
             .as_ref()
             .filter(|config| !config.selectors.is_empty() || config.fallback != <_>::default());
         let subsets = subsets.map(|config| Box::new(SubsetTable::new(all, config, policy, balancing, spread, rng)));
-        Self { policy, plan, subsets }
+        Self { policy, plan, subsets, panics: Cell::new(0) }
     }
 
     /// Whether an endpoint is there that is healthy or degraded.
@@ -82,10 +84,16 @@ impl Balancer {
     /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts. It is asked anew
     /// about every choice, and may answer otherwise when it has left out enough.
     pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
-        match &self.subsets {
-            None => self.plan.pick(self.policy, context, rng, tried),
-            Some(subsets) => subsets.find(&self.plan, context)?.pick(self.policy, context, rng, tried),
-        }
+        let plan = match &self.subsets {
+            None => &self.plan,
+            Some(subsets) => subsets.find(&self.plan, context)?,
+        };
+        plan.pick(self.policy, context, rng, &self.panics, tried)
+    }
+
+    /// Choices among endpoints of which too few are usable, since the last time.
+    pub fn take_panics(&self) -> u64 {
+        self.panics.take()
     }
 }
 
@@ -96,6 +104,8 @@ type Sizes = HashMap<(u32, Arc<Locality>), usize>;
 #[derive(Debug)]
 struct Plan {
     groups: Vec<Group>,
+    /// Whether too few endpoints are usable in the priority of each group.
+    panics: Vec<bool>,
     /// Running sums of percentages, and the group that each leads to; of a plan without endpoints, none.
     shares: Vec<(u32, usize)>,
     empty: bool,
@@ -122,7 +132,8 @@ impl Plan {
         let counts: Vec<Counts> = priorities.iter().map(|hosts| count(hosts)).collect();
         let loads = load::loads(&counts, balancing, spread);
         let usable = counts.iter().any(|counts| counts.healthy + counts.degraded > 0);
-        let mut plan = Self { groups: Vec::new(), shares: Vec::new(), empty: all.is_empty(), usable };
+        let mut plan =
+            Self { groups: Vec::new(), panics: Vec::new(), shares: Vec::new(), empty: all.is_empty(), usable };
         // Healthy ones of all priorities come before degraded ones of any.
         for degraded in [false, true] {
             for (hosts, load) in priorities.iter().zip(&loads) {
@@ -143,6 +154,7 @@ impl Plan {
                 let sum = plan.shares.last().map_or(0, |(sum, _)| *sum) + percent;
                 plan.shares.push((sum, plan.groups.len()));
                 let over = spread.overprovisioning;
+                plan.panics.push(panic);
                 plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng, whole));
             }
         }
@@ -153,12 +165,21 @@ impl Plan {
         self.empty
     }
 
-    fn group(&self, hash: u64) -> Option<&Group> {
+    fn group(&self, hash: u64, panics: &Cell<u64>) -> Option<&Group> {
+        let note = |index: usize| {
+            if self.panics.get(index) == Some(&true) {
+                panics.set(panics.get() + 1);
+            }
+        };
         match self.groups.as_slice() {
-            [only] => Some(only),
+            [only] => {
+                note(0);
+                Some(only)
+            }
             groups => {
                 let at = (hash % 100) as u32 + 1;
                 let index = self.shares.iter().find(|(sum, _)| at <= *sum).map(|(_, index)| *index)?;
+                note(index);
                 groups.get(index)
             }
         }
@@ -169,6 +190,7 @@ impl Plan {
         policy: LbPolicy,
         context: &PickContext<'_>,
         rng: &Rng,
+        panics: &Cell<u64>,
         tried: impl Fn(&Host) -> bool,
     ) -> Option<&Rc<Host>> {
         /// Choices by the policy, before whoever is there is taken.
@@ -182,7 +204,7 @@ impl Plan {
             _ if !hashed && self.groups.len() == 1 => 0,
             _ => rng.next(),
         };
-        let group = self.group(hash)?;
+        let group = self.group(hash, panics)?;
         if hashed {
             let mut chosen = group.pick(policy, rng, hash, 0)?;
             for attempt in 1..HASHED_TRIES {

@@ -268,3 +268,20 @@ fn subsets_when_localities_are_scaled_then_their_weights_follow_the_part_that_is
     // 10 * 1/4, rounded, against 10.
     assert_eq!(share(true), 300);
 }
+
+#[test]
+fn panic_when_too_few_endpoints_are_usable_then_each_choice_is_told_once() {
+    let all: Vec<Rc<Host>> = [Health::Unhealthy, Health::Unhealthy, Health::Healthy]
+        .into_iter()
+        .zip(1..)
+        .map(|(health, port)| {
+            Rc::new(Host::new(Arc::new(Endpoint { health, ..Endpoint::new(([127, 0, 0, 1], port).into()) })))
+        })
+        .collect();
+    let balancer = balancer(&all, LbPolicy::Random, &Balancing::default());
+    counts(&balancer, 7);
+    assert_eq!((balancer.take_panics(), balancer.take_panics()), (7, 0));
+    let well = self::balancer(&all[2..], LbPolicy::Random, &Balancing::default());
+    counts(&well, 7);
+    assert_eq!(well.take_panics(), 0);
+}

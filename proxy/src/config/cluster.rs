@@ -18,6 +18,8 @@ pub struct Cluster {
     pub id: ClusterId,
     /// Its name, e.g. `outbound|9080||reviews.default.svc.cluster.local`.
     pub name: Arc<str>,
+    /// The name in statistics, logs and traces: the same, where nothing else is said.
+    pub observability_name: Arc<str>,
     /// How endpoints are found.
     pub kind: ClusterKind,
     /// How one is chosen.
@@ -83,6 +85,19 @@ pub struct Cluster {
     pub origin: Option<Arc<str>>,
     /// Of which lines may speak.
     pub metadata: Option<Metadata>,
+    /// What is counted besides the usual.
+    pub track: Track,
+}
+
+/// What is counted of a cluster besides the usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Track {
+    /// How much of their time limits requests use.
+    pub budgets: bool,
+    /// How large requests and answers are.
+    pub sizes: bool,
+    /// Numbers of each endpoint are told among the others.
+    pub endpoints: bool,
 }
 
 impl Cluster {
@@ -93,6 +108,7 @@ impl Cluster {
             id,
             service: ServiceLabels::cluster_only(&name),
             destination: WorkloadLabels::unknown(),
+            observability_name: name.clone(),
             name,
             kind,
             policy: LbPolicy::LeastRequest { choices: 2 },
@@ -124,6 +140,7 @@ impl Cluster {
             keepalive: None,
             origin: None,
             metadata: None,
+            track: Track::default(),
         }
     }
 }

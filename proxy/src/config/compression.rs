@@ -1,5 +1,7 @@
 //! Compression of bodies by filters.
 
+use crate::telemetry::counters::{AcceptStats, CompressorStats, DecompressorStats};
+
 /// A content coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
@@ -12,6 +14,15 @@ pub enum Coding {
 }
 
 impl Coding {
+    /// As statistics name it.
+    pub fn stat_name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Brotli => "brotli",
+            Self::Zstd => "zstd",
+        }
+    }
+
     /// As `content-encoding` names it.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,6 +73,10 @@ pub struct Compressor {
     pub library: Library,
     /// Where clients like several codings alike, this one is taken.
     pub choose_first: bool,
+    /// What became of requests, and of responses.
+    pub stats: [CompressorStats; 2],
+    /// What clients accepted.
+    pub accepted: AcceptStats,
     /// Which requests, if any.
     pub requests: Option<Compressible>,
     /// Which responses.
@@ -90,6 +105,8 @@ pub struct CompressorSetting {
 pub struct Decompressor {
     /// Of this coding.
     pub coding: Coding,
+    /// What became of requests, and of responses.
+    pub stats: [DecompressorStats; 2],
     /// A body may become so many times as long as it came; more ends it. Default 100.
     pub max_ratio: u32,
     /// Requests; `None` leaves them as they are, `Some(true)` also where `cache-control` says `no-transform`.

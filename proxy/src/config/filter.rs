@@ -7,6 +7,7 @@ use super::{
 };
 use crate::rbac::Rules;
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, ShadowStats};
+use crate::telemetry::policies::PolicyCounts;
 use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -35,8 +36,8 @@ pub enum FilterStats {
     Fault(FaultStats),
     /// Origins.
     Cors(CorsStats),
-    /// What rules decide, and what those that only look would.
-    Rbac(RbacStats, ShadowStats),
+    /// What rules decide, and what those that only look would; by policy for those who want it.
+    Rbac(RbacStats, ShadowStats, Arc<PolicyCounts>),
 }
 
 /// What a filter does. An enum, so that the pipeline is read in one place.
@@ -245,6 +246,8 @@ pub struct Rbac {
     pub prefix: Arc<str>,
     /// The same for the others.
     pub shadow_prefix: Arc<str>,
+    /// What each policy decides is counted.
+    pub by_policy: bool,
 }
 
 /// Which requests are health checks that the proxy answers.

@@ -1,7 +1,8 @@
 //! How the health of endpoints is found out: by what requests experience, and by asking.
 
 use super::{ClientTls, ClusterId, Endpoint, matcher::StringMatch};
-use crate::telemetry::counters::{CheckStats, OutlierStats};
+use crate::telemetry::LogSink;
+use crate::telemetry::counters::{CheckStats, LookupStats, OutlierStats};
 use std::{
     net::SocketAddr,
     sync::{
@@ -225,8 +226,21 @@ pub struct HealthCheck {
     pub reuse_connection: bool,
     /// TLS by other labels than those of the endpoint, where the cluster chooses TLS by labels; `None` is as requests do it.
     pub tls: Option<Option<Arc<ClientTls>>>,
+    /// What is written about it.
+    pub log: Option<Arc<CheckLog>>,
     /// What is asked.
     pub probe: Probe,
+}
+
+/// Lines about health checks: of endpoints that become well or stop being it, and of first checks that fail.
+#[derive(Debug, Clone, Default)]
+pub struct CheckLog {
+    /// Where they go.
+    pub sinks: Vec<Arc<LogSink>>,
+    /// Of every check that fails.
+    pub failures: bool,
+    /// Of every check that is passed.
+    pub successes: bool,
 }
 
 /// What an endpoint is asked.
@@ -308,6 +322,8 @@ pub struct EndpointCheck {
 /// How endpoints are found by name.
 #[derive(Debug, Clone)]
 pub struct Dns {
+    /// What became of look-ups.
+    pub stats: LookupStats,
     /// One endpoint, whichever address comes first, instead of one for each address.
     pub logical: bool,
     /// The names.

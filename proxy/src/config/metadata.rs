@@ -3,6 +3,7 @@
 use leno_xds::envoy::config::core::v3::Metadata as Sent;
 use prost::Message as _;
 use prost_types::{Value, value::Kind};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The metadata of a route, a cluster or an endpoint as its server wrote it. It is kept encoded, in a fifth of the memory, since
@@ -16,6 +17,12 @@ impl Metadata {
         let filter_metadata = sent.map(|sent| &sent.filter_metadata).filter(|fields| !fields.is_empty())?.clone();
         let kept = Sent { filter_metadata, ..Sent::default() };
         Some(Self(kept.encode_to_vec().into()))
+    }
+
+    /// All of it: the fields of each filter.
+    pub fn all(&self) -> BTreeMap<String, Value> {
+        let all = Sent::decode(&*self.0).unwrap_or_default().filter_metadata;
+        all.into_iter().map(|(name, fields)| (name, Value { kind: Some(Kind::StructValue(fields)) })).collect()
     }
 
     /// The value at a path in the fields of a filter; all of the fields where the path is empty.

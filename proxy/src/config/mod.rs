@@ -52,7 +52,7 @@ pub use chain::{
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
     Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
-    SourceBind, TcpKeepalive, UpstreamProtocol,
+    SourceBind, TcpKeepalive, Track, UpstreamProtocol,
 };
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
@@ -64,8 +64,8 @@ pub use grpc_stats::{CountedMethods, GrpcStats};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{
-    Care, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection, Probe, Report,
-    ServiceName, Statuses,
+    Care, CheckLog, Consecutive, Dns, DnsFamily, DnsName, EndpointCheck, HealthCheck, HttpProbe, OutlierDetection,
+    Probe, Report, ServiceName, Statuses,
 };
 pub use http::{
     Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,

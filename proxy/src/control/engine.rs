@@ -3,7 +3,7 @@
 use super::plane::{Listening, Plane};
 use crate::admin::{AdminLogs, View};
 use crate::overload::{self, Board, Overload};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, display::Display};
 use crate::tls::CredentialStore;
 use crate::xds::{Connection, Rejections, SharedState, State};
 use leno_runtime::http::Health;
@@ -47,6 +47,12 @@ impl Engine {
         }
     }
 
+    /// Shows statistics as a configuration says.
+    pub fn showing(mut self, display: Arc<Display>) -> Self {
+        self.telemetry = self.telemetry.clone().showing(display);
+        self
+    }
+
     /// Resources refused.
     pub fn rejections(&self) -> watch::Receiver<Rejections> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).rejections()
@@ -65,7 +71,7 @@ impl Engine {
             changes: None,
             quit: None,
             pod: None,
-            node: String::new(),
+            node: serde_json::Value::Null,
             begun: self.begun,
             logs: AdminLogs::default(),
             reset: Arc::default(),

@@ -165,7 +165,10 @@ impl Slot<'_> {
         let stop = CancellationToken::new();
         let _stop = stop.clone().drop_guard();
         let view = engine.view(connection.clone());
-        let node = format!("{}.{}", self.settings.pod, self.settings.namespace);
+        let node = serde_json::json!({
+            "id": format!("{}.{}", self.settings.pod, self.settings.namespace), "user_agent_name": "leno",
+            "user_agent_version": leno_runtime::version(),
+        });
         let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ..view };
         let ports = self.settings.ports;
         let admin = |sockets: &Sockets| {

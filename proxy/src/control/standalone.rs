@@ -51,6 +51,7 @@ pub fn validate(mut bootstrap: Bootstrap) -> Result<(), RunError> {
 pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
     let sockets = LiveSockets::default();
     let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
+    let node = leno_xds::json::to_value(&settings.bootstrap.node).unwrap_or_default();
     // The descriptors were only needed to read the file.
     leno_xds::json::release();
     leno_runtime::memory::give_back();
@@ -59,6 +60,7 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
     let overload = overload.unwrap_or_else(Overload::usual);
     let listening = Listening::AsConfigured(sockets);
     let engine = Engine::new(settings.workers, state, CredentialStore::new(), listening, overload);
+    let engine = engine.showing(settings.bootstrap.display.clone());
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     let local = LocalSet::new();
@@ -82,7 +84,6 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         let view = engine.view(connection);
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
-        let node = settings.bootstrap.node.id.clone();
         let changes = Some(feed.changes.clone());
         let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ..view };
         admin::serve_at(listener, &view, &stop)?;

@@ -11,6 +11,7 @@ use super::{
     raw,
     reply::{self, Reply},
     retry::Failure,
+    tracked,
     upstream::Up,
 };
 use crate::{
@@ -123,6 +124,7 @@ pub(super) async fn begin<D: Downstream>(
     }
     call.response.clear();
     up.send_head(call.request);
+    tracked::sent(call, cluster);
     if !body.rewind(&mut up) {
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
@@ -232,6 +234,7 @@ pub(super) async fn begin<D: Downstream>(
     match wake {
         Wake::Head => {
             call.tally.upstream_time = Some(began.elapsed());
+            tracked::answered(call, cluster);
             Ok(up)
         }
         Wake::Upstream(error) => {
@@ -463,8 +466,7 @@ pub(super) async fn finish<D: Downstream>(
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();
     if let Some(cluster) = &call.tally.cluster {
-        cluster.stats().cx_rx_bytes_total.add(wire.received);
-        cluster.stats().cx_tx_bytes_total.add(wire.sent);
+        cluster.stats().moved(wire);
     }
     if let Some(observed) = call.observed() {
         observed.up = wire;

@@ -273,6 +273,7 @@ impl Call<'_> {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
             counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
+            counted.of_listener().count(tally.code);
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.
@@ -285,7 +286,7 @@ impl Call<'_> {
                 group.count(tally.code, tally.flags, attempts);
             }
             if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
-                stats.count(&cluster.config().name, self.request.path_only(), tally.grpc_status);
+                stats.count(&cluster.config().observability_name, self.request.path_only(), tally.grpc_status);
             }
         }
         let own = &self.root.config().own;
@@ -425,7 +426,7 @@ impl Call<'_> {
         entry.upstream_host = tally.host.as_ref().map(|host| host.address());
         let cluster = tally.cluster.as_ref().filter(|_| !tally.lost).map(|cluster| cluster.config());
         let route = tally.route.filter(|_| !tally.lost);
-        entry.upstream_cluster = cluster.map(|cluster| &*cluster.name);
+        entry.upstream_cluster = cluster.map(|cluster| [&*cluster.observability_name, &*cluster.name]);
         entry.upstream_local = tally.upstream_local;
         entry.downstream_local = Some(self.conn.local);
         entry.downstream_remote = Some(self.client());

@@ -55,6 +55,9 @@ pub(crate) async fn connection(
             None => host.http2().take(most),
             Some(name) => host.http2_named(name).take(most),
         };
+        if most > 0 {
+            cluster.stats().cx_max_requests.add(host.http2().take_worn_out());
+        }
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
@@ -101,12 +104,26 @@ async fn open(
     name: Option<Rc<str>>,
     until: Option<Instant>,
 ) -> Result<Lease, ConnectError> {
+    let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
+    let opened = open_waiting(worker, cluster, host, priority, name, until).await;
+    waiting.settle();
+    opened
+}
+
+async fn open_waiting(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    priority: Priority,
+    name: Option<Rc<str>>,
+    until: Option<Instant>,
+) -> Result<Lease, ConnectError> {
     let config = cluster.config();
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
     loop {
         match admitted(cluster, host, priority, until).await? {
             Admission::Connect(ticket) => {
-                let stream = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await?;
+                let connected = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await;
+                let stream = connected.inspect_err(|error| ticket.failed(error))?;
                 ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
                     host.note_agreed(true);
@@ -151,7 +168,7 @@ async fn open_http2(
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
-    let _waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
+    let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
             match admitted(cluster, host, priority, until).await? {
@@ -169,7 +186,8 @@ async fn open_http2(
                 }
             }
         };
-        let stream = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await?;
+        let connected = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await;
+        let stream = connected.inspect_err(|error| ticket.failed(error))?;
         ticket.connected();
         if is_agreed(cluster) {
             host.note_agreed(stream.is_for_http2());
@@ -187,8 +205,7 @@ async fn open_http2(
         connection.know(info);
         connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
-            drive.await;
-            drop(ticket);
+            ticket.ends(drive.await);
         });
         Ok(connection)
     };
@@ -196,6 +213,7 @@ async fn open_http2(
         None => host.http2().acquire(most, dial).await,
         Some(name) => host.http2_named(name).acquire(most, dial).await,
     };
+    waiting.settle();
     match opened {
         Ok(stream) => Ok(Up::Http2(stream)),
         Err(Instead::Http1(lease)) => Ok(Up::Http1(*lease)),

@@ -38,6 +38,7 @@ pub mod retry;
 pub(crate) mod target;
 mod timeout;
 mod trace;
+mod tracked;
 mod trailing;
 pub mod upstream;
 mod xfcc;

@@ -21,6 +21,7 @@ use super::{
     reply::{self, Reply},
     retry::{self, Failure},
     timeout, trace,
+    tracked::{self, Budget},
     upstream::Up,
 };
 use crate::{
@@ -298,6 +299,7 @@ async fn proxy<'a, D: Downstream>(
     let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
     let policy = policy.as_deref();
     let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
+    let _budget = Budget::of_request(cluster, &limits);
     let ends_here = raw::ends_here(call.request, forward);
     call.tally.attempts = 1;
     tell_attempt(call, selected, 0, false, &limits);
@@ -347,6 +349,7 @@ async fn proxy<'a, D: Downstream>(
             trace::on_attempt(call, &host, retries + 1);
         }
         let active = host.enter();
+        let budget = Budget::of_attempt(cluster, &limits);
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
@@ -382,11 +385,14 @@ async fn proxy<'a, D: Downstream>(
                             call.tally.flags |= ResponseFlags::RETRY_LIMIT;
                         }
                         if let Some(follow) = &forward.internal_redirect
-                            && body.done
-                            && !body.kept.unrepeatable
-                            && redirect::follow(call, follow, redirects)
+                            && redirect::is_meant(call, follow)
+                            && redirect::counted(
+                                cluster,
+                                body.done && !body.kept.unrepeatable && redirect::follow(call, follow, redirects),
+                            )
                         {
                             call.tally.code = call.response.status;
+                            redirect::count(call, cluster, up.wire());
                             if !body.redirect(call.request.body == BodyLength::Empty) {
                                 call.request.body = BodyLength::Empty;
                             }
@@ -396,6 +402,8 @@ async fn proxy<'a, D: Downstream>(
                     }
                     // Before this response is given up for another.
                     cluster.stats().retried.count(call.response.status);
+                    tracked::ended(call, cluster, 0);
+                    cluster.stats().moved(up.wire());
                     drop(retry_ticket.take());
                     if !not_sent {
                         let Ok(ticket) = cluster.begin_retry(limits.priority) else {
@@ -439,7 +447,7 @@ async fn proxy<'a, D: Downstream>(
         let harmless = failure.is_unsent() || retry::harmless(failure, safe);
         sent |= !harmless;
         call.tally.unsent = !sent;
-        drop(active);
+        drop((active, budget));
         let Some(policy) = policy.filter(|policy| retry::wanted(failure, Some(policy), safe)) else {
             return Err(or_else.into());
         };
@@ -577,6 +585,9 @@ async fn relay<'a, D: Downstream>(
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
     call.tally.request_bytes = before + body.read();
+    if let Some(cluster) = &call.tally.cluster {
+        tracked::ended(call, cluster, call.tally.response_bytes);
+    }
     result?;
     if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
         host.give_back(lease, cluster.config().max_requests_per_connection);

@@ -2,8 +2,10 @@
 
 use super::{body::SideError, headers::Headers};
 use crate::config::{Coding, Library};
+use crate::telemetry::counters::Number;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::io::{self, Write};
+use std::sync::Arc;
 
 /// Bytes that are taken in one go; with the ratio of a decompressor that bounds what one go can give.
 pub const AT_ONCE: usize = 8 * 1024;
@@ -176,10 +178,13 @@ fn unbase64(held: &mut Vec<u8>, data: &[u8], then: Then) -> io::Result<Vec<u8>> 
     Ok(out)
 }
 
+/// Where is counted what goes into a step, and what comes out of it.
+pub type Passed = [Arc<Number>; 2];
+
 /// A body's way through all filters that change its coding.
 #[derive(Default)]
 pub struct Recode {
-    stages: Vec<Stage>,
+    stages: Vec<(Stage, Option<Passed>)>,
     /// Something was taken since what is inside was last brought out.
     holds: bool,
 }
@@ -195,9 +200,9 @@ impl Recode {
     ///
     /// # Errors
     /// When the library has no memory.
-    pub fn compress(&mut self, library: Library) -> io::Result<()> {
+    pub fn compress(&mut self, library: Library, passed: Option<Passed>) -> io::Result<()> {
         let out = Out::new();
-        self.stages.push(match library {
+        let stage = match library {
             Library::Gzip(level) => {
                 Stage::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::new(level.min(9))))
             }
@@ -210,7 +215,8 @@ impl Recode {
                 encoder.include_checksum(checksum)?;
                 Stage::Zstd(encoder)
             }
-        });
+        };
+        self.stages.push((stage, passed));
         Ok(())
     }
 
@@ -218,9 +224,9 @@ impl Recode {
     ///
     /// # Errors
     /// When the library has no memory.
-    pub fn decompress(&mut self, coding: Coding, max_ratio: u32) -> io::Result<()> {
+    pub fn decompress(&mut self, coding: Coding, max_ratio: u32, passed: Option<Passed>) -> io::Result<()> {
         let (out, ratio) = (Out::new(), Ratio { most: max_ratio.into(), taken: 0, given: 0 });
-        self.stages.push(match coding {
+        let stage = match coding {
             Coding::Gzip => Stage::Gunzip(flate2::write::MultiGzDecoder::new(out), ratio),
             Coding::Brotli => Stage::Unbrotli(Box::new(brotli::DecompressorWriter::new(out, BROTLI_BUFFER)), ratio),
             Coding::Zstd => {
@@ -228,28 +234,29 @@ impl Recode {
                 decoder.window_log_max(ZSTD_WINDOW)?;
                 Stage::Unzstd(decoder, ratio)
             }
-        });
+        };
+        self.stages.push((stage, passed));
         Ok(())
     }
 
     /// Takes what comes out so far for base64.
     pub fn take_base64(&mut self) {
-        self.stages.push(Stage::Unbase64(Vec::new()));
+        self.stages.push((Stage::Unbase64(Vec::new()), None));
     }
 
     /// Ends the body with its trailers, as gRPC-Web does, all in base64 if it must be `text`.
     pub fn frame_trailers(&mut self, text: bool) {
-        self.stages.push(Stage::Framed { last: Vec::new(), text: text.then(Vec::new) });
+        self.stages.push((Stage::Framed { last: Vec::new(), text: text.then(Vec::new) }, None));
     }
 
     /// Leaves nothing of what comes out so far.
     pub fn drop_all(&mut self) {
-        self.stages.push(Stage::Nothing);
+        self.stages.push((Stage::Nothing, None));
     }
 
     /// Takes the trailers into the body, if that is wanted; then they are no trailers any more. The end comes after.
     pub fn take_trailers(&mut self, trailers: &Headers) -> bool {
-        let framed = self.stages.iter_mut().find_map(|stage| match stage {
+        let framed = self.stages.iter_mut().find_map(|(stage, _)| match stage {
             Stage::Framed { last, .. } => Some(last),
             _ => None,
         });
@@ -309,12 +316,17 @@ impl Recode {
 
     fn run(&mut self, data: &[u8], then: Then) -> Result<Vec<u8>, SideError> {
         let mut between: Option<Vec<u8>> = None;
-        for stage in &mut self.stages {
-            let given = stage.step(between.as_deref().unwrap_or(data), then);
-            between = Some(given.map_err(|error| match error.kind() {
+        for (stage, passed) in &mut self.stages {
+            let taken = between.as_deref().unwrap_or(data);
+            let given = stage.step(taken, then).map_err(|error| match error.kind() {
                 io::ErrorKind::FileTooLarge => SideError::Limit("what a compressed body may become"),
                 _ => SideError::Limit("what a coding allows"),
-            })?);
+            })?;
+            if let Some([before, after]) = passed {
+                before.add(taken.len() as u64);
+                after.add(given.len() as u64);
+            }
+            between = Some(given);
         }
         Ok(between.unwrap_or_default())
     }
@@ -328,13 +340,13 @@ mod tests {
 
     fn compressed(library: Library, body: &[u8]) -> Vec<u8> {
         let mut recode = Recode::default();
-        recode.compress(library).unwrap();
+        recode.compress(library, None).unwrap();
         recode.whole(body).unwrap()
     }
 
     fn decompressed(library: Library, body: &[u8], ratio: u32) -> Result<Vec<u8>, SideError> {
         let mut recode = Recode::default();
-        recode.decompress(library.coding(), ratio).unwrap();
+        recode.decompress(library.coding(), ratio, None).unwrap();
         recode.whole(body)
     }
 
@@ -346,8 +358,8 @@ mod tests {
             assert!(small.len() < body.len() / 4, "{library:?}");
             assert!(decompressed(library, &small, 1000).unwrap() == body, "{library:?}");
             let mut both = Recode::default();
-            both.decompress(library.coding(), 1000).unwrap();
-            both.compress(Library::Gzip(1)).unwrap();
+            both.decompress(library.coding(), 1000, None).unwrap();
+            both.compress(Library::Gzip(1), None).unwrap();
             let other = both.whole(&small).unwrap();
             assert!(decompressed(Library::Gzip(1), &other, 1000).unwrap() == body, "{library:?} to gzip");
         }
@@ -357,9 +369,9 @@ mod tests {
     fn body_when_it_pauses_then_what_was_taken_comes_out() {
         for library in ALL {
             let mut there = Recode::default();
-            there.compress(library).unwrap();
+            there.compress(library, None).unwrap();
             let mut back = Recode::default();
-            back.decompress(library.coding(), 100).unwrap();
+            back.decompress(library.coding(), 100, None).unwrap();
             for part in ["one", "two", "three"] {
                 let mut sent = there.data(part.as_bytes()).unwrap();
                 sent.append(&mut there.flush().unwrap());
@@ -377,7 +389,7 @@ mod tests {
         for library in ALL {
             let small = compressed(library, &bomb);
             let mut recode = Recode::default();
-            recode.decompress(library.coding(), 100).unwrap();
+            recode.decompress(library.coding(), 100, None).unwrap();
             let mut given = 0;
             let ended = small.chunks(AT_ONCE).find_map(|part| match recode.data(part) {
                 Ok(out) => {

@@ -4,7 +4,9 @@ use super::{call::Call, reply};
 use crate::{
     config::{InternalRedirect, Redirect},
     http::BodyLength,
+    pool::ClusterState,
     route::{self, Asker, Certificate, Choice, Selected},
+    telemetry::Wire,
 };
 
 /// Where a route's redirect leads to. Of a rewritten path the log and the answer's headers tell the new one, as in Envoy.
@@ -42,9 +44,32 @@ pub(super) fn location(call: &mut Call<'_>, selected: Selected<'_>, redirect: &R
     reply::location(redirect, &path, call.request)
 }
 
+/// Whether the endpoint's answer is one that is to be followed.
+pub(super) fn is_meant(call: &Call<'_>, follow: &InternalRedirect) -> bool {
+    follow.codes.contains(&call.response.status)
+}
+
+/// Counts whether an answer was `followed`, and says it.
+pub(super) fn counted(cluster: &ClusterState, followed: bool) -> bool {
+    let stats = cluster.stats();
+    if followed { &stats.internal_redirect_succeeded } else { &stats.internal_redirect_failed }.add(1);
+    followed
+}
+
+/// Counts a request that has become another one: to statistics those are two.
+pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
+    cluster.stats().moved(wire);
+    cluster.stats().rq_total.add(call.tally.attempts.into());
+    if let Some(counted) = &call.conn.counted {
+        let stats = counted.http();
+        stats.rq_total.add(1);
+        if call.is_http2() { &stats.rq_http2_total } else { &stats.rq_http1_total }.add(1);
+    }
+}
+
 /// Turns the request into the one that the endpoint's answer redirects to; false where the answer is to go to the client.
 pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32) -> bool {
-    if before >= follow.max || !follow.codes.contains(&call.response.status) {
+    if before >= follow.max {
         return false;
     }
     let Some(location) = call.response.headers.get("location").and_then(|value| std::str::from_utf8(value).ok()) else {

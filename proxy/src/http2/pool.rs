@@ -14,6 +14,8 @@ pub struct Pool {
     connections: RefCell<Vec<Connection>>,
     connecting: Cell<bool>,
     failures: Cell<u64>,
+    /// Connections that had begun as many streams as they may, since somebody asked.
+    worn_out: Cell<u64>,
     changed: Notify,
     retired: Cell<bool>,
 }
@@ -36,12 +38,21 @@ impl Pool {
     pub fn take(&self, max_requests: u32) -> Option<Up> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| {
-            if max_requests > 0 && connection.served() >= u64::from(max_requests) || connection.is_too_old() {
+            let worn_out = max_requests > 0 && connection.served() >= u64::from(max_requests);
+            if worn_out && !connection.is_draining() {
+                self.worn_out.set(self.worn_out.get() + 1);
+            }
+            if worn_out || connection.is_too_old() {
                 connection.drain();
             }
             !connection.is_closed()
         });
         connections.iter().find(|connection| connection.can_take()).map(Connection::open)
+    }
+
+    /// Connections that had begun as many streams as they may, since the last time.
+    pub fn take_worn_out(&self) -> u64 {
+        self.worn_out.take()
     }
 
     /// A stream on a connection that has room, or on a new one that `connect` makes. While one is being made, others wait

@@ -19,6 +19,7 @@ use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
 use crate::telemetry::Wire;
+use crate::telemetry::stats::ConnectionEnd;
 use crate::tls::TlsInfo;
 
 /// What the connection's task and its users share.
@@ -40,6 +41,15 @@ struct Handle {
     known: RefCell<Option<Rc<TlsInfo>>>,
 }
 
+impl Drop for Handle {
+    /// Nobody uses the connection any more: its task has to see that.
+    fn drop(&mut self) {
+        if let Ok(mut mux) = self.mux.try_borrow_mut() {
+            mux.touch();
+        }
+    }
+}
+
 /// A connection to an endpoint, shared by the streams of one worker. Clones are the same connection; when the last clone
 /// and the last stream are gone, it closes.
 #[derive(Clone)]
@@ -54,7 +64,7 @@ pub async fn connect<IO>(
     tls: bool,
     local: Option<SocketAddr>,
     options: Http2Options,
-) -> io::Result<(Connection, impl Future<Output = ()> + use<IO>)>
+) -> io::Result<(Connection, impl Future<Output = ConnectionEnd> + use<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -74,7 +84,7 @@ pub async fn connect_with<IO>(
     options: Http2Options,
     (head_bytes, headers): (usize, usize),
     keepalive: Option<Http2Keepalive>,
-) -> io::Result<(Connection, impl Future<Output = ()> + use<IO>)>
+) -> io::Result<(Connection, impl Future<Output = ConnectionEnd> + use<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -115,6 +125,12 @@ where
             }
         })
         .await;
+        let late = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut);
+        let end = ConnectionEnd {
+            remote: users.strong_count() > 0 && !late,
+            active: state.active.get() > 0,
+            served: state.served.get(),
+        };
         mux.borrow_mut().lose(result.as_ref().err());
         if let Err(error) = result {
             tracing::debug!(%error, "an HTTP/2 connection to an endpoint broke");
@@ -122,6 +138,7 @@ where
         // The endpoint hears what was the matter, if it listens at once.
         let _ = poll_fn(|cx| Poll::Ready(mux.borrow_mut().poll_write(&mut io, cx))).await;
         let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut io).poll_shutdown(cx))).await;
+        end
     };
     Ok((Connection(handle), drive))
 }
@@ -199,6 +216,11 @@ impl Connection {
     /// Opens no more streams; those that are open end in peace.
     pub fn drain(&self) {
         self.0.draining.set(true);
+    }
+
+    /// Whether it takes no more streams because somebody wanted that.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.get()
     }
 
     /// Streams that are open.

@@ -275,7 +275,8 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         Network::Http(manager) => manager,
     };
     let http = worker.shard.http_stats(&manager.stat_prefix);
-    conn.counted = Some(CountedConnection::new(http, conn.secure));
+    let of_listener = worker.shard.listener_http_stats(&owner.stat_name, &manager.stat_prefix);
+    conn.counted = Some(CountedConnection::new(http, of_listener, conn.secure));
     let http2 = match (manager.codec, alpn) {
         (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,

@@ -1,14 +1,14 @@
 //! A worker's state of one cluster: its hosts, its balancer, its circuit breakers.
 
-use super::{Host, HostState, Outcome};
+use super::{ConnectError, Host, HostState, Outcome};
 use crate::{
     balance::{Balancer, PickContext, Rng},
-    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority},
-    telemetry::stats::{ClusterStats, Gauge, PublishedCluster},
+    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority, Track},
+    telemetry::stats::{ClusterStats, ConnectionEnd, Gauge, PublishedCluster},
 };
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -56,6 +56,10 @@ pub struct Ticket {
     since: Option<Instant>,
     /// The endpoint that has the connection, which counts it as well.
     host: Option<Rc<HostState>>,
+    /// How the connection ends, where that is known before it does.
+    end: Cell<ConnectionEnd>,
+    /// Who waits has got what it waited for, or has been told that there is none.
+    settled: Cell<bool>,
 }
 
 impl Shared {
@@ -108,7 +112,7 @@ impl Shared {
             Count::Requests | Count::Retries => {}
         }
         let since = matches!(count, Count::Connections).then(Instant::now);
-        Ok(Ticket { shared: self.clone(), count, since, host: None })
+        Ok(Ticket { shared: self.clone(), count, since, host: None, end: Cell::default(), settled: Cell::new(false) })
     }
 }
 
@@ -116,8 +120,30 @@ impl Ticket {
     /// For a connection to this endpoint.
     fn at(mut self, host: &Host) -> Self {
         host.state.tickets.set(host.state.tickets.get() + 1);
+        host.state.stats.cx_active.up();
         self.host = Some(host.state.clone());
         self
+    }
+
+    /// Says how the connection ends.
+    pub fn ends(&self, end: ConnectionEnd) {
+        self.end.set(end);
+    }
+
+    /// Says that the connection could not be made.
+    pub fn failed(&self, error: &ConnectError) {
+        let remote = !matches!(error, ConnectError::Timeout(..) | ConnectError::Own(..));
+        self.end.set(ConnectionEnd { remote, ..ConnectionEnd::default() });
+    }
+
+    /// Says that the connection has served as many requests as it may.
+    pub fn worn_out(&self) {
+        self.shared.stats.cx_max_requests.add(1);
+    }
+
+    /// Says that nobody waits any more, since there is a connection or none can be had.
+    pub fn settle(&self) {
+        self.settled.set(true);
     }
 
     /// Says that the connection is there.
@@ -133,8 +159,11 @@ impl Drop for Ticket {
         let cell = self.shared.cell(self.count);
         cell.set(cell.get() - 1);
         self.shared.gauge(self.count).down();
+        if matches!(self.count, Count::Pending) && !self.settled.get() {
+            self.shared.stats.rq_cancelled.add(1);
+        }
         if matches!(self.count, Count::Connections) {
-            self.shared.stats.cx_destroy.add(1);
+            self.shared.stats.ended(self.end.get());
             let age = self.since.map_or(0, |since| since.elapsed().as_micros() as u64);
             self.shared.stats.cx_length_ms.record_thousandths(age);
         }
@@ -143,6 +172,7 @@ impl Drop for Ticket {
         }
         if let Some(host) = &self.host {
             host.tickets.set(host.tickets.get() - 1);
+            host.stats.cx_active.down();
             host.tell_waiting();
         }
     }
@@ -168,6 +198,7 @@ impl ClusterState {
     pub fn new(config: Arc<Cluster>, before: Option<&ClusterState>, workers: u32, rng: &Rng) -> Self {
         let old: HashMap<SocketAddr, &Rc<Host>> =
             before.iter().flat_map(|state| &state.hosts).map(|host| (host.address(), host)).collect();
+        let old_addresses: HashSet<SocketAddr> = old.keys().copied().collect();
         // The one endpoint of a logical name is the same whatever its address is now: connections to the old one go on.
         let logical = config.dns.as_ref().is_some_and(|dns| dns.logical);
         let only = old.values().next().copied().filter(|_| logical && old.len() == 1);
@@ -203,6 +234,12 @@ impl ClusterState {
                 (Shared::new(stats.clone(), Priority::Default), Shared::new(stats, Priority::High), <_>::default())
             }
         };
+        if config.track != Track::default() {
+            shared.stats.tracked.get_or_init(Box::default);
+        }
+        if old_addresses != hosts.iter().map(|host| host.address()).collect::<HashSet<_>>() {
+            shared.stats.membership_change.add(1);
+        }
         let workers = workers.max(1);
         let published = Arc::new(PublishedCluster {
             config: config.clone(),
@@ -401,7 +438,12 @@ impl ClusterState {
     pub fn pick(&self, rng: &Rng, context: &PickContext<'_>, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
         match self.config.kind {
             ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {
-                self.balancer.pick(context, rng, tried).cloned()
+                let picked = self.balancer.pick(context, rng, tried).cloned();
+                let panics = self.balancer.take_panics();
+                if panics > 0 {
+                    self.stats().lb_healthy_panic.add(panics);
+                }
+                picked
             }
             ClusterKind::OriginalDst => {
                 let mut destination = context.destination?;

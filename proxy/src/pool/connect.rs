@@ -3,7 +3,7 @@
 use super::Host;
 use crate::{
     config::{
-        ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive,
+        ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive, UpstreamProtocol,
         pipe::{self, Shown},
     },
     listen::{Rewound, Stream, set_option, write_header},
@@ -124,6 +124,15 @@ async fn connect_with(
 ) -> Result<Stream, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
+    let stats = host.stats();
+    stats.cx_total.add(1);
+    // Where the endpoint may choose, what is spoken is known when it has.
+    let agreed = cluster.protocol == UpstreamProtocol::Agreed;
+    match alpn {
+        Alpn::Http1 if !agreed => stats.cx_http1_total.add(1),
+        Alpn::H2 if !agreed => stats.cx_http2_total.add(1),
+        _ => {}
+    }
     if let Some(care) = &cluster.care {
         care.note_used();
     }
@@ -131,12 +140,9 @@ async fn connect_with(
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
     let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
-        Ok(_) => {
-            host.stats().cx_total.add(1);
-            match alpn {
-                Alpn::Http1 => host.stats().cx_http1_total.add(1),
-                Alpn::H2 => host.stats().cx_http2_total.add(1),
-                _ => {}
+        Ok(stream) => {
+            if agreed && alpn != Alpn::Tcp {
+                if stream.is_for_http2() { &stats.cx_http2_total } else { &stats.cx_http1_total }.add(1);
             }
             host.note_success();
         }

@@ -239,6 +239,9 @@ impl Host {
         let worn_out = max_requests > 0 && lease.connection.served() >= max_requests
             || lease.epoch != self.state.epoch.get()
             || lease.until.is_some_and(|until| until <= Instant::now());
+        if max_requests > 0 && lease.connection.served() >= max_requests {
+            lease.ticket.worn_out();
+        }
         if self.state.gone.get() || worn_out || !lease.connection.is_reusable() {
             return;
         }
@@ -278,10 +281,9 @@ impl Host {
         name: Option<Rc<str>>,
     ) -> Lease {
         self.state.connections.set(self.state.connections.get() + 1);
-        self.state.stats.cx_active.up();
         let counted = Counted(self.state.clone());
         let connection = Box::new(connection);
-        Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, _ticket: ticket }
+        Lease { connection, until, name, epoch: self.state.epoch.get(), _counted: counted, ticket }
     }
 
     /// Whether it has as many connections as it may have; the first is always allowed.
@@ -387,7 +389,13 @@ pub struct Lease {
     name: Option<Rc<str>>,
     epoch: u32,
     _counted: Counted,
-    _ticket: Ticket,
+    ticket: Ticket,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.ticket.ends(self.connection.end());
+    }
 }
 
 /// Counts one connection of HTTP/1.
@@ -397,7 +405,6 @@ struct Counted(Rc<HostState>);
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.connections.set(self.0.connections.get() - 1);
-        self.0.stats.cx_active.down();
     }
 }
 

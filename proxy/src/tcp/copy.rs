@@ -31,6 +31,8 @@ pub(super) struct Moved {
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) flags: ResponseFlags,
+    /// The endpoint was the first to end it.
+    pub(super) remote: bool,
 }
 
 /// One direction.
@@ -145,10 +147,13 @@ pub(super) async fn both(
     let (mut reported_there, mut reported_back) = (0, 0);
     let mut last = Instant::now();
     let mut last_report = last;
-    let mut seen = 0;
+    let (mut seen, mut first_end) = (0, None);
     let flags = poll_fn(|cx| {
         let a = there.poll(cx, down, up);
         let b = back.poll(cx, up, down);
+        if first_end.is_none() && (a.is_ready() || b.is_ready()) {
+            first_end = Some(b.is_ready());
+        }
         let total = there.count + back.count;
         let now = Instant::now();
         if total != seen {
@@ -177,7 +182,7 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
-    Moved { received: there.count, sent: back.count, flags }
+    Moved { received: there.count, sent: back.count, flags, remote: first_end == Some(true) }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::{
     listen::Stream,
     pool::{ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
+    telemetry::stats::ConnectionEnd,
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
@@ -138,7 +139,8 @@ impl Told {
         entry.termination_details = self.refused.termination.as_deref();
         entry.downstream_failure = self.refused.failure.as_deref();
         entry.upstream_host = self.host.as_ref().map(|host| host.address());
-        entry.upstream_cluster = self.cluster.as_ref().map(|cluster| &*cluster.config().name);
+        let cluster = self.cluster.as_ref().map(|cluster| cluster.config());
+        entry.upstream_cluster = cluster.map(|cluster| [&*cluster.observability_name, &*cluster.name]);
         entry.upstream_local = self.local;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);
@@ -221,11 +223,13 @@ async fn carry(
         ends.periodic = Some(Periodic { every, next: Instant::now() + every, tell: Box::new(tell) });
     }
     let moved = match up {
-        Way::Direct(mut up, _ticket) => {
+        Way::Direct(mut up, ticket) => {
             if cluster.config().close_on_failure {
                 ends.lost = Some(Box::pin(host.lost()));
             }
-            copy::both(&mut stream, &mut up, first, ends, &recorder).await
+            let moved = copy::both(&mut stream, &mut up, first, ends, &recorder).await;
+            ticket.ends(ConnectionEnd { remote: moved.remote, ..ConnectionEnd::default() });
+            moved
         }
         Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
     };
@@ -346,6 +350,7 @@ async fn open(
             }
         }
     }
+    cluster.stats().cx_connect_attempts_exceeded.add(1);
     told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::CONNECT_ATTEMPTS;
     None
 }
@@ -362,10 +367,13 @@ pub(crate) async fn connect_once(
 ) -> Result<(Stream, Ticket), ConnectError> {
     let config = cluster.config();
     let overflow = |_| ConnectError::Overflow(host.address());
-    let _waiting = cluster.begin_wait(Priority::Default).map_err(overflow)?;
-    let ticket = cluster.take_connection(host, Priority::Default).map_err(overflow)?;
+    let waiting = cluster.begin_wait(Priority::Default).map_err(overflow)?;
+    let ticket =
+        cluster.take_connection(host, Priority::Default).inspect_err(|_| waiting.settle()).map_err(overflow)?;
     let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-    let stream = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await?;
+    let connected = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await;
+    waiting.settle();
+    let stream = connected.inspect_err(|error| ticket.failed(error))?;
     ticket.connected();
     cluster.stats().rq_total.add(1);
     Ok((stream, ticket))

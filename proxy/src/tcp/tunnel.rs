@@ -238,5 +238,5 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count);
     recorder.sent(back.count);
-    Moved { received: there.count, sent: back.count, flags }
+    Moved { received: there.count, sent: back.count, flags, remote: false }
 }

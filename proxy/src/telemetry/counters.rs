@@ -3,7 +3,7 @@
 //! They are made when configuration arrives and live as long as some of it counts them: a change of configuration does not lose
 //! what was counted, and what is removed is no longer told. What every request counts is not here but in the workers' own [`super::stats`].
 
-use super::envoy::Stat;
+use super::envoy::{Stat, as_part};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,6 +69,11 @@ impl<'a> Scope<'a> {
         Self { kind: "tcp.", label: "envoy_tcp_prefix", value: prefix }
     }
 
+    /// A part of names that tells nothing apart; with its dot.
+    pub fn part(kind: &'a str) -> Self {
+        Self { kind, label: "", value: "" }
+    }
+
     /// A name that begins with the value itself, whose dot at the end counts for nothing.
     pub fn bare(label: &'static str, value: &'a str) -> Self {
         Self { kind: "", label, value: value.trim_end_matches('.') }
@@ -120,9 +125,10 @@ impl Counters {
             name.push_str(kind);
             family.push_str(&kind.replace(['.', '-'], "_"));
             if !value.is_empty() {
-                name.push_str(value);
+                let value = as_part(value);
+                name.push_str(&value);
                 name.push('.');
-                labels.push((*label, (*value).to_owned()));
+                labels.push((*label, value.into_owned()));
             }
         }
         name.push_str(stat);
@@ -271,6 +277,41 @@ group!(
         idle_timeout = "idle_timeout",
         max_duration = "max_downstream_connection_duration",
     }
+);
+group!(
+    /// Bodies of one direction that a filter has compressed or not.
+    CompressorStats {
+        compressed = "compressed",
+        not_compressed = "not_compressed",
+        uncompressed_bytes = "total_uncompressed_bytes",
+        compressed_bytes = "total_compressed_bytes",
+        too_small = "content_length_too_small",
+    }
+);
+group!(
+    /// What clients accept of a compressor.
+    AcceptStats {
+        none = "no_accept_header",
+        identity = "header_identity",
+        used = "header_compressor_used",
+        overshadowed = "header_compressor_overshadowed",
+        wildcard = "header_wildcard",
+        not_valid = "header_not_valid",
+        etag = "not_compressed_etag",
+    }
+);
+group!(
+    /// Bodies of one direction that a filter has decompressed or not.
+    DecompressorStats {
+        decompressed = "decompressed",
+        not_decompressed = "not_decompressed",
+        uncompressed_bytes = "total_uncompressed_bytes",
+        compressed_bytes = "total_compressed_bytes",
+    }
+);
+group!(
+    /// Look-ups of a cluster's names.
+    LookupStats { attempt = "update_attempt", success = "update_success", failure = "update_failure", empty = "update_empty" }
 );
 group!(
     /// A limit of connections.

@@ -272,7 +272,7 @@ pub struct LogEntry<'a, Q, S> {
     /// Whether there is a connection to it.
     pub upstream_connected: bool,
     /// The cluster's name.
-    pub upstream_cluster: Option<&'a str>,
+    pub upstream_cluster: Option<[&'a str; 2]>,
     /// Our address on the upstream connection.
     pub upstream_local: Option<SocketAddr>,
     /// The address that the downstream meant (the original destination).

@@ -3,9 +3,12 @@
 use super::histogram::Counter;
 use super::histogram::{Histogram, Summed};
 use super::render::{Exposition, Telemetry};
-use super::stats::{Breakers, ClusterStats, Gauge, HttpStats, ListenerStats, PublishedCluster, Statuses};
-use crate::config::{Health, Limits};
+use super::stats::{
+    Breakers, ClusterStats, Gauge, HttpStats, ListenerHttpStats, ListenerStats, PublishedCluster, Statuses,
+};
+use crate::config::{Cluster, Health, Limits, pipe::Shown};
 use regex::Regex;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -108,21 +111,30 @@ impl Telemetry {
         clusters
     }
 
-    /// Every statistic, sorted by name.
-    pub fn stats(&self) -> Vec<Stat> {
-        let mut stats = Vec::new();
-        for (name, view) in self.clusters() {
-            cluster(&name, &view, &mut stats);
+    /// Every statistic that is shown, these among them, sorted by name. Those of one name are one.
+    pub fn stats(&self, more: Vec<Stat>) -> Vec<Stat> {
+        let mut stats = more;
+        for (_, view) in self.clusters() {
+            cluster(&view, &mut stats);
         }
         self.managers(&mut stats);
         stats.extend(self.counters().stats());
+        stats.retain(|stat| self.display().shows(&stat.name));
         stats.sort_by(|a, b| a.name.cmp(&b.name));
+        stats.dedup_by(|next, kept| {
+            let same = next.name == kept.name;
+            if same {
+                kept.value = kept.value.wrapping_add(next.value);
+            }
+            same
+        });
         stats
     }
 
     fn managers(&self, stats: &mut Vec<Stat>) {
         let mut prefixes: BTreeMap<Arc<str>, Vec<_>> = BTreeMap::new();
         let mut listeners: BTreeMap<Arc<str>, Vec<_>> = BTreeMap::new();
+        let mut of_listeners: BTreeMap<(Arc<str>, Arc<str>), Vec<Arc<ListenerHttpStats>>> = BTreeMap::new();
         for (index, worker) in self.workers().iter().enumerate() {
             let named = worker.named.lock().unwrap_or_else(PoisonError::into_inner);
             for (name, one) in &named.http {
@@ -131,6 +143,12 @@ impl Telemetry {
             for (name, one) in &named.listeners {
                 listeners.entry(name.clone()).or_default().push((index, one.clone()));
             }
+            for (key, one) in &named.listener_http {
+                of_listeners.entry(key.clone()).or_default().push(one.clone());
+            }
+        }
+        for ((name, prefix), all) in of_listeners {
+            listener_http(&name, &prefix, &all, stats);
         }
         for (prefix, all) in prefixes {
             manager(&prefix, &all, stats);
@@ -142,18 +160,16 @@ impl Telemetry {
 
     /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
     pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>, filter: Option<&Regex>) {
-        let mut families: BTreeMap<&str, Vec<&Stat>> = BTreeMap::new();
-        let mut stats = self.stats();
-        stats.extend(more);
+        let mut families: BTreeMap<String, (bool, Vec<(Labels, u64)>)> = BTreeMap::new();
         let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
-        for stat in stats.iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
-            families.entry(&stat.family).or_default().push(stat);
+        for stat in self.stats(more).iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
+            let (family, labels) = self.display().split(&stat.name, &stat.family, &stat.labels);
+            families.entry(family).or_insert((stat.gauge, Vec::new())).1.push((labels, stat.value));
         }
-        for (family, stats) in families {
-            out.kind(family, if stats.first().is_some_and(|stat| stat.gauge) { "gauge" } else { "counter" });
-            for stat in stats {
-                let labels: Vec<(&str, &str)> = stat.labels.iter().map(|(name, value)| (*name, &**value)).collect();
-                out.sample(family, &labels, stat.value);
+        for (family, (gauge, samples)) in families {
+            out.kind(&family, if gauge { "gauge" } else { "counter" });
+            for (labels, value) in samples {
+                out.sample(&family, &pairs(&labels), value);
             }
         }
         self.write_times(out, used, &wanted);
@@ -163,10 +179,15 @@ impl Telemetry {
     pub fn times(&self) -> Vec<Times> {
         let mut times: BTreeMap<String, Times> = BTreeMap::new();
         let mut add = |(kind, label): (&'static str, &'static str), name: &Arc<str>, stat: &str, one: &Histogram| {
-            let entry = times.entry(format!("{kind}.{name}.{stat}")).or_insert_with(|| Times {
-                name: format!("{kind}.{name}.{stat}"),
-                family: format!("envoy_{kind}_{stat}"),
-                label: (label, name.clone()),
+            let name = as_part(name);
+            let full = format!("{kind}.{name}.{stat}");
+            if !self.display().shows(&full) {
+                return;
+            }
+            let entry = times.entry(full).or_insert_with_key(|full| Times {
+                name: full.clone(),
+                family: format!("envoy_{kind}_{}", stat.replace('.', "_")),
+                label: (label, name.into()),
                 sum: Summed::default(),
             });
             entry.sum.add(one);
@@ -181,11 +202,26 @@ impl Telemetry {
                 add(LISTENER, name, "downstream_cx_length_ms", &one.cx_length_ms);
             }
         }
-        for (name, view) in self.clusters() {
+        for (_, view) in self.clusters() {
+            let name = &view.first.config.observability_name;
             for one in &view.all {
-                add(CLUSTER, &name, "upstream_rq_time", &one.stats.rq_time);
-                add(CLUSTER, &name, "upstream_cx_connect_ms", &one.stats.cx_connect_ms);
-                add(CLUSTER, &name, "upstream_cx_length_ms", &one.stats.cx_length_ms);
+                for (part, time) in
+                    ["external.upstream_rq_time", "internal.upstream_rq_time"].iter().zip(&one.stats.rq_time)
+                {
+                    add(CLUSTER, name, "upstream_rq_time", time);
+                    // Told once there are some.
+                    if !time.is_empty() {
+                        add(CLUSTER, name, part, time);
+                    }
+                }
+                add(CLUSTER, name, "upstream_rq_per_cx", &one.stats.rq_per_cx);
+                if let Some(tracked) = one.stats.tracked.get() {
+                    for (stat, histogram) in tracked.told(one.config.track) {
+                        add(CLUSTER, name, stat, histogram);
+                    }
+                }
+                add(CLUSTER, name, "upstream_cx_connect_ms", &one.stats.cx_connect_ms);
+                add(CLUSTER, name, "upstream_cx_length_ms", &one.stats.cx_length_ms);
             }
         }
         times.into_values().collect()
@@ -193,17 +229,27 @@ impl Telemetry {
 
     /// The same for Prometheus.
     fn write_times(&self, out: &mut Exposition, used: bool, wanted: &dyn Fn(&str) -> bool) {
-        let mut families: BTreeMap<String, Vec<Times>> = BTreeMap::new();
+        let mut families: BTreeMap<String, Vec<(Labels, Times)>> = BTreeMap::new();
         for one in self.times().into_iter().filter(|one| (!used || one.sum.count() > 0) && wanted(&one.name)) {
-            families.entry(one.family.clone()).or_default().push(one);
+            let (label, value) = &one.label;
+            let (family, labels) = self.display().split(&one.name, &one.family, &[(*label, value.to_string())]);
+            families.entry(family).or_default().push((labels, one));
         }
         for (family, all) in families {
             out.kind(&family, "histogram");
-            for Times { label: (label, name), sum, .. } in all {
-                out.histogram_of(&family, &[(label, &name)], &sum);
+            for (labels, Times { name, sum, .. }) in all {
+                let buckets = self.display().buckets(&name, &sum);
+                out.histogram_of(&family, &pairs(&labels), buckets, sum.sum_thousandths);
             }
         }
     }
+}
+
+/// Labels with their values.
+type Labels = Vec<(Box<str>, String)>;
+
+fn pairs(labels: &Labels) -> Vec<(&str, &str)> {
+    labels.iter().map(|(label, value)| (&**label, &**value)).collect()
 }
 
 /// The kind of a name, and the label that tells it.
@@ -226,17 +272,50 @@ fn sum<'g>(gauges: impl Iterator<Item = &'g Gauge>) -> u64 {
     gauges.map(Gauge::get).fold(0, u64::wrapping_add)
 }
 
+/// The numbers of each endpoint among those of its cluster.
+fn endpoints(out: &mut Scope<'_>, config: &Cluster, hosts: &BTreeMap<SocketAddr, HostNumbers>) {
+    let mut seen = HashSet::new();
+    for endpoint in config.endpoints.iter().filter(|endpoint| seen.insert(endpoint.address)) {
+        let at = Shown(endpoint.address).to_string();
+        let numbers = hosts.get(&endpoint.address).copied().unwrap_or_default();
+        let healthy = u64::from(endpoint.health == Health::Healthy);
+        for (stat, value, gauge) in [
+            ("cx_connect_fail", numbers.cx_connect_fail, false),
+            ("cx_total", numbers.cx_total, false),
+            ("rq_error", numbers.rq_error, false),
+            ("rq_success", numbers.rq_success, false),
+            ("rq_timeout", numbers.rq_timeout, false),
+            ("rq_total", numbers.rq_total, false),
+            ("cx_active", numbers.cx_active, true),
+            ("rq_active", numbers.rq_active, true),
+            ("healthy", healthy, true),
+        ] {
+            let label = Some(("envoy_endpoint_address", at.clone()));
+            let family = format!("envoy_cluster_endpoint_{stat}");
+            out.put(&format!("endpoint.{}.{stat}", as_part(&at)), family, value, gauge, label);
+        }
+    }
+}
+
+/// A name as part of names of statistics: colons have a meaning elsewhere.
+pub(super) fn as_part(name: &str) -> Cow<'_, str> {
+    if !name.contains(':') {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(name.replace("://", "_").replace(":/", "_").replace(':', "_"))
+}
+
 /// Names under one prefix.
 struct Scope<'s> {
     kind: &'static str,
     label: &'static str,
-    name: &'s str,
+    name: Cow<'s, str>,
     stats: &'s mut Vec<Stat>,
 }
 
 impl<'s> Scope<'s> {
     fn new(kind: &'static str, label: &'static str, name: &'s str, stats: &'s mut Vec<Stat>) -> Self {
-        Self { kind, label, name, stats }
+        Self { kind, label, name: as_part(name), stats }
     }
 
     fn add(&mut self, stat: &str, value: u64, gauge: bool) {
@@ -270,7 +349,7 @@ impl<'s> Scope<'s> {
 
     fn put(&mut self, stat: &str, family: String, value: u64, gauge: bool, label: Option<(&'static str, String)>) {
         let name = format!("{}.{}.{stat}", self.kind, self.name);
-        let labels = label.into_iter().chain([(self.label, self.name.to_owned())]).collect();
+        let labels = label.into_iter().chain([(self.label, self.name.to_string())]).collect();
         self.stats.push(Stat { name, value, gauge, family, labels });
     }
 }
@@ -353,6 +432,26 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
     }
 }
 
+/// The numbers of connection managers of one prefix for clients of one listener.
+fn listener_http(name: &str, prefix: &str, all: &[Arc<ListenerHttpStats>], stats: &mut Vec<Stat>) {
+    let out = Scope::new(LISTENER.0, LISTENER.1, name, stats);
+    let prefix = as_part(prefix);
+    let mut put = |stat: &str, family: &str, value: u64, class: Option<usize>| {
+        let family = format!("envoy_listener_http_{family}");
+        let class = class.map(|class| ("envoy_response_code_class", class.to_string()));
+        let manager = (HTTP.1, prefix.to_string());
+        let labels = class.into_iter().chain([manager, (LISTENER.1, out.name.to_string())]).collect();
+        let name = format!("listener.{}.http.{prefix}.{stat}", out.name);
+        out.stats.push(Stat { name, value, gauge: false, family, labels });
+    };
+    let completed = all.iter().map(|one| one.completed.get()).sum();
+    put("downstream_rq_completed", "downstream_rq_completed", completed, None);
+    for class in 0..5 {
+        let count = all.iter().map(|one| one.classes[class].get()).sum();
+        put(&format!("downstream_rq_{}xx", class + 1), "downstream_rq_xx", count, Some(class + 1));
+    }
+}
+
 /// The numbers of one listener, by worker.
 fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Stat>) {
     let mut out = Scope::new(LISTENER.0, LISTENER.1, name, stats);
@@ -397,9 +496,9 @@ fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Sta
     }
 }
 
-fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
+fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
     let config = &view.first.config;
-    let mut out = Scope::new(CLUSTER.0, CLUSTER.1, name, stats);
+    let mut out = Scope::new(CLUSTER.0, CLUSTER.1, &config.observability_name, stats);
     macro_rules! counters {
         ($($name:literal = $field:ident),* $(,)?) => {
             $(out.add($name, view.sum(|one| one.$field.get()), false);)*
@@ -422,6 +521,12 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_pending_failure_eject" = rq_pending_failure_eject,
         "upstream_cx_total" = cx_total,
         "upstream_cx_destroy" = cx_destroy,
+        "upstream_cx_max_requests" = cx_max_requests,
+        "upstream_cx_connect_attempts_exceeded" = cx_connect_attempts_exceeded,
+        "upstream_rq_cancelled" = rq_cancelled,
+        "upstream_internal_redirect_succeeded_total" = internal_redirect_succeeded,
+        "upstream_internal_redirect_failed_total" = internal_redirect_failed,
+        "lb_healthy_panic" = lb_healthy_panic,
         "upstream_cx_overflow" = cx_overflow,
         "upstream_cx_rx_bytes_total" = cx_rx_bytes_total,
         "upstream_cx_tx_bytes_total" = cx_tx_bytes_total,
@@ -429,6 +534,18 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
     for name in NEVER_OF_CLUSTERS {
         out.add(name, 0, false);
     }
+    for (index, by) in ["local", "remote"].into_iter().enumerate() {
+        let (ended, active) = (
+            view.sum(|one| one.cx_destroy_by[index].get()),
+            view.sum(|one| one.cx_destroy_with_active_rq[index].get()),
+        );
+        out.add(&format!("upstream_cx_destroy_{by}"), ended, false);
+        out.add(&format!("upstream_cx_destroy_{by}_with_active_rq"), active, false);
+    }
+    let active = view.sum(|one| one.cx_destroy_with_active_rq.iter().map(Counter::get).sum());
+    out.add("upstream_cx_destroy_with_active_rq", active, false);
+    // Every worker sees every change.
+    out.add("membership_change", view.first.stats.membership_change.get(), false);
     let (retries, limited) = (view.sum(|one| one.rq_retry.get()), view.sum(|one| one.rq_backoff_limited.get()));
     out.add("upstream_rq_retry_backoff_exponential", retries.saturating_sub(limited), false);
     out.add("upstream_rq_retry_backoff_ratelimited", limited, false);
@@ -484,6 +601,9 @@ fn cluster(name: &str, view: &ClusterView, stats: &mut Vec<Stat>) {
             breaker("remaining_rq", left(|breakers| &breakers.requests, limits.requests));
             breaker("remaining_retries", left(|breakers| &breakers.retries, limits.retries));
         }
+    }
+    if config.track.endpoints {
+        endpoints(&mut out, config, &hosts);
     }
     let distinct: HashSet<SocketAddr> = config.endpoints.iter().map(|endpoint| endpoint.address).collect();
     let with = |health: Health| config.endpoints.iter().filter(|endpoint| endpoint.health == health).count() as u64;

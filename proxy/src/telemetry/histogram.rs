@@ -48,6 +48,13 @@ impl Histogram {
     }
 }
 
+impl Histogram {
+    /// Whether nothing was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.buckets.iter().all(|bucket| bucket.get() == 0)
+    }
+}
+
 /// A histogram summed over workers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summed {

@@ -54,7 +54,7 @@ pub fn reopen() {
 }
 
 /// The writer's end of every sink; lives on the thread that writes.
-pub(super) struct Outputs<W> {
+pub(crate) struct Outputs<W> {
     stdout: W,
     files: HashMap<PathBuf, std::fs::File>,
     opened: u64,
@@ -62,12 +62,12 @@ pub(super) struct Outputs<W> {
 
 impl<W: std::io::Write> Outputs<W> {
     /// With what stands for standard output.
-    pub(super) fn new(stdout: W) -> Self {
+    pub(crate) fn new(stdout: W) -> Self {
         Self { stdout, files: HashMap::new(), opened: REOPEN.load(Ordering::Relaxed) }
     }
 
     /// Writes a batch. What cannot be written is lost: it must not end the proxy, and there is nobody to wait for.
-    pub(super) fn write(&mut self, sink: &LogSink, batch: &[u8]) -> std::io::Result<()> {
+    pub(crate) fn write(&mut self, sink: &LogSink, batch: &[u8]) -> std::io::Result<()> {
         match sink {
             LogSink::Stdout => self.stdout.write_all(batch).and_then(|()| self.stdout.flush()),
             LogSink::Stderr => std::io::stderr().write_all(batch),

@@ -8,6 +8,7 @@
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
 pub mod counters;
+pub mod display;
 pub mod entry;
 pub mod envoy;
 pub mod flags;
@@ -18,11 +19,13 @@ pub mod logfilter;
 pub mod logformat;
 pub mod logsink;
 pub mod peer;
+pub mod policies;
 pub mod process;
 pub mod render;
 pub mod requests;
 pub mod shard;
 pub mod stats;
+pub mod tags;
 pub mod tally;
 
 pub use entry::{HeaderLookup, Known, LogEntry, LogKind, Moments, Observed, Told, Wire};

@@ -8,6 +8,7 @@ use regex::Regex;
 use tokio::sync::mpsc;
 
 use super::counters::Counters;
+use super::display::Display;
 use super::envoy::Stat;
 use super::histogram::{BOUNDS, Summed};
 use super::logbuffer::{self, Batch, LogBuffer, MAX_BATCHES};
@@ -20,6 +21,7 @@ pub struct Telemetry {
     workers: Arc<[Arc<Published>]>,
     batches: Arc<Mutex<Option<mpsc::Receiver<Batch>>>>,
     counters: Counters,
+    display: Arc<Display>,
 }
 
 #[derive(Default)]
@@ -45,12 +47,23 @@ impl Telemetry {
         let published: Vec<Arc<Published>> = (0..workers).map(|_| Arc::default()).collect();
         let shards = published.iter().map(|p| Shard::new(p.clone(), LogBuffer::new(sender.clone()))).collect();
         let batches = Arc::new(Mutex::new(Some(batches)));
-        (Telemetry { workers: published.into(), batches, counters: Counters::default() }, shards)
+        let workers = published.into();
+        (Telemetry { workers, batches, counters: Counters::default(), display: Arc::default() }, shards)
     }
 
     /// Tells these numbers as well.
     pub fn telling(self, counters: Counters) -> Self {
         Self { counters, ..self }
+    }
+
+    /// Shows statistics as a configuration says.
+    pub fn showing(self, display: Arc<Display>) -> Self {
+        Self { display, ..self }
+    }
+
+    /// How statistics are shown.
+    pub fn display(&self) -> &Display {
+        &self.display
     }
 
     /// The numbers that are not the workers' own.
@@ -200,12 +213,25 @@ impl Exposition {
         };
     }
 
-    pub(super) fn histogram_of(&mut self, name: &str, labels: &[(&str, &str)], sum: &Summed) {
+    /// Adds a histogram with these labels: what lies below each bound, and how many there are in all.
+    pub(super) fn histogram_of(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        (buckets, count): (Vec<(f64, u64)>, u64),
+        sum_thousandths: u64,
+    ) {
         let mut text = String::new();
         for (label, value) in labels {
             super::labels::push_label(&mut text, label, value);
         }
-        self.histogram(name, &text, sum);
+        let before = if text.is_empty() { String::new() } else { format!("{text},") };
+        for (bound, below) in buckets {
+            let _ = writeln!(self.0, "{name}_bucket{{{before}le=\"{bound}\"}} {below}");
+        }
+        let _ = writeln!(self.0, "{name}_bucket{{{before}le=\"+Inf\"}} {count}");
+        self.sample_text(&format!("{name}_sum"), &text, &thousandths(sum_thousandths));
+        self.sample_text(&format!("{name}_count"), &text, &count.to_string());
     }
 
     fn histogram(&mut self, name: &str, labels: &str, sum: &Summed) {

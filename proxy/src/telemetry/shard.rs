@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::histogram::{Counter, Histogram};
 use super::labels::{self, ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, Tail, WorkloadLabels};
 use super::logbuffer::LogBuffer;
-use super::stats::{HttpStats, ListenerStats, PublishedCluster};
+use super::stats::{HttpStats, ListenerHttpStats, ListenerStats, PublishedCluster};
 use super::tally::{Meaning, Tally};
 use super::{HeaderLookup, LogEntry, LogFormat, LogSink, ResponseFlags};
 
@@ -125,6 +125,8 @@ pub(super) struct Published {
 pub(super) struct Named {
     pub(super) http: HashMap<Arc<str>, Arc<HttpStats>>,
     pub(super) listeners: HashMap<Arc<str>, Arc<ListenerStats>>,
+    /// Of managers, by listener and prefix.
+    pub(super) listener_http: HashMap<(Arc<str>, Arc<str>), Arc<ListenerHttpStats>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -295,6 +297,15 @@ impl Shard {
     pub fn http_stats(&self, prefix: &Arc<str>) -> Arc<HttpStats> {
         let mut named = self.published.named.lock().unwrap_or_else(PoisonError::into_inner);
         named_entry(&mut named.http, prefix)
+    }
+
+    /// The numbers of the connection managers with this prefix for clients of the listener of this name.
+    pub fn listener_http_stats(&self, listener: &Arc<str>, prefix: &Arc<str>) -> Arc<ListenerHttpStats> {
+        let mut named = self.published.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (listener.clone(), prefix.clone());
+        let full = named.listener_http.len() >= MAX_NAMES && !named.listener_http.contains_key(&key);
+        let key = if full { (OVER.into(), OVER.into()) } else { key };
+        named.listener_http.entry(key).or_default().clone()
     }
 
     /// The numbers of the listener of this name.

@@ -1,11 +1,11 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
-use super::ResponseFlags;
 use super::histogram::{Counter, Histogram};
-use crate::config::{Cluster, Endpoint, Priority};
+use super::{ResponseFlags, Wire};
+use crate::config::{Cluster, Endpoint, Priority, Track};
 use crate::tls::{TlsError, TlsInfo};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Different status codes that a cluster counts apart; further ones are only in their class.
@@ -96,7 +96,13 @@ pub struct ClusterStats {
     pub rq_pending_overflow: Counter,
     pub rq_pending_total: Counter,
     pub rq_drop_overload: Counter,
-    pub rq_time: Histogram,
+    /// Of requests from outside, and of those from inside.
+    pub rq_time: [Histogram; 2],
+    pub rq_cancelled: Counter,
+    pub lb_healthy_panic: Counter,
+    pub internal_redirect_succeeded: Counter,
+    pub internal_redirect_failed: Counter,
+    pub membership_change: Counter,
     pub cx_none_healthy: Counter,
     pub rq_pending_failure_eject: Counter,
     pub rq_per_try_timeout: Counter,
@@ -104,6 +110,15 @@ pub struct ClusterStats {
     pub rq_backoff_limited: Counter,
     pub cx_total: Counter,
     pub cx_destroy: Counter,
+    /// By this side, and by the endpoint.
+    pub cx_destroy_by: [Counter; 2],
+    /// The same while a request was under way.
+    pub cx_destroy_with_active_rq: [Counter; 2],
+    pub cx_max_requests: Counter,
+    pub cx_connect_attempts_exceeded: Counter,
+    pub rq_per_cx: Histogram,
+    /// What is counted only where a configuration wants it.
+    pub tracked: OnceLock<Box<TrackedStats>>,
     pub cx_overflow: Counter,
     pub cx_connect_ms: Histogram,
     pub cx_length_ms: Histogram,
@@ -111,7 +126,72 @@ pub struct ClusterStats {
     pub cx_tx_bytes_total: Counter,
 }
 
+/// How a connection to an endpoint ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionEnd {
+    /// The endpoint ended it.
+    pub remote: bool,
+    /// A request was under way.
+    pub active: bool,
+    /// Requests that were begun on it.
+    pub served: u64,
+}
+
+/// What is counted of clusters with `track_cluster_stats`.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct TrackedStats {
+    /// In percent.
+    pub timeout_budget: Histogram,
+    pub timeout_budget_per_try: Histogram,
+    pub rq_headers_size: Histogram,
+    pub rq_headers_count: Histogram,
+    pub rq_body_size: Histogram,
+    pub rs_headers_size: Histogram,
+    pub rs_headers_count: Histogram,
+    pub rs_body_size: Histogram,
+}
+
+impl TrackedStats {
+    /// Those that are wanted, with their names.
+    pub fn told(&self, track: Track) -> impl Iterator<Item = (&'static str, &Histogram)> {
+        let budgets = [
+            ("upstream_rq_timeout_budget_percent_used", &self.timeout_budget),
+            ("upstream_rq_timeout_budget_per_try_percent_used", &self.timeout_budget_per_try),
+        ];
+        let sizes = [
+            ("upstream_rq_headers_size", &self.rq_headers_size),
+            ("upstream_rq_headers_count", &self.rq_headers_count),
+            ("upstream_rq_body_size", &self.rq_body_size),
+            ("upstream_rs_headers_size", &self.rs_headers_size),
+            ("upstream_rs_headers_count", &self.rs_headers_count),
+            ("upstream_rs_body_size", &self.rs_body_size),
+        ];
+        let budgets = budgets.into_iter().filter(move |_| track.budgets);
+        budgets.chain(sizes.into_iter().filter(move |_| track.sizes))
+    }
+}
+
 impl ClusterStats {
+    /// A connection that has ended.
+    pub fn ended(&self, end: ConnectionEnd) {
+        let by = usize::from(end.remote);
+        self.cx_destroy.add(1);
+        self.cx_destroy_by[by].add(1);
+        if end.active {
+            self.cx_destroy_with_active_rq[by].add(1);
+        }
+        if end.served > 0 {
+            self.rq_per_cx.record(end.served);
+        }
+    }
+
+    /// Bytes that have come from an endpoint and gone to it.
+    pub fn moved(&self, wire: Wire) {
+        self.cx_rx_bytes_total.add(wire.received);
+        self.cx_tx_bytes_total.add(wire.sent);
+    }
+
     /// What the circuit breakers of a priority count.
     pub fn breakers(&self, priority: Priority) -> &Breakers {
         match priority {
@@ -123,7 +203,7 @@ impl ClusterStats {
     /// A request that has ended, after so many microseconds.
     pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
         if attempts > 0 && code > 0 {
-            self.rq_time.record_thousandths(micros);
+            self.rq_time[usize::from(internal)].record_thousandths(micros);
         }
         // What never got a connection is no request to an endpoint yet.
         let unconnected = flags.contains(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
@@ -214,6 +294,25 @@ pub struct HttpStats {
     pub cx_length_ms: Histogram,
     pub cx_rx_bytes_total: Counter,
     pub cx_tx_bytes_total: Counter,
+}
+
+/// Answers of the connection managers of one prefix to clients of one listener, written by one worker.
+#[derive(Debug, Default)]
+pub struct ListenerHttpStats {
+    /// 1xx to 5xx.
+    pub classes: [Counter; 5],
+    /// All of them.
+    pub completed: Counter,
+}
+
+impl ListenerHttpStats {
+    /// Counts an answer; 0 is none.
+    pub fn count(&self, code: u16) {
+        if let Some(class) = usize::from(code / 100).checked_sub(1).and_then(|class| self.classes.get(class)) {
+            class.add(1);
+            self.completed.add(1);
+        }
+    }
 }
 
 /// Counts a request among those under way, until it is dropped.
@@ -360,6 +459,7 @@ impl TlsStats {
 #[derive(Debug)]
 pub struct CountedConnection {
     http: Arc<HttpStats>,
+    of_listener: Arc<ListenerHttpStats>,
     /// Whether it speaks HTTP/2, once that is known.
     http2: Option<bool>,
     secure: bool,
@@ -368,14 +468,14 @@ pub struct CountedConnection {
 
 impl CountedConnection {
     /// Begins to count.
-    pub fn new(http: Arc<HttpStats>, secure: bool) -> Self {
+    pub fn new(http: Arc<HttpStats>, of_listener: Arc<ListenerHttpStats>, secure: bool) -> Self {
         http.cx_total.add(1);
         http.cx_active.up();
         if secure {
             http.cx_ssl_total.add(1);
             http.cx_ssl_active.up();
         }
-        Self { http, http2: None, secure, begun: Instant::now() }
+        Self { http, of_listener, http2: None, secure, begun: Instant::now() }
     }
 
     /// Which version it speaks is known now.
@@ -387,6 +487,11 @@ impl CountedConnection {
         total.add(1);
         active.up();
         self.http2 = Some(http2);
+    }
+
+    /// The manager's numbers of this listener.
+    pub fn of_listener(&self) -> &ListenerHttpStats {
+        &self.of_listener
     }
 
     /// The manager's numbers.

@@ -46,6 +46,11 @@ impl Machine {
         *self = Self { verdict: Verdict::Unhealthy, checked: true, count: 0 };
     }
 
+    /// Whether nothing was checked yet, and whether the endpoint is well.
+    pub(super) fn is_well(&self) -> (bool, bool) {
+        (!self.checked, self.verdict != Verdict::Unhealthy)
+    }
+
     /// Takes in one check. The verdict when it is the first or another one, and how long to wait before the next check.
     pub(super) fn step(&mut self, outcome: Outcome, check: &HealthCheck, used: bool) -> (Option<Verdict>, Duration) {
         let first = !std::mem::replace(&mut self.checked, true);

@@ -8,6 +8,7 @@
 
 mod cluster;
 mod ejections;
+mod events;
 mod machine;
 mod names;
 mod probe;
@@ -16,8 +17,10 @@ mod tests;
 
 use crate::balance::Rng;
 use crate::config::{Cluster, ClusterId, ClusterKind, Report, Root};
+use crate::telemetry::logsink::Outputs;
 use crate::tls::{Connector, CredentialStore};
 use cluster::Watched;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -52,6 +55,8 @@ struct Shared {
     rng: Rng,
     slots: Semaphore,
     events: mpsc::Sender<Event>,
+    /// Where lines about checks go: this thread may wait for a disk.
+    outputs: RefCell<Outputs<std::io::Stdout>>,
 }
 
 /// The roots as workers shall have them. The task ends with the sender of `roots`.
@@ -115,6 +120,7 @@ impl Actor {
             rng: Rng::from_entropy(),
             slots: Semaphore::new(CONCURRENT),
             events: sender,
+            outputs: RefCell::new(Outputs::new(std::io::stdout())),
         });
         let hold = Some(Instant::now() + WARMING_LIMIT);
         let hold = if out.borrow().is_none() { hold } else { None };

@@ -24,6 +24,7 @@ pub(super) async fn look_up(shared: Rc<Shared>, dns: Arc<Dns>, name: Arc<str>, c
     let mut resolver = None;
     let mut failures = 0;
     loop {
+        dns.stats.attempt.add(1);
         let found = match literal {
             Some(ip) => Some((vec![ip], Duration::ZERO)),
             None => {
@@ -31,6 +32,15 @@ pub(super) async fn look_up(shared: Rc<Shared>, dns: Arc<Dns>, name: Arc<str>, c
                 ask(&mut resolver, &dns, &name).await
             }
         };
+        match &found {
+            Some((addresses, _)) => {
+                dns.stats.success.add(1);
+                if addresses.is_empty() {
+                    dns.stats.empty.add(1);
+                }
+            }
+            None => dns.stats.failure.add(1),
+        }
         failures = if found.is_some() { 0 } else { failures + 1 };
         let wait = pause(&dns, found.as_ref().map(|found| found.1), failures, |bound| shared.rng.below(bound));
         let addresses = found.map(|found| found.0);
@@ -123,6 +133,7 @@ mod tests {
     fn pause_when_look_ups_fail_or_answers_say_how_long_they_are_good_then_it_follows() {
         let seconds = Duration::from_secs;
         let mut dns = Dns {
+            stats: Default::default(),
             logical: false,
             names: Vec::new(),
             refresh: seconds(5),

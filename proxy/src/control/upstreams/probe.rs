@@ -1,5 +1,6 @@
 //! Asks an endpoint whether it is well: by HTTP, by TCP, by gRPC's health protocol.
 
+use super::events::{self, Failed, Step};
 use super::machine::{Machine, Outcome};
 use super::{Event, Shared};
 use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe, ServiceName, pipe::Shown};
@@ -42,6 +43,7 @@ pub(super) async fn watch(
     tokio::time::sleep(at_random(check.initial_jitter)).await;
     let mut machine = Machine::default();
     let mut kept = Kept::default();
+    let mut degraded = false;
     loop {
         let asked = {
             let Ok(_slot) = shared.slots.acquire().await else { return };
@@ -49,13 +51,13 @@ pub(super) async fn watch(
             let asked = ask(&shared, &cluster, &check, &endpoint, &mut kept);
             tokio::time::timeout(check.timeout, asked).await
         };
-        let outcome = match asked {
-            Ok(Ok(outcome)) => outcome,
+        let (outcome, status, late) = match asked {
+            Ok(Ok((outcome, status))) => (outcome, status, false),
             Ok(Err(error)) => {
                 tracing::debug!(cluster = %cluster.name, address = %Shown(endpoint.address), %error, "no answer to a check");
-                Outcome::Silent
+                (Outcome::Silent, 0, false)
             }
-            Err(_) => Outcome::Silent,
+            Err(_) => (Outcome::Silent, 0, true),
         };
         match outcome {
             Outcome::Good | Outcome::Degraded => check.stats.success.add(1),
@@ -71,7 +73,16 @@ pub(super) async fn watch(
         if failed.take() {
             machine.fail();
         }
+        let (first, before) = machine.is_well();
         let (verdict, wait) = machine.step(outcome, &check, care.is_used());
+        if let Some(log) = &check.log {
+            let step = Step { first, before, after: machine.is_well().1, was_degraded: degraded };
+            let told = events::told(log, step, outcome, Failed::new(outcome, status, late));
+            events::write(&mut shared.outputs.borrow_mut(), log, (&cluster, &check, &endpoint), &told);
+            if matches!(outcome, Outcome::Good | Outcome::Degraded) {
+                degraded = outcome == Outcome::Degraded;
+            }
+        }
         if let Some(verdict) = verdict {
             let checked = Event::Checked { cluster: cluster.id, task, address: endpoint.address, verdict };
             if shared.events.send(checked).await.is_err() {
@@ -99,13 +110,14 @@ impl Drop for Kept {
     }
 }
 
+/// How it went, and the status of an answer of HTTP.
 async fn ask(
     shared: &Shared,
     cluster: &Cluster,
     check: &HealthCheck,
     endpoint: &Endpoint,
     kept: &mut Kept,
-) -> io::Result<Outcome> {
+) -> io::Result<(Outcome, u16)> {
     let own = endpoint.check.as_deref();
     let ip = own.and_then(|own| own.address).unwrap_or(endpoint.address.ip());
     let port = own.and_then(|own| own.port).unwrap_or(endpoint.address.port());
@@ -118,11 +130,11 @@ async fn ask(
         named.unwrap_or_else(|| cluster.name.clone())
     };
     match &check.probe {
-        Probe::Tcp { send, receive } => by_tcp(&target, send, receive).await,
+        Probe::Tcp { send, receive } => by_tcp(&target, send, receive).await.map(|outcome| (outcome, 0)),
         Probe::Http(probe) => by_http(&target, probe, &name(&probe.host), kept).await,
         Probe::Grpc { service, authority, headers } => {
             let authority = name(authority);
-            by_grpc(&target, service, &authority, headers, kept).await
+            by_grpc(&target, service, &authority, headers, kept).await.map(|outcome| (outcome, 0))
         }
     }
 }
@@ -189,7 +201,7 @@ fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
 }
 
-async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<Outcome> {
+async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<(Outcome, u16)> {
     let mut request = Request::builder().method(&*probe.method);
     if !probe.anonymous {
         request = request.header("user-agent", USER_AGENT);
@@ -226,15 +238,16 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     }
     let said = body.map(|body| body.to_bytes()).unwrap_or_default();
     if is_other || !contains_in_order(&said, &probe.receive) {
-        return Ok(Outcome::Bad);
+        return Ok((Outcome::Bad, status));
     }
     let within = |ranges: &[(u16, u16)]| ranges.iter().any(|(start, end)| (*start..*end).contains(&status));
-    Ok(match (within(&probe.expected), degraded) {
+    let outcome = match (within(&probe.expected), degraded) {
         (true, false) => Outcome::Good,
         (true, true) => Outcome::Degraded,
         (false, _) if within(&probe.retriable) => Outcome::Silent,
         (false, _) => Outcome::Bad,
-    })
+    };
+    Ok((outcome, status))
 }
 
 async fn by_grpc(

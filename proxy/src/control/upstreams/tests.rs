@@ -98,6 +98,7 @@ fn check(probe: Probe) -> HealthCheck {
         healthy_edge_interval: millis(25),
         reuse_connection: true,
         tls: None,
+        log: None,
         probe,
     }
 }
@@ -251,6 +252,7 @@ async fn stage_when_names_are_looked_up_then_their_addresses_are_endpoints() {
         DnsName { name: name.into(), endpoint: Arc::new(endpoint) }
     };
     let dns = Dns {
+        stats: Default::default(),
         logical: false,
         names: vec![name("127.0.0.7", 80), name("localhost", 81)],
         refresh: Duration::from_secs(5),

@@ -7,6 +7,7 @@ use super::super::{
     recode::Recode,
 };
 use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, HttpFilter};
+use crate::telemetry::counters::{CompressorStats, DecompressorStats};
 
 /// What of a request decides about its response.
 pub(super) struct Asked<'a> {
@@ -24,21 +25,27 @@ pub(super) fn on_request<'a>(
 ) -> Option<Asked<'a>> {
     let mut lines = call.request.headers.values("accept-encoding").peekable();
     let accepts = lines.peek().is_some().then(|| lines.collect::<Vec<_>>().join(&b","[..]).into());
+    let (mut compressed, [stats, of_responses]) = (false, &compressor.stats);
     if let Some(wanted) = compressor.requests.as_ref().filter(|wanted| wanted.enabled)
         && !call.request.wants_tunnel()
         && call.request.body != BodyLength::Empty
-        && long_enough(wanted, call.request.body)
+        && long_enough(wanted, call.request.body, stats)
         && has_type(wanted, &call.request.headers)
         && call.request.headers.get("content-encoding").is_none()
-        && let Some(recode) = compress(call.tally.filters().recode_request.take(), compressor)
+        && let Some(recode) = compress(call.tally.filters().recode_request.take(), compressor, stats)
     {
+        compressed = true;
         call.tally.filters().recode_request = Some(recode);
         let headers = &mut call.request.headers;
         headers.remove_known(Known::ContentLength);
         headers.set("content-encoding", compressor.library.coding().name().as_bytes());
         call.request.body = BodyLength::Unknown;
     }
+    if compressed { &stats.compressed } else { &stats.not_compressed }.add(1);
     let enabled = setting.map_or(compressor.responses.enabled, |setting| setting.responses);
+    if !enabled {
+        of_responses.not_compressed.add(1);
+    }
     let remove = setting.and_then(|setting| setting.remove_accept_encoding);
     if enabled && remove.unwrap_or(compressor.remove_accept_encoding) {
         call.request.headers.remove("accept-encoding");
@@ -52,15 +59,43 @@ pub(super) fn unasked<'a>(compressor: &'a Compressor, setting: Option<&Compresso
     enabled.then_some(Asked { compressor, accepts: None, enabled })
 }
 
-fn compress(recode: Option<Box<Recode>>, compressor: &Compressor) -> Option<Box<Recode>> {
+fn compress(recode: Option<Box<Recode>>, compressor: &Compressor, stats: &CompressorStats) -> Option<Box<Recode>> {
     let mut recode = recode.unwrap_or_default();
-    recode.compress(compressor.library).ok()?;
+    let passed = [stats.uncompressed_bytes.clone(), stats.compressed_bytes.clone()];
+    recode.compress(compressor.library, Some(passed)).ok()?;
     Some(recode)
 }
 
 /// Leads the response past a compressor.
 pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
-    let Asked { compressor, accepts, enabled } = asked;
+    let [_, stats] = &asked.compressor.stats;
+    if recoded(call, asked, stats) { &stats.compressed } else { &stats.not_compressed }.add(1);
+}
+
+/// Counts what a client accepts; whether that is this coding.
+fn accepts(call: &Call<'_>, asked: &Asked<'_>) -> bool {
+    let Asked { compressor, accepts, .. } = asked;
+    let counted = &compressor.accepted;
+    let Some(accepts) = accepts else {
+        counted.none.add(1);
+        return false;
+    };
+    let (chosen, why) = choose(accepts, call, call.response.headers.get("content-type"));
+    let fits = chosen == Some(compressor.library.coding());
+    match why {
+        Why::Named if fits => &counted.used,
+        Why::Named => &counted.overshadowed,
+        Why::Wildcard => &counted.wildcard,
+        Why::Identity => &counted.identity,
+        Why::Nothing => &counted.not_valid,
+    }
+    .add(1);
+    fits
+}
+
+/// Whether the body is compressed.
+fn recoded(call: &mut Call<'_>, asked: &Asked<'_>, stats: &CompressorStats) -> bool {
+    let Asked { compressor, enabled, .. } = asked;
     let (wanted, headers) = (&compressor.responses, &call.response.headers);
     let body = call.response.body;
     // An answer to HEAD tells what a GET would get. What says nothing of its length may be of any, even of none.
@@ -69,24 +104,26 @@ pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
         (None, BodyLength::Exact(length)) => length >= wanted.min_length,
         (None, _) => true,
     };
+    if !long_enough && body != BodyLength::Empty {
+        stats.too_small.add(1);
+    }
+    let ended = body == BodyLength::Empty || call.request.method() == b"HEAD";
+    let accepted = *enabled && long_enough && !ended && accepts(call, asked);
+    let headers = &call.response.headers;
     let compressible = *enabled
         && long_enough
         && body != BodyLength::Tunnel
         && has_type(wanted, headers)
         && !says_no_transform(headers)
-        && !(compressor.spare_etags && headers.get("etag").is_some())
+        && !(compressor.spare_etags && has_etag(headers, compressor))
         && headers.get("content-encoding").is_none()
         && !compressor.spared_statuses.contains(&call.response.status);
     if !compressible {
-        return;
+        return false;
     }
-    let ended = body == BodyLength::Empty || call.request.method() == b"HEAD";
-    let coding = compressor.library.coding();
-    let chosen = accepts.as_deref().and_then(|accepts| choose(accepts, call, headers.get("content-type")));
-    if !ended
-        && chosen == Some(coding)
-        && let Some(recode) = compress(call.tally.filters().recode_response.take(), compressor)
-    {
+    let (coding, mut compressed) = (compressor.library.coding(), false);
+    if accepted && let Some(recode) = compress(call.tally.filters().recode_response.take(), compressor, stats) {
+        compressed = true;
         call.tally.filters().recode_response = Some(recode);
         call.response.body = BodyLength::Unknown;
         let headers = &mut call.response.headers;
@@ -95,6 +132,16 @@ pub(super) fn on_response(call: &mut Call<'_>, asked: &Asked<'_>) {
         etag(headers, compressor.weaken_etags);
     }
     vary(&mut call.response.headers);
+    compressed
+}
+
+/// Whether there is an `etag`, for which nothing is compressed.
+fn has_etag(headers: &Headers, compressor: &Compressor) -> bool {
+    let has = headers.get("etag").is_some();
+    if has {
+        compressor.accepted.etag.add(1);
+    }
+    has
 }
 
 /// A strong `etag` stands for the bytes themselves, which are others now.
@@ -126,9 +173,13 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn long_enough(wanted: &Compressible, body: BodyLength) -> bool {
+fn long_enough(wanted: &Compressible, body: BodyLength, stats: &CompressorStats) -> bool {
     match body {
-        BodyLength::Exact(length) => length >= wanted.min_length,
+        BodyLength::Exact(length) if length < wanted.min_length => {
+            stats.too_small.add(1);
+            false
+        }
+        BodyLength::Exact(_) => true,
         BodyLength::Unknown => true,
         BodyLength::Empty | BodyLength::Tunnel => false,
     }
@@ -153,8 +204,17 @@ fn says_no_transform(headers: &Headers) -> bool {
     headers.get("cache-control").is_some_and(says)
 }
 
+/// Why a coding was chosen, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Named,
+    Wildcard,
+    Identity,
+    Nothing,
+}
+
 /// The coding that the client likes best of those that the chain has for this content; `None` is none.
-fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> Option<Coding> {
+fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> (Option<Coding>, Why) {
     let mut offered: Vec<(Coding, bool)> = Vec::new();
     for entry in &call.manager.filters {
         if let HttpFilter::Compressor(compressor) = &entry.filter
@@ -170,7 +230,7 @@ fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> Optio
 }
 
 /// Of codings in the order of the chain, and whether each goes first among those that are liked alike.
-fn preferred(accepts: &[u8], mut offered: Vec<(Coding, bool)>) -> Option<Coding> {
+fn preferred(accepts: &[u8], mut offered: Vec<(Coding, bool)>) -> (Option<Coding>, Why) {
     let mut wishes: Vec<(&[u8], f32)> = Vec::new();
     for token in accepts.split(|&b| b == b',').filter(|token| !token.is_empty()) {
         let mut parts = token.splitn(2, |&b| b == b';');
@@ -191,21 +251,21 @@ fn preferred(accepts: &[u8], mut offered: Vec<(Coding, bool)>) -> Option<Coding>
             offered.retain(|(coding, _)| coding.name().as_bytes() != name);
         }
     }
-    let first = offered.first()?.0;
-    let mut choice: (Option<Coding>, f32) = (None, 0.0);
+    let Some((first, _)) = offered.first().copied() else { return (None, Why::Nothing) };
+    let mut choice: (Option<Coding>, Why, f32) = (None, Why::Nothing, 0.0);
     for (name, weight) in wishes {
         let offer = offered.iter().find(|(coding, _)| coding.name().as_bytes() == name);
         let goes_first = offer.is_some_and(|(_, goes_first)| *goes_first);
-        if weight > choice.1 || weight > 0.0 && weight == choice.1 && goes_first {
+        if weight > choice.2 || weight > 0.0 && weight == choice.2 && goes_first {
             match (offer, name) {
-                (Some((coding, _)), _) => choice = (Some(*coding), weight),
-                (None, b"*") => choice = (Some(first), weight),
-                (None, b"identity") => choice = (None, weight),
+                (Some((coding, _)), _) => choice = (Some(*coding), Why::Named, weight),
+                (None, b"*") => choice = (Some(first), Why::Wildcard, weight),
+                (None, b"identity") => choice = (None, Why::Identity, weight),
                 _ => {}
             }
         }
     }
-    choice.0
+    (choice.0, choice.1)
 }
 
 /// Leads a request past a decompressor; whether its response may be decompressed.
@@ -213,15 +273,20 @@ pub(super) fn open_request(call: &mut Call<'_>, decompressor: &Decompressor) -> 
     if decompressor.advertise {
         advertise(&mut call.request.headers, decompressor.coding.name().as_bytes());
     }
+    let (mut opened, [stats, _]) = (false, &decompressor.stats);
     if let Some(always) = decompressor.requests
         && call.request.body != BodyLength::Empty
         && !call.request.wants_tunnel()
         && opens(&mut call.request.headers, decompressor, always)
-        && let Some(recode) = decompress(call.tally.filters().recode_request.take(), decompressor)
+        && let Some(recode) = decompress(call.tally.filters().recode_request.take(), decompressor, stats)
     {
+        opened = true;
         call.tally.filters().recode_request = Some(recode);
         call.request.headers.remove_known(Known::ContentLength);
         call.request.body = BodyLength::Unknown;
+    }
+    if call.request.body != BodyLength::Empty || opened {
+        if opened { &stats.decompressed } else { &stats.not_decompressed }.add(1);
     }
     decompressor.responses.is_some()
 }
@@ -230,14 +295,19 @@ pub(super) fn open_request(call: &mut Call<'_>, decompressor: &Decompressor) -> 
 pub(super) fn open_response(call: &mut Call<'_>, decompressor: &Decompressor) {
     let ended =
         matches!(call.response.body, BodyLength::Empty | BodyLength::Tunnel) || call.request.method() == b"HEAD";
+    let (mut opened, [_, stats]) = (false, &decompressor.stats);
     if let Some(always) = decompressor.responses
         && !ended
         && opens(&mut call.response.headers, decompressor, always)
-        && let Some(recode) = decompress(call.tally.filters().recode_response.take(), decompressor)
+        && let Some(recode) = decompress(call.tally.filters().recode_response.take(), decompressor, stats)
     {
+        opened = true;
         call.tally.filters().recode_response = Some(recode);
         call.response.headers.remove_known(Known::ContentLength);
         call.response.body = BodyLength::Unknown;
+    }
+    if !ended {
+        if opened { &stats.decompressed } else { &stats.not_decompressed }.add(1);
     }
 }
 
@@ -250,9 +320,14 @@ fn advertise(headers: &mut Headers, name: &[u8]) {
     headers.set("accept-encoding", &all);
 }
 
-fn decompress(recode: Option<Box<Recode>>, decompressor: &Decompressor) -> Option<Box<Recode>> {
+fn decompress(
+    recode: Option<Box<Recode>>,
+    decompressor: &Decompressor,
+    stats: &DecompressorStats,
+) -> Option<Box<Recode>> {
     let mut recode = recode.unwrap_or_default();
-    recode.decompress(decompressor.coding, decompressor.max_ratio).ok()?;
+    let passed = [stats.compressed_bytes.clone(), stats.uncompressed_bytes.clone()];
+    recode.decompress(decompressor.coding, decompressor.max_ratio, Some(passed)).ok()?;
     Some(recode)
 }
 
@@ -315,11 +390,16 @@ mod tests {
             ("gzip;q=0, br;q=0, zstd;q=0, *", None),
             ("", None),
         ] {
-            assert_eq!(preferred(accepts.as_bytes(), all()), chosen, "{accepts}");
+            assert_eq!(preferred(accepts.as_bytes(), all()).0, chosen, "{accepts}");
+        }
+        for (accepts, why) in
+            [("br", Why::Named), ("*", Why::Wildcard), ("identity", Why::Identity), ("deflate", Why::Nothing)]
+        {
+            assert_eq!(preferred(accepts.as_bytes(), all()).1, why, "{accepts}");
         }
         let first = vec![(Coding::Gzip, false), (Coding::Brotli, true)];
-        assert_eq!(preferred(b"gzip, br", first.clone()), Some(Coding::Brotli));
-        assert_eq!(preferred(b"br, gzip", first.clone()), Some(Coding::Brotli));
-        assert_eq!(preferred(b"gzip, br;q=0.9", first), Some(Coding::Gzip));
+        assert_eq!(preferred(b"gzip, br", first.clone()).0, Some(Coding::Brotli));
+        assert_eq!(preferred(b"br, gzip", first.clone()).0, Some(Coding::Brotli));
+        assert_eq!(preferred(b"gzip, br;q=0.9", first).0, Some(Coding::Gzip));
     }
 }

@@ -18,8 +18,11 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
     // Shadow rules change nothing: what they would do is counted and told.
     if let Some(rules) = &rbac.shadow {
         let verdict = rules.decide(&*call);
-        if let FilterStats::Rbac(_, stats) = stats {
+        if let FilterStats::Rbac(_, stats, policies) = stats {
             if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
+            if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
+                policies.count(policy, verdict.allowed, true);
+            }
         }
         if call.manager.log_needs.told {
             tell(call, &rbac.shadow_prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
@@ -27,8 +30,11 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };
     let verdict = rules.decide(&*call);
-    if let FilterStats::Rbac(stats, _) = stats {
+    if let FilterStats::Rbac(stats, _, policies) = stats {
         if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
+        if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
+            policies.count(policy, verdict.allowed, false);
+        }
     }
     if call.manager.log_needs.told {
         tell(call, &rbac.prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);

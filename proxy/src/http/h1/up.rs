@@ -11,7 +11,12 @@ use super::{
     body::{self, Reader, Writer},
     down::{flush, queued},
 };
-use crate::{config::Http1Upstream, listen::Stream, telemetry::Wire, tls::TlsInfo};
+use crate::{
+    config::Http1Upstream,
+    listen::Stream,
+    telemetry::{Wire, stats::ConnectionEnd},
+    tls::TlsInfo,
+};
 use std::{
     cell::OnceCell,
     net::SocketAddr,
@@ -46,6 +51,8 @@ pub struct Connection {
     served: u32,
     tunnel: bool,
     shut: bool,
+    /// The endpoint has ended it.
+    ended: bool,
     /// Bytes of headers, of the answer and of this request.
     heads: (u32, u32),
     /// What its TLS is known by, once somebody has asked.
@@ -74,6 +81,7 @@ impl Connection {
             served: 0,
             tunnel: false,
             shut: false,
+            ended: false,
             heads: (0, 0),
             known: OnceCell::new(),
         }
@@ -92,6 +100,13 @@ impl Connection {
     /// Requests that it served.
     pub fn served(&self) -> u32 {
         self.served
+    }
+
+    /// How it ends when it is dropped now.
+    pub fn end(&self) -> ConnectionEnd {
+        let answered = self.head_read && self.reader.is_done() && !self.tunnel;
+        let active = (self.sent || self.served > 0) && !answered;
+        ConnectionEnd { remote: self.ended, active, served: u64::from(self.served) }
     }
 
     /// Whether anything of an answer was read.
@@ -117,7 +132,9 @@ impl Connection {
             return true;
         }
         // Whatever comes without being asked for, be it the end, makes the connection useless.
-        self.input.poll_read(&mut self.io, cx).is_pending()
+        let read = self.input.poll_read(&mut self.io, cx);
+        self.ended |= matches!(read, Poll::Ready(Ok(0) | Err(_)));
+        read.is_pending()
     }
 
     /// Gives buffers back while it is idle.
@@ -241,7 +258,9 @@ impl Upstream for Connection {
                     return Poll::Ready(Ok(()));
                 }
             }
-            match ready!(self.input.poll_read(&mut self.io, cx)) {
+            let read = ready!(self.input.poll_read(&mut self.io, cx));
+            self.ended |= !matches!(read, Ok(1..));
+            match read {
                 Ok(1..) => {}
                 // Part of a head is no head, however the connection ended.
                 Ok(0) | Err(_) if !self.input.is_empty() => return Poll::Ready(Err(SideError::Cut)),
@@ -253,7 +272,9 @@ impl Upstream for Connection {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
         let (passing, tunnel) = (self.options.trailers, self.tunnel);
-        match ready!(self.reader.poll(&mut self.input, &mut self.io, cx)) {
+        let read = ready!(self.reader.poll(&mut self.input, &mut self.io, cx));
+        self.ended |= matches!(read, Err(SideError::Ended | SideError::Broken(_)));
+        match read {
             Ok(piece) => Poll::Ready(Ok(piece.with_trailers(passing))),
             Err(SideError::Ended | SideError::Broken(_)) if !tunnel => Poll::Ready(Err(SideError::Cut)),
             Err(error) => Poll::Ready(Err(error)),

@@ -382,7 +382,7 @@ fn common_tags(call: &Call<'_>, code: u16, tags: &mut Vec<(&str, Vec<u8>)>) -> b
     tags.push(("component", b"proxy".to_vec()));
     if let Some(cluster) = &tally.cluster {
         tags.push(("upstream_cluster", cluster.config().name.as_bytes().to_vec()));
-        tags.push(("upstream_cluster.name", cluster.config().name.as_bytes().to_vec()));
+        tags.push(("upstream_cluster.name", cluster.config().observability_name.as_bytes().to_vec()));
     }
     tags.push(("http.status_code", code.to_string().into_bytes()));
     tags.push(("response_flags", tally.flags.to_string().into_bytes()));

@@ -110,8 +110,8 @@ impl Mux {
         self.woken = false;
     }
 
-    /// There is something for the driver to write.
-    pub(super) fn touch(&mut self) {
+    /// There is something for the driver to write, or to see.
+    pub(in super::super) fn touch(&mut self) {
         if !std::mem::replace(&mut self.woken, true)
             && let Some(driver) = &self.driver
         {

@@ -234,3 +234,25 @@ async fn connection_when_it_is_too_old_then_it_takes_no_more_streams() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn connection_when_nobody_uses_it_any_more_then_it_ends_by_itself() {
+    local(async {
+        let (near, far) = tokio::io::duplex(65536);
+        let options = Http2Options::default();
+        let (connection, drive) = connect(near, false, None, options).await.unwrap();
+        let driver = spawn_local(drive);
+        let mut endpoint = h2::server::handshake(far).await.unwrap();
+        spawn_local(async move { while endpoint.accept().await.is_some() {} });
+        // The driver rests when nobody does anything.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        connection.drain();
+        drop(connection);
+        let end = tokio::time::timeout(std::time::Duration::from_secs(5), driver).await;
+        let end = end.expect("the connection did not end within 5 s").unwrap();
+        assert_eq!((end.remote, end.active, end.served), (false, false, 0));
+    })
+    .await;
+}

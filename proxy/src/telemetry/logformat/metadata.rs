@@ -95,6 +95,13 @@ fn told(all: &[Told], filter: &str, path: &[Box<str>], limit: usize, out: &mut V
     }
 }
 
+/// A value as JSON.
+pub(crate) fn json_of(value: &Value) -> String {
+    let mut out = Vec::new();
+    json(value.kind.as_ref(), &mut out);
+    String::from_utf8(out).unwrap_or_default()
+}
+
 fn json(kind: Option<&Kind>, out: &mut Vec<u8>) {
     match kind {
         None | Some(Kind::NullValue(_)) => out.extend_from_slice(b"null"),

@@ -15,6 +15,7 @@ mod value;
 
 use super::{HeaderLookup, LogEntry};
 use json::JsonFormat;
+pub(crate) use metadata::json_of;
 use operator::Operator;
 use prost_types::Struct;
 use value::{Given, give};

@@ -30,7 +30,7 @@ fn istio_format_when_a_request_went_upstream_then_the_line_is_istios() {
         bytes_sent: 864,
         upstream_service_time: Some(Duration::from_millis(3)),
         upstream_host: Some("10.1.0.7:9080".parse().unwrap()),
-        upstream_cluster: Some("outbound|9080|v2|reviews.default.svc.cluster.local"),
+        upstream_cluster: Some(["outbound|9080|v2|reviews.default.svc.cluster.local"; 2]),
         upstream_local: Some("10.1.0.3:40000".parse().unwrap()),
         downstream_local: Some("10.96.1.1:9080".parse().unwrap()),
         downstream_remote: Some("[fd00::3]:50000".parse().unwrap()),

@@ -95,7 +95,8 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
                 None => own(entry.upstream_host.map(|address| address.ip()), out),
             },
         },
-        Operator::UpstreamCluster => foreign(entry.upstream_cluster.map(str::as_bytes), out),
+        Operator::UpstreamCluster => foreign(entry.upstream_cluster.map(|[name, _]| name.as_bytes()), out),
+        Operator::UpstreamClusterRaw => foreign(entry.upstream_cluster.map(|[_, name]| name.as_bytes()), out),
         Operator::ConnectionId => number(entry.connection_id, out),
         Operator::StreamId => match (entry.protocol, entry.request.header("x-request-id")) {
             (_, Some(id)) => foreign(Some(id), out),

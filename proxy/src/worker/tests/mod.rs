@@ -16,6 +16,7 @@ mod tcp;
 mod tls;
 mod traces;
 mod traces_b3;
+mod tracked;
 mod tunnels;
 mod upstreams;
 mod visits;

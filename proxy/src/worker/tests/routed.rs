@@ -46,6 +46,7 @@ pub(super) fn proxy(table: Value, filters: Value, backends: &[SocketAddr]) -> Pr
     let clusters = backends.iter().enumerate().map(|(index, &address)| Cluster {
         id: ClusterId(index as u32),
         name: ["a", "b", "c"][index].into(),
+        observability_name: ["a", "b", "c"][index].into(),
         ..cluster(&[address])
     });
     Proxy::start(1, network(table, filters, backends.len()), clusters.collect())

@@ -29,7 +29,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 changes: None,
                 quit: Some(tokio_util::sync::CancellationToken::new()),
                 pod: None,
-                node: "n".to_owned(),
+                node: json!({"id": "n", "metadata": {"a": 5.0}}),
                 begun: Instant::now(),
                 logs: Default::default(),
                 reset: Arc::default(),
@@ -146,6 +146,11 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
         ("POST", "/runtime_modify?a=b", 501),
         ("POST", "/runtime_modify", 400),
         ("GET", "/nope", 404),
+        ("PUT", "/stats", 405),
+        ("DELETE", "/quitquitquit", 405),
+        ("GET", "/stats?type=bogus", 400),
+        ("GET", "/stats?format=html", 400),
+        ("GET", "/config_dump?mask=nonsense", 400),
         ("GET", "/server_info", 200),
         ("GET", "/memory", 200),
         ("GET", "/runtime", 200),
@@ -153,6 +158,11 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
     ] {
         assert_eq!(ask(at, method, path).status(), status, "{method} {path}");
     }
+    let missing = ask(at, "GET", "/nope").body;
+    assert!(missing.starts_with("invalid path. admin commands are:\n"), "{missing}");
+    assert!(missing.contains("\n  /quitquitquit (POST): ") && missing.contains("\n  /stats: "), "{missing}");
+    let info: serde_json::Value = serde_json::from_str(&ask(at, "GET", "/server_info").body).unwrap();
+    assert_eq!(info["node"].to_string(), r#"{"id":"n","metadata":{"a":5}}"#);
 }
 
 #[test]
@@ -235,7 +245,7 @@ fn filters_when_they_decide_then_their_statistics_tell_how_often() {
     }
     // What filters answered is not the cluster's, as in Envoy.
     eventually("the requests counted", || {
-        let stats = it.proxy.telemetry.stats();
+        let stats = it.proxy.telemetry.stats(Vec::new());
         stats.iter().any(|stat| stat.name == "cluster.a.upstream_rq_completed" && stat.value == 2)
     });
 }

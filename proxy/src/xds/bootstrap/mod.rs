@@ -1,7 +1,7 @@
 //! Envoy's bootstrap: what a proxy without a pod of ours is told at its start.
 //!
-//! The file is `envoy.config.bootstrap.v3.Bootstrap` as YAML or JSON. Fields of Envoy's own machinery (statistics,
-//! watchdogs, memory) make no difference to traffic and are passed over; a field that would and is not supported is
+//! The file is `envoy.config.bootstrap.v3.Bootstrap` as YAML or JSON. Fields of Envoy's own machinery (watchdogs,
+//! memory) make no difference to traffic and are passed over; a field that would and is not supported is
 //! refused with its path, before anything listens.
 
 // Deprecated fields are named like all others.
@@ -12,6 +12,7 @@ mod folder;
 mod overload;
 mod references;
 mod runtime;
+mod stats;
 
 pub use dynamic::Dynamic;
 pub use runtime::{Layers, NotTaken};
@@ -23,6 +24,7 @@ use super::convert::{Converted, Refused, Within as _, refuse};
 use super::management::Server;
 use super::state::Kind;
 use crate::overload::Overload;
+use crate::telemetry::display::Display;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
@@ -86,6 +88,8 @@ pub struct Bootstrap {
     pub resolvers: Resolvers,
     /// How sockets to endpoints are made where their cluster does not say.
     pub sockets: Sockets,
+    /// Which statistics are shown, and how.
+    pub display: Arc<Display>,
     /// What is done when memory runs short; none leaves it to this proxy.
     pub overload: Option<Overload>,
 }
@@ -119,7 +123,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         flags_path,
         stats_sinks,
         deferred_stat_options: _,
-        stats_config: _,
+        stats_config,
         stats_flush_interval: _,
         watchdog: _,
         watchdogs: _,
@@ -194,6 +198,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         sockets: sockets.unwrap_or_default(),
         resolvers: resolvers(Vec::new(), use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config)?,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
+        display: stats_config.map(stats::stats_config).transpose().within("stats_config")?.unwrap_or_default().into(),
         runtime,
     })
 }
@@ -320,6 +325,15 @@ mod tests {
     fn bootstrap_when_a_field_is_not_supported_or_not_known_names_it() {
         let cases = [
             ("header_prefix: x-foo", "field `header_prefix`"),
+            (
+                "stats_config: {stats_tags: [{tag_name: a, fixed_value: b}, {tag_name: x}]}",
+                "field `stats_config.stats_tags[1].regex`",
+            ),
+            ("stats_config: {stats_tags: [{tag_name: a, regex: '('}]}", "field `stats_config.stats_tags[0].regex`"),
+            (
+                "stats_config: {histogram_bucket_settings: [{match: {prefix: a}, buckets: [1, 7.5]}]}",
+                "field `stats_config.histogram_bucket_settings[0].buckets`: 7.5 is no bound",
+            ),
             ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
             (
                 "cluster_manager: {upstream_bind_config: {socket_options: [{level: 1, name: 2}]}}",
@@ -354,6 +368,24 @@ mod tests {
         assert!(said.contains(field) && said.contains("`b` is none of the static clusters"), "{said}");
         read(&with("validate_clusters: false,", "")).unwrap();
         read(&with("", ", dynamic_resources: {cds_config: {path_config_source: {path: /nowhere}}}")).unwrap();
+    }
+
+    #[test]
+    fn statistics_when_the_file_says_which_and_how_then_they_are_shown_so() {
+        let shows = |text: &str, name: &str| read(text).unwrap().display.shows(name);
+        assert!(shows("{}", "cluster.a.upstream_rq_total"));
+        let some = "stats_config: {stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.a.}]}}}";
+        assert!(shows(some, "cluster.a.upstream_rq_total") && !shows(some, "server.live"));
+        assert!(!shows("stats_config: {stats_matcher: {reject_all: true}}", "server.live"));
+        let tags = |text: &str| {
+            let display = read(text).unwrap().display.clone();
+            (display.tags.is_some(), display.fixed.len())
+        };
+        assert_eq!(tags("stats_config: {stats_tags: [{tag_name: zone, fixed_value: a}]}"), (false, 1));
+        assert_eq!(
+            tags("stats_config: {stats_tags: [{tag_name: envoy.cluster_name}], use_all_default_tags: false}"),
+            (true, 0)
+        );
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         address: first,
         additional_addresses,
         stat_prefix,
-        stats_matcher: _,
+        stats_matcher,
         filter_chains,
         fcds_config,
         filter_chain_matcher,
@@ -90,7 +90,15 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         tcp_keepalive,
         listener_specifier,
     } = value;
-    refuse!(fcds_config, filter_chain_matcher, udp_listener_config, api_listener, enable_mptcp, listener_specifier);
+    refuse!(
+        stats_matcher,
+        fcds_config,
+        filter_chain_matcher,
+        udp_listener_config,
+        api_listener,
+        enable_mptcp,
+        listener_specifier
+    );
     let transparent = transparent.unwrap_or(false);
     refuse!(transparent);
     let direction = match TrafficDirection::try_from(traffic_direction) {

@@ -125,7 +125,11 @@ impl State {
         match kind {
             Kind::Endpoints => {
                 let uses = |entry: &super::ClusterEntry| entry.template.endpoints.as_deref() == Some(name);
-                let user = self.clusters.iter().find(|(_, entry)| uses(entry)).map_or(name, |(user, _)| user);
+                let user = self
+                    .clusters
+                    .iter()
+                    .find(|(_, entry)| uses(entry))
+                    .map_or(name, |(_, entry)| entry.template.observability_name());
                 Updates::new(counters, &[Scope::cluster(user)], "")
             }
             Kind::Routes => {

@@ -216,11 +216,6 @@ impl State {
         self
     }
 
-    /// The name of the cluster that this proxy belongs to.
-    pub fn node_cluster(&self) -> &str {
-        &self.context.node_cluster
-    }
-
     /// Certificates of this proxy's own that are in use: what they say, and what of.
     pub fn certificates(&self) -> Vec<Arc<KeyPair>> {
         self.context.tls_contexts.certificates()

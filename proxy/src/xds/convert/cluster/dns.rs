@@ -3,6 +3,7 @@
 use super::super::common::{maybe_duration, optional, socket};
 use super::super::{Converted, Refused, Within as _, refuse};
 use crate::config::{Dns, DnsFamily};
+use crate::telemetry::counters::LookupStats;
 use leno_xds::envoy::config::cluster::v3::cluster::{DnsLookupFamily, RefreshRate};
 use leno_xds::envoy::config::core::v3::{
     Address, DnsResolutionConfig, DnsResolverOptions, TypedExtensionConfig, address,
@@ -185,6 +186,7 @@ pub(super) fn dns(fields: Fields, logical: bool, usual: &Resolvers) -> Converted
         Err(_) => return Err(Refused::new("dns_lookup_family", "is not known to this proxy")),
     };
     Ok(Dns {
+        stats: LookupStats::default(),
         logical,
         names: Vec::new(),
         refresh: refresh.max(LEAST_REFRESH),

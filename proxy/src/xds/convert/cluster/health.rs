@@ -1,16 +1,20 @@
 //! Active health checks.
 
-use super::super::common::{duration, maybe_duration};
+use super::super::common::{duration, maybe_duration, optional, unknown_type};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse, refuse_set};
 use super::Template;
-use crate::config::{HealthCheck, HttpProbe, Probe, ServiceName};
+use crate::config::{CheckLog, HealthCheck, HttpProbe, Probe, ServiceName};
+use crate::telemetry::LogSink;
 use crate::telemetry::counters::{CheckStats, Scope};
+use crate::telemetry::logsink::MAX_SINKS;
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck, payload,
 };
 use leno_xds::envoy::config::core::v3::{HeaderValue, HeaderValueOption, RequestMethod};
+use leno_xds::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
 use leno_xds::envoy::r#type::v3::{CodecClientType, Int64Range};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Least interval: what is set lower is taken for this, as Envoy does.
@@ -36,17 +40,17 @@ impl Template {
             unhealthy_interval,
             unhealthy_edge_interval,
             healthy_edge_interval,
-            // What is written about checks changes no traffic.
-            event_log_path: _,
-            event_logger: _,
-            event_service: _,
-            always_log_health_check_failures: _,
-            always_log_health_check_success: _,
+            event_log_path,
+            event_logger,
+            event_service,
+            always_log_health_check_failures: failures,
+            always_log_health_check_success: successes,
             tls_options,
             transport_socket_match_criteria,
             health_checker,
         } = value;
-        refuse!(tls_options);
+        refuse!(tls_options, event_service);
+        let sinks = sinks(context, event_log_path, event_logger)?;
         let needed = |value: Option<prost_types::Duration>, field: &str| {
             let value = duration(value.ok_or_else(|| Refused::new(field, "is missing"))?, field)?;
             if value.is_zero() { Err(Refused::new(field, "is more than 0")) } else { Ok(value) }
@@ -74,7 +78,7 @@ impl Template {
             None => return Err(Refused::new("health_checker", "is missing")),
         };
         Ok(HealthCheck {
-            stats: CheckStats::new(&context.counters, &[Scope::cluster(&self.cluster.name)]),
+            stats: CheckStats::new(&context.counters, &[Scope::cluster(&self.cluster.observability_name)]),
             timeout: needed(timeout, "timeout")?,
             interval,
             initial_jitter: zero_or(initial_jitter, "initial_jitter")?,
@@ -90,9 +94,38 @@ impl Template {
             healthy_edge_interval: or(healthy_edge_interval, interval, "healthy_edge_interval")?,
             reuse_connection: reuse_connection.unwrap_or(true),
             tls: transport_socket_match_criteria.map(|labels| self.tls_for(&labels)),
+            log: (!sinks.is_empty()).then(|| Arc::new(CheckLog { sinks, failures, successes })),
             probe,
         })
     }
+}
+
+/// Where lines about checks go.
+fn sinks(context: &Context, path: String, loggers: Vec<core::TypedExtensionConfig>) -> Converted<Vec<Arc<LogSink>>> {
+    let mut paths: Vec<(String, String)> = Vec::new();
+    if !path.is_empty() {
+        paths.push(("event_log_path".to_owned(), path));
+    }
+    for (index, logger) in loggers.into_iter().enumerate() {
+        let within = format!("event_logger[{index}].typed_config");
+        let any = logger.typed_config.unwrap_or_default();
+        match optional::<HealthCheckEventFileSink>(&any).within(&within)? {
+            Some(sink) if sink.event_log_path.is_empty() => {
+                return Err(Refused::new("event_log_path", "is missing").within(within));
+            }
+            Some(sink) => paths.push((within, sink.event_log_path)),
+            None => return Err(unknown_type(&any).within(within)),
+        }
+    }
+    let sink = |(field, path): (String, String)| {
+        context.sinks.at(&path).ok_or_else(|| {
+            Refused::new(
+                field,
+                format!("`{path}` would be more than {MAX_SINKS} files to which this process has logged"),
+            )
+        })
+    };
+    paths.into_iter().map(sink).collect()
 }
 
 fn http(value: HttpHealthCheck) -> Converted<Probe> {

@@ -20,10 +20,11 @@ pub use upstream::Sockets;
 
 use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
-use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, UpstreamProtocol};
-use crate::telemetry::counters::{OutlierStats, Scope};
+use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Track, UpstreamProtocol};
+use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use leno_xds::envoy::config::cluster::v3 as xds;
+use leno_xds::envoy::config::cluster::v3::TrackClusterStats;
 use leno_xds::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, EdsClusterConfig, LbConfig, OriginalDstLbConfig, PreconnectPolicy,
     TransportSocketMatch,
@@ -61,6 +62,11 @@ struct SocketMatch {
 }
 
 impl Template {
+    /// The name in statistics.
+    pub fn observability_name(&self) -> &str {
+        &self.cluster.observability_name
+    }
+
     /// The secrets without which its endpoints cannot be talked to.
     pub fn secrets(&self) -> BTreeSet<String> {
         let all = self.matches.iter().filter_map(|candidate| candidate.tls.as_ref()).chain(&self.cluster.default_tls);
@@ -102,8 +108,8 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         transport_socket_matches,
         transport_socket_matcher,
         name,
-        alt_stat_name: _,
-        stats_matcher: _,
+        alt_stat_name,
+        stats_matcher,
         eds_cluster_config,
         connect_timeout,
         // Buffers are bounded at 64 KiB whatever is set, far below Envoy's default of 1 MiB.
@@ -145,9 +151,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         load_balancing_policy,
         lrs_server: _,
         lrs_report_endpoint_metrics: _,
-        track_timeout_budgets: _,
+        track_timeout_budgets,
         upstream_config,
-        track_cluster_stats: _,
+        track_cluster_stats,
         preconnect_policy,
         connection_pool_per_downstream_connection,
         queuing_policies,
@@ -155,6 +161,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         lb_config,
     } = value;
     refuse!(
+        stats_matcher,
         transport_socket_matcher,
         filters,
         upstream_config,
@@ -188,6 +195,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         _ => tls::client(context, transport_socket).within("transport_socket")?,
     };
     let mut cluster = Cluster::new(id, name.as_str(), kind);
+    if !alt_stat_name.is_empty() {
+        cluster.observability_name = alt_stat_name.into();
+    }
     let lb_config = match lb_config {
         Some(LbConfig::OriginalDstLbConfig(config)) if kind == ClusterKind::OriginalDst => {
             cluster.original = original(config).within("original_dst_lb_config")?;
@@ -223,12 +233,19 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         } = options;
         cluster.keepalive = tcp_keepalive.map(upstream::keepalive);
     }
+    let TrackClusterStats { timeout_budgets, request_response_sizes, per_endpoint_stats } =
+        track_cluster_stats.unwrap_or_default();
+    cluster.track = Track {
+        budgets: timeout_budgets || track_timeout_budgets,
+        sizes: request_response_sizes,
+        endpoints: per_endpoint_stats,
+    };
     cluster.close_on_failure = close_connections_on_host_health_failure;
     cluster.ignore_health_on_removal = ignore_health_on_host_removal;
     // An original destination is connected whatever its health, in Envoy too: for those it changes nothing.
     if let Some(value) = outlier_detection {
         let mut outliers = outlier::outliers(value).within("outlier_detection")?;
-        outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&name)]);
+        outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&cluster.observability_name)]);
         cluster.outliers = Some(Arc::new(outliers));
     }
     if let Some(labels) = service(metadata.as_ref()) {
@@ -255,7 +272,11 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         None => names,
     };
     match kind {
-        ClusterKind::Dns => cluster.dns = Some(Arc::new(dns::dns(names, logical, &context.resolvers)?)),
+        ClusterKind::Dns => {
+            let dns = dns::dns(names, logical, &context.resolvers)?;
+            let stats = LookupStats::new(&context.counters, &[Scope::cluster(&cluster.observability_name)]);
+            cluster.dns = Some(Arc::new(Dns { stats, ..dns }));
+        }
         _ => dns::none(names)?,
     }
     // The deprecated places of what typed options say.

@@ -251,3 +251,43 @@ fn endpoint_when_it_is_a_unix_socket_then_it_has_a_path_where_names_are_not_look
     assert!(refused.field.ends_with("endpoint.address.pipe"), "{refused}");
     assert!(convert(eds(json!({})), at("")).unwrap_err().field.ends_with("endpoint.address.pipe.path"));
 }
+
+#[test]
+fn health_check_when_its_events_are_wanted_then_they_have_a_place_or_are_refused_by_name() {
+    let check = |more: Value| {
+        let mut check = json!({
+            "timeout": "1s", "interval": "1s", "unhealthy_threshold": 1, "healthy_threshold": 1, "tcp_health_check": {},
+        });
+        check.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        with(json!({"health_checks": [check]})).map(|cluster| cluster.checks[0].log.clone())
+    };
+    let sink = |kind: &str, path: &str| {
+        let kind = format!("type.googleapis.com/envoy.extensions.{kind}");
+        json!([{"name": "x", "typed_config": {"@type": kind, "event_log_path": path}}])
+    };
+    let file = sink("health_check.event_sinks.file.v3.HealthCheckEventFileSink", "/tmp/b");
+    assert!(check(json!({"always_log_health_check_failures": true})).unwrap().is_none(), "nowhere to write");
+    let log = check(json!({
+        "event_log_path": "/tmp/a", "event_logger": file, "always_log_health_check_failures": true,
+    }));
+    let log = log.unwrap().unwrap();
+    assert_eq!((log.sinks.len(), log.failures, log.successes), (2, true, false));
+    for (more, path) in [
+        (json!({"event_service": {}}), "health_checks[0].event_service"),
+        (json!({"event_logger": [{"name": "x"}]}), "health_checks[0].event_logger[0].typed_config"),
+    ] {
+        let error = check(more).unwrap_err().to_string();
+        assert!(error.contains(path), "{error}");
+    }
+}
+
+#[test]
+fn statistics_of_a_cluster_when_named_or_tracked_then_that_is_in_force() {
+    let cluster = with(json!({"alt_stat_name": "b", "track_timeout_budgets": true})).unwrap();
+    assert_eq!((&*cluster.name, &*cluster.observability_name), ("a", "b"));
+    assert_eq!(cluster.track, Track { budgets: true, sizes: false, endpoints: false });
+    let cluster = with(json!({"track_cluster_stats": {"request_response_sizes": true}})).unwrap();
+    assert_eq!((&*cluster.observability_name, cluster.track.sizes, cluster.track.budgets), ("a", true, false));
+    let error = with(json!({"stats_matcher": {"reject_all": true}})).unwrap_err().to_string();
+    assert!(error.contains("stats_matcher"), "{error}");
+}

@@ -4,6 +4,7 @@ use super::super::common::{optional, unknown_type};
 use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use super::enabled;
 use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
+use crate::telemetry::counters::{AcceptStats, CompressorStats, DecompressorStats, Scope};
 use leno_xds::envoy::config::core::v3::TypedExtensionConfig;
 use leno_xds::envoy::extensions::compression::{brotli, gzip, zstd};
 use leno_xds::envoy::extensions::filters::http::compressor::v3::{
@@ -40,8 +41,13 @@ const MIN_LENGTH: u32 = 30;
 /// How many times as long a body may become where nothing is said.
 const MAX_RATIO: u32 = 100;
 
-/// A compressor.
-pub(super) fn compressor(context: &Context, value: xds::Compressor) -> Converted<Compressor> {
+/// The name of a library, by which what it does is counted.
+fn named(library: Option<&TypedExtensionConfig>) -> String {
+    library.map(|library| library.name.clone()).unwrap_or_default()
+}
+
+/// A compressor of managers with this prefix.
+pub(super) fn compressor(context: &Context, prefix: &str, value: xds::Compressor) -> Converted<Compressor> {
     let xds::Compressor {
         content_length,
         content_type,
@@ -59,7 +65,16 @@ pub(super) fn compressor(context: &Context, value: xds::Compressor) -> Converted
         }
         None => None,
     };
+    let name = named(compressor_library.as_ref());
     let library = library(compressor_library).within("compressor_library")?;
+    let before = format!("compressor.{name}.{}.", library.coding().stat_name());
+    let (of_requests, of_responses) = match response_direction_config {
+        Some(_) => (format!("{before}request."), format!("{before}response.")),
+        None => (format!("{before}request."), before.clone()),
+    };
+    let counted = |part: &str| CompressorStats::new(&context.counters, &[Scope::http(prefix), Scope::part(part)]);
+    let stats = [counted(&of_requests), counted(&of_responses)];
+    let accepted = AcceptStats::new(&context.counters, &[Scope::http(prefix), Scope::part(&before)]);
     let Some(responses) = response_direction_config else {
         // The older fields count.
         let older = xds::compressor::CommonDirectionConfig {
@@ -71,6 +86,8 @@ pub(super) fn compressor(context: &Context, value: xds::Compressor) -> Converted
         return Ok(Compressor {
             library,
             choose_first,
+            stats,
+            accepted,
             requests,
             responses: compressible(context, Some(older))?,
             spare_etags: disable_on_etag_header,
@@ -92,6 +109,8 @@ pub(super) fn compressor(context: &Context, value: xds::Compressor) -> Converted
     Ok(Compressor {
         library,
         choose_first,
+        stats,
+        accepted,
         requests,
         responses: compressible(context, common_config).within("response_direction_config.common_config")?,
         spare_etags: disable_on_etag_header,
@@ -188,8 +207,8 @@ fn library(value: Option<TypedExtensionConfig>) -> Converted<Library> {
     Err(unknown_type(&any))
 }
 
-/// A decompressor.
-pub(super) fn decompressor(context: &Context, value: opposite::Decompressor) -> Converted<Decompressor> {
+/// A decompressor of managers with this prefix.
+pub(super) fn decompressor(context: &Context, prefix: &str, value: opposite::Decompressor) -> Converted<Decompressor> {
     let opposite::Decompressor { decompressor_library, request_direction_config, response_direction_config } = value;
     let common = |value: Option<opposite::decompressor::CommonDirectionConfig>| {
         let opposite::decompressor::CommonDirectionConfig { enabled: flag, ignore_no_transform_header } =
@@ -202,9 +221,14 @@ pub(super) fn decompressor(context: &Context, value: opposite::Decompressor) -> 
     let opposite::decompressor::ResponseDirectionConfig { common_config } =
         response_direction_config.unwrap_or_default();
     let responses = common(common_config);
+    let name = named(decompressor_library.as_ref());
     let (coding, max_ratio) = opposite_library(decompressor_library).within("decompressor_library")?;
     let advertise = responses.is_some() && advertise_accept_encoding.unwrap_or(true);
-    Ok(Decompressor { coding, max_ratio, requests, responses, advertise })
+    let stats = ["request", "response"].map(|direction| {
+        let part = format!("decompressor.{name}.{}.{direction}.", coding.stat_name());
+        DecompressorStats::new(&context.counters, &[Scope::http(prefix), Scope::part(&part)])
+    });
+    Ok(Decompressor { coding, stats, max_ratio, requests, responses, advertise })
 }
 
 fn opposite_library(value: Option<TypedExtensionConfig>) -> Converted<(Coding, u32)> {

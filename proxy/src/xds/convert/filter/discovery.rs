@@ -63,7 +63,7 @@ pub(super) fn discovered(
     }
     for (index, type_url) in type_urls.iter().enumerate() {
         let empty = Any { type_url: type_url.clone(), value: Vec::new() };
-        if !is_router(&empty) && matches!(filter(context, &empty), Ok(None)) {
+        if !is_router(&empty) && matches!(filter(context, "", &empty), Ok(None)) {
             return Err(unknown_type(&empty).within(format_args!("type_urls[{index}]")));
         }
     }
@@ -105,5 +105,5 @@ fn usable(context: &mut Context, any: &Any) -> Converted<()> {
     if let Some(value) = optional::<Router>(any)? {
         return super::router(value).map(drop);
     }
-    filter(context, any)?.map(drop).ok_or_else(|| unknown_type(any))
+    filter(context, "", any)?.map(drop).ok_or_else(|| unknown_type(any))
 }

@@ -21,6 +21,7 @@ use crate::config::{
     Share,
 };
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
+use crate::telemetry::policies::PolicyCounts;
 use leno_xds::envoy::config::core::v3::{
     GrpcMethodList, RuntimeFeatureFlag, RuntimeFractionalPercent, grpc_method_list,
 };
@@ -83,7 +84,7 @@ pub fn chain(
             options = router(value).within(within)?;
             continue;
         }
-        match filter(context, &any).within(format_args!("{within}.typed_config"))? {
+        match filter(context, prefix, &any).within(format_args!("{within}.typed_config"))? {
             Some(_) if index == last && !comes_by_name => {
                 return Err(Refused::new("", "is the last filter: that must be the router").within(within));
             }
@@ -107,13 +108,14 @@ fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
         HttpFilter::Rbac(rbac) => FilterStats::Rbac(
             RbacStats::new(counters, &[http, Scope::rbac(&rbac.prefix)]),
             ShadowStats::new(counters, &[http, Scope::rbac(&rbac.shadow_prefix)]),
+            Arc::new(PolicyCounts::new(counters, prefix, &rbac.prefix, &rbac.shadow_prefix)),
         ),
         _ => FilterStats::None,
     }
 }
 
 /// A filter that is known here.
-fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
+fn filter(context: &mut Context, prefix: &str, any: &Any) -> Converted<Option<HttpFilter>> {
     Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
         HttpFilter::Fault(Arc::new(fault::fault(context, value)?))
     } else if let Some(Cors {}) = optional(any)? {
@@ -135,9 +137,9 @@ fn filter(context: &mut Context, any: &Any) -> Converted<Option<HttpFilter>> {
     } else if let Some(GrpcWeb {}) = optional(any)? {
         HttpFilter::GrpcWeb
     } else if let Some(value) = optional::<Compressor>(any)? {
-        HttpFilter::Compressor(Arc::new(compression::compressor(context, value)?))
+        HttpFilter::Compressor(Arc::new(compression::compressor(context, prefix, value)?))
     } else if let Some(value) = optional::<Decompressor>(any)? {
-        HttpFilter::Decompressor(Arc::new(compression::decompressor(context, value)?))
+        HttpFilter::Decompressor(Arc::new(compression::decompressor(context, prefix, value)?))
     } else if let Some(value) = optional::<Check>(any)? {
         HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
     } else {
@@ -153,7 +155,7 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow_rules,
         shadow_matcher,
         shadow_rules_stat_prefix,
-        track_per_rule_stats: _,
+        track_per_rule_stats: by_policy,
     } = value;
     refuse!(matcher, shadow_matcher);
     Ok(crate::config::Rbac {
@@ -161,6 +163,7 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow: shadow_rules.map(super::rbac::rules).transpose().within("shadow_rules")?,
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
+        by_policy,
     })
 }
 
