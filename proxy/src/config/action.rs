@@ -172,6 +172,19 @@ pub struct InternalRedirect {
     pub cross_scheme: bool,
     /// Headers of the redirect that are copied to the new request; lower case.
     pub copied_headers: Vec<Box<str>>,
+    /// What must hold for the route that it leads to.
+    pub predicates: Vec<RedirectPredicate>,
+}
+
+/// Whether a redirect that leads to some route may be followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedirectPredicate {
+    /// Only if this request was not led from the same route to that one before.
+    PreviousRoutes,
+    /// Only to routes of these names.
+    AllowedRoutes(Vec<Box<str>>),
+    /// Not from `http` to `https`.
+    SafeCrossScheme,
 }
 
 /// A change of the path.

@@ -39,7 +39,7 @@ mod tracing;
 pub use access_log::AccessLog;
 pub use action::{
     Action, ConnectHere, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite,
-    Redirect, RegexRewrite, TargetChoice, WeightedCluster,
+    Redirect, RedirectPredicate, RegexRewrite, TargetChoice, WeightedCluster,
 };
 pub use balancing::{
     Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,

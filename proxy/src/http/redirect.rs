@@ -2,12 +2,13 @@
 
 use super::{call::Call, reply};
 use crate::{
-    config::{InternalRedirect, Redirect},
+    config::{InternalRedirect, Redirect, RedirectPredicate},
     http::BodyLength,
     pool::ClusterState,
     route::{self, Asker, Certificate, Choice, Selected},
     telemetry::Wire,
 };
+use std::sync::Arc;
 
 /// Where a route's redirect leads to. Of a rewritten path the log and the answer's headers tell the new one, as in Envoy.
 pub(super) fn location(call: &mut Call<'_>, selected: Selected<'_>, redirect: &Redirect) -> Vec<u8> {
@@ -114,10 +115,39 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
     }
     // A redirect to what has no route is the client's to follow.
     let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
-    if matches!(route::select(&call.manager.routes, call.request, asker), Choice::None) {
+    let target = match route::select(&call.manager.routes, call.request, asker) {
+        Choice::None => {
+            *call.request = unchanged;
+            call.tally.lost = true;
+            return false;
+        }
+        Choice::NeedsTls => None,
+        Choice::Route(selected) => Some(selected.route.name.clone()),
+    };
+    if let Some(target) = target.filter(|_| !follow.predicates.is_empty())
+        && !may_lead(call, follow, target, (was_secure, secure))
+    {
         *call.request = unchanged;
-        call.tally.lost = true;
         return false;
     }
     true
+}
+
+/// Whether all that must hold for the route with this name does; that it was chosen is remembered.
+fn may_lead(call: &mut Call<'_>, follow: &InternalRedirect, target: Arc<str>, (from, to): (bool, bool)) -> bool {
+    let own = call.tally.route.map(|route| route.name.clone()).unwrap_or_default();
+    let mut remember = false;
+    let holds = follow.predicates.iter().all(|predicate| match predicate {
+        RedirectPredicate::AllowedRoutes(names) => names.iter().any(|name| **name == *target),
+        RedirectPredicate::SafeCrossScheme => from || !to,
+        RedirectPredicate::PreviousRoutes => {
+            remember = true;
+            let followed = call.tally.filters.as_ref().map_or(&[][..], |state| &state.followed);
+            !followed.iter().any(|(before, after)| (before, after) == (&own, &target))
+        }
+    });
+    if holds && remember {
+        call.tally.filters().followed.push((own, target));
+    }
+    holds
 }

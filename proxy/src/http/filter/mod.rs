@@ -46,6 +46,8 @@ pub struct State<'a> {
     pub(super) trailing: Option<Box<Trailing>>,
     /// How fast the answer's body may go.
     pub(super) pace: Option<Box<super::pace::Pace>>,
+    /// From which route to which one redirects were followed.
+    pub(super) followed: Vec<(std::sync::Arc<str>, std::sync::Arc<str>)>,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
     /// The virtual cluster that the request belongs to.

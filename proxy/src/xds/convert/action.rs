@@ -1,12 +1,12 @@
 //! What routes do with requests.
 
 use super::cluster::labels::LABELS;
-use super::common::{filter_metadata, header_name, header_ops, maybe_duration};
+use super::common::{filter_metadata, header_name, header_ops, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, refuse_set, retry};
 use crate::config::{
     Action, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps,
-    HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RegexRewrite,
-    RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
+    HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate,
+    RegexRewrite, RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
 };
 use leno_xds::envoy::config::core::v3::{DataSource, Metadata, TypedExtensionConfig, data_source::Specifier};
 use leno_xds::envoy::config::route::v3 as xds;
@@ -19,6 +19,10 @@ use leno_xds::envoy::config::route::v3::{
         upgrade_config::ConnectConfig,
     },
     weighted_cluster::{ClusterWeight, RandomValueSpecifier, cluster_weight},
+};
+use leno_xds::envoy::extensions::internal_redirect::{
+    allow_listed_routes::v3::AllowListedRoutesConfig, previous_routes::v3::PreviousRoutesConfig,
+    safe_cross_scheme::v3::SafeCrossSchemeConfig,
 };
 use leno_xds::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use leno_xds::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
@@ -254,6 +258,20 @@ fn routed_header(name: &str) -> Converted<Box<str>> {
     }
 }
 
+fn redirect_predicate(value: TypedExtensionConfig) -> Converted<RedirectPredicate> {
+    let TypedExtensionConfig { name: _, typed_config } = value;
+    let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
+    Ok(if let Some(PreviousRoutesConfig {}) = optional(&any).within("typed_config")? {
+        RedirectPredicate::PreviousRoutes
+    } else if let Some(AllowListedRoutesConfig { allowed_route_names }) = optional(&any).within("typed_config")? {
+        RedirectPredicate::AllowedRoutes(allowed_route_names.into_iter().map(Into::into).collect())
+    } else if let Some(SafeCrossSchemeConfig {}) = optional(&any).within("typed_config")? {
+        RedirectPredicate::SafeCrossScheme
+    } else {
+        return Err(unknown_type(&any).within("typed_config"));
+    })
+}
+
 fn internal_redirect(value: InternalRedirectPolicy) -> Converted<InternalRedirect> {
     let InternalRedirectPolicy {
         max_internal_redirects,
@@ -262,7 +280,6 @@ fn internal_redirect(value: InternalRedirectPolicy) -> Converted<InternalRedirec
         allow_cross_scheme_redirect,
         response_headers_to_copy,
     } = value;
-    refuse!(predicates);
     // Others are ignored, as in Envoy.
     let codes: Vec<u16> = redirect_response_codes
         .into_iter()
@@ -273,6 +290,11 @@ fn internal_redirect(value: InternalRedirectPolicy) -> Converted<InternalRedirec
         max: max_internal_redirects.unwrap_or(1),
         codes: if codes.is_empty() { vec![302] } else { codes },
         cross_scheme: allow_cross_scheme_redirect,
+        predicates: predicates
+            .into_iter()
+            .enumerate()
+            .map(|(index, value)| redirect_predicate(value).within(format_args!("predicates[{index}]")))
+            .collect::<Converted<_>>()?,
         copied_headers: response_headers_to_copy
             .iter()
             .map(|name| header_name(name).within("response_headers_to_copy"))

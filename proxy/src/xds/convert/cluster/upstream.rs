@@ -1,6 +1,6 @@
 //! Connections to endpoints: source addresses, keep-alive, the options of HTTP.
 
-use super::super::common::{maybe_duration, socket, socket_options as socket_options_of};
+use super::super::common::{maybe_duration, optional, socket, socket_options as socket_options_of};
 use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
 use super::outlier;
 use crate::config::{
@@ -10,6 +10,8 @@ use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
     TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
 };
+use leno_xds::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
+use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
 use leno_xds::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
@@ -199,7 +201,13 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
     if let Some(options) = upstream_http_protocol_options {
         server_name(cluster, options).within("upstream_http_protocol_options")?;
     }
-    refuse!(http_filters, header_validation_config, request_mirror_policies, hash_policy, retry_policy);
+    // Where nothing but what ends them is there, they change nothing.
+    let only_codec = http_filters.iter().all(|filter| match &filter.config_type {
+        Some(http_filter::ConfigType::TypedConfig(any)) => matches!(optional::<UpstreamCodec>(any), Ok(Some(_))),
+        _ => false,
+    });
+    refuse_set(&!only_codec, "http_filters")?;
+    refuse!(header_validation_config, request_mirror_policies, hash_policy, retry_policy);
     if let (Some(value), Some(outliers)) = (outlier_detection, &mut cluster.outliers) {
         let failures = outlier::failures(value).within("outlier_detection")?;
         Arc::make_mut(outliers).failures = failures.map(Arc::new);
