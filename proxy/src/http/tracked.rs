@@ -2,7 +2,7 @@
 //! they use. Who does not want it pays for looking at a switch.
 
 use super::{attempt::Limits, call::Call, headers::Headers, pipeline::Cluster};
-use crate::telemetry::stats::TrackedStats;
+use crate::telemetry::tracked::TrackedStats;
 use std::time::{Duration, Instant};
 
 /// The time that a request or an attempt takes, counted when it is over.

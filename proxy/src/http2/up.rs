@@ -19,7 +19,7 @@ use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
 use crate::telemetry::Wire;
-use crate::telemetry::stats::ConnectionEnd;
+use crate::telemetry::tracked::ConnectionEnd;
 use crate::tls::TlsInfo;
 
 /// What the connection's task and its users share.

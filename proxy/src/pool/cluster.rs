@@ -4,7 +4,10 @@ use super::{ConnectError, Host, HostState, Outcome};
 use crate::{
     balance::{Balancer, PickContext, Rng},
     config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority, Track},
-    telemetry::stats::{ClusterStats, ConnectionEnd, Gauge, PublishedCluster},
+    telemetry::{
+        stats::{ClusterStats, Gauge, PublishedCluster},
+        tracked::ConnectionEnd,
+    },
 };
 use std::{
     cell::{Cell, RefCell},

@@ -11,7 +11,7 @@ use crate::{
     listen::Stream,
     pool::{ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
-    telemetry::stats::ConnectionEnd,
+    telemetry::tracked::ConnectionEnd,
     telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
@@ -228,7 +228,7 @@ async fn carry(
                 ends.lost = Some(Box::pin(host.lost()));
             }
             let moved = copy::both(&mut stream, &mut up, first, ends, &recorder).await;
-            ticket.ends(ConnectionEnd { remote: moved.remote, ..ConnectionEnd::default() });
+            ticket.ends(ConnectionEnd { remote: moved.remote, active: true, served: 1 });
             moved
         }
         Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
@@ -343,6 +343,7 @@ async fn open(
             }
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
+                cluster.stats().rq_pending_failure_eject.add(1);
                 told.failure = Some(error.reason());
                 let timeout = matches!(error, ConnectError::Timeout(..));
                 cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });

@@ -7,6 +7,7 @@
 //! Label sets are turned into text once, when a combination of workloads, code and flags is first seen, and found again
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
+mod clusters;
 pub mod counters;
 pub mod display;
 pub mod entry;
@@ -27,6 +28,7 @@ pub mod shard;
 pub mod stats;
 pub mod tags;
 pub mod tally;
+pub mod tracked;
 
 pub use entry::{HeaderLookup, Known, LogEntry, LogKind, Moments, Observed, Told, Wire};
 pub use flags::ResponseFlags;

@@ -1,8 +1,9 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
 use super::histogram::{Counter, Histogram};
+use super::tracked::{ConnectionEnd, TrackedStats};
 use super::{ResponseFlags, Wire};
-use crate::config::{Cluster, Endpoint, Priority, Track};
+use crate::config::{Cluster, Endpoint, Priority};
 use crate::tls::{TlsError, TlsInfo};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -124,52 +125,6 @@ pub struct ClusterStats {
     pub cx_length_ms: Histogram,
     pub cx_rx_bytes_total: Counter,
     pub cx_tx_bytes_total: Counter,
-}
-
-/// How a connection to an endpoint ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ConnectionEnd {
-    /// The endpoint ended it.
-    pub remote: bool,
-    /// A request was under way.
-    pub active: bool,
-    /// Requests that were begun on it.
-    pub served: u64,
-}
-
-/// What is counted of clusters with `track_cluster_stats`.
-#[derive(Debug, Default)]
-#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
-pub struct TrackedStats {
-    /// In percent.
-    pub timeout_budget: Histogram,
-    pub timeout_budget_per_try: Histogram,
-    pub rq_headers_size: Histogram,
-    pub rq_headers_count: Histogram,
-    pub rq_body_size: Histogram,
-    pub rs_headers_size: Histogram,
-    pub rs_headers_count: Histogram,
-    pub rs_body_size: Histogram,
-}
-
-impl TrackedStats {
-    /// Those that are wanted, with their names.
-    pub fn told(&self, track: Track) -> impl Iterator<Item = (&'static str, &Histogram)> {
-        let budgets = [
-            ("upstream_rq_timeout_budget_percent_used", &self.timeout_budget),
-            ("upstream_rq_timeout_budget_per_try_percent_used", &self.timeout_budget_per_try),
-        ];
-        let sizes = [
-            ("upstream_rq_headers_size", &self.rq_headers_size),
-            ("upstream_rq_headers_count", &self.rq_headers_count),
-            ("upstream_rq_body_size", &self.rq_body_size),
-            ("upstream_rs_headers_size", &self.rs_headers_size),
-            ("upstream_rs_headers_count", &self.rs_headers_count),
-            ("upstream_rs_body_size", &self.rs_body_size),
-        ];
-        let budgets = budgets.into_iter().filter(move |_| track.budgets);
-        budgets.chain(sizes.into_iter().filter(move |_| track.sizes))
-    }
 }
 
 impl ClusterStats {

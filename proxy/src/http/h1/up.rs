@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::Http1Upstream,
     listen::Stream,
-    telemetry::{Wire, stats::ConnectionEnd},
+    telemetry::{Wire, tracked::ConnectionEnd},
     tls::TlsInfo,
 };
 use std::{
