@@ -6,7 +6,7 @@
 mod process;
 
 use process::{LIMIT, Proxy, again, free, get, run, socket_address, upstream, wait};
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 fn listener(name: &str, address: SocketAddr, cluster: &str) -> String {
@@ -210,4 +210,111 @@ fn serve_when_only_to_validate_says_what_it_would_take_and_binds_nothing() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("OK"));
     let output = run(&good.replace("prefix: /}", "prefix: /, nonsense: 1}"), &["--mode", "validate"]);
     assert_eq!(output.status.code(), Some(1));
+}
+
+/// A certificate of its own for this name, in the files of that folder, each put in its place as a whole.
+fn write_certificate(folder: &std::path::Path, name: &str) -> rustls::pki_types::CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    for (file, text) in [("key.pem", made.signing_key.serialize_pem()), ("cert.pem", made.cert.pem())] {
+        std::fs::write(folder.join("new.pem"), text).unwrap();
+        std::fs::rename(folder.join("new.pem"), folder.join(file)).unwrap();
+    }
+    made.cert.der().clone()
+}
+
+#[test]
+fn certificates_when_their_files_are_replaced_are_used_without_ending_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let first = write_certificate(folder.path(), "first.example");
+    let secret = format!(
+        "\n  - \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\n    name: own\n    \
+         tls_certificate: {{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}, watched_directory: {{path: {}}}}}",
+        path("cert.pem"),
+        path("key.pem"),
+        path("")
+    );
+    write_resources(folder.path(), "sds.yaml", &[secret]);
+    let (backend, address) = (upstream(), free());
+    let tls = format!(
+        "\n      transport_socket:\n        name: tls\n        typed_config:\n          \
+         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          \
+         common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: own, sds_config: {{path_config_source: {{path: {}}}}}}}]}}",
+        path("sds.yaml")
+    );
+    let _proxy = Proxy::start(&bootstrap(&[listener("web", address, "a") + &tls], &[cluster("a", backend)]));
+    let mut kept = wait("TLS", || secured(address));
+    assert_eq!(shown(&kept), first);
+    assert!(ask(&mut kept).starts_with("HTTP/1.1 200"));
+    let second = write_certificate(folder.path(), "second.example");
+    wait("the other certificate", || secured(address).filter(|stream| shown(stream) == second));
+    assert!(ask(&mut kept).starts_with("HTTP/1.1 200"), "the connection of before goes on");
+}
+
+type Secured = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+/// A connection by TLS, whatever certificate is shown.
+fn secured(address: SocketAddr) -> Option<Secured> {
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(std::sync::Arc::new(Anybody))
+        .with_no_client_auth();
+    let name = "web.example".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut tcp = TcpStream::connect(address).ok()?;
+    tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    client.complete_io(&mut tcp).ok()?;
+    Some(rustls::StreamOwned::new(client, tcp))
+}
+
+fn shown(stream: &Secured) -> rustls::pki_types::CertificateDer<'static> {
+    stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+fn ask(stream: &mut Secured) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web.example\r\n\r\n").unwrap();
+    let mut bytes = [0; 2048];
+    let count = stream.read(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
+#[derive(Debug)]
+struct Anybody;
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
 }

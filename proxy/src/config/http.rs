@@ -230,7 +230,7 @@ pub struct RouterOptions {
 pub struct Http2Options {
     /// Streams at once; default 100.
     pub max_concurrent_streams: u32,
-    /// Flow control window of a stream in bytes; default 64 KiB.
+    /// Flow control window of a stream in bytes; default 256 KiB: what a client far away may send before it hears from us.
     pub stream_window: u32,
     /// Flow control window of the connection in bytes; default 1 MiB.
     pub connection_window: u32,
@@ -248,7 +248,7 @@ impl Default for Http2Options {
     fn default() -> Self {
         Self {
             max_concurrent_streams: 100,
-            stream_window: 64 * 1024,
+            stream_window: 256 * 1024,
             connection_window: 1024 * 1024,
             allow_connect: false,
             max_empty_frames: 1,

@@ -1,6 +1,6 @@
 //! TLS with certificates and trust of the configuration's own: inline, or by the name of any secret.
 
-use super::secret::{complete, key_pair, trust};
+use super::secret::{complete, key_pair, trust, unwatched};
 use super::tls::alpn;
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{ClientTls, ServerTls};
@@ -9,7 +9,8 @@ use crate::tls::material::{KeyPair, TrustSettings};
 use crate::tls::{ClientContext, ClientSettings, ServerContext, ServerSettings, Slot, Source, TlsParams};
 use crate::xds::state::Kind;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
-    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters, UpstreamTlsContext,
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
+    UpstreamTlsContext,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType},
     tls_parameters::TlsProtocol,
@@ -143,7 +144,11 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
     let params = tls_params.map(parameters).transpose().within("tls_params")?.unwrap_or_default();
     let mut key_pairs = Vec::new();
     for (index, value) in tls_certificates.into_iter().enumerate() {
-        let pair = key_pair(value, hash).within(format_args!("tls_certificates[{index}]"))?;
+        let sources =
+            [("certificate_chain", value.certificate_chain.as_ref()), ("private_key", value.private_key.as_ref())];
+        let unwatched = unwatched(value.watched_directory.as_ref(), sources);
+        let pair = unwatched.and_then(|()| key_pair(value, hash));
+        let pair = pair.within(format_args!("tls_certificates[{index}]"))?;
         key_pairs.push(Source::Inline(Arc::new(pair)));
     }
     for (index, value) in tls_certificate_sds_secret_configs.into_iter().enumerate() {
@@ -154,7 +159,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
     match validation_context_type {
         None => {}
         Some(ValidationContextType::ValidationContext(value)) => {
-            let trust = trust(value, hash).within("validation_context")?;
+            let trust = inline_trust(value, hash).within("validation_context")?;
             complete(&trust).within("validation_context")?;
             own = Some(trust);
         }
@@ -172,7 +177,7 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
             } = value;
             refuse!(validation_context_certificate_provider, validation_context_certificate_provider_instance);
             let default = default_validation_context.unwrap_or_default();
-            own = Some(trust(default, hash).within("default_validation_context").within(within)?);
+            own = Some(inline_trust(default, hash).within("default_validation_context").within(within)?);
             let sds = validation_context_sds_secret_config.unwrap_or_default();
             let name = name(context, sds).within("validation_context_sds_secret_config").within(within)?;
             secret = Some(context.secrets.trust(&name));
@@ -218,4 +223,11 @@ fn parameters(value: TlsParameters) -> Converted<TlsParams> {
     let lowest = version(tls_minimum_protocol_version, 12, "tls_minimum_protocol_version")?;
     let highest = version(tls_maximum_protocol_version, 13, "tls_maximum_protocol_version")?;
     TlsParams::new(lowest, highest, &cipher_suites, &ecdh_curves).map_err(|(field, reason)| Refused::new(field, reason))
+}
+
+/// What a peer's certificate must satisfy, written in the context itself.
+fn inline_trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converted<TrustSettings> {
+    let sources = [("trusted_ca", value.trusted_ca.as_ref()), ("crl", value.crl.as_ref())];
+    unwatched(value.watched_directory.as_ref(), sources)?;
+    trust(value, hash)
 }

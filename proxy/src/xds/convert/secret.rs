@@ -7,7 +7,7 @@ use crate::tls::facts::Hasher;
 use crate::tls::material::{KeyPair, Roots, TrustSettings, revocation_lists};
 use crate::tls::sans::{SanKind, SanMatch};
 use base64::Engine as _;
-use leno_xds::envoy::config::core::v3::{DataSource, data_source};
+use leno_xds::envoy::config::core::v3::{DataSource, WatchedDirectory, data_source};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, SubjectAltNameMatcher, TlsCertificate,
     certificate_validation_context::TrustChainVerification, secret, subject_alt_name_matcher::SanType,
@@ -51,8 +51,8 @@ pub fn secret(context: &mut Context, name: &str, body: &Any) -> Converted<()> {
 
 /// The bytes that a source names; what they are goes into the hash.
 pub fn data(source: Option<DataSource>, hash: &mut Hasher) -> Converted<Option<Vec<u8>>> {
-    let Some(DataSource { watched_directory, specifier }) = source else { return Ok(None) };
-    refuse!(watched_directory);
+    // Files of secrets are looked at by their paths, whatever folder was moved; others are not. See [`unwatched`].
+    let Some(DataSource { watched_directory: _, specifier }) = source else { return Ok(None) };
     let bytes = match specifier {
         None => return Ok(None),
         Some(data_source::Specifier::InlineBytes(bytes)) => bytes,
@@ -76,13 +76,28 @@ pub fn data(source: Option<DataSource>, hash: &mut Hasher) -> Converted<Option<V
     Ok(Some(bytes))
 }
 
+/// Refuses folders to be watched for files that are only read when the configuration comes.
+///
+/// # Errors
+/// Names the field.
+pub fn unwatched(own: Option<&WatchedDirectory>, sources: [(&str, Option<&DataSource>); 2]) -> Converted<()> {
+    let refused = |field: &str| Err(Refused::new(field, "is for secrets by SDS only; name the secret instead"));
+    if own.is_some() {
+        return refused("watched_directory");
+    }
+    match sources.iter().find(|(_, source)| source.is_some_and(|source| source.watched_directory.is_some())) {
+        Some((field, _)) => refused(&format!("{field}.watched_directory")),
+        None => Ok(()),
+    }
+}
+
 /// A certificate chain with its key.
 pub fn key_pair(value: TlsCertificate, hash: &mut Hasher) -> Converted<KeyPair> {
     let TlsCertificate {
         certificate_chain,
         private_key,
         pkcs12,
-        watched_directory,
+        watched_directory: _,
         private_key_provider,
         password,
         ocsp_staple,
@@ -90,7 +105,7 @@ pub fn key_pair(value: TlsCertificate, hash: &mut Hasher) -> Converted<KeyPair> 
         signed_certificate_timestamp: _,
         tls_params,
     } = value;
-    refuse!(pkcs12, watched_directory, private_key_provider, password, ocsp_staple, tls_params);
+    refuse!(pkcs12, private_key_provider, password, ocsp_staple, tls_params);
     let chain = data(certificate_chain, hash).within("certificate_chain")?;
     let chain = chain.ok_or_else(|| Refused::new("certificate_chain", "is missing"))?;
     let key = data(private_key, hash).within("private_key")?;
@@ -104,7 +119,7 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
         trusted_ca,
         ca_certificate_provider_instance,
         system_root_certs,
-        watched_directory,
+        watched_directory: _,
         verify_certificate_spki,
         verify_certificate_hash,
         match_typed_subject_alt_names,
@@ -121,7 +136,6 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
     refuse!(
         ca_certificate_provider_instance,
         system_root_certs,
-        watched_directory,
         require_signed_certificate_timestamp,
         custom_validator_config
     );

@@ -9,6 +9,7 @@
 #[cfg(test)]
 mod extension_tests;
 mod figures;
+mod files;
 mod kind;
 mod settle;
 mod take;
@@ -126,6 +127,7 @@ pub struct State {
     clusters: BTreeMap<String, ClusterEntry>,
     endpoints: BTreeMap<String, Raw>,
     secrets: BTreeMap<String, Raw>,
+    files: files::Files,
     listeners: BTreeMap<String, ListenerEntry>,
     routes: BTreeMap<String, RouteEntry>,
     extensions: BTreeMap<String, Raw>,
@@ -167,6 +169,7 @@ impl State {
             clusters: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            files: files::Files::default(),
             listeners: BTreeMap::new(),
             routes: BTreeMap::new(),
             extensions: BTreeMap::new(),
@@ -310,6 +313,7 @@ impl State {
                 Kind::Endpoints => drop(self.endpoints.remove(name)),
                 Kind::Secret => {
                     self.secrets.remove(name);
+                    self.files.forget(name);
                     self.context.secrets.remove(name);
                 }
                 Kind::Routes => drop(self.routes.remove(name)),

@@ -11,6 +11,7 @@ impl State {
     /// Brings into force what can be. True when something changed, and [`Self::root`] would give a new root.
     pub fn settle(&mut self, now: Instant) -> bool {
         self.expire(now);
+        self.look_at_files(now);
         let mut late = Vec::new();
         for (name, entry) in &mut self.clusters {
             if entry.built.is_none() && now >= entry.deadline {
@@ -140,7 +141,7 @@ impl State {
         let listeners = self.listeners.values().filter_map(|entry| entry.deadline);
         let first = self.expected.values().filter_map(|until| *until);
         let expiries = self.expiries.values().copied();
-        clusters.chain(routes).chain(listeners).chain(first).chain(expiries).min()
+        clusters.chain(routes).chain(listeners).chain(first).chain(expiries).chain(self.files.due()).min()
     }
 
     /// Whether anything waits for what it needs.

@@ -63,7 +63,7 @@ impl State {
     }
 
     /// Remembers why a resource is not taken.
-    fn refuse(&mut self, kind: Kind, name: &str, version: String, reason: &Refused, time: SystemTime) {
+    pub(super) fn refuse(&mut self, kind: Kind, name: &str, version: String, reason: &Refused, time: SystemTime) {
         tracing::warn!(kind = kind.noun(), name, version, %reason, "refused a resource; its last good form stays");
         let key = (kind, name.to_owned());
         if self.refusals.get(&key).is_none_or(|held| held.version != version || held.reason != *reason) {
@@ -271,6 +271,7 @@ impl State {
 
     fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
         let first = !self.context.secrets.has(name);
+        self.files.note(name, &raw.version, &raw.body);
         secrets::secret(&mut self.context, name, &raw.body)?;
         self.secrets.insert(name.to_owned(), Raw { body: without_keys(raw.body), ..raw });
         if first {

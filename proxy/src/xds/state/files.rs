@@ -1,0 +1,108 @@
+//! Secrets whose certificates, keys and roots lie in files: they are read again when a file has become another one, as those that
+//! a platform mounts do.
+
+use super::{Kind, State};
+use crate::xds::convert::secret as secrets;
+use leno_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
+use prost_types::Any;
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often files are looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// What tells one state of a file from another; `None` where there is none.
+type Stamp = Option<(u64, u64, u64, i64, i64)>;
+
+/// Secrets that name files.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    secrets: BTreeMap<String, Named>,
+    looked: Option<Instant>,
+}
+
+/// A secret as it came, with its files as they were when it was read.
+#[derive(Debug)]
+struct Named {
+    body: Any,
+    version: String,
+    files: Vec<(String, Stamp)>,
+}
+
+impl Files {
+    /// Takes note of the files that a secret names, before they are read.
+    pub(super) fn note(&mut self, name: &str, version: &str, body: &Any) {
+        let files: Vec<_> =
+            names(body).into_iter().map(|path| (stamp(&path), path)).map(|(at, path)| (path, at)).collect();
+        if files.is_empty() {
+            self.secrets.remove(name);
+        } else {
+            let named = Named { body: body.clone(), version: version.to_owned(), files };
+            self.secrets.insert(name.to_owned(), named);
+        }
+    }
+
+    /// Nothing uses the secret any more.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.secrets.remove(name);
+    }
+
+    /// When files are to be looked at next.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let since = self.looked.filter(|_| !self.secrets.is_empty());
+        since.map(|looked| looked + INTERVAL).or_else(|| (!self.secrets.is_empty()).then(Instant::now))
+    }
+}
+
+impl State {
+    /// Reads secrets again whose files have changed. One that cannot be read, or is half replaced, stays as it was, and is tried with
+    /// the next change.
+    pub(super) fn look_at_files(&mut self, now: Instant) {
+        if self.files.due().is_none_or(|due| now < due) {
+            return;
+        }
+        self.files.looked = Some(now);
+        let mut changed = Vec::new();
+        for (name, named) in &mut self.files.secrets {
+            let mut differs = false;
+            for (path, known) in &mut named.files {
+                let found = stamp(path);
+                differs |= std::mem::replace(known, found) != found;
+            }
+            if differs {
+                changed.push((name.clone(), named.version.clone(), named.body.clone()));
+            }
+        }
+        for (name, version, body) in changed {
+            match secrets::secret(&mut self.context, &name, &body) {
+                Ok(()) => {
+                    tracing::info!(secret = %name, "its files have changed; read again");
+                    self.refusals.remove(&(Kind::Secret, name));
+                }
+                Err(reason) => self.refuse(Kind::Secret, &name, version, &reason, SystemTime::now()),
+            }
+        }
+    }
+}
+
+/// The files that a secret names.
+fn names(body: &Any) -> Vec<String> {
+    let Ok(Some(Secret { name: _, r#type })) = leno_xds::unpack(body) else { return Vec::new() };
+    let sources = match r#type {
+        Some(secret::Type::TlsCertificate(certificate)) => [certificate.certificate_chain, certificate.private_key],
+        Some(secret::Type::ValidationContext(context)) => [context.trusted_ca, context.crl],
+        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) | None => [None, None],
+    };
+    let file = |source: DataSource| match source.specifier {
+        Some(Specifier::Filename(path)) => Some(path),
+        _ => None,
+    };
+    sources.into_iter().flatten().filter_map(file).collect()
+}
+
+fn stamp(path: &str) -> Stamp {
+    let data = std::fs::metadata(path).ok()?;
+    Some((data.dev(), data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
+}
