@@ -244,6 +244,7 @@ mod tests {
         assert!(told[1].contains("filters[0].typed_config: `type.googleapis.com/example.Unheard`"), "{told:?}");
         assert!(told[2].starts_with("wrong: ") && told[2].contains("lb_policy"), "{told:?}");
         assert!(crate::json::response("resources: [").is_err());
+        assert!(crate::json::response("resources: {name: a}").is_err(), "what is no list is not an empty one");
     }
 
     #[test]

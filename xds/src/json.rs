@@ -211,9 +211,8 @@ fn checked<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
 /// When the text is neither YAML nor JSON, or something else than a resource is wrong with it.
 pub fn response(text: &str) -> Result<(DiscoveryResponse, Vec<(String, JsonError)>), JsonError> {
     let mut value = serde_yaml::from_str::<Value>(text)?;
-    let Some(Value::Array(resources)) = value.as_object_mut().and_then(|fields| fields.remove("resources")) else {
-        return Ok((checked(&value)?, Vec::new()));
-    };
+    let list = value.get_mut("resources").and_then(Value::as_array_mut).map(std::mem::take);
+    let Some(resources) = list else { return Ok((checked(&value)?, Vec::new())) };
     let mut response: DiscoveryResponse = checked(&value)?;
     let mut refused = Vec::new();
     for (index, resource) in resources.into_iter().enumerate() {

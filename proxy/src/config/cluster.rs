@@ -42,6 +42,8 @@ pub struct Cluster {
     pub dns: Option<Arc<Dns>>,
     /// The link to the place that looks after endpoints, where somebody has to.
     pub care: Option<Arc<Care>>,
+    /// Connections of TCP that all workers have to it.
+    pub lasting: Arc<std::sync::atomic::AtomicU32>,
     /// Connections of TCP to an endpoint end when a health check or outlier detection finds it not well.
     pub close_on_failure: bool,
     /// An endpoint that is no longer configured goes at once, even while health checks find it well.
@@ -121,6 +123,7 @@ impl Cluster {
             checks: Vec::new(),
             dns: None,
             care: None,
+            lasting: Arc::default(),
             close_on_failure: false,
             ignore_health_on_removal: false,
             original: OriginalDst::default(),

@@ -12,20 +12,20 @@ pub struct RegexMatch {
 
 /// Why a pattern is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("regular expression `{pattern}` does not compile: {reason}; write it in RE2's syntax, at most 1 MiB compiled")]
+#[error("regular expression `{pattern}` does not compile: {reason}; write it in RE2's syntax, at most 10 MiB compiled")]
 pub struct RegexError {
     pattern: String,
     reason: String,
 }
 
 /// The compiled size that a pattern may have, in bytes.
-const REGEX_SIZE_LIMIT: usize = 1 << 20;
+const REGEX_SIZE_LIMIT: usize = 10 << 20;
 
 impl RegexMatch {
     /// Compiles the pattern, anchored at both ends.
     ///
     /// # Errors
-    /// When it is not a regular expression, or is larger than 1 MiB compiled.
+    /// When it is not a regular expression, or is larger than 10 MiB compiled.
     pub fn new(pattern: &str) -> Result<Self, RegexError> {
         Ok(Self { source: pattern.into(), regex: compile(true, pattern)? })
     }

@@ -35,6 +35,7 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     }
     // Only CONNECT asks for something that is no path.
     if call.request.path().first() != Some(&b'/') && !call.request.is_connect() {
+        call.request.headers.remove_hop_by_hop(true);
         return Err(reply::NO_PATH.into());
     }
     paths(call)?;

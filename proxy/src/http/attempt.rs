@@ -3,7 +3,7 @@
 
 use super::{
     body::{Downstream, SideError, Upstream},
-    call::Call,
+    call::{Call, Waited},
     connecting::{connection, server_name, speaks_http2},
     head::BodyLength,
     pipeline::{Cluster, Stop},
@@ -23,7 +23,7 @@ use crate::{
 use std::{
     future::poll_fn,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -109,7 +109,11 @@ pub(super) async fn begin<D: Downstream>(
     // A request for a tunnel has no end: it counts as whole from the beginning.
     let tunnel = call.request.wants_tunnel();
     let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
-    let mut up = acquire(call, cluster, host, limits, ends_here, complete).await?;
+    if limits.stream.is_some_and(|end| end <= Instant::now()) {
+        call.tally.filters().reply.grpc = Some(4);
+        return Err(Failed::Stop(reply::late(reply::MAX_DURATION, complete).into()));
+    }
+    let mut up = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await?;
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
     }
@@ -178,7 +182,7 @@ pub(super) async fn begin<D: Downstream>(
             if moved {
                 last = Instant::now();
             }
-            if body.done && whole.is_none() {
+            if (body.done || deaf) && whole.is_none() {
                 whole = Some(last);
             }
             if let (Some(since), None) = (whole, limits.deadline) {
@@ -286,15 +290,16 @@ fn is_alert(error: &std::io::Error) -> bool {
     matches!(cause, Some(rustls::Error::AlertReceived(_)))
 }
 
-async fn acquire(
+async fn acquire<D: Downstream>(
     call: &mut Call<'_>,
+    down: &mut D,
     cluster: &Cluster,
     host: &Rc<Host>,
     limits: &mut Limits,
     ends_here: bool,
-    complete: bool,
+    (complete, read): (bool, bool),
 ) -> Result<Up, Failed> {
-    // For a place among the connections a request waits as long as for an answer.
+    // For a connection a request waits as long as for an answer.
     let now = Instant::now();
     if complete && limits.deadline.is_none() {
         limits.deadline = limits.route.map(|limit| now + limit);
@@ -308,28 +313,20 @@ async fn acquire(
             let http2 = speaks_http2(call.is_http2(), cluster, host);
             let name = server_name(call.request, cluster);
             let worker = call.worker;
-            let connecting = connection(worker, cluster, host, http2, limits.priority, name, until);
-            call.await_logging(connecting).await
+            let connecting = connection(worker, cluster, host, http2, limits.priority, name);
+            let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };
+            match call.wait_for(connecting, until, gone).await {
+                Waited::Done(connected) => connected,
+                Waited::Gone => return Err(Failed::Stop(Stop::Gone)),
+                Waited::Late => return Err(late(call, limits, per_try, complete)),
+            }
         }
     };
     match connected {
         Ok(up) => Ok(up),
         Err(error) => {
-            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
             let reply = match &error {
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
-                ConnectError::Waited(_) if over(limits.deadline) => {
-                    return Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into()));
-                }
-                ConnectError::Waited(_) if over(per_try) => {
-                    return Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT)));
-                }
-                ConnectError::Waited(_) if over(limits.stream) => {
-                    return Err(Failed::Stop(reply::late(reply::MAX_DURATION, complete).into()));
-                }
-                ConnectError::Waited(_) => {
-                    return Err(Failed::Stop(reply::late(reply::STREAM_IDLE, complete).into()));
-                }
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
@@ -340,6 +337,21 @@ async fn acquire(
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }
+    }
+}
+
+/// The limit that has passed while a connection was waited for.
+fn late(call: &mut Call<'_>, limits: &Limits, per_try: Option<Instant>, complete: bool) -> Failed {
+    let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= Instant::now());
+    if over(limits.deadline) {
+        Failed::Stop(limits.timeout(reply::TIMEOUT).into())
+    } else if over(per_try) {
+        Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))
+    } else if over(limits.stream) {
+        call.tally.filters().reply.grpc = Some(4);
+        Failed::Stop(reply::late(reply::MAX_DURATION, complete).into())
+    } else {
+        Failed::Stop(reply::late(reply::STREAM_IDLE, complete).into())
     }
 }
 

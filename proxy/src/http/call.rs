@@ -16,7 +16,7 @@ use crate::{
         ResponseFlags, ServiceLabels, Wire, WorkloadLabels, peer, stats::CountedConnection,
     },
     tls::{PeerIdentity, TlsInfo},
-    worker::{Timer, Worker, WorkerRoot},
+    worker::{Timer, Worker, WorkerRoot, earlier},
 };
 use std::{
     cell::RefCell,
@@ -24,7 +24,7 @@ use std::{
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -66,6 +66,16 @@ pub struct ConnInfo {
     limits: RefCell<Vec<(u64, Rc<Buckets>)>>,
     /// What `x-forwarded-client-cert` tells about the client, by what it is to tell.
     pub(super) client_cert: RefCell<Option<(CertDetails, Rc<str>)>>,
+}
+
+/// How waiting ended.
+pub(super) enum Waited<T> {
+    /// With what was waited for.
+    Done(T),
+    /// It is too late.
+    Late,
+    /// The client has left.
+    Gone,
 }
 
 impl ConnInfo {
@@ -360,17 +370,28 @@ impl Call<'_> {
         self.tally.log_at = self.manager.log_every.map(|every| Instant::now() + every);
     }
 
-    /// Waits for something else than the request's two sides, and writes lines meanwhile.
-    pub(super) async fn await_logging<T>(&mut self, future: impl Future<Output = T>) -> T {
+    /// Waits for something else than the request's two sides, `until` then or until the client is `gone`, and writes lines meanwhile.
+    pub(super) async fn wait_for<T>(
+        &mut self,
+        future: impl Future<Output = T>,
+        until: Option<Instant>,
+        mut gone: impl FnMut(&mut Context<'_>) -> Poll<()>,
+    ) -> Waited<T> {
         let mut future = std::pin::pin!(future);
         loop {
             let (timer, log_at) = (&mut *self.timer, self.tally.log_at);
-            let done = poll_fn(|cx| match future.as_mut().poll(cx) {
-                Poll::Ready(done) => Poll::Ready(Some(done)),
-                Poll::Pending => timer.poll(cx, log_at).map(|()| None),
+            let step = poll_fn(|cx| {
+                if let Poll::Ready(done) = future.as_mut().poll(cx) {
+                    return Poll::Ready(Some(Waited::Done(done)));
+                }
+                if gone(cx).is_ready() {
+                    return Poll::Ready(Some(Waited::Gone));
+                }
+                let late = || until.is_some_and(|until| until <= Instant::now());
+                timer.poll(cx, earlier(log_at, until)).map(|()| late().then_some(Waited::Late))
             });
-            match done.await {
-                Some(done) => return done,
+            match step.await {
+                Some(waited) => return waited,
                 None => self.log_on(),
             }
         }

@@ -9,7 +9,7 @@ use crate::{
     tls::Alpn,
     worker::Worker,
 };
-use std::{future::poll_fn, rc::Rc, task::Poll, time::Instant};
+use std::{future::poll_fn, rc::Rc, task::Poll};
 
 /// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
 pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool {
@@ -38,8 +38,8 @@ pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc
     (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
 }
 
-/// A pooled or a new connection. Where the cluster or the endpoint has as many as it may, it is waited for a place `until` then;
-/// a place among those who wait has a limit too.
+/// A pooled or a new connection. Where the cluster or the endpoint has as many as it may, a place is waited for without end: who
+/// calls has a limit. Nothing is lost when the future is dropped.
 pub(crate) async fn connection(
     worker: &Worker,
     cluster: &Cluster,
@@ -47,7 +47,6 @@ pub(crate) async fn connection(
     http2: bool,
     priority: Priority,
     name: Option<Rc<str>>,
-    until: Option<Instant>,
 ) -> Result<Up, ConnectError> {
     if http2 {
         let most = cluster.config().max_requests_per_connection;
@@ -66,34 +65,17 @@ pub(crate) async fn connection(
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     if !http2 {
-        match Box::pin(open(worker, cluster, host, priority, name.clone(), until)).await {
+        match Box::pin(open(worker, cluster, host, priority, name.clone())).await {
             // It has changed its mind since it was asked last.
             Err(_) if is_agreed(cluster) && host.agrees_on_http2() => {}
             opened => return opened.map(Up::Http1),
         }
     }
-    Box::pin(open_http2(worker, cluster, host, priority, name, until)).await
+    Box::pin(open_http2(worker, cluster, host, priority, name)).await
 }
 
 fn is_agreed(cluster: &Cluster) -> bool {
     cluster.config().protocol == UpstreamProtocol::Agreed
-}
-
-/// A place among the connections.
-async fn admitted(
-    cluster: &Cluster,
-    host: &Rc<Host>,
-    priority: Priority,
-    until: Option<Instant>,
-) -> Result<Admission, ConnectError> {
-    let admission = cluster.begin_connection(host, priority);
-    match until {
-        None => Ok(admission.await),
-        Some(until) => {
-            let admitted = tokio::time::timeout_at(until.into(), admission).await;
-            admitted.map_err(|_| ConnectError::Waited(host.address()))
-        }
-    }
 }
 
 async fn open(
@@ -102,10 +84,9 @@ async fn open(
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
-    until: Option<Instant>,
 ) -> Result<Lease, ConnectError> {
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
-    let opened = open_waiting(worker, cluster, host, priority, name, until).await;
+    let opened = open_waiting(worker, cluster, host, priority, name).await;
     waiting.settle();
     opened
 }
@@ -116,11 +97,10 @@ async fn open_waiting(
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
-    until: Option<Instant>,
 ) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     loop {
-        match admitted(cluster, host, priority, until).await? {
+        match cluster.begin_connection(host, priority).await {
             Admission::Connect(ticket) => {
                 let connected = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await;
                 let stream = connected.inspect_err(|error| ticket.failed(error))?;
@@ -164,14 +144,13 @@ async fn open_http2(
     host: &Rc<Host>,
     priority: Priority,
     name: Option<Rc<str>>,
-    until: Option<Instant>,
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            match admitted(cluster, host, priority, until).await? {
+            match cluster.begin_connection(host, priority).await {
                 Admission::Connect(ticket) => break ticket,
                 Admission::UseIdle => {
                     let taken = match &name {

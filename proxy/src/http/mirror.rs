@@ -190,10 +190,9 @@ impl Copy {
         let _active = host.enter();
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
         let name = connecting::server_name(&self.head, &self.cluster);
-        let until = Some(Instant::now() + self.cluster.config().connect_timeout);
-        let mut up = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name, until)
-            .await
-            .ok()?;
+        let limit = self.cluster.config().connect_timeout;
+        let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name);
+        let mut up = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;

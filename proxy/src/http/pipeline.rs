@@ -401,9 +401,6 @@ async fn proxy<'a, D: Downstream>(
                         return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
                     }
                     // Before this response is given up for another.
-                    cluster.stats().retried.count(call.response.status);
-                    tracked::ended(call, cluster, 0);
-                    cluster.stats().moved(up.wire());
                     drop(retry_ticket.take());
                     if !not_sent {
                         let Ok(ticket) = cluster.begin_retry(limits.priority) else {
@@ -412,6 +409,9 @@ async fn proxy<'a, D: Downstream>(
                         };
                         retry_ticket = Some(ticket);
                     }
+                    cluster.stats().retried.count(call.response.status);
+                    tracked::ended(call, cluster, 0);
+                    cluster.stats().moved(up.wire());
                     let random = call.worker.rng.next();
                     let pause = policy.and_then(|policy| {
                         retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random)

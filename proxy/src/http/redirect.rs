@@ -121,12 +121,11 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
             call.tally.lost = true;
             return false;
         }
-        Choice::NeedsTls => None,
-        Choice::Route(selected) => Some(selected.route.name.clone()),
+        // Who answers that by itself has no name.
+        Choice::NeedsTls => Arc::default(),
+        Choice::Route(selected) => selected.route.name.clone(),
     };
-    if let Some(target) = target.filter(|_| !follow.predicates.is_empty())
-        && !may_lead(call, follow, target, (was_secure, secure))
-    {
+    if !follow.predicates.is_empty() && !may_lead(call, follow, target, (was_secure, secure)) {
         *call.request = unchanged;
         return false;
     }

@@ -9,6 +9,7 @@ use crate::{
         tracked::ConnectionEnd,
     },
 };
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
@@ -61,8 +62,27 @@ pub struct Ticket {
     host: Option<Rc<HostState>>,
     /// How the connection ends, where that is known before it does.
     end: Cell<ConnectionEnd>,
+    /// Its place among the connections of TCP of all workers.
+    place: Option<Place>,
     /// Who waits has got what it waited for, or has been told that there is none.
     settled: Cell<bool>,
+}
+
+/// One of the connections of TCP that all workers together have to a cluster.
+#[derive(Debug)]
+struct Place(Arc<AtomicU32>);
+
+impl Place {
+    fn take(open: &Arc<AtomicU32>, limit: u32) -> Option<Self> {
+        let more = |count: u32| (count < limit).then(|| count + 1);
+        open.fetch_update(Relaxed, Relaxed, more).ok().map(|_| Self(open.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Shared {
@@ -115,7 +135,15 @@ impl Shared {
             Count::Requests | Count::Retries => {}
         }
         let since = matches!(count, Count::Connections).then(Instant::now);
-        Ok(Ticket { shared: self.clone(), count, since, host: None, end: Cell::default(), settled: Cell::new(false) })
+        Ok(Ticket {
+            shared: self.clone(),
+            count,
+            since,
+            host: None,
+            end: Cell::default(),
+            place: None,
+            settled: Cell::new(false),
+        })
     }
 }
 
@@ -373,17 +401,16 @@ impl ClusterState {
     /// When there are as many as there may be.
     pub fn take_connection(&self, host: &Host, priority: Priority) -> Result<Ticket, Overflow> {
         let (shared, limits) = self.breakers(priority);
-        let (limit, of_host) = (self.share(limits.connections), self.share(limits.per_host));
-        if host.is_full(of_host) && !host.drop_idle() {
+        // Such connections last: a worker's share of the limit could be used up while others have places.
+        let place = Place::take(&self.config.lasting, limits.connections);
+        let full = host.is_full(self.share(limits.per_host)) && !host.drop_idle();
+        let Some(place) = place.filter(|_| !full) else {
             shared.stats.cx_overflow.add(1);
             return Err(Overflow);
-        }
-        if shared.connections.get() >= limit {
-            // One of HTTP that idles is of no use to those who wait.
-            host.drop_idle();
-            self.close_one_idle(host);
-        }
-        shared.take(Count::Connections, limit).map(|ticket| ticket.at(host))
+        };
+        let mut ticket = shared.take(Count::Connections, u32::MAX)?.at(host);
+        ticket.place = Some(place);
+        Ok(ticket)
     }
 
     fn close_one_idle(&self, but: &Host) {

@@ -36,9 +36,6 @@ pub enum ConnectError {
     /// A circuit breaker is open.
     #[error("too many connections to {}", Shown(*.0))]
     Overflow(SocketAddr),
-    /// There was no place among the connections in time.
-    #[error("no place among the connections to {}", Shown(*.0))]
-    Waited(SocketAddr),
 }
 
 impl ConnectError {

@@ -46,8 +46,11 @@ pub(super) async fn open(
     let failed = |error: io::Error| ConnectError::Tcp(address, error);
     for stale in 0.. {
         let http2 = http::speaks_http2(false, cluster, host);
-        let until = Instant::now() + cluster.config().connect_timeout;
-        let mut up = http::connection(worker, cluster, host, http2, Priority::Default, None, Some(until)).await?;
+        let connecting = http::connection(worker, cluster, host, http2, Priority::Default, None);
+        // Connecting has a limit of its own: what lasts longer waits for a place among the connections.
+        let limit = 2 * cluster.config().connect_timeout;
+        let connected = tokio::time::timeout(limit, connecting).await;
+        let mut up = connected.unwrap_or(Err(ConnectError::Overflow(address)))?;
         up.send_head(&head);
         if head.is_connect() {
             up.send_end(None);

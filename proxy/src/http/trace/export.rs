@@ -167,8 +167,8 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
     let name = connecting::server_name(&head, cluster);
     let until = Instant::now() + tracer.timeout;
-    let mut up =
-        connecting::connection(worker, cluster, &host, http2, Priority::Default, name, Some(until)).await.ok()?;
+    let connecting = connecting::connection(worker, cluster, &host, http2, Priority::Default, name);
+    let mut up = tokio::time::timeout_at(until.into(), connecting).await.ok()?.ok()?;
     up.send_head(&head);
     up.send_data((&body).into());
     up.send_end(None);

@@ -13,6 +13,7 @@ impl Mux {
     /// Something on a stream that was reset: no fault if we did it, since the peer may not have heard of it.
     pub(super) fn after_reset(&mut self, id: u32, reset: Reset) -> Result {
         match reset {
+            Reset::Peer(_) if self.reset_by_us.contains(&id) => Ok(()),
             Reset::Peer(_) => {
                 self.refuse(id, Code::STREAM_CLOSED);
                 self.count_fault()

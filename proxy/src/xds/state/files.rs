@@ -1,12 +1,12 @@
 //! Secrets whose certificates, keys and roots lie in files: they are read again when a file has become another one, as those that
 //! a platform mounts do.
 
-use super::{Kind, State};
-use crate::xds::convert::secret as secrets;
+use super::{Kind, Raw, State};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use prost_types::Any;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -24,11 +24,17 @@ pub(super) struct Files {
 }
 
 /// A secret as it came, with its files as they were when it was read.
-#[derive(Debug)]
 struct Named {
     body: Any,
     version: String,
     files: Vec<(String, Stamp)>,
+}
+
+impl fmt::Debug for Named {
+    // Part of it may be a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Named").field("files", &self.files).finish_non_exhaustive()
+    }
 }
 
 impl Files {
@@ -41,6 +47,7 @@ impl Files {
         } else {
             let named = Named { body: body.clone(), version: version.to_owned(), files };
             self.secrets.insert(name.to_owned(), named);
+            self.looked.get_or_insert_with(Instant::now);
         }
     }
 
@@ -51,8 +58,7 @@ impl Files {
 
     /// When files are to be looked at next.
     pub(super) fn due(&self) -> Option<Instant> {
-        let since = self.looked.filter(|_| !self.secrets.is_empty());
-        since.map(|looked| looked + INTERVAL).or_else(|| (!self.secrets.is_empty()).then(Instant::now))
+        self.looked.filter(|_| !self.secrets.is_empty()).map(|looked| looked + INTERVAL)
     }
 }
 
@@ -76,7 +82,8 @@ impl State {
             }
         }
         for (name, version, body) in changed {
-            match secrets::secret(&mut self.context, &name, &body) {
+            let raw = Raw { version: version.clone(), body, since: SystemTime::now() };
+            match self.take_secret(&name, raw) {
                 Ok(()) => {
                     tracing::info!(secret = %name, "its files have changed; read again");
                     self.refusals.remove(&(Kind::Secret, name));

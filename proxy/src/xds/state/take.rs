@@ -144,6 +144,12 @@ impl State {
             self.refuse(kind, &name, String::new(), &reason, time);
             refused.push((name, reason));
         }
+        if whole && !kind.by_name() {
+            // What was refused and is not even sent any more is nobody's concern.
+            let told: BTreeSet<&String> = refused.iter().map(|(name, _)| name).collect();
+            let held: BTreeSet<String> = self.raws(kind).map(|(name, _)| name.to_owned()).collect();
+            self.refusals.retain(|(of, name), _| *of != kind || told.contains(name) || held.contains(name));
+        }
         for name in removed {
             if !self.fixed.contains(&(kind, name.clone())) {
                 self.refusals.remove(&(kind, name.clone()));
@@ -269,7 +275,7 @@ impl State {
         result
     }
 
-    fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
+    pub(super) fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
         let first = !self.context.secrets.has(name);
         self.files.note(name, &raw.version, &raw.body);
         secrets::secret(&mut self.context, name, &raw.body)?;

@@ -112,7 +112,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         stats_matcher,
         eds_cluster_config,
         connect_timeout,
-        // Buffers are bounded at 64 KiB whatever is set, far below Envoy's default of 1 MiB.
+        // Buffers have bounds of this proxy's own, below Envoy's default of 1 MiB.
         per_connection_buffer_limit_bytes: _,
         per_connection_buffer_high_watermark_timeout: _,
         lb_policy,
