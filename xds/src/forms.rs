@@ -225,8 +225,8 @@ mod tests {
         };
         assert_eq!(packed("StringValue, value: chain").value, prost::Message::encode_to_vec(&"chain".to_owned()));
         assert!(packed("Empty").value.is_empty());
-        let empty = from_text::<TypedExtensionConfig>("{name: a, typed_config: {}}").unwrap();
-        assert_eq!(empty.typed_config, None, "what holds nothing is not there");
+        let empty = from_text::<crate::envoy::config::route::v3::FilterConfig>("{config: {}}").unwrap();
+        assert_eq!(empty.config, None, "what holds nothing is not there");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::common::{inline, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher};
 use crate::config::AccessLog;
+use crate::telemetry::logformat::ENVOY;
 use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags};
 use leno_xds::envoy::config::accesslog::v3::{
     self as xds, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, GrpcStatusFilter, HeaderFilter,
@@ -57,13 +58,14 @@ fn log(context: &mut Context, value: xds::AccessLog) -> Converted<AccessLog> {
 
 /// The path of the file, and the format.
 fn sink(context: &mut Context, any: &Any) -> Converted<(String, Arc<LogFormat>)> {
-    let usual = |context: &mut Context| context.log_format("", false);
+    let usual = |context: &mut Context| context.log_format(ENVOY, false);
     if let Some(FileAccessLog { path, access_log_format }) = optional(any)? {
         if path.is_empty() {
             return Err(Refused::new("path", "is missing"));
         }
         let format = match access_log_format {
             None => usual(context)?,
+            Some(file_access_log::AccessLogFormat::Format(text)) if text.is_empty() => usual(context)?,
             Some(file_access_log::AccessLogFormat::Format(text)) => {
                 context.log_format(&text, false).within("format")?
             }
@@ -106,7 +108,7 @@ pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> 
     // Members are always sorted by name.
     let JsonFormatOptions { sort_properties: _ } = json_format_options.unwrap_or_default();
     match format {
-        None => context.log_format(crate::telemetry::logformat::ENVOY, omit_empty_values),
+        None => context.log_format(ENVOY, omit_empty_values),
         Some(Format::TextFormat(text)) => context.log_format(&text, omit_empty_values).within("text_format"),
         Some(Format::TextFormatSource(source)) => {
             let bytes = inline(source).within("text_format_source")?;

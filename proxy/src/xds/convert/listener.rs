@@ -118,9 +118,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
                 .within(format_args!("additional_addresses[{index}].address"))?,
         );
     }
-    if filter_chains.is_empty() && default_filter_chain.is_none() {
-        return Err(Refused::new("filter_chains", "are none, and there is no default_filter_chain"));
-    }
+    let serves = !filter_chains.is_empty() || default_filter_chain.is_some();
     let filters = listener_filters(filter_list)?;
     let mut found = Found::default();
     let around = Around { listener: &name, direction, egress, tables };
@@ -162,6 +160,9 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         },
         name: name.into(),
     };
+    if !serves {
+        return Err(Refused::new("filter_chains", "are none, and there is no default_filter_chain"));
+    }
     let own = own(metadata.as_ref(), &context.trust_domain).map(|labels| context.workload(labels));
     Ok(Parts {
         listener: Arc::new(listener),
