@@ -109,10 +109,6 @@ pub(super) async fn begin<D: Downstream>(
     // A request for a tunnel has no end: it counts as whole from the beginning.
     let tunnel = call.request.wants_tunnel();
     let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
-    if limits.stream.is_some_and(|end| end <= Instant::now()) {
-        call.tally.filters().reply.grpc = Some(4);
-        return Err(Failed::Stop(reply::late(reply::MAX_DURATION, complete).into()));
-    }
     let mut up = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await?;
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
