@@ -56,9 +56,7 @@ fn take<'a>(call: &mut Call<'a>, mut selected: Selected<'a>) -> Selected<'a> {
 /// The cluster that a header of the request names, or one of its pseudo headers.
 pub(super) fn named_by(call: &Call<'_>, header: &str) -> Option<ClusterId> {
     match header {
-        "host" | ":authority" | ":path" | ":method" | ":scheme" => {
-            call.root.named(&route::header_value(header, call.request)?)
-        }
+        name if route::is_pseudo(name) => call.root.named(&route::header_value(name, call.request)?),
         name => call.root.named(call.request.headers.get(name)?),
     }
 }

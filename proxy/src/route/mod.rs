@@ -142,6 +142,11 @@ pub fn path_matches(want: &RouteMatch, path: &[u8]) -> bool {
     }
 }
 
+/// Whether a header's name is that of a pseudo header, or `host`, which is as good as one.
+pub fn is_pseudo(name: &str) -> bool {
+    name.starts_with(':') || name == "host"
+}
+
 /// A header's value as one text: that of a pseudo header, or all values joined by `,`.
 pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
     match name {
@@ -168,7 +173,7 @@ pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, 
 /// Whether a condition on a header of the request holds.
 pub fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
     match &*want.name {
-        name if name.starts_with(':') || name == "host" => want.matches(header_value(name, request).as_deref()),
+        name if is_pseudo(name) => want.matches(header_value(name, request).as_deref()),
         name => want.matches(request.headers.values(name)),
     }
 }

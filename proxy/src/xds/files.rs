@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const MAX_BYTES: u64 = 64 << 20;
 
 /// What tells one state of a file from another: what it is, how long, and since when.
-type Stamp = (u64, u64, u64, i64, i64);
+pub(super) type Stamp = (u64, u64, u64, i64, i64);
 
 /// A file with resources of a kind.
 pub struct File {
@@ -102,7 +102,7 @@ impl File {
     }
 }
 
-fn stamp(path: &Path) -> std::io::Result<Stamp> {
+pub(super) fn stamp(path: &Path) -> std::io::Result<Stamp> {
     let data = std::fs::metadata(path)?;
     Ok((data.dev(), data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }

@@ -2,19 +2,17 @@
 //! a platform mounts do.
 
 use super::{Kind, Raw, State};
+use crate::xds::files::{Stamp, stamp};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use prost_types::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often files are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// What tells one state of a file from another; `None` where there is none.
-type Stamp = Option<(u64, u64, u64, i64, i64)>;
 
 /// Secrets that name files.
 #[derive(Debug, Default)]
@@ -27,7 +25,8 @@ pub(super) struct Files {
 struct Named {
     body: Any,
     version: String,
-    files: Vec<(String, Stamp)>,
+    /// `None` where there is none.
+    files: Vec<(String, Option<Stamp>)>,
 }
 
 impl fmt::Debug for Named {
@@ -40,8 +39,11 @@ impl fmt::Debug for Named {
 impl Files {
     /// Takes note of the files that a secret names, before they are read.
     pub(super) fn note(&mut self, name: &str, version: &str, body: &Any) {
-        let files: Vec<_> =
-            names(body).into_iter().map(|path| (stamp(&path), path)).map(|(at, path)| (path, at)).collect();
+        let stamped = |path: String| {
+            let stamp = stamp(Path::new(&path)).ok();
+            (path, stamp)
+        };
+        let files: Vec<_> = names(body).into_iter().map(stamped).collect();
         if files.is_empty() {
             self.secrets.remove(name);
         } else {
@@ -74,7 +76,7 @@ impl State {
         for (name, named) in &mut self.files.secrets {
             let mut differs = false;
             for (path, known) in &mut named.files {
-                let found = stamp(path);
+                let found = stamp(Path::new(path)).ok();
                 differs |= std::mem::replace(known, found) != found;
             }
             if differs {
@@ -107,9 +109,4 @@ fn names(body: &Any) -> Vec<String> {
         _ => None,
     };
     sources.into_iter().flatten().filter_map(file).collect()
-}
-
-fn stamp(path: &str) -> Stamp {
-    let data = std::fs::metadata(path).ok()?;
-    Some((data.dev(), data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
 }
