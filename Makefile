@@ -92,7 +92,7 @@ test-upgrade: build ## Change releases under load on a local Kubernetes (needs r
 generate: tools ## Write the generated files anew: CRDs, Envoy's descriptors, golden files
 	@cd xds/gen && go run . ../envoy.binpb
 	@cargo run -q --release --locked -p leno-crds --bin crdgen
-	@UPDATE_GOLDEN=1 cargo test -q --release --locked -p leno-controlplane --test golden
+	@UPDATE_GOLDEN=1 cargo test -q --release --locked -p leno-controlplane --test component golden
 
 .PHONY: clean-cache
 clean-cache: ## Remove what was downloaded and built

@@ -1,0 +1,315 @@
+//! The process `leno-proxy serve`: Envoy's bootstrap in, traffic through.
+
+use crate::process::{LIMIT, Proxy, again, free, get, run, socket_address, upstream, wait};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+fn listener(name: &str, address: SocketAddr, cluster: &str) -> String {
+    format!(
+        r#"
+  - name: {name}
+    address: {}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: web
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]
+          http_filters:
+          - name: router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}"#,
+        socket_address(address)
+    )
+}
+
+fn cluster(name: &str, address: SocketAddr) -> String {
+    format!(
+        r#"
+  - name: {name}
+    connect_timeout: 1s
+    load_assignment:
+      cluster_name: {name}
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {}}}"#,
+        socket_address(address)
+    )
+}
+
+/// A bootstrap with these listeners and clusters.
+fn bootstrap(listeners: &[String], clusters: &[String]) -> String {
+    format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\nstatic_resources:\n  listeners:{}\n  clusters:{}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        listeners.concat(),
+        clusters.concat()
+    )
+}
+
+#[test]
+fn serve_when_several_listeners_are_static_passes_each_to_its_cluster_and_drains_at_sigterm() {
+    let (a, b) = (upstream(), upstream());
+    let (first, second) = (free(), free());
+    let text = bootstrap(
+        &[listener("first", first, "a"), listener("second", second, "b")],
+        &[cluster("a", a), cluster("b", b)],
+    );
+    let mut proxy = Proxy::start(&text);
+    let answer = wait("the first listener", || get(first, "/"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with(&a.port().to_string()), "{answer}");
+    assert!(get(second, "/").unwrap().ends_with(&b.port().to_string()));
+    assert!(proxy.admin("/ready").starts_with("HTTP/1.1 200"));
+    assert!(proxy.admin("/listeners").contains(&second.to_string()));
+    let mut open = TcpStream::connect(first).unwrap();
+    assert!(again(&mut open).starts_with("HTTP/1.1 200"));
+    proxy.signal();
+    wait("the socket to close", || TcpStream::connect(first).err());
+    let status = wait("the process to end", || proxy.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+}
+
+/// A file with these resources, put in its place as a whole.
+fn write_resources(folder: &std::path::Path, name: &str, resources: &[String]) {
+    let list = if resources.is_empty() { " []".to_owned() } else { resources.concat() };
+    std::fs::write(folder.join("new"), format!("resources:{list}\n")).unwrap();
+    std::fs::rename(folder.join("new"), folder.join(name)).unwrap();
+}
+
+/// A resource of that type, made of an entry of a list in a bootstrap.
+fn typed(type_name: &str, entry: &str) -> String {
+    entry.replacen("  - name:", &format!("  - \"@type\": type.googleapis.com/{type_name}\n    name:"), 1)
+}
+
+#[test]
+fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sockets() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (upstream(), upstream());
+    let (first, second) = (free(), free());
+    let lds = |entries: &[String]| {
+        let typed: Vec<_> = entries.iter().map(|entry| typed("envoy.config.listener.v3.Listener", entry)).collect();
+        write_resources(folder.path(), "lds.yaml", &typed);
+    };
+    let clusters = [cluster("a", a), cluster("b", b)].map(|entry| typed("envoy.config.cluster.v3.Cluster", &entry));
+    write_resources(folder.path(), "cds.yaml", &clusters);
+    lds(&[listener("first", first, "a")]);
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let proxy = Proxy::start(&format!(
+        "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
+         lds_config: {{path_config_source: {{path: {}}}}}\n  cds_config: {{path: {}}}\n",
+        socket_address(([127, 0, 0, 1], 0).into()),
+        path("lds.yaml"),
+        path("cds.yaml"),
+    ));
+    let port = |address: SocketAddr| address.port().to_string();
+    assert!(wait("the listener", || get(first, "/")).ends_with(&port(a)));
+    let mut kept = TcpStream::connect(first).unwrap();
+    assert!(again(&mut kept).ends_with(&port(a)));
+
+    lds(&[listener("first", first, "a"), listener("second", second, "b")]);
+    assert!(wait("the second listener", || get(second, "/")).ends_with(&port(b)));
+
+    lds(&[listener("first", first, "b"), listener("second", second, "b")]);
+    wait("the first listener to lead elsewhere", || get(first, "/").filter(|answer| answer.ends_with(&port(b))));
+    assert!(again(&mut kept).ends_with(&port(b)), "a connection that stays is served by what is in force");
+
+    lds(&[listener("first", first, "nonsense_%&").replace("prefix: /}", "prefix: /, grpc: {}, nonsense: {}}")]);
+    lds(&[listener("second", second, "b")]);
+    wait("the first listener to go", || TcpStream::connect(first).err());
+    kept.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0, "what is idle and belongs nowhere any more ends in order");
+    assert!(get(second, "/").unwrap().ends_with(&port(b)));
+    assert!(proxy.admin("/listeners").contains("second"));
+}
+
+#[test]
+fn serve_when_a_field_is_not_supported_ends_with_1_and_names_resource_and_field() {
+    let good = bootstrap(&[listener("web", free(), "a")], &[cluster("a", free())]);
+    let cases = [
+        (format!("{good}\nheader_prefix: x-foo"), "field `header_prefix`"),
+        (
+            good.replace("connect_timeout: 1s", "connection_pool_per_downstream_connection: true"),
+            "cluster a: field `connection_pool_per_downstream_connection`",
+        ),
+        (good.replace("connect_timeout: 1s", "connect_timeuot: 1s"), "connect_timeuot"),
+        (good.replace("name: web", "name: web\n    enable_mptcp: true"), "listener web: field `enable_mptcp`"),
+    ];
+    for (text, wanted) in cases {
+        let output = run(&text, &[]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(wanted) && said.contains("bootstrap.yaml"), "{wanted}: {said}");
+    }
+}
+
+#[test]
+fn serve_when_statistics_are_configured_tells_them_so() {
+    let (web, health) = (free(), free());
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events");
+    let check = format!(
+        r#"
+    alt_stat_name: shop
+    health_checks:
+    - {{timeout: 1s, interval: 1s, unhealthy_threshold: 1, healthy_threshold: 1, tcp_health_check: {{}}, event_log_path: {}}}"#,
+        events.display()
+    );
+    let stats = r#"
+stats_config:
+  stats_tags: [{tag_name: zone, fixed_value: z1}, {tag_name: stat, regex: '^cluster\.shop\.(membership_(healthy))$'}]
+  stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.shop.}]}}
+  histogram_bucket_settings: [{match: {prefix: cluster.}, buckets: [1, 1000]}]
+"#;
+    let text = bootstrap(&[listener("web", web, "a")], &[cluster("a", health) + &check]);
+    let proxy = Proxy::start(&format!("{text}{stats}"));
+    let told = |path: &str| proxy.admin(path).rsplit("\r\n\r\n").next().unwrap_or_default().to_owned();
+    let all = told("/stats");
+    let names = || all.lines().filter(|line| line.contains(": "));
+    assert!(names().any(|line| line == "cluster.shop.membership_healthy: 0"), "{all}");
+    assert!(names().all(|line| line.starts_with("cluster.shop.")), "{all}");
+    let scraped = told("/stats/prometheus");
+    let line = r#"envoy_cluster_{zone="z1",envoy_cluster_name="shop",stat="healthy"} 0"#;
+    assert!(scraped.lines().any(|have| have == line), "{scraped}");
+    assert!(
+        scraped.contains(r#"le="1000"} 0"#)
+            && !scraped.contains(r#"upstream_cx_connect_ms_bucket{zone="z1",envoy_cluster_name="shop",le="5"}"#)
+    );
+    assert!(proxy.admin("/clusters").contains("a::observability_name::shop"));
+    let line = || std::fs::read_to_string(&events).ok().filter(|text| text.ends_with('\n'));
+    let event: serde_json::Value = serde_json::from_str(wait("the event of the check", line).trim()).unwrap();
+    assert_eq!(event["health_check_failure_event"]["failure_type"], "NETWORK", "{event}");
+    assert_eq!((&event["cluster_name"], &event["health_checker_type"]), (&"a".into(), &"TCP".into()));
+}
+
+#[test]
+fn serve_when_another_process_has_the_address_says_so_and_ends() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let text = bootstrap(&[listener("web", address, "a")], &[cluster("a", free())]);
+    let output = run(&text, &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains(&format!("cannot bind {address}")), "{said}");
+}
+
+#[test]
+fn serve_when_only_to_validate_says_what_it_would_take_and_binds_nothing() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let good = bootstrap(&[listener("web", taken.local_addr().unwrap(), "a")], &[cluster("a", free())]);
+    let output = run(&good, &["--mode", "validate"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("OK"));
+    let output = run(&good.replace("prefix: /}", "prefix: /, nonsense: 1}"), &["--mode", "validate"]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// A certificate of its own for this name, in the files of that folder, each put in its place as a whole.
+fn write_certificate(folder: &std::path::Path, name: &str) -> rustls::pki_types::CertificateDer<'static> {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    for (file, text) in [("key.pem", made.signing_key.serialize_pem()), ("cert.pem", made.cert.pem())] {
+        std::fs::write(folder.join("new.pem"), text).unwrap();
+        std::fs::rename(folder.join("new.pem"), folder.join(file)).unwrap();
+    }
+    made.cert.der().clone()
+}
+
+#[test]
+fn certificates_when_their_files_are_replaced_are_used_without_ending_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let first = write_certificate(folder.path(), "first.example");
+    let secret = format!(
+        "\n  - \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret\n    name: own\n    \
+         tls_certificate: {{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}, watched_directory: {{path: {}}}}}",
+        path("cert.pem"),
+        path("key.pem"),
+        path("")
+    );
+    write_resources(folder.path(), "sds.yaml", &[secret]);
+    let (backend, address) = (upstream(), free());
+    let tls = format!(
+        "\n      transport_socket:\n        name: tls\n        typed_config:\n          \
+         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          \
+         common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: own, sds_config: {{path_config_source: {{path: {}}}}}}}]}}",
+        path("sds.yaml")
+    );
+    let _proxy = Proxy::start(&bootstrap(&[listener("web", address, "a") + &tls], &[cluster("a", backend)]));
+    let mut kept = wait("TLS", || secured(address));
+    assert_eq!(shown(&kept), first);
+    assert!(ask(&mut kept).starts_with("HTTP/1.1 200"));
+    let second = write_certificate(folder.path(), "second.example");
+    wait("the other certificate", || secured(address).filter(|stream| shown(stream) == second));
+    assert!(ask(&mut kept).starts_with("HTTP/1.1 200"), "the connection of before goes on");
+}
+
+type Secured = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+/// A connection by TLS, whatever certificate is shown.
+fn secured(address: SocketAddr) -> Option<Secured> {
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(std::sync::Arc::new(Anybody))
+        .with_no_client_auth();
+    let name = "web.example".try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut tcp = TcpStream::connect(address).ok()?;
+    tcp.set_read_timeout(Some(LIMIT)).unwrap();
+    client.complete_io(&mut tcp).ok()?;
+    Some(rustls::StreamOwned::new(client, tcp))
+}
+
+fn shown(stream: &Secured) -> rustls::pki_types::CertificateDer<'static> {
+    stream.conn.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+fn ask(stream: &mut Secured) -> String {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web.example\r\n\r\n").unwrap();
+    let mut bytes = [0; 2048];
+    let count = stream.read(&mut bytes).unwrap();
+    String::from_utf8_lossy(&bytes[..count]).into_owned()
+}
+
+#[derive(Debug)]
+struct Anybody;
+
+impl rustls::client::danger::ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
