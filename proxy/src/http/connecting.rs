@@ -49,13 +49,10 @@ pub(crate) async fn connection(
     name: Option<Rc<str>>,
 ) -> Result<Up, ConnectError> {
     if http2 {
-        let most = cluster.config().max_requests_per_connection;
-        let taken = match &name {
-            None => host.http2().take(most),
-            Some(name) => host.http2_named(name).take(most),
-        };
+        let (pool, most) = (host.http2(name.as_ref()), cluster.config().max_requests_per_connection);
+        let taken = pool.take(most);
         if most > 0 {
-            cluster.stats().cx_max_requests.add(host.http2().take_worn_out());
+            cluster.stats().cx_max_requests.add(pool.take_worn_out());
         }
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
@@ -147,17 +144,14 @@ async fn open_http2(
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
+    let pool = host.http2(name.as_ref());
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
             match cluster.begin_connection(host, priority).await {
                 Admission::Connect(ticket) => break ticket,
                 Admission::UseIdle => {
-                    let taken = match &name {
-                        None => host.http2().take(most),
-                        Some(name) => host.http2_named(name).take(most),
-                    };
-                    if let Some(stream) = taken {
+                    if let Some(stream) = pool.take(most) {
                         return Err(Instead::Stream(stream));
                     }
                     // A connection of HTTP/1 is of no use here, but its place is.
@@ -188,10 +182,7 @@ async fn open_http2(
         });
         Ok(connection)
     };
-    let opened = match &name {
-        None => host.http2().acquire(most, dial).await,
-        Some(name) => host.http2_named(name).acquire(most, dial).await,
-    };
+    let opened = pool.acquire(most, dial).await;
     waiting.settle();
     match opened {
         Ok(stream) => Ok(Up::Http2(stream)),

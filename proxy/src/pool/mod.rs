@@ -4,11 +4,13 @@
 //! the endpoint does, through every change of the configuration; when the endpoint goes, its idle connections are closed
 //! and the busy ones are closed when they become idle.
 
+mod breakers;
 mod cluster;
 mod connect;
 mod outcome;
 
-pub use cluster::{Admission, ClusterState, Overflow, Ticket};
+pub use breakers::{Overflow, Ticket};
+pub use cluster::{Admission, ClusterState};
 pub use connect::{ConnectError, DELAYED, IMMEDIATE, Via, connect, connect_named, connect_via};
 pub(crate) use connect::{Names, establish};
 pub use outcome::Outcome;
@@ -57,7 +59,7 @@ struct HostState {
     active: Cell<u32>,
     stats: Arc<HostStats>,
     idle: RefCell<Vec<Idle>>,
-    http2: http2::Pool,
+    http2: Rc<http2::Pool>,
     /// The same by the server name that was sent, where requests decide about it.
     named: RefCell<HashMap<Rc<str>, Rc<http2::Pool>>>,
     gone: Cell<bool>,
@@ -145,13 +147,9 @@ impl Host {
         self.state.prefers_http1.set(!http2);
     }
 
-    /// Its HTTP/2 connections.
-    pub fn http2(&self) -> &http2::Pool {
-        &self.state.http2
-    }
-
-    /// Its HTTP/2 connections for which this server name was sent.
-    pub fn http2_named(&self, name: &Rc<str>) -> Rc<http2::Pool> {
+    /// Its HTTP/2 connections for which this server name was sent, or those for which none was decided.
+    pub fn http2(&self, name: Option<&Rc<str>>) -> Rc<http2::Pool> {
+        let Some(name) = name else { return self.state.http2.clone() };
         let mut named = self.state.named.borrow_mut();
         if !named.contains_key(name) && named.len() >= MAX_NAMES {
             named.retain(|_, pool| !pool.is_empty());
@@ -161,6 +159,11 @@ impl Host {
             }
         }
         named.entry(name.clone()).or_default().clone()
+    }
+
+    /// Whether it has connections of HTTP/2.
+    pub fn speaks_http2(&self) -> bool {
+        !self.state.http2.is_empty() || self.state.named.borrow().values().any(|pool| !pool.is_empty())
     }
 
     fn pools(&self, each: impl Fn(&http2::Pool)) {
