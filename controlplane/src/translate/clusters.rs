@@ -21,7 +21,7 @@ use super::cluster_options::{
     circuit_breakers, common_lb_config, http_options, keepalive, load_balancing, outlier_detection,
 };
 use super::tls::{self, Expected};
-use super::values::{ads, config_path, duration, metadata, object, socket, text};
+use super::values::{ads, config_path, duration, metadata, object, socket, text, truth};
 use crate::resolve::{Cluster, ClusterName, Discovery};
 
 /// Where connections to unknown destinations go.
@@ -57,7 +57,11 @@ pub(super) fn outbound(cluster: &Cluster, service: &Service, mesh: &MeshSettings
         typed_extension_protocol_options: http_options(*protocol, policy),
         outlier_detection: policy.outliers.as_ref().map(outlier_detection),
         upstream_connection_options: limits.keepalive.map(keepalive),
-        metadata: Some(metadata([("istio", istio_metadata(service, origin.as_ref().map(config_path)))])),
+        metadata: Some(metadata([
+            ("istio", istio_metadata(service, origin.as_ref().map(config_path))),
+            // A node that dies takes its pods along before anybody says so.
+            ("leno", object([("skip_unreachable", truth(true))])),
+        ])),
         ..Default::default()
     };
     let kind = match discovery {

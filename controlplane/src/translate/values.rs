@@ -55,6 +55,11 @@ pub(super) fn text(text: impl Into<String>) -> Value {
     Value { kind: Some(Kind::StringValue(text.into())) }
 }
 
+/// Yes or no as a value of metadata.
+pub(super) fn truth(truth: bool) -> Value {
+    Value { kind: Some(Kind::BoolValue(truth)) }
+}
+
 /// An object as a value of metadata.
 pub(super) fn object<'a>(fields: impl IntoIterator<Item = (&'a str, Value)>) -> Struct {
     Struct { fields: fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }

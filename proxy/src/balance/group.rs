@@ -54,7 +54,7 @@ impl Group {
             let place = places.entry(&endpoint.locality).or_default();
             place.weight = endpoint.locality.weight.unwrap_or(0);
             place.all += 1;
-            place.excluded += usize::from(endpoint.excluded);
+            place.excluded += usize::from(endpoint.is_excluded());
             if eligible(host) {
                 place.eligible.push(host.clone());
             }

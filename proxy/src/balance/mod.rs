@@ -80,8 +80,8 @@ impl Balancer {
         self.plan.usable
     }
 
-    /// Chooses one. Those that could not be connected lately ([`Host::failed_lately`]) are chosen only when there is nobody else, and those
-    /// that were `tried` for this request only when even those are none. Where the hash decides, only `tried` counts. It is asked anew
+    /// Chooses one. Where [`Balancing::skip_unreachable`] is set, those that could not be connected lately ([`Host::failed_lately`]) are
+    /// chosen only when there is nobody else. Those that were `tried` for this request are chosen only when even those are none. Where the hash decides, only `tried` counts. It is asked anew
     /// about every choice, and may answer otherwise when it has left out enough.
     pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
         let plan = match &self.subsets {
@@ -111,6 +111,7 @@ struct Plan {
     empty: bool,
     /// Some endpoint is healthy or degraded.
     usable: bool,
+    skip_unreachable: bool,
 }
 
 impl Plan {
@@ -132,8 +133,18 @@ impl Plan {
         let counts: Vec<Counts> = priorities.iter().map(|hosts| count(hosts)).collect();
         let loads = load::loads(&counts, balancing, spread);
         let usable = counts.iter().any(|counts| counts.healthy + counts.degraded > 0);
-        let mut plan =
-            Self { groups: Vec::new(), panics: Vec::new(), shares: Vec::new(), empty: all.is_empty(), usable };
+        let mut plan = Self {
+            groups: Vec::new(),
+            panics: Vec::new(),
+            shares: Vec::new(),
+            empty: all.is_empty(),
+            usable,
+            skip_unreachable: balancing.skip_unreachable,
+        };
+        if plan.empty {
+            // Of nobody too few are usable.
+            plan.panics.push(balancing.panic_threshold > 0);
+        }
         // Healthy ones of all priorities come before degraded ones of any.
         for degraded in [false, true] {
             for (hosts, load) in priorities.iter().zip(&loads) {
@@ -148,7 +159,7 @@ impl Plan {
                 let panic = load.panic;
                 let eligible = |host: &Host| match panic {
                     true => !balancing.fail_on_panic,
-                    false => !host.endpoint().excluded && host.endpoint().health == wanted,
+                    false => !host.endpoint().is_excluded() && host.endpoint().health == wanted,
                 };
                 let by_locality = balancing.by_locality && (!panic || hashed);
                 let sum = plan.shares.last().map_or(0, |(sum, _)| *sum) + percent;
@@ -172,6 +183,10 @@ impl Plan {
             }
         };
         match self.groups.as_slice() {
+            [] => {
+                note(0);
+                None
+            }
             [only] => {
                 note(0);
                 Some(only)
@@ -215,7 +230,7 @@ impl Plan {
             }
             return Some(chosen);
         }
-        let good = |host: &&Rc<Host>| !host.failed_lately() && !tried(host);
+        let good = |host: &&Rc<Host>| !(self.skip_unreachable && host.failed_lately()) && !tried(host);
         for _ in 0..TRIES {
             let chosen = group.pick(policy, rng, hash, 0)?;
             if good(&chosen) {
@@ -234,7 +249,7 @@ fn count(hosts: &[Rc<Host>]) -> Counts {
     for host in hosts {
         let endpoint = host.endpoint();
         let weight = u64::from(endpoint.weight.max(1));
-        if endpoint.excluded {
+        if endpoint.is_excluded() {
             counts.excluded += 1;
             continue;
         }

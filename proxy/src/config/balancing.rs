@@ -68,6 +68,9 @@ pub struct Balancing {
     pub hash_by_hostname: bool,
     /// Groups of endpoints by their labels.
     pub subsets: Option<Subsets>,
+    /// Endpoints that could not be connected lately are chosen only when there is nobody else. Envoy gives them their turn; a
+    /// cluster's metadata asks for this (`leno`, `skip_unreachable`), as those of the mesh do.
+    pub skip_unreachable: bool,
 }
 
 impl Default for Balancing {
@@ -82,6 +85,7 @@ impl Default for Balancing {
             hash_balance_factor: 0,
             hash_by_hostname: false,
             subsets: None,
+            skip_unreachable: false,
         }
     }
 }

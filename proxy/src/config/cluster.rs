@@ -247,6 +247,11 @@ impl Endpoint {
             metadata: None,
         }
     }
+
+    /// Whether it is out of the reckoning of how many are usable: what is being drained is no failure of the others.
+    pub fn is_excluded(&self) -> bool {
+        self.excluded || self.health == Health::Draining
+    }
 }
 
 /// Whether an endpoint may be chosen.

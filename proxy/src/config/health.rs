@@ -311,8 +311,8 @@ impl Eq for ServiceName {}
 pub struct EndpointCheck {
     /// Another port.
     pub port: Option<u16>,
-    /// Another address.
-    pub address: Option<std::net::IpAddr>,
+    /// Another address, with the port that counts where [`Self::port`] says none.
+    pub address: Option<std::net::SocketAddr>,
     /// The authority of checks.
     pub hostname: Option<Arc<str>>,
     /// It is not checked, and well.

@@ -94,6 +94,8 @@ pub struct HttpManager {
     pub log_needs: LogNeeds,
     /// How answers of the proxy itself are changed.
     pub local_replies: Option<Box<LocalReplies>>,
+    /// Bytes of a request's body that are kept for another attempt, where its route does not say; default 1 MiB.
+    pub buffer_limit: usize,
     /// Limits for HTTP/2 connections.
     pub http2: Http2Options,
 }
@@ -144,6 +146,7 @@ impl Default for HttpManager {
             log_every: None,
             log_needs: LogNeeds::default(),
             local_replies: None,
+            buffer_limit: 1024 * 1024,
             http2: Http2Options::default(),
         }
     }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::Priority,
-    pool::{ConnectError, Host},
+    pool::{ConnectError, Host, Outcome},
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
 };
@@ -110,6 +110,7 @@ pub(super) async fn begin<D: Downstream>(
     let tunnel = call.request.wants_tunnel();
     let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
     let mut up = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await?;
+    cluster.note(host, Outcome::Connected);
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
     }
@@ -249,8 +250,14 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done && !tunnel).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
-        Wake::PerTry => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))),
-        Wake::PerTryIdle => Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))),
+        Wake::PerTry => {
+            cluster.stats().rq_per_try_timeout.add(1);
+            Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT)))
+        }
+        Wake::PerTryIdle => {
+            cluster.stats().rq_per_try_idle_timeout.add(1);
+            Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT)))
+        }
         Wake::Attempt => {
             cluster.stats().rq_max_duration_reached.add(1);
             let failure = Failure::Reset { sent: true, reused: false, answered: false };
@@ -265,7 +272,11 @@ pub(super) async fn begin<D: Downstream>(
 
 fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     let reset = Failure::Reset { sent: up.sent_any(), reused: up.reused(), answered: up.answered() };
-    call.tally.transport_failure = call.tally.wall.map(|_| error.to_string().into());
+    let of_tls = match &error {
+        SideError::Broken(error) => tls_error(error),
+        _ => None,
+    };
+    call.tally.transport_failure = of_tls.filter(|_| call.tally.wall.is_some()).map(|error| error.to_string().into());
     match error {
         SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_REFUSED),
         SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
@@ -280,10 +291,14 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     }
 }
 
+/// What TLS says of it, if it is to blame.
+fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>())
+}
+
 /// Whether the other side ended TLS by an alert.
 fn is_alert(error: &std::io::Error) -> bool {
-    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    matches!(cause, Some(rustls::Error::AlertReceived(_)))
+    matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
 }
 
 async fn acquire<D: Downstream>(
@@ -314,7 +329,13 @@ async fn acquire<D: Downstream>(
             match call.wait_for(connecting, until, gone).await {
                 Waited::Done(connected) => connected,
                 Waited::Gone => return Err(Failed::Stop(Stop::Gone)),
-                Waited::Late => return Err(late(call, limits, per_try, complete)),
+                Waited::Late => {
+                    let late = late(call, limits, per_try, complete);
+                    if matches!(late, Failed::Attempt(..)) {
+                        cluster.stats().rq_per_try_timeout.add(1);
+                    }
+                    return Err(late);
+                }
             }
         }
     };
@@ -322,11 +343,16 @@ async fn acquire<D: Downstream>(
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
-                ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
+                ConnectError::Overflow(_) => {
+                    call.tally.unconnected += 1;
+                    return Err(Failed::Stop(reply::OVERFLOW.into()));
+                }
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
+            call.tally.unconnected += 1;
+            cluster.stats().rq_pending_failure_eject.add(1);
             // What only concerns this side is no failure of the transport, in Envoy's words.
             let failed = call.tally.wall.filter(|_| !matches!(error, ConnectError::Own(..)));
             call.tally.transport_failure = failed.map(|_| error.reason().into());

@@ -216,6 +216,8 @@ pub struct Tally<'a> {
     pub unsent: bool,
     /// Attempts that were made.
     pub attempts: u16,
+    /// Attempts that got no connection.
+    pub unconnected: u16,
     /// The endpoint sent an interim response: there is no further attempt, as in Envoy.
     pub interim: bool,
     /// The endpoint redirected to what no route leads to: formats know neither route nor cluster any more, as in Envoy.
@@ -263,6 +265,7 @@ impl<'a> Tally<'a> {
             trace: None,
             unsent: false,
             attempts: 0,
+            unconnected: 0,
             interim: false,
             lost: false,
             underscored: false,
@@ -290,7 +293,7 @@ impl Call<'_> {
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
             let headers = &self.request.headers;
             let internal = headers.may_have(Known::Envoy) && headers.get("x-envoy-internal") == Some(b"true");
-            cluster.stats().count(tally.code, tally.flags, attempts, micros, internal);
+            cluster.stats().count(tally.code, tally.flags, (attempts, tally.unconnected), micros, internal);
             let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
             for group in group.into_iter().chain(tally.route.and_then(|route| route.group.as_deref())) {
                 group.count(tally.code, tally.flags, attempts);

@@ -57,7 +57,9 @@ pub(crate) async fn connection(
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
+    } else if let Some(lease) =
+        poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref(), cluster.config().idle_timeout))).await
+    {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
@@ -110,7 +112,9 @@ async fn open_waiting(
                 return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
             }
             Admission::UseIdle => {
-                if let Some(lease) = poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref()))).await {
+                if let Some(lease) =
+                    poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref(), cluster.config().idle_timeout))).await
+                {
                     return Ok(lease);
                 }
             }

@@ -15,7 +15,8 @@ use super::{
 use crate::{
     balance::PickContext,
     config::{Forward, Mirror, Priority},
-    pool::ClusterState,
+    pool::{ClusterState, Outcome},
+    telemetry::ResponseFlags,
     worker::{Timer, Worker},
 };
 use bytes::Bytes;
@@ -187,7 +188,7 @@ impl Copy {
     async fn send(&self) -> Option<()> {
         let _counted = self.cluster.begin_request(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
-        let _active = host.enter();
+        let (_active, since) = (host.enter(), Instant::now());
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
         let name = connecting::server_name(&self.head, &self.cluster);
         let limit = self.cluster.config().connect_timeout;
@@ -225,6 +226,12 @@ impl Copy {
             }
         })
         .await;
+        if answered {
+            // A copy is a request of the proxy's own.
+            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.cluster.stats().count(response.status, ResponseFlags::default(), (1, 0), micros, true);
+            self.cluster.note(&host, Outcome::Status(response.status));
+        }
         if whole && let Up::Http1(lease) = up {
             host.give_back(lease, self.cluster.config().max_requests_per_connection);
             self.cluster.connection_is_idle();

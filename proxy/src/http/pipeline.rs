@@ -16,7 +16,7 @@ use super::{
     head::BodyLength,
     headers::Known,
     local_reply, mirror,
-    pump::{MAX_REPLAY, RequestPump},
+    pump::RequestPump,
     raw, redirect,
     reply::{self, Reply},
     retry::{self, Failure},
@@ -318,7 +318,8 @@ async fn proxy<'a, D: Downstream>(
     let _counted = cluster.begin_request(limits.priority).map_err(|_| reply::OVERFLOW)?;
 
     let safe = call.request.is_safe();
-    let most_kept = forward.replay_limit.map_or(MAX_REPLAY, |most| usize::try_from(most).unwrap_or(MAX_REPLAY));
+    let most_kept =
+        forward.replay_limit.map_or(call.manager.buffer_limit, |most| usize::try_from(most).unwrap_or(usize::MAX));
     if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
         body.keep_for_replay(most_kept);
     }
@@ -420,16 +421,14 @@ async fn proxy<'a, D: Downstream>(
                 }
                 Err(Failed::Stop(stop)) => {
                     if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
+                        cluster.stats().rq_timeout.add(1);
                         cluster.note(&host, Outcome::Timeout);
                     }
                     return Err(stop);
                 }
                 Err(Failed::Attempt(failure, reply)) => {
                     match failure {
-                        Failure::PerTryTimeout => {
-                            cluster.stats().rq_per_try_timeout.add(1);
-                            cluster.note(&host, Outcome::Timeout);
-                        }
+                        Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
                         // The endpoint had closed it while it was idle: that is no failure.
                         Failure::Reset { reused: true, answered: false, .. } => {}
                         _ => cluster.note(&host, Outcome::Failed),

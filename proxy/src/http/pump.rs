@@ -87,9 +87,6 @@ impl Kept {
     }
 }
 
-/// Bytes of a request's body that are kept for another attempt, unless the route says otherwise; Envoy's default.
-pub const MAX_REPLAY: usize = 1024 * 1024;
-
 impl RequestPump {
     /// At the beginning of a body; `keep` bytes at most are kept for another attempt.
     pub fn new(keep: Option<usize>) -> Self {

@@ -116,7 +116,8 @@ impl Shared {
         if cell.get() >= limit {
             match count {
                 Count::Connections => self.stats.cx_overflow.add(1),
-                Count::Pending | Count::Requests => self.stats.rq_pending_overflow.add(1),
+                Count::Pending => self.stats.rq_pending_overflow.add(1),
+                Count::Requests => self.stats.rq_active_overflow.add(1),
                 Count::Retries => self.stats.rq_retry_overflow.add(1),
             }
             return Err(Overflow);

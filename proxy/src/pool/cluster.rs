@@ -265,7 +265,23 @@ impl ClusterState {
                 stats.rq_timeout.add(1);
                 stats.rq_error.add(1);
             }
+            Outcome::Connected => {}
         }
+        self.note_for_outliers(host, outcome);
+    }
+
+    /// As [`Self::note`], of what is no request: a connection, which the endpoint's numbers of requests do not count.
+    pub fn note_connection(&self, host: &Host, outcome: Outcome) {
+        let outliers = self.config.care.as_ref().and_then(|care| care.outliers.as_ref());
+        let split = outliers.is_some_and(|settings| settings.split);
+        match outcome {
+            // Without further words that is all that is known of it, and it is good.
+            Outcome::Connected if !split => self.note_for_outliers(host, Outcome::Status(200)),
+            outcome => self.note_for_outliers(host, outcome),
+        }
+    }
+
+    fn note_for_outliers(&self, host: &Host, outcome: Outcome) {
         if let Some(care) = &self.config.care
             && let Some(settings) = &care.outliers
         {

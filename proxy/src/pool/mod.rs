@@ -36,6 +36,9 @@ use tokio::sync::{Notify, futures::Notified};
 /// plane or the endpoint itself has usually noticed; and one lost packet costs an endpoint no more than this.
 pub const LEFT_ALONE: Duration = Duration::from_secs(5);
 
+/// Idle times above this are looked at often enough while nobody asks.
+const SWEPT: Duration = Duration::from_secs(60);
+
 /// An endpoint to which a connection has been under way for longer than this is left alone as if it had failed: only the first
 /// requests then wait for the whole connect timeout of an address that has gone.
 pub const SLOW: Duration = Duration::from_secs(1);
@@ -223,15 +226,21 @@ impl Host {
         Active(self.state.clone())
     }
 
-    /// An idle connection that is still good, newest first, for which this server name was sent instead of the usual one.
-    pub fn take_idle(&self, cx: &mut Context<'_>, name: Option<&str>) -> Option<Lease> {
+    /// An idle connection that is still good, newest first, for which this server name was sent instead of the usual one. How long
+    /// it may be idle ([`Cluster::idle_timeout`]) is looked at where it is short; [`Self::sweep`] comes early enough for the rest.
+    ///
+    /// [`Cluster::idle_timeout`]: crate::config::Cluster::idle_timeout
+    pub fn take_idle(&self, cx: &mut Context<'_>, name: Option<&str>, idle_timeout: Duration) -> Option<Lease> {
+        let short = !idle_timeout.is_zero() && idle_timeout < SWEPT;
         loop {
             let mut idle = {
                 let mut all = self.state.idle.borrow_mut();
                 let at = all.iter().rposition(|idle| idle.lease.name.as_deref() == name)?;
                 all.remove(at)
             };
-            if idle.lease.connection.is_fresh(cx) {
+            let late = short && idle.since.elapsed() >= idle_timeout
+                || idle.lease.until.is_some_and(|until| until <= Instant::now());
+            if !late && idle.lease.connection.is_fresh(cx) {
                 return Some(idle.lease);
             }
         }

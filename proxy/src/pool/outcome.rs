@@ -16,6 +16,8 @@ pub enum Outcome {
     Failed,
     /// It was not in time.
     Timeout,
+    /// There is a connection, whatever comes of it.
+    Connected,
 }
 
 impl Outcome {
@@ -72,12 +74,13 @@ impl Tallies {
             (outcome, _) => outcome,
         };
         let status = match (outcome, settings.split) {
-            (Outcome::Status(status), true) => {
+            (Outcome::Connected, true) => {
                 failed(&self.local, false, 0);
                 add(&self.way, true);
-                status
+                return [None, None];
             }
-            (Outcome::Status(status), false) => status,
+            (Outcome::Connected, false) => return [None, None],
+            (Outcome::Status(status), _) => status,
             (Outcome::Failed | Outcome::Timeout, true) => {
                 add(&self.way, false);
                 let reached = failed(&self.local, true, settings.consecutive_local);
@@ -145,8 +148,11 @@ mod tests {
         assert_eq!(reached(&tallies, Outcome::Timeout, &settings), []);
         assert_eq!(reached(&tallies, Outcome::Failed, &settings), [Consecutive::LocalFailures]);
         assert_eq!(reached(&tallies, Outcome::Failed, &settings), []);
+        assert_eq!(reached(&tallies, Outcome::Connected, &settings), []);
+        assert_eq!(reached(&tallies, Outcome::Failed, &settings), [], "a connection begins anew");
         assert_eq!(reached(&tallies, Outcome::Status(500), &settings), []);
-        assert_eq!((tallies.way.get(), tallies.answers.get()), ((1, 4), (0, 1)));
+        assert_eq!(reached(&tallies, Outcome::Failed, &settings), [Consecutive::LocalFailures], "an answer does not");
+        assert_eq!((tallies.way.get(), tallies.answers.get()), ((1, 6), (0, 1)));
         assert_eq!(Outcome::grpc(14), Outcome::Status(503));
     }
 }

@@ -334,7 +334,7 @@ async fn open(
                         Way::Tunnel(up) => up.tls(),
                     };
                 }
-                cluster.note(&host, Outcome::Status(200));
+                cluster.note_connection(&host, Outcome::Connected);
                 return Some((way, host));
             }
             Err(ConnectError::Overflow(_)) => {
@@ -346,7 +346,7 @@ async fn open(
                 cluster.stats().rq_pending_failure_eject.add(1);
                 told.failure = Some(error.reason());
                 let timeout = matches!(error, ConnectError::Timeout(..));
-                cluster.note(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                cluster.note_connection(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());
             }
         }

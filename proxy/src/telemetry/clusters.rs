@@ -43,9 +43,11 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_retry_overflow" = rq_retry_overflow,
         "upstream_rq_timeout" = rq_timeout,
         "upstream_rq_per_try_timeout" = rq_per_try_timeout,
+        "upstream_rq_per_try_idle_timeout" = rq_per_try_idle_timeout,
         "upstream_rq_max_duration_reached" = rq_max_duration_reached,
         "upstream_rq_rx_reset" = rq_rx_reset,
         "upstream_rq_pending_overflow" = rq_pending_overflow,
+        "upstream_rq_active_overflow" = rq_active_overflow,
         "upstream_rq_pending_total" = rq_pending_total,
         "upstream_cx_none_healthy" = cx_none_healthy,
         "upstream_rq_pending_failure_eject" = rq_pending_failure_eject,
@@ -140,7 +142,11 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
     out.add("membership_total", distinct.len() as u64, true);
     out.add("membership_healthy", with(Health::Healthy), true);
     out.add("membership_degraded", with(Health::Degraded), true);
-    out.add("membership_excluded", config.endpoints.iter().filter(|endpoint| endpoint.excluded).count() as u64, true);
+    out.add(
+        "membership_excluded",
+        config.endpoints.iter().filter(|endpoint| endpoint.is_excluded()).count() as u64,
+        true,
+    );
 }
 
 /// The numbers of each endpoint among those of its cluster.

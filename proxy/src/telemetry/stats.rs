@@ -95,6 +95,7 @@ pub struct ClusterStats {
     pub rq_timeout: Counter,
     pub rq_rx_reset: Counter,
     pub rq_pending_overflow: Counter,
+    pub rq_active_overflow: Counter,
     pub rq_pending_total: Counter,
     pub rq_drop_overload: Counter,
     /// Of requests from outside, and of those from inside.
@@ -107,6 +108,7 @@ pub struct ClusterStats {
     pub cx_none_healthy: Counter,
     pub rq_pending_failure_eject: Counter,
     pub rq_per_try_timeout: Counter,
+    pub rq_per_try_idle_timeout: Counter,
     pub rq_max_duration_reached: Counter,
     pub rq_backoff_limited: Counter,
     pub cx_total: Counter,
@@ -155,14 +157,20 @@ impl ClusterStats {
         }
     }
 
-    /// A request that has ended, after so many microseconds.
-    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
+    /// A request that has ended, after so many microseconds; of its `attempts` so many got no connection.
+    pub fn count(
+        &self,
+        code: u16,
+        flags: ResponseFlags,
+        (attempts, unconnected): (u16, u16),
+        micros: u64,
+        internal: bool,
+    ) {
         if attempts > 0 && code > 0 {
             self.rq_time[usize::from(internal)].record_thousandths(micros);
         }
         // What never got a connection is no request to an endpoint yet.
-        let unconnected = flags.contains(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-        self.rq_total.add(u64::from(attempts).saturating_sub(u64::from(unconnected)));
+        self.rq_total.add(u64::from(attempts.saturating_sub(unconnected)));
         // Answers of filters are none of the cluster's.
         if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.rq_completed.add(1);
@@ -183,12 +191,10 @@ impl ClusterStats {
             }
         };
         one(ResponseFlags::RETRY_LIMIT, &self.rq_retry_limit_exceeded);
-        one(ResponseFlags::UPSTREAM_TIMEOUT, &self.rq_timeout);
         one(ResponseFlags::DROP_OVERLOAD, &self.rq_drop_overload);
         one(ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD, &self.rq_drop_overload);
         one(ResponseFlags::NO_HEALTHY_UPSTREAM, &self.cx_none_healthy);
         one(ResponseFlags::UPSTREAM_REMOTE_RESET, &self.rq_rx_reset);
-        one(ResponseFlags::UPSTREAM_CONNECTION_FAILURE, &self.rq_pending_failure_eject);
     }
 }
 

@@ -75,16 +75,23 @@ impl Ejections {
             Consecutive::GatewayErrors => (gateway, &stats.detected_gateway, &stats.enforced_gateway),
             Consecutive::LocalFailures => (local, &stats.detected_local, &stats.enforced_local),
         };
-        stats.total.add(1);
         if kind == Consecutive::ServerErrors {
             stats.consecutive_5xx.add(1);
         }
         detected.add(1);
-        let enforced = enforced.clone();
-        self.eject(address, percent, &enforced, now, rng)
+        let (enforced, in_total) = (enforced.clone(), kind == Consecutive::ServerErrors);
+        self.eject(address, percent, (&enforced, in_total), now, rng)
     }
 
-    fn eject(&mut self, address: SocketAddr, percent: u32, enforced: &Number, now: Instant, rng: &Rng) -> bool {
+    /// `in_total`: whether Envoy's old number of all ejections knows this kind; it counts what is not enforced as well.
+    fn eject(
+        &mut self,
+        address: SocketAddr,
+        percent: u32,
+        (enforced, in_total): (&Number, bool),
+        now: Instant,
+        rng: &Rng,
+    ) -> bool {
         let out = self.hosts.values().filter(|host| host.out.is_some()).count();
         let all = self.hosts.len();
         let settings = &self.settings;
@@ -97,6 +104,9 @@ impl Ejections {
         if !room {
             settings.stats.overflow.add(1);
             return false;
+        }
+        if in_total {
+            settings.stats.total.add(1);
         }
         if rng.below(100) >= u64::from(percent) {
             return false;
@@ -198,9 +208,10 @@ impl Ejections {
         }
         let mut changed = false;
         for (address, percent, (detected, enforced)) in out {
-            stats.total.add(1);
             detected.add(1);
-            changed |= self.eject(address, percent, enforced, now, rng);
+            let of_rates =
+                Arc::ptr_eq(detected, &stats.detected_rate) || Arc::ptr_eq(detected, &stats.detected_local_rate);
+            changed |= self.eject(address, percent, (enforced, of_rates), now, rng);
         }
         changed
     }

@@ -119,11 +119,12 @@ async fn ask(
     kept: &mut Kept,
 ) -> io::Result<(Outcome, u16)> {
     let own = endpoint.check.as_deref();
-    let ip = own.and_then(|own| own.address).unwrap_or(endpoint.address.ip());
-    let port = own.and_then(|own| own.port).unwrap_or(endpoint.address.port());
+    let mut address = own.and_then(|own| own.address).unwrap_or(endpoint.address);
     // A path has no port that could be another.
     let pipe = endpoint.pipe.as_deref().filter(|_| own.is_none_or(|own| own.address.is_none()));
-    let address = if pipe.is_some() { endpoint.address } else { SocketAddr::new(ip, port) };
+    if let Some(port) = own.and_then(|own| own.port).filter(|_| pipe.is_none()) {
+        address.set_port(port);
+    }
     let target = Target { shared, cluster, check, endpoint, address, pipe };
     let name = |configured: &Option<Arc<str>>| {
         let named = own.and_then(|own| own.hostname.clone()).or_else(|| configured.clone());

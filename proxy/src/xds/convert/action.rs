@@ -40,16 +40,29 @@ pub(super) struct Defaults {
     /// When requests are tried again.
     pub(super) retry: Option<Arc<RetryPolicy>>,
     /// Bytes of a body that are kept for another attempt.
-    pub(super) replay_limit: Option<u64>,
+    pub(super) replay: Replay,
     /// Copies.
     pub(super) mirrors: Vec<RequestMirrorPolicy>,
     /// Bytes that the body of a direct response may have; Envoy's default is 4 KiB.
     pub(super) direct_body: usize,
 }
 
+/// How many bytes of a body are kept, as it is said today and as it was said before; the newer field counts even from further away.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Replay {
+    pub(super) body: Option<u64>,
+    pub(super) request: Option<u32>,
+}
+
+impl Replay {
+    fn or(self, other: Self) -> Option<u64> {
+        self.body.or(other.body).or(self.request.or(other.request).map(u64::from))
+    }
+}
+
 impl Default for Defaults {
     fn default() -> Self {
-        Self { retry: None, replay_limit: None, mirrors: Vec::new(), direct_body: 4096 }
+        Self { retry: None, replay: Replay::default(), mirrors: Vec::new(), direct_body: 4096 }
     }
 }
 
@@ -58,14 +71,14 @@ pub(super) fn action(
     context: &mut Context,
     value: Option<xds::route::Action>,
     matches: &RouteMatch,
-    replay_limit: Option<u64>,
+    replay: Replay,
     defaults: &Defaults,
 ) -> Converted<(Action, Option<CorsPolicy>)> {
     let unsupported = |field: &str| Err(Refused::new(field, "is not supported by this proxy"));
     Ok(match value {
         Some(xds::route::Action::Route(value)) => {
             let (mut forward, cors) = forward(context, value, matches, defaults).within("route")?;
-            forward.replay_limit = replay_limit.or(defaults.replay_limit);
+            forward.replay_limit = replay.or(defaults.replay);
             (Action::Forward(Box::new(forward)), cors)
         }
         Some(xds::route::Action::Redirect(value)) => {

@@ -232,7 +232,12 @@ pub fn filter_metadata<'a>(metadata: Option<&'a Metadata>, filter: &str) -> Opti
     metadata?.filter_metadata.get(filter)
 }
 
-/// A text in a struct.
+/// Whether a field is there and true.
+pub fn is_set(fields: &Struct, name: &str) -> bool {
+    matches!(fields.fields.get(name), Some(Value { kind: Some(Kind::BoolValue(true)) }))
+}
+
+/// A field that is there and a text.
 pub fn text<'a>(fields: &'a Struct, name: &str) -> Option<&'a str> {
     match fields.fields.get(name) {
         Some(Value { kind: Some(Kind::StringValue(text)) }) => Some(text),

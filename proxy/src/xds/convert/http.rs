@@ -264,6 +264,7 @@ pub fn manager(
         absolute_urls: http1.absolute_urls,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
+        buffer_limit: defaults.buffer_limit,
         http2,
         http2_keepalive,
     })

@@ -8,8 +8,8 @@ use super::listener_filters::listener_filters;
 use super::network::{Around, network};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{
-    ChainMatch, ClusterId, Direction, FilterChain, FilterChains, KeepAlive, Listener, OpenLimit, SocketSettings,
-    SourceType, Transport,
+    ChainMatch, ClusterId, Direction, FilterChain, FilterChains, HttpManager, KeepAlive, Listener, OpenLimit,
+    SocketSettings, SourceType, Transport,
 };
 use crate::telemetry::WorkloadLabels;
 use crate::tls::HANDSHAKE_TIMEOUT;
@@ -60,8 +60,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         filter_chain_matcher,
         use_original_dst,
         default_filter_chain,
-        // Buffers grow and shrink by themselves, within bounds of this proxy's own.
-        per_connection_buffer_limit_bytes: _,
+        // What is under way is bounded by this proxy's own bounds; what is kept for another attempt by this one.
+        per_connection_buffer_limit_bytes: buffer_limit,
         per_connection_buffer_high_watermark_timeout: _,
         metadata,
         deprecated_v1,
@@ -121,7 +121,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     let serves = !filter_chains.is_empty() || default_filter_chain.is_some();
     let filters = listener_filters(filter_list)?;
     let mut found = Found::default();
-    let around = Around { listener: &name, direction, egress, tables };
+    let buffer_limit = buffer_limit.map_or(HttpManager::default().buffer_limit, |bytes| bytes as usize);
+    let around = Around { listener: &name, direction, egress, buffer_limit, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {
         let value = chain(context, value, &around, &mut found);

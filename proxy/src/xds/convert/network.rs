@@ -37,6 +37,8 @@ pub struct Around<'a> {
     pub direction: Direction,
     /// Whether the listener says that its traffic goes out.
     pub egress: bool,
+    /// Bytes of a request's body that may be kept for another attempt where its route does not say.
+    pub buffer_limit: usize,
     /// Route tables by name.
     pub tables: Tables<'a>,
 }
@@ -176,7 +178,8 @@ fn terminal(
     found: &mut Found,
 ) -> Converted<Network> {
     if let Some(value) = optional::<HttpConnectionManager>(any)? {
-        let manager = manager(context, value, (around.direction, around.egress), around.tables, found)?;
+        let mut manager = manager(context, value, (around.direction, around.egress), around.tables, found)?;
+        manager.buffer_limit = around.buffer_limit;
         return Ok(Network::Http(Arc::new(manager)));
     }
     if let Some(value) = optional::<tcp::TcpProxy>(any)? {

@@ -1,6 +1,6 @@
 //! Route configurations.
 
-use super::action::{self, Defaults, action};
+use super::action::{self, Defaults, Replay, action};
 use super::common::header_ops;
 use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, retry};
 use crate::config::{
@@ -108,7 +108,7 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
     };
     let defaults = Defaults {
         retry: retry_policy.map(retry::policy).transpose().within("retry_policy")?.map(Arc::new),
-        replay_limit: request_body_buffer_limit.or(per_request_buffer_limit_bytes.map(u64::from)),
+        replay: Replay { body: request_body_buffer_limit, request: per_request_buffer_limit_bytes },
         mirrors: if request_mirror_policies.is_empty() { table.mirrors.clone() } else { request_mirror_policies },
         direct_body: table.direct_body,
     };
@@ -200,8 +200,8 @@ fn route(context: &mut Context, value: xds::Route, defaults: &Defaults) -> Conve
     refuse!(route_specifiers);
     let Some(condition) = condition else { return Err(Refused::new("match", "is missing")) };
     let matches = route_match(context, condition).within("match")?;
-    let limit = request_body_buffer_limit.or(per_request_buffer_limit_bytes.map(u64::from));
-    let (action, cors) = action(context, value, &matches, limit, defaults)?;
+    let replay = Replay { body: request_body_buffer_limit, request: per_request_buffer_limit_bytes };
+    let (action, cors) = action(context, value, &matches, replay, defaults)?;
     Ok(Route {
         name: name.into(),
         matches,

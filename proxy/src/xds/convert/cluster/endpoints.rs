@@ -178,7 +178,7 @@ fn check(value: Option<HealthCheckConfig>) -> Converted<Option<EndpointCheck>> {
     let port = port(port_value)?;
     Ok(Some(EndpointCheck {
         port: (port > 0).then_some(port),
-        address: other.map(|other| address(Some(other))).transpose().within("address")?.map(|found| found.ip()),
+        address: other.map(|other| address(Some(other))).transpose().within("address")?,
         hostname: (!hostname.is_empty()).then(|| hostname.into()),
         disabled: disable_active_health_check,
     }))

@@ -1,6 +1,6 @@
 //! Circuit breakers.
 
-use super::super::{Converted, Refused, Within as _, refuse};
+use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
 use crate::config::{Limits, RetryBudget};
 use leno_xds::envoy::config::cluster::v3::{
     CircuitBreakers,
@@ -21,10 +21,12 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             max_retries,
             retry_budget,
             track_remaining,
-            // There is one pool for each endpoint and protocol, whatever the number of listeners and requests.
-            max_connection_pools: _,
+            max_connection_pools,
         } = threshold;
-        let place = place(priority, (&mut default, &mut high)).within(format_args!("thresholds[{index}]"))?;
+        let within = format!("thresholds[{index}]");
+        let few_pools = max_connection_pools.filter(|most| *most != u32::MAX);
+        refuse_set(&few_pools, "max_connection_pools").within(&within)?;
+        let place = place(priority, (&mut default, &mut high)).within(within)?;
         let usual = Limits::default();
         place.get_or_insert(Limits {
             connections: max_connections.unwrap_or(usual.connections),

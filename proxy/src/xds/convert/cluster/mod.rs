@@ -18,7 +18,7 @@ mod upstream;
 pub use endpoints::Assignment;
 pub use upstream::Sockets;
 
-use super::common::{filter_metadata, maybe_duration, optional, port, text, unknown_type};
+use super::common::{filter_metadata, is_set, maybe_duration, optional, port, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Track, UpstreamProtocol};
 use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
@@ -215,7 +215,9 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         subsets: lb_subset_config,
         extension: load_balancing_policy,
     };
-    let (policy, balancing) = balancing::convert(fields, kind)?;
+    let (policy, mut balancing) = balancing::convert(fields, kind)?;
+    balancing.skip_unreachable =
+        filter_metadata(metadata.as_ref(), "leno").is_some_and(|fields| is_set(fields, "skip_unreachable"));
     cluster.policy = policy;
     cluster.balancing = Arc::new(balancing);
     cluster.default_tls = default_tls;
