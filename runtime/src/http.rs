@@ -18,8 +18,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{CONTENT_TYPE, Registry};
@@ -239,7 +240,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 }
 
 /// Serves `routes` until `shutdown`; connections that are open then are dropped.
-pub async fn serve(listener: TcpListener, routes: Routes, shutdown: CancellationToken) {
+pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: CancellationToken) {
+    let listener = listener.into();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -278,11 +280,29 @@ pub async fn serve(listener: TcpListener, routes: Routes, shutdown: Cancellation
     }
 }
 
+/// Where a server of ours is asked.
+#[derive(Debug)]
+pub enum Listener {
+    /// A port.
+    Tcp(TcpListener),
+    /// A socket in the file system, or an abstract one.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
 async fn accept(
-    listener: &TcpListener,
+    listener: &Listener,
     slots: &Arc<Semaphore>,
-) -> std::io::Result<(tokio::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> std::io::Result<(Either<TcpStream, UnixStream>, tokio::sync::OwnedSemaphorePermit)> {
     let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let stream = match listener {
+        Listener::Tcp(listener) => Either::Left(listener.accept().await?.0),
+        Listener::Unix(listener) => Either::Right(listener.accept().await?.0),
+    };
     Ok((stream, slot))
 }

@@ -13,7 +13,7 @@ pub(crate) const TYPED_STRUCTS: [&str; 2] = ["xds.type.v3.TypedStruct", "udpa.ty
 const DEPTH: usize = 100;
 
 /// Brings a message's JSON into its usual form: booleans and numbers as text, names of enumerations in small letters, durations
-/// and wrappers as objects, `TypedStruct` instead of what it holds.
+/// and wrappers as objects, `TypedStruct` instead of what it holds, one value where a list of them belongs.
 pub(crate) fn settle(value: &mut Value, message: &MessageDescriptor) {
     settle_message(value, message, 0);
 }
@@ -58,6 +58,9 @@ fn is_wrapper(message: &MessageDescriptor) -> bool {
 
 fn settle_field(value: &mut Value, field: &FieldDescriptor, depth: usize) {
     let kind = field.kind();
+    if field.is_list() && !value.is_array() && !value.is_null() {
+        *value = Value::Array(vec![value.take()]);
+    }
     match value {
         Value::Object(entries) if field.is_map() => {
             let Some(inner) = kind.as_message().map(MessageDescriptor::map_entry_value_field) else { return };

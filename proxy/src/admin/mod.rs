@@ -28,9 +28,10 @@ use crate::slots::sockets::Sockets;
 use crate::telemetry::Telemetry;
 use crate::tls::CredentialStore;
 use crate::worker::Workers;
+use crate::xds::bootstrap::AdminAddress;
 use crate::xds::{Changes, Connection, SharedState};
 use hyper::StatusCode;
-use leno_runtime::http::{Health, Routes, serve as serve_routes, text, with_type};
+use leno_runtime::http::{Health, Listener, Routes, serve as serve_routes, text, with_type};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -140,13 +141,48 @@ pub fn serve(ports: &Ports, sockets: &Sockets, view: &View, stop: &CancellationT
     Ok(())
 }
 
-/// Serves what people ask on this socket until `stop`.
+/// The socket of an admin server, and where it is: a port that was left open is chosen now. A socket that an earlier process left
+/// in the file system goes.
 ///
 /// # Errors
-/// When the socket cannot be used.
-pub fn serve_at(listener: std::net::TcpListener, view: &View, stop: &CancellationToken) -> std::io::Result<()> {
-    tokio::spawn(serve_routes(TcpListener::from_std(listener)?, pages::routes(view), stop.clone()));
-    Ok(())
+/// When nothing can listen there.
+pub fn listener(address: &AdminAddress) -> std::io::Result<(Listener, String)> {
+    match address {
+        AdminAddress::Socket(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?.to_string();
+            Ok((Listener::Tcp(TcpListener::from_std(listener)?), address))
+        }
+        AdminAddress::Pipe(path, mode) => {
+            let listener = match path.strip_prefix('@') {
+                Some(name) => {
+                    use std::os::{linux::net::SocketAddrExt as _, unix::net};
+                    net::UnixListener::bind_addr(&net::SocketAddr::from_abstract_name(name)?)?
+                }
+                None => {
+                    if let Err(error) = std::fs::remove_file(path)
+                        && error.kind() != std::io::ErrorKind::NotFound
+                    {
+                        return Err(error);
+                    }
+                    let listener = std::os::unix::net::UnixListener::bind(path)?;
+                    if let Some(mode) = mode {
+                        use std::os::unix::fs::PermissionsExt as _;
+                        std::fs::set_permissions(path, std::fs::Permissions::from_mode(*mode))?;
+                    }
+                    listener
+                }
+            };
+            listener.set_nonblocking(true)?;
+            Ok((Listener::Unix(tokio::net::UnixListener::from_std(listener)?), path.clone()))
+        }
+    }
+}
+
+/// Serves the admin pages on a socket until `stop`.
+pub fn serve_at(listener: Listener, view: &View, stop: &CancellationToken) {
+    tokio::spawn(serve_routes(listener, pages::routes(view), stop.clone()));
 }
 
 pub(crate) fn health(health: &Health) -> Routes {

@@ -78,6 +78,11 @@ impl Group {
                 localities.push(Source::new(place.eligible, policy, balancing, rng));
             }
         }
+        if localities.is_empty() {
+            // None has a weight: then it is as if nobody had asked for localities.
+            let hosts = all.iter().filter(|host| eligible(host)).cloned().collect();
+            return Self::Flat(Source::new(hosts, policy, balancing, rng));
+        }
         let mut schedule = Schedule::new(weights.iter().copied());
         for _ in 0..rng.below(weights.len().max(1) as u64) {
             schedule.next(|index| weights[index]);

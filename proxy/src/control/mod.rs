@@ -24,8 +24,8 @@ use crate::slots::lock::try_lock;
 use crate::slots::sockets::Sockets;
 use crate::slots::standby::{Event, Standby};
 use crate::slots::{Folder, SlotError};
+use crate::xds::bootstrap::AdminAddress;
 use serving::{Relieved, Serving, Settings};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -51,7 +51,7 @@ pub enum RunError {
     #[error("the admin server cannot listen on {address}: {source}")]
     Admin {
         /// Which.
-        address: SocketAddr,
+        address: AdminAddress,
         /// Why.
         source: std::io::Error,
     },

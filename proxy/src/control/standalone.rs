@@ -10,7 +10,6 @@ use crate::overload::Overload;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
 use crate::xds::{Changes, SharedState, State};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant, SystemTime};
@@ -73,20 +72,19 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         stop: stop.clone(),
     };
     let connection = feed.begin_ads(&settings.bootstrap.dynamic);
-    if let Some(address) = settings.bootstrap.admin {
-        let listener = TcpListener::bind(address).map_err(|source| RunError::Admin { address, source })?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        tracing::info!(%address, "the admin server listens");
+    if let Some(address) = &settings.bootstrap.admin {
+        let (listener, address) =
+            admin::listener(address).map_err(|source| RunError::Admin { address: address.clone(), source })?;
+        tracing::info!(address, "the admin server listens");
         if let Some(path) = &settings.admin_address_path {
-            std::fs::write(path, address.to_string()).map_err(|source| RunError::AdminPath(path.clone(), source))?;
+            std::fs::write(path, address).map_err(|source| RunError::AdminPath(path.clone(), source))?;
         }
         let view = engine.view(connection);
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
         let changes = Some(feed.changes.clone());
         let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ..view };
-        admin::serve_at(listener, &view, &stop)?;
+        admin::serve_at(listener, &view, &stop);
     }
     local.spawn_local(watch_runtime(engine.state.clone(), feed.changes.clone(), stop.clone()));
     local.spawn_local(feed.run());

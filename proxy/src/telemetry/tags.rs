@@ -6,12 +6,17 @@
 use crate::config::RegexMatch;
 use std::ops::Range;
 
+/// Steps back that an expression of a configuration may take in one name; one that wants more finds nothing.
+const MAX_STEPS: usize = 10_000;
+
 /// How a part is found.
 #[derive(Debug)]
 enum Rule {
     /// The first group is cut out, the second (or else the first) is the value. Only names that contain a text are looked at; one
     /// value is none.
     Regex(RegexMatch, &'static str, &'static str),
+    /// The same as a configuration writes it: what it looks ahead to is not cut out.
+    Written(Box<fancy_regex::Regex>),
     /// Parts between dots: `$` is the value, `*` any part, `**` any number of them.
     Parts(Vec<&'static str>),
     /// Always this.
@@ -39,6 +44,9 @@ pub enum TagError {
     /// Its expression.
     #[error("{0}")]
     Regex(#[from] crate::config::RegexError),
+    /// One that a configuration brings.
+    #[error("{0}")]
+    Written(#[from] Box<fancy_regex::Error>),
     /// There is none.
     #[error("has no regular expression and no value, and `{0}` is no label that is known")]
     Unknown(String),
@@ -78,7 +86,8 @@ impl Tags {
     /// # Errors
     /// When it is none.
     pub fn add_regex(&mut self, name: &str, pattern: &str) -> Result<(), TagError> {
-        self.add(name, word_of(pattern), regex(pattern, "", "")?);
+        let regex = fancy_regex::RegexBuilder::new(pattern).backtrack_limit(MAX_STEPS).build().map_err(Box::new)?;
+        self.add(name, word_of(pattern), Rule::Written(Box::new(regex)));
         Ok(())
     }
 
@@ -139,6 +148,12 @@ impl Rule {
                 let value = found.get(2).filter(|value| !value.is_empty()).unwrap_or(cut);
                 let value = name.get(value.range()).filter(|value| never.is_empty() || value != never)?;
                 Some((value, cut.range()))
+            }
+            Self::Written(regex) => {
+                let found = regex.captures(name).ok()??;
+                let cut = found.get(1).filter(|cut| !cut.as_str().is_empty())?;
+                let value = found.get(2).filter(|value| !value.as_str().is_empty()).unwrap_or(cut);
+                Some((name.get(value.range())?, cut.range()))
             }
             Self::Parts(pattern) => {
                 let parts: Vec<&str> = name.split('.').collect();

@@ -5,6 +5,7 @@ use crate::config::{ClusterId, Dns, DnsFamily};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::read_system_conf;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -81,8 +82,15 @@ async fn ask(resolver: &mut Option<TokioResolver>, dns: &Dns, name: &str) -> Opt
 }
 
 fn build(dns: &Dns) -> Result<TokioResolver, String> {
-    let mut builder = if dns.servers.is_empty() {
+    let mut builder = if dns.servers.is_empty() && !dns.tcp {
         TokioResolver::builder_tokio().map_err(|error| error.to_string())?
+    } else if dns.servers.is_empty() {
+        let (config, options) = read_system_conf().map_err(|error| error.to_string())?;
+        let servers = config.name_servers().iter().map(|server| NameServerConfig::tcp(server.ip)).collect();
+        let config = ResolverConfig::from_parts(config.domain().cloned(), config.search().to_vec(), servers);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        builder
     } else {
         let servers = dns.servers.iter().map(|server| {
             let mut config =

@@ -19,7 +19,7 @@ pub use runtime::{Layers, NotTaken};
 
 use super::convert::cluster::Sockets;
 use super::convert::cluster::dns::{Resolvers, resolvers};
-use super::convert::common::{address, optional, unknown_type};
+use super::convert::common::{self, optional, unknown_type};
 use super::convert::{Converted, Refused, Within as _, refuse};
 use super::management::Server;
 use super::state::Kind;
@@ -28,7 +28,9 @@ use crate::telemetry::display::Display;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
-use leno_xds::envoy::config::core::v3::{Node, node::UserAgentVersionType};
+use leno_xds::envoy::config::core::v3::{
+    Address, Node, Pipe, TypedExtensionConfig, address, node::UserAgentVersionType,
+};
 use leno_xds::envoy::extensions::access_loggers::{file::v3::FileAccessLog, stream::v3::StdoutAccessLog};
 use leno_xds::envoy::service::discovery::v3::Resource;
 use std::net::SocketAddr;
@@ -67,6 +69,24 @@ pub enum BootstrapError {
     },
 }
 
+/// Where an admin server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAddress {
+    /// On a port.
+    Socket(SocketAddr),
+    /// On a Unix socket; `@` begins an abstract name. The mode of its file, where one is wanted.
+    Pipe(String, Option<u32>),
+}
+
+impl std::fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Pipe(path, _) => path.fmt(f),
+        }
+    }
+}
+
 /// What a bootstrap says.
 #[derive(Debug, Default)]
 pub struct Bootstrap {
@@ -79,7 +99,7 @@ pub struct Bootstrap {
     /// Where other resources come from.
     pub dynamic: Dynamic,
     /// Where the admin server listens, if there is one.
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<AdminAddress>,
     /// Where requests to it are logged.
     pub admin_logs: Vec<String>,
     /// Values by which runtime fractions may be changed.
@@ -149,7 +169,8 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         xds_delegate_extension,
         xds_config_tracker_extension,
         listener_manager,
-        application_log_config,
+        // Lines about the process itself have this proxy's own form: see `--log-format`.
+        application_log_config: _,
         grpc_async_client_manager_config: _,
         memory_allocator_manager: _,
         enable_worker_cpu_affinity: _,
@@ -163,18 +184,23 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         stats_sinks,
         tracing,
         header_prefix,
-        bootstrap_extensions,
         fatal_actions,
         config_sources,
         default_config_source,
         default_socket_interface,
         certificate_provider_instances,
-        default_regex_engine,
         xds_delegate_extension,
         xds_config_tracker_extension,
-        listener_manager,
-        application_log_config
+        listener_manager
     );
+    for (index, extension) in bootstrap_extensions.into_iter().enumerate() {
+        // What it makes possible is refused where a listener or an endpoint asks for it.
+        let within = format!("bootstrap_extensions[{index}]");
+        one_of(extension, &["envoy.extensions.bootstrap.internal_listener.v3.InternalListener"]).within(within)?;
+    }
+    if let Some(engine) = default_regex_engine {
+        one_of(engine, &["envoy.extensions.regex_engines.v3.GoogleRE2"]).within("default_regex_engine")?;
+    }
     let sockets = cluster_manager.map(self::sockets).transpose().within("cluster_manager")?;
     let static_resources = static_resources.unwrap_or_default();
     // Where clusters come from elsewhere as well, who knows what will be there.
@@ -201,6 +227,17 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         display: stats_config.map(stats::stats_config).transpose().within("stats_config")?.unwrap_or_default().into(),
         runtime,
     })
+}
+
+/// An extension that changes nothing here, if it is one of these.
+fn one_of(value: TypedExtensionConfig, types: &[&str]) -> Converted<()> {
+    let TypedExtensionConfig { name: _, typed_config } = value;
+    let Some(any) = typed_config else { return Err(Refused::new("typed_config", "is missing")) };
+    let any = leno_xds::json::typed_struct(&any).ok().flatten().unwrap_or(any);
+    match types.iter().any(|known| any.type_url.ends_with(known)) {
+        true => Ok(()),
+        false => Err(unknown_type(&any).within("typed_config")),
+    }
 }
 
 /// Says what we are, where the bootstrap does not.
@@ -267,7 +304,7 @@ fn admin_log(value: AccessLog) -> Converted<String> {
     }
 }
 
-fn admin(value: xds::Admin) -> Converted<(Option<SocketAddr>, Vec<String>)> {
+fn admin(value: xds::Admin) -> Converted<(Option<AdminAddress>, Vec<String>)> {
     let xds::Admin {
         access_log,
         access_log_path,
@@ -285,7 +322,13 @@ fn admin(value: xds::Admin) -> Converted<(Option<SocketAddr>, Vec<String>)> {
     logs.retain(|path| path != "/dev/null");
     match place {
         None => Ok((None, logs)),
-        some => Ok((Some(address(some).within("address")?), logs)),
+        Some(Address { address: Some(address::Address::Pipe(Pipe { path, mode })) }) => {
+            if path.is_empty() {
+                return Err(Refused::new("address.pipe.path", "is missing"));
+            }
+            Ok((Some(AdminAddress::Pipe(path, (mode > 0).then_some(mode))), logs))
+        }
+        some => Ok((Some(AdminAddress::Socket(common::address(some).within("address")?)), logs)),
     }
 }
 
@@ -308,7 +351,7 @@ mod tests {
         for text in [yaml, json] {
             let bootstrap = read(text).unwrap();
             assert_eq!(bootstrap.node.id, "a");
-            assert_eq!(bootstrap.admin, Some(SocketAddr::from(([127, 0, 0, 1], 9901))));
+            assert_eq!(bootstrap.admin, Some(AdminAddress::Socket(([127, 0, 0, 1], 9901).into())));
         }
     }
 

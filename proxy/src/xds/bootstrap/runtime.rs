@@ -22,6 +22,10 @@ const TAKEN: [&str; 3] = [
     "re2.max_program_size.warn_level",
 ];
 
+/// Prefixes of the switches that Envoy's own code is changed by for the time of some releases: bootstraps of every control plane set
+/// some. This proxy has no such code, so they switch nothing.
+const SWITCHES: [&str; 3] = ["envoy.reloadable_features.", "envoy.restart_features.", "envoy.deprecated_features"];
+
 /// Before and after the name of a listener whose open connections are limited.
 const LISTENER_LIMIT: (&str, &str) = ("envoy.resource_limits.listener.", ".connection_limit");
 
@@ -277,9 +281,13 @@ fn fraction(fields: &Struct) -> Option<Share> {
     Some(Share { numerator, denominator: parts(denominator) })
 }
 
-/// Whether a key may be set: those that Envoy itself looks at must be known here too.
+/// Whether a key may be set: those that Envoy itself looks at must be known here too, or have nothing here to switch.
 fn is_taken(key: &str) -> bool {
     let (before, after) = LISTENER_LIMIT;
+    if SWITCHES.iter().any(|prefix| key.starts_with(prefix)) {
+        tracing::info!(key, "a switch of Envoy's own code in the runtime: this proxy has none of it");
+        return true;
+    }
     TAKEN.contains(&key)
         || key.starts_with(before) && key.ends_with(after)
         || !ENVOYS_OWN.iter().any(|own| key.starts_with(own))
@@ -344,13 +352,13 @@ mod tests {
     #[test]
     fn runtime_when_it_would_change_the_proxy_itself_is_refused_by_its_key() {
         let refused = layers(&serde_json::json!({"layers": [
-            {"name": "a", "static_layer": {"envoy": {"reloadable_features": {"no_extension_lookup_by_name": false}}}},
+            {"name": "a", "static_layer": {"upstream": {"use_retry": 0}}},
         ]}));
-        let key = "layers[0].static_layer.envoy.reloadable_features.no_extension_lookup_by_name";
-        assert_eq!(refused.unwrap_err().field, key);
+        assert_eq!(refused.unwrap_err().field, "layers[0].static_layer.upstream.use_retry");
         let taken = layers(&serde_json::json!({"layers": [
             {"name": "a", "static_layer": {
                 "overload": {"global_downstream_max_connections": 5},
+                "envoy.reloadable_features.no_extension_lookup_by_name": false,
                 "envoy": {"resource_limits": {"listener": {"edge": {"connection_limit": 7}}}},
             }},
         ]}))

@@ -138,9 +138,6 @@ pub fn resolvers(
         let found = socket(value).within(&within)?;
         servers.push(if found.port() == 0 { SocketAddr::new(found.ip(), 53) } else { found });
     }
-    if only_tcp && servers.is_empty() {
-        return Err(Refused::new("use_tcp_for_dns_lookups", "is only supported together with resolvers"));
-    }
     Ok(Resolvers { servers, only_tcp })
 }
 
