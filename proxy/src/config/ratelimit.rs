@@ -5,6 +5,7 @@ use super::{
     matcher::{HeaderMatch, QueryMatch},
 };
 use crate::telemetry::counters::RateLimitStats;
+use lru::LruCache;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -110,27 +111,27 @@ impl LimitedDescriptor {
 #[derive(Debug)]
 pub struct Dynamic {
     most: usize,
-    used: Mutex<Vec<(Box<[u8]>, Arc<TokenBucket>)>>,
+    used: Mutex<LruCache<Box<[u8]>, Arc<TokenBucket>>>,
 }
 
 impl Dynamic {
     /// None yet.
     pub fn new(most: usize) -> Self {
-        Self { most: most.max(1), used: Mutex::default() }
+        // Not told how many there may be, since it would make room for all of them now.
+        Self { most: most.max(1), used: Mutex::new(LruCache::unbounded()) }
     }
 
     /// The bucket of these values, which begins as `like`, full.
     pub fn of(&self, values: Box<[u8]>, like: &TokenBucket) -> Arc<TokenBucket> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match used.iter().position(|(known, _)| *known == values) {
-            Some(at) => used.remove(at),
-            None => (values, Arc::new(like.fresh())),
-        };
-        if used.len() >= self.most {
-            used.remove(0);
+        if let Some(bucket) = used.get(&values) {
+            return bucket.clone();
         }
-        let bucket = found.1.clone();
-        used.push(found);
+        if used.len() >= self.most {
+            used.pop_lru();
+        }
+        let bucket = Arc::new(like.fresh());
+        used.put(values, bucket.clone());
         bucket
     }
 }
@@ -204,6 +205,17 @@ pub enum RateLimitAction {
         expect: bool,
         /// The conditions, all of them.
         query: Vec<QueryMatch>,
+    },
+    /// This, if the client is in one of some networks.
+    AddressMatch {
+        /// The entry's key.
+        key: Box<str>,
+        /// Its value.
+        value: Box<str>,
+        /// Whether it must be in one or must not.
+        expect: bool,
+        /// The networks.
+        networks: Vec<ipnet::IpNet>,
     },
 }
 

@@ -61,7 +61,8 @@ fn write(tls: &TlsInfo, own: &[Box<str>], details: CertDetails) -> String {
         parts.push(format!("Chain=\"{}\"", tls.chain().iter().map(url_pem).collect::<String>()));
     }
     if details.subject {
-        parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));
+        // RFC 2253 has escaped its quotes already: to do it again would end the value early.
+        parts.push(format!("Subject=\"{}\"", peer.subject));
     }
     if details.uri {
         match peer.uris.as_slice() {

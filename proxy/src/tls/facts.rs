@@ -194,6 +194,8 @@ fn rfc2253(name: &X509Name<'_>) -> String {
                 text.push('+');
             }
             match oid2abbrev(attribute.attr_type(), oid_registry()) {
+                // As OpenSSL and its kin have it.
+                Ok("Email") => text.push_str("emailAddress"),
                 Ok(short) => text.push_str(short),
                 Err(_) => text.push_str(&attribute.attr_type().to_id_string()),
             }
@@ -209,6 +211,14 @@ fn escape(value: &str, out: &mut String) {
     let last = value.chars().count().saturating_sub(1);
     for (index, c) in value.chars().enumerate() {
         let edge = index == 0 && (c == ' ' || c == '#') || index == last && c == ' ';
+        if c.is_ascii_control() || !c.is_ascii() {
+            // Bytes that are no ASCII text, as OpenSSL writes them.
+            let mut bytes = [0; 4];
+            for byte in c.encode_utf8(&mut bytes).bytes() {
+                let _ = write!(out, "\\{byte:02X}");
+            }
+            continue;
+        }
         if edge || ",+\"\\<>;".contains(c) {
             out.push('\\');
         }
@@ -228,12 +238,12 @@ mod tests {
         params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(DnType::CountryName, "CH");
-        params.distinguished_name.push(DnType::OrganizationName, "A, B");
+        params.distinguished_name.push(DnType::OrganizationName, "A, \"B\" \u{fc}");
         params.distinguished_name.push(DnType::CommonName, "test");
         params.serial_number = Some(vec![0, 0x0a, 0xff].into());
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let facts = CertificateFacts::read(certificate.der()).unwrap();
-        assert_eq!(&*facts.subject, r"CN=test,O=A\, B,C=CH");
+        assert_eq!(&*facts.subject, r#"CN=test,O=A\, \"B\" \C3\BC,C=CH"#);
         assert_eq!(&*facts.serial, "0aff");
         assert_eq!(facts.uris, ["spiffe://td/ns/a/sa/b".into()]);
         assert_eq!(facts.ips, [IpAddr::from([127, 0, 0, 1])]);

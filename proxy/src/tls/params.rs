@@ -26,6 +26,22 @@ pub(super) static ORDER: [NamedSuite; 9] = [
     NamedSuite { name: "ECDHE-RSA-AES256-GCM-SHA384", suite: suites::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 },
 ];
 
+/// Suites that Envoy has and this proxy does not: keys for all time (no forward secrecy) or CBC. Lists of control planes name them
+/// beside better ones, and are taken without them.
+const WEAK: [&str; 11] = [
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+    "DES-CBC3-SHA",
+    "ECDHE-ECDSA-AES128-SHA",
+    "ECDHE-ECDSA-AES256-SHA",
+    "ECDHE-RSA-AES128-SHA",
+    "ECDHE-RSA-AES256-SHA",
+    "ECDHE-RSA-AES128-SHA256",
+    "ECDHE-ECDSA-AES128-SHA256",
+];
+
 /// What is spoken: versions, cipher suites, groups.
 #[derive(Debug, Clone)]
 pub struct TlsParams {
@@ -55,11 +71,15 @@ impl TlsParams {
         }
         let mut provider = CryptoProvider::clone(super::material::provider());
         if !ciphers.is_empty() {
-            let mut wanted = Vec::new();
+            let (mut wanted, mut weak) = (Vec::new(), None);
             for (index, text) in ciphers.iter().enumerate() {
                 for name in text.split([':', '|', '[', ']']).filter(|name| !name.is_empty()) {
                     let known = ORDER.iter().find(|suite| suite.name == name && !name.starts_with("TLS_"));
                     let Some(known) = known else {
+                        if WEAK.contains(&name) {
+                            weak.get_or_insert((index, name));
+                            continue;
+                        }
                         let all: Vec<&str> =
                             ORDER.iter().map(|suite| suite.name).filter(|name| !name.starts_with("TLS_")).collect();
                         let reason =
@@ -70,6 +90,10 @@ impl TlsParams {
                         wanted.push(known.suite);
                     }
                 }
+            }
+            if let (Some((index, name)), true) = (weak, wanted.is_empty()) {
+                let reason = format!("`{name}` is not supported by this proxy, and there is no better one beside it");
+                return Err((format!("cipher_suites[{index}]"), reason));
             }
             provider.cipher_suites.retain(|suite| suite.tls13().is_some());
             provider.cipher_suites.extend(wanted);

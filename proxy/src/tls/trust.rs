@@ -176,8 +176,13 @@ impl Verifier {
         });
         let path =
             leaf.verify_for_usage(algorithms().all, &roots.anchors, intermediates, now, usage, revocation, None)?;
-        match self.settings.max_depth {
-            Some(depth) if path.intermediate_certificates().count() > depth as usize => {
+        // Of clients' certificates Envoy counts the one that an intermediate signs as well.
+        let most = self.settings.max_depth.map(|depth| match self.of {
+            Of::Clients => depth.saturating_sub(1) as usize,
+            Of::Servers => depth as usize,
+        });
+        match most {
+            Some(most) if path.intermediate_certificates().count() > most => {
                 Err(webpki::Error::MaximumPathDepthExceeded)
             }
             _ => Ok(()),

@@ -208,6 +208,13 @@ fn descriptor<'a>(
                 let text = format!("{}/{bits}", net.network());
                 entries.push(("masked_remote_address", Cow::Owned(text.into_bytes())));
             }
+            RateLimitAction::AddressMatch { key, value, expect, networks } => {
+                let ip = call.client().ip().to_canonical();
+                if networks.iter().any(|network| network.contains(&ip)) != *expect {
+                    return None;
+                }
+                entries.push((key, Cow::Borrowed(value.as_bytes())));
+            }
             RateLimitAction::GenericKey { key, value } => entries.push((key, Cow::Borrowed(value.as_bytes()))),
             RateLimitAction::HeaderMatch { key, value, expect, headers } => {
                 if headers.iter().all(|header| route::header_matches(header, request)) != *expect {

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{config::HttpManager, listen::Stream, telemetry::Wire};
 use std::{
+    future::poll_fn,
     io::Write as _,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -186,6 +187,17 @@ impl Connection {
             }
         }
         Poll::Ready(())
+    }
+
+    /// Tells a client of TLS that nothing was cut off (`close_notify`), unless that had to wait for room.
+    pub async fn say_goodbye(&mut self) {
+        if self.io.is_tls() && !self.shut {
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut self.io).poll_shutdown(cx);
+                Poll::Ready(())
+            })
+            .await;
+        }
     }
 
     /// Whether bytes of the client may be on the way that nobody will read.

@@ -138,6 +138,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             Poll::Pending => timer.poll(cx, Some(until)),
         })
         .await;
+    } else {
+        side.say_goodbye().await;
     }
 }
 

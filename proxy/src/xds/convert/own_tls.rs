@@ -91,6 +91,10 @@ pub fn upstream(context: &mut Context, value: UpstreamTlsContext) -> Converted<C
         return Err(Refused::new("sni", format!("`{sni}` is no host name")));
     }
     let common = common(context, common_tls_context, &mut hash).within("common_tls_context")?;
+    if auto_sni_san_validation && common.trust.is_none() && common.trust_secret.is_none() {
+        let reason = "wants a validation context: without one no certificate is looked at";
+        return Err(Refused::new("auto_sni_san_validation", reason));
+    }
     let mut key_pairs = common.key_pairs.into_iter();
     let key_pair = key_pairs.next();
     if key_pairs.next().is_some() {

@@ -1,24 +1,27 @@
 //! Limits of rates.
 
-use super::super::common::{duration, header_ops};
+use super::super::common::{cidr, duration, header_ops};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use super::fraction;
 use crate::config::{
     Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
 };
 use crate::telemetry::counters::{RateLimitStats, Scope};
+use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::route::v3 as route;
 use leno_xds::envoy::config::route::v3::rate_limit::{Action, action, action::ActionSpecifier};
 use leno_xds::envoy::extensions::common::ratelimit::v3::{LocalRateLimitDescriptor, rate_limit_descriptor::Entry};
 use leno_xds::envoy::extensions::filters::http::local_ratelimit::v3 as xds;
+use leno_xds::envoy::r#type::matcher::v3::AddressMatcher;
 use leno_xds::envoy::r#type::v3::{HttpStatus, TokenBucket as Bucket};
+use leno_xds::xds::core::v3::CidrRange;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Buckets of values that requests bring, where nothing is said; Envoy's default.
 const MAX_DYNAMIC: u32 = 20;
-/// The most that may be said: each is some 150 bytes that clients fill, and they are looked through one by one.
-const MOST_DYNAMIC: u32 = 1000;
+/// The most that may be said: each is some 200 bytes that clients fill.
+const MOST_DYNAMIC: u32 = 65_536;
 
 /// The number of the next limit.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -219,7 +222,22 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
         Some(ActionSpecifier::DynamicMetadata(_)) => return unsupported("dynamic_metadata"),
         Some(ActionSpecifier::Metadata(_)) => return unsupported("metadata"),
         Some(ActionSpecifier::Extension(_)) => return unsupported("extension"),
-        Some(ActionSpecifier::RemoteAddressMatch(_)) => return unsupported("remote_address_match"),
+        Some(ActionSpecifier::RemoteAddressMatch(value)) => {
+            let action::RemoteAddressMatch { descriptor_value, descriptor_key, default_value, address_matcher } = value;
+            let AddressMatcher { ranges, invert_match } = address_matcher.unwrap_or_default();
+            let mut networks = Vec::with_capacity(ranges.len());
+            for (index, CidrRange { address_prefix, prefix_len }) in ranges.into_iter().enumerate() {
+                let range = core::CidrRange { address_prefix, prefix_len };
+                let within = format!("remote_address_match.address_matcher.ranges[{index}]");
+                networks.push(cidr(range).within(within)?);
+            }
+            RateLimitAction::AddressMatch {
+                key: key(descriptor_key, "remote_address"),
+                value: plain(descriptor_value, default_value).within("remote_address_match")?,
+                expect: !invert_match,
+                networks,
+            }
+        }
         None => return Err(Refused::new("action_specifier", "is missing")),
     })
 }
