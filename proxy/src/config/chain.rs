@@ -1,6 +1,6 @@
 //! Listeners, how a connection finds one, and how it finds a filter chain in it.
 
-use super::{AccessLog, FilterChains, Gate, Network, ServerTls};
+use super::{AccessLog, FilterChains, Gate, Metadata, Network, ServerTls};
 use ipnet::IpNet;
 use std::{
     collections::HashMap,
@@ -101,6 +101,8 @@ pub struct Listener {
     pub chains: FilterChains,
     /// What is logged about every connection when it has ended.
     pub access_logs: Vec<AccessLog>,
+    /// What its resource says beside its settings.
+    pub metadata: Option<Metadata>,
     /// How sockets are made and what accepted connections get.
     pub socket: SocketSettings,
     /// Open connections at most, all workers together; further ones are closed.
@@ -132,6 +134,7 @@ impl Default for Listener {
             continue_on_timeout: false,
             chains: FilterChains::default(),
             access_logs: Vec::new(),
+            metadata: None,
             socket: SocketSettings::default(),
             most: None,
         }
@@ -288,6 +291,8 @@ pub struct FilterChain {
     pub gates: Vec<Gate>,
     /// What is done with the connection.
     pub network: Network,
+    /// What its resource says beside its settings.
+    pub metadata: Option<Metadata>,
 }
 
 impl FilterChain {
@@ -300,6 +305,7 @@ impl FilterChain {
             tls_timeout: crate::tls::HANDSHAKE_TIMEOUT,
             gates: Vec::new(),
             network,
+            metadata: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     config::{ClientTls, Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, ConnectError, Host, Lease, connect_named},
+    pool::{Admission, ConnectError, Connected, Host, Lease, connect_named},
     tls::Alpn,
     worker::Worker,
 };
@@ -102,14 +102,15 @@ async fn open_waiting(
         match cluster.begin_connection(host, priority).await {
             Admission::Connect(ticket) => {
                 let connected = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await;
-                let stream = connected.inspect_err(|error| ticket.failed(error))?;
+                let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
                 ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
                     host.note_agreed(true);
                     return Err(ConnectError::Tcp(host.address(), std::io::ErrorKind::Unsupported.into()));
                 }
                 let until = cluster.serves_until(&worker.rng);
-                return Ok(host.lease(h1::up::Connection::new(stream, config.http1), ticket, until, name));
+                let connection = h1::up::Connection::new(stream, config.http1).born(birth);
+                return Ok(host.lease(connection, ticket, until, name));
             }
             Admission::UseIdle => {
                 if let Some(lease) =
@@ -164,13 +165,13 @@ async fn open_http2(
             }
         };
         let connected = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await;
-        let stream = connected.inspect_err(|error| ticket.failed(error))?;
+        let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
         ticket.connected();
         if is_agreed(cluster) {
             host.note_agreed(stream.is_for_http2());
             if !stream.is_for_http2() {
-                let (until, connection) =
-                    (cluster.serves_until(&worker.rng), h1::up::Connection::new(stream, config.http1));
+                let until = cluster.serves_until(&worker.rng);
+                let connection = h1::up::Connection::new(stream, config.http1).born(birth);
                 return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, name.clone()))));
             }
         }
@@ -179,7 +180,7 @@ async fn open_http2(
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, heads, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;
-        connection.know(info);
+        connection.know(info, birth);
         connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {
             ticket.ends(drive.await);

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::Forward,
     listen::Stream,
-    pool::{ConnectError, Host, Ticket},
+    pool::{Birth, ConnectError, Connected, Host, Ticket},
     tcp,
     telemetry::Wire,
 };
@@ -42,6 +42,8 @@ pub struct Raw {
     /// The client has said its last.
     ended: bool,
     shut: bool,
+    /// How it came about.
+    birth: Rc<Birth>,
     /// Its place among the cluster's connections.
     _ticket: Ticket,
 }
@@ -51,7 +53,7 @@ pub struct Raw {
 /// # Errors
 /// As [`crate::pool::connect`], and when the cluster has no place for another connection.
 pub(super) async fn connect(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>) -> Result<Raw, ConnectError> {
-    let (io, ticket) = tcp::connect_once(call.worker, cluster, host, call.conn).await?;
+    let (Connected { stream: io, birth }, ticket) = tcp::connect_once(call.worker, cluster, host, call.conn).await?;
     Ok(Raw {
         io,
         input: Buffer::default(),
@@ -60,6 +62,7 @@ pub(super) async fn connect(call: &Call<'_>, cluster: &Cluster, host: &Rc<Host>)
         sent: false,
         ended: false,
         shut: false,
+        birth,
         _ticket: ticket,
     })
 }
@@ -68,6 +71,11 @@ impl Raw {
     /// This side's address.
     pub fn local_address(&self) -> Option<SocketAddr> {
         self.io.local_address()
+    }
+
+    /// How it came about.
+    pub fn birth(&self) -> Rc<Birth> {
+        self.birth.clone()
     }
 
     /// An endpoint that speaks no HTTP answers nothing.

@@ -6,7 +6,12 @@ use super::{
     headers::Headers,
     raw::Raw,
 };
-use crate::{http2, pool::Lease, telemetry::Wire, tls::TlsInfo};
+use crate::{
+    http2,
+    pool::{Birth, Lease},
+    telemetry::Wire,
+    tls::TlsInfo,
+};
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -41,6 +46,15 @@ impl Up {
             Self::Http1(lease) => lease.connection.tls(),
             Self::Http2(stream) => stream.tls(),
             Self::Raw(_) => None,
+        }
+    }
+
+    /// How the connection to the endpoint came about.
+    pub fn birth(&self) -> Option<Rc<Birth>> {
+        match self {
+            Self::Http1(lease) => lease.connection.birth(),
+            Self::Http2(stream) => stream.birth(),
+            Self::Raw(raw) => Some(raw.birth()),
         }
     }
 

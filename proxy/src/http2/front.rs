@@ -66,6 +66,9 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
     if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
         tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
+        if let Some(visit) = shared.conn.visit.as_ref().filter(|_| error.kind() == io::ErrorKind::ConnectionReset) {
+            visit.reset();
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
+use crate::pool::Birth;
 use crate::telemetry::Wire;
 use crate::telemetry::tracked::ConnectionEnd;
 use crate::tls::TlsInfo;
@@ -39,6 +40,8 @@ struct Handle {
     until: Cell<Option<Instant>>,
     /// What its TLS is known by.
     known: RefCell<Option<Rc<TlsInfo>>>,
+    /// How it came about.
+    birth: RefCell<Option<Rc<Birth>>>,
 }
 
 impl Drop for Handle {
@@ -108,6 +111,7 @@ where
         local,
         until: Cell::new(None),
         known: RefCell::default(),
+        birth: RefCell::default(),
     });
     let users = Rc::downgrade(&handle);
     let drive = async move {
@@ -203,9 +207,10 @@ impl Connection {
         self.0.until.set(until);
     }
 
-    /// What its TLS is known by.
-    pub fn know(&self, tls: Option<TlsInfo>) {
+    /// What its TLS is known by, and how it came about.
+    pub fn know(&self, tls: Option<TlsInfo>, birth: Rc<Birth>) {
         *self.0.known.borrow_mut() = tls.map(Rc::new);
+        *self.0.birth.borrow_mut() = Some(birth);
     }
 
     /// Whether it has reached its greatest age.
@@ -278,6 +283,11 @@ impl Up {
     /// What its connection's TLS is known by, where there is any.
     pub fn tls(&self) -> Option<Rc<TlsInfo>> {
         self.handle.known.borrow().clone()
+    }
+
+    /// How its connection came about.
+    pub fn birth(&self) -> Option<Rc<Birth>> {
+        self.handle.birth.borrow().clone()
     }
 
     /// This side's address.

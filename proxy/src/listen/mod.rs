@@ -154,7 +154,7 @@ impl Drop for OfListener {
 
 /// Finds out what serves a connection. `None` closes it.
 async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
-    let (local, remote) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?);
+    let (local, remote, begun) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?, Instant::now());
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
     let owner = root.config().listeners.bound(bound)?;
@@ -221,6 +221,9 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     conn.proxied = proxied;
     conn.id = id;
     conn.chain = chain.name.clone();
+    conn.begun = begun;
+    conn.listener_metadata.clone_from(&listener.metadata);
+    conn.chain_metadata.clone_from(&chain.metadata);
     conn.direct_local = canonical(local);
     if let Some(visit) = &mut visit {
         visit.claimed(&conn);
@@ -241,6 +244,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
             let stats = worker.shard.listener_stats(&owner.stat_name);
             match secured {
                 Ok((stream, alpn)) => {
+                    conn.secured = Some(Instant::now());
                     conn.tls.iter().for_each(|info| stats.tls.succeeded(info));
                     (Stream::Tls(stream), alpn)
                 }

@@ -4,9 +4,9 @@
 //! adds what it saw.
 
 use crate::{
-    config::{AccessLog, Listener},
+    config::{AccessLog, Listener, Metadata},
     http::ConnInfo,
-    telemetry::{LogEntry, LogKind, ResponseFlags},
+    telemetry::{CloseType, LogEntry, LogKind, ResponseFlags, nanos},
     tls::{PeerIdentity, TlsInfo},
     worker::Worker,
 };
@@ -34,6 +34,10 @@ pub struct Visit {
     server_name: Option<Box<str>>,
     peer: Option<Box<str>>,
     tls: Option<Box<TlsInfo>>,
+    secured: Option<Instant>,
+    chain_metadata: Option<Metadata>,
+    close: Cell<CloseType>,
+    reason: Cell<Option<&'static str>>,
     flags: Cell<ResponseFlags>,
     details: Option<&'static str>,
     termination: RefCell<Option<Box<str>>>,
@@ -76,6 +80,10 @@ impl Visit {
             server_name: None,
             peer: None,
             tls: None,
+            secured: None,
+            chain_metadata: None,
+            close: Cell::default(),
+            reason: Cell::default(),
             flags: Cell::new(ResponseFlags::none()),
             details: None,
             termination: RefCell::default(),
@@ -103,6 +111,8 @@ impl Visit {
     /// A filter chain takes it, of which this much is known.
     pub(super) fn claimed(&mut self, conn: &ConnInfo) {
         self.chain = conn.chain.clone();
+        self.secured = conn.secured;
+        self.chain_metadata.clone_from(&conn.chain_metadata);
         self.server_name.clone_from(&conn.server_name);
         let of_certificate = || Some(conn.tls.as_ref()?.peer()?.uris.first()?.clone());
         self.peer = conn.peer.as_ref().map(|peer| PeerIdentity::uri(peer).into()).or_else(of_certificate);
@@ -117,6 +127,16 @@ impl Visit {
         }
         self.received.set(self.received.get().wrapping_add(received));
         self.sent.set(self.sent.get().wrapping_add(sent));
+    }
+
+    /// The client has reset it.
+    pub fn reset(&self) {
+        self.close.set(CloseType::RemoteReset);
+    }
+
+    /// This side ends it, for that reason.
+    pub fn closed_for(&self, reason: &'static str) {
+        self.reason.set(Some(reason));
     }
 
     /// A filter ended it.
@@ -160,6 +180,13 @@ impl Drop for Visit {
         entry.server_name = self.server_name.as_deref();
         entry.downstream_peer = self.peer.as_deref();
         entry.tls = self.tls.as_deref();
+        entry.accepted = Some(0);
+        // Of what is served by HTTP alone Envoy tells when its TLS was set up.
+        entry.secured = self.secured.filter(|_| entry.protocol.is_some()).map(|at| nanos(self.start, at));
+        entry.endings.down = self.close.get();
+        entry.endings.down_reason = self.reason.get();
+        entry.metadata.chain = self.chain_metadata.as_ref();
+        entry.metadata.listener = self.listener.metadata.as_ref();
         self.write(entry);
     }
 }

@@ -7,14 +7,19 @@ use crate::{
         pipe::{self, Shown},
     },
     listen::{Rewound, Stream, set_option, write_header},
-    tls::{Alpn, Connector, TlsError},
+    tls::{Alpn, Connector, KeyPair, TlsError},
 };
 use nix::errno::Errno;
 use std::{
     io,
     net::SocketAddr,
     os::fd::{AsRawFd, OwnedFd},
-    time::Duration,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 use tokio::net::{TcpSocket, TcpStream, UnixSocket};
 
@@ -60,6 +65,35 @@ pub const DELAYED: &str = "delayed connect error: ";
 /// The same of a Unix socket, of which the system knows at once.
 pub const IMMEDIATE: &str = "immediate connect error: ";
 
+/// How a connection to an endpoint came about.
+#[derive(Debug)]
+pub struct Birth {
+    /// Its number, unlike that of any other to an endpoint in this process.
+    pub id: u64,
+    /// When the connecting began.
+    pub begun: Instant,
+    /// When TCP was connected.
+    pub connected: Instant,
+    /// When the handshake of TLS was done.
+    pub secured: Option<Instant>,
+    /// The server name that was sent.
+    pub server_name: Option<Box<str>>,
+    /// The certificate that this side would show.
+    pub shown: Option<Arc<KeyPair>>,
+}
+
+/// The number of the next connection to an endpoint, of whatever worker.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A connection to an endpoint that was just made.
+#[derive(Debug)]
+pub struct Connected {
+    /// Its bytes.
+    pub stream: Stream,
+    /// How it came about.
+    pub birth: Rc<Birth>,
+}
+
 /// The client for which a connection is made.
 #[derive(Debug, Clone, Copy)]
 pub struct Via<'a> {
@@ -75,7 +109,7 @@ pub struct Via<'a> {
 ///
 /// # Errors
 /// As [`connect_via`], and when the endpoint wants to know the client, of which there is none in particular.
-pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Stream, ConnectError> {
+pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Connected, ConnectError> {
     connect_named(cluster, host, None, alpn, tls).await
 }
 
@@ -89,7 +123,7 @@ pub async fn connect_via(
     alpn: Alpn,
     tls: &Connector,
     via: Option<&Via<'_>>,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     connect_with(cluster, host, None, alpn, tls, via).await
 }
 
@@ -103,7 +137,7 @@ pub async fn connect_named(
     server_name: Option<&str>,
     alpn: Alpn,
     tls: &Connector,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
         let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
         return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
@@ -118,7 +152,7 @@ async fn connect_with(
     alpn: Alpn,
     tls: &Connector,
     via: Option<&Via<'_>>,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
     let stats = host.stats();
@@ -137,7 +171,7 @@ async fn connect_with(
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
     let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
-        Ok(stream) => {
+        Ok(Connected { stream, .. }) => {
             if agreed && alpn != Alpn::Tcp {
                 if stream.is_for_http2() { &stats.cx_http2_total } else { &stats.cx_http1_total }.add(1);
             }
@@ -179,13 +213,16 @@ pub(crate) async fn establish(
     limit: Duration,
     tls: &Connector,
     via: Option<&Via<'_>>,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let attempt = async {
+        let begun = Instant::now();
         let connected = match names.pipe {
             Some(path) => unix(path, address, cluster)?.await,
             None => tcp(address, cluster)?.connect(address).await,
         };
         let tcp = connected.map_err(|error| ConnectError::Tcp(address, error))?;
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut birth = Birth { id, begun, connected: Instant::now(), secured: None, server_name: None, shown: None };
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
@@ -195,19 +232,25 @@ pub(crate) async fn establish(
             say(proxied, via, &tcp).await.map_err(|error| ConnectError::Tcp(address, error))?;
             wanted = proxied.inner.as_deref();
         }
-        let Some(wanted) = wanted else { return Ok(Stream::Plain(tcp)) };
+        let Some(wanted) = wanted else { return Ok(Connected { stream: Stream::Plain(tcp), birth: Rc::new(birth) }) };
         let io = Rewound::new(tcp, Vec::new());
         let stream = match wanted {
-            ClientTls::Mesh(mesh) => {
-                tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| established.stream)
-            }
+            ClientTls::Mesh(mesh) => tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| {
+                birth.server_name = established.server_name;
+                established.stream
+            }),
             ClientTls::Own(context) => {
-                context.connect(io, names.host, names.server, alpn, limit).await.map(|secured| secured.stream)
+                context.connect(io, names.host, names.server, alpn, limit).await.map(|secured| {
+                    (birth.server_name, birth.shown) = (secured.server_name, secured.info.local);
+                    secured.stream
+                })
             }
             // One header is enough; the configuration allows no second.
             ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
         };
-        stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))
+        let stream = stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))?;
+        birth.secured = Some(Instant::now());
+        Ok(Connected { stream, birth: Rc::new(birth) })
     };
     match tokio::time::timeout(limit, attempt).await {
         Ok(result) => result,

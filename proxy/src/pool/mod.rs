@@ -11,7 +11,7 @@ mod outcome;
 
 pub use breakers::{Overflow, Ticket};
 pub use cluster::{Admission, ClusterState};
-pub use connect::{ConnectError, DELAYED, IMMEDIATE, Via, connect, connect_named, connect_via};
+pub use connect::{Birth, ConnectError, Connected, DELAYED, IMMEDIATE, Via, connect, connect_named, connect_via};
 pub(crate) use connect::{Names, establish};
 pub use outcome::Outcome;
 

@@ -5,7 +5,7 @@ use super::splice::{Moving, Pipe};
 use crate::{
     http::buffer::Buffer,
     listen::Stream,
-    telemetry::{ResponseFlags, TcpRecorder},
+    telemetry::{CloseType, ResponseFlags, TcpRecorder},
 };
 use std::{
     future::poll_fn,
@@ -33,6 +33,10 @@ pub(super) struct Moved {
     pub(super) flags: ResponseFlags,
     /// The endpoint was the first to end it.
     pub(super) remote: bool,
+    /// How the client's connection ended.
+    pub(super) down: CloseType,
+    /// How the endpoint's did.
+    pub(super) up: CloseType,
 }
 
 /// One direction.
@@ -47,9 +51,22 @@ struct Half {
     splices: bool,
 }
 
+/// Which side broke, and whether it was reset.
 enum Broken {
-    Source,
-    Sink,
+    Source(bool),
+    Sink(bool),
+}
+
+fn is_reset(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::ConnectionReset
+}
+
+fn source(error: std::io::Error) -> Broken {
+    Broken::Source(is_reset(&error))
+}
+
+fn sink(error: std::io::Error) -> Broken {
+    Broken::Sink(is_reset(&error))
 }
 
 impl Half {
@@ -63,14 +80,14 @@ impl Half {
             ready!(self.poll_write(cx, to))?;
             if self.ended {
                 if !self.shut {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(|_| Broken::Sink)?;
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(sink)?;
                     self.shut = true;
                 }
                 return Poll::Ready(Ok(()));
             }
             if self.poll_read(cx, from)?.is_pending() {
                 // What TLS still holds back goes out before we wait.
-                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(|_| Broken::Sink)?;
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(sink)?;
                 return Poll::Pending;
             }
         }
@@ -81,16 +98,16 @@ impl Half {
     /// Ready when nothing is left to write.
     fn poll_write(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<Result<(), Broken>> {
         while !self.buffer.is_empty() {
-            let count = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.bytes())).map_err(|_| Broken::Sink)?;
+            let count = ready!(Pin::new(&mut *to).poll_write(cx, self.buffer.bytes())).map_err(sink)?;
             if count == 0 {
-                return Poll::Ready(Err(Broken::Sink));
+                return Poll::Ready(Err(Broken::Sink(false)));
             }
             self.buffer.consume(count);
             self.count += count as u64;
         }
         if let (Some(pipe), Stream::Plain(tcp)) = (&mut self.pipe, &*to) {
             while !pipe.is_empty() {
-                self.count += ready!(pipe.poll_drain(cx, tcp)).map_err(|_| Broken::Sink)?;
+                self.count += ready!(pipe.poll_drain(cx, tcp)).map_err(sink)?;
             }
         }
         Poll::Ready(Ok(()))
@@ -118,14 +135,14 @@ impl Half {
                         self.splices = false;
                         self.pipe = None;
                     }
-                    Poll::Ready(Err(_)) => return Err(Broken::Source),
+                    Poll::Ready(Err(error)) => return Err(source(error)),
                 }
             }
         }
         match self.buffer.poll_read(from, cx) {
             Poll::Ready(Ok(0)) => self.ended = true,
             Poll::Ready(Ok(_)) => {}
-            Poll::Ready(Err(_)) => return Err(Broken::Source),
+            Poll::Ready(Err(error)) => return Err(source(error)),
             Poll::Pending => return Ok(Poll::Pending),
         }
         Ok(Poll::Ready(()))
@@ -148,6 +165,7 @@ pub(super) async fn both(
     let mut last = Instant::now();
     let mut last_report = last;
     let (mut seen, mut first_end) = (0, None);
+    let (mut down_close, mut up_close) = (CloseType::Normal, CloseType::Normal);
     let flags = poll_fn(|cx| {
         let a = there.poll(cx, down, up);
         let b = back.poll(cx, up, down);
@@ -169,10 +187,17 @@ pub(super) async fn both(
         let over = |flags| Poll::Ready(flags);
         match (a, b) {
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return over(ResponseFlags::none()),
-            (Poll::Ready(Err(Broken::Source)), _) | (_, Poll::Ready(Err(Broken::Sink))) => {
+            (Poll::Ready(Err(Broken::Source(reset))), _) | (_, Poll::Ready(Err(Broken::Sink(reset)))) => {
+                if reset {
+                    down_close = CloseType::RemoteReset;
+                }
                 return over(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             }
-            (Poll::Ready(Err(Broken::Sink)), _) | (_, Poll::Ready(Err(Broken::Source))) => {
+            (Poll::Ready(Err(Broken::Sink(reset))), _) | (_, Poll::Ready(Err(Broken::Source(reset)))) => {
+                if reset {
+                    // Envoy passes that on.
+                    (up_close, down_close) = (CloseType::RemoteReset, CloseType::LocalReset);
+                }
                 return over(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
             }
             _ => {}
@@ -182,7 +207,14 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
-    Moved { received: there.count, sent: back.count, flags, remote: first_end == Some(true) }
+    Moved {
+        received: there.count,
+        sent: back.count,
+        flags,
+        remote: first_end == Some(true),
+        down: down_close,
+        up: up_close,
+    }
 }
 
 #[cfg(test)]

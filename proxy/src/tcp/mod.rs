@@ -9,10 +9,10 @@ use crate::{
     config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::Stream,
-    pool::{ClusterState, ConnectError, Host, Outcome, Ticket, Via, connect_via},
+    pool::{ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
-    telemetry::{ConnectionSecurity, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
+    telemetry::{ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
 };
@@ -24,6 +24,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::futures::Notified;
+
+/// Why a connection of a client is ended for which there is no endpoint: Envoy's words and numbers.
+const NO_CONNECTION: &str = "tcp_initializion_failure:0";
+const NO_ENDPOINT: &str = "tcp_initializion_failure:1";
+const NO_PLACE: &str = "tcp_initializion_failure:2";
+const NO_ROUTE: &str = "tcp_initializion_failure:3";
 
 /// What became of a connection, for its line.
 #[derive(Default)]
@@ -40,6 +46,9 @@ struct Told {
     attempts: u16,
     received: u64,
     sent: u64,
+    /// An endpoint was looked for.
+    began: bool,
+    endings: Endings<'static>,
     /// What is kept where a line asks for it.
     observed: Option<Observed>,
 }
@@ -125,10 +134,16 @@ impl Told {
         entry.downstream_direct_local = Some(conn.direct_local);
         entry.downstream_direct_remote = Some(conn.direct());
         entry.connection_id = conn.id;
+        entry.accepted = Some(0);
+        entry.moments.closed = (kind == LogKind::TcpConnectionEnd).then_some(entry.duration);
+        entry.endings = self.endings;
+        entry.endings.up = self.began.then_some(self.endings.up.unwrap_or_default());
         entry.tls = conn.tls.as_deref();
         entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
         entry.observed = self.observed.as_ref();
         entry.metadata.cluster = self.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
+        entry.metadata.listener = conn.listener_metadata.as_ref();
+        entry.metadata.chain = conn.chain_metadata.as_ref();
         entry.metadata.endpoint = self.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref());
         // That it idled is counted; Envoy's line says nothing of it, and nothing of a client that left.
         let untold = ResponseFlags::STREAM_IDLE_TIMEOUT | ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
@@ -163,6 +178,7 @@ async fn carry(
     start: Instant,
     told: &mut Told,
 ) {
+    told.began = true;
     let root = worker.root();
     let end = proxy.max_duration.map(|(limit, more)| {
         let drawn = worker.rng.below(u64::try_from(more.as_millis()).unwrap_or(u64::MAX).saturating_add(1));
@@ -184,17 +200,18 @@ async fn carry(
     let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.wanted() };
     let Some(cluster) = target.and_then(|id| root.cluster(id)) else {
         told.flags |= ResponseFlags::NO_CLUSTER;
+        told.endings.down_reason = Some(NO_ROUTE);
         return;
     };
     told.cluster = Some(cluster.clone());
-    let (up, host) = match open(worker, cluster, conn, proxy, &wanted, told).await {
+    let (up, host) = match open(worker, cluster, conn, proxy, &wanted, start, told).await {
         Some(open) => open,
         None => return,
     };
     let _active = host.enter();
     told.connected = true;
     told.local = match &up {
-        Way::Direct(up, _) => up.local_address(),
+        Way::Direct(up, _) => up.stream.local_address(),
         Way::Tunnel(up) => up.local_address(),
     };
     if proxy.log_connected {
@@ -227,7 +244,7 @@ async fn carry(
             if cluster.config().close_on_failure {
                 ends.lost = Some(Box::pin(host.lost()));
             }
-            let moved = copy::both(&mut stream, &mut up, first, ends, &recorder).await;
+            let moved = copy::both(&mut stream, &mut up.stream, first, ends, &recorder).await;
             ticket.ends(ConnectionEnd { remote: moved.remote, active: true, served: 1 });
             moved
         }
@@ -236,6 +253,14 @@ async fn carry(
     told.received = moved.received;
     told.sent = moved.sent;
     told.flags |= moved.flags;
+    let reason = if moved.flags.contains(ResponseFlags::STREAM_IDLE_TIMEOUT) {
+        Some("tcp_session_idle_timeout")
+    } else if moved.flags.contains(ResponseFlags::DURATION_TIMEOUT) {
+        Some("max_connection_duration_reached")
+    } else {
+        None
+    };
+    told.endings = Endings { down: moved.down, up: Some(moved.up), down_reason: reason, up_reason: reason };
     recorder.set_flags(told.flags);
 }
 
@@ -289,7 +314,7 @@ impl Ends<'_> {
 /// The way to an endpoint.
 enum Way {
     /// A connection of its own, with its place in the cluster.
-    Direct(Stream, Ticket),
+    Direct(Connected, Ticket),
     /// Through an HTTP proxy.
     Tunnel(Box<Up>),
 }
@@ -301,6 +326,7 @@ async fn open(
     conn: &ConnInfo,
     proxy: &TcpProxy,
     wanted: &PickContext<'_>,
+    start: Instant,
     told: &mut Told,
 ) -> Option<(Way, Rc<Host>)> {
     let mut tried = Vec::new();
@@ -312,6 +338,7 @@ async fn open(
         }
         let Some(host) = cluster.pick(&worker.rng, wanted, |host| tried.contains(&host.address())) else {
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
+            told.endings.down_reason = Some(NO_ENDPOINT);
             return None;
         };
         if let Some(observed) = &mut told.observed {
@@ -330,15 +357,21 @@ async fn open(
             Ok(way) => {
                 if let Some(observed) = &mut told.observed {
                     observed.tls = match &way {
-                        Way::Direct(up, _) => up.tls_info().map(Rc::new),
+                        Way::Direct(up, _) => up.stream.tls_info().map(Rc::new),
                         Way::Tunnel(up) => up.tls(),
                     };
+                    let birth = match &way {
+                        Way::Direct(up, _) => Some(up.birth.clone()),
+                        Way::Tunnel(up) => up.birth(),
+                    };
+                    observed.connected(birth, start);
                 }
                 cluster.note_connection(&host, Outcome::Connected);
                 return Some((way, host));
             }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                told.endings.down_reason = Some(NO_PLACE);
                 return None;
             }
             Err(error) => {
@@ -353,6 +386,7 @@ async fn open(
     }
     cluster.stats().cx_connect_attempts_exceeded.add(1);
     told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::CONNECT_ATTEMPTS;
+    told.endings.down_reason = Some(NO_CONNECTION);
     None
 }
 
@@ -365,7 +399,7 @@ pub(crate) async fn connect_once(
     cluster: &Rc<ClusterState>,
     host: &Rc<Host>,
     conn: &ConnInfo,
-) -> Result<(Stream, Ticket), ConnectError> {
+) -> Result<(Connected, Ticket), ConnectError> {
     let config = cluster.config();
     let overflow = |_| ConnectError::Overflow(host.address());
     let waiting = cluster.begin_wait(Priority::Default).map_err(overflow)?;
@@ -374,8 +408,8 @@ pub(crate) async fn connect_once(
     let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
     let connected = connect_via(config, host, Alpn::Tcp, &worker.tls, Some(&via)).await;
     waiting.settle();
-    let stream = connected.inspect_err(|error| ticket.failed(error))?;
+    let connected = connected.inspect_err(|error| ticket.failed(error))?;
     ticket.connected();
     cluster.stats().rq_total.add(1);
-    Ok((stream, ticket))
+    Ok((connected, ticket))
 }

@@ -241,5 +241,5 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count);
     recorder.sent(back.count);
-    Moved { received: there.count, sent: back.count, flags, remote: false }
+    Moved { received: there.count, sent: back.count, flags, ..Moved::default() }
 }

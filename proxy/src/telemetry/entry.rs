@@ -4,11 +4,15 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::ResponseFlags;
 use crate::config::Metadata;
+use crate::pool::Birth;
 use crate::tls::TlsInfo;
+
+/// What stands for a `grpc-status` that is no number.
+pub const NOT_A_STATUS: u16 = u16::MAX;
 
 /// Finds a header by its lower-case name.
 pub trait HeaderLookup {
@@ -160,6 +164,10 @@ pub struct Wire {
     pub head_received: u64,
     /// Of heads that went.
     pub head_sent: u64,
+    /// Of names and values of heads that came; of HTTP/1 as of `head_received`.
+    pub plain_received: u64,
+    /// Of names and values of heads that went; of HTTP/1 as of `head_sent`.
+    pub plain_sent: u64,
 }
 
 /// What is only kept of a request where a line asks for it.
@@ -175,6 +183,87 @@ pub struct Observed {
     pub tls: Option<Rc<TlsInfo>>,
     /// How long it took until there was a connection to it.
     pub ready: Option<Duration>,
+    /// How the connection to it came about.
+    pub birth: Option<Rc<Birth>>,
+    /// The same in relation to the beginning of what the line is about.
+    pub connecting: Connecting,
+    /// The numbers of the connections on which attempts went.
+    pub connections: Vec<u64>,
+    /// When the body of the endpoint's answer began.
+    pub body: Option<Duration>,
+    /// When the sending of the answer to the client began.
+    pub answering: Option<Duration>,
+}
+
+impl Observed {
+    /// A connection for what began at `start`.
+    pub fn connected(&mut self, birth: Option<Rc<Birth>>, start: Instant) {
+        if let Some(birth) = &birth {
+            self.connections.push(birth.id);
+            self.connecting = Connecting {
+                begun: Some(nanos(start, birth.begun)),
+                connected: Some(nanos(start, birth.connected)),
+                secured: birth.secured.map(|at| nanos(start, at)),
+            };
+        }
+        self.birth = birth;
+    }
+}
+
+/// When a connection to an endpoint was made: nanoseconds since the beginning of what is told, negative where that was before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Connecting {
+    /// The connecting began.
+    pub begun: Option<i64>,
+    /// TCP was connected.
+    pub connected: Option<i64>,
+    /// The handshake of TLS was done.
+    pub secured: Option<i64>,
+}
+
+/// Nanoseconds from one moment to another, negative where that was before.
+pub fn nanos(from: Instant, to: Instant) -> i64 {
+    let whole = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
+    match to.checked_duration_since(from) {
+        Some(span) => whole(span),
+        None => -whole(from.duration_since(to)),
+    }
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CloseType {
+    /// In order, or not at all.
+    #[default]
+    Normal,
+    /// It was reset by this side.
+    LocalReset,
+    /// It was reset by the other side.
+    RemoteReset,
+}
+
+impl CloseType {
+    /// Envoy's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::LocalReset => "LocalReset",
+            Self::RemoteReset => "RemoteReset",
+        }
+    }
+}
+
+/// How the connections on both sides ended, as far as they have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endings<'a> {
+    /// The client's.
+    pub down: CloseType,
+    /// The endpoint's, where one was looked for.
+    pub up: Option<CloseType>,
+    /// Why this side ended the client's.
+    pub down_reason: Option<&'a str>,
+    /// Why this side ended the endpoint's.
+    pub up_reason: Option<&'a str>,
 }
 
 /// The metadata that belongs to a request.
@@ -188,6 +277,10 @@ pub struct Known<'a> {
     pub cluster: Option<&'a Metadata>,
     /// Its endpoint's.
     pub endpoint: Option<&'a Metadata>,
+    /// The listener's to which its client came.
+    pub listener: Option<&'a Metadata>,
+    /// The filter chain's that took its client.
+    pub chain: Option<&'a Metadata>,
 }
 
 /// When what happened, since the request began.
@@ -203,6 +296,10 @@ pub struct Moments {
     pub answered: Option<Duration>,
     /// The endpoint's answer had come whole.
     pub answer_ended: Option<Duration>,
+    /// The client has got the whole answer: at the end of what is told.
+    pub ended: bool,
+    /// The client's connection had ended.
+    pub closed: Option<Duration>,
 }
 
 /// What a line can speak of. What is not known is `None` and prints as `-`.
@@ -285,6 +382,12 @@ pub struct LogEntry<'a, Q, S> {
     pub downstream_direct_remote: Option<SocketAddr>,
     /// The number of its connection.
     pub connection_id: u64,
+    /// When its connection began, in nanoseconds since `start`; negative where that was before.
+    pub accepted: Option<i64>,
+    /// When TLS with it was set up, by the same count.
+    pub secured: Option<i64>,
+    /// How connections ended.
+    pub endings: Endings<'a>,
     /// The downstream's SPIFFE id.
     pub downstream_peer: Option<&'a str>,
     /// The downstream's TLS.
@@ -351,6 +454,9 @@ impl<Q, S> LogEntry<'_, Q, S> {
             downstream_remote: None,
             downstream_direct_remote: None,
             connection_id: 0,
+            accepted: None,
+            secured: None,
+            endings: Endings::default(),
             downstream_peer: None,
             tls: None,
             server_name: None,

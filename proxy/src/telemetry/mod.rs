@@ -30,11 +30,14 @@ pub mod tags;
 pub mod tally;
 pub mod tracked;
 
-pub use entry::{HeaderLookup, Known, LogEntry, LogKind, Moments, Observed, Told, Wire};
+pub use entry::{
+    CloseType, Connecting, Endings, HeaderLookup, Known, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Told,
+    Wire, nanos,
+};
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
 pub(crate) use logfilter::grpc_of_http;
-pub use logfilter::{Comparison, LogFilter};
+pub use logfilter::{Comparison, LogFilter, ToldMatch, ToldTest};
 pub use logformat::{FormatError, LogFormat, LogNeeds};
 pub use logsink::{LogSink, LogSinks};
 pub use render::{Exposition, Telemetry};

@@ -66,6 +66,7 @@ impl Connector {
     {
         let (config, trust_domain) = self.config(expected, alpn)?;
         let name = wire_name(server_name);
+        let server_name = super::own_client::sent(&name);
         let connector = TlsConnector::from(config);
         let handshake =
             Box::pin(connector.connect_with(name, io, |connection| connection.set_buffer_limit(Some(BUFFER_LIMIT))));
@@ -79,7 +80,7 @@ impl Connector {
         let peer = PeerIdentity::of_valid_certificate(leaf, SystemTime::now())?;
         check(&peer, expected, &trust_domain)?;
         let alpn = connection.alpn_protocol().and_then(Alpn::parse);
-        Ok(Established { stream: Box::new(stream.into()), peer, alpn, server_name: None })
+        Ok(Established { stream: Box::new(stream.into()), peer, alpn, server_name })
     }
 
     fn config(&self, expected: &[Arc<str>], alpn: Alpn) -> Result<(Arc<ClientConfig>, Arc<str>), TlsError> {

@@ -20,6 +20,8 @@ pub struct CertificateFacts {
     pub dns: Vec<Box<str>>,
     /// E-mail names.
     pub emails: Vec<Box<str>>,
+    /// Names of other kinds that are texts.
+    pub other_names: Vec<Box<str>>,
     /// IP addresses.
     pub ips: Vec<IpAddr>,
     /// The common name of the subject.
@@ -48,6 +50,7 @@ impl CertificateFacts {
             uris: Vec::new(),
             dns: Vec::new(),
             emails: Vec::new(),
+            other_names: Vec::new(),
             ips: Vec::new(),
             common_name: parsed.subject().iter_common_name().next().and_then(|name| name.as_str().ok()).map(Into::into),
             subject: rfc2253(parsed.subject()).into(),
@@ -64,6 +67,7 @@ impl CertificateFacts {
                 GeneralName::URI(uri) => facts.uris.push((*uri).into()),
                 GeneralName::DNSName(name) => facts.dns.push((*name).into()),
                 GeneralName::RFC822Name(name) => facts.emails.push((*name).into()),
+                GeneralName::OtherName(_, value) => facts.other_names.extend(other_name(value)),
                 GeneralName::IPAddress(bytes) => facts.ips.extend(address(bytes)),
                 _ => {}
             }
@@ -180,6 +184,26 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         _ => None,
     }
+}
+
+/// The text that a name of another kind is, if it is one: a string of ASN.1, most likely within a tag of its own.
+fn other_name(value: &[u8]) -> Option<Box<str>> {
+    let (tag, content) = element(value)?;
+    let (tag, content) = if tag == 0xa0 { element(content)? } else { (tag, content) };
+    // UTF-8, numeric, printable, T61, IA5, visible.
+    let text = matches!(tag, 0x0c | 0x12 | 0x13 | 0x14 | 0x16 | 0x1a);
+    std::str::from_utf8(content).ok().filter(|_| text).map(Into::into)
+}
+
+/// The tag and the content of an element of DER.
+fn element(der: &[u8]) -> Option<(u8, &[u8])> {
+    let [tag, length, rest @ ..] = der else { return None };
+    let (length, rest) = match length {
+        0x81 => (usize::from(*rest.first()?), &rest[1..]),
+        0x82 => (usize::from(u16::from_be_bytes([*rest.first()?, *rest.get(1)?])), &rest[2..]),
+        short => (usize::from(*short), rest),
+    };
+    Some((*tag, rest.get(..length)?))
 }
 
 /// A distinguished name as RFC 2253 writes it: the last part first, without blanks between the parts.

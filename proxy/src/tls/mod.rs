@@ -39,6 +39,7 @@ pub use credentials::{CredentialStore, Credentials};
 pub use facts::CertificateFacts;
 pub use identity::{IdentityError, PeerIdentity};
 pub use info::TlsInfo;
+pub use material::KeyPair;
 pub use own_client::{ClientContext, ClientSettings};
 pub use own_server::{ServerContext, ServerSettings};
 pub use pace::Pace;
@@ -59,7 +60,7 @@ pub struct Established<IO> {
     pub peer: PeerIdentity,
     /// What both agreed to speak; `None` when the client offered nothing.
     pub alpn: Option<Alpn>,
-    /// Server name that the client sent (server side only).
+    /// Server name that the client sent, whichever side that is.
     pub server_name: Option<Box<str>>,
 }
 
@@ -69,7 +70,7 @@ pub struct Secured<IO> {
     pub stream: TlsStream<IO>,
     /// What it is known by.
     pub info: TlsInfo,
-    /// Server name that the client sent (server side only).
+    /// Server name that the client sent, whichever side that is.
     pub server_name: Option<Box<str>>,
 }
 

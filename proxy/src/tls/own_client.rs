@@ -195,6 +195,7 @@ impl ClientContext {
             }
             (Err(_), Err(_)) => ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0]))),
         };
+        let sent = sent(&wire);
         let connector = TlsConnector::from(ready.config.clone());
         let offered = match inside {
             Alpn::H2 if self.settings.alpn.is_empty() => Some(&b"h2"[..]),
@@ -220,7 +221,15 @@ impl ClientContext {
             _ => false,
         };
         let info = TlsInfo::of(connection, verified && !ready.verifier.takes_all(), ready.key_pair.clone());
-        Ok(Secured { stream: Box::new(stream.into()), info, server_name: None })
+        Ok(Secured { stream: Box::new(stream.into()), info, server_name: sent })
+    }
+}
+
+/// The server name that is sent for one that is asked for.
+pub(super) fn sent(name: &ServerName<'_>) -> Option<Box<str>> {
+    match name {
+        ServerName::DnsName(name) => Some(name.as_ref().into()),
+        _ => None,
     }
 }
 

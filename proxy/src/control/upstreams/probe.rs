@@ -157,7 +157,7 @@ impl Target<'_> {
         let limit = self.check.timeout;
         let tls = tls.as_deref();
         let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls, None).await;
-        made.map_err(io::Error::other)
+        made.map(|connected| connected.stream).map_err(io::Error::other)
     }
 
     async fn http1(&self, kept: &mut Kept) -> io::Result<http1::SendRequest<Full<Bytes>>> {

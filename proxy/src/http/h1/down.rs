@@ -48,6 +48,8 @@ pub struct Connection {
     /// Write side to be shut down once everything is sent (end of a tunnel's direction).
     shut: bool,
     tunnel: bool,
+    /// The client has reset the connection.
+    reset: bool,
 }
 
 /// What came of waiting for a request.
@@ -80,6 +82,7 @@ impl Connection {
             heads: (0, 0),
             shut: false,
             tunnel: false,
+            reset: false,
         }
     }
 
@@ -96,6 +99,22 @@ impl Connection {
     /// Bytes that were read and belong to no request yet.
     pub fn unread(&self) -> u64 {
         self.input.len() as u64
+    }
+
+    /// Whether the client has reset the connection.
+    pub fn was_reset(&self) -> bool {
+        self.reset
+    }
+
+    /// Whether it ends because of what the last response says, which is whole.
+    pub fn ends_in_order(&self) -> bool {
+        self.ended && self.closing && !self.tunnel
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<usize>> {
+        let result = ready!(self.input.poll_read(&mut self.io, cx));
+        self.reset |= result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset);
+        Poll::Ready(result)
     }
 
     /// Whether the next request may be read: the last one and its response are complete and both sides want to go on.
@@ -138,7 +157,7 @@ impl Connection {
                     }
                 }
             }
-            if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
+            if ready!(self.poll_read(cx))? == 0 {
                 return Poll::Ready(if self.input.is_empty() { Ok(Arrival::Closed) } else { Err(SideError::Ended) });
             }
         }
@@ -181,7 +200,7 @@ impl Connection {
         let mut read = 0;
         while read < MOST {
             self.input.consume(self.input.len());
-            match ready!(self.input.poll_read(&mut self.io, cx)) {
+            match ready!(self.poll_read(cx)) {
                 Ok(0) | Err(_) => break,
                 Ok(count) => read += count,
             }
@@ -349,7 +368,9 @@ impl Downstream for Connection {
 
     fn wire(&self) -> Wire {
         let (head_received, head_sent) = (self.heads.0.into(), self.heads.1.into());
-        Wire { received: self.input.passed, sent: self.written(), head_received, head_sent }
+        let (plain_received, plain_sent) = (head_received, head_sent);
+        let (received, sent) = (self.input.passed, self.written());
+        Wire { received, sent, head_received, head_sent, plain_received, plain_sent }
     }
 
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -358,7 +379,7 @@ impl Downstream for Connection {
             return Poll::Pending;
         }
         ready!(self.io.poll_readable(cx));
-        match ready!(self.input.poll_read(&mut self.io, cx)) {
+        match ready!(self.poll_read(cx)) {
             Ok(count) if count > 0 => Poll::Pending,
             _ => Poll::Ready(()),
         }

@@ -105,6 +105,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             response,
             tally: Tally::start(manager.observes()),
         };
+        let refused = matches!(waited, Waited::Refused(_));
         match waited {
             // Boxed: what a request needs is there while it runs, and an idle connection stays small.
             Waited::Request => {
@@ -127,6 +128,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
         drop(call);
         give_back(heads);
         if !side.can_go_on() {
+            if let Some(visit) = conn.visit.as_ref().filter(|_| !refused && side.ends_in_order()) {
+                visit.closed_for("deferred_close_on_drained_connection");
+            }
             break;
         }
     }
@@ -140,6 +144,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
         .await;
     } else {
         side.say_goodbye().await;
+    }
+    if let Some(visit) = conn.visit.as_ref().filter(|_| side.was_reset()) {
+        visit.reset();
     }
 }
 
@@ -241,6 +248,7 @@ async fn refuse(call: &mut Call<'_>, side: &mut Connection, reply: Reply) {
     if let Some(observed) = call.observed() {
         observed.down = wire;
     }
+    call.tally.moments.ended = true;
     call.tell_listener(wire);
     call.record();
 }

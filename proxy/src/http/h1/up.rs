@@ -14,6 +14,7 @@ use super::{
 use crate::{
     config::Http1Upstream,
     listen::Stream,
+    pool::Birth,
     telemetry::{Wire, tracked::ConnectionEnd},
     tls::TlsInfo,
 };
@@ -55,6 +56,8 @@ pub struct Connection {
     ended: bool,
     /// Bytes of headers, of the answer and of this request.
     heads: (u32, u32),
+    /// How it came about.
+    birth: Option<Rc<Birth>>,
     /// What its TLS is known by, once somebody has asked.
     known: OnceCell<Option<Rc<TlsInfo>>>,
 }
@@ -83,6 +86,7 @@ impl Connection {
             shut: false,
             ended: false,
             heads: (0, 0),
+            birth: None,
             known: OnceCell::new(),
         }
     }
@@ -95,6 +99,17 @@ impl Connection {
     /// What its TLS is known by, where there is any.
     pub fn tls(&self) -> Option<Rc<TlsInfo>> {
         self.known.get_or_init(|| self.io.tls_info().map(Rc::new)).clone()
+    }
+
+    /// The same, of which it is known how it came about.
+    #[must_use]
+    pub fn born(self, birth: Rc<Birth>) -> Self {
+        Self { birth: Some(birth), ..self }
+    }
+
+    /// How it came about.
+    pub fn birth(&self) -> Option<Rc<Birth>> {
+        self.birth.clone()
     }
 
     /// Requests that it served.
@@ -317,6 +332,7 @@ impl Upstream for Connection {
     fn wire(&self) -> Wire {
         let sent = self.output.passed + self.output.len() as u64;
         let (head_received, head_sent) = (self.heads.0.into(), self.heads.1.into());
-        Wire { received: self.input.passed, sent, head_received, head_sent }
+        let (plain_received, plain_sent) = (head_received, head_sent);
+        Wire { received: self.input.passed, sent, head_received, head_sent, plain_received, plain_sent }
     }
 }

@@ -29,11 +29,21 @@ pub(in super::super) struct Encoder {
     newest: u32,
     /// The number of the last entry whose hash led to a place; made with the first entry.
     places: Vec<u32>,
+    /// Bytes of names and values since they were last asked for.
+    plain: usize,
 }
 
 impl Encoder {
     pub(in super::super) fn new() -> Self {
-        Self { table: VecDeque::new(), size: 0, limit: TABLE_SIZE, untold: None, newest: 0, places: Vec::new() }
+        Self {
+            table: VecDeque::new(),
+            size: 0,
+            limit: TABLE_SIZE,
+            untold: None,
+            newest: 0,
+            places: Vec::new(),
+            plain: 0,
+        }
     }
 
     /// The peer's table has so many bytes from now on; more than [`TABLE_SIZE`] are not used.
@@ -58,8 +68,14 @@ impl Encoder {
         }
     }
 
+    /// Bytes of names and values that were written since this was last asked.
+    pub(in super::super) fn take_plain(&mut self) -> u64 {
+        std::mem::take(&mut self.plain) as u64
+    }
+
     /// Writes `:status`.
     pub(in super::super) fn status(&mut self, status: u16, out: &mut Vec<u8>) {
+        self.plain += ":status".len() + 3;
         match status {
             200 => out.push(0x88),
             204 => out.push(0x89),
@@ -77,6 +93,7 @@ impl Encoder {
 
     /// Writes `:method`.
     pub(in super::super) fn method(&mut self, method: &[u8], out: &mut Vec<u8>) {
+        self.plain += ":method".len() + method.len();
         match method {
             b"GET" => out.push(0x82),
             b"POST" => out.push(0x83),
@@ -86,16 +103,19 @@ impl Encoder {
 
     /// Writes `:scheme`.
     pub(in super::super) fn scheme(&mut self, tls: bool, out: &mut Vec<u8>) {
+        self.plain += ":schemehttp".len() + usize::from(tls);
         out.push(if tls { 0x87 } else { 0x86 });
     }
 
     /// Writes `:authority`.
     pub(in super::super) fn authority(&mut self, authority: &[u8], out: &mut Vec<u8>) {
+        self.plain += ":authority".len() + authority.len();
         self.indexed(1, b":authority", authority, out);
     }
 
     /// Writes `:path`.
     pub(in super::super) fn path(&mut self, path: &[u8], out: &mut Vec<u8>) {
+        self.plain += ":path".len() + path.len();
         if path == b"/" {
             return out.push(0x84);
         }
@@ -104,6 +124,7 @@ impl Encoder {
 
     /// Writes a header; letters of its name become small.
     pub(in super::super) fn header(&mut self, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+        self.plain += name.len() + value.len();
         let mut small = [0u8; 64];
         let lowered;
         let name: &[u8] = if !name.iter().any(u8::is_ascii_uppercase) {

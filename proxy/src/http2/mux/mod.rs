@@ -235,6 +235,8 @@ pub(super) struct Mux {
     block: Option<Block>,
     /// Bytes of the frames that brought the header block so far.
     block_wire: u64,
+    /// Bytes of names and values of the last header block.
+    block_plain: u64,
     decoder: Decoder,
     recv_window: i64,
     used: u32,
@@ -295,6 +297,7 @@ impl Mux {
             partial: Vec::new(),
             block: None,
             block_wire: 0,
+            block_plain: 0,
             decoder: Decoder::new(),
             recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
             used: 0,

@@ -234,12 +234,17 @@ impl Mux {
                 stream.wire.received += wire;
                 stream.wire.head_received += wire;
             }
-            return match self.role {
+            let result = match self.role {
                 Role::Client if self.get(key).is_some_and(|stream| stream.head.is_none() && !stream.headed) => {
                     self.answer(key, end, block)
                 }
                 _ => self.trailers(key, end, block),
             };
+            let plain = self.block_plain;
+            if let Some(stream) = self.get_mut(key) {
+                stream.wire.plain_received += plain;
+            }
+            return result;
         }
         if self.is_idle(id) {
             if self.role == Role::Client || id.is_multiple_of(2) {
@@ -254,8 +259,15 @@ impl Mux {
         fault(Code::STREAM_CLOSED, "HEADERS on a stream that is over")
     }
 
-    fn decode(&mut self, block: &[u8], take: impl FnMut(&[u8], &[u8])) -> Result {
-        self.decoder.decode(block, take).or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
+    fn decode(&mut self, block: &[u8], mut take: impl FnMut(&[u8], &[u8])) -> Result {
+        let mut plain = 0;
+        let counted = |name: &[u8], value: &[u8]| {
+            plain += (name.len() + value.len()) as u64;
+            take(name, value);
+        };
+        let result = self.decoder.decode(block, counted);
+        self.block_plain = plain;
+        result.or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
     }
 
     fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8], wire: u64) -> Result {
@@ -273,10 +285,11 @@ impl Mux {
         match request.finish(end) {
             Ok((head, promised)) if !dependent => {
                 let key = self.open(id);
+                let plain_received = self.block_plain;
                 if let Some(stream) = self.get_mut(key) {
                     stream.ended = end;
                     stream.promised = promised;
-                    stream.wire = Wire { received: wire, head_received: wire, ..Wire::default() };
+                    stream.wire = Wire { received: wire, head_received: wire, plain_received, ..Wire::default() };
                 }
                 self.incoming.push_back(Incoming { key, head });
                 Ok(())

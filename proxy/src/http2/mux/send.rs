@@ -84,9 +84,11 @@ impl Mux {
         }
         self.tail = (!ended).then_some((id, at + 4));
         let bytes = (self.out.bytes.len() - at) as u64;
+        let plain = self.encoder.take_plain();
         if let Some(stream) = self.get_mut(key) {
             stream.wire.sent += bytes;
             stream.wire.head_sent += bytes;
+            stream.wire.plain_sent += plain;
         }
     }
 

@@ -8,8 +8,8 @@ use super::listener_filters::listener_filters;
 use super::network::{Around, network};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{
-    ChainMatch, ClusterId, Direction, FilterChain, FilterChains, HttpManager, KeepAlive, Listener, OpenLimit,
-    SocketSettings, SourceType, Transport,
+    ChainMatch, ClusterId, Direction, FilterChain, FilterChains, HttpManager, KeepAlive, Listener, Metadata as Kept,
+    OpenLimit, SocketSettings, SourceType, Transport,
 };
 use crate::telemetry::WorkloadLabels;
 use crate::tls::HANDSHAKE_TIMEOUT;
@@ -147,6 +147,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         continue_on_timeout: continue_on_listener_filters_timeout,
         chains: chains.map_err(|error| Refused::new("filter_chains", error.to_string()))?,
         access_logs: access_logs(context, logs)?,
+        metadata: Kept::of(metadata.as_ref()),
         socket: SocketSettings {
             both_families,
             ..socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?
@@ -223,7 +224,7 @@ fn chain(
         filter_chain_match,
         filters,
         use_proxy_proto,
-        metadata: _,
+        metadata,
         transport_socket,
         transport_socket_connect_timeout,
         name,
@@ -239,6 +240,7 @@ fn chain(
         tls,
         tls_timeout: timeout.filter(|limit| !limit.is_zero()).unwrap_or(HANDSHAKE_TIMEOUT),
         gates,
+        metadata: Kept::of(metadata.as_ref()),
         ..FilterChain::new(name, network)
     })
 }
