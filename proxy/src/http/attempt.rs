@@ -114,7 +114,9 @@ pub(super) async fn begin<D: Downstream>(
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
     }
+    let start = call.tally.start;
     if let (Some(observed), Some(asked)) = (call.observed(), asked) {
+        observed.connected(up.birth(), start);
         observed.ready = Some(asked.elapsed());
         observed.tls = up.tls();
     }
@@ -397,6 +399,7 @@ pub(super) async fn finish<D: Downstream>(
     // The bytes of a tunnel are counted anew.
     let before = if tunnel { call.tally.request_bytes } else { 0 };
     let (mut received, mut ended) = (None, None);
+    let (keeps, mut began) = (call.manager.log_needs.observed, None);
     let (http1, mut left) = (!call.is_http2(), false);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
@@ -438,6 +441,9 @@ pub(super) async fn finish<D: Downstream>(
             }
             if observed && body.done && received.is_none() {
                 received = Some(Instant::now());
+            }
+            if keeps && response.bytes > 0 && began.is_none() {
+                began = Some(Instant::now());
             }
             if observed && answered && ended.is_none() {
                 ended = Some(Instant::now());
@@ -502,8 +508,10 @@ pub(super) async fn finish<D: Downstream>(
     if let Some(cluster) = &call.tally.cluster {
         cluster.stats().moved(wire);
     }
+    let start = call.tally.start;
     if let Some(observed) = call.observed() {
         observed.up = wire;
+        observed.body = began.map(|at| at - start);
     }
     if observed {
         let start = call.tally.start;

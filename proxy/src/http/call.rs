@@ -7,13 +7,14 @@ use super::{
     trace,
 };
 use crate::{
-    config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Route},
+    config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Metadata, Route},
     listen::{Proxied, Visit},
     pool::{ClusterState, Host},
     route::Selected,
     telemetry::{
-        self, ConnectionSecurity, LogEntry, LogKind, Moments, Observed, Reporter, RequestProtocol, RequestRecord,
-        ResponseFlags, ServiceLabels, Wire, WorkloadLabels, peer, stats::CountedConnection,
+        self, CloseType, ConnectionSecurity, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Reporter,
+        RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels, nanos, peer,
+        stats::CountedConnection,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot, earlier},
@@ -36,6 +37,14 @@ const MAX_LIMITS: usize = 16;
 pub struct ConnInfo {
     /// Its number, unlike that of any other of this process.
     pub id: u64,
+    /// When it was accepted.
+    pub begun: Instant,
+    /// When its TLS was set up.
+    pub secured: Option<Instant>,
+    /// What the listener's resource says beside its settings.
+    pub listener_metadata: Option<Metadata>,
+    /// What the filter chain says so.
+    pub chain_metadata: Option<Metadata>,
     /// The filter chain's name.
     pub chain: Arc<str>,
     /// The address of this end of it.
@@ -83,6 +92,10 @@ impl ConnInfo {
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
         Self {
             id: 0,
+            begun: Instant::now(),
+            secured: None,
+            listener_metadata: None,
+            chain_metadata: None,
             chain: Arc::default(),
             direct_local: local,
             counted: None,
@@ -441,6 +454,10 @@ impl Call<'_> {
         entry.downstream_direct_local = Some(self.conn.direct_local);
         entry.downstream_direct_remote = Some(self.conn.direct());
         entry.connection_id = self.conn.id;
+        entry.accepted = Some(nanos(tally.start, self.conn.begun));
+        entry.secured = self.conn.secured.map(|at| nanos(tally.start, at));
+        // The lines are written before the connections end.
+        entry.endings.up = tally.cluster.as_ref().map(|_| CloseType::Normal);
         entry.tls = self.conn.tls.as_deref();
         entry.filter_chain = Some(&*self.conn.chain).filter(|name| !name.is_empty());
         entry.transport_failure = tally.transport_failure.as_deref();
@@ -461,6 +478,8 @@ impl Call<'_> {
             virtual_host: tally.selected.filter(|_| !tally.lost).and_then(|selected| selected.host.metadata.as_ref()),
             cluster: cluster.and_then(|cluster| cluster.metadata.as_ref()),
             endpoint: tally.host.as_ref().and_then(|host| host.endpoint().metadata.as_ref()),
+            listener: self.conn.listener_metadata.as_ref(),
+            chain: self.conn.chain_metadata.as_ref(),
         };
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
@@ -473,6 +492,14 @@ impl Call<'_> {
     /// Where is kept what lines ask for, if they do.
     pub(super) fn observed(&mut self) -> Option<&mut Observed> {
         self.manager.log_needs.observed.then(|| &mut **self.tally.observed.get_or_insert_default())
+    }
+
+    /// An answer begins to go to the client.
+    pub(super) fn answers(&mut self) {
+        let start = self.tally.start;
+        if let Some(observed) = self.observed() {
+            observed.answering = Some(start.elapsed());
+        }
     }
 
     /// Tells the listener, where it logs, what the request was on the wire.
@@ -504,7 +531,8 @@ impl Call<'_> {
     }
 }
 
-/// The number in a `grpc-status`.
+/// The number in a `grpc-status`; [`NOT_A_STATUS`] where it is none.
 pub fn grpc_status(value: Option<&[u8]>) -> Option<u16> {
-    value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.parse().ok())
+    let text = value.map(|value| std::str::from_utf8(value).unwrap_or_default());
+    text.map(|text| text.parse().unwrap_or(NOT_A_STATUS))
 }

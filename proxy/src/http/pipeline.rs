@@ -69,7 +69,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let counted = call.conn.counted.as_ref().map(|counted| counted.http());
     let _active = counted.map(|stats| stats.begin());
     match respond(call, down, &mut body).await {
-        Ok(()) => {}
+        Ok(()) => call.tally.moments.ended = true,
         Err(Stop::Reply(reply)) => {
             // What was waited for lasted long enough for the client to send its request to the end; that there is no room for a
             // first attempt is known at once.
@@ -80,6 +80,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
             }
             let close = call.worker.ends_connections();
             reply::send(call, down, reply, close);
+            call.tally.moments.ended = true;
         }
         Err(Stop::Abort(flags, details)) => {
             call.tally.flags |= flags;
@@ -116,6 +117,10 @@ fn gone<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     };
     call.tally.flags |= flags;
     call.tally.details = details;
+    call.tally.moments.ended = false;
+    if details == "downstream_remote_disconnect" && call.tally.wall.is_some() {
+        call.tally.moments.closed = Some(call.tally.start.elapsed());
+    }
     down.abort();
 }
 
@@ -574,6 +579,7 @@ async fn relay<'a, D: Downstream>(
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
     let close = call.worker.ends_connections() || unfinished;
+    call.answers();
     down.send_head(call.request, call.response, close);
     let mut before = 0;
     if tunnel {

@@ -383,6 +383,7 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
     // What compresses a text that is there whole does not fail.
     let made = recode.map(|mut recode| recode.whole(body).unwrap_or_default());
     let body = made.as_deref().unwrap_or(body);
+    call.answers();
     down.send_head(call.request, call.response, close);
     if call.request.method() != b"HEAD" {
         down.send_data(body.into());

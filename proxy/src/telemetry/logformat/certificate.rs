@@ -5,6 +5,7 @@ use super::operator::{Operator, Written};
 use super::times::TimeFormat;
 use super::value::{Given, foreign};
 use crate::telemetry::LogEntry;
+use crate::tls::KeyPair;
 use crate::tls::facts::{CertificateFacts, hex, sha1, sha256, url_pem};
 
 /// A certificate's owner.
@@ -14,6 +15,8 @@ pub(super) enum Owner {
     Local,
     /// The endpoint's, as it showed it.
     Endpoint,
+    /// Ours on the connection to the endpoint.
+    Own,
 }
 
 /// What of a certificate is written.
@@ -22,6 +25,7 @@ pub(super) enum Certificate {
     Uris,
     Dns,
     Emails,
+    OtherNames,
     Ips,
     Subject,
     Issuer,
@@ -39,15 +43,20 @@ pub(super) enum Certificate {
 
 /// The operator that is written so, if it is about a certificate.
 pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>> {
-    const OWNERS: [(&str, Owner); 3] =
-        [("DOWNSTREAM_LOCAL_", Owner::Local), ("DOWNSTREAM_PEER_", Owner::Peer), ("UPSTREAM_PEER_", Owner::Endpoint)];
+    const OWNERS: [(&str, Owner); 4] = [
+        ("DOWNSTREAM_LOCAL_", Owner::Local),
+        ("DOWNSTREAM_PEER_", Owner::Peer),
+        ("UPSTREAM_PEER_", Owner::Endpoint),
+        ("UPSTREAM_LOCAL_", Owner::Own),
+    ];
     let (owner, part) = OWNERS.iter().find_map(|(begin, owner)| Some((*owner, w.name.strip_prefix(begin)?)))?;
     let part = match (part, owner) {
         ("URI_SAN", _) => Certificate::Uris,
         ("DNS_SAN", _) => Certificate::Dns,
         ("EMAIL_SAN", Owner::Peer | Owner::Local) => Certificate::Emails,
+        ("OTHERNAME_SAN", Owner::Peer | Owner::Local) => Certificate::OtherNames,
         ("IP_SAN", _) => Certificate::Ips,
-        ("SUBJECT", _) => Certificate::Subject,
+        ("SUBJECT", Owner::Peer | Owner::Local | Owner::Endpoint) => Certificate::Subject,
         ("ISSUER", Owner::Peer | Owner::Endpoint) => Certificate::Issuer,
         ("SERIAL", Owner::Peer) => Certificate::Serial,
         ("FINGERPRINT_256", Owner::Peer) => Certificate::Sha256,
@@ -74,27 +83,27 @@ pub(super) fn give<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, 
         return foreign(Some(uri.as_bytes()), out);
     }
     let tls = match owner {
+        Owner::Own => {
+            let birth = entry.observed.and_then(|observed| observed.birth.as_deref());
+            let shown = birth.and_then(|birth| birth.shown.as_deref());
+            return names(part, shown.map(KeyPair::facts), out);
+        }
         Owner::Endpoint => entry.observed.and_then(|observed| observed.tls.as_deref()),
         Owner::Peer | Owner::Local => entry.tls,
     };
     let Some(tls) = tls else { return Given::Nothing };
     let facts: Option<&CertificateFacts> = match owner {
         Owner::Peer | Owner::Endpoint => tls.peer(),
-        Owner::Local => tls.local.as_ref().map(|local| local.facts()),
+        Owner::Local | Owner::Own => tls.local.as_ref().map(|local| local.facts()),
     };
     let Some(facts) = facts else { return Given::Nothing };
-    let list = |names: &[Box<str>]| Some(names.join(",")).filter(|names| !names.is_empty());
     let each = |what: &dyn Fn(&[u8]) -> String| {
         let texts: Vec<Box<str>> = tls.chain().iter().map(|shown| what(shown.as_ref()).into()).collect();
         list(&texts)
     };
     let text = match part {
-        Certificate::Uris => list(&facts.uris),
-        Certificate::Dns => list(&facts.dns),
-        Certificate::Emails => list(&facts.emails),
-        Certificate::Ips => {
-            let ips: Vec<Box<str>> = facts.ips.iter().map(|ip| ip.to_string().into()).collect();
-            list(&ips)
+        Certificate::Uris | Certificate::Dns | Certificate::Emails | Certificate::OtherNames | Certificate::Ips => {
+            return names(part, Some(facts), out);
         }
         Certificate::Subject => Some(facts.subject.to_string()).filter(|subject| !subject.is_empty()),
         Certificate::Issuer => Some(facts.issuer.to_string()).filter(|issuer| !issuer.is_empty()),
@@ -119,4 +128,24 @@ pub(super) fn give<Q, S>(owner: Owner, part: &Certificate, entry: &LogEntry<'_, 
         }
     };
     foreign(text.as_deref().map(str::as_bytes), out)
+}
+
+fn list(names: &[Box<str>]) -> Option<String> {
+    Some(names.join(",")).filter(|names| !names.is_empty())
+}
+
+/// Appends the names of one kind in a certificate.
+fn names(part: &Certificate, facts: Option<&CertificateFacts>, out: &mut Vec<u8>) -> Given {
+    let names = facts.and_then(|facts| match part {
+        Certificate::Uris => list(&facts.uris),
+        Certificate::Dns => list(&facts.dns),
+        Certificate::Emails => list(&facts.emails),
+        Certificate::OtherNames => list(&facts.other_names),
+        Certificate::Ips => {
+            let ips: Vec<Box<str>> = facts.ips.iter().map(|ip| ip.to_string().into()).collect();
+            list(&ips)
+        }
+        _ => None,
+    });
+    foreign(names.as_deref().map(str::as_bytes), out)
 }

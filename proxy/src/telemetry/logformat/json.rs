@@ -2,8 +2,8 @@
 //! nothing is known; a text with more around is a text.
 
 use super::operator::Operator;
-use super::value::{Given, give};
-use super::{FormatError, LogNeeds, pieces};
+use super::value::{Given, give, give_text};
+use super::{FormatError, pieces};
 use crate::telemetry::{HeaderLookup, LogEntry};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 
@@ -42,9 +42,11 @@ impl JsonFormat {
         Ok(Self { object: object(value, MAX_DEPTH)?, omit })
     }
 
-    /// Adds what it needs beyond what is known anyway.
-    pub(super) fn add_needs(&self, needs: &mut LogNeeds) {
-        self.object.iter().for_each(|(_, node)| node.add_needs(needs));
+    /// All operators in it.
+    pub(super) fn operators(&self) -> Vec<&Operator> {
+        let mut all = Vec::new();
+        self.object.iter().for_each(|(_, node)| node.collect(&mut all));
+        all
     }
 
     /// Appends the object.
@@ -58,13 +60,13 @@ impl JsonFormat {
 }
 
 impl Node {
-    fn add_needs(&self, needs: &mut LogNeeds) {
+    fn collect<'n>(&'n self, all: &mut Vec<&'n Operator>) {
         match self {
             Self::Literal(_) | Self::Null => {}
-            Self::Value(operator) => operator.add_needs(needs),
-            Self::Text(operators) => operators.iter().for_each(|operator| operator.add_needs(needs)),
-            Self::Object(object) => object.iter().for_each(|(_, node)| node.add_needs(needs)),
-            Self::List(nodes) => nodes.iter().for_each(|node| node.add_needs(needs)),
+            Self::Value(operator) => all.push(operator),
+            Self::Text(operators) => all.extend(operators),
+            Self::Object(object) => object.iter().for_each(|(_, node)| node.collect(all)),
+            Self::List(nodes) => nodes.iter().for_each(|node| node.collect(all)),
         }
     }
 }
@@ -164,7 +166,7 @@ fn write<Q: HeaderLookup, S: HeaderLookup>(
             let from = out.len();
             out.push(b'"');
             for operator in operators {
-                if give(operator, entry, out) == Given::Nothing && !omit {
+                if give_text(operator, entry, out) == Given::Nothing && !omit {
                     out.push(b'-');
                 }
             }

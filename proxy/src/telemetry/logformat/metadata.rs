@@ -20,6 +20,8 @@ pub(super) enum Of {
     VirtualHost,
     Cluster,
     Endpoint,
+    Listener,
+    Chain,
 }
 
 /// The operator that is written so, if it is about metadata: `NAME(FILTER:KEY:KEY)`.
@@ -37,7 +39,8 @@ pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>>
                 "VIRTUAL_HOST" => Of::VirtualHost,
                 "CLUSTER" => Of::Cluster,
                 "UPSTREAM_HOST" => Of::Endpoint,
-                "LISTENER" | "LISTENER_FILTER_CHAIN" => return None,
+                "LISTENER" => Of::Listener,
+                "LISTENER_FILTER_CHAIN" => Of::Chain,
                 _ => return Some(Err(w.malformed())),
             };
             (of, rest)
@@ -46,7 +49,8 @@ pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>>
     };
     let mut keys = rest.split(':').map(Into::into);
     let (filter, path): (Option<Box<str>>, Vec<Box<str>>) = (keys.next(), keys.collect());
-    let filter = filter.filter(|filter| !filter.is_empty() && path.len() <= MAX_PATH);
+    // A filter without a name has none, but may be asked for.
+    let filter = filter.filter(|_| !argument.is_empty() && path.len() <= MAX_PATH);
     Some(filter.ok_or_else(|| w.malformed()).map(|filter| Operator::Metadata(of, filter, path, w.limit())))
 }
 
@@ -65,6 +69,8 @@ pub(super) fn give<Q, S>(
         Of::VirtualHost => entry.metadata.virtual_host,
         Of::Cluster => entry.metadata.cluster,
         Of::Endpoint => entry.metadata.endpoint,
+        Of::Listener => entry.metadata.listener,
+        Of::Chain => entry.metadata.chain,
     };
     match kept.and_then(|kept| kept.value(filter, path)).and_then(|value| value.kind) {
         None | Some(Kind::NullValue(_)) => Given::Nothing,

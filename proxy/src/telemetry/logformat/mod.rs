@@ -3,11 +3,14 @@
 //! Every value that a peer chooses is escaped, so that a request cannot forge a line: control characters, quotes,
 //! backslashes and whatever is not ASCII become `\xNN`.
 
+mod addresses;
 mod certificate;
 mod json;
 mod metadata;
+mod moments;
 mod observed;
 mod operator;
+mod queries;
 #[cfg(test)]
 mod tests;
 mod times;
@@ -18,7 +21,7 @@ use json::JsonFormat;
 pub(crate) use metadata::json_of;
 use operator::Operator;
 use prost_types::Struct;
-use value::{Given, give};
+use value::{Given, give_text};
 
 /// Longest value in a line, in bytes before escaping; what is longer is cut.
 pub const MAX_VALUE_BYTES: usize = 2048;
@@ -126,11 +129,20 @@ impl LogFormat {
     /// What a line needs beyond what is known anyway.
     pub fn needs(&self) -> LogNeeds {
         let mut needs = LogNeeds::default();
-        match &self.0 {
-            Form::Text { operators, .. } => operators.iter().for_each(|operator| operator.add_needs(&mut needs)),
-            Form::Json(format) => format.add_needs(&mut needs),
-        }
+        self.operators().into_iter().for_each(|operator| operator.add_needs(&mut needs));
         needs
+    }
+
+    fn operators(&self) -> Vec<&Operator> {
+        match &self.0 {
+            Form::Text { operators, .. } => operators.iter().collect(),
+            Form::Json(format) => format.operators(),
+        }
+    }
+
+    /// Whether its operators are there without an extension.
+    pub fn is_built_in(&self) -> bool {
+        self.operators().into_iter().all(Operator::is_built_in)
     }
 
     /// Whether lines are JSON.
@@ -163,7 +175,7 @@ impl LogFormat {
         match &self.0 {
             Form::Text { operators, .. } => {
                 for operator in operators {
-                    if give(operator, entry, out) == Given::Nothing && !omit {
+                    if give_text(operator, entry, out) == Given::Nothing && !omit {
                         out.push(b'-');
                     }
                 }
@@ -178,7 +190,7 @@ impl LogFormat {
             Form::Text { operators, omit } => {
                 for operator in operators {
                     let from = out.len();
-                    match give(operator, entry, out) {
+                    match give_text(operator, entry, out) {
                         Given::Nothing if !omit => out.push(b'-'),
                         Given::Foreign => escape(out, from),
                         Given::Nothing | Given::Own | Given::Number(_) | Given::Json => {}

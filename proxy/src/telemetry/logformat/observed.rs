@@ -25,6 +25,12 @@ pub(super) enum Seen {
     TlsGroup,
     /// How long it took until there was a connection.
     Ready,
+    /// The server name that the endpoint was sent.
+    ServerName,
+    /// The number of the connection.
+    Connection,
+    /// The numbers of all connections on which attempts went.
+    Connections,
 }
 
 /// Which bytes.
@@ -34,6 +40,8 @@ pub(super) enum Bytes {
     Sent,
     HeadReceived,
     HeadSent,
+    PlainReceived,
+    PlainSent,
 }
 
 /// The operator that is written so, if it is about these.
@@ -49,6 +57,11 @@ pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>>
         ("WIRE_BYTES_SENT", _) => wire(Bytes::Sent),
         ("HEADER_BYTES_RECEIVED", _) => wire(Bytes::HeadReceived),
         ("HEADER_BYTES_SENT", _) => wire(Bytes::HeadSent),
+        ("DECOMPRESSED_HEADER_BYTES_RECEIVED", _) => wire(Bytes::PlainReceived),
+        ("DECOMPRESSED_HEADER_BYTES_SENT", _) => wire(Bytes::PlainSent),
+        ("SERVER_NAME", true) => Seen::ServerName,
+        ("CONNECTION_ID", true) => Seen::Connection,
+        ("CONNECTION_IDS_ATTEMPTED", true) => Seen::Connections,
         ("HOSTS_ATTEMPTED", true) => attempted(false, true),
         ("HOSTS_ATTEMPTED_WITHOUT_PORT", true) => attempted(false, false),
         ("HOST_NAMES_ATTEMPTED", true) => attempted(true, true),
@@ -74,6 +87,8 @@ pub(super) fn give<Q, S>(seen: Seen, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u
                 Bytes::Sent => wire.sent,
                 Bytes::HeadReceived => wire.head_received,
                 Bytes::HeadSent => wire.head_sent,
+                Bytes::PlainReceived => wire.plain_received,
+                Bytes::PlainSent => wire.plain_sent,
             };
             number(bytes, out)
         }
@@ -81,6 +96,19 @@ pub(super) fn give<Q, S>(seen: Seen, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u
             Some(observed) => attempted(observed, name, port, out),
             None => Given::Nothing,
         },
+        Seen::ServerName => {
+            let birth = observed.and_then(|observed| observed.birth.as_deref());
+            foreign(birth.and_then(|birth| birth.server_name.as_deref()).map(str::as_bytes), out)
+        }
+        Seen::Connection => {
+            let birth = observed.and_then(|observed| observed.birth.as_deref());
+            number(birth.map_or(0, |birth| birth.id), out)
+        }
+        Seen::Connections => {
+            let all: Vec<String> =
+                observed.iter().flat_map(|observed| &observed.connections).map(u64::to_string).collect();
+            own((!all.is_empty()).then(|| all.join(",")), out)
+        }
         Seen::TlsVersion => own(tls().map(|tls| tls.version), out),
         Seen::TlsCipher => own(tls().map(|tls| tls.cipher), out),
         Seen::TlsGroup => own(tls().and_then(|tls| tls.group), out),

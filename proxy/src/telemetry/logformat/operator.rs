@@ -1,11 +1,12 @@
 //! Envoy's command operators, read from a format.
 
+use super::addresses::{End, Part, ip};
 use super::certificate::{self, Certificate, Owner};
 use super::metadata::{self, Of};
+use super::moments::{Moment, Unit, common_duration};
 use super::observed::{self, Seen};
 use super::times::TimeFormat;
 use super::{FormatError, LogNeeds, MAX_VALUE_BYTES};
-use std::net::IpAddr;
 
 /// Operators in a `%COALESCE%` at most.
 const MAX_CHOICES: usize = 16;
@@ -22,49 +23,6 @@ pub(super) enum Field {
     ResponseHeader(Box<str>),
     ResponseTrailer(Box<str>),
     UpstreamServiceTime,
-}
-
-/// An address that is known of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// The chosen endpoint.
-    UpstreamHost,
-    /// The endpoint that is connected.
-    UpstreamRemote,
-    UpstreamLocal,
-    DownstreamLocal,
-    DownstreamDirectLocal,
-    DownstreamRemote,
-    DownstreamDirectRemote,
-}
-
-/// What of an address is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Whole,
-    Port,
-    /// The address alone, or its network of so many bits.
-    Ip(Option<u8>),
-}
-
-/// A point in time of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moment {
-    Begin,
-    Received,
-    Sending,
-    Sent,
-    Answered,
-    AnswerEnded,
-    End,
-}
-
-/// The unit of a duration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unit {
-    Millis,
-    Micros,
-    Nanos,
 }
 
 /// How a status of gRPC is written.
@@ -140,6 +98,18 @@ pub(super) enum Operator {
         limit: usize,
     },
     Query(Option<Box<str>>, usize),
+    /// All of the query, with those characters decoded that may stand in one.
+    DecodedQuery(usize),
+    /// Since when TLS with the client is set up.
+    Handshake,
+    /// How a connection ended, the endpoint's or the client's.
+    CloseType {
+        up: bool,
+    },
+    /// Why this side ended it.
+    CloseReason {
+        up: bool,
+    },
     /// A header that is there, cut at its `?`, and then to a length.
     WithoutQuery(Vec<Field>, usize),
     /// Whose metadata, of which filter, where in its fields; a text is cut to a length.
@@ -164,11 +134,21 @@ pub(super) enum Operator {
 }
 
 impl Operator {
+    /// Whether Envoy has it without an extension.
+    pub(super) fn is_built_in(&self) -> bool {
+        match self {
+            Self::WithoutQuery(..) => false,
+            Self::First(choices, _) => choices.iter().all(Self::is_built_in),
+            _ => true,
+        }
+    }
+
     /// Adds what it needs beyond what is known anyway.
     pub(super) fn add_needs(&self, needs: &mut LogNeeds) {
         match self {
             Self::Metadata(Of::Request, ..) => needs.told = true,
-            Self::Observed(_) | Self::Certificate(Owner::Endpoint, _) => needs.observed = true,
+            Self::Observed(_) | Self::Certificate(Owner::Endpoint | Owner::Own, _) => needs.observed = true,
+            Self::Span(from, to, _) => needs.observed |= from.is_observed() || to.is_observed(),
             Self::First(choices, _) => choices.iter().for_each(|choice| choice.add_needs(needs)),
             _ => {}
         }
@@ -248,17 +228,6 @@ impl Written<'_> {
         TimeFormat::compile(text, local).ok_or_else(|| self.malformed())
     }
 
-    fn ip(&self, end: End) -> Result<Operator, FormatError> {
-        let bits = match self.argument {
-            None | Some("") => None,
-            Some(text) => Some(text.parse::<u8>().ok().filter(|bits| *bits <= 128).ok_or_else(|| self.malformed())?),
-        };
-        match self.length {
-            None => Ok(Operator::Address(end, Part::Ip(bits))),
-            Some(_) => Err(self.malformed()),
-        }
-    }
-
     fn header(&self, of: impl Fn(&str) -> Option<Field>) -> Result<Operator, FormatError> {
         let names = self.argument.filter(|names| !names.is_empty()).ok_or_else(|| self.malformed())?;
         let fields: Option<Vec<Field>> = names.split('?').map(|name| of(&name.trim().to_ascii_lowercase())).collect();
@@ -309,8 +278,9 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
         "RESPONSE_FLAGS" => w.plain(O::ResponseFlags),
         "RESPONSE_FLAGS_LONG" => w.plain(O::ResponseFlagsLong),
         "RESPONSE_CODE_DETAILS" => match (w.argument, w.length) {
-            (None | Some(""), None) => Ok(O::ResponseCodeDetails { blanks: false }),
+            (None, None) => Ok(O::ResponseCodeDetails { blanks: false }),
             (Some("ALLOW_WHITESPACES"), None) => Ok(O::ResponseCodeDetails { blanks: true }),
+            (Some(_), None) => Ok(O::ResponseCodeDetails { blanks: false }),
             _ => Err(w.malformed()),
         },
         "CONNECTION_TERMINATION_DETAILS" => w.plain(O::ConnectionTerminationDetails),
@@ -330,28 +300,33 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
         "RESPONSE_TX_DURATION" => span(Moment::Answered, Moment::End),
         "ROUNDTRIP_DURATION" => w.plain(O::Never),
         "COMMON_DURATION" => common_duration(w),
+        "DOWNSTREAM_HANDSHAKE_DURATION" => w.plain(O::Handshake),
+        "UPSTREAM_DETECTED_CLOSE_TYPE" => w.plain(O::CloseType { up: true }),
+        "DOWNSTREAM_DETECTED_CLOSE_TYPE" => w.plain(O::CloseType { up: false }),
+        "UPSTREAM_LOCAL_CLOSE_REASON" => w.plain(O::CloseReason { up: true }),
+        "DOWNSTREAM_LOCAL_CLOSE_REASON" => w.plain(O::CloseReason { up: false }),
         "UPSTREAM_HOST" => address(End::UpstreamHost, Part::Whole),
         "UPSTREAM_HOST_NAME" => w.plain(O::UpstreamHostName { port: true }),
         "UPSTREAM_HOST_NAME_WITHOUT_PORT" => w.plain(O::UpstreamHostName { port: false }),
         "UPSTREAM_CLUSTER" => w.plain(O::UpstreamCluster),
         "UPSTREAM_CLUSTER_RAW" => w.plain(O::UpstreamClusterRaw),
         "UPSTREAM_REMOTE_ADDRESS" => address(End::UpstreamRemote, Part::Whole),
-        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => w.ip(End::UpstreamRemote),
+        "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => ip(w, End::UpstreamRemote),
         "UPSTREAM_REMOTE_PORT" => address(End::UpstreamRemote, Part::Port),
         "UPSTREAM_LOCAL_ADDRESS" => address(End::UpstreamLocal, Part::Whole),
-        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => w.ip(End::UpstreamLocal),
+        "UPSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => ip(w, End::UpstreamLocal),
         "UPSTREAM_LOCAL_PORT" => address(End::UpstreamLocal, Part::Port),
         "DOWNSTREAM_LOCAL_ADDRESS" => address(End::DownstreamLocal, Part::Whole),
-        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => w.ip(End::DownstreamLocal),
+        "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => ip(w, End::DownstreamLocal),
         "DOWNSTREAM_LOCAL_PORT" => address(End::DownstreamLocal, Part::Port),
         "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => address(End::DownstreamDirectLocal, Part::Whole),
-        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT" => w.ip(End::DownstreamDirectLocal),
+        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_WITHOUT_PORT" => ip(w, End::DownstreamDirectLocal),
         "DOWNSTREAM_DIRECT_LOCAL_PORT" => address(End::DownstreamDirectLocal, Part::Port),
         "DOWNSTREAM_REMOTE_ADDRESS" => address(End::DownstreamRemote, Part::Whole),
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => w.ip(End::DownstreamRemote),
+        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => ip(w, End::DownstreamRemote),
         "DOWNSTREAM_REMOTE_PORT" => address(End::DownstreamRemote, Part::Port),
         "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => address(End::DownstreamDirectRemote, Part::Whole),
-        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => w.ip(End::DownstreamDirectRemote),
+        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => ip(w, End::DownstreamDirectRemote),
         "DOWNSTREAM_DIRECT_REMOTE_PORT" => address(End::DownstreamDirectRemote, Part::Port),
         // There are no internal listeners, the only ones whose addresses have such a part.
         "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" | "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => {
@@ -395,6 +370,7 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
         }
         "QUERY_PARAMS" => match w.argument {
             None | Some("" | "ORIG") => Ok(O::Query(None, w.limit())),
+            Some("DECODED") => Ok(O::DecodedQuery(w.limit())),
             Some(_) => Err(w.malformed()),
         },
         "PATH" => path(w),
@@ -403,7 +379,7 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
             other => Ok(other),
         },
         // Filters that would set some are refused.
-        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" if w.argument.is_some_and(|key| !key.is_empty()) => Ok(O::Never),
+        "FILTER_STATE" | "UPSTREAM_FILTER_STATE" => filter_state(w),
         "COALESCE" => first(w),
         _ => certificate::operator(w)
             .or_else(|| metadata::operator(w))
@@ -412,26 +388,15 @@ pub(super) fn operator(written: &Written<'_>) -> Result<Operator, FormatError> {
     }
 }
 
-fn common_duration(w: &Written<'_>) -> Result<Operator, FormatError> {
-    let parts: Vec<&str> = w.argument.unwrap_or_default().split(':').collect();
-    let ([from, to, unit], None) = (parts.as_slice(), w.length) else { return Err(w.malformed()) };
-    let moment = |text: &str| match text {
-        "DS_RX_BEG" => Ok(Moment::Begin),
-        "DS_RX_END" => Ok(Moment::Received),
-        "US_TX_BEG" => Ok(Moment::Sending),
-        "US_TX_END" => Ok(Moment::Sent),
-        "US_RX_BEG" => Ok(Moment::Answered),
-        "US_RX_END" => Ok(Moment::AnswerEnded),
-        "DS_TX_END" => Ok(Moment::End),
-        _ => Err(FormatError::UnknownOperator(w.whole())),
-    };
-    let unit = match *unit {
-        "ms" => Unit::Millis,
-        "us" => Unit::Micros,
-        "ns" => Unit::Nanos,
-        _ => return Err(w.malformed()),
-    };
-    Ok(Operator::Span(moment(from)?, moment(to)?, unit))
+/// What filters keep for each other: none that is served here keeps anything.
+fn filter_state(w: &Written<'_>) -> Result<Operator, FormatError> {
+    let parts: Vec<&str> = w.argument.unwrap_or_default().splitn(3, ':').collect();
+    match parts.as_slice() {
+        ["", ..] => Err(w.malformed()),
+        [_] | [_, "" | "PLAIN" | "TYPED"] | [_, "" | "PLAIN" | "TYPED", ""] => Ok(Operator::Never),
+        [_, "FIELD", field] if !field.is_empty() => Ok(Operator::Never),
+        _ => Err(w.malformed()),
+    }
 }
 
 fn origin(text: &str, now: &str, either: &str) -> Option<Origin> {
@@ -495,9 +460,4 @@ fn first(w: &Written<'_>) -> Result<Operator, FormatError> {
         }),
     };
     Ok(Operator::First(choices.operators.iter().map(each).collect::<Result<_, _>>()?, w.limit()))
-}
-
-/// The network of so many bits in which an address is; `None` where it has fewer.
-pub(super) fn network(ip: IpAddr, bits: u8) -> Option<ipnet::IpNet> {
-    ipnet::IpNet::new(ip, bits).ok().map(|net| net.trunc())
 }

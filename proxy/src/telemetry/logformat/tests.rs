@@ -1,7 +1,7 @@
 //! Lines as Istio writes them, and formats that do not compile.
 
 use super::*;
-use crate::telemetry::{LogKind, Moments, Observed, ResponseFlags};
+use crate::telemetry::{CloseType, Endings, LogKind, Moments, NOT_A_STATUS, Observed, ResponseFlags};
 use std::time::{Duration, SystemTime};
 
 fn line<Q: HeaderLookup, S: HeaderLookup>(format: &LogFormat, entry: &LogEntry<'_, Q, S>) -> String {
@@ -71,7 +71,7 @@ fn format_when_an_operator_is_unknown_then_the_error_names_it() {
     assert_eq!(pieces("100%%").unwrap(), [Operator::Literal("100%".into())]);
     assert!(matches!(LogFormat::compile("%DURATION(x)%"), Err(FormatError::Argument(_))), "it takes no argument");
     assert!(matches!(LogFormat::compile("%REQ(a?b?c)%"), Err(FormatError::Argument(_))), "one alternative at most");
-    assert!(matches!(LogFormat::compile("%START_TIME(%q)%"), Err(FormatError::Argument(_))));
+    assert!(matches!(LogFormat::compile("%START_TIME(%_E%%En)%"), Err(FormatError::Argument(_))), "a line break");
     assert!(LogFormat::compile("%START_TIME(%s.%3f)% %START_TIME_LOCAL(%Y/%m/%d %H:%M:%S %z)%").is_ok());
 }
 
@@ -172,6 +172,7 @@ fn operators_when_everything_is_known_then_each_says_its_own() {
         moments: Moments {
             received: Some(Duration::from_millis(1)),
             answered: Some(Duration::from_millis(4)),
+            ended: true,
             ..Moments::default()
         },
         ..LogEntry::new(at(), Duration::from_millis(9), &request, &response)
@@ -213,9 +214,7 @@ fn observed_when_nothing_was_kept_then_bytes_are_zero_and_the_rest_is_unknown() 
     assert_eq!(line(&format.unwrap(), &entry), "5 0 10.0.0.1:1,10.0.0.2:1 - 7 - -");
     let names = LogFormat::compile("%UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT%").unwrap();
     assert_eq!(line(&names, &entry), "10.0.0.1,b");
-    for malformed in
-        ["%METADATA(NOBODY:a)%", "%METADATA(ROUTE)%", "%DYNAMIC_METADATA%", "%DOWNSTREAM_WIRE_BYTES_SENT(x)%"]
-    {
+    for malformed in ["%METADATA(NOBODY:a)%", "%METADATA%", "%DYNAMIC_METADATA%", "%DOWNSTREAM_WIRE_BYTES_SENT(x)%"] {
         assert!(LogFormat::compile(malformed).is_err(), "{malformed}");
     }
 }
@@ -226,4 +225,126 @@ fn header_value_when_there_are_no_flags_then_it_is_a_dash_and_what_is_unknown_is
     let mut out = Vec::new();
     LogFormat::compile("%RESPONSE_FLAGS%|%REQ(a)%|%PROTOCOL%|%RESPONSE_CODE%").unwrap().write_header(&entry, &mut out);
     assert_eq!(out, b"-|||0");
+}
+
+#[test]
+fn times_when_written_in_absls_ways_then_they_are_as_envoy_writes_them() {
+    let start = at() + Duration::from_nanos(456_789);
+    let entry = LogEntry::new(start, Duration::ZERO, (), ());
+    // 2023-11-14T22:13:20.123456Z; each as Envoy 1.40 writes it.
+    for (format, wanted) in [
+        ("%E*S|%E*f|%E0S|%E0f|%E1S|%E3f|%E20f", "20.123456|123456|20||20.1|123|123456000000000000"),
+        ("%f|%9f|%6f|%1f|%s%3f", "123456000|123456000|123456|1|1700000000123"),
+        ("%E4Y|%Ez|%E*z|%ET|%:z|%::z|%:::z", "2023|+00:00|+00:00:00|T|+00:00|+00:00:00|+00"),
+        ("%Q|%0f|%E|%EQ|%E1025f|%+|%J|%", "%Q|%0f|%E|%EQ|%E1025f|%+|%J|%"),
+        ("%%|%%Y|%%s|%%%Y|%%%s|x%%%%f", "%|%Y|%1700000000|%2023|%1700000000|x%%123456000"),
+        ("%-d|%5Y|%05d|%^a|%Exx|%_5S", "14|02023|00014|TUE|11/14/23x|   20"),
+        (
+            "%a %b %e %j %p %I %U %W %u %w %C %y %D %R %P %k",
+            "Tue Nov 14 318 PM 10 46 46 2 2 20 23 11/14/23 22:13 pm 22",
+        ),
+        ("a%", "a%"),
+    ] {
+        let format = LogFormat::compile(&format!("%START_TIME({format})%"));
+        assert_eq!(line(&format.unwrap(), &entry), wanted);
+    }
+    for broken in ["%n", "%En", "%-n", "%_3On"] {
+        assert!(LogFormat::compile(&format!("%START_TIME(a{broken})%")).is_err(), "{broken}");
+    }
+}
+
+#[test]
+fn masks_when_an_address_has_fewer_bits_then_all_are_taken_and_no_number_asks_for_none() {
+    let entry = LogEntry {
+        downstream_remote: Some("10.1.2.3:80".parse().unwrap()),
+        ..LogEntry::new(at(), Duration::ZERO, (), ())
+    };
+    for (mask, wanted) in [
+        ("33", "10.1.2.3/32"),
+        ("129", "10.1.2.3/32"),
+        ("300", "10.1.2.3/32"),
+        ("0", "0.0.0.0/0"),
+        (" 16 ", "10.1.0.0/16"),
+        ("+16", "10.1.0.0/16"),
+        ("16:48", "10.1.2.3"),
+        ("x", "10.1.2.3"),
+        ("4294967295", "10.1.2.3"),
+        ("-1", ""),
+    ] {
+        let format = LogFormat::compile(&format!("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT({mask})%"));
+        assert_eq!(line(&format.unwrap(), &entry), wanted, "{mask}");
+    }
+}
+
+#[test]
+fn query_when_decoded_then_only_what_may_stand_in_one_is() {
+    let entry = LogEntry {
+        path: Some("/?a=b%20c&%61=%2B%26%7e%22%e2%82&b=%&c=%2&d=%zz&e+f"),
+        ..LogEntry::new(at(), Duration::ZERO, (), ())
+    };
+    let written = |format| line(&LogFormat::compile(format).unwrap(), &entry);
+    assert_eq!(written("%QUERY_PARAMS(DECODED)%"), "a=b%20c&a=+&~%22%e2%82&b=&c=2&d=zz&e+f");
+    assert_eq!(written("%QUERY_PARAMS(DECODED):3%"), "a=b");
+}
+
+#[test]
+fn moments_when_a_connection_is_older_then_what_was_before_counts_too() {
+    let mut kept = Observed { answering: Some(Duration::from_millis(9)), ..Observed::default() };
+    kept.connecting.begun = Some(-5_000_000);
+    kept.connecting.connected = Some(-3_000_000);
+    kept.connections = vec![7, 9];
+    let entry = LogEntry {
+        accepted: Some(-8_000_000),
+        secured: Some(-2_500_000),
+        observed: Some(&kept),
+        moments: Moments { answered: Some(Duration::from_millis(4)), ..Moments::default() },
+        endings: Endings { up: Some(CloseType::RemoteReset), down: CloseType::LocalReset, ..Endings::default() },
+        grpc: true,
+        grpc_status: Some(NOT_A_STATUS),
+        ..LogEntry::new(at(), Duration::from_millis(20), (), ())
+    };
+    for (format, wanted) in [
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END)%|%COMMON_DURATION(DS_CX_BEG:US_CX_BEG:us)%", "2|3000"),
+        ("%COMMON_DURATION(DS_CX_BEG:DS_RX_BEG)%|%COMMON_DURATION(DS_RX_BEG:DS_CX_BEG)%", "8|-"),
+        ("%COMMON_DURATION(US_RX_BEG:DS_TX_BEG)%|%COMMON_DURATION(DS_RX_BEG:whatever)%", "5|-"),
+        ("%COMMON_DURATION(US_CX_END:US_HS_END)%|%COMMON_DURATION(DS_TX_BEG:DS_TX_END)%", "-|-"),
+        ("%DOWNSTREAM_HANDSHAKE_DURATION%", "-2"),
+        ("%UPSTREAM_CONNECTION_ID% %UPSTREAM_CONNECTION_IDS_ATTEMPTED%", "0 7,9"),
+        ("%UPSTREAM_DETECTED_CLOSE_TYPE% %DOWNSTREAM_DETECTED_CLOSE_TYPE%", "RemoteReset LocalReset"),
+        ("%UPSTREAM_LOCAL_CLOSE_REASON%|%DOWNSTREAM_LOCAL_CLOSE_REASON%", "-|-"),
+        ("%GRPC_STATUS% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS_NUMBER%", "-1 -1 -1"),
+    ] {
+        assert_eq!(line(&LogFormat::compile(format).unwrap(), &entry), wanted, "{format}");
+    }
+    let typed =
+        serde_json::json!({"a": "%GRPC_STATUS%", "b": "%GRPC_STATUS_NUMBER%", "c": "%DOWNSTREAM_HANDSHAKE_DURATION%"});
+    let typed = LogFormat::json(&fields(typed), false).unwrap();
+    assert_eq!(line(&typed, &entry), "{\"a\":\"-1\",\"b\":-1,\"c\":-2}\n");
+}
+
+#[test]
+fn metadata_when_a_text_has_a_limit_then_json_is_cut_and_else_it_is_whole() {
+    use crate::config::Metadata;
+    let sent = serde_json::json!({"filter_metadata": {"a": {"k": "text", "n": 3}}});
+    let kept = Metadata::of(Some(&leno_xds::json::from_value(&sent).unwrap()));
+    let mut entry = LogEntry::new(at(), Duration::ZERO, (), ());
+    entry.metadata.listener = kept.as_ref();
+    let format = LogFormat::compile(
+        "%METADATA(LISTENER:a):4%|%METADATA(LISTENER:a:k):2%|%METADATA(LISTENER_FILTER_CHAIN:a)%|%METADATA(LISTENER)%",
+    );
+    assert_eq!(line(&format.unwrap(), &entry), "{\"k\"|te|-|-");
+    let typed = serde_json::json!({"a": "%METADATA(LISTENER:a):4%", "b": "x%METADATA(LISTENER:a):4%"});
+    let typed = LogFormat::json(&fields(typed), false).unwrap();
+    assert_eq!(line(&typed, &entry), "{\"a\":{\"k\":\"text\",\"n\":3},\"b\":\"x{\\\"k\\\"\"}\n");
+}
+
+#[test]
+fn filter_state_when_its_form_is_unknown_then_it_is_refused() {
+    for taken in ["a", "a:PLAIN", "a:TYPED", "a:FIELD:b"] {
+        assert!(LogFormat::compile(&format!("%FILTER_STATE({taken})%")).is_ok(), "{taken}");
+    }
+    for refused in ["", "a:b", "a:FIELD", "a:PLAIN:c"] {
+        assert!(LogFormat::compile(&format!("%FILTER_STATE({refused})%")).is_err(), "{refused}");
+    }
+    assert!(!LogFormat::compile("%REQ_WITHOUT_QUERY(:path)%").unwrap().is_built_in());
 }

@@ -1,16 +1,17 @@
 //! What an operator says about an entry.
 
+use super::addresses::{Part, address, end_of, pipe_of};
 use super::certificate;
 use super::metadata;
+use super::moments::{Unit, moment, whole};
 use super::observed;
-use super::operator::{End, Field, GrpcForm, Moment, Operator, Origin, Part, Unit, network};
+use super::operator::{Field, GrpcForm, Operator, Origin};
+use super::queries::{decoded, query};
 use super::{MAX_VALUE_BYTES, Sink};
 use crate::config::pipe;
-use crate::telemetry::{HeaderLookup, LogEntry, grpc_of_http};
+use crate::telemetry::{CloseType, HeaderLookup, LogEntry, NOT_A_STATUS, grpc_of_http};
 use std::borrow::Cow;
 use std::fmt::{Display, Write as _};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What an operator has appended.
@@ -26,6 +27,21 @@ pub(super) enum Given {
     Number(u64),
     /// JSON as it stands.
     Json,
+}
+
+/// As [`give`], for a text: there JSON is cut to a length too.
+pub(super) fn give_text<Q: HeaderLookup, S: HeaderLookup>(
+    operator: &Operator,
+    entry: &LogEntry<'_, Q, S>,
+    out: &mut Vec<u8>,
+) -> Given {
+    let from = out.len();
+    let given = give(operator, entry, out);
+    if let (Given::Json, Operator::Metadata(.., limit)) = (given, operator) {
+        let longest = from.saturating_add(*limit);
+        out.truncate(longest);
+    }
+    given
 }
 
 /// Appends what the operator says, as it is.
@@ -76,8 +92,8 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         Operator::Duration => number(whole(entry.duration, Unit::Millis), out),
         Operator::Span(from, to, unit) => {
             let between = moment(*to, entry).zip(moment(*from, entry));
-            match between.and_then(|(to, from)| to.checked_sub(from)) {
-                Some(span) => number(whole(span, *unit), out),
+            match between.and_then(|(to, from)| u64::try_from(to - from).ok()) {
+                Some(nanos) => number(whole(Duration::from_nanos(nanos), *unit), out),
                 None => Given::Nothing,
             }
         }
@@ -132,6 +148,18 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         }
         Operator::Metadata(of, filter, path, limit) => metadata::give(*of, filter, path, *limit, entry, out),
         Operator::Query(name, limit) => query(name.as_deref(), *limit, entry, out),
+        Operator::DecodedQuery(limit) => {
+            let query = entry.path.and_then(|path| path.split_once('?')).map(|(_, query)| decoded(query.as_bytes()));
+            foreign(query.as_deref().map(|query| &query[..query.len().min(*limit)]), out)
+        }
+        Operator::Handshake => match entry.secured {
+            Some(nanos) => signed(nanos / 1_000_000, out),
+            None => Given::Nothing,
+        },
+        Operator::CloseType { up: true } => own(entry.endings.up.map(CloseType::as_str), out),
+        Operator::CloseType { up: false } => own(Some(entry.endings.down.as_str()), out),
+        Operator::CloseReason { up: true } => word(entry.endings.up_reason, false, out),
+        Operator::CloseReason { up: false } => word(entry.endings.down_reason, false, out),
         Operator::VirtualCluster => foreign(entry.virtual_cluster.map(str::as_bytes), out),
         Operator::RouteName => foreign(entry.route_name.map(str::as_bytes), out),
         Operator::FilterChainName => foreign(entry.filter_chain.map(str::as_bytes), out),
@@ -211,6 +239,17 @@ pub(super) fn number(value: u64, out: &mut Vec<u8>) -> Given {
     Given::Number(value)
 }
 
+/// A number that may be negative.
+fn signed(value: i64, out: &mut Vec<u8>) -> Given {
+    match u64::try_from(value) {
+        Ok(value) => number(value, out),
+        Err(_) => {
+            let _ = write!(Sink(out), "{value}");
+            Given::Json
+        }
+    }
+}
+
 /// A value that stands without quotes: blanks become underscores, as in Envoy.
 fn word(value: Option<&str>, blanks: bool, out: &mut Vec<u8>) -> Given {
     let from = out.len();
@@ -233,58 +272,6 @@ fn request_bytes<Q: HeaderLookup, S>(entry: &LogEntry<'_, Q, S>) -> u64 {
     pseudo.sum::<u64>() + entry.request.bytes()
 }
 
-fn whole(span: Duration, unit: Unit) -> u64 {
-    let value = match unit {
-        Unit::Millis => span.as_millis(),
-        Unit::Micros => span.as_micros(),
-        Unit::Nanos => span.as_nanos(),
-    };
-    u64::try_from(value).unwrap_or(u64::MAX)
-}
-
-fn moment<Q, S>(moment: Moment, entry: &LogEntry<'_, Q, S>) -> Option<Duration> {
-    let moments = &entry.moments;
-    match moment {
-        Moment::Begin => entry.protocol.map(|_| Duration::ZERO),
-        Moment::Received => moments.received,
-        Moment::Sending => moments.sending,
-        Moment::Sent => moments.sent,
-        Moment::Answered => moments.answered,
-        Moment::AnswerEnded => moments.answer_ended,
-        Moment::End => entry.protocol.map(|_| entry.duration),
-    }
-}
-
-fn end_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<SocketAddr> {
-    match end {
-        End::UpstreamHost => entry.upstream_host,
-        End::UpstreamRemote => entry.upstream_host.filter(|_| entry.upstream_connected),
-        End::UpstreamLocal => entry.upstream_local,
-        End::DownstreamLocal => entry.downstream_local,
-        End::DownstreamDirectLocal => entry.downstream_direct_local.or(entry.downstream_local),
-        End::DownstreamRemote => entry.downstream_remote,
-        End::DownstreamDirectRemote => entry.downstream_direct_remote.or(entry.downstream_remote),
-    }
-}
-
-/// The path of an endpoint that is a Unix socket.
-fn pipe_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<Arc<str>> {
-    match end {
-        End::UpstreamHost | End::UpstreamRemote => end_of(end, entry).and_then(pipe::path),
-        _ => None,
-    }
-}
-
-fn address(address: Option<SocketAddr>, part: Part, out: &mut Vec<u8>) -> Given {
-    let Some(address) = address else { return Given::Nothing };
-    match part {
-        Part::Whole => own(Some(address), out),
-        Part::Port => number(u64::from(address.port()), out),
-        Part::Ip(None) => own(Some(address.ip()), out),
-        Part::Ip(Some(bits)) => own(network(address.ip(), bits), out),
-    }
-}
-
 fn from_origin<'e, Q: HeaderLookup, S>(
     origin: Origin,
     entry: &'e LogEntry<'_, Q, S>,
@@ -298,33 +285,6 @@ fn from_origin<'e, Q: HeaderLookup, S>(
         Origin::Now => now,
         Origin::Either => before().or(now),
     }
-}
-
-fn query<Q, S>(name: Option<&str>, limit: usize, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) -> Given {
-    let Some((_, query)) = entry.path.and_then(|path| path.split_once('?')) else { return Given::Nothing };
-    let Some(name) = name else { return foreign(Some(&query.as_bytes()[..query.len().min(limit)]), out) };
-    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let Some((_, value)) = pairs.into_iter().find(|(key, _)| *key == name) else { return Given::Nothing };
-    let value = unescaped(value);
-    foreign(Some(&value[..value.len().min(limit)]), out)
-}
-
-fn unescaped(text: &str) -> Vec<u8> {
-    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
-    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    while at < bytes.len() {
-        match (bytes[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (byte, ..) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    out
 }
 
 fn unique(out: &mut Vec<u8>) -> Given {
@@ -352,6 +312,10 @@ fn grpc_status(status: Option<u16>, form: GrpcForm, out: &mut Vec<u8>) -> Given 
         ("Unauthenticated", "UNAUTHENTICATED"),
     ];
     let Some(status) = status else { return Given::Nothing };
+    if status == NOT_A_STATUS {
+        let given = signed(-1, out);
+        return if form == GrpcForm::Number { given } else { Given::Own };
+    }
     match (form, NAMES.get(usize::from(status))) {
         (GrpcForm::Number, _) => number(u64::from(status), out),
         (GrpcForm::Camel, Some((camel, _))) => own(Some(camel), out),
