@@ -22,7 +22,9 @@ impl AccessLog {
 
     /// What these logs together need beyond what is known anyway.
     pub fn needs(logs: &[Self]) -> LogNeeds {
-        logs.iter().fold(LogNeeds::default(), |needs, log| needs.with(log.format.needs()))
+        let told = |log: &Self| log.filter.as_ref().is_some_and(LogFilter::needs_told);
+        let of = |log: &Self| log.format.needs().with(LogNeeds { told: told(log), ..LogNeeds::default() });
+        logs.iter().fold(LogNeeds::default(), |needs, log| needs.with(of(log)))
     }
 
     /// Writes what each of the logs wants to have of an entry; `random` draws a number.

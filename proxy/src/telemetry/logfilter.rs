@@ -1,7 +1,7 @@
 //! Which requests and connections are logged, and which answers a mapper of local replies changes.
 
-use super::{HeaderLookup, LogEntry, ResponseFlags};
-use crate::config::HeaderMatch;
+use super::{HeaderLookup, LogEntry, ResponseFlags, Told};
+use crate::config::{HeaderMatch, StringMatch};
 
 /// A condition, decided when the configuration comes as far as it can be.
 #[derive(Debug, Clone)]
@@ -41,10 +41,58 @@ pub enum LogFilter {
         /// Those that are not about these.
         exclude: bool,
     },
+    /// By what filters told.
+    Told(ToldMatch),
     /// Those for which each holds.
     All(Vec<LogFilter>),
     /// Those for which one holds.
     Any(Vec<LogFilter>),
+}
+
+/// A condition on what a filter told.
+#[derive(Debug, Clone)]
+pub struct ToldMatch {
+    /// The filter.
+    pub filter: Box<str>,
+    /// The way to the value among what it told.
+    pub path: Vec<Box<str>>,
+    /// What the value must be.
+    pub test: ToldTest,
+    /// What holds where it told nothing of the kind.
+    pub untold: bool,
+}
+
+/// What a value must be that was told: a text, since filters tell nothing else.
+#[derive(Debug, Clone)]
+pub enum ToldTest {
+    /// Such a text.
+    Text(StringMatch),
+    /// There, or not.
+    Present(bool),
+    /// One of these.
+    Any(Vec<ToldTest>),
+    /// Something that is no text.
+    Never,
+}
+
+impl ToldTest {
+    fn holds(&self, value: &str) -> bool {
+        match self {
+            Self::Text(text) => text.matches(value.as_bytes()),
+            Self::Present(wanted) => *wanted,
+            Self::Any(tests) => tests.iter().any(|test| test.holds(value)),
+            Self::Never => false,
+        }
+    }
+}
+
+impl ToldMatch {
+    fn holds(&self, told: &[Told]) -> bool {
+        // What is told last goes before what was told earlier.
+        let mut of_filter = told.iter().rev().filter(|told| told.filter == &*self.filter);
+        let value = of_filter.find(|told| self.path.iter().map(AsRef::as_ref).eq([told.name().as_str()]));
+        value.map_or(self.untold, |told| self.test.holds(&told.value))
+    }
 }
 
 /// How a number is compared.
@@ -72,6 +120,15 @@ impl Comparison {
 }
 
 impl LogFilter {
+    /// Whether it asks for what filters tell.
+    pub fn needs_told(&self) -> bool {
+        match self {
+            Self::Told(_) => true,
+            Self::All(filters) | Self::Any(filters) => filters.iter().any(Self::needs_told),
+            _ => false,
+        }
+    }
+
     /// Whether it holds; `random` draws a number.
     pub fn holds<Q: HeaderLookup, S: HeaderLookup>(
         &self,
@@ -99,6 +156,7 @@ impl LogFilter {
                 named != *exclude
             }
             Self::Kinds { kinds, exclude } => (kinds & (1 << entry.kind.number()) != 0) != *exclude,
+            Self::Told(wanted) => wanted.holds(entry.told),
             Self::All(filters) => filters.iter().all(|filter| filter.holds(entry, random)),
             Self::Any(filters) => filters.iter().any(|filter| filter.holds(entry, random)),
         }
@@ -165,6 +223,26 @@ mod tests {
         assert!(holds(&LogFilter::GrpcStatus { statuses: 1 << 14, exclude: false }), "503 is UNAVAILABLE");
         assert!(!holds(&LogFilter::GrpcStatus { statuses: 1 << 14, exclude: true }));
         assert!(holds(&LogFilter::Kinds { kinds: 1 << LogKind::DownstreamEnd.number(), exclude: false }));
+    }
+
+    #[test]
+    fn told_when_a_filter_told_it_then_the_text_decides_and_else_what_is_said_for_that() {
+        let headers = http::HeaderMap::new();
+        let told = Told { filter: "envoy.common", prefix: "".into(), key: "access_log_hint", value: "true".into() };
+        let all = [told];
+        let entry = LogEntry { told: &all, ..entry(&headers) };
+        let wanted = |filter: &str, path: &str, test, untold| {
+            let wanted = ToldMatch { filter: filter.into(), path: vec![path.into()], test, untold };
+            LogFilter::Told(wanted).holds(&entry, &|| 0)
+        };
+        let exact = |text: &str| ToldTest::Text(StringMatch::Exact(text.into()));
+        assert!(wanted("envoy.common", "access_log_hint", exact("true"), false));
+        assert!(!wanted("envoy.common", "access_log_hint", exact("false"), true));
+        assert!(wanted("envoy.common", "access_log_hint", ToldTest::Any(vec![exact("x"), exact("true")]), false));
+        assert!(!wanted("envoy.common", "access_log_hint", ToldTest::Never, true), "it is no number");
+        assert!(wanted("envoy.common", "other", exact("true"), true));
+        assert!(!wanted("other", "access_log_hint", exact("true"), false));
+        assert!(LogFilter::Any(vec![LogFilter::All(Vec::new())]).holds(&entry, &|| 0));
     }
 
     #[test]

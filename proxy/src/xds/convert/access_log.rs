@@ -4,7 +4,7 @@ use super::common::{inline, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher};
 use crate::config::AccessLog;
 use crate::telemetry::logformat::ENVOY;
-use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags};
+use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags, ToldMatch};
 use leno_xds::envoy::config::accesslog::v3::{
     self as xds, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, GrpcStatusFilter, HeaderFilter,
     LogTypeFilter, MetadataFilter, NotHealthCheckFilter, OrFilter, ResponseFlagFilter, RuntimeFilter, StatusCodeFilter,
@@ -67,12 +67,14 @@ fn sink(context: &mut Context, any: &Any) -> Converted<(String, Arc<LogFormat>)>
             None => usual(context)?,
             Some(file_access_log::AccessLogFormat::Format(text)) if text.is_empty() => usual(context)?,
             Some(file_access_log::AccessLogFormat::Format(text)) => {
-                context.log_format(&text, false).within("format")?
+                context.log_format(&text, false).and_then(built_in).within("format")?
             }
             Some(file_access_log::AccessLogFormat::LogFormat(value)) => format(context, value).within("log_format")?,
-            Some(file_access_log::AccessLogFormat::JsonFormat(fields)) => json(&fields, false).within("json_format")?,
+            Some(file_access_log::AccessLogFormat::JsonFormat(fields)) => {
+                json(&fields, false).and_then(built_in).within("json_format")?
+            }
             Some(file_access_log::AccessLogFormat::TypedJsonFormat(fields)) => {
-                json(&fields, false).within("typed_json_format")?
+                json(&fields, false).and_then(built_in).within("typed_json_format")?
             }
         };
         return Ok((path, format));
@@ -102,40 +104,51 @@ fn sink(context: &mut Context, any: &Any) -> Converted<(String, Arc<LogFormat>)>
 pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> Converted<Arc<LogFormat>> {
     let SubstitutionFormatString { omit_empty_values, content_type: _, formatters, json_format_options, format } =
         value;
+    let mut without_query = false;
     for (index, formatter) in formatters.into_iter().enumerate() {
-        self::formatter(formatter).within(format_args!("formatters[{index}]"))?;
+        without_query |= self::formatter(formatter).within(format_args!("formatters[{index}]"))?;
     }
     // Members are always sorted by name.
     let JsonFormatOptions { sort_properties: _ } = json_format_options.unwrap_or_default();
-    match format {
-        None => context.log_format(ENVOY, omit_empty_values),
-        Some(Format::TextFormat(text)) => context.log_format(&text, omit_empty_values).within("text_format"),
+    let (format, field) = match format {
+        None => return context.log_format(ENVOY, omit_empty_values),
+        Some(Format::TextFormat(text)) => (context.log_format(&text, omit_empty_values), "text_format"),
         Some(Format::TextFormatSource(source)) => {
             let bytes = inline(source).within("text_format_source")?;
             let text = String::from_utf8(bytes).map_err(|_| Refused::new("text_format_source", "is not UTF-8"))?;
-            context.log_format(&text, omit_empty_values).within("text_format_source")
+            (context.log_format(&text, omit_empty_values), "text_format_source")
         }
-        Some(Format::JsonFormat(fields)) => json(&fields, omit_empty_values).within("json_format"),
+        Some(Format::JsonFormat(fields)) => (json(&fields, omit_empty_values), "json_format"),
+    };
+    format.and_then(|format| if without_query { Ok(format) } else { built_in(format) }).within(field)
+}
+
+/// Refuses a format with an operator that is only there where its extension is configured.
+fn built_in(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
+    match format.is_built_in() {
+        true => Ok(format),
+        false => Err(Refused::new("", "has REQ_WITHOUT_QUERY without envoy.formatter.req_without_query")),
     }
 }
 
 /// Refuses a format whose operators are only answered in lines of logs.
 pub(super) fn answered_anywhere(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
+    let format = built_in(format)?;
     match format.needs() == LogNeeds::default() {
         true => Ok(format),
         false => Err(Refused::new("", "has an operator that this proxy answers in access logs only")),
     }
 }
 
-/// A set of operators that Envoy has as an extension: here they are there whether a format asks for them or not.
-fn formatter(value: TypedExtensionConfig) -> Converted<()> {
+/// A set of operators that Envoy has as an extension; whether it is that of REQ_WITHOUT_QUERY. Those of metadata are always there.
+fn formatter(value: TypedExtensionConfig) -> Converted<bool> {
     let TypedExtensionConfig { name: _, typed_config } = value;
     let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
     if let Some(ReqWithoutQuery {}) = optional(&any).within("typed_config")? {
-        return Ok(());
+        return Ok(true);
     }
     if let Some(MetadataFormatter {}) = optional(&any).within("typed_config")? {
-        return Ok(());
+        return Ok(false);
     }
     Err(unknown_type(&any).within("typed_config"))
 }
@@ -203,7 +216,7 @@ fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<
         }
         Some(FilterSpecifier::AndFilter(AndFilter { filters })) => Ok(LogFilter::All(each(filters, "and_filter")?)),
         Some(FilterSpecifier::OrFilter(OrFilter { filters })) => Ok(LogFilter::Any(each(filters, "or_filter")?)),
-        Some(FilterSpecifier::MetadataFilter(value)) => without_metadata(value).within("metadata_filter"),
+        Some(FilterSpecifier::MetadataFilter(value)) => told(value).within("metadata_filter"),
         Some(FilterSpecifier::ExtensionFilter(_)) => {
             Err(Refused::new("extension_filter", "is not supported by this proxy"))
         }
@@ -211,23 +224,16 @@ fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<
     }
 }
 
-/// A condition on metadata that no filter here sets: it holds, or not, as is said for what is not there.
-fn without_metadata(value: MetadataFilter) -> Converted<LogFilter> {
+/// A condition on what filters told. Without one it holds, or not, as is said for what is not there.
+fn told(value: MetadataFilter) -> Converted<LogFilter> {
     let MetadataFilter { matcher: wanted, match_if_key_not_found } = value;
-    if let Some(wanted) = wanted {
-        if wanted.filter.starts_with("envoy.filters.") {
-            return Err(Refused::new(
-                "matcher.filter",
-                "of metadata of Envoy's own filters is not supported by this proxy",
-            ));
-        }
-        // Malformed conditions are refused all the same.
-        matcher::holds_without_metadata(wanted).within("matcher")?;
-    }
-    Ok(match match_if_key_not_found.unwrap_or(true) {
-        true => LogFilter::All(Vec::new()),
-        false => LogFilter::Any(Vec::new()),
-    })
+    let untold = match_if_key_not_found.unwrap_or(true);
+    let Some(wanted) = wanted else {
+        return Ok(if untold { LogFilter::All(Vec::new()) } else { LogFilter::Any(Vec::new()) });
+    };
+    // Envoy has no ear for `invert` here.
+    let (filter, path, test) = matcher::told(wanted).within("matcher")?;
+    Ok(LogFilter::Told(ToldMatch { filter, path, test, untold }))
 }
 
 fn bits(numbers: &[i32], most: u32) -> Option<u32> {

@@ -2,12 +2,14 @@
 
 use super::{Converted, Refused, Within as _};
 use crate::config::{CookieMatch, HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
+use crate::telemetry::ToldTest;
 use leno_xds::envoy::config::route::v3::{
     CookieMatcher, HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
     query_parameter_matcher::QueryParameterMatchSpecifier,
 };
 use leno_xds::envoy::r#type::matcher::v3::{
-    MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, string_matcher::MatchPattern, value_matcher,
+    MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, metadata_matcher,
+    string_matcher::MatchPattern, value_matcher,
 };
 use leno_xds::envoy::r#type::v3::Int64Range;
 
@@ -48,6 +50,43 @@ pub fn holds_without_metadata(value: MetadataMatcher) -> Converted<bool> {
     }
     let value = value.ok_or_else(|| Refused::new("value", "is missing"))?;
     Ok(holds_for_nothing(value, 0).within("value")? != invert)
+}
+
+/// A condition on what filters tell: the filter, the way to the value, and what it must be.
+pub fn told(value: MetadataMatcher) -> Converted<(Box<str>, Vec<Box<str>>, ToldTest)> {
+    let MetadataMatcher { filter, path, value, invert: _ } = value;
+    if filter.is_empty() {
+        return Err(Refused::new("filter", "is empty"));
+    }
+    let key = |segment: metadata_matcher::PathSegment| match segment.segment {
+        Some(metadata_matcher::path_segment::Segment::Key(key)) if !key.is_empty() => Ok(Box::from(key)),
+        _ => Err(Refused::new("path", "has a segment without a key")),
+    };
+    let path: Vec<Box<str>> = path.into_iter().map(key).collect::<Converted<_>>()?;
+    if path.is_empty() {
+        return Err(Refused::new("path", "is empty"));
+    }
+    let value = value.ok_or_else(|| Refused::new("value", "is missing"))?;
+    Ok((filter.into(), path, told_test(value, 0).within("value")?))
+}
+
+fn told_test(value: ValueMatcher, depth: usize) -> Converted<ToldTest> {
+    use value_matcher::MatchPattern as Pattern;
+    if depth > 8 {
+        return Err(Refused::new("", "is nested more than 8 times"));
+    }
+    match value.match_pattern {
+        Some(Pattern::PresentMatch(present)) => Ok(ToldTest::Present(present)),
+        Some(Pattern::OrMatch(OrMatcher { value_matchers })) => {
+            let each = |one| told_test(one, depth + 1).within("or_match");
+            Ok(ToldTest::Any(value_matchers.into_iter().map(each).collect::<Converted<_>>()?))
+        }
+        Some(Pattern::StringMatch(value)) => Ok(ToldTest::Text(string(value).within("string_match")?)),
+        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::BoolMatch(_) | Pattern::ListMatch(_)) => {
+            Ok(ToldTest::Never)
+        }
+        None => Err(Refused::new("match_pattern", "is missing")),
+    }
 }
 
 /// Whether a condition on a value holds for one that is not there.
