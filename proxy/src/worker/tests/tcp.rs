@@ -203,7 +203,9 @@ fn socket_when_it_has_options_then_they_are_set_and_without_them_there_is_no_con
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             match crate::pool::connect(&config, &host, crate::tls::Alpn::Tcp, &worker.tls).await {
-                Ok(crate::listen::Stream::Plain(tcp)) => Some(socket2::SockRef::from(&tcp).keepalive().unwrap()),
+                Ok(crate::pool::Connected { stream: crate::listen::Stream::Plain(tcp), .. }) => {
+                    Some(socket2::SockRef::from(&tcp).keepalive().unwrap())
+                }
                 _ => None,
             }
         })
