@@ -15,8 +15,8 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::Priority,
-    pool::{ConnectError, Host, Outcome},
+    config::{ClientTls, Priority},
+    pool::{Aim, ConnectError, Host, Outcome, Via},
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
 };
@@ -303,6 +303,14 @@ fn is_alert(error: &std::io::Error) -> bool {
     matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
 }
 
+/// What a connection for this request is for.
+fn aim(call: &Call<'_>, cluster: &Cluster, host: &Host) -> Aim {
+    let told = matches!(host.endpoint().tls.as_deref(), Some(ClientTls::Proxied(_)));
+    let conn = call.conn;
+    let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
+    Aim::new(server_name(call.request, cluster), told.then_some(&via))
+}
+
 async fn acquire<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -324,9 +332,9 @@ async fn acquire<D: Downstream>(
         true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
         false => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
-            let name = server_name(call.request, cluster);
+            let aim = aim(call, cluster, host);
             let worker = call.worker;
-            let connecting = connection(worker, cluster, host, http2, limits.priority, name);
+            let connecting = connection(worker, cluster, host, http2, limits.priority, aim);
             let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };
             match call.wait_for(connecting, until, gone).await {
                 Waited::Done(connected) => connected,

@@ -5,7 +5,7 @@ use crate::{
     config::{ClientTls, Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, ConnectError, Connected, Host, Lease, connect_named},
+    pool::{Admission, Aim, ConnectError, Connected, Host, Lease, connect_for},
     tls::Alpn,
     worker::Worker,
 };
@@ -46,10 +46,10 @@ pub(crate) async fn connection(
     host: &Rc<Host>,
     http2: bool,
     priority: Priority,
-    name: Option<Rc<str>>,
+    aim: Aim,
 ) -> Result<Up, ConnectError> {
     if http2 {
-        let (pool, most) = (host.http2(name.as_ref()), cluster.config().max_requests_per_connection);
+        let (pool, most) = (host.http2(aim.key()), cluster.config().max_requests_per_connection);
         let taken = pool.take(most);
         if most > 0 {
             cluster.stats().cx_max_requests.add(pool.take_worn_out());
@@ -58,19 +58,19 @@ pub(crate) async fn connection(
             return Ok(Up::Http2(stream));
         }
     } else if let Some(lease) =
-        poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref(), cluster.config().idle_timeout))).await
+        poll_fn(|cx| Poll::Ready(host.take_idle(cx, aim.key().map(|key| &**key), cluster.config().idle_timeout))).await
     {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     if !http2 {
-        match Box::pin(open(worker, cluster, host, priority, name.clone())).await {
+        match Box::pin(open(worker, cluster, host, priority, aim.clone())).await {
             // It has changed its mind since it was asked last.
             Err(_) if is_agreed(cluster) && host.agrees_on_http2() => {}
             opened => return opened.map(Up::Http1),
         }
     }
-    Box::pin(open_http2(worker, cluster, host, priority, name)).await
+    Box::pin(open_http2(worker, cluster, host, priority, aim)).await
 }
 
 fn is_agreed(cluster: &Cluster) -> bool {
@@ -82,10 +82,10 @@ async fn open(
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
-    name: Option<Rc<str>>,
+    aim: Aim,
 ) -> Result<Lease, ConnectError> {
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(host.address()))?;
-    let opened = open_waiting(worker, cluster, host, priority, name).await;
+    let opened = open_waiting(worker, cluster, host, priority, aim).await;
     waiting.settle();
     opened
 }
@@ -95,13 +95,13 @@ async fn open_waiting(
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
-    name: Option<Rc<str>>,
+    aim: Aim,
 ) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     loop {
         match cluster.begin_connection(host, priority).await {
             Admission::Connect(ticket) => {
-                let connected = connect_named(config, host, name.as_deref(), Alpn::Http1, &worker.tls).await;
+                let connected = connect_for(config, host, &aim, Alpn::Http1, &worker.tls).await;
                 let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
                 ticket.connected();
                 if is_agreed(cluster) && stream.is_for_http2() {
@@ -110,11 +110,13 @@ async fn open_waiting(
                 }
                 let until = cluster.serves_until(&worker.rng);
                 let connection = h1::up::Connection::new(stream, config.http1).born(birth);
-                return Ok(host.lease(connection, ticket, until, name));
+                return Ok(host.lease(connection, ticket, until, aim.key().cloned()));
             }
             Admission::UseIdle => {
-                if let Some(lease) =
-                    poll_fn(|cx| Poll::Ready(host.take_idle(cx, name.as_deref(), cluster.config().idle_timeout))).await
+                if let Some(lease) = poll_fn(|cx| {
+                    Poll::Ready(host.take_idle(cx, aim.key().map(|key| &**key), cluster.config().idle_timeout))
+                })
+                .await
                 {
                     return Ok(lease);
                 }
@@ -145,11 +147,11 @@ async fn open_http2(
     cluster: &Cluster,
     host: &Rc<Host>,
     priority: Priority,
-    name: Option<Rc<str>>,
+    aim: Aim,
 ) -> Result<Up, ConnectError> {
     let config = cluster.config();
     let (address, most) = (host.address(), config.max_requests_per_connection);
-    let pool = host.http2(name.as_ref());
+    let pool = host.http2(aim.key());
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
@@ -164,7 +166,7 @@ async fn open_http2(
                 }
             }
         };
-        let connected = connect_named(config, host, name.as_deref(), Alpn::H2, &worker.tls).await;
+        let connected = connect_for(config, host, &aim, Alpn::H2, &worker.tls).await;
         let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
         ticket.connected();
         if is_agreed(cluster) {
@@ -172,7 +174,7 @@ async fn open_http2(
             if !stream.is_for_http2() {
                 let until = cluster.serves_until(&worker.rng);
                 let connection = h1::up::Connection::new(stream, config.http1).born(birth);
-                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, name.clone()))));
+                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, aim.key().cloned()))));
             }
         }
         let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());

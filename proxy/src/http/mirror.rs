@@ -15,7 +15,7 @@ use super::{
 use crate::{
     balance::PickContext,
     config::{Forward, Mirror, Priority},
-    pool::{ClusterState, Outcome},
+    pool::{Aim, ClusterState, Outcome},
     telemetry::ResponseFlags,
     worker::{Timer, Worker},
 };
@@ -190,9 +190,9 @@ impl Copy {
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let (_active, since) = (host.enter(), Instant::now());
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
-        let name = connecting::server_name(&self.head, &self.cluster);
+        let aim = Aim::new(connecting::server_name(&self.head, &self.cluster), None);
         let limit = self.cluster.config().connect_timeout;
-        let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, name);
+        let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, aim);
         let mut up = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());

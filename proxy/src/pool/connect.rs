@@ -105,12 +105,43 @@ pub struct Via<'a> {
     pub tlvs: &'a [(u8, Box<[u8]>)],
 }
 
+/// What a connection is for beside its endpoint: only requests with the same aim share one.
+#[derive(Debug, Clone, Default)]
+pub struct Aim {
+    name: Option<Rc<str>>,
+    client: Option<Rc<Client>>,
+    key: Option<Rc<str>>,
+}
+
+/// A client of whom endpoints are told, as [`Via`].
+#[derive(Debug)]
+struct Client {
+    source: SocketAddr,
+    destination: SocketAddr,
+    tlvs: Box<[(u8, Box<[u8]>)]>,
+}
+
+impl Aim {
+    /// For requests that decide about the server name, if they do, and whose client the endpoint is told of, if it is.
+    pub fn new(name: Option<Rc<str>>, via: Option<&Via<'_>>) -> Self {
+        let Some(via) = via else { return Self { key: name.clone(), name, client: None } };
+        let Via { source, destination, tlvs } = *via;
+        let key = format!("{}\n{source}\n{destination}", name.as_deref().unwrap_or_default());
+        Self { name, client: Some(Rc::new(Client { source, destination, tlvs: tlvs.into() })), key: Some(key.into()) }
+    }
+
+    /// By what connections of this aim are known in the pool; `None` for the usual ones.
+    pub fn key(&self) -> Option<&Rc<str>> {
+        self.key.as_ref()
+    }
+}
+
 /// As [`connect_via`], for a connection that many requests share.
 ///
 /// # Errors
-/// As [`connect_via`], and when the endpoint wants to know the client, of which there is none in particular.
+/// As [`connect_via`].
 pub async fn connect(cluster: &Cluster, host: &Host, alpn: Alpn, tls: &Connector) -> Result<Connected, ConnectError> {
-    connect_named(cluster, host, None, alpn, tls).await
+    connect_for(cluster, host, &Aim::default(), alpn, tls).await
 }
 
 /// Connects to the host of a cluster; `alpn` is what is spoken inside TLS. The host remembers how it went.
@@ -127,22 +158,23 @@ pub async fn connect_via(
     connect_with(cluster, host, None, alpn, tls, via).await
 }
 
-/// As [`connect`]; `server_name` goes before the one that is configured.
+/// As [`connect`], for requests of this aim.
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn connect_named(
+pub async fn connect_for(
     cluster: &Cluster,
     host: &Host,
-    server_name: Option<&str>,
+    aim: &Aim,
     alpn: Alpn,
     tls: &Connector,
 ) -> Result<Connected, ConnectError> {
-    if let Some(ClientTls::Proxied(_)) = host.endpoint().tls.as_deref() {
-        let reason = "the PROXY protocol to endpoints is supported for TCP only, not for HTTP";
-        return Err(ConnectError::Tcp(host.address(), io::Error::new(io::ErrorKind::Unsupported, reason)));
-    }
-    connect_with(cluster, host, server_name, alpn, tls, None).await
+    let via = aim.client.as_deref().map(|client| Via {
+        source: client.source,
+        destination: client.destination,
+        tlvs: &client.tlvs,
+    });
+    connect_with(cluster, host, aim.name.as_deref(), alpn, tls, via.as_ref()).await
 }
 
 async fn connect_with(

@@ -11,7 +11,7 @@ mod outcome;
 
 pub use breakers::{Overflow, Ticket};
 pub use cluster::{Admission, ClusterState};
-pub use connect::{Birth, ConnectError, Connected, DELAYED, IMMEDIATE, Via, connect, connect_named, connect_via};
+pub use connect::{Aim, Birth, ConnectError, Connected, DELAYED, IMMEDIATE, Via, connect, connect_for, connect_via};
 pub(crate) use connect::{Names, establish};
 pub use outcome::Outcome;
 
@@ -150,7 +150,7 @@ impl Host {
         self.state.prefers_http1.set(!http2);
     }
 
-    /// Its HTTP/2 connections for which this server name was sent, or those for which none was decided.
+    /// Its HTTP/2 connections by the key of their [`Aim`].
     pub fn http2(&self, name: Option<&Rc<str>>) -> Rc<http2::Pool> {
         let Some(name) = name else { return self.state.http2.clone() };
         let mut named = self.state.named.borrow_mut();
@@ -226,7 +226,7 @@ impl Host {
         Active(self.state.clone())
     }
 
-    /// An idle connection that is still good, newest first, for which this server name was sent instead of the usual one. How long
+    /// An idle connection that is still good, newest first, by the key of its [`Aim`]. How long
     /// it may be idle ([`Cluster::idle_timeout`]) is looked at where it is short; [`Self::sweep`] comes early enough for the rest.
     ///
     /// [`Cluster::idle_timeout`]: crate::config::Cluster::idle_timeout
@@ -258,10 +258,12 @@ impl Host {
             return;
         }
         let mut idle = self.state.idle.borrow_mut();
-        if idle.len() < MAX_IDLE {
-            lease.connection.rest();
-            idle.push(Idle { lease, since: Instant::now() });
+        if idle.len() >= MAX_IDLE {
+            // It may be of a client who is gone.
+            idle.remove(0);
         }
+        lease.connection.rest();
+        idle.push(Idle { lease, since: Instant::now() });
     }
 
     /// Closes idle connections that are older than `timeout` (zero: none) or were closed by the endpoint.
@@ -284,7 +286,7 @@ impl Host {
         self.state.idle.borrow().len()
     }
 
-    /// A fresh connection to it, which serves requests until then; `name` is the server name if it was not the usual one.
+    /// A fresh connection to it, which serves requests until then; `name` is the key of its [`Aim`].
     pub fn lease(
         &self,
         connection: up::Connection,

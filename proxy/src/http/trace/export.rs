@@ -13,6 +13,7 @@ use super::{otlp, span::Span, zipkin};
 use crate::{
     balance::PickContext,
     config::{HeaderText, Priority, SpanTransport, Tracer},
+    pool::Aim,
     worker::{Timer, Worker},
 };
 use std::{
@@ -165,9 +166,9 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let host = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
     let _active = host.enter();
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
-    let name = connecting::server_name(&head, cluster);
+    let aim = Aim::new(connecting::server_name(&head, cluster), None);
     let until = Instant::now() + tracer.timeout;
-    let connecting = connecting::connection(worker, cluster, &host, http2, Priority::Default, name);
+    let connecting = connecting::connection(worker, cluster, &host, http2, Priority::Default, aim);
     let mut up = tokio::time::timeout_at(until.into(), connecting).await.ok()?.ok()?;
     up.send_head(&head);
     up.send_data((&body).into());

@@ -35,7 +35,8 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 reset: Arc::default(),
             };
             let stop = tokio_util::sync::CancellationToken::new();
-            admin::serve_at(listener, &view, &stop).unwrap();
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            admin::serve_at(listener.into(), &view, &stop);
             stop.cancelled().await;
         });
     });
