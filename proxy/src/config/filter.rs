@@ -5,7 +5,7 @@ use super::{
     matcher::{HeaderMatch, StringMatch},
     ratelimit::LocalRateLimit,
 };
-use crate::rbac::Rules;
+use crate::rbac::Decider;
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, ShadowStats};
 use crate::telemetry::policies::PolicyCounts;
 use std::{
@@ -239,9 +239,9 @@ pub struct HeaderMutation {
 #[derive(Debug)]
 pub struct Rbac {
     /// In force; `None`: everybody is allowed.
-    pub rules: Option<Rules>,
+    pub rules: Option<Decider>,
     /// Only looked at.
-    pub shadow: Option<Rules>,
+    pub shadow: Option<Decider>,
     /// What stands before the names by which is told what the rules in force decided.
     pub prefix: Arc<str>,
     /// The same for the others.

@@ -1,7 +1,7 @@
 //! What filter chains do with connections: gates that they must pass, and what serves them.
 
 use super::{AccessLog, ClusterId, Direction, HeaderOp, HeaderText, HttpManager, Labels};
-use crate::rbac::Rules;
+use crate::rbac::Decider;
 use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, ShadowStats, TcpStats};
 use std::{sync::Arc, time::Duration};
 
@@ -24,9 +24,9 @@ pub struct NetworkRbac {
     /// Name in metrics and logs.
     pub stat_prefix: Arc<str>,
     /// What is enforced; without rules everybody may.
-    pub rules: Option<Rules>,
+    pub rules: Option<Decider>,
     /// What is only looked at and told.
-    pub shadow: Option<Rules>,
+    pub shadow: Option<Decider>,
     /// A connection that is denied is closed only after this, so that it is not tried again at once.
     pub delay: Duration,
 }

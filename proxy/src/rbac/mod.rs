@@ -1,8 +1,9 @@
 //! Role-based access control: who (principals) may do what (permissions), decided over what is known of a connection or a request.
 //!
 //! The engine knows neither HTTP nor sockets: whoever asks implements [`Facts`]. Everything is compiled when the configuration
-//! arrives; a decision allocates nothing.
+//! arrives; a decision by policies allocates nothing.
 
+pub mod matching;
 #[cfg(test)]
 mod tests;
 
@@ -129,6 +130,25 @@ pub enum Principal {
     Not(Box<Principal>),
 }
 
+/// Rules in one of their two forms.
+#[derive(Debug)]
+pub enum Decider {
+    /// Policies, each with permissions and principals.
+    Rules(Rules),
+    /// A tree of conditions.
+    Matching(matching::Matching),
+}
+
+impl Decider {
+    /// Decides.
+    pub fn decide(&self, facts: &impl Facts) -> Verdict<'_> {
+        match self {
+            Self::Rules(rules) => rules.decide(facts),
+            Self::Matching(matching) => matching.decide(facts),
+        }
+    }
+}
+
 /// What rules say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict<'r> {
@@ -136,6 +156,8 @@ pub struct Verdict<'r> {
     pub allowed: bool,
     /// The policy that matched.
     pub policy: Option<&'r Arc<str>>,
+    /// Rules that only log ([`Action::Log`]) say whether this one is to be.
+    pub logged: Option<bool>,
 }
 
 impl Rules {
@@ -147,7 +169,7 @@ impl Rules {
             Action::Deny => policy.is_none(),
             Action::Log => true,
         };
-        Verdict { allowed, policy }
+        Verdict { allowed, policy, logged: (self.action == Action::Log).then_some(policy.is_some()) }
     }
 }
 

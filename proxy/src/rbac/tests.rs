@@ -57,9 +57,9 @@ fn rules_when_one_policy_matches_then_the_action_decides() {
         [(Action::Allow, true, false), (Action::Deny, false, true), (Action::Log, true, true)]
     {
         let rules = rules(action, Permission::Path(exact("/a")), Principal::Any);
-        let name: Arc<str> = "p".into();
-        assert_eq!(rules.decide(&get("/a")), Verdict { allowed: matching, policy: Some(&name) });
-        assert_eq!(rules.decide(&get("/b")), Verdict { allowed: other, policy: None });
+        let (name, logged): (Arc<str>, _) = ("p".into(), (rules.action == Action::Log).then_some(true));
+        assert_eq!(rules.decide(&get("/a")), Verdict { allowed: matching, policy: Some(&name), logged });
+        assert_eq!(rules.decide(&get("/b")), Verdict { allowed: other, policy: None, logged: logged.map(|_| false) });
     }
     let nobody = Rules { action: Action::Allow, policies: Vec::new() };
     assert!(!nobody.decide(&get("/a")).allowed, "allowed is only what a policy names");

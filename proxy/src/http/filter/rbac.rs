@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{FilterStats, HeaderMatch, Rbac},
-    rbac::{Action, Facts, Verdict},
+    rbac::{Facts, Verdict},
     route,
     telemetry::Told,
     tls::TlsInfo,
@@ -39,8 +39,8 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
     if call.manager.log_needs.told {
         tell(call, &rbac.prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
     }
-    if rules.action == Action::Log && call.manager.log_needs.told {
-        let hint = if verdict.policy.is_some() { "true" } else { "false" };
+    if let Some(logged) = verdict.logged.filter(|_| call.manager.log_needs.told) {
+        let hint = if logged { "true" } else { "false" };
         let told = Told { filter: "envoy.common", prefix: Arc::default(), key: "access_log_hint", value: hint.into() };
         call.tally.filters().told.push(told);
     }

@@ -12,6 +12,7 @@ use leno_xds::envoy::r#type::matcher::v3::{
     string_matcher::MatchPattern, value_matcher,
 };
 use leno_xds::envoy::r#type::v3::Int64Range;
+use leno_xds::xds::r#type::matcher::v3 as xds;
 
 /// A regular expression; the engine is always one with the meaning of RE2.
 pub fn pattern(value: RegexMatcher) -> String {
@@ -33,6 +34,25 @@ pub fn string(value: StringMatcher) -> Converted<StringMatch> {
         Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
         Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
         Some(MatchPattern::SafeRegex(value)) => return Ok(StringMatch::Regex(regex(value).within("safe_regex")?)),
+        Some(MatchPattern::Custom(_)) => return Err(Refused::new("custom", "is not supported by this proxy")),
+        None => return Err(Refused::new("match_pattern", "is missing")),
+    };
+    Ok(if ignore_case { StringMatch::IgnoreCase(Box::new(matcher)) } else { matcher })
+}
+
+/// The same as trees of matchers write it.
+pub fn xds_string(value: xds::StringMatcher) -> Converted<StringMatch> {
+    use xds::string_matcher::MatchPattern;
+    let xds::StringMatcher { ignore_case, match_pattern } = value;
+    let matcher = match match_pattern {
+        Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.into()),
+        Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.into()),
+        Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
+        Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
+        Some(MatchPattern::SafeRegex(xds::RegexMatcher { regex, engine_type: _ })) => {
+            let regex = RegexMatch::new(&regex).map_err(|error| Refused::new("safe_regex.regex", error.to_string()));
+            return regex.map(StringMatch::Regex);
+        }
         Some(MatchPattern::Custom(_)) => return Err(Refused::new("custom", "is not supported by this proxy")),
         None => return Err(Refused::new("match_pattern", "is missing")),
     };

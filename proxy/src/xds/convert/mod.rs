@@ -28,6 +28,7 @@ pub mod matcher;
 pub mod network;
 mod own_tls;
 pub mod rbac;
+mod rbac_matching;
 pub mod retry;
 pub mod route;
 pub mod secret;

@@ -157,15 +157,14 @@ fn network_rbac(context: &Context, value: rbac_filter::Rbac) -> Converted<Networ
         enforcement_type: _,
         delay_deny,
     } = value;
-    refuse!(matcher, shadow_matcher);
     let scopes = [Scope::bare("envoy_rbac_prefix", &stat_prefix), Scope { kind: "rbac.", label: "", value: "" }];
     let shadow = Scope { kind: "rbac.", label: "envoy_rbac_shadow_prefix", value: &shadow_rules_stat_prefix };
     let stats = (RbacStats::new(&context.counters, &scopes), ShadowStats::new(&context.counters, &[scopes[0], shadow]));
     Ok(NetworkRbac {
         stats,
         stat_prefix: stat_prefix.into(),
-        rules: rules.map(rbac::rules).transpose().within("rules")?,
-        shadow: shadow_rules.map(rbac::rules).transpose().within("shadow_rules")?,
+        rules: rbac::decider(rules, matcher, ["rules", "matcher"])?,
+        shadow: rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?,
         delay: maybe_duration(delay_deny, "delay_deny")?.unwrap_or_default(),
     })
 }

@@ -1,16 +1,33 @@
 //! Rules of role-based access control, for connections and for requests.
 
 use super::common::{cidr, port};
-use super::{Converted, Refused, Within as _, matcher, refuse};
+use super::{Converted, Refused, Within as _, matcher, rbac_matching, refuse};
 use crate::config::StringMatch;
-use crate::rbac::{Action, Permission, Policy, Principal, Rules};
+use crate::rbac::{Action, Decider, Permission, Policy, Principal, Rules};
 use leno_xds::envoy::config::rbac::v3 as xds;
 use leno_xds::envoy::config::rbac::v3::{permission::Rule, principal::Identifier};
 use leno_xds::envoy::r#type::matcher::v3::{MetadataMatcher, PathMatcher, path_matcher};
 use leno_xds::envoy::r#type::v3::Int32Range;
+use leno_xds::xds::r#type::matcher::v3::Matcher;
 
 /// Conditions within conditions at most.
 const MAX_DEPTH: usize = 32;
+
+/// Rules in one of their two forms; where both are there the tree counts, as in Envoy.
+///
+/// # Errors
+/// When a condition is not supported, or missing. `fields` are the names of the fields.
+pub fn decider(
+    value: Option<xds::Rbac>,
+    tree: Option<Matcher>,
+    [rules_field, tree_field]: [&str; 2],
+) -> Converted<Option<Decider>> {
+    if let Some(tree) = tree {
+        return rbac_matching::matching(tree).within(tree_field).map(|tree| Some(Decider::Matching(tree)));
+    }
+    let rules = value.map(rules).transpose().within(rules_field)?;
+    Ok(rules.map(Decider::Rules))
+}
 
 /// A set of policies.
 ///

@@ -157,10 +157,9 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow_rules_stat_prefix,
         track_per_rule_stats: by_policy,
     } = value;
-    refuse!(matcher, shadow_matcher);
     Ok(crate::config::Rbac {
-        rules: rules.map(super::rbac::rules).transpose().within("rules")?,
-        shadow: shadow_rules.map(super::rbac::rules).transpose().within("shadow_rules")?,
+        rules: super::rbac::decider(rules, matcher, ["rules", "matcher"])?,
+        shadow: super::rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?,
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
         by_policy,
