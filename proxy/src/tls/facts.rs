@@ -36,6 +36,8 @@ pub struct CertificateFacts {
     pub not_before: SystemTime,
     /// Until when it is valid.
     pub not_after: SystemTime,
+    /// Its key may sign, as a handshake wants it: `keyUsage` is not there or has `digitalSignature`.
+    pub may_sign: bool,
     /// SHA-256 of the certificate.
     pub sha256: [u8; 32],
     /// SHA-256 of its public key (SubjectPublicKeyInfo).
@@ -58,6 +60,7 @@ impl CertificateFacts {
             serial: hex(strip(parsed.raw_serial())).into(),
             not_before: time(parsed.validity().not_before.timestamp()),
             not_after: time(parsed.validity().not_after.timestamp()),
+            may_sign: parsed.key_usage().ok()?.is_none_or(|usage| usage.value.digital_signature()),
             sha256: sha256(certificate.as_ref()),
             spki_sha256: sha256(parsed.public_key().raw),
         };

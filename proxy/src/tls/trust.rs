@@ -28,6 +28,9 @@ pub enum Untrusted {
     /// It cannot be read.
     #[error("certificate of the peer: cannot be parsed")]
     Unreadable,
+    /// Its key is for something else.
+    #[error("certificate of the peer: its keyUsage has no digitalSignature")]
+    KeyUsage,
     /// None of the conditions on its names holds.
     #[error("certificate of the peer: none of its names is expected")]
     Names,
@@ -102,6 +105,9 @@ impl Verifier {
             return Ok(());
         }
         let facts = CertificateFacts::read(leaf).ok_or(Untrusted::Unreadable)?;
+        if self.of == Of::Clients && !facts.may_sign {
+            return Err(Untrusted::KeyUsage);
+        }
         if let Some(roots) = &self.settings.roots {
             self.path(roots, leaf, intermediates, &facts, now)?;
         }

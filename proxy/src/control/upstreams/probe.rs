@@ -263,6 +263,7 @@ async fn by_grpc(
         .uri(format!("http://{authority}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .header("grpc-timeout", format!("{}m", target.check.timeout.as_millis()))
         .header("user-agent", USER_AGENT);
     for (name, value) in headers {
         request = request.header(&**name, &**value);
