@@ -46,10 +46,14 @@ impl Listeners {
         listeners
     }
 
-    /// Whether a listener of these is not among those. Both are in the order of their names.
+    /// Whether a listener of these, or a filter chain of one, is not among those. Both are in the order of their names. One whose
+    /// chains only change their order may be taken for one that has lost some.
     pub fn any_gone_in(&self, newer: &Self) -> bool {
         let mut left = newer.all.iter();
-        !self.all.iter().all(|old| left.any(|new| new.name == old.name))
+        let stays = |old: &Arc<Listener>| {
+            left.find(|new| new.name == old.name).is_some_and(|new| Arc::ptr_eq(old, new) || new.has_chains_of(old))
+        };
+        !self.all.iter().all(stays)
     }
 
     /// Every listener in the order given.
@@ -311,7 +315,7 @@ impl FilterChain {
 }
 
 /// The condition of a filter chain. An empty criterion matches everything, but less specifically.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct ChainMatch {
     /// The original destination port.
     pub destination_port: Option<u16>,
@@ -385,6 +389,14 @@ impl Listener {
     /// The chain for a connection.
     pub fn chain(&self, facts: &Facts<'_>) -> Option<&FilterChain> {
         self.chains.find(facts)
+    }
+
+    /// Whether there is a chain for what each chain of an older form is for, in the same order.
+    fn has_chains_of(&self, older: &Self) -> bool {
+        let mut left = self.chains.all().iter();
+        let stays = |old: &FilterChain| left.any(|new| new.matches == old.matches);
+        older.chains.all().iter().all(stays)
+            && (older.chains.default_chain().is_none() || self.chains.default_chain().is_some())
     }
 
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.

@@ -92,7 +92,7 @@ pub use tracing::{
 };
 
 use crate::telemetry::WorkloadLabels;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 /// The stable index of a cluster: the control side gives a name the same index for as long as the process lives, so
 /// that per-worker state (pools, balancers) survives every change of the configuration.
@@ -114,6 +114,9 @@ pub struct Root {
     pub names: ClusterNames,
     /// Open connections of clients at most, of all listeners together; `None` is as many as this process can have.
     pub most_connections: Option<u64>,
+    /// How long a connection whose listener or filter chain is gone may take to end. With none, one whose chain is gone ends at
+    /// once: it may be no longer allowed.
+    pub drain_time: Duration,
 }
 
 /// Clusters by name, made when it is first asked for.
@@ -128,6 +131,7 @@ impl Default for Root {
             clusters: Vec::new(),
             own: WorkloadLabels::unknown(),
             most_connections: None,
+            drain_time: Duration::ZERO,
             names: ClusterNames::default(),
         }
     }

@@ -78,7 +78,8 @@ pub struct Sources {
     ads: bool,
     servers: BTreeMap<String, Arc<Server>>,
     known: Vec<(ConfigSource, Source)>,
-    asked: BTreeMap<(Kind, String), SourceId>,
+    /// With how long its first form is waited for; `None` is without limit.
+    asked: BTreeMap<(Kind, String), (SourceId, Option<Duration>)>,
 }
 
 impl Default for Sources {
@@ -100,16 +101,17 @@ impl Sources {
     /// When the source is not supported, or the resource is asked for elsewhere already.
     pub fn ask(&mut self, kind: Kind, name: &str, value: Option<ConfigSource>) -> Converted<()> {
         let Some(value) = value else { return Err(Refused::new("", "is missing")) };
+        let limit = fetch_timeout(&value)?;
         let id = self.id(value)?;
         let key = (kind, name.to_owned());
         match self.asked.get(&key) {
-            Some(known) if *known != id => {
+            Some((known, _)) if *known != id => {
                 let noun = kind.noun();
                 Err(Refused::new("", format!("{noun} `{name}` comes from another source already; use one for both")))
             }
             Some(_) => Ok(()),
             None => {
-                self.asked.insert(key, id);
+                self.asked.insert(key, (id, limit));
                 Ok(())
             }
         }
@@ -144,7 +146,12 @@ impl Sources {
 
     /// From where a resource comes; the aggregated stream when nothing else was said.
     pub fn of(&self, kind: Kind, name: &str) -> SourceId {
-        self.asked.get(&(kind, name.to_owned())).copied().unwrap_or(SourceId::ADS)
+        self.asked.get(&(kind, name.to_owned())).map_or(SourceId::ADS, |(id, _)| *id)
+    }
+
+    /// How long what uses a resource waits for its first form; `None` is without limit.
+    pub fn limit(&self, kind: Kind, name: &str) -> Option<Duration> {
+        self.asked.get(&(kind, name.to_owned())).map_or(Some(FETCH_TIMEOUT), |(_, limit)| *limit)
     }
 
     /// Forgets a resource that nothing asks for any more.
@@ -169,7 +176,7 @@ impl Sources {
 
     /// Every source but the aggregated stream, and the kinds that are asked for there.
     pub fn others(&self) -> Vec<(SourceId, Kind, Source)> {
-        let mut found: Vec<_> = self.asked.iter().map(|((kind, _), id)| (*id, *kind)).collect();
+        let mut found: Vec<_> = self.asked.iter().map(|((kind, _), (id, _))| (*id, *kind)).collect();
         found.sort_unstable();
         found.dedup();
         let source = |(id, kind): (SourceId, Kind)| Some((id, kind, self.get(id)?.clone()));

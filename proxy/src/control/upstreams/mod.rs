@@ -230,6 +230,7 @@ impl Actor {
             clusters,
             own: self.base.own.clone(),
             most_connections: self.base.most_connections,
+            drain_time: self.base.drain_time,
             ..Root::default()
         })));
     }

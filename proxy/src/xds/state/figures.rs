@@ -124,16 +124,12 @@ impl State {
         let resource = |kind| Scope { kind, label: "envoy_xds_resource_name", value: name };
         match kind {
             Kind::Endpoints => {
-                let uses = |entry: &super::ClusterEntry| entry.template.endpoints.as_deref() == Some(name);
-                let user = self
-                    .clusters
-                    .iter()
-                    .find(|(_, entry)| uses(entry))
-                    .map_or(name, |(_, entry)| entry.template.observability_name());
+                let user = self.users.get(name).and_then(|users| self.clusters.get(users.first()?));
+                let user = user.map_or(name, |entry| entry.form.template.observability_name());
                 Updates::new(counters, &[Scope::cluster(user)], "")
             }
             Kind::Routes => {
-                let prefix = self.listeners.values().find_map(|entry| entry.parts.prefixes.get(name));
+                let prefix = self.parts().find_map(|parts| parts.prefixes.get(name));
                 let table = Scope { kind: "rds.", label: "envoy_rds_route_config", value: name };
                 let prefix = prefix.map_or("", String::as_str);
                 Updates::new(counters, &[Scope::http(prefix), table], "")

@@ -4,7 +4,8 @@
 //! everything else of the same response is taken. A new form takes force when what it needs is there ("warm"): a route
 //! table when the clusters that it names have their endpoints, a listener when its route tables and its filters' configurations
 //! have come as well. Until
-//! then the old form serves; a bounded wait ends it, so that a control plane that never sends the rest blocks nothing.
+//! then the old form serves, and follows what it uses itself; how long that may take is said where the rest comes from
+//! (`initial_fetch_timeout`).
 
 #[cfg(test)]
 mod extension_tests;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
-/// How long a new form waits for what it needs.
+/// How long routes and listeners wait for the clusters that they name. What they ask for by name has limits of its own.
 pub const WARMING_LIMIT: Duration = Duration::from_secs(5);
 
 /// A resource as it came.
@@ -89,15 +90,37 @@ pub struct Applied {
     pub waits: BTreeSet<(Kind, String)>,
 }
 
+/// A form of a cluster: what came, and what became of it.
 #[derive(Debug)]
-struct ClusterEntry {
+struct ClusterForm {
     raw: Raw,
     template: Template,
-    built: Option<Arc<Cluster>>,
     /// The secrets that its TLS needs.
     secrets: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct ClusterEntry {
+    /// The newest form that was taken.
+    form: ClusterForm,
+    /// The form in force, while the newest waits for what it needs.
+    active: Option<ClusterForm>,
+    built: Option<Arc<Cluster>>,
     id: ClusterId,
-    deadline: Instant,
+    /// Since when the newest form waits; `None` when it is in force.
+    since: Option<Instant>,
+}
+
+impl ClusterEntry {
+    /// What is in force, or waits to be.
+    fn forms(&self) -> impl Iterator<Item = &ClusterForm> {
+        std::iter::once(&self.form).chain(&self.active)
+    }
+
+    /// The names of what it asks for its endpoints.
+    fn endpoints(&self) -> impl Iterator<Item = &String> {
+        self.forms().filter_map(|form| form.template.endpoints.as_ref())
+    }
 }
 
 #[derive(Debug)]
@@ -109,12 +132,23 @@ struct RouteEntry {
 
 #[derive(Debug)]
 struct ListenerEntry {
+    /// The newest form that was taken.
     raw: Raw,
     parts: Parts,
+    /// The form in force, while the newest waits for what it needs.
+    active: Option<(Raw, Parts)>,
     current: Option<Arc<Listener>>,
-    deadline: Option<Instant>,
+    /// Since when the newest form waits; `None` when it is in force.
+    since: Option<Instant>,
     /// One of its route tables, or the configuration of one of its filters, has changed.
     stale: bool,
+}
+
+impl ListenerEntry {
+    /// What is in force, or waits to be.
+    fn all_parts(&self) -> impl Iterator<Item = &Parts> {
+        std::iter::once(&self.parts).chain(self.active.as_ref().map(|(_, parts)| parts))
+    }
 }
 
 /// Everything that was received.
@@ -123,8 +157,11 @@ pub struct State {
     context: Context,
     figures: figures::Figures,
     most_connections: Option<u64>,
+    drain_time: Duration,
     bootstrap: Option<Raw>,
     clusters: BTreeMap<String, ClusterEntry>,
+    /// The clusters that use an assignment of endpoints, by its name.
+    users: BTreeMap<String, BTreeSet<String>>,
     endpoints: BTreeMap<String, Raw>,
     secrets: BTreeMap<String, Raw>,
     files: files::Files,
@@ -146,6 +183,8 @@ pub struct State {
     own: Arc<WorkloadLabels>,
     sockets: Sockets,
     version: u64,
+    /// When it was last looked at what can be in force.
+    settled: Option<Instant>,
     published: bool,
     dirty: bool,
     /// A listener came, changed or went since sockets were last looked at.
@@ -165,8 +204,10 @@ impl State {
             figures: figures::Figures::new(&context.counters),
             context,
             most_connections: None,
+            drain_time: Duration::ZERO,
             bootstrap: None,
             clusters: BTreeMap::new(),
+            users: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             secrets: BTreeMap::new(),
             files: files::Files::default(),
@@ -183,6 +224,7 @@ impl State {
             own: WorkloadLabels::unknown(),
             sockets: Sockets::Any,
             version: 0,
+            settled: None,
             published: false,
             dirty: false,
             addresses_changed: false,
@@ -204,6 +246,12 @@ impl State {
     /// At most so many open connections of clients.
     pub fn limiting_connections(mut self, most: Option<u64>) -> Self {
         self.most_connections = most;
+        self
+    }
+
+    /// With how long connections may take to end whose listener or filter chain is gone.
+    pub fn draining_for(mut self, time: Duration) -> Self {
+        self.drain_time = time;
         self
     }
 
@@ -275,19 +323,22 @@ impl State {
     pub fn wanted(&self, kind: Kind) -> BTreeSet<String> {
         match kind {
             Kind::Cluster | Kind::Listener => BTreeSet::new(),
-            Kind::Endpoints => self.clusters.values().filter_map(|entry| entry.template.endpoints.clone()).collect(),
+            Kind::Endpoints => self.users.keys().cloned().collect(),
             Kind::Secret => {
-                let clusters = self.clusters.values().flat_map(|entry| &entry.secrets);
-                let listeners = self.listeners.values().flat_map(|entry| &entry.parts.secrets);
+                let forms = self.clusters.values().flat_map(ClusterEntry::forms);
+                let clusters = forms.flat_map(|form| &form.secrets);
+                let listeners = self.parts().flat_map(|parts| &parts.secrets);
                 let fixed = |name: &&String| self.fixed.contains(&(Kind::Secret, (*name).clone()));
                 clusters.chain(listeners).filter(|name| !fixed(name)).cloned().collect()
             }
-            Kind::Routes => self.listeners.values().flat_map(|entry| entry.parts.routes.iter().cloned()).collect(),
-            Kind::Extension => {
-                let used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
-                used.map(|used| used.name.clone()).collect()
-            }
+            Kind::Routes => self.parts().flat_map(|parts| parts.routes.iter().cloned()).collect(),
+            Kind::Extension => self.parts().flat_map(|parts| &parts.extensions).map(|used| used.name.clone()).collect(),
         }
+    }
+
+    /// What listeners are, those in force and those that wait to be.
+    fn parts(&self) -> impl Iterator<Item = &Parts> {
+        self.listeners.values().flat_map(ListenerEntry::all_parts)
     }
 
     /// As [`Self::wanted`], those of one source.
@@ -338,7 +389,7 @@ impl State {
     /// Every resource of a kind as it came, in the last form that was taken.
     pub fn raws(&self, kind: Kind) -> Box<dyn Iterator<Item = (&str, &Raw)> + '_> {
         match kind {
-            Kind::Cluster => Box::new(self.clusters.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
+            Kind::Cluster => Box::new(self.clusters.iter().map(|(name, entry)| (name.as_str(), &entry.form.raw))),
             Kind::Endpoints => Box::new(self.endpoints.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Secret => Box::new(self.secrets.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Listener => Box::new(self.listeners.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),

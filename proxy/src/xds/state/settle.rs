@@ -1,8 +1,10 @@
 //! Bringing into force: a new form waits for what it needs, for a bounded time.
 
-use super::{Kind, Sockets, State};
+use super::{ClusterEntry, Kind, ListenerEntry, Sockets, State, WARMING_LIMIT};
 use crate::config::{Action, ClusterId, Listeners, Root, RouteTable};
 use crate::xds::convert::cluster::Assignment;
+use crate::xds::convert::filter::discovery::Discovered;
+use crate::xds::convert::listener::Parts;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,19 +12,22 @@ use std::time::Instant;
 impl State {
     /// Brings into force what can be. True when something changed, and [`Self::root`] would give a new root.
     pub fn settle(&mut self, now: Instant) -> bool {
+        self.settled = Some(now);
         self.expire(now);
         self.look_at_files(now);
-        let mut late = Vec::new();
-        for (name, entry) in &mut self.clusters {
-            if entry.built.is_none() && now >= entry.deadline {
-                tracing::warn!(cluster = %name, "what it needs did not come in time; using the cluster without");
-                entry.built = Some(entry.template.build(Assignment::default(), &self.own));
-                late.push(entry.id);
-            }
-        }
-        for id in late {
-            self.warming.remove(&id);
-            self.dirty = true;
+        let late = |(_, entry): &(&String, &ClusterEntry)| {
+            entry
+                .since
+                .is_some_and(|since| self.lacks_of(entry).all(|(kind, name)| self.is_late(kind, name, since, now)))
+        };
+        let late: Vec<_> = self.clusters.iter().filter(late).map(|(name, _)| name.clone()).collect();
+        for name in late {
+            let Some(mut entry) = self.clusters.remove(&name) else { continue };
+            tracing::warn!(cluster = %name, "what it needs did not come in time; using the cluster without");
+            let built = entry.form.template.build(Assignment::default(), &self.own);
+            self.bring_into_force(&name, &mut entry, Some(built));
+            self.warming.remove(&entry.id);
+            self.clusters.insert(name, entry);
         }
         let warming = &self.warming;
         let mut changed = BTreeSet::new();
@@ -36,7 +41,8 @@ impl State {
             }
         }
         for entry in self.listeners.values_mut() {
-            entry.stale |= entry.parts.routes.iter().any(|name| changed.contains(name));
+            let stale = entry.all_parts().any(|parts| parts.routes.iter().any(|name| changed.contains(name)));
+            entry.stale |= stale;
         }
         self.settle_listeners(now);
         if std::mem::take(&mut self.addresses_changed)
@@ -67,22 +73,20 @@ impl State {
     }
 
     fn settle_listeners(&mut self, now: Instant) {
-        let due: Vec<String> = self
+        let due = |entry: &ListenerEntry| match entry.since {
+            None => entry.stale,
+            Some(since) => self.is_warm(&entry.parts, since, now),
+        };
+        let (due, follow): (Vec<_>, Vec<_>) = self
             .listeners
             .iter()
-            .filter(|(_, entry)| match entry.deadline {
-                None => entry.stale,
-                Some(deadline) => {
-                    now >= deadline
-                        || entry.parts.secrets.iter().all(|name| self.context.secrets.has(name))
-                            && entry.parts.clusters.iter().all(|id| !self.warming.contains(id))
-                            && entry.parts.routes.iter().all(|name| self.has_table(name))
-                            && entry.parts.extensions.iter().all(|used| !used.warms || self.is_decided(&used.name))
-                }
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in due {
+            .map(|(name, entry)| (name.clone(), due(entry), entry.stale && entry.active.is_some()))
+            .filter(|(_, due, follow)| *due || *follow)
+            .partition(|(_, due, _)| *due);
+        for (name, ..) in follow {
+            self.follow_active(name);
+        }
+        for (name, ..) in due {
             let Some(mut entry) = self.listeners.remove(&name) else { continue };
             // Again, because route tables and configurations of filters have come since it was first converted.
             if !entry.parts.routes.is_empty() || !entry.parts.extensions.is_empty() {
@@ -92,7 +96,8 @@ impl State {
                 }
             }
             entry.current = Some(entry.parts.listener.clone());
-            entry.deadline = None;
+            entry.active = None;
+            entry.since = None;
             entry.stale = false;
             if let Some(own) = &entry.parts.own
                 && *own != self.own
@@ -105,13 +110,67 @@ impl State {
         }
     }
 
+    /// The form of a listener that is in force follows what it uses, while a newer one waits.
+    fn follow_active(&mut self, name: String) {
+        let Some(mut entry) = self.listeners.remove(&name) else { return };
+        entry.stale = false;
+        if let Some((raw, parts)) = &mut entry.active {
+            match self.convert_listener(raw) {
+                Ok(converted) => {
+                    *parts = converted;
+                    entry.current = Some(parts.listener.clone());
+                    self.dirty = true;
+                }
+                Err(reason) => tracing::error!(listener = %name, %reason, "converted before and not now"),
+            }
+        }
+        self.listeners.insert(name, entry);
+    }
+
+    /// Whether everything is there that a form of a listener needs, or has been waited for long enough.
+    fn is_warm(&self, parts: &Parts, since: Instant, now: Instant) -> bool {
+        self.lacks(parts).all(|(kind, name)| self.is_late(kind, name, since, now))
+            // A table that has come and waits for clusters does so for a bounded time.
+            && parts.routes.iter().all(|name| self.has_table(name) || !self.routes.contains_key(name))
+            && (now >= since + WARMING_LIMIT || parts.clusters.iter().all(|id| !self.warming.contains(id)))
+    }
+
+    /// What a form of a listener asks for by name and has not come.
+    fn lacks<'a>(&'a self, parts: &'a Parts) -> impl Iterator<Item = (Kind, &'a str)> {
+        let secrets = parts.secrets.iter().filter(|name| !self.context.secrets.has(name));
+        let routes = parts.routes.iter().filter(|name| !self.routes.contains_key(*name));
+        let undecided = |used: &&Discovered| used.warms && !self.is_decided(&used.name);
+        let extensions = parts.extensions.iter().filter(undecided).map(|used| &used.name);
+        let kinds = [Kind::Secret, Kind::Routes, Kind::Extension];
+        let named = |kind: Kind| move |name: &'a String| (kind, name.as_str());
+        let [secret, table, extension] = kinds.map(named);
+        secrets.map(secret).chain(routes.map(table)).chain(extensions.map(extension))
+    }
+
+    /// What the newest form of a cluster asks for by name and has not come.
+    fn lacks_of<'a>(&'a self, entry: &'a ClusterEntry) -> impl Iterator<Item = (Kind, &'a str)> {
+        let secrets = entry.form.secrets.iter().filter(|name| !self.context.secrets.has(name));
+        let endpoints = entry.form.template.endpoints.iter().filter(|name| !self.endpoints.contains_key(*name));
+        secrets.map(|name| (Kind::Secret, name.as_str())).chain(endpoints.map(|name| (Kind::Endpoints, name.as_str())))
+    }
+
+    /// Until when something is waited for, by what was said where it comes from; `None` is without limit.
+    fn limit(&self, kind: Kind, name: &str, since: Instant) -> Option<Instant> {
+        self.context.sources.limit(kind, name).map(|limit| since + limit)
+    }
+
+    fn is_late(&self, kind: Kind, name: &str, since: Instant, now: Instant) -> bool {
+        self.limit(kind, name, since).is_some_and(|limit| now >= limit)
+    }
+
     /// Clusters carry the workload that inbound traffic is for.
     fn rebuild_clusters(&mut self) {
         for entry in self.clusters.values_mut() {
             if let Some(built) = &entry.built {
                 let endpoints = built.endpoints.clone();
                 let assignment = Assignment { endpoints, spread: built.spread, names: Vec::new() };
-                entry.built = Some(entry.template.build(assignment, &self.own));
+                let form = entry.active.as_ref().unwrap_or(&entry.form);
+                entry.built = Some(form.template.build(assignment, &self.own));
             }
         }
     }
@@ -128,7 +187,7 @@ impl State {
     /// Whether a resource has come whose newest form is not in force yet.
     pub fn waits(&self, kind: Kind, name: &str) -> bool {
         match kind {
-            Kind::Listener => self.listeners.get(name).is_some_and(|entry| entry.deadline.is_some()),
+            Kind::Listener => self.listeners.get(name).is_some_and(|entry| entry.since.is_some()),
             Kind::Routes => self.routes.get(name).is_some_and(|entry| entry.pending.is_some()),
             Kind::Cluster | Kind::Endpoints | Kind::Secret | Kind::Extension => false,
         }
@@ -136,19 +195,33 @@ impl State {
 
     /// When [`Self::settle`] should be called again, if nothing comes before.
     pub fn deadline(&self) -> Option<Instant> {
-        let clusters = self.clusters.values().filter(|entry| entry.built.is_none()).map(|entry| entry.deadline);
+        // What is over has been looked at.
+        let ahead = |until: &Instant| self.settled.is_none_or(|settled| *until > settled);
+        let clusters = self.clusters.values().filter_map(|entry| Some((entry, entry.since?)));
+        let clusters = clusters.flat_map(|(entry, since)| {
+            self.lacks_of(entry).filter_map(move |(kind, name)| self.limit(kind, name, since)).filter(ahead)
+        });
         let routes = self.routes.values().filter_map(|entry| entry.pending.as_ref().map(|pending| pending.2));
-        let listeners = self.listeners.values().filter_map(|entry| entry.deadline);
+        let listeners = self.listeners.values().filter_map(|entry| Some((entry, entry.since?)));
+        let listeners = listeners.flat_map(|(entry, since)| {
+            let limits = self.lacks(&entry.parts).filter_map(move |(kind, name)| self.limit(kind, name, since));
+            limits.chain(std::iter::once(since + WARMING_LIMIT)).filter(ahead)
+        });
         let first = self.expected.values().filter_map(|until| *until);
         let expiries = self.expiries.values().copied();
         clusters.chain(routes).chain(listeners).chain(first).chain(expiries).chain(self.files.due()).min()
+    }
+
+    /// Whether clusters have not come yet, or wait for what they need, before anything is in force.
+    pub fn begins(&self) -> bool {
+        !self.published && (self.expected.contains_key(&Kind::Cluster) || !self.warming.is_empty())
     }
 
     /// Whether anything waits for what it needs.
     fn warming(&self) -> bool {
         self.clusters.values().any(|entry| entry.built.is_none())
             || self.routes.values().any(|entry| entry.pending.is_some())
-            || self.listeners.values().any(|entry| entry.deadline.is_some())
+            || self.listeners.values().any(|entry| entry.since.is_some())
     }
 
     /// The new root, if there is one to publish. The first is given only when everything that came is in force.
@@ -179,6 +252,7 @@ impl State {
             clusters,
             own: self.own.clone(),
             most_connections: self.most_connections,
+            drain_time: self.drain_time,
             ..Root::default()
         }))
     }

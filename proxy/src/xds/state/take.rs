@@ -2,7 +2,7 @@
 
 use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
-use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
+use super::{ClusterEntry, ClusterForm, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{Cluster, Listener};
 use crate::xds::convert::cluster::{Assignment, template};
 use crate::xds::convert::common::unpack;
@@ -54,12 +54,41 @@ impl State {
 
     /// Takes a response in. Call [`Self::settle`] afterwards.
     pub fn apply(&mut self, kind: Kind, update: impl Into<Update>, now: Instant, time: SystemTime) -> Applied {
-        let update = update.into();
+        let mut update = update.into();
+        if kind.by_name() {
+            self.pass_over_unasked(kind, &mut update);
+        }
+        // Whatever it says: the server has answered.
+        self.expected.remove(&kind);
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
         let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &names, &refused);
         applied
+    }
+
+    /// Takes out of a response what nothing here uses: it may be anything, and would stay for ever. A resource without a name is
+    /// left in, to be refused.
+    fn pass_over_unasked(&self, kind: Kind, update: &mut Update) {
+        let wanted = match kind {
+            Kind::Endpoints => BTreeSet::new(),
+            _ => self.wanted(kind),
+        };
+        let asked = |name: &str| {
+            let wanted = match kind {
+                Kind::Endpoints => self.users.contains_key(name),
+                _ => wanted.contains(name),
+            };
+            wanted || name.is_empty() || self.is_fixed(kind, name)
+        };
+        update.resources.retain(|resource| {
+            let asked = asked(&resource.name);
+            if !asked {
+                tracing::debug!(kind = kind.noun(), name = resource.name, "came and was not asked for; passed over");
+            }
+            asked
+        });
+        update.unreadable.retain(|(name, _)| asked(name));
     }
 
     /// Remembers why a resource is not taken.
@@ -83,6 +112,15 @@ impl State {
         let Update { resources, mut removed, whole, unreadable } = update;
         let mut applied = Applied::default();
         let mut refused = Vec::new();
+        if !whole && let Some(twice) = twice(&resources, &removed) {
+            // What comes as changes is taken as a whole or not at all, where it contradicts itself.
+            let reason = Refused::new("", format!("is there more than once in one response: {twice}"));
+            self.rejections.send_modify(|rejections| rejections.add(&format!("{} {twice}: {reason}", kind.noun())));
+            refused.push((twice, reason));
+            applied.refused = tell(kind, &refused);
+            return (applied, refused.into_iter().map(|(name, _)| name).collect());
+        }
+        let mut seen = BTreeSet::new();
         if whole && !kind.by_name() {
             let unreadable = unreadable.iter().map(|(name, _)| name.as_str());
             let sent: BTreeSet<&str> =
@@ -97,6 +135,13 @@ impl State {
                 tracing::warn!(kind = kind.noun(), %name, "is written in the bootstrap; what a server sends is passed over");
                 continue;
             }
+            if whole && !seen.insert(name.clone()) {
+                // The first one counts. Where everything is asked for, the server is told.
+                if !kind.by_name() {
+                    refused.push((name, Refused::new("", "is there more than once in one response")));
+                }
+                continue;
+            }
             self.lives(kind, &name, ttl, now);
             let Some(body) = resource else {
                 // A sign of life for a resource that is known.
@@ -105,7 +150,7 @@ impl State {
                 }
                 continue;
             };
-            if self.holds(kind, &name, &version, &body) {
+            if self.holds(kind, &name, (!whole).then_some(&version), &body) {
                 // State of the world repeats what has not changed.
                 self.refusals.remove(&(kind, name.clone()));
                 applied.waits.insert((kind, name));
@@ -156,16 +201,16 @@ impl State {
                 self.remove(kind, &name);
             }
         }
-        self.expected.remove(&kind);
         self.sweep_sources();
         applied.refused = tell(kind, &refused);
         (applied, refused.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Whether that very resource is held already; it then has that version.
-    fn holds(&mut self, kind: Kind, name: &str, version: &str, body: &Any) -> bool {
+    /// Whether that very resource is held already; it then has that version, if one is given: in state of the world the version
+    /// is the response's, and a resource keeps the one with which it changed last.
+    fn holds(&mut self, kind: Kind, name: &str, version: Option<&String>, body: &Any) -> bool {
         let held = match kind {
-            Kind::Cluster => self.clusters.get_mut(name).map(|entry| &mut entry.raw),
+            Kind::Cluster => self.clusters.get_mut(name).map(|entry| &mut entry.form.raw),
             Kind::Endpoints => self.endpoints.get_mut(name),
             Kind::Listener => self.listeners.get_mut(name).map(|entry| &mut entry.raw),
             Kind::Routes => self.routes.get_mut(name).map(|entry| &mut entry.raw),
@@ -174,7 +219,9 @@ impl State {
             Kind::Secret => None,
         };
         let Some(raw) = held.filter(|raw| raw.body == *body) else { return false };
-        version.clone_into(&mut raw.version);
+        if let Some(version) = version {
+            version.clone_into(&mut raw.version);
+        }
         true
     }
 
@@ -203,31 +250,56 @@ impl State {
     fn take_cluster(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let template = template(&mut self.context, unpack(&raw.body)?)?;
         let id = self.context.cluster(name)?;
-        let old = self.clusters.get(name).and_then(|entry| entry.built.clone());
         let secrets = template.secrets();
-        let deadline = now + WARMING_LIMIT;
-        let mut entry = ClusterEntry { raw, template, built: None, secrets, id, deadline };
-        // The old form serves until what the new one needs has come.
-        entry.built = self.build(&entry)?.or(old);
+        let form = ClusterForm { raw, template, secrets };
+        let built = self.build(&form)?;
+        let before = self.clusters.remove(name);
+        if let Some(before) = &before {
+            self.used_no_more(name, before);
+        }
+        let entry = match (built, before) {
+            (Some(built), _) => ClusterEntry { form, active: None, built: Some(built), id, since: None },
+            // The form in force serves until what the new one needs has come.
+            (None, Some(ClusterEntry { form: old, active, built: Some(built), since, .. })) => {
+                let active = active.or_else(|| since.is_none().then_some(old));
+                ClusterEntry { form, active, built: Some(built), id, since: Some(now) }
+            }
+            (None, _) => ClusterEntry { form, active: None, built: None, id, since: Some(now) },
+        };
+        for resource in entry.endpoints() {
+            self.users.entry(resource.clone()).or_default().insert(name.to_owned());
+        }
         self.note(&entry);
         self.clusters.insert(name.to_owned(), entry);
         self.dirty = true;
         Ok(())
     }
 
+    /// A cluster's entry goes, or becomes another one.
+    pub(super) fn used_no_more(&mut self, name: &str, entry: &ClusterEntry) {
+        for resource in entry.endpoints() {
+            if let Some(users) = self.users.get_mut(resource) {
+                users.remove(name);
+                if users.is_empty() {
+                    self.users.remove(resource);
+                }
+            }
+        }
+    }
+
     /// The cluster, if everything that it needs is there.
-    fn build(&mut self, entry: &ClusterEntry) -> Result<Option<Arc<Cluster>>, Refused> {
-        if !entry.secrets.iter().all(|name| self.context.secrets.has(name)) {
+    fn build(&mut self, form: &ClusterForm) -> Result<Option<Arc<Cluster>>, Refused> {
+        if !form.secrets.iter().all(|name| self.context.secrets.has(name)) {
             return Ok(None);
         }
-        let assignment = match &entry.template.endpoints {
+        let assignment = match &form.template.endpoints {
             None => Assignment::default(),
             Some(resource) => match self.endpoints.get(resource) {
-                Some(raw) => entry.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
+                Some(raw) => form.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
                 None => return Ok(None),
             },
         };
-        Ok(Some(entry.template.build(assignment, &self.own)))
+        Ok(Some(form.template.build(assignment, &self.own)))
     }
 
     fn note(&mut self, entry: &ClusterEntry) {
@@ -239,13 +311,10 @@ impl State {
     }
 
     fn take_endpoints(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
-        let users: Vec<String> = match self.clusters.get(name) {
-            Some(entry) if entry.template.endpoints.as_deref() == Some(name) => vec![name.to_owned()],
-            _ => {
-                let uses = |entry: &ClusterEntry| entry.template.endpoints.as_deref() == Some(name);
-                self.clusters.iter().filter(|(_, entry)| uses(entry)).map(|(name, _)| name.clone()).collect()
-            }
-        };
+        if name.is_empty() {
+            return Err(Refused::new("cluster_name", "must not be empty"));
+        }
+        let users: Vec<String> = self.users.get(name).into_iter().flatten().cloned().collect();
         let before = self.endpoints.insert(name.to_owned(), raw);
         let built = self.rebuild(&users);
         if built.is_err() {
@@ -261,11 +330,21 @@ impl State {
     /// Builds clusters again: all of them, or none when one is refused.
     fn rebuild(&mut self, names: &[String]) -> Result<(), Refused> {
         let mut taken: Vec<_> = names.iter().filter_map(|name| self.clusters.remove_entry(name)).collect();
-        let built: Result<Vec<_>, Refused> = taken.iter().map(|(_, entry)| self.build(entry)).collect();
+        let mut build = |entry: &ClusterEntry| {
+            let newest = self.build(&entry.form)?;
+            let active = match (&newest, &entry.active) {
+                (None, Some(active)) => self.build(active)?,
+                _ => None,
+            };
+            Ok((newest, active))
+        };
+        let built: Result<Vec<_>, Refused> = taken.iter().map(|(_, entry)| build(entry)).collect();
         let result = built.map(|built| {
-            for ((_, entry), built) in taken.iter_mut().zip(built) {
-                if built.is_some() {
-                    entry.built = built;
+            for ((name, entry), (newest, active)) in taken.iter_mut().zip(built) {
+                if newest.is_some() {
+                    self.bring_into_force(name, entry, newest);
+                } else if active.is_some() {
+                    entry.built = active;
                     self.dirty = true;
                 }
                 self.note(entry);
@@ -275,13 +354,27 @@ impl State {
         result
     }
 
+    /// The newest form of a cluster serves from now on; what only the one before used is not asked for any more.
+    pub(super) fn bring_into_force(&mut self, name: &str, entry: &mut ClusterEntry, built: Option<Arc<Cluster>>) {
+        entry.built = built;
+        entry.since = None;
+        if entry.active.is_some() {
+            self.used_no_more(name, entry);
+            entry.active = None;
+            for resource in entry.endpoints() {
+                self.users.entry(resource.clone()).or_default().insert(name.to_owned());
+            }
+        }
+        self.dirty = true;
+    }
+
     pub(super) fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
         let first = !self.context.secrets.has(name);
         self.files.note(name, &raw.version, &raw.body);
         secrets::secret(&mut self.context, name, &raw.body)?;
         self.secrets.insert(name.to_owned(), Raw { body: without_keys(raw.body), ..raw });
         if first {
-            let uses = |entry: &ClusterEntry| entry.secrets.contains(name);
+            let uses = |entry: &ClusterEntry| entry.forms().any(|form| form.secrets.contains(name));
             let users: Vec<_> =
                 self.clusters.iter().filter(|(_, entry)| uses(entry)).map(|(name, _)| name.clone()).collect();
             if let Err(reason) = self.rebuild(&users) {
@@ -310,7 +403,7 @@ impl State {
     /// The configuration of a filter: good for every listener that uses it, or refused.
     fn take_extension(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
         let any = discovery::configuration(&mut self.context, name, unpack(&raw.body)?)?;
-        let used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
+        let used = self.parts().flat_map(|parts| &parts.extensions);
         used.filter(|used| used.name == name).try_for_each(|used| used.check(&any))?;
         self.extensions.insert(name.to_owned(), raw);
         self.context.extensions.insert(name.to_owned(), any);
@@ -321,8 +414,9 @@ impl State {
     /// A filter's configuration is gone: its default is in force where each of its users has one. Where one has none, the
     /// last good form stays, since a removal may overtake that of its user.
     fn remove_extension(&mut self, name: &str) {
-        let mut used = self.listeners.values().flat_map(|entry| &entry.parts.extensions);
-        if used.all(|used| used.name != name || used.has_default) {
+        let replaceable =
+            self.parts().flat_map(|parts| &parts.extensions).all(|used| used.name != name || used.has_default);
+        if replaceable {
             self.extensions.remove(name);
             self.context.extensions.remove(name);
             self.mark_users(name);
@@ -331,7 +425,8 @@ impl State {
 
     fn mark_users(&mut self, extension: &str) {
         for entry in self.listeners.values_mut() {
-            entry.stale |= entry.parts.extensions.iter().any(|used| used.name == extension);
+            let stale = entry.all_parts().any(|parts| parts.extensions.iter().any(|used| used.name == extension));
+            entry.stale |= stale;
         }
     }
 
@@ -365,9 +460,15 @@ impl State {
         if parts.listener.bind {
             self.claim(name, &parts.listener)?;
         }
-        let current = self.listeners.get(name).and_then(|entry| entry.current.clone());
-        let deadline = Some(now + WARMING_LIMIT);
-        self.listeners.insert(name.to_owned(), ListenerEntry { raw, parts, current, deadline, stale: false });
+        // The form in force serves until what the new one needs has come.
+        let (active, current, stale) = match self.listeners.remove(name) {
+            Some(ListenerEntry { raw, parts, active, current: Some(current), since, stale }) => {
+                (active.or_else(|| since.is_none().then_some((raw, parts))), Some(current), stale)
+            }
+            _ => (None, None, false),
+        };
+        let entry = ListenerEntry { raw, parts, active, current, since: Some(now), stale };
+        self.listeners.insert(name.to_owned(), entry);
         Ok(())
     }
 
@@ -412,6 +513,7 @@ impl State {
         match kind {
             Kind::Cluster => {
                 if let Some(entry) = self.clusters.remove(name) {
+                    self.used_no_more(name, &entry);
                     self.figures.went(kind);
                     self.warming.remove(&entry.id);
                     self.dirty = true;
@@ -429,6 +531,13 @@ impl State {
             Kind::Endpoints | Kind::Secret | Kind::Routes => {}
         }
     }
+}
+
+/// A name that is there more than once among what has changed and what is gone.
+fn twice(resources: &[Resource], removed: &[String]) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    let mut names = resources.iter().map(|resource| &resource.name).chain(removed);
+    names.find(|name| !seen.insert(name.as_str())).cloned()
 }
 
 /// One line for each refused resource: `<kind> <name>: <reason>`.
