@@ -50,7 +50,7 @@ pub(super) struct Flags {
     /// Serve, or only say whether the bootstrap would be taken.
     #[arg(long, value_enum, default_value_t = Mode::Serve)]
     mode: Mode,
-    /// How long connections may take to end when the process leaves, in seconds; at most 20.
+    /// How long connections may take to end whose listener or filter chain is gone, in seconds; when the process leaves, at most 20.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     drain_time_s: u64,
     /// Writes the address of the admin server to this file.

@@ -49,7 +49,8 @@ pub fn validate(mut bootstrap: Bootstrap) -> Result<(), RunError> {
 /// When a resource of the bootstrap is refused, an address cannot be had, or the workers cannot be started.
 pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
     let sockets = LiveSockets::default();
-    let state = take(State::new("").binding(sockets.clone()), &mut settings.bootstrap)?;
+    let state = State::new("").binding(sockets.clone()).draining_for(settings.drain_limit);
+    let state = take(state, &mut settings.bootstrap)?;
     let node = leno_xds::json::to_value(&settings.bootstrap.node).unwrap_or_default();
     // The descriptors were only needed to read the file.
     leno_xds::json::release();

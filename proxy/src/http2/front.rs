@@ -122,8 +122,8 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
             }
             manager
         }
-        // Its listener is gone: what it asks until it has heard that it should end is answered as before.
-        None if place.listener(root.config()).is_none() => last.borrow().clone(),
+        // Its listener or chain is gone: what it asks until it has heard that it should end is answered as before.
+        None if place.is_gone(root.config()) => last.borrow().clone(),
         // The configuration changed, and the connection belongs nowhere any more.
         None => return down.abort(),
     };

@@ -71,6 +71,11 @@ impl Place {
         }
     }
 
+    /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have.
+    pub fn is_gone(&self, root: &Root) -> bool {
+        self.listener(root).is_none() || !root.drain_time.is_zero() && self.find(root).is_none()
+    }
+
     /// The filter chain.
     pub fn find<'r>(&self, root: &'r Root) -> Option<&'r FilterChain> {
         self.listener(root)?.chain(&Facts {

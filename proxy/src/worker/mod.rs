@@ -77,7 +77,7 @@ pub struct Worker {
     /// How long a connection without a request is kept while draining.
     drain_idle: Cell<Duration>,
     levels: Cell<Levels>,
-    /// When a listener last went; while none has, no connection has to look for its own.
+    /// When a listener or a filter chain last went; while none has, no connection has to look for its own.
     listeners_gone: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
@@ -141,15 +141,25 @@ impl Worker {
         }
     }
 
-    /// How long a connection without a request is kept that should end.
-    pub fn drain_idle(&self) -> Duration {
-        self.drain_idle.get().max(DRAIN_IDLE)
+    /// Since when a connection of that place should end when it can: all are to, or what it belongs to is gone.
+    pub fn ends_since(&self, place: &Place) -> Option<Instant> {
+        self.draining_since().or_else(|| self.gone_since(place))
     }
 
-    /// Since when a connection of that place should end when it can: all are to, or its listener is gone.
-    pub fn ends_since(&self, place: &Place) -> Option<Instant> {
-        let gone = self.listeners_gone.get().filter(|_| place.listener(self.root.borrow().config()).is_none());
-        self.draining_since().or(gone)
+    /// When a connection of that place ends that is without a request since then: none is left waiting for ever where all are to
+    /// end, or where what it belongs to is gone.
+    pub fn idle_end(&self, place: &Place, since: Instant) -> Option<Instant> {
+        match self.draining_since() {
+            Some(drain) => Some(drain.max(since) + self.drain_idle.get().max(DRAIN_IDLE)),
+            None => {
+                let gone = self.gone_since(place)?;
+                Some((gone.max(since) + DRAIN_IDLE).max(gone + self.root.borrow().config().drain_time))
+            }
+        }
+    }
+
+    fn gone_since(&self, place: &Place) -> Option<Instant> {
+        self.listeners_gone.get().filter(|_| place.is_gone(self.root.borrow().config()))
     }
 
     /// A number for a connection, unlike any other of this process.

@@ -89,8 +89,8 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
             // Where this connection belongs may have changed, or whether it is still allowed.
             match http_manager(&place, &root) {
                 Some(new) => manager = new,
-                // Its listener is gone: what it asks is answered as before, and then it ends.
-                None if place.listener(root.config()).is_none() => gone = true,
+                // Its listener or chain is gone: what it asks is answered as before, and then it ends.
+                None if place.is_gone(root.config()) => gone = true,
                 None => break,
             }
         }
@@ -194,7 +194,7 @@ async fn wait(
                     }
                     side.rest();
                     let since = *since.get_or_insert(now);
-                    let drained = worker.ends_since(place).map(|drain| drain.max(since) + worker.drain_idle());
+                    let drained = worker.idle_end(place, since);
                     let old = ends.map(|ends| ends + manager.drain_timeout);
                     earlier(some(manager.idle_timeout, since), earlier(drained, old))
                 };
