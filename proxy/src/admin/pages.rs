@@ -199,7 +199,10 @@ fn state(view: &View) -> &'static str {
     match (view.health.is_ready(), is_failed()) {
         (_, true) => "DRAINING",
         (true, false) => "LIVE",
-        (false, false) if view.workers.get().is_none() => "INITIALIZING",
+        (false, false) if view.workers.get().is_none() => match view.state().begins() {
+            true => "PRE_INITIALIZING",
+            false => "INITIALIZING",
+        },
         (false, false) => "DRAINING",
     }
 }
@@ -281,7 +284,8 @@ fn server_stats(view: &View) -> Vec<Stat> {
     let state = match state(view) {
         "LIVE" => 0,
         "DRAINING" => 1,
-        _ => 2,
+        "PRE_INITIALIZING" => 2,
+        _ => 3,
     };
     let (keys, layers, overrides) = view.state().runtime().numbers();
     let numbers = [
