@@ -29,8 +29,6 @@ use tonic::transport::Channel;
 const MAX_UNACKNOWLEDGED: usize = 4096;
 /// How long the control plane of the mesh may take to accept the stream.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
-/// A stream that lived this long was a good one: the next attempt comes soon.
-const GOOD_AFTER: Duration = Duration::from_secs(10);
 /// How long the answer waits when the same version is refused again: a server may send it again at once, for ever.
 const REFUSED_AGAIN: Duration = Duration::from_secs(1);
 /// Shortest and longest wait between attempts to reach the control plane of the mesh.
@@ -157,6 +155,8 @@ pub struct Client<C, P> {
     changes: Changes,
     /// The versions that were taken last, for state of the world.
     accepted: BTreeMap<Kind, String>,
+    /// Whether a response has come on this stream: it was a good one then, and the next attempt comes soon.
+    answered: bool,
     status: watch::Sender<Connection>,
 }
 
@@ -201,7 +201,7 @@ impl<C: Connect, P: Publish> Client<C, P> {
     pub fn new(connect: C, publish: P, state: SharedState, node: Node) -> (Self, watch::Receiver<Connection>) {
         let (status, receiver) = watch::channel(Connection::default());
         let (role, changes, accepted) = (Role::mesh(), Changes::default(), BTreeMap::new());
-        (Self { connect, publish, state, node, role, changes, accepted, status }, receiver)
+        (Self { connect, publish, state, node, role, changes, accepted, answered: false, status }, receiver)
     }
 
     /// With another role, beside others that share its changes.
@@ -216,7 +216,7 @@ impl<C: Connect, P: Publish> Client<C, P> {
         let (first, longest) = self.role.backoff;
         let mut backoff = Backoff::new(first, longest);
         loop {
-            let begun = Instant::now();
+            self.answered = false;
             let ended = tokio::select! {
                 () = shutdown.cancelled() => return,
                 ended = self.stream() => ended,
@@ -226,7 +226,7 @@ impl<C: Connect, P: Publish> Client<C, P> {
                 status.connected = false;
                 status.last_error = Some(error.clone());
             });
-            if begun.elapsed() > GOOD_AFTER {
+            if self.answered {
                 backoff.reset();
             }
             let wait = backoff.next();
@@ -350,8 +350,10 @@ impl<C: Connect, P: Publish> Client<C, P> {
     async fn take(&mut self, response: Response, stream: &mut Stream) -> Result<(), String> {
         let Response { type_url, nonce, version, mut update } = response;
         super::amend::update(&mut update);
+        self.answered = true;
         let Some(kind) = Kind::of(&type_url).filter(|kind| self.role.kinds().contains(kind)) else {
-            return Err(format!("the server sent {type_url}, which was not asked for"));
+            tracing::debug!(%type_url, "came and was not asked for; passed over");
+            return Ok(());
         };
         tracing::debug!(
             kind = kind.noun(),
