@@ -7,7 +7,7 @@
 //! There may be several clients, each for its own source: they share the state, and tell each other when it has changed.
 
 use super::backoff::Backoff;
-use super::source::{Grpc, Protocol, SourceId};
+use super::source::{Grpc, Protocol, Rate, SourceId};
 use super::state::{Kind, State};
 use super::wire::{self, Event, Plan, Request, Requests, Response};
 use crate::config::Root;
@@ -105,6 +105,8 @@ pub struct Role {
     pub open_limit: Option<Duration>,
     /// Shortest and longest wait between attempts.
     pub backoff: (Duration, Duration),
+    /// How often requests may be sent; none is without limit.
+    pub rate: Option<Rate>,
 }
 
 impl Role {
@@ -119,6 +121,7 @@ impl Role {
             node_always: false,
             open_limit: Some(OPEN_LIMIT),
             backoff: BACKOFF,
+            rate: None,
         }
     }
 
@@ -133,6 +136,7 @@ impl Role {
             node_always: grpc.node_always,
             open_limit: None,
             backoff: grpc.backoff,
+            rate: grpc.rate,
         }
     }
 
@@ -246,7 +250,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
     async fn stream(&mut self) -> Result<std::convert::Infallible, String> {
         let mut changes = self.changes.listen();
         let channel = self.connect.connect().await?;
-        let plan = Plan { protocol: self.role.protocol, only: self.role.only, metadata: &self.role.metadata };
+        let Role { protocol, only, rate, .. } = self.role;
+        let plan = Plan { protocol, only, metadata: &self.role.metadata, rate };
         let (requests, mut responses) = wire::begin(channel, &plan)?;
         let mut stream = Stream {
             requests,

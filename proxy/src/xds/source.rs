@@ -23,6 +23,8 @@ use std::time::Duration;
 pub const MAX_SOURCES: usize = 256;
 /// How long a listener or cluster waits for what it asks for, when nothing else is said.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+/// Slowest growth of tokens, as in Envoy: one a year.
+const LEAST_RATE: f64 = 1.0 / (365.0 * 86_400.0);
 /// Envoy's bounds on the wait between attempts.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -33,6 +35,15 @@ pub enum Protocol {
     Delta,
     /// Everything is sent, every time.
     StateOfTheWorld,
+}
+
+/// How often requests may be sent on a stream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// So many at once.
+    pub most: u32,
+    /// And then so many in a second.
+    pub per_second: f64,
 }
 
 /// A server of resources.
@@ -50,6 +61,8 @@ pub struct Grpc {
     pub node_always: bool,
     /// Shortest and longest wait between attempts.
     pub backoff: (Duration, Duration),
+    /// How often requests may be sent; none is without limit.
+    pub rate: Option<Rate>,
 }
 
 /// Where resources come from.
@@ -223,13 +236,15 @@ impl Sources {
             transport_api_version,
             cluster_names,
             grpc_services,
-            refresh_delay,
-            request_timeout,
+            // For servers that are asked by REST.
+            refresh_delay: _,
+            request_timeout: _,
             rate_limit_settings,
             set_node_on_first_message_only,
             config_validators,
         } = value;
-        refuse!(cluster_names, refresh_delay, request_timeout, rate_limit_settings, config_validators);
+        refuse!(cluster_names, config_validators);
+        let rate = rate_limit_settings.map(rate).transpose().within("rate_limit_settings")?;
         version(transport_api_version).within("transport_api_version")?;
         let protocol = match ApiType::try_from(api_type) {
             Ok(ApiType::Grpc) => Protocol::StateOfTheWorld,
@@ -244,7 +259,8 @@ impl Sources {
         if services.next().is_some() {
             return Err(Refused::new("grpc_services[1]", "is not supported by this proxy; name one"));
         }
-        self.service(service, protocol, !set_node_on_first_message_only).within("grpc_services[0]")
+        let grpc = self.service(service, protocol, !set_node_on_first_message_only).within("grpc_services[0]")?;
+        Ok(Grpc { rate, ..grpc })
     }
 
     fn service(&self, value: GrpcService, protocol: Protocol, node_always: bool) -> Converted<Grpc> {
@@ -281,8 +297,18 @@ impl Sources {
                 .transpose()
                 .within("retry_policy")?
                 .unwrap_or(BACKOFF),
+            rate: None,
         })
     }
+}
+
+fn rate(value: xds::RateLimitSettings) -> Converted<Rate> {
+    let xds::RateLimitSettings { max_tokens, fill_rate } = value;
+    let per_second = fill_rate.unwrap_or(10.0);
+    if per_second.is_nan() || per_second <= 0.0 {
+        return Err(Refused::new("fill_rate", "must be more than 0"));
+    }
+    Ok(Rate { most: max_tokens.unwrap_or(100).max(1), per_second: per_second.max(LEAST_RATE) })
 }
 
 fn version(value: i32) -> Converted<()> {

@@ -1,7 +1,8 @@
 //! The two forms of discovery on the wire, made one: state of the world, and delta.
 
-use super::source::Protocol;
+use super::source::{Protocol, Rate};
 use super::state::{Kind, Update};
+use futures::Stream;
 use leno_xds::envoy::config::core::v3::Node;
 use leno_xds::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
@@ -10,10 +11,10 @@ use leno_xds::google::rpc::Status as RpcStatus;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::Streaming;
-use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Request as Call, Status};
 
@@ -79,6 +80,8 @@ pub(super) struct Plan<'a> {
     pub only: Option<Kind>,
     /// Headers.
     pub metadata: &'a [(String, String)],
+    /// How often requests may be sent.
+    pub rate: Option<Rate>,
 }
 
 /// Begins a stream. What is sent may wait until the server has answered.
@@ -87,34 +90,72 @@ pub(super) fn begin(channel: Channel, plan: &Plan<'_>) -> Result<(Requests, Resp
     Ok(match plan.protocol {
         Protocol::Delta => {
             let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-            let call = call(queue, plan.metadata)?;
+            let call = call(queue, plan)?;
             let opening = Box::pin(leno_xds::client::stream(channel, path, call, MAX_RESPONSE_BYTES));
             (Requests::Delta(requests), Responses::Delta(Answers::Opening(opening)))
         }
         Protocol::StateOfTheWorld => {
             let (requests, queue) = mpsc::channel(MAX_QUEUED_REQUESTS);
-            let call = call(queue, plan.metadata)?;
+            let call = call(queue, plan)?;
             let opening = Box::pin(leno_xds::client::stream(channel, path, call, MAX_RESPONSE_BYTES));
             (Requests::Whole(requests), Responses::Whole(Answers::Opening(opening)))
         }
     })
 }
 
-fn call<T>(queue: mpsc::Receiver<T>, metadata: &[(String, String)]) -> Result<Call<ReceiverStream<T>>, String> {
-    let mut call = Call::new(ReceiverStream::new(queue));
-    for (name, value) in metadata {
-        let name: AsciiMetadataKey = name.parse().map_err(|_| format!("`{name}` is no name of a header"))?;
-        let value: AsciiMetadataValue = value.parse().map_err(|_| format!("`{name}` cannot have that value"))?;
-        call.metadata_mut().append(name, value);
+fn call<T: Send + 'static>(
+    queue: mpsc::Receiver<T>,
+    plan: &Plan<'_>,
+) -> Result<Call<impl Stream<Item = T> + Send + 'static>, String> {
+    // As they are written, those too whose names say that they are binary: nothing is encoded.
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in plan.metadata {
+        let name: http::HeaderName = name.parse().map_err(|_| format!("`{name}` is no name of a header"))?;
+        let value = value.parse::<http::HeaderValue>().map_err(|_| format!("`{name}` cannot have that value"))?;
+        headers.append(name, value);
     }
+    let mut call = Call::new(paced(queue, plan.rate));
+    *call.metadata_mut() = MetadataMap::from_headers(headers);
     Ok(call)
+}
+
+/// Tokens that requests take, and that grow again with time.
+struct Tokens {
+    rate: Rate,
+    left: f64,
+    since: Instant,
+}
+
+impl Tokens {
+    fn new(rate: Rate) -> Self {
+        Self { rate, left: f64::from(rate.most), since: Instant::now() }
+    }
+
+    /// Takes one, and says how long to wait for it.
+    fn take(&mut self, now: Instant) -> Duration {
+        let grown = now.saturating_duration_since(self.since).as_secs_f64() * self.rate.per_second;
+        self.left = (self.left + grown).min(f64::from(self.rate.most)) - 1.0;
+        self.since = now;
+        Duration::try_from_secs_f64((-self.left).max(0.0) / self.rate.per_second).unwrap_or(Duration::MAX)
+    }
+}
+
+/// Requests as they come out of the queue, no more often than they may.
+fn paced<T: Send + 'static>(queue: mpsc::Receiver<T>, rate: Option<Rate>) -> impl Stream<Item = T> + Send + 'static {
+    futures::stream::unfold((queue, rate.map(Tokens::new)), |(mut queue, mut tokens)| async move {
+        let request = queue.recv().await?;
+        if let Some(tokens) = &mut tokens {
+            tokio::time::sleep(tokens.take(Instant::now())).await;
+        }
+        Some((request, (queue, tokens)))
+    })
 }
 
 impl Requests {
     pub(super) async fn send(&self, request: Request) -> Result<(), String> {
         let Request { type_url, node, subscribe, unsubscribe, versions, names, version, nonce, refused } = request;
-        // 3 is INVALID_ARGUMENT.
-        let error_detail = refused.map(|message| RpcStatus { code: 3, message, details: Vec::new() });
+        // 13 is INTERNAL, as Envoy says it.
+        let error_detail = refused.map(|message| RpcStatus { code: 13, message, details: Vec::new() });
         let closed = "the server closed the stream";
         match self {
             Self::Delta(requests) => {
@@ -235,5 +276,19 @@ fn path(protocol: Protocol, only: Option<Kind>) -> &'static str {
     match protocol {
         Protocol::StateOfTheWorld => whole,
         Protocol::Delta => delta,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_when_they_are_used_up_then_each_request_waits_for_one_to_grow() {
+        let mut tokens = Tokens::new(Rate { most: 2, per_second: 10.0 });
+        let now = tokens.since;
+        assert_eq!((tokens.take(now), tokens.take(now)), (Duration::ZERO, Duration::ZERO));
+        assert_eq!(tokens.take(now).as_millis(), 100);
+        assert_eq!(tokens.take(now + Duration::from_secs(1)), Duration::ZERO, "they grow with time");
     }
 }
