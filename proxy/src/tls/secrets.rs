@@ -83,6 +83,16 @@ impl Secrets {
         slot(&mut self.trust, name)
     }
 
+    /// Whether those who use the secret of that name take values of another kind.
+    pub fn is_of_other_kind(&self, name: &str, value: &SecretValue) -> bool {
+        let pair = self.key_pairs.get(name).is_some_and(|slot| Arc::strong_count(slot) > 1);
+        let trust = self.trust.get(name).is_some_and(|slot| Arc::strong_count(slot) > 1);
+        match value {
+            SecretValue::KeyPair(_) => trust && !pair,
+            SecretValue::Trust(_) => pair && !trust,
+        }
+    }
+
     /// Takes a new value in.
     pub fn set(&mut self, name: &str, value: SecretValue) {
         match value {

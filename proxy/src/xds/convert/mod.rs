@@ -174,6 +174,11 @@ impl Context {
         Ok(id)
     }
 
+    /// The name of a cluster by its index.
+    pub fn cluster_name(&self, id: ClusterId) -> Option<&str> {
+        self.ids.iter().find(|(_, known)| **known == id).map(|(name, _)| &**name)
+    }
+
     /// How many names have an index.
     pub fn cluster_count(&self) -> usize {
         self.ids.len()

@@ -45,6 +45,9 @@ pub fn secret(context: &mut Context, name: &str, body: &Any) -> Converted<()> {
         None => return Err(Refused::new("type", "is missing")),
     };
     let name = if name.is_empty() { &own_name } else { name };
+    if context.secrets.is_of_other_kind(name, &value) {
+        return Err(Refused::new("type", "is another one than those take that use the secret"));
+    }
     context.secrets.set(name, value);
     Ok(())
 }

@@ -3,17 +3,18 @@
 use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ClusterForm, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
-use crate::config::{Cluster, Listener};
+use crate::config::{Cluster, ClusterId, Listener};
 use crate::xds::convert::cluster::{Assignment, template};
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
 use crate::xds::convert::{Refused, route, secret as secrets};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source};
+use leno_xds::envoy::config::route::v3::RouteConfiguration;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
 use leno_xds::envoy::service::discovery::v3::Resource;
 use prost_types::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -385,8 +386,18 @@ impl State {
     }
 
     fn take_routes(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
-        let table = route::table(&mut self.context, unpack(&raw.body)?)?;
+        let value: RouteConfiguration = unpack(&raw.body)?;
+        let validates = value.validate_clusters == Some(true);
+        let table = route::table(&mut self.context, value)?;
         let clusters = clusters_of(&table);
+        if validates {
+            let known: HashSet<ClusterId> = self.clusters.values().map(|entry| entry.id).collect();
+            if let Some(unknown) = clusters.iter().find(|id| !known.contains(id)) {
+                let name = self.context.cluster_name(*unknown).unwrap_or_default();
+                let reason = format!("is set, and a route names `{name}`, which is no cluster");
+                return Err(Refused::new("validate_clusters", reason));
+            }
+        }
         let pending = Some((Arc::new(table), clusters, now + WARMING_LIMIT));
         match self.routes.get_mut(name) {
             Some(entry) => {
