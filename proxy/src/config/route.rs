@@ -56,25 +56,13 @@ pub enum TableError {
         /// The domain.
         domain: String,
     },
-    /// A domain is empty or has a `*` in its middle.
-    #[error(
-        "route table `{table}`: domain `{domain}` of virtual host `{host}` is not a name, `*.suffix`, `prefix.*` or `*`"
-    )]
-    BadDomain {
-        /// The table.
-        table: String,
-        /// The virtual host.
-        host: String,
-        /// The domain.
-        domain: String,
-    },
 }
 
 impl RouteTable {
     /// Indexes the virtual hosts by their domains.
     ///
     /// # Errors
-    /// When a domain is malformed or used twice.
+    /// When a domain is used twice.
     pub fn new(name: impl Into<Arc<str>>, hosts: Vec<VirtualHost>, headers: HeaderOps) -> Result<Self, TableError> {
         let mut table = Self { name: name.into(), headers, ..Self::default() };
         for (index, host) in hosts.iter().enumerate() {
@@ -91,23 +79,16 @@ impl RouteTable {
                     }
                     continue;
                 }
-                let stars = lower.matches('*').count();
+                // A star elsewhere than at an end is a character like others, as for Envoy.
                 let (list, part) = match (lower.strip_prefix('*'), lower.strip_suffix('*')) {
-                    (Some(suffix), _) if stars == 1 => (&mut table.suffixes, suffix),
-                    (None, Some(prefix)) if stars == 1 => (&mut table.prefixes, prefix),
-                    (None, None) if stars == 0 && !lower.is_empty() => {
+                    (Some(suffix), _) => (&mut table.suffixes, suffix),
+                    (None, Some(prefix)) => (&mut table.prefixes, prefix),
+                    (None, None) => {
                         if table.exact.contains_key(lower.as_str()) {
                             return Err(duplicate());
                         }
                         table.exact.insert(lower.into_boxed_str(), index);
                         continue;
-                    }
-                    _ => {
-                        return Err(TableError::BadDomain {
-                            table: table.name.to_string(),
-                            host: host.name.to_string(),
-                            domain: domain.to_string(),
-                        });
                     }
                 };
                 if list.iter().any(|(have, _)| have.as_ref() == part) {

@@ -52,12 +52,10 @@ fn virtual_host_when_nothing_matches_then_there_is_none() {
 }
 
 #[test]
-fn route_table_when_a_domain_is_taken_or_malformed_then_it_is_refused() {
+fn route_table_when_a_domain_is_taken_then_it_is_refused() {
     assert!(matches!(table(&[&["a"], &["A"]]), Err(TableError::DuplicateDomain { .. })));
     assert!(matches!(table(&[&["*"], &["*"]]), Err(TableError::DuplicateDomain { .. })));
-    assert!(matches!(table(&[&["a*b"]]), Err(TableError::BadDomain { .. })));
-    assert!(matches!(table(&[&["*a*"]]), Err(TableError::BadDomain { .. })));
-    assert!(matches!(table(&[&[""]]), Err(TableError::BadDomain { .. })));
+    assert!(table(&[&["a*b", "*a*", ""]]).is_ok(), "a star elsewhere is a character like others");
 }
 
 #[test]

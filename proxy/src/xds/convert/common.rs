@@ -7,6 +7,7 @@ use leno_xds::envoy::config::core::v3::{
     address, data_source, header_value_option::HeaderAppendAction, socket_address, socket_option,
     socket_option::SocketState,
 };
+use leno_xds::envoy::r#type::v3::Percent;
 use prost::{Message, Name};
 use prost_types::{Any, Struct, Value, value::Kind};
 use std::net::{IpAddr, SocketAddr};
@@ -56,6 +57,22 @@ pub fn duration(value: prost_types::Duration, field: &str) -> Converted<Duration
 /// As [`duration`], if it is set.
 pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Converted<Option<Duration>> {
     value.map(|value| duration(value, field)).transpose()
+}
+
+/// As [`maybe_duration`], one that is longer than nothing.
+pub fn positive(value: Option<prost_types::Duration>, field: &str) -> Converted<Option<Duration>> {
+    match maybe_duration(value, field)? {
+        Some(Duration::ZERO) => Err(Refused::new(field, "must be more than 0")),
+        value => Ok(value),
+    }
+}
+
+/// A percentage, if it is set.
+pub fn percent(value: Option<Percent>, field: &str) -> Converted<Option<f64>> {
+    match value {
+        Some(Percent { value }) if !(0.0..=100.0).contains(&value) => Err(Refused::new(field, "must be from 0 to 100")),
+        value => Ok(value.map(|percent| percent.value)),
+    }
 }
 
 /// How often lines are written about what goes on; Envoy's least is a millisecond.

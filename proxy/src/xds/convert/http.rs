@@ -1,7 +1,7 @@
 //! HTTP connection managers.
 
 use super::access_log::access_logs;
-use super::common::{log_interval, maybe_duration, optional, unknown_type};
+use super::common::{log_interval, maybe_duration, optional, percent, unknown_type};
 use super::edge::{Fields, edge, header_value, limit};
 use super::listener::Found;
 use super::local_reply::local_replies;
@@ -25,7 +25,6 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
     },
 };
 use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
-use leno_xds::envoy::r#type::v3::Percent;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -350,7 +349,8 @@ fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
     Ok(Common {
         idle_timeout: maybe_duration(idle_timeout, "idle_timeout")?,
         max_connection_duration: limit(max_connection_duration, "max_connection_duration")?,
-        connection_duration_jitter: max_connection_duration_jitter.map_or(0.0, |Percent { value }| value),
+        connection_duration_jitter: percent(max_connection_duration_jitter, "max_connection_duration_jitter")?
+            .unwrap_or(0.0),
         max_headers,
         max_stream_duration: limit(max_stream_duration, "max_stream_duration")?,
         underscores,

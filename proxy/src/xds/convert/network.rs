@@ -55,6 +55,10 @@ pub(super) fn network(
     if count > MAX_GATES + 1 {
         return Err(Refused::new("filters", format!("are more than {}", MAX_GATES + 1)));
     }
+    if count == 0 {
+        // Connections are closed, and nothing is said.
+        return Ok((Vec::new(), Network::Direct(Arc::from([]))));
+    }
     let mut gates = Vec::new();
     let mut by_server_name = false;
     for (index, Filter { name, config_type }) in filters.into_iter().enumerate() {
@@ -84,7 +88,7 @@ pub(super) fn network(
             return Ok((gates, served));
         }
     }
-    Err(Refused::new("filters", if count == 0 { "is empty" } else { "has none that serves connections" }))
+    Err(Refused::new("filters", "has none that serves connections"))
 }
 
 /// A gate, if it is one (`Some(None)` where it is switched off).

@@ -1,7 +1,7 @@
 //! Retry policies.
 
 use super::cluster::labels::{LABELS, labels};
-use super::common::{filter_metadata, maybe_duration, optional, unknown_type};
+use super::common::{filter_metadata, maybe_duration, optional, positive, unknown_type};
 use super::{Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{LabelValue, Labels, RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
@@ -67,9 +67,10 @@ pub fn policy(value: Policy) -> Converted<RetryPolicy> {
     let (base_backoff, max_backoff) = match retry_back_off {
         None => (Duration::from_millis(25), Duration::from_millis(250)),
         Some(RetryBackOff { base_interval, max_interval }) => {
-            let base = maybe_duration(base_interval, "base_interval").within("retry_back_off")?;
-            let base = base.unwrap_or(Duration::from_millis(25)).max(Duration::from_millis(1));
-            let max = maybe_duration(max_interval, "max_interval").within("retry_back_off")?;
+            let base = positive(base_interval, "base_interval").within("retry_back_off")?;
+            let base = base.ok_or_else(|| Refused::new("retry_back_off.base_interval", "is missing"))?;
+            let base = base.max(Duration::from_millis(1));
+            let max = positive(max_interval, "max_interval").within("retry_back_off")?;
             if max.is_some_and(|max| max < base) {
                 return Err(Refused::new("retry_back_off.max_interval", "is shorter than base_interval"));
             }
@@ -163,12 +164,15 @@ fn rate_limited(value: RateLimitedRetryBackOff) -> Converted<RateLimitedBackoff>
                 return Err(Refused::new(field, format!("{other} is not known to this proxy")));
             }
         };
+        if name.is_empty() {
+            return Err(Refused::new(format!("reset_headers[{index}].name"), "must not be empty"));
+        }
         headers.push(crate::config::ResetHeader { name: name.to_ascii_lowercase().into(), unix_timestamp });
     }
     if headers.is_empty() {
         return Err(Refused::new("reset_headers", "is empty"));
     }
-    let max_interval = maybe_duration(max_interval, "max_interval")?.unwrap_or(Duration::from_secs(300));
+    let max_interval = positive(max_interval, "max_interval")?.unwrap_or(Duration::from_secs(300));
     Ok(RateLimitedBackoff { headers, max_interval })
 }
 

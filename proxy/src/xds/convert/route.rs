@@ -33,7 +33,7 @@ pub fn table(context: &mut Context, value: xds::RouteConfiguration) -> Converted
         request_headers_to_add,
         request_headers_to_remove,
         most_specific_header_mutations_wins,
-        // A bootstrap's routes are looked at there; else a route to a cluster that is not there answers 503.
+        // Looked at where the clusters are known; else a route to a cluster that is not there answers 503.
         validate_clusters: _,
         max_direct_response_body_size_bytes,
         cluster_specifier_plugins,
@@ -99,6 +99,12 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         route_specifiers,
     } = value;
     refuse!(matcher, retry_policy_typed_config, route_specifiers);
+    if name.is_empty() {
+        return Err(Refused::new("name", "must not be empty"));
+    }
+    if domains.is_empty() {
+        return Err(Refused::new("domains", "must have an entry"));
+    }
     hedge_policy.map_or(Ok(()), retry::no_hedge).within("hedge_policy")?;
     let require_tls = match require_tls {
         0 => RequireTls::Nobody,

@@ -1,6 +1,6 @@
 //! How endpoints are chosen: `lb_policy` with its settings, or a policy as an extension.
 
-use super::super::common::{duration, optional, unknown_type};
+use super::super::common::{duration, optional, percent, unknown_type};
 use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::labels::labels;
 use crate::config::{Balancing, ClusterKind, Fallback, HashFunction, LbPolicy, RingHash, Selector, SlowStart, Subsets};
@@ -103,7 +103,7 @@ fn by_name(
 fn choices(count: Option<u32>) -> Converted<u32> {
     match count.unwrap_or(2) {
         count @ 2.. => Ok(count),
-        _ => Err(Refused::new("choice_count", "is at least 2")),
+        _ => Err(Refused::new("choice_count", "must be at least 2")),
     }
 }
 
@@ -153,13 +153,13 @@ fn new_slow_start(
         window: duration(window, "slow_start_window")?,
         // What makes no sense is 1 for Envoy too.
         aggression: aggression.map(|value| value.default_value).filter(|value| *value > 0.0).unwrap_or(1.0),
-        min_weight: min_weight.map_or(0.1, |percent| percent.value / 100.0),
+        min_weight: percent(min_weight, "min_weight_percent")?.map_or(0.1, |percent| percent / 100.0),
     })
 }
 
 /// A percentage as Envoy rounds it.
-fn rounded(percent: &Percent) -> u8 {
-    percent.value.clamp(0.0, 100.0).round() as u8
+fn rounded(percent: f64) -> u8 {
+    percent.clamp(0.0, 100.0).round() as u8
 }
 
 fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> Converted<()> {
@@ -178,8 +178,8 @@ fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> 
     };
     balancing.ignore_unchecked = ignore_new_hosts_until_first_hc;
     refuse!(close_connections_on_host_set_change, override_host_status);
-    if let Some(percent) = healthy_panic_threshold {
-        balancing.panic_threshold = rounded(&percent);
+    if let Some(percent) = percent(healthy_panic_threshold, "common_lb_config.healthy_panic_threshold")? {
+        balancing.panic_threshold = rounded(percent);
     }
     if let Some(ConsistentHashingLbConfig { use_hostname_for_hashing, hash_balance_factor }) =
         consistent_hashing_lb_config
@@ -192,7 +192,8 @@ fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> 
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => balancing.by_locality = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
             // Without a local cluster, which this proxy does not know, Envoy does not prefer its zone either.
-            let ZoneAwareLbConfig { routing_enabled: _, min_cluster_size: _, fail_traffic_on_panic } = config;
+            let ZoneAwareLbConfig { routing_enabled, min_cluster_size: _, fail_traffic_on_panic } = config;
+            percent(routing_enabled, "common_lb_config.zone_aware_lb_config.routing_enabled")?;
             balancing.fail_on_panic = fail_traffic_on_panic;
         }
     }
@@ -202,7 +203,7 @@ fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> 
 fn balance_factor(value: Option<u32>) -> Converted<u32> {
     match value.unwrap_or(0) {
         value @ (0 | 100..) => Ok(value),
-        _ => Err(Refused::new("consistent_hashing_lb_config.hash_balance_factor", "is at least 100")),
+        _ => Err(Refused::new("consistent_hashing_lb_config.hash_balance_factor", "must be at least 100")),
     }
 }
 

@@ -141,6 +141,14 @@ pub fn resolvers(
     Ok(Resolvers { servers, only_tcp })
 }
 
+/// A time between look-ups, if it is set.
+fn refresh_time(value: Option<prost_types::Duration>, field: &str) -> Converted<Option<Duration>> {
+    match maybe_duration(value, field)? {
+        Some(time) if time <= LEAST_REFRESH => Err(Refused::new(field, "must be more than a millisecond")),
+        time => Ok(time),
+    }
+}
+
 /// How names are looked up; the names themselves come with the load assignment. `usual` is who is asked where nothing is said.
 pub(super) fn dns(fields: Fields, logical: bool, usual: &Resolvers) -> Converted<Dns> {
     let Fields {
@@ -160,16 +168,16 @@ pub(super) fn dns(fields: Fields, logical: bool, usual: &Resolvers) -> Converted
         true => self::resolvers(resolvers, tcp, resolution, typed_resolver)?,
         false => usual.clone(),
     };
-    let refresh = maybe_duration(refresh_rate, "dns_refresh_rate")?.unwrap_or(Duration::from_secs(5));
+    let refresh = refresh_time(refresh_rate, "dns_refresh_rate")?.unwrap_or(Duration::from_secs(5));
     let failure_refresh = match failure_refresh_rate {
         None => None,
         Some(RefreshRate { base_interval, max_interval }) => {
             let field = "dns_failure_refresh_rate";
-            let base = maybe_duration(base_interval, "base_interval").within(field)?;
+            let base = refresh_time(base_interval, "base_interval").within(field)?;
             let base = base.ok_or_else(|| Refused::new(format!("{field}.base_interval"), "is missing"))?;
-            let most = maybe_duration(max_interval, "max_interval").within(field)?.unwrap_or(base * 10);
+            let most = refresh_time(max_interval, "max_interval").within(field)?.unwrap_or(base * 10);
             if most < base {
-                return Err(Refused::new(format!("{field}.max_interval"), "is not below base_interval"));
+                return Err(Refused::new(format!("{field}.max_interval"), "must not be below base_interval"));
             }
             Some((base.max(LEAST_REFRESH), most.max(LEAST_REFRESH)))
         }
@@ -199,19 +207,23 @@ pub(super) fn dns(fields: Fields, logical: bool, usual: &Resolvers) -> Converted
 
 /// Refuses settings of look-ups where nothing is looked up by name.
 pub(super) fn none(fields: Fields) -> Converted<()> {
-    // Envoy ignores the times there; a list of servers was meant for something.
+    // Envoy ignores the times there, though not what they may be; a list of servers was meant for something.
     let Fields {
-        refresh_rate: _,
+        refresh_rate,
         jitter: _,
         failure_refresh_rate: _,
         respect_ttl: _,
-        family: _,
+        family,
         resolvers: dns_resolvers,
         tcp: _,
         resolution: _,
         typed_resolver: _,
         least: _,
     } = fields;
+    refresh_time(refresh_rate, "dns_refresh_rate")?;
+    if DnsLookupFamily::try_from(family).is_err() {
+        return Err(Refused::new("dns_lookup_family", "is not known to this proxy"));
+    }
     refuse!(dns_resolvers);
     Ok(())
 }

@@ -54,8 +54,9 @@ impl Template {
             } = locality;
             refuse_set(&lb_config, "lb_config").within(&within)?;
             if priority > MAX_PRIORITY {
-                return Err(Refused::new("priority", format!("is at most {MAX_PRIORITY}")).within(&within));
+                return Err(Refused::new("priority", format!("must be at most {MAX_PRIORITY}")).within(&within));
             }
+            weight(load_balancing_weight).within(&within)?;
             let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
             let place = Arc::new(Locality {
                 region: region.into(),
@@ -97,7 +98,8 @@ impl Template {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Healthy,
             Ok(HealthStatus::Degraded) => Health::Degraded,
             Ok(HealthStatus::Draining) => Health::Draining,
-            Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) | Err(_) => Health::Unhealthy,
+            Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Health::Unhealthy,
+            Err(_) => return Err(Refused::new("health_status", "is not known to this proxy")),
         };
         let socket_labels = filter_metadata(metadata.as_ref(), SOCKET_MATCH);
         let identity = socket_labels.and_then(|labels| text(labels, "identity"));
@@ -117,7 +119,7 @@ impl Template {
         let endpoint = Endpoint {
             address,
             pipe: pipe.map(|(path, _)| path),
-            weight: load_balancing_weight.unwrap_or(1).max(1),
+            weight: weight(load_balancing_weight)?.unwrap_or(1),
             health,
             failed: false,
             excluded: false,
@@ -171,6 +173,13 @@ impl Template {
     }
 }
 
+fn weight(value: Option<u32>) -> Converted<Option<u32>> {
+    match value {
+        Some(0) => Err(Refused::new("load_balancing_weight", "must be at least 1")),
+        value => Ok(value),
+    }
+}
+
 fn check(value: Option<HealthCheckConfig>) -> Converted<Option<EndpointCheck>> {
     let Some(HealthCheckConfig { port_value, hostname, address: other, disable_active_health_check }) = value else {
         return Ok(None);
@@ -191,7 +200,10 @@ fn spread(value: Policy) -> Converted<Spread> {
         return Err(Refused::new("drop_overloads[1]", "is a second category; Envoy takes one"));
     }
     let mut drop = 0.0;
-    for DropOverload { category: _, drop_percentage } in drop_overloads {
+    for DropOverload { category, drop_percentage } in drop_overloads {
+        if category.is_empty() {
+            return Err(Refused::new("drop_overloads[0].category", "must not be empty"));
+        }
         let Some(FractionalPercent { numerator, denominator }) = drop_percentage else { continue };
         let of = match DenominatorType::try_from(denominator) {
             Ok(DenominatorType::Hundred) => 100.0,
@@ -199,11 +211,14 @@ fn spread(value: Policy) -> Converted<Spread> {
             Ok(DenominatorType::Million) => 1_000_000.0,
             Err(_) => return Err(Refused::new("drop_overloads[0].drop_percentage.denominator", "is not known")),
         };
-        drop = (f64::from(numerator) / of).min(1.0);
+        drop = f64::from(numerator) / of;
+        if drop > 1.0 {
+            return Err(Refused::new("drop_overloads[0].drop_percentage", "must be at most the whole"));
+        }
     }
     let overprovisioning = overprovisioning_factor.unwrap_or(140);
     if overprovisioning == 0 {
-        return Err(Refused::new("overprovisioning_factor", "is more than 0"));
+        return Err(Refused::new("overprovisioning_factor", "must be more than 0"));
     }
     Ok(Spread { overprovisioning, weighted_health: weighted_priority_health, drop })
 }

@@ -1,6 +1,6 @@
 //! Active health checks.
 
-use super::super::common::{duration, maybe_duration, optional, unknown_type};
+use super::super::common::{duration, maybe_duration, optional, positive, unknown_type};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse, refuse_set};
 use super::Template;
 use crate::config::{CheckLog, HealthCheck, HttpProbe, Probe, ServiceName};
@@ -53,11 +53,11 @@ impl Template {
         let sinks = sinks(context, event_log_path, event_logger)?;
         let needed = |value: Option<prost_types::Duration>, field: &str| {
             let value = duration(value.ok_or_else(|| Refused::new(field, "is missing"))?, field)?;
-            if value.is_zero() { Err(Refused::new(field, "is more than 0")) } else { Ok(value) }
+            if value.is_zero() { Err(Refused::new(field, "must be more than 0")) } else { Ok(value) }
         };
         let interval = needed(interval, "interval")?.max(LEAST_INTERVAL);
         let or = |value, usual: Duration, field: &str| -> Converted<Duration> {
-            Ok(maybe_duration(value, field)?.unwrap_or(usual).max(LEAST_INTERVAL))
+            Ok(positive(value, field)?.unwrap_or(usual).max(LEAST_INTERVAL))
         };
         let zero_or =
             |value, field: &str| -> Converted<Duration> { Ok(maybe_duration(value, field)?.unwrap_or_default()) };

@@ -1,5 +1,6 @@
 //! Circuit breakers.
 
+use super::super::common::percent;
 use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
 use crate::config::{Limits, RetryBudget};
 use leno_xds::envoy::config::cluster::v3::{
@@ -28,6 +29,8 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
         refuse_set(&few_pools, "max_connection_pools").within(&within)?;
         let place = place(priority, (&mut default, &mut high)).within(within)?;
         let usual = Limits::default();
+        let within = format!("thresholds[{index}].retry_budget");
+        let retry_budget = retry_budget.map(budget).transpose().within(within)?;
         place.get_or_insert(Limits {
             connections: max_connections.unwrap_or(usual.connections),
             pending: max_pending_requests.unwrap_or(usual.pending),
@@ -35,14 +38,7 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
             retries: max_retries.unwrap_or(usual.retries),
             tell_remaining: track_remaining,
             per_host: usual.per_host,
-            retry_budget: retry_budget.map(|budget| {
-                // The share is of the requests that are active now; an interval adds nothing.
-                let thresholds::RetryBudget { budget_percent, budget_interval: _, min_retry_concurrency } = budget;
-                RetryBudget {
-                    percent: budget_percent.map_or(20.0, |percent| percent.value),
-                    min_concurrency: min_retry_concurrency.unwrap_or(3),
-                }
-            }),
+            retry_budget,
         });
     }
     let (mut default, mut high) = (default.unwrap_or_default(), high.unwrap_or_default());
@@ -55,6 +51,15 @@ pub(super) fn limits(value: Option<CircuitBreakers>) -> Converted<(Limits, Limit
     default.per_host = of_default.unwrap_or(default.per_host);
     high.per_host = of_high.unwrap_or(high.per_host);
     Ok((default, high))
+}
+
+fn budget(value: thresholds::RetryBudget) -> Converted<RetryBudget> {
+    // The share is of the requests that are active now; an interval adds nothing.
+    let thresholds::RetryBudget { budget_percent, budget_interval: _, min_retry_concurrency } = value;
+    Ok(RetryBudget {
+        percent: percent(budget_percent, "budget_percent")?.unwrap_or(20.0),
+        min_concurrency: min_retry_concurrency.unwrap_or(3),
+    })
 }
 
 /// What belongs to a priority, of what belongs to default and to high.

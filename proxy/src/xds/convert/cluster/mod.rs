@@ -18,7 +18,7 @@ mod upstream;
 pub use endpoints::Assignment;
 pub use upstream::Sockets;
 
-use super::common::{filter_metadata, is_set, maybe_duration, optional, port, text, unknown_type};
+use super::common::{filter_metadata, is_set, optional, port, positive, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Track, UpstreamProtocol};
 use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
@@ -136,8 +136,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         typed_dns_resolver_config,
         wait_for_warm_on_init: _,
         outlier_detection,
-        // Hosts of original destinations that are not used go after seconds.
-        cleanup_interval: _,
+        cleanup_interval,
         upstream_bind_config,
         lb_subset_config,
         common_lb_config,
@@ -168,6 +167,8 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         connection_pool_per_downstream_connection,
         queuing_policies
     );
+    // Hosts of original destinations that are not used go after seconds, whatever is said.
+    positive(cleanup_interval, "cleanup_interval")?;
     preconnect(preconnect_policy).within("preconnect_policy")?;
     let id = context.cluster(&name).within("name")?;
     let (kind, logical, found_by) = kind(cluster_discovery_type)?;
@@ -222,7 +223,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     cluster.balancing = Arc::new(balancing);
     cluster.default_tls = default_tls;
     (cluster.limits, cluster.high_limits) = limits::limits(circuit_breakers).within("circuit_breakers")?;
-    let limit = maybe_duration(connect_timeout, "connect_timeout")?;
+    let limit = positive(connect_timeout, "connect_timeout")?;
     cluster.connect_timeout = limit.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
     cluster.max_requests_per_connection = max_requests_per_connection.unwrap_or(0);
     let sockets = upstream_bind_config.map(Sockets::new).transpose().within("upstream_bind_config")?;
@@ -281,6 +282,12 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         }
         _ => dns::none(names)?,
     }
+    let protocol_selection = xds::cluster::ClusterProtocolSelection::try_from(protocol_selection);
+    let configured = protocol_selection == Ok(xds::cluster::ClusterProtocolSelection::UseConfiguredProtocol);
+    if configured && http_protocol_options.is_some() && http2_protocol_options.is_some() {
+        let reason = "cannot stand beside http2_protocol_options, but with a protocol_selection that follows clients";
+        return Err(Refused::new("http_protocol_options", reason));
+    }
     // The deprecated places of what typed options say.
     if let Some(common) = common_http_protocol_options {
         upstream::common_options(&mut cluster, common).within("common_http_protocol_options")?;
@@ -293,7 +300,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         upstream::http2_options(&mut cluster, http2_protocol_options).within("http2_protocol_options")?;
         cluster.protocol = UpstreamProtocol::Http2;
     }
-    match xds::cluster::ClusterProtocolSelection::try_from(protocol_selection) {
+    match protocol_selection {
         Ok(xds::cluster::ClusterProtocolSelection::UseConfiguredProtocol) => {}
         Ok(xds::cluster::ClusterProtocolSelection::UseDownstreamProtocol) => {
             cluster.protocol = UpstreamProtocol::Follow;
@@ -392,6 +399,9 @@ fn preconnect(value: Option<PreconnectPolicy>) -> Converted<()> {
         (per_upstream_preconnect_ratio, "per_upstream_preconnect_ratio"),
         (predictive_preconnect_ratio, "predictive_preconnect_ratio"),
     ] {
+        if ratio.is_some_and(|ratio| !(1.0..=3.0).contains(&ratio)) {
+            return Err(Refused::new(field, "must be from 1 to 3"));
+        }
         if ratio.is_some_and(|ratio| ratio > 1.0) {
             return Err(Refused::new(field, "above 1 is not supported by this proxy; leave it out"));
         }

@@ -1,6 +1,6 @@
 //! Outlier detection.
 
-use super::super::common::maybe_duration;
+use super::super::common::{maybe_duration, positive};
 use super::super::{Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{OutlierDetection, Statuses};
 use leno_xds::envoy::config::cluster::v3 as xds;
@@ -50,8 +50,8 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
         value => Err(Refused::new(field, format!("{value} is no percentage"))),
     };
     let [server, gateway, local] = usual.enforcing;
-    let base_ejection = maybe_duration(base_ejection_time, "base_ejection_time")?.unwrap_or(usual.base_ejection);
-    let max_ejection = maybe_duration(max_ejection_time, "max_ejection_time")?;
+    let base_ejection = positive(base_ejection_time, "base_ejection_time")?.unwrap_or(usual.base_ejection);
+    let max_ejection = positive(max_ejection_time, "max_ejection_time")?;
     if max_ejection.is_some_and(|max| max < base_ejection) {
         return Err(Refused::new("max_ejection_time", "is shorter than base_ejection_time"));
     }
@@ -62,7 +62,7 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
         consecutive_gateway: consecutive_gateway_failure.unwrap_or(usual.consecutive_gateway),
         consecutive_local: consecutive_local_origin_failure.unwrap_or(usual.consecutive_local),
         split: split_external_local_origin_errors,
-        interval: maybe_duration(interval, "interval")?.unwrap_or(usual.interval).max(LEAST_INTERVAL),
+        interval: positive(interval, "interval")?.unwrap_or(usual.interval).max(LEAST_INTERVAL),
         base_ejection,
         max_ejection: max_ejection.max(base_ejection),
         jitter: maybe_duration(max_ejection_time_jitter, "max_ejection_time_jitter")?.unwrap_or_default(),

@@ -94,7 +94,7 @@ fn limit(value: common::FaultRateLimit) -> Converted<FaultLimit> {
     let common::FaultRateLimit { percentage, limit_type } = value;
     let fixed = match limit_type {
         Some(LimitType::FixedLimit(FixedLimit { limit_kbps: 0 })) => {
-            return Err(Refused::new("fixed_limit.limit_kbps", "is more than 0"));
+            return Err(Refused::new("fixed_limit.limit_kbps", "must be more than 0"));
         }
         Some(LimitType::FixedLimit(FixedLimit { limit_kbps })) => Some(limit_kbps),
         Some(LimitType::HeaderLimit(HeaderLimit {})) => None,
