@@ -6,6 +6,7 @@ use crate::tls::CredentialStore;
 use crate::xds::state::Raw;
 use crate::xds::{Connection, Kind, State};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 use time::OffsetDateTime;
@@ -30,33 +31,51 @@ fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
 /// Every resource in force, and every one whose newest form was refused; lists of which nothing is there are left out.
 pub(super) fn config(state: &State) -> Value {
     let mut sections: Vec<Value> = bootstrap(state).into_iter().collect();
-    for kind in Kind::ALL {
+    for kind in ORDER {
         let (name, list, field) = section(kind);
+        if kind == Kind::Routes {
+            sections.push(json!({"@type": "type.googleapis.com/envoy.admin.v3.ScopedRoutesConfigDump"}));
+        }
         let (written, sent): (Vec<_>, Vec<_>) = state.raws(kind).partition(|(name, _)| state.is_fixed(kind, name));
-        let entries: Vec<Value> = sent
-            .into_iter()
-            .map(|(name, raw)| {
-                let mut entry = resource(field, raw);
-                if let Some(refusal) = state.refusals().get(&(kind, name.to_owned())) {
-                    entry["error_state"] = json!({
-                        "version_info": refusal.version,
-                        "last_update_attempt": stamp(refusal.since),
-                        "details": refusal.reason.to_string(),
-                    });
-                }
-                if kind == Kind::Listener {
-                    return json!({"name": name, "active_state": entry});
-                }
-                entry
-            })
-            .collect();
+        let entry = |name: &str, raw: &Raw| {
+            let mut entry = resource(field, raw);
+            if kind == Kind::Secret {
+                entry["name"] = json!(name);
+            }
+            if let Some(refusal) = refused(state, kind, name) {
+                entry["error_state"] = refusal;
+            }
+            entry
+        };
         let mut section = json!({"@type": format!("type.googleapis.com/envoy.admin.v3.{name}")});
+        if let Some(version) = state.accepted(kind).filter(|_| !kind.by_name()) {
+            section["version_info"] = json!(version);
+        }
+        let mut warming = Vec::new();
+        let entries: Vec<Value> = match kind {
+            Kind::Listener => listener_entries(state),
+            Kind::Cluster => {
+                let all = state.forms(kind).into_iter().filter(|(name, ..)| !state.is_fixed(kind, name));
+                let (mut active, mut waits) = (Vec::new(), Vec::new());
+                for (name, in_force, waiting) in all {
+                    active.extend(in_force.map(|raw| entry(name, raw)));
+                    waits.extend(waiting.map(|raw| resource(field, raw)));
+                }
+                warming = waits;
+                active
+            }
+            _ => sent.into_iter().map(|(name, raw)| entry(name, raw)).collect(),
+        };
+        if kind == Kind::Extension && entries.is_empty() {
+            continue;
+        }
         let mut add = |list: &str, entries: Vec<Value>| {
             if !entries.is_empty() {
                 section[list] = Value::Array(entries);
             }
         };
         add(list, entries);
+        add("dynamic_warming_clusters", warming);
         if let Some(list) = written_list(kind) {
             let entry = |(name, raw)| written_entry(kind, field, name, raw);
             add(list, written.into_iter().map(entry).collect());
@@ -71,6 +90,43 @@ pub(super) fn config(state: &State) -> Value {
     let mut dump = json!({"configs": sections});
     redact(&mut dump);
     dump
+}
+
+/// The order of the sections, as in Envoy.
+const ORDER: [Kind; 6] = [Kind::Cluster, Kind::Endpoints, Kind::Extension, Kind::Listener, Kind::Routes, Kind::Secret];
+
+/// Why the newest form of a resource was refused, if it was.
+fn refused(state: &State, kind: Kind, name: &str) -> Option<Value> {
+    let refusal = state.refusals().get(&(kind, name.to_owned()))?;
+    Some(json!({
+        "version_info": refusal.version,
+        "last_update_attempt": stamp(refusal.since),
+        "details": refusal.reason.to_string(),
+    }))
+}
+
+/// Listeners that were sent: in force, waiting, and refused, also where nothing but a refused form has come.
+fn listener_entries(state: &State) -> Vec<Value> {
+    let field = "listener";
+    let mut entries: BTreeMap<&str, Value> = BTreeMap::new();
+    for (name, active, warming) in state.forms(Kind::Listener) {
+        if state.is_fixed(Kind::Listener, name) {
+            continue;
+        }
+        let mut entry = json!({"name": name});
+        for (list, raw) in [("active_state", active), ("warming_state", warming)] {
+            if let Some(raw) = raw {
+                entry[list] = resource(field, raw);
+            }
+        }
+        entries.insert(name, entry);
+    }
+    for (kind, name) in state.refusals().keys().filter(|(kind, _)| *kind == Kind::Listener) {
+        if let Some(refusal) = refused(state, *kind, name) {
+            entries.entry(name).or_insert_with(|| json!({"name": name}))["error_state"] = refusal;
+        }
+    }
+    entries.into_values().collect()
 }
 
 /// The bootstrap with the resources that are written in it.

@@ -230,6 +230,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
                 status.connected = false;
                 status.last_error = Some(error.clone());
             });
+            let kinds = self.role.kinds();
+            self.state().count_lost(self.role.source, &kinds);
             if self.answered {
                 backoff.reset();
             }

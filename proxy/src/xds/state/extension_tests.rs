@@ -61,7 +61,7 @@ impl Fixture {
 
     fn take(&mut self, kind: Kind, resources: Vec<Resource>, removed: &[&str]) -> Option<String> {
         let removed = removed.iter().map(|&name| name.to_owned()).collect();
-        let update = Update { resources, removed, whole: false, unreadable: Vec::new() };
+        let update = Update { resources, removed, ..Update::default() };
         let refused = self.state.apply(kind, update, self.now, SystemTime::now()).refused;
         self.settle();
         refused

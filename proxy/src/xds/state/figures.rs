@@ -2,28 +2,48 @@
 
 use super::{Kind, State};
 use crate::telemetry::counters::{Counters, Number, Scope};
+use crate::xds::source::SourceId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Updates of one subscription.
 #[derive(Debug, Clone)]
 struct Updates {
     attempt: Arc<Number>,
     success: Arc<Number>,
-    /// Streams that broke are not counted by resource; the number is there since those who look for it want one.
-    _failure: Arc<Number>,
+    failure: Arc<Number>,
     rejected: Arc<Number>,
+    late: Arc<Number>,
+    /// When the last one was taken, in milliseconds since the Unix epoch.
+    time: Arc<Number>,
 }
 
 impl Updates {
     fn new(counters: &Counters, scopes: &[Scope<'_>], before: &str) -> Self {
         let of = |name: &str| counters.counter(scopes, &format!("{before}update_{name}"));
-        Self { attempt: of("attempt"), success: of("success"), _failure: of("failure"), rejected: of("rejected") }
+        Self {
+            attempt: of("attempt"),
+            success: of("success"),
+            failure: of("failure"),
+            rejected: of("rejected"),
+            late: counters.counter(scopes, &format!("{before}init_fetch_timeout")),
+            time: counters.gauge(scopes, &format!("{before}update_time")),
+        }
     }
 
     fn count(&self, taken: bool) {
         self.attempt.add(1);
         if taken { &self.success } else { &self.rejected }.add(1);
+        if taken && let Ok(since) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+            self.time.set(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// The stream broke on which they come, or could not be had.
+    fn lost(&self) {
+        self.attempt.add(1);
+        self.failure.add(1);
     }
 }
 
@@ -43,6 +63,8 @@ struct Managed {
 pub(super) struct Figures {
     clusters: Managed,
     listeners: Managed,
+    /// Listeners that were made, and those that workers could not make: there are none, since sockets are bound before a listener is
+    /// taken.
     created: [Arc<Number>; 2],
     named: BTreeMap<(Kind, String), Updates>,
 }
@@ -74,6 +96,13 @@ impl Figures {
         }
     }
 
+    /// Resources of these kinds are asked for from now on.
+    pub(super) fn begin<'a>(&self, kinds: impl Iterator<Item = &'a Kind>) {
+        for managed in kinds.filter_map(|kind| self.managed(*kind)) {
+            managed.updates.attempt.add(1);
+        }
+    }
+
     fn managed(&self, kind: Kind) -> Option<&Managed> {
         match kind {
             Kind::Cluster => Some(&self.clusters),
@@ -88,8 +117,8 @@ impl Figures {
             if known { &managed.modified } else { &managed.added }.add(1);
         }
         if kind == Kind::Listener {
-            let [success, failure] = &self.created;
-            if taken { success } else { failure }.add(1);
+            let [success, _failure] = &self.created;
+            success.add(u64::from(taken));
         }
     }
 
@@ -108,14 +137,7 @@ impl State {
             return managed.updates.count(refused.is_empty());
         }
         for name in names {
-            let key = (kind, name.clone());
-            if !self.figures.named.contains_key(&key) {
-                let updates = self.updates_of(kind, name);
-                self.figures.named.insert(key.clone(), updates);
-            }
-            if let Some(updates) = self.figures.named.get(&key) {
-                updates.count(!refused.contains(name));
-            }
+            self.updates_known(kind, name).count(!refused.contains(name));
         }
     }
 
@@ -139,6 +161,39 @@ impl State {
         }
     }
 
+    /// Counts that the stream of a source broke or could not be had: each subscription that it carries has failed once more.
+    pub fn count_lost(&mut self, source: SourceId, kinds: &[Kind]) {
+        for kind in kinds {
+            if let Some(managed) = self.figures.managed(*kind) {
+                managed.updates.lost();
+                continue;
+            }
+            for name in self.wanted_from(*kind, source) {
+                self.updates_known(*kind, &name).lost();
+            }
+        }
+    }
+
+    /// Counts that something was waited for too long.
+    pub(super) fn count_late(&mut self, kind: Kind, name: &str) {
+        match self.figures.managed(kind) {
+            Some(managed) => managed.updates.late.add(1),
+            None => self.updates_known(kind, name).late.add(1),
+        }
+    }
+
+    /// What is counted of a subscription, which begins to be counted with its first attempt: to ask.
+    fn updates_known(&mut self, kind: Kind, name: &str) -> Updates {
+        let key = (kind, name.to_owned());
+        if let Some(known) = self.figures.named.get(&key) {
+            return known.clone();
+        }
+        let updates = self.updates_of(kind, name);
+        updates.attempt.add(1);
+        self.figures.named.insert(key, updates.clone());
+        updates
+    }
+
     /// Forgets what was counted of resources that nobody wants any more.
     pub(super) fn forget_updates(&mut self, kind: Kind, name: &str) {
         self.figures.named.remove(&(kind, name.to_owned()));
@@ -147,11 +202,13 @@ impl State {
     /// Brings the numbers of resources in force up to date.
     pub fn refresh_figures(&self) {
         let Figures { clusters, listeners, .. } = &self.figures;
-        let count = |all: usize, active: usize, managed: &Managed| {
+        let count = |active: usize, warming: usize, managed: &Managed| {
             managed.active.set(active as u64);
-            managed.warming.set(all.saturating_sub(active) as u64);
+            managed.warming.set(warming as u64);
         };
-        count(self.clusters.len(), self.clusters().count(), clusters);
-        count(self.listeners.len(), self.listeners().count(), listeners);
+        let waits = self.clusters.values().filter(|entry| entry.since.is_some()).count();
+        count(self.clusters().count(), waits, clusters);
+        let waits = self.listeners.values().filter(|entry| entry.since.is_some()).count();
+        count(self.listeners().count(), waits, listeners);
     }
 }

@@ -68,6 +68,8 @@ impl Kind {
 /// What a response says, in either form of the protocol.
 #[derive(Debug, Clone, Default)]
 pub struct Update {
+    /// The version of all of it, as the server names it.
+    pub version: String,
     /// Resources that are new or have changed.
     pub resources: Vec<Resource>,
     /// Names of those that are gone.
@@ -81,7 +83,7 @@ pub struct Update {
 impl From<DeltaDiscoveryResponse> for Update {
     fn from(value: DeltaDiscoveryResponse) -> Self {
         let DeltaDiscoveryResponse {
-            system_version_info: _,
+            system_version_info: version,
             resources,
             type_url: _,
             mut removed_resources,
@@ -93,7 +95,7 @@ impl From<DeltaDiscoveryResponse> for Update {
         log(&resource_errors);
         let name = |ResourceName { name, dynamic_parameter_constraints: _ }| name;
         removed_resources.extend(removed_resource_names.into_iter().map(name));
-        Self { resources, removed: removed_resources, whole: false, unreadable: Vec::new() }
+        Self { version, resources, removed: removed_resources, whole: false, unreadable: Vec::new() }
     }
 }
 
@@ -110,13 +112,13 @@ impl From<DiscoveryResponse> for Update {
         } = value;
         log(&resource_errors);
         let resources = resources.into_iter().map(|body| named(body, &version_info)).collect();
-        Self { resources, removed: Vec::new(), whole: true, unreadable: Vec::new() }
+        Self { version: version_info, resources, removed: Vec::new(), whole: true, unreadable: Vec::new() }
     }
 }
 
 impl From<Vec<Resource>> for Update {
     fn from(resources: Vec<Resource>) -> Self {
-        Self { resources, removed: Vec::new(), whole: false, unreadable: Vec::new() }
+        Self { resources, ..Self::default() }
     }
 }
 

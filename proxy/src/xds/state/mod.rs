@@ -182,6 +182,8 @@ pub struct State {
     expected: BTreeMap<Kind, Option<Instant>>,
     own: Arc<WorkloadLabels>,
     sockets: Sockets,
+    /// The version of the last response of each kind that was taken as a whole.
+    versions: BTreeMap<Kind, String>,
     version: u64,
     /// When it was last looked at what can be in force.
     settled: Option<Instant>,
@@ -223,6 +225,7 @@ impl State {
             expected: BTreeMap::from([(Kind::Cluster, None), (Kind::Listener, None)]),
             own: WorkloadLabels::unknown(),
             sockets: Sockets::Any,
+            versions: BTreeMap::new(),
             version: 0,
             settled: None,
             published: false,
@@ -310,6 +313,7 @@ impl State {
     /// default that are clusters and listeners, without limit.
     pub fn expecting(mut self, kinds: impl IntoIterator<Item = (Kind, Option<Instant>)>) -> Self {
         self.expected = kinds.into_iter().collect();
+        self.figures.begin(self.expected.keys());
         self
     }
 
@@ -396,6 +400,40 @@ impl State {
             Kind::Routes => Box::new(self.routes.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
             Kind::Extension => Box::new(self.extensions.iter().map(|(name, raw)| (name.as_str(), raw))),
         }
+    }
+
+    /// Clusters or listeners by name: the form in force, and the one that waits for what it needs.
+    pub fn forms(&self, kind: Kind) -> Vec<(&str, Option<&Raw>, Option<&Raw>)> {
+        fn form<'a>(
+            name: &'a str,
+            waits: bool,
+            newest: &'a Raw,
+            active: Option<&'a Raw>,
+        ) -> (&'a str, Option<&'a Raw>, Option<&'a Raw>) {
+            if waits { (name, active, Some(newest)) } else { (name, Some(newest), None) }
+        }
+        match kind {
+            Kind::Cluster => {
+                let all = self.clusters.iter().map(|(name, entry)| {
+                    let active = entry.active.as_ref().map(|form| &form.raw);
+                    form(name, entry.since.is_some(), &entry.form.raw, active)
+                });
+                all.collect()
+            }
+            Kind::Listener => {
+                let all = self.listeners.iter().map(|(name, entry)| {
+                    let active = entry.active.as_ref().map(|(raw, _)| raw);
+                    form(name, entry.since.is_some(), &entry.raw, active)
+                });
+                all.collect()
+            }
+            Kind::Endpoints | Kind::Secret | Kind::Routes | Kind::Extension => Vec::new(),
+        }
+    }
+
+    /// The version of the last response of a kind that was taken as a whole.
+    pub fn accepted(&self, kind: Kind) -> Option<&str> {
+        self.versions.get(&kind).map(String::as_str)
     }
 
     /// Whether a resource was there from the start.

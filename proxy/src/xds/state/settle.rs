@@ -24,6 +24,8 @@ impl State {
         for name in late {
             let Some(mut entry) = self.clusters.remove(&name) else { continue };
             tracing::warn!(cluster = %name, "what it needs did not come in time; using the cluster without");
+            let lacking = self.lacks_of(&entry).map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
+            lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
             let built = entry.form.template.build(Assignment::default(), &self.own);
             self.bring_into_force(&name, &mut entry, Some(built));
             self.warming.remove(&entry.id);
@@ -63,13 +65,16 @@ impl State {
             tracing::warn!(kind = kind.noun(), %name, "its time to live is over, and its server has not said more");
             self.remove(kind, &name);
         }
+        let mut late_kinds = Vec::new();
         self.expected.retain(|kind, until| {
             let late = until.is_some_and(|until| now >= until);
             if late {
                 tracing::warn!(kind = kind.noun(), "nothing came in time; beginning without");
+                late_kinds.push(*kind);
             }
             !late
         });
+        late_kinds.into_iter().for_each(|kind| self.count_late(kind, ""));
     }
 
     fn settle_listeners(&mut self, now: Instant) {
@@ -88,6 +93,10 @@ impl State {
         }
         for (name, ..) in due {
             let Some(mut entry) = self.listeners.remove(&name) else { continue };
+            if entry.since.is_some() {
+                let lacking = self.lacks(&entry.parts).map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
+                lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
+            }
             // Again, because route tables and configurations of filters have come since it was first converted.
             if !entry.parts.routes.is_empty() || !entry.parts.extensions.is_empty() {
                 match self.convert_listener(&entry.raw) {

@@ -63,8 +63,12 @@ impl State {
         self.expected.remove(&kind);
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
         let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
+        let version = std::mem::take(&mut update.version);
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &names, &refused);
+        if applied.refused.is_none() {
+            self.versions.insert(kind, version);
+        }
         applied
     }
 
@@ -110,7 +114,7 @@ impl State {
 
     /// The same without counting the response; and the names of what is refused.
     fn take_in(&mut self, kind: Kind, update: Update, now: Instant, time: SystemTime) -> (Applied, BTreeSet<String>) {
-        let Update { resources, mut removed, whole, unreadable } = update;
+        let Update { version: _, resources, mut removed, whole, unreadable } = update;
         let mut applied = Applied::default();
         let mut refused = Vec::new();
         if !whole && let Some(twice) = twice(&resources, &removed) {
