@@ -616,7 +616,7 @@ fn whole_client_when_a_resource_is_bad_refuses_it_by_name_and_keeps_the_version_
 }
 
 #[test]
-fn whole_client_when_nothing_has_changed_publishes_nothing_and_has_the_new_version() {
+fn whole_client_when_nothing_has_changed_publishes_nothing_and_keeps_the_versions_of_the_last_change() {
     run_whole(|mut fixture| async move {
         let mut stream = fixture.whole().await;
         configure_whole(&mut stream).await;
@@ -625,7 +625,42 @@ fn whole_client_when_nothing_has_changed_publishes_nothing_and_has_the_new_versi
         stream.accepted(Kind::Listener, "l2", vec![leno_xds::any(&listener("l", 80, "r"))]).await;
         stream.accepted(Kind::Routes, "r2", vec![leno_xds::any(&routes("r", "a"))]).await;
         assert_eq!(fixture.workers.newest().unwrap().version, 1);
-        assert_eq!(fixture.state.lock().unwrap().versions(Kind::Cluster, SourceId::ADS)["a"], "c2");
+        assert_eq!(fixture.state.lock().unwrap().versions(Kind::Cluster, SourceId::ADS)["a"], "c1");
+    });
+}
+
+#[test]
+fn client_when_something_comes_that_nobody_asked_for_passes_it_over() {
+    const STRAY: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
+    run(|mut fixture| async move {
+        let mut stream = fixture.stream().await;
+        configure(&mut stream).await;
+        let stray = DeltaDiscoveryResponse { type_url: STRAY.to_owned(), nonce: "s".to_owned(), ..Default::default() };
+        stream.responses.send(Ok(stray)).await.unwrap();
+        stream.nothing("nobody asked").await;
+        let nonce = stream.send(Kind::Endpoints, vec![resource("a", "e2", &endpoints("a", 8002))], &[]).await;
+        assert_eq!(stream.request_of(Kind::Endpoints).await.response_nonce, nonce, "the stream goes on");
+    });
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        configure_whole(&mut stream).await;
+        let stray = DiscoveryResponse { type_url: STRAY.to_owned(), nonce: "s".to_owned(), ..Default::default() };
+        stream.responses.send(Ok(stray)).await.unwrap();
+        stream.accepted(Kind::Endpoints, "e2", vec![leno_xds::any(&endpoints("a", 8002))]).await;
+    });
+}
+
+#[test]
+fn client_when_streams_break_that_have_worked_tries_again_soon_each_time() {
+    let backoff = (Duration::from_millis(50), Duration::from_secs(60));
+    run_as(Role { backoff, ..Role::mesh() }, |mut fixture| async move {
+        let begun = Instant::now();
+        for version in 0..8 {
+            let mut stream = fixture.stream().await;
+            stream.send(Kind::Cluster, vec![resource("a", &version.to_string(), &cluster("a"))], &[]).await;
+            while stream.request_of(Kind::Cluster).await.response_nonce.is_empty() {}
+        }
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     });
 }
 

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 pub(super) struct Configured {
     pub(super) proxy: Proxy,
     pub(super) context: Context,
+    /// How long connections whose filter chain is gone may take to end.
+    pub(super) drain_time: Duration,
     addresses: Vec<SocketAddr>,
 }
 
@@ -28,13 +30,14 @@ impl Configured {
             })
             .collect();
         let addresses: Vec<SocketAddr> = sockets.iter().map(|socket| socket.address).collect();
-        let root = resources(&mut context, &addresses, listeners, clusters);
+        let drain_time = Duration::ZERO;
+        let root = resources(&mut context, &addresses, listeners, clusters, drain_time);
         let (telemetry, shards) = Telemetry::new(workers);
         let settings = Settings { workers, sockets, root, credentials: CredentialStore::new(), shards };
         let workers = spawn(settings).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let proxy = Proxy { workers: Some(workers), address: addresses[0], telemetry, runtime };
-        Self { proxy, context, addresses }
+        Self { proxy, context, drain_time, addresses }
     }
 
     /// The address of a listener.
@@ -44,7 +47,7 @@ impl Configured {
 
     /// Other listeners at the same addresses.
     pub(super) fn publish(&mut self, listeners: Vec<Value>, clusters: &[Value]) {
-        let root = resources(&mut self.context, &self.addresses, listeners, clusters);
+        let root = resources(&mut self.context, &self.addresses, listeners, clusters, self.drain_time);
         self.proxy.wait(self.proxy.workers().publish(root));
     }
 
@@ -57,7 +60,13 @@ impl Configured {
     }
 }
 
-fn resources(context: &mut Context, addresses: &[SocketAddr], listeners: Vec<Value>, clusters: &[Value]) -> Arc<Root> {
+fn resources(
+    context: &mut Context,
+    addresses: &[SocketAddr],
+    listeners: Vec<Value>,
+    clusters: &[Value],
+    drain_time: Duration,
+) -> Arc<Root> {
     let mut found = Vec::new();
     for value in clusters {
         let template = cluster::template(context, leno_xds::json::from_value(value).unwrap()).unwrap();
@@ -81,7 +90,7 @@ fn resources(context: &mut Context, addresses: &[SocketAddr], listeners: Vec<Val
         let index = cluster.id.0 as usize;
         slots[index] = Some(cluster);
     }
-    Arc::new(Root { listeners: Listeners::new(listeners), clusters: slots, ..Root::default() })
+    Arc::new(Root { listeners: Listeners::new(listeners), clusters: slots, drain_time, ..Root::default() })
 }
 
 /// A static cluster of this name.

@@ -138,6 +138,33 @@ fn connections_when_there_are_too_many_then_one_more_is_closed_until_one_ends() 
 }
 
 #[test]
+fn connection_when_its_filter_chain_is_gone_then_its_next_request_is_answered_while_there_is_time() {
+    let chain = |range: &str, text: &str| {
+        json!({"filter_chain_match": {"source_prefix_ranges": [{"address_prefix": range, "prefix_len": 8}]},
+            "filters": [answer(text)]})
+    };
+    let both = json!({"filter_chains": [chain("127.0.0.0", "own"), chain("10.0.0.0", "other")]});
+    let one = json!({"filter_chains": [chain("10.0.0.0", "other")]});
+    let mut configured = Configured::start(both.clone(), &[]);
+    let mut side = Side::connect(configured.address(0));
+    assert_eq!(side.ask(&get("/")).body, "own");
+    configured.drain_time = LIMIT;
+    configured.publish(vec![one.clone()], &[]);
+    let last = side.ask(&get("/"));
+    assert_eq!(last.body, "own");
+    assert!(last.head.to_ascii_lowercase().contains("connection: close"), "{}", last.head);
+    assert_eq!(Side::connect(configured.address(0)).rest(), "", "no others are taken");
+    // Without such a time what it belonged to may be no longer allowed.
+    configured.drain_time = Duration::ZERO;
+    configured.publish(vec![both], &[]);
+    let mut side = Side::connect(configured.address(0));
+    assert_eq!(side.ask(&get("/")).body, "own");
+    configured.publish(vec![one], &[]);
+    side.send(get("/").as_bytes());
+    assert_eq!(side.rest(), "");
+}
+
+#[test]
 fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_closed() {
     let hello = || http(Action::Direct(DirectResponse { code: 200, body: b"hi".to_vec().into() }));
     let proxy = Proxy::start(1, hello(), Vec::new());

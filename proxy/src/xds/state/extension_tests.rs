@@ -112,11 +112,11 @@ fn listener_when_a_filters_configuration_has_not_come_waits_for_it() {
 #[test]
 fn listener_when_a_filters_configuration_never_comes_serves_without_after_a_while() {
     let mut it = Fixture::new(vec![listener("l", 80, json!({}))]);
-    it.later(super::WARMING_LIMIT);
+    it.later(crate::xds::source::FETCH_TIMEOUT);
     assert_eq!(it.limit(0), None, "requests are answered 500 in its place");
     let mut it = Fixture::new(vec![listener("l", 80, json!({"default_config": buffer(1)}))]);
     assert!(it.root.is_none(), "a default is for when nothing comes");
-    it.later(super::WARMING_LIMIT);
+    it.later(crate::xds::source::FETCH_TIMEOUT);
     assert_eq!(it.limit(0), Some(1));
 }
 

@@ -13,6 +13,8 @@ mod figures;
 mod files;
 mod kind;
 mod settle;
+#[cfg(test)]
+mod subscription_tests;
 mod take;
 
 pub use kind::{Kind, Update};
