@@ -253,7 +253,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
         let mut changes = self.changes.listen();
         let channel = self.connect.connect().await?;
         let Role { protocol, only, rate, .. } = self.role;
-        let plan = Plan { protocol, only, metadata: &self.role.metadata, rate };
+        let enforced = self.state().counters().counter(&[], "control_plane.rate_limit_enforced");
+        let plan = Plan { protocol, only, metadata: &self.role.metadata, rate, enforced };
         let (requests, mut responses) = wire::begin(channel, &plan)?;
         let mut stream = Stream {
             requests,

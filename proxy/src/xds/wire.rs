@@ -2,6 +2,7 @@
 
 use super::source::{Protocol, Rate};
 use super::state::{Kind, Update};
+use crate::telemetry::counters::Number;
 use futures::Stream;
 use leno_xds::envoy::config::core::v3::Node;
 use leno_xds::envoy::service::discovery::v3::{
@@ -11,6 +12,7 @@ use leno_xds::google::rpc::Status as RpcStatus;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tonic::codec::Streaming;
@@ -82,6 +84,8 @@ pub(super) struct Plan<'a> {
     pub metadata: &'a [(String, String)],
     /// How often requests may be sent.
     pub rate: Option<Rate>,
+    /// Counts requests that had to wait for that.
+    pub enforced: Arc<Number>,
 }
 
 /// Begins a stream. What is sent may wait until the server has answered.
@@ -114,7 +118,7 @@ fn call<T: Send + 'static>(
         let value = value.parse::<http::HeaderValue>().map_err(|_| format!("`{name}` cannot have that value"))?;
         headers.append(name, value);
     }
-    let mut call = Call::new(paced(queue, plan.rate));
+    let mut call = Call::new(paced(queue, plan.rate, plan.enforced.clone()));
     *call.metadata_mut() = MetadataMap::from_headers(headers);
     Ok(call)
 }
@@ -141,11 +145,18 @@ impl Tokens {
 }
 
 /// Requests as they come out of the queue, no more often than they may.
-fn paced<T: Send + 'static>(queue: mpsc::Receiver<T>, rate: Option<Rate>) -> impl Stream<Item = T> + Send + 'static {
-    futures::stream::unfold((queue, rate.map(Tokens::new)), |(mut queue, mut tokens)| async move {
+fn paced<T: Send + 'static>(
+    queue: mpsc::Receiver<T>,
+    rate: Option<Rate>,
+    enforced: Arc<Number>,
+) -> impl Stream<Item = T> + Send + 'static {
+    let tokens = rate.map(|rate| (Tokens::new(rate), enforced));
+    futures::stream::unfold((queue, tokens), |(mut queue, mut tokens)| async move {
         let request = queue.recv().await?;
-        if let Some(tokens) = &mut tokens {
-            tokio::time::sleep(tokens.take(Instant::now())).await;
+        if let Some((tokens, enforced)) = &mut tokens {
+            let wait = tokens.take(Instant::now());
+            enforced.add(u64::from(!wait.is_zero()));
+            tokio::time::sleep(wait).await;
         }
         Some((request, (queue, tokens)))
     })

@@ -19,6 +19,7 @@ mod process;
 mod serve;
 mod sidecars;
 mod slots;
+mod subscriptions;
 mod suites;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,7 @@
 //! What is counted of resources: how often they came and were taken or refused, how many are in force.
 
 use super::{Kind, State};
+use crate::balance::hash::xx_hash;
 use crate::telemetry::counters::{Counters, Number, Scope};
 use crate::xds::source::SourceId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,10 @@ struct Updates {
     late: Arc<Number>,
     /// When the last one was taken, in milliseconds since the Unix epoch.
     time: Arc<Number>,
+    /// A number for its version.
+    version: Arc<Number>,
+    /// How often it came in another form; only of what is read anew then.
+    reloads: Option<Arc<Number>>,
 }
 
 impl Updates {
@@ -29,12 +34,22 @@ impl Updates {
             rejected: of("rejected"),
             late: counters.counter(scopes, &format!("{before}init_fetch_timeout")),
             time: counters.gauge(scopes, &format!("{before}update_time")),
+            version: counters.gauge(scopes, &format!("{before}version")),
+            reloads: None,
         }
     }
 
-    fn count(&self, taken: bool) {
+    fn reloading(counters: &Counters, scopes: &[Scope<'_>]) -> Self {
+        let reloads = Some(counters.counter(scopes, "config_reload"));
+        Self { reloads, ..Self::new(counters, scopes, "") }
+    }
+
+    fn count(&self, taken: bool, version: &str) {
         self.attempt.add(1);
         if taken { &self.success } else { &self.rejected }.add(1);
+        if taken {
+            self.version.set(xx_hash(version.as_bytes(), 0));
+        }
         if taken && let Ok(since) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
             self.time.set(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
         }
@@ -132,12 +147,18 @@ impl Figures {
 
 impl State {
     /// Counts a response: those that are named by what it holds, the others as a whole.
-    pub(super) fn count_update(&mut self, kind: Kind, names: &BTreeSet<String>, refused: &BTreeSet<String>) {
+    pub(super) fn count_update(
+        &mut self,
+        kind: Kind,
+        version: &str,
+        names: &BTreeSet<String>,
+        refused: &BTreeSet<String>,
+    ) {
         if let Some(managed) = self.figures.managed(kind) {
-            return managed.updates.count(refused.is_empty());
+            return managed.updates.count(refused.is_empty(), version);
         }
         for name in names {
-            self.updates_known(kind, name).count(!refused.contains(name));
+            self.updates_known(kind, name).count(!refused.contains(name), version);
         }
     }
 
@@ -154,9 +175,9 @@ impl State {
                 let prefix = self.parts().find_map(|parts| parts.prefixes.get(name));
                 let table = Scope { kind: "rds.", label: "envoy_rds_route_config", value: name };
                 let prefix = prefix.map_or("", String::as_str);
-                Updates::new(counters, &[Scope::http(prefix), table], "")
+                Updates::reloading(counters, &[Scope::http(prefix), table])
             }
-            Kind::Extension => Updates::new(counters, &[resource("extension_config_discovery.http_filter.")], ""),
+            Kind::Extension => Updates::reloading(counters, &[resource("extension_config_discovery.http_filter.")]),
             Kind::Secret | Kind::Cluster | Kind::Listener => Updates::new(counters, &[resource("sds.")], ""),
         }
     }
@@ -171,6 +192,15 @@ impl State {
             for name in self.wanted_from(*kind, source) {
                 self.updates_known(*kind, &name).lost();
             }
+        }
+    }
+
+    /// Counts that a resource came in another form, where that is counted.
+    pub(super) fn count_reload(&mut self, kind: Kind, name: &str) {
+        if matches!(kind, Kind::Routes | Kind::Extension)
+            && let Some(reloads) = self.updates_known(kind, name).reloads
+        {
+            reloads.add(1);
         }
     }
 

@@ -7,14 +7,13 @@
 //! then the old form serves, and follows what it uses itself; how long that may take is said where the rest comes from
 //! (`initial_fetch_timeout`).
 
+mod clusters;
 #[cfg(test)]
 mod extension_tests;
 mod figures;
 mod files;
 mod kind;
 mod settle;
-#[cfg(test)]
-mod subscription_tests;
 mod take;
 
 pub use kind::{Kind, Update};

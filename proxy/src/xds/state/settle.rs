@@ -193,10 +193,12 @@ impl State {
         self.extensions.contains_key(name) || self.refusals.contains_key(&(Kind::Extension, name.to_owned()))
     }
 
-    /// Whether a resource has come whose newest form is not in force yet.
+    /// Whether a resource has come whose newest form is not in force yet, though it may be soon. What waits for longer, as a server
+    /// may have said, is not worth leaving that server without an answer.
     pub fn waits(&self, kind: Kind, name: &str) -> bool {
+        let soon = |since: Instant| self.settled.is_none_or(|settled| settled < since + WARMING_LIMIT);
         match kind {
-            Kind::Listener => self.listeners.get(name).is_some_and(|entry| entry.since.is_some()),
+            Kind::Listener => self.listeners.get(name).and_then(|entry| entry.since).is_some_and(soon),
             Kind::Routes => self.routes.get(name).is_some_and(|entry| entry.pending.is_some()),
             Kind::Cluster | Kind::Endpoints | Kind::Secret | Kind::Extension => false,
         }

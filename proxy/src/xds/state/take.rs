@@ -2,9 +2,8 @@
 
 use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
-use super::{ClusterEntry, ClusterForm, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
-use crate::config::{Cluster, ClusterId, Listener};
-use crate::xds::convert::cluster::{Assignment, template};
+use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
+use crate::config::{ClusterId, Listener};
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
@@ -65,7 +64,7 @@ impl State {
         let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
         let version = std::mem::take(&mut update.version);
         let (applied, refused) = self.take_in(kind, update, now, time);
-        self.count_update(kind, &names, &refused);
+        self.count_update(kind, &version, &names, &refused);
         if applied.refused.is_none() {
             self.versions.insert(kind, version);
         }
@@ -109,7 +108,7 @@ impl State {
 
     /// A file or an answer that is no response at all: it is counted, and nothing changes.
     pub fn unreadable(&mut self, kind: Kind) {
-        self.count_update(kind, &BTreeSet::new(), &BTreeSet::from([String::new()]));
+        self.count_update(kind, "", &BTreeSet::new(), &BTreeSet::from([String::new()]));
     }
 
     /// The same without counting the response; and the names of what is refused.
@@ -179,6 +178,7 @@ impl State {
             match taken {
                 Ok(()) => {
                     self.refusals.remove(&(kind, name.clone()));
+                    self.count_reload(kind, &name);
                     if matches!(kind, Kind::Listener | Kind::Routes) {
                         applied.waits.insert((kind, name));
                     }
@@ -250,127 +250,6 @@ impl State {
             Some(ttl) => drop(self.expiries.insert(key, now + ttl)),
             None => drop(self.expiries.remove(&key)),
         }
-    }
-
-    fn take_cluster(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
-        let template = template(&mut self.context, unpack(&raw.body)?)?;
-        let id = self.context.cluster(name)?;
-        let secrets = template.secrets();
-        let form = ClusterForm { raw, template, secrets };
-        let built = self.build(&form)?;
-        let before = self.clusters.remove(name);
-        if let Some(before) = &before {
-            self.used_no_more(name, before);
-        }
-        let entry = match (built, before) {
-            (Some(built), _) => ClusterEntry { form, active: None, built: Some(built), id, since: None },
-            // The form in force serves until what the new one needs has come.
-            (None, Some(ClusterEntry { form: old, active, built: Some(built), since, .. })) => {
-                let active = active.or_else(|| since.is_none().then_some(old));
-                ClusterEntry { form, active, built: Some(built), id, since: Some(now) }
-            }
-            (None, _) => ClusterEntry { form, active: None, built: None, id, since: Some(now) },
-        };
-        for resource in entry.endpoints() {
-            self.users.entry(resource.clone()).or_default().insert(name.to_owned());
-        }
-        self.note(&entry);
-        self.clusters.insert(name.to_owned(), entry);
-        self.dirty = true;
-        Ok(())
-    }
-
-    /// A cluster's entry goes, or becomes another one.
-    pub(super) fn used_no_more(&mut self, name: &str, entry: &ClusterEntry) {
-        for resource in entry.endpoints() {
-            if let Some(users) = self.users.get_mut(resource) {
-                users.remove(name);
-                if users.is_empty() {
-                    self.users.remove(resource);
-                }
-            }
-        }
-    }
-
-    /// The cluster, if everything that it needs is there.
-    fn build(&mut self, form: &ClusterForm) -> Result<Option<Arc<Cluster>>, Refused> {
-        if !form.secrets.iter().all(|name| self.context.secrets.has(name)) {
-            return Ok(None);
-        }
-        let assignment = match &form.template.endpoints {
-            None => Assignment::default(),
-            Some(resource) => match self.endpoints.get(resource) {
-                Some(raw) => form.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(form.template.build(assignment, &self.own)))
-    }
-
-    fn note(&mut self, entry: &ClusterEntry) {
-        if entry.built.is_some() {
-            self.warming.remove(&entry.id);
-        } else {
-            self.warming.insert(entry.id);
-        }
-    }
-
-    fn take_endpoints(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {
-        if name.is_empty() {
-            return Err(Refused::new("cluster_name", "must not be empty"));
-        }
-        let users: Vec<String> = self.users.get(name).into_iter().flatten().cloned().collect();
-        let before = self.endpoints.insert(name.to_owned(), raw);
-        let built = self.rebuild(&users);
-        if built.is_err() {
-            // The last good form stays.
-            match before {
-                Some(before) => drop(self.endpoints.insert(name.to_owned(), before)),
-                None => drop(self.endpoints.remove(name)),
-            }
-        }
-        built
-    }
-
-    /// Builds clusters again: all of them, or none when one is refused.
-    fn rebuild(&mut self, names: &[String]) -> Result<(), Refused> {
-        let mut taken: Vec<_> = names.iter().filter_map(|name| self.clusters.remove_entry(name)).collect();
-        let mut build = |entry: &ClusterEntry| {
-            let newest = self.build(&entry.form)?;
-            let active = match (&newest, &entry.active) {
-                (None, Some(active)) => self.build(active)?,
-                _ => None,
-            };
-            Ok((newest, active))
-        };
-        let built: Result<Vec<_>, Refused> = taken.iter().map(|(_, entry)| build(entry)).collect();
-        let result = built.map(|built| {
-            for ((name, entry), (newest, active)) in taken.iter_mut().zip(built) {
-                if newest.is_some() {
-                    self.bring_into_force(name, entry, newest);
-                } else if active.is_some() {
-                    entry.built = active;
-                    self.dirty = true;
-                }
-                self.note(entry);
-            }
-        });
-        self.clusters.extend(taken);
-        result
-    }
-
-    /// The newest form of a cluster serves from now on; what only the one before used is not asked for any more.
-    pub(super) fn bring_into_force(&mut self, name: &str, entry: &mut ClusterEntry, built: Option<Arc<Cluster>>) {
-        entry.built = built;
-        entry.since = None;
-        if entry.active.is_some() {
-            self.used_no_more(name, entry);
-            entry.active = None;
-            for resource in entry.endpoints() {
-                self.users.entry(resource.clone()).or_default().insert(name.to_owned());
-            }
-        }
-        self.dirty = true;
     }
 
     pub(super) fn take_secret(&mut self, name: &str, raw: Raw) -> Result<(), Refused> {

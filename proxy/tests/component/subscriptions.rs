@@ -1,8 +1,8 @@
 //! What is asked for by name, who gets it, and how long it is waited for.
 
-use super::{Kind, State, Update, WARMING_LIMIT};
-use crate::config::{Action, HttpManager, Network, Root};
-use crate::xds::source::{FETCH_TIMEOUT, SourceId};
+use leno_proxy::config::{Action, HttpManager, Network, Root};
+use leno_proxy::xds::source::{FETCH_TIMEOUT, SourceId};
+use leno_proxy::xds::state::{Kind, State, Update, WARMING_LIMIT};
 use leno_xds::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration,
 };
@@ -70,6 +70,11 @@ impl Fixture {
         self.apply(kind, Update { resources, whole: true, ..Update::default() })
     }
 
+    fn remove(&mut self, kind: Kind, name: &str) {
+        let removed = vec![name.to_owned()];
+        assert_eq!(self.apply(kind, Update { removed, ..Update::default() }), None);
+    }
+
     fn apply(&mut self, kind: Kind, update: Update) -> Option<String> {
         let refused = self.state.apply(kind, update, self.now, SystemTime::now()).refused;
         self.later(Duration::ZERO);
@@ -117,11 +122,11 @@ fn endpoints_when_several_clusters_use_them_then_each_gets_them_and_every_update
         assert_eq!(it.take(Kind::Endpoints, vec![endpoints("svc", port)]), None);
         assert_eq!((it.port("svc"), it.port("other")), (Some(port), Some(port)));
     }
-    it.state.remove(Kind::Cluster, "svc");
+    it.remove(Kind::Cluster, "svc");
     assert_eq!(it.wanted(Kind::Endpoints), ["svc"], "the other one still uses them");
     it.take(Kind::Endpoints, vec![endpoints("svc", 3)]);
     assert_eq!(it.port("other"), Some(3));
-    it.state.remove(Kind::Cluster, "other");
+    it.remove(Kind::Cluster, "other");
     assert!(it.wanted(Kind::Endpoints).is_empty());
 }
 
