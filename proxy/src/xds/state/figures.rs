@@ -158,7 +158,18 @@ impl State {
             return managed.updates.count(refused.is_empty(), version);
         }
         for name in names {
-            self.updates_known(kind, name).count(!refused.contains(name), version);
+            let taken = !refused.contains(name);
+            self.subscriptions(kind, name, |updates| updates.count(taken, version));
+        }
+    }
+
+    /// What is counted of a resource: under its own name, or under that of each cluster whose endpoints it has.
+    fn subscriptions(&mut self, kind: Kind, name: &str, count: impl Fn(&Updates)) {
+        if kind != Kind::Endpoints {
+            return count(&self.updates_known(kind, name));
+        }
+        for cluster in self.users.get(name).cloned().unwrap_or_default() {
+            count(&self.updates_known(kind, &cluster));
         }
     }
 
@@ -167,7 +178,7 @@ impl State {
         let resource = |kind| Scope { kind, label: "envoy_xds_resource_name", value: name };
         match kind {
             Kind::Endpoints => {
-                let user = self.users.get(name).and_then(|users| self.clusters.get(users.first()?));
+                let user = self.clusters.get(name);
                 let user = user.map_or(name, |entry| entry.form.template.observability_name());
                 Updates::new(counters, &[Scope::cluster(user)], "")
             }
@@ -190,7 +201,7 @@ impl State {
                 continue;
             }
             for name in self.wanted_from(*kind, source) {
-                self.updates_known(*kind, &name).lost();
+                self.subscriptions(*kind, &name, Updates::lost);
             }
         }
     }
@@ -208,7 +219,7 @@ impl State {
     pub(super) fn count_late(&mut self, kind: Kind, name: &str) {
         match self.figures.managed(kind) {
             Some(managed) => managed.updates.late.add(1),
-            None => self.updates_known(kind, name).late.add(1),
+            None => self.subscriptions(kind, name, |updates| updates.late.add(1)),
         }
     }
 

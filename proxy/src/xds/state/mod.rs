@@ -362,7 +362,10 @@ impl State {
     pub fn forget(&mut self, kind: Kind, names: &BTreeSet<String>) {
         for name in names {
             self.refusals.remove(&(kind, name.clone()));
-            self.forget_updates(kind, name);
+            // What is counted of endpoints goes with the clusters.
+            if kind != Kind::Endpoints {
+                self.forget_updates(kind, name);
+            }
             self.expiries.remove(&(kind, name.clone()));
             self.context.sources.forget(kind, name);
             match kind {

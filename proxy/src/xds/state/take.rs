@@ -408,6 +408,7 @@ impl State {
             Kind::Cluster => {
                 if let Some(entry) = self.clusters.remove(name) {
                     self.used_no_more(name, &entry);
+                    self.forget_updates(Kind::Endpoints, name);
                     self.figures.went(kind);
                     self.warming.remove(&entry.id);
                     self.dirty = true;
