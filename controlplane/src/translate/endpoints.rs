@@ -37,7 +37,8 @@ pub(super) fn assignment(snapshot: &Snapshot, client: &ClientScope, cluster: &Cl
         let Locality { region, zone, subzone } = locality;
         let known = !region.is_empty() || !zone.is_empty();
         let weight = match &shares {
-            Some(shares) => Some(*shares.get(locality)?),
+            // What has no weight gets nothing beside those that have one; zero itself is none.
+            Some(shares) => Some(*shares.get(locality)?).filter(|weight| *weight > 0),
             None if *spread == Spread::default() => None,
             None => u32::try_from(lb_endpoints.len()).ok(),
         };

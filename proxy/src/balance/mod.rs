@@ -230,7 +230,7 @@ impl Plan {
             }
             return Some(chosen);
         }
-        let good = |host: &&Rc<Host>| !(self.skip_unreachable && host.failed_lately()) && !tried(host);
+        let good = |host: &&Rc<Host>| !(self.skip_unreachable && host.failed_lately() || tried(host));
         for _ in 0..TRIES {
             let chosen = group.pick(policy, rng, hash, 0)?;
             if good(&chosen) {

@@ -12,9 +12,9 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use leno_proxy::config::{
-    AccessLog, Action, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain, FilterChains,
-    Forward, HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route, RouteMatch,
-    RouteTable, ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
+    AccessLog, Action, Balancing, ClientTls, Cluster, ClusterId, ClusterKind, Direction, Endpoint, FilterChain,
+    FilterChains, Forward, HeaderOps, HttpManager, Inspect, Listener, Listeners, Network, RetryPolicy, Root, Route,
+    RouteMatch, RouteTable, ServerTls, UpstreamProtocol, VirtualHost, WeightedCluster,
 };
 use leno_proxy::telemetry::{LogFormat, ServiceLabels, Telemetry, WorkloadLabels};
 use leno_proxy::tls::{CredentialStore, Credentials};
@@ -114,6 +114,8 @@ pub fn start(plan: Plan) -> Proxy {
         endpoints: if plan.endpoints { endpoints } else { Vec::new() },
         service: ServiceLabels::new("reviews.shop.svc.cluster.local", "reviews", "shop"),
         connect_timeout: Duration::from_secs(5),
+        // As the mesh's clusters want it.
+        balancing: Arc::new(Balancing { skip_unreachable: true, ..Balancing::default() }),
         ..Cluster::new(id, "outbound|9080||reviews.shop.svc.cluster.local", ClusterKind::Eds)
     };
     let forward = Forward { targets: vec![WeightedCluster::all(id)], retry: plan.retry, ..Forward::default() };

@@ -65,7 +65,11 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             rules(json!({"permissions": [{"metadata": {}}], "principals": [{"any": true}]})),
             "rules.policies[\"p\"].permissions[0].metadata.filter",
         ),
-        ("rbac.v3.RBAC", json!({"matcher": {}}), "matcher"),
+        (
+            "rbac.v3.RBAC",
+            json!({"matcher": {"on_no_match": {"keep_matching": true}}}),
+            "matcher.on_no_match.keep_matching",
+        ),
         ("local_ratelimit.v3.LocalRateLimit", json!({"local_cluster_rate_limit": {}}), "local_cluster_rate_limit"),
         (
             "local_ratelimit.v3.LocalRateLimit",
