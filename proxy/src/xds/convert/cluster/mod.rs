@@ -20,7 +20,7 @@ pub use upstream::Sockets;
 
 use super::common::{filter_metadata, is_set, optional, port, positive, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
-use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Track, UpstreamProtocol};
+use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Probe, Track, UpstreamProtocol};
 use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use leno_xds::envoy::config::cluster::v3 as xds;
@@ -219,6 +219,10 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     let (policy, mut balancing) = balancing::convert(fields, kind)?;
     balancing.skip_unreachable =
         filter_metadata(metadata.as_ref(), "leno").is_some_and(|fields| is_set(fields, "skip_unreachable"));
+    if balancing.hash_by_hostname && kind == ClusterKind::Static {
+        let reason = "is for clusters whose endpoints are found by name; those of a STATIC one have none";
+        return Err(Refused::new("use_hostname_for_hashing", reason));
+    }
     cluster.policy = policy;
     cluster.balancing = Arc::new(balancing);
     cluster.default_tls = default_tls;
@@ -326,9 +330,13 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     for (index, check) in health_checks.into_iter().enumerate() {
         let within = format!("health_checks[{index}]");
         if index > 0 {
-            return Err(Refused::new(within, "is a second one; Envoy takes one"));
+            return Err(Refused::new(within, "is a second one; this proxy makes one"));
         }
-        let check = template.health_check(context, check).within(within)?;
+        let check = template.health_check(context, check).within(&within)?;
+        if matches!(check.probe, Probe::Grpc { .. }) && template.cluster.protocol == UpstreamProtocol::Http1 {
+            let reason = "wants a cluster that speaks HTTP/2; give it http2_protocol_options";
+            return Err(Refused::new("grpc_health_check", reason).within(within));
+        }
         template.cluster.checks.push(Arc::new(check));
     }
     if kind == ClusterKind::OriginalDst && !template.cluster.checks.is_empty() {
