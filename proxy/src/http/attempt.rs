@@ -4,7 +4,7 @@
 use super::{
     body::{Downstream, SideError, Upstream},
     call::{Call, Waited},
-    connecting::{connection, server_name, speaks_http2},
+    connecting::{aim, connection, server_name, speaks_http2},
     head::BodyLength,
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
@@ -15,8 +15,8 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::{ClientTls, Priority},
-    pool::{Aim, ConnectError, Host, Outcome, Via},
+    config::Priority,
+    pool::{ConnectError, Host, Outcome},
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
 };
@@ -303,14 +303,6 @@ fn is_alert(error: &std::io::Error) -> bool {
     matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
 }
 
-/// What a connection for this request is for.
-fn aim(call: &Call<'_>, cluster: &Cluster, host: &Host) -> Aim {
-    let told = matches!(host.endpoint().tls.as_deref(), Some(ClientTls::Proxied(_)));
-    let conn = call.conn;
-    let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-    Aim::new(server_name(call.request, cluster), told.then_some(&via))
-}
-
 async fn acquire<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -332,15 +324,19 @@ async fn acquire<D: Downstream>(
         true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
         false => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
-            let aim = aim(call, cluster, host);
+            let aim = aim(call.conn, host, server_name(call.request, cluster));
             let worker = call.worker;
             let connecting = connection(worker, cluster, host, http2, limits.priority, aim);
             let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };
             match call.wait_for(connecting, until, gone).await {
                 Waited::Done(connected) => connected,
-                Waited::Gone => return Err(Failed::Stop(Stop::Gone)),
+                Waited::Gone => {
+                    call.tally.unconnected += 1;
+                    return Err(Failed::Stop(Stop::Gone));
+                }
                 Waited::Late => {
                     let late = late(call, limits, per_try, complete);
+                    call.tally.unconnected += 1;
                     if matches!(late, Failed::Attempt(..)) {
                         cluster.stats().rq_per_try_timeout.add(1);
                     }
@@ -515,6 +511,11 @@ pub(super) async fn finish<D: Downstream>(
     let wire = up.wire();
     if let Some(cluster) = &call.tally.cluster {
         cluster.stats().moved(wire);
+        match &result {
+            Err(Stop::Abort(_, "response_timeout")) => cluster.stats().rq_timeout.add(1),
+            Err(Stop::Abort(_, "upstream_per_try_idle_timeout")) => cluster.stats().rq_per_try_idle_timeout.add(1),
+            _ => {}
+        }
     }
     let start = call.tally.start;
     if let Some(observed) = call.observed() {

@@ -421,6 +421,7 @@ impl Call<'_> {
         let tally = &mut self.tally;
         tally.interim = false;
         (tally.attempts, tally.host, tally.upstream_local, tally.upstream_protocol) = (0, None, None, None);
+        tally.unconnected = 0;
     }
 
     /// What formats can speak of, as far as it is known now.

@@ -1,11 +1,11 @@
 //! The connection of an attempt: one that is open, or a new one, by the version of HTTP that the cluster and its endpoint speak.
 
-use super::{head::RequestHead, pipeline::Cluster, upstream::Up};
+use super::{ConnInfo, head::RequestHead, pipeline::Cluster, upstream::Up};
 use crate::{
     config::{ClientTls, Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, Aim, ConnectError, Connected, Host, Lease, connect_for},
+    pool::{Admission, Aim, ConnectError, Connected, Host, Lease, Via, connect_for},
     tls::Alpn,
     worker::Worker,
 };
@@ -36,6 +36,15 @@ pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc
         _ => false,
     };
     (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())
+}
+
+/// What a connection for requests of this client is for.
+pub(crate) fn aim(conn: &ConnInfo, host: &Host, name: Option<Rc<str>>) -> Aim {
+    if !matches!(host.endpoint().tls.as_deref(), Some(ClientTls::Proxied(_))) {
+        return Aim::new(name, None);
+    }
+    let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
+    Aim::new(name, Some((&via, conn.id)))
 }
 
 /// A pooled or a new connection. Where the cluster or the endpoint has as many as it may, a place is waited for without end: who
@@ -99,7 +108,7 @@ async fn open_waiting(
 ) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     loop {
-        match cluster.begin_connection(host, priority).await {
+        match cluster.begin_connection(host, priority, aim.key().map(|key| &**key)).await {
             Admission::Connect(ticket) => {
                 let connected = connect_for(config, host, &aim, Alpn::Http1, &worker.tls).await;
                 let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
@@ -155,7 +164,7 @@ async fn open_http2(
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            match cluster.begin_connection(host, priority).await {
+            match cluster.begin_connection(host, priority, aim.key().map(|key| &**key)).await {
                 Admission::Connect(ticket) => break ticket,
                 Admission::UseIdle => {
                     if let Some(stream) = pool.take(most) {

@@ -46,7 +46,7 @@ mod xfcc;
 pub use admit::uuid;
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally};
-pub(crate) use connecting::{connection, speaks_http2};
+pub(crate) use connecting::{aim, connection, speaks_http2};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};
 pub(crate) use pipeline::decimal;

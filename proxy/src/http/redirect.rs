@@ -60,7 +60,7 @@ pub(super) fn counted(cluster: &ClusterState, followed: bool) -> bool {
 /// Counts a request that has become another one: to statistics those are two.
 pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
     cluster.stats().moved(wire);
-    cluster.stats().rq_total.add(call.tally.attempts.into());
+    cluster.stats().rq_total.add(call.tally.attempts.saturating_sub(call.tally.unconnected).into());
     if let Some(counted) = &call.conn.counted {
         let stats = counted.http();
         stats.rq_total.add(1);

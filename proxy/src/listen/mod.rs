@@ -25,6 +25,7 @@ use crate::{
 };
 use gates::Places;
 use std::{
+    cell::Cell,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -58,6 +59,8 @@ struct Spot {
     server_name: Option<Box<str>>,
     /// ALPN names or the detected HTTP version.
     protocols: Vec<Arc<str>>,
+    /// Since when it leads nowhere.
+    gone: Cell<Option<Instant>>,
 }
 
 impl Place {
@@ -74,6 +77,16 @@ impl Place {
     /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have.
     pub fn is_gone(&self, root: &Root) -> bool {
         self.listener(root).is_none() || !root.drain_time.is_zero() && self.find(root).is_none()
+    }
+
+    /// Since when it leads nowhere ([`Self::is_gone`]), as far as anybody has looked; `now` is when it is looked at.
+    pub fn gone_since(&self, root: &Root, now: impl FnOnce() -> Instant) -> Option<Instant> {
+        if !self.is_gone(root) {
+            self.0.gone.set(None);
+        } else if self.0.gone.get().is_none() {
+            self.0.gone.set(Some(now()));
+        }
+        self.0.gone.get()
     }
 
     /// The filter chain.
@@ -203,6 +216,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         transport: Transport::Raw,
         server_name: None,
         protocols: Vec::new(),
+        gone: Cell::new(None),
     }));
     let listener = place.listener(root.config())?;
     let id = worker.connection_id();

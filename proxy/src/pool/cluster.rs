@@ -162,21 +162,23 @@ impl ClusterState {
 
     /// Counts a connection, waiting in line while there are too many. Whoever waits holds a ticket of [`Self::begin_wait`]. A host
     /// to which there is no connection at all gets one in any case, or those who wait for it would wait for ever (as in Envoy).
-    pub async fn begin_connection(&self, host: &Host, priority: Priority) -> Admission {
+    /// `key` is that of the [`super::Aim`].
+    pub async fn begin_connection(&self, host: &Host, priority: Priority, key: Option<&str>) -> Admission {
         let (shared, limits) = self.breakers(priority);
         let (limit, of_host) = (self.share(limits.connections), self.share(limits.per_host));
         if host.is_full(of_host) {
-            // One that was made for another server name stands in the way.
-            host.drop_idle();
+            // One that was made for another aim stands in the way.
+            host.drop_idle_of_others(key);
         }
         if host.is_full(of_host) {
             shared.stats.cx_overflow.add(1);
             let _waiting = host.wait();
             while host.is_full(of_host) {
                 host.state.released.notified().await;
-                if host.has_room() {
+                if host.has_room(key) {
                     return Admission::UseIdle;
                 }
+                host.drop_idle_of_others(key);
             }
         }
         if let Ok(ticket) = shared.take(Count::Connections, limit) {
@@ -186,8 +188,10 @@ impl ClusterState {
         // Whoever is woken for nothing keeps its place.
         let mut released = std::pin::pin!(shared.released.notified());
         loop {
-            // An idle connection to somebody else stands in the way of one to this host.
-            self.close_one_idle(host);
+            // An idle connection to somebody else, or for another aim, stands in the way of this one.
+            if !self.close_one_idle(host) {
+                host.drop_idle_of_others(key);
+            }
             if let Ok(ticket) = shared.take(Count::Connections, limit) {
                 return Admission::Connect(ticket.at(host));
             }
@@ -200,7 +204,7 @@ impl ClusterState {
                 () = &mut released => released.set(shared.released.notified()),
                 () = host.state.released.notified() => {}
             }
-            if host.has_room() {
+            if host.has_room(key) {
                 return Admission::UseIdle;
             }
             if host.is_full(of_host) {
@@ -229,12 +233,8 @@ impl ClusterState {
         Ok(ticket)
     }
 
-    fn close_one_idle(&self, but: &Host) {
-        for host in &self.hosts {
-            if !std::ptr::eq(host.as_ref(), but) && host.drop_idle() {
-                return;
-            }
-        }
+    fn close_one_idle(&self, but: &Host) -> bool {
+        self.hosts.iter().any(|host| !std::ptr::eq(host.as_ref(), but) && host.drop_idle())
     }
 
     /// Says that a connection became idle: somebody may wait for one.

@@ -122,11 +122,12 @@ struct Client {
 }
 
 impl Aim {
-    /// For requests that decide about the server name, if they do, and whose client the endpoint is told of, if it is.
-    pub fn new(name: Option<Rc<str>>, via: Option<&Via<'_>>) -> Self {
-        let Some(via) = via else { return Self { key: name.clone(), name, client: None } };
+    /// For requests that decide about the server name, if they do, and whose client the endpoint is told of, if it is; the number is
+    /// that of the client's connection, of which no other client has the same.
+    pub fn new(name: Option<Rc<str>>, via: Option<(&Via<'_>, u64)>) -> Self {
+        let Some((via, connection)) = via else { return Self { key: name.clone(), name, client: None } };
         let Via { source, destination, tlvs } = *via;
-        let key = format!("{}\n{source}\n{destination}", name.as_deref().unwrap_or_default());
+        let key = format!("{}\n{connection}", name.as_deref().unwrap_or_default());
         Self { name, client: Some(Rc::new(Client { source, destination, tlvs: tlvs.into() })), key: Some(key.into()) }
     }
 

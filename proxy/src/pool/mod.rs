@@ -44,7 +44,7 @@ const SWEPT: Duration = Duration::from_secs(60);
 pub const SLOW: Duration = Duration::from_secs(1);
 
 /// Server names for which an endpoint has HTTP/2 connections at once, a worker.
-const MAX_NAMES: usize = 64;
+const MAX_NAMES: usize = 1024;
 
 /// Idle connections that are kept for an endpoint, a worker.
 pub const MAX_IDLE: usize = 512;
@@ -156,6 +156,12 @@ impl Host {
         let mut named = self.state.named.borrow_mut();
         if !named.contains_key(name) && named.len() >= MAX_NAMES {
             named.retain(|_, pool| !pool.is_empty());
+            if named.len() >= MAX_NAMES {
+                // Those without streams go before the others do.
+                let (now, any) = (Instant::now().into(), Duration::from_nanos(1));
+                named.values().for_each(|pool| pool.sweep(now, any));
+                named.retain(|_, pool| !pool.is_empty());
+            }
             // All in use: their connections end with their streams.
             if named.len() >= MAX_NAMES {
                 named.drain().for_each(|(_, pool)| pool.retire());
@@ -278,7 +284,31 @@ impl Host {
 
     /// Closes one idle connection to make room for another; whether there was one.
     pub(crate) fn drop_idle(&self) -> bool {
-        self.state.idle.borrow_mut().pop().is_some()
+        let mut idle = self.state.idle.borrow_mut();
+        let oldest = (!idle.is_empty()).then(|| idle.remove(0));
+        drop(idle);
+        oldest.is_some()
+    }
+
+    /// Closes an idle connection that requests with this key cannot use; whether there was one.
+    pub(crate) fn drop_idle_of_others(&self, key: Option<&str>) -> bool {
+        let mut idle = self.state.idle.borrow_mut();
+        let other = idle.iter().position(|idle| idle.lease.name.as_deref() != key).map(|at| idle.remove(at));
+        drop(idle);
+        if other.is_some() {
+            return true;
+        }
+        let (now, any) = (Instant::now().into(), Duration::from_nanos(1));
+        let close = |pool: &http2::Pool| {
+            let before = pool.len();
+            pool.sweep(now, any);
+            pool.len() < before
+        };
+        if key.is_some() && close(&self.state.http2) {
+            return true;
+        }
+        let named = self.state.named.borrow();
+        named.iter().any(|(name, pool)| Some(&**name) != key && close(pool))
     }
 
     /// Idle connections.
@@ -311,10 +341,13 @@ impl Host {
         Waiting(&self.state)
     }
 
-    /// Whether a connection is there that can take a request.
-    fn has_room(&self) -> bool {
-        let named = self.state.named.borrow();
-        self.idle() > 0 || self.state.http2.has_room() || named.values().any(|pool| pool.has_room())
+    /// Whether a connection is there that can take a request with this key.
+    fn has_room(&self, key: Option<&str>) -> bool {
+        self.state.idle.borrow().iter().any(|idle| idle.lease.name.as_deref() == key)
+            || match key {
+                None => self.state.http2.has_room(),
+                Some(key) => self.state.named.borrow().get(key).is_some_and(|pool| pool.has_room()),
+            }
     }
 
     /// Ready when connections of TCP that are there now are to end.

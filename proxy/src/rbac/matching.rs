@@ -12,6 +12,8 @@ pub struct Matching {
     pub branches: Vec<(Condition, Then)>,
     /// What else is decided.
     pub otherwise: Option<Box<Then>>,
+    /// Some decision in it is to log: then every decision says whether it is that one.
+    pub logs: bool,
 }
 
 /// What follows from a condition.
@@ -76,9 +78,16 @@ impl Matching {
             Some((action, name)) => Verdict {
                 allowed: *action != Action::Deny,
                 policy: Some(name),
-                logged: (*action == Action::Log).then_some(true),
+                logged: self.logs.then_some(*action == Action::Log),
             },
         }
+    }
+
+    /// Whether it looks at a request, which a connection has none of.
+    pub fn is_of_requests(&self) -> bool {
+        let further = |then: &Then| matches!(then, Then::Ask(further) if further.is_of_requests());
+        self.branches.iter().any(|(condition, then)| condition.is_of_requests() || further(then))
+            || self.otherwise.as_deref().is_some_and(further)
     }
 
     fn find(&self, facts: &impl Facts) -> Option<(&Action, &Arc<str>)> {
@@ -88,6 +97,14 @@ impl Matching {
 }
 
 impl Then {
+    /// Whether a decision in it is to log.
+    pub fn logs(&self) -> bool {
+        match self {
+            Self::Decide(action, _) => *action == Action::Log,
+            Self::Ask(further) => further.logs,
+        }
+    }
+
     fn decide(&self, facts: &impl Facts) -> Option<(&Action, &Arc<str>)> {
         match self {
             Self::Decide(action, name) => Some((action, name)),
@@ -97,6 +114,16 @@ impl Then {
 }
 
 impl Condition {
+    /// Whether it looks at a request, which a connection has none of.
+    pub fn is_of_requests(&self) -> bool {
+        match self {
+            Self::And(all) | Self::Or(all) => all.iter().any(Self::is_of_requests),
+            Self::Not(one) => one.is_of_requests(),
+            Self::Header(_) => true,
+            Self::Text(..) | Self::Address(..) => false,
+        }
+    }
+
     fn holds(&self, facts: &impl Facts) -> bool {
         match self {
             Self::And(all) => all.iter().all(|one| one.holds(facts)),

@@ -8,7 +8,7 @@ use crate::{
         buffer::Buffer, upstream::Up,
     },
     listen::Stream,
-    pool::{Aim, ClusterState, ConnectError, Host},
+    pool::{ClusterState, ConnectError, Host},
     telemetry::{LogEntry, ResponseFlags, TcpRecorder},
     tls::PeerIdentity,
     worker::Worker,
@@ -46,7 +46,7 @@ pub(super) async fn open(
     let failed = |error: io::Error| ConnectError::Tcp(address, error);
     for stale in 0.. {
         let http2 = http::speaks_http2(false, cluster, host);
-        let connecting = http::connection(worker, cluster, host, http2, Priority::Default, Aim::default());
+        let connecting = http::connection(worker, cluster, host, http2, Priority::Default, http::aim(conn, host, None));
         // Connecting has a limit of its own: what lasts longer waits for a place among the connections.
         let limit = 2 * cluster.config().connect_timeout;
         let connected = tokio::time::timeout(limit, connecting).await;

@@ -159,7 +159,9 @@ impl Worker {
     }
 
     fn gone_since(&self, place: &Place) -> Option<Instant> {
-        self.listeners_gone.get().filter(|_| place.is_gone(self.root.borrow().config()))
+        // Who waits was woken then, and looks the first time.
+        let last = self.listeners_gone.get()?;
+        place.gone_since(self.root.borrow().config(), || last)
     }
 
     /// A number for a connection, unlike any other of this process.

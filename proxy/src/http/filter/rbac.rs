@@ -67,6 +67,10 @@ impl Facts for Call<'_> {
     }
 
     fn direct_source(&self) -> SocketAddr {
+        self.conn.direct()
+    }
+
+    fn source(&self) -> SocketAddr {
         self.conn.remote
     }
 

@@ -12,6 +12,7 @@ use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
 use crate::config::{
     Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
+use crate::rbac::Decider;
 use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, Scope, ShadowStats, TcpStats};
 use leno_xds::envoy::config::core::v3::{BackoffStrategy, Metadata};
 use leno_xds::envoy::config::listener::v3::{Filter, filter};
@@ -161,14 +162,21 @@ fn network_rbac(context: &Context, value: rbac_filter::Rbac) -> Converted<Networ
         enforcement_type: _,
         delay_deny,
     } = value;
+    let rules = rbac::decider(rules, matcher, ["rules", "matcher"])?;
+    let shadow = rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?;
+    for (decider, field) in [(&rules, "matcher"), (&shadow, "shadow_matcher")] {
+        if matches!(decider, Some(Decider::Matching(tree)) if tree.is_of_requests()) {
+            return Err(Refused::new(field, "looks at headers, which a connection has none of"));
+        }
+    }
     let scopes = [Scope::bare("envoy_rbac_prefix", &stat_prefix), Scope { kind: "rbac.", label: "", value: "" }];
-    let shadow = Scope { kind: "rbac.", label: "envoy_rbac_shadow_prefix", value: &shadow_rules_stat_prefix };
-    let stats = (RbacStats::new(&context.counters, &scopes), ShadowStats::new(&context.counters, &[scopes[0], shadow]));
+    let prefix = Scope { kind: "rbac.", label: "envoy_rbac_shadow_prefix", value: &shadow_rules_stat_prefix };
+    let stats = (RbacStats::new(&context.counters, &scopes), ShadowStats::new(&context.counters, &[scopes[0], prefix]));
     Ok(NetworkRbac {
         stats,
         stat_prefix: stat_prefix.into(),
-        rules: rbac::decider(rules, matcher, ["rules", "matcher"])?,
-        shadow: rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?,
+        rules,
+        shadow,
         delay: maybe_duration(delay_deny, "delay_deny")?.unwrap_or_default(),
     })
 }

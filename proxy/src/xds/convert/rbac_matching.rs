@@ -50,7 +50,8 @@ fn tree(value: xds::Matcher, depth: usize) -> Converted<Matching> {
         Some(MatcherType::MatcherTree(value)) => by_value(value, depth).within("matcher_tree")?,
     };
     let otherwise = on_no_match.map(|value| then(*value, depth)).transpose().within("on_no_match")?;
-    Ok(Matching { branches, otherwise: otherwise.map(Box::new) })
+    let logs = branches.iter().map(|(_, then)| then).chain(&otherwise).any(Then::logs);
+    Ok(Matching { branches, otherwise: otherwise.map(Box::new), logs })
 }
 
 fn branch(FieldMatcher { predicate, on_match }: FieldMatcher, depth: usize) -> Converted<(Condition, Then)> {

@@ -16,9 +16,10 @@ impl State {
         self.expire(now);
         self.look_at_files(now);
         let late = |(_, entry): &(&String, &ClusterEntry)| {
-            entry
-                .since
-                .is_some_and(|since| self.lacks_of(entry).all(|(kind, name)| self.is_late(kind, name, since, now)))
+            // What lacks nothing waits for something that is not refused, and not for time to pass.
+            let mut lacks = self.lacks_of(entry).peekable();
+            let late = |since| lacks.peek().is_some() && lacks.all(|(kind, name)| self.is_late(kind, name, since, now));
+            entry.since.is_some_and(late)
         };
         let late: Vec<_> = self.clusters.iter().filter(late).map(|(name, _)| name.clone()).collect();
         for name in late {

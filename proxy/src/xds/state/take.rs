@@ -261,8 +261,11 @@ impl State {
             let uses = |entry: &ClusterEntry| entry.forms().any(|form| form.secrets.contains(name));
             let users: Vec<_> =
                 self.clusters.iter().filter(|(_, entry)| uses(entry)).map(|(name, _)| name.clone()).collect();
-            if let Err(reason) = self.rebuild(&users) {
-                tracing::error!(secret = %name, %reason, "a cluster converted before and does not now");
+            // Each by itself: endpoints that are none hold back their own cluster only.
+            for user in users {
+                if let Err(reason) = self.rebuild(std::slice::from_ref(&user)) {
+                    tracing::error!(secret = %name, cluster = %user, %reason, "a cluster does not convert with its secret");
+                }
             }
         }
         Ok(())
