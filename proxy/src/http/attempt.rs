@@ -247,7 +247,7 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Downstream(SideError::Broken(_) | SideError::Ended | SideError::Reset(_)) | Wake::Gone => {
             Err(Failed::Stop(Stop::Gone))
         }
-        Wake::Downstream(_) => Err(Failed::Stop(reply::BAD_BODY.into())),
+        Wake::Downstream(error) => Err(Failed::Stop(reply::bad_body(&error).into())),
         // The client of a tunnel could still say something.
         Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done && !tunnel).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),

@@ -1,14 +1,17 @@
-//! The chunked transfer coding (RFC 9112, 7.1), strictly: no bare line feed, no sign or blank in a size, no more digits than
-//! fit, bounded extensions and trailers. What one server reads differently from another is refused.
+//! The chunked transfer coding (RFC 9112, 7.1), strictly: no bare line feed, no sign or blank before a size, no more digits than
+//! fit, bounded extensions and trailers. What one server reads differently from another is refused. Blanks behind a size and
+//! zeros in front of it, which old servers pad with, are taken: everybody reads the same number, and it is written anew.
 
 use super::headers::{Headers, Known};
 
 /// The longest size line with its extensions, in bytes.
 const MAX_SIZE_LINE: usize = 1024;
 /// The most bytes of trailers.
-const MAX_TRAILERS: usize = 8 * 1024;
-/// The most trailers.
-const MAX_TRAILER_COUNT: usize = 32;
+const MAX_TRAILERS: usize = 60 * 1024;
+/// The most trailers; of a request as many as it may have headers.
+const MAX_TRAILER_COUNT: usize = 1024;
+/// Room for trailers on the stack; where there are more, it is on the heap.
+const TRAILER_SLOTS: usize = 32;
 
 /// Where in a chunked body the reader is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,9 +56,12 @@ pub enum ChunkError {
     /// The trailers are malformed.
     #[error("the trailers are malformed")]
     Trailers,
-    /// The trailers are too many.
-    #[error("the trailers are longer than 8 KiB or more than 32")]
+    /// The trailers have too many bytes.
+    #[error("the trailers are longer than 60 KiB")]
     LongTrailers,
+    /// The trailers are too many.
+    #[error("there are more trailers than allowed")]
+    ManyTrailers,
 }
 
 impl Chunked {
@@ -94,8 +100,14 @@ impl Chunked {
                     *self = Self::Done;
                     return Ok(Step::End(2, false));
                 }
-                let mut slots = [httparse::EMPTY_HEADER; MAX_TRAILER_COUNT];
-                match httparse::parse_headers(bytes, &mut slots) {
+                let mut slots = [httparse::EMPTY_HEADER; TRAILER_SLOTS];
+                let mut more = Vec::new();
+                let mut parsed = httparse::parse_headers(bytes, &mut slots);
+                if matches!(parsed, Err(httparse::Error::TooManyHeaders)) {
+                    more.resize(MAX_TRAILER_COUNT, httparse::EMPTY_HEADER);
+                    parsed = httparse::parse_headers(bytes, &mut more);
+                }
+                match parsed {
                     Ok(httparse::Status::Complete((count, list))) if count <= MAX_TRAILERS => {
                         super::parse::refuse_bare_line_feeds(&bytes[..count]).map_err(|_| ChunkError::Trailers)?;
                         for header in list {
@@ -113,7 +125,8 @@ impl Chunked {
                         Ok(Step::End(count, !trailers.is_empty()))
                     }
                     Ok(httparse::Status::Partial) if bytes.len() < MAX_TRAILERS => Ok(Step::More),
-                    Ok(_) | Err(httparse::Error::TooManyHeaders) => Err(ChunkError::LongTrailers),
+                    Ok(_) => Err(ChunkError::LongTrailers),
+                    Err(httparse::Error::TooManyHeaders) => Err(ChunkError::ManyTrailers),
                     Err(_) => Err(ChunkError::Trailers),
                 }
             }
@@ -137,11 +150,14 @@ fn check_size_prefix(line: &[u8]) -> Result<(), ChunkError> {
 
 fn parse_size(line: &[u8]) -> Result<u64, ChunkError> {
     let digits = line.iter().position(|&b| !b.is_ascii_hexdigit()).unwrap_or(line.len());
+    let zeros = line.iter().position(|&b| b != b'0').unwrap_or(line.len());
     // 16 digits would fit into 64 bits, but sums of them would not: 2^60 bytes are more than anybody sends.
-    if digits == 0 || digits > 15 {
+    if digits == 0 || digits - zeros > 15 {
         return Err(ChunkError::Size);
     }
+    let blank = |&b: &u8| b == b' ' || b == b'\t';
     let extension = &line[digits..];
+    let extension = &extension[extension.iter().position(|b| !blank(b)).unwrap_or(extension.len())..];
     let well_formed = extension.first().is_none_or(|&b| b == b';')
         && extension.iter().all(|&b| b == b'\t' || (b' '..=b'~').contains(&b));
     if !well_formed {
@@ -194,10 +210,25 @@ mod tests {
     }
 
     #[test]
+    fn chunks_when_their_sizes_are_padded_then_they_are_taken() {
+        for size in ["5 ", "5\t \t", "5 ;a=b", "5\t; a", "00000000000000000000005", "0005   "] {
+            let input = format!("{size}\r\nhello\r\n0000000000000000000 \r\n\r\n");
+            let (data, used, _) = decode(input.as_bytes(), &[1, 2, 3]).unwrap().unwrap();
+            assert_eq!((&data[..], used), (&b"hello"[..], input.len()), "{size:?}");
+        }
+        let many = format!("0{}\r\n", "0".repeat(2000));
+        assert_eq!(decode(many.as_bytes(), &[]), Err(ChunkError::LongLine));
+        let trailers = format!("0\r\n{}\r\n", "x: 1\r\n".repeat(150));
+        assert_eq!(decode(trailers.as_bytes(), &[]).unwrap().unwrap().2.len(), 150);
+    }
+
+    #[test]
     fn chunks_when_ambiguous_then_they_are_refused() {
         for input in [
             &b"5\nhello\r\n0\r\n\r\n"[..],
-            b"5 \r\nhello\r\n0\r\n\r\n",
+            b"5 5\r\nhello\r\n0\r\n\r\n",
+            b"5 x\r\nhello\r\n0\r\n\r\n",
+            b"5\x0b\r\nhello\r\n0\r\n\r\n",
             b" 5\r\nhello\r\n0\r\n\r\n",
             b"+5\r\nhello\r\n0\r\n\r\n",
             b"-1\r\n",
@@ -208,6 +239,7 @@ mod tests {
             b"5\r\nhelloo0\r\n\r\n",
             b"FFFFFFFFFFFFFFFFF\r\n",
             b"1000000000000000\r\n",
+            b"0001000000000000000\r\n",
             b"5;\x00\r\nhello\r\n0\r\n\r\n",
             b"5;a\rb\r\nhello\r\n0\r\n\r\n",
             b"0\r\nx: 1\n\r\n",
@@ -222,7 +254,10 @@ mod tests {
         long.resize(4096, b'a');
         assert_eq!(decode(&long, &[]), Err(ChunkError::LongLine));
         let mut trailers = b"0\r\n".to_vec();
-        trailers.extend(b"x: 1\r\n".repeat(100));
+        trailers.extend(b"x: 1\r\n".repeat(1025));
+        assert_eq!(decode(&trailers, &[]), Err(ChunkError::ManyTrailers));
+        let mut trailers = b"0\r\nx: ".to_vec();
+        trailers.resize(70_000, b'a');
         assert_eq!(decode(&trailers, &[]), Err(ChunkError::LongTrailers));
     }
 

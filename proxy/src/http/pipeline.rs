@@ -249,7 +249,7 @@ pub(super) async fn wait_for_body<D: Downstream>(
         }
         Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
         Some(Err(SideError::Broken(_) | SideError::Ended | SideError::Reset(_))) => Err(Stop::Gone),
-        Some(Err(_)) => Err(reply::BAD_BODY.into()),
+        Some(Err(error)) => Err(reply::bad_body(&error).into()),
         None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
         None => Err(reply::late(reply::STREAM_IDLE, false).into()),
     }

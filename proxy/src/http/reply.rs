@@ -1,10 +1,11 @@
 //! Answers that the proxy gives by itself, in Envoy's words, so that those who know Envoy's know ours.
 
 use super::{
-    body::Downstream,
+    body::{Downstream, SideError},
     call::Call,
+    chunked::ChunkError,
     filter,
-    head::{BodyLength, RequestHead, ResponseHead},
+    head::{BodyLength, RequestHead, ResponseHead, reason},
     headers::{Known, NOT_SENT},
     local_reply, trace,
 };
@@ -141,8 +142,15 @@ pub const ATTEMPT_DURATION: Reply = reply(
 /// The stream lasted longer than it may.
 pub const MAX_DURATION: Reply =
     reply(504, "downstream duration timeout", ResponseFlags::none(), "max_duration_timeout");
-/// The client's body is malformed.
-pub const BAD_BODY: Reply = refusal(400, "Bad Request", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http1.codec_error");
+/// What a client is told whose body is malformed, or has trailers beyond the limits.
+pub fn bad_body(error: &SideError) -> Reply {
+    let (code, details) = match error {
+        SideError::Chunk(ChunkError::LongTrailers) => (431, "http1.headers_too_large"),
+        SideError::Chunk(ChunkError::ManyTrailers) => (431, "http1.too_many_headers"),
+        _ => (400, "http1.codec_error"),
+    };
+    refusal(code, reason(code), ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, details)
+}
 /// The path is refused.
 pub const BAD_PATH: Reply = refusal(400, "", ResponseFlags::none(), "path_normalization_failed");
 /// The client is to ask for the path in another form.

@@ -176,6 +176,6 @@ async fn wait<D: Downstream>(
     };
     waited.map_err(|error| match error {
         SideError::Broken(_) | SideError::Ended | SideError::Reset(_) => Stop::Gone,
-        _ => reply::BAD_BODY.into(),
+        error => reply::bad_body(&error).into(),
     })
 }

@@ -4,6 +4,7 @@ use super::{
     super::{
         body::{Chunk, Downstream, Piece, SideError},
         buffer::Buffer,
+        chunked::ChunkError,
         decimal,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
@@ -37,6 +38,10 @@ pub struct Connection {
     to_head: bool,
     /// Trailers pass, in both directions.
     trailers: bool,
+    /// How many trailers a request may have.
+    max_trailers: usize,
+    /// The request is one of HTTP/1.0.
+    old: bool,
     /// The connection ends after this response.
     closing: bool,
     /// When it is too old to take another request.
@@ -76,6 +81,8 @@ impl Connection {
             proper_case: false,
             to_head: false,
             trailers: true,
+            max_trailers: usize::MAX,
+            old: false,
             closing: false,
             ends: None,
             ended: false,
@@ -171,6 +178,7 @@ impl Connection {
         self.proper_case = manager.proper_case;
         self.trailers = manager.http1_trailers;
         // Else it is the endpoint's to say.
+        self.max_trailers = manager.max_headers;
         self.owes_continue &= !manager.proxy_100_continue;
     }
 
@@ -235,7 +243,12 @@ impl Downstream for Connection {
             let _ = self.poll_flush(cx)?;
         }
         let passing = self.trailers;
-        self.reader.poll(&mut self.input, &mut self.io, cx).map_ok(|piece| piece.with_trailers(passing))
+        match ready!(self.reader.poll(&mut self.input, &mut self.io, cx))? {
+            Piece::Trailers(trailers) if trailers.len() > self.max_trailers => {
+                Poll::Ready(Err(ChunkError::ManyTrailers.into()))
+            }
+            piece => Poll::Ready(Ok(piece.with_trailers(passing))),
+        }
     }
 
     fn consume(&mut self, count: usize) {
