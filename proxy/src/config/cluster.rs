@@ -348,6 +348,8 @@ pub struct Http1Upstream {
     pub proper_case: bool,
     /// Trailers pass, in both directions; default true.
     pub trailers: bool,
+    /// The length of an answer that has chunks is dropped; default false: such an answer is refused.
+    pub chunked_length: bool,
     /// Headers of an answer, of HTTP/2 as well; default 100, more is an answer that breaks the protocol. At most 1024.
     pub max_headers: usize,
     /// Bytes of an answer's head; default 60 KiB, at most 8 MiB.
@@ -356,6 +358,6 @@ pub struct Http1Upstream {
 
 impl Default for Http1Upstream {
     fn default() -> Self {
-        Self { proper_case: false, trailers: true, max_headers: 100, max_head_bytes: 60 * 1024 }
+        Self { proper_case: false, trailers: true, chunked_length: false, max_headers: 100, max_head_bytes: None }
     }
 }

@@ -82,6 +82,8 @@ pub struct HttpManager {
     pub any_method: bool,
     /// Targets of HTTP/1 that are whole URLs name host and path.
     pub absolute_urls: bool,
+    /// The length of a request of HTTP/1 that has chunks is dropped; default false: such a request is refused.
+    pub chunked_length: bool,
     /// Names of headers are written to clients of HTTP/1 in the form `Content-Type`; default false: as they came.
     pub proper_case: bool,
     /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
@@ -140,6 +142,7 @@ impl Default for HttpManager {
             proper_case: false,
             http1_trailers: true,
             any_method: true,
+            chunked_length: false,
             absolute_urls: true,
             stream_error_on_invalid: false,
             log_starts: false,

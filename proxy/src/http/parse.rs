@@ -23,6 +23,9 @@ pub enum HeadError {
     /// Its framing can be read in two ways.
     #[error("ambiguous framing: {0}")]
     Framing(&'static str),
+    /// Its length is no number, or there are several.
+    #[error("the content-length is not one number")]
+    Length,
     /// A transfer coding that is not implemented.
     #[error("the transfer coding is not `chunked`")]
     Coding,
@@ -44,7 +47,7 @@ impl HeadError {
     /// The status that the client is told.
     pub fn status(self) -> u16 {
         match self {
-            Self::Malformed(_) | Self::Framing(_) | Self::Underscore => 400,
+            Self::Malformed(_) | Self::Framing(_) | Self::Length | Self::Underscore => 400,
             Self::Coding => 501,
             Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
@@ -59,6 +62,8 @@ pub struct HeadLimits {
     pub bytes: usize,
     /// Headers.
     pub headers: usize,
+    /// An answer's length beside chunks is dropped; else it is refused.
+    pub chunked_length: bool,
 }
 
 /// What of a request's head is refused before anything of it is believed.
@@ -72,12 +77,14 @@ pub struct RequestRules {
     pub underscores: bool,
     /// A target that is a whole URL names host and path; else it is taken for a path, to which hardly a route leads.
     pub urls: bool,
+    /// A length beside chunks is dropped; else such a request is refused.
+    pub chunked_length: bool,
 }
 
 impl Default for RequestRules {
-    /// All of it is taken.
+    /// All of it is taken, but for what can be read in two ways.
     fn default() -> Self {
-        Self { http_10: true, any_method: true, underscores: true, urls: true }
+        Self { http_10: true, any_method: true, underscores: true, urls: true, chunked_length: false }
     }
 }
 
@@ -185,7 +192,9 @@ pub fn request(
         let known = head.headers.push_spans(name, value);
         match known {
             Known::Other => {}
-            Known::ContentLength | Known::TransferEncoding => framing.see(known, header.value)?,
+            Known::ContentLength | Known::TransferEncoding => {
+                framing.see(known, header.value, rules.chunked_length)?;
+            }
             Known::Connection => connection.see(header.value),
             Known::Upgrade => upgrade = Some(header.value),
             Known::Host => {
@@ -213,6 +222,9 @@ pub fn request(
     }
     if framing.chunked && head.version == Version::Http10 {
         return Err(HeadError::Framing("chunks in HTTP/1.0"));
+    if framing.chunked && framing.length.is_some() {
+        head.headers.remove_known(Known::ContentLength);
+    }
     }
     head.body = match framing.length {
         _ if framing.chunked => BodyLength::Unknown,
@@ -292,10 +304,15 @@ pub fn response(
         let name = Headers::span_of(base, raw, header.name.as_bytes());
         let value = Headers::span_of(base, raw, header.value);
         match head.headers.push_spans(name, value) {
-            known @ (Known::ContentLength | Known::TransferEncoding) => framing.see(known, header.value)?,
+            known @ (Known::ContentLength | Known::TransferEncoding) => {
+                framing.see(known, header.value, limits.chunked_length)?
+            }
             Known::Connection => connection.see(header.value),
             _ => {}
         }
+    }
+    if framing.chunked && framing.length.is_some() {
+        head.headers.remove_known(Known::ContentLength);
     }
     // They have no body, and an endpoint that says they do may mean to send one.
     if matches!(head.status, 100..=199 | 204) && (framing.chunked || framing.length.is_some_and(|length| length > 0)) {
@@ -372,8 +389,13 @@ struct Framing {
 }
 
 impl Framing {
-    fn see(&mut self, known: Known, value: &[u8]) -> Result<(), HeadError> {
-        if self.chunked || self.length.is_some() {
+    /// Takes a header in. A length beside chunks is `passed_over` where that is allowed: it never decides.
+    fn see(&mut self, known: Known, value: &[u8], passed_over: bool) -> Result<(), HeadError> {
+        let both = self.chunked || self.length.is_some() && known == Known::TransferEncoding;
+        if self.length.is_some() && known == Known::ContentLength {
+            return Err(HeadError::Length);
+        }
+        if both && (!passed_over || self.chunked && known == Known::TransferEncoding) {
             return Err(HeadError::Framing("two headers that frame the body"));
         }
         if known == Known::TransferEncoding {
@@ -385,7 +407,7 @@ impl Framing {
         }
         // Digits only: no sign, no list, no blank; 18 of them, so that sums fit too.
         if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-            return Err(HeadError::Framing("a content-length that is not a number"));
+            return Err(HeadError::Length);
         }
         self.length = Some(value.iter().fold(0, |sum, &b| sum * 10 + u64::from(b - b'0')));
         Ok(())
@@ -431,7 +453,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 16 };
+    const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 16, chunked_length: false };
 
     /// What a request's head came to, in a form that can be compared.
     fn read(bytes: &[u8]) -> Result<Option<(usize, String)>, HeadError> {
@@ -456,7 +478,7 @@ mod tests {
 
     #[test]
     fn request_when_rules_refuse_a_part_of_it_then_it_is_not_taken() {
-        let strict = RequestRules { http_10: false, any_method: false, underscores: false, urls: true };
+        let strict = RequestRules { http_10: false, any_method: false, underscores: false, ..RequestRules::default() };
         let read = |text: &str, rules| request(text.as_bytes(), LIMITS, rules, &mut RequestHead::default());
         for (text, error) in [
             ("GET / HTTP/1.0\r\nhost: a b\r\n\r\n", HeadError::Version),
@@ -475,6 +497,35 @@ mod tests {
         for (line, error) in [
             ("GET /", HeadError::Version),
             ("GET / HTTP/2.0", HeadError::Version),
+    #[test]
+    fn length_when_beside_chunks_then_it_is_refused_or_dropped_but_never_believed() {
+        let lenient = RequestRules { chunked_length: true, ..RequestRules::default() };
+        for (lines, taken) in [
+            ("content-length: 5\r\ntransfer-encoding: chunked", true),
+            ("transfer-encoding: chunked\r\ncontent-length: 5", true),
+            ("transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 5", false),
+            ("content-length: 5\r\ncontent-length: 5\r\ntransfer-encoding: chunked", false),
+            ("transfer-encoding: chunked\r\ncontent-length: x", false),
+            ("transfer-encoding: chunked\r\ncontent-length: 5\r\ntransfer-encoding: chunked", false),
+            ("content-length: 5\r\ntransfer-encoding: gzip", false),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n");
+            assert!(read(text.as_bytes()).is_err(), "{lines}");
+            let mut head = RequestHead::default();
+            let read = request(text.as_bytes(), LIMITS, lenient, &mut head);
+            assert_eq!(matches!(read, Ok(Some(_))), taken, "{lines}: {read:?}");
+            let limits = HeadLimits { chunked_length: true, ..LIMITS };
+            let text = format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n");
+            let mut answer = ResponseHead::default();
+            assert_eq!(matches!(response(text.as_bytes(), limits, false, &mut answer), Ok(Some(_))), taken, "{lines}");
+            if taken {
+                assert_eq!((head.body, answer.body), (BodyLength::Unknown, BodyLength::Unknown));
+                assert!(head.headers.known(Known::ContentLength).is_none(), "{lines}");
+                assert!(answer.headers.known(Known::ContentLength).is_none(), "{lines}");
+            }
+        }
+    }
+
             ("GET / HTTP/0.9", HeadError::Version),
             ("GET / http/1.1", HeadError::Malformed("the first line")),
             ("GET / HTTP/1.11", HeadError::Malformed("the first line")),

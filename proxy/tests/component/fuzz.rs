@@ -9,7 +9,7 @@ use leno_proxy::http::path::{self, Outcome, Rules};
 use leno_proxy::http::{BodyLength, Headers, RequestHead, ResponseHead};
 use leno_proxy::tls::client_hello::{self, Inspect};
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 64 };
+const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 64, chunked_length: false };
 
 /// Random numbers that are the same in every run (xorshift64*).
 struct Dice(u64);

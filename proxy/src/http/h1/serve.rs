@@ -167,7 +167,11 @@ async fn wait(
     heads: &mut Option<Box<Heads>>,
     ends: Option<Instant>,
 ) -> Waited {
-    let limits = HeadLimits { bytes: manager.max_head_bytes, headers: manager.max_headers };
+    let limits = HeadLimits {
+        bytes: manager.max_head_bytes,
+        headers: manager.max_headers,
+        chunked_length: manager.chunked_length,
+    };
     let rules = RequestRules {
         http_10: manager.accept_http_10,
         any_method: manager.any_method,
@@ -181,6 +185,7 @@ async fn wait(
         let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
+        chunked_length: manager.chunked_length,
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
             Poll::Pending => {
                 let now = Instant::now();
@@ -219,7 +224,8 @@ fn connection_end(worker: &Worker, manager: &HttpManager) -> Option<Instant> {
 /// What a client is told whose request was not understood.
 fn refusal(error: HeadError) -> Reply {
     let details = match error {
-        HeadError::Malformed(_) => "http1.codec_error",
+        HeadError::Malformed("a header's value") => "http1.invalid_characters",
+        HeadError::Malformed(_) | HeadError::Length => "http1.codec_error",
         HeadError::Framing(_) => "http1.content_length_and_chunked_not_allowed",
         HeadError::Coding => "http1.invalid_transfer_encoding",
         HeadError::Version => "low_version",

@@ -242,7 +242,11 @@ impl Upstream for Connection {
     }
 
     fn poll_any_head(&mut self, cx: &mut Context<'_>, head: &mut ResponseHead) -> Poll<Result<(), SideError>> {
-        let limits = HeadLimits { bytes: self.options.max_head_bytes, headers: self.options.max_headers };
+        let limits = HeadLimits {
+            bytes: self.options.head_bytes(),
+            headers: self.options.max_headers,
+            chunked_length: self.options.chunked_length,
+        };
         loop {
             if !self.input.is_empty() {
                 self.answered = true;

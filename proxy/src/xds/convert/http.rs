@@ -7,8 +7,8 @@ use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
-    AccessLog, Codec, Direction, EscapedSlashes, Http2Keepalive, Http2Options, HttpManager, MAX_HEADERS, RouteTable,
-    ServerHeader, StripPort, Underscores,
+    AccessLog, Codec, Direction, EscapedSlashes, Http1Upstream, Http2Keepalive, Http2Options, HttpManager, MAX_HEADERS,
+    RouteTable, ServerHeader, StripPort, Underscores,
 };
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
@@ -261,6 +261,7 @@ pub fn manager(
         http1_trailers: http1.trailers,
         any_method: http1.any_method,
         absolute_urls: http1.absolute_urls,
+        chunked_length: http1.chunked_length,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
         buffer_limit: defaults.buffer_limit,
@@ -366,12 +367,14 @@ struct Http1 {
     trailers: bool,
     any_method: bool,
     absolute_urls: bool,
+    chunked_length: bool,
 }
 
-/// Settings of HTTP/1.1 towards endpoints: whether trailers pass, and whether names are written like `Content-Type`.
-pub fn http1(value: Option<Http1ProtocolOptions>) -> Converted<(bool, bool)> {
-    let Http1 { proper_case, trailers, any_method: _, absolute_urls: _ } = http1_options(value)?;
-    Ok((trailers, proper_case))
+/// Settings of HTTP/1.1 towards endpoints; what of an answer's head is bounded stays as it is.
+pub fn http1(value: Option<Http1ProtocolOptions>, upstream: &mut Http1Upstream) -> Converted<()> {
+    let Http1 { proper_case, trailers, any_method: _, absolute_urls: _, chunked_length } = http1_options(value)?;
+    (upstream.trailers, upstream.proper_case, upstream.chunked_length) = (trailers, proper_case, chunked_length);
+    Ok(())
 }
 
 /// Settings of HTTP/1.1.
@@ -392,7 +395,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     else {
         return Ok(Http1 { absolute_urls: true, ..Http1::default() });
     };
-    refuse!(allow_chunked_length, send_fully_qualified_url, ignore_http_11_upgrade);
+    refuse!(send_fully_qualified_url, ignore_http_11_upgrade);
     let proper_case = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
         None => false,
         Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => true,
@@ -410,7 +413,13 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
         }
     };
     let absolute_urls = allow_absolute_url.unwrap_or(true);
-    Ok(Http1 { proper_case, trailers: enable_trailers, any_method: allow_custom_methods, absolute_urls })
+    Ok(Http1 {
+        proper_case,
+        trailers: enable_trailers,
+        any_method: allow_custom_methods,
+        absolute_urls,
+        chunked_length: allow_chunked_length,
+    })
 }
 
 /// Settings of HTTP/2; shared with clusters.

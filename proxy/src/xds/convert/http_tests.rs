@@ -168,8 +168,8 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
             "upgrade_configs[0].filters",
         ),
         (
-            json!({"http_protocol_options": {"allow_chunked_length": true}}),
-            "http_protocol_options.allow_chunked_length",
+            json!({"http_protocol_options": {"send_fully_qualified_url": true}}),
+            "http_protocol_options.send_fully_qualified_url",
         ),
         (
             json!({"common_http_protocol_options": {"max_headers_count": 5000}}),

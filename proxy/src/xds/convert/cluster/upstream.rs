@@ -134,8 +134,7 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
 
 /// Options of HTTP/1.
 pub(super) fn http1_options(cluster: &mut Cluster, value: Option<Http1ProtocolOptions>) -> Converted<()> {
-    (cluster.http1.trailers, cluster.http1.proper_case) = http::http1(value)?;
-    Ok(())
+    http::http1(value, &mut cluster.http1)
 }
 
 /// Options of HTTP/2.
