@@ -352,8 +352,15 @@ pub struct Http1Upstream {
     pub chunked_length: bool,
     /// Headers of an answer, of HTTP/2 as well; default 100, more is an answer that breaks the protocol. At most 1024.
     pub max_headers: usize,
-    /// Bytes of an answer's head; default 60 KiB, at most 8 MiB.
-    pub max_head_bytes: usize,
+    /// Bytes of an answer's head, of HTTP/2 as well; default 80 KiB, with HTTP/2 60 KiB; at most 8 MiB.
+    pub max_head_bytes: Option<usize>,
+}
+
+impl Http1Upstream {
+    /// Bytes that the head of an answer may have.
+    pub fn head_bytes(&self) -> usize {
+        self.max_head_bytes.unwrap_or(80 * 1024)
+    }
 }
 
 impl Default for Http1Upstream {

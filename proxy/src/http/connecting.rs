@@ -187,7 +187,8 @@ async fn open_http2(
             }
         }
         let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());
-        let heads = (config.http1.max_head_bytes, config.http1.max_headers);
+        let heads =
+            (config.http1.max_head_bytes.unwrap_or(http2::MAX_RESPONSE_HEAD as usize), config.http1.max_headers);
         let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, heads, config.http2_keepalive)
             .await
             .map_err(|error| ConnectError::Tcp(address, error))?;

@@ -41,6 +41,6 @@ pub const MAX_FRAME: u32 = 16 * 1024;
 /// Bytes of a response's head, counted as RFC 9113, section 6.5.2 does.
 pub const MAX_RESPONSE_HEAD: u32 = 60 * 1024;
 /// Interim answers of a stream that are passed on; what comes after them is forgotten.
-const MAX_INTERIM: u8 = 8;
+const MAX_INTERIM: u8 = 100;
 /// Headers of a response, and trailers of either side.
 pub const MAX_HEADERS: usize = 100;

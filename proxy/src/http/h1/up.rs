@@ -28,7 +28,7 @@ use std::{
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 /// Interim responses (100, 102, 103) that an endpoint may send before the real one.
-const MAX_INTERIM: u8 = 8;
+const MAX_INTERIM: u8 = 100;
 
 /// A connection to an endpoint.
 #[derive(Debug)]

@@ -64,7 +64,7 @@ async fn endpoint_when_it_sends_interim_answers_without_end_then_only_the_first_
         up.send_head(&head);
         let (_, mut respond) = endpoint.accept().await.unwrap().unwrap();
         spawn_local(async move { while endpoint.accept().await.is_some() {} });
-        for number in 0..50 {
+        for number in 0..120 {
             let hints = Response::builder().status(103).header("number", number);
             respond.send_informational(hints.body(()).unwrap()).unwrap();
         }

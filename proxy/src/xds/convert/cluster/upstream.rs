@@ -116,9 +116,8 @@ pub(super) fn common_options(cluster: &mut Cluster, value: CommonOptions) -> Con
     }
     if let Some(kib) = max_response_headers_kb {
         let most = usize::try_from(kib).ok().filter(|kib| (1..=MAX_HEAD_KIB).contains(kib));
-        cluster.http1.max_head_bytes = most
-            .ok_or_else(|| Refused::new("max_response_headers_kb", format!("is not between 1 and {MAX_HEAD_KIB}")))?
-            * 1024;
+        let refused = || Refused::new("max_response_headers_kb", format!("is not between 1 and {MAX_HEAD_KIB}"));
+        cluster.http1.max_head_bytes = Some(most.ok_or_else(refused)? * 1024);
     }
     if let Some(limit) = maybe_duration(idle_timeout, "idle_timeout")? {
         cluster.idle_timeout = limit;
