@@ -196,6 +196,7 @@ pub fn request(
                 framing.see(known, header.value, rules.chunked_length)?;
             }
             Known::Connection => connection.see(header.value),
+            Known::ProxyConnection => connection.see_proxy(header.value),
             Known::Upgrade => upgrade = Some(header.value),
             Known::Host => {
                 hosts += 1;
@@ -205,9 +206,7 @@ pub fn request(
             Known::Expect => {
                 expectations += 1;
                 // Any other is for the endpoint to meet or to refuse.
-                head.expects_continue = head.version == Version::Http11
-                    && expectations == 1
-                    && header.value.eq_ignore_ascii_case(b"100-continue");
+                head.expects_continue = expectations == 1 && header.value.eq_ignore_ascii_case(b"100-continue");
             }
             _ => {}
         }
@@ -222,9 +221,9 @@ pub fn request(
     }
     if framing.chunked && head.version == Version::Http10 {
         return Err(HeadError::Framing("chunks in HTTP/1.0"));
+    }
     if framing.chunked && framing.length.is_some() {
         head.headers.remove_known(Known::ContentLength);
-    }
     }
     head.body = match framing.length {
         _ if framing.chunked => BodyLength::Unknown,
@@ -308,6 +307,7 @@ pub fn response(
                 framing.see(known, header.value, limits.chunked_length)?
             }
             Known::Connection => connection.see(header.value),
+            Known::ProxyConnection => connection.see_proxy(header.value),
             _ => {}
         }
     }
@@ -443,6 +443,11 @@ impl Connection {
         }
     }
 
+    /// What old clients of proxies say instead: that they want to end the connection is believed, nothing else.
+    fn see_proxy(&mut self, value: &[u8]) {
+        self.close |= value.split(|&b| b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"));
+    }
+
     fn keep_alive(&self, version: Version) -> bool {
         !self.close && (version != Version::Http10 || self.keep)
     }
@@ -493,11 +498,6 @@ mod tests {
     }
 
     #[test]
-    fn request_when_the_version_is_none_that_is_served_then_that_is_said() {
-        for (line, error) in [
-            ("GET /", HeadError::Version),
-            ("GET / HTTP/2.0", HeadError::Version),
-    #[test]
     fn length_when_beside_chunks_then_it_is_refused_or_dropped_but_never_believed() {
         let lenient = RequestRules { chunked_length: true, ..RequestRules::default() };
         for (lines, taken) in [
@@ -526,6 +526,11 @@ mod tests {
         }
     }
 
+    #[test]
+    fn request_when_the_version_is_none_that_is_served_then_that_is_said() {
+        for (line, error) in [
+            ("GET /", HeadError::Version),
+            ("GET / HTTP/2.0", HeadError::Version),
             ("GET / HTTP/0.9", HeadError::Version),
             ("GET / http/1.1", HeadError::Malformed("the first line")),
             ("GET / HTTP/1.11", HeadError::Malformed("the first line")),

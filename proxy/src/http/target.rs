@@ -9,7 +9,7 @@ pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut 
         check_authority(target)?;
         let bare = crate::route::without_port(target);
         let port = target.get(bare.len() + 1..).unwrap_or_default();
-        if bare.is_empty() || !matches!(port.len(), 1..=5) || !port.iter().all(u8::is_ascii_digit) {
+        if bare.is_empty() || port_number(port).is_none() {
             return Err(HeadError::Malformed("the target of CONNECT is not a host and a port"));
         }
         head.set_authority(target);
@@ -21,7 +21,8 @@ pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut 
     }
     match target.first() {
         Some(b'/') => Ok(()),
-        Some(b'*') if target.len() == 1 && method == b"OPTIONS" => Ok(()),
+        // With a query it is no path to which a route leads.
+        Some(b'*') if matches!(target.get(1), None | Some(b'?')) && method == b"OPTIONS" => Ok(()),
         _ if !urls => Ok(()),
         _ => {
             // The absolute form: its authority wins over the host header (RFC 9112, 3.2.2).
@@ -29,8 +30,9 @@ pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut 
             let rest = secure.or_else(|| strip_ignore_case(target, b"http://"));
             let rest = rest.ok_or(HeadError::Malformed("the target is neither a path nor a URL"))?;
             let end = rest.iter().position(|&b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
-            check_url_authority(&rest[..end])?;
-            head.set_authority(&rest[..end]);
+            let authority = without_user(&rest[..end])?;
+            check_url_authority(authority)?;
+            head.set_authority(authority);
             (head.has_scheme, head.secure) = (true, secure.is_some());
             match rest.get(end) {
                 None => head.set_path(b"/"),
@@ -46,6 +48,20 @@ fn strip_ignore_case<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
     (text.len() >= prefix.len() && text[..prefix.len()].eq_ignore_ascii_case(prefix)).then(|| &text[prefix.len()..])
 }
 
+/// The number of a port: digits alone, no sign.
+fn port_number(digits: &[u8]) -> Option<u16> {
+    let digits = Some(digits).filter(|digits| digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// A URL's authority without the name of a user, which is nobody's business further on (RFC 9110, 4.2.4). A second one is refused.
+fn without_user(authority: &[u8]) -> Result<&[u8], HeadError> {
+    let mut parts = authority.rsplitn(2, |&b| b == b'@');
+    let (host, user) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    check_authority(user)?;
+    Ok(host)
+}
+
 /// Refuses what is no host, or no port, of a URL: names of letters, digits, dots and dashes, addresses in brackets.
 fn check_url_authority(authority: &[u8]) -> Result<(), HeadError> {
     let host = crate::route::without_port(authority);
@@ -56,10 +72,7 @@ fn check_url_authority(authority: &[u8]) -> Result<(), HeadError> {
         None => !host.is_empty() && host.iter().all(name),
     };
     let port = &authority[host.len()..];
-    // A number that is written with a sign is none.
-    let digits = port.get(1..).filter(|digits| digits.iter().all(u8::is_ascii_digit)).unwrap_or_default();
-    let number = std::str::from_utf8(digits).ok().and_then(|port| port.parse::<u16>().ok());
-    match good && (port.is_empty() || number.is_some()) {
+    match good && (port.is_empty() || port_number(&port[1..]).is_some()) {
         true => Ok(()),
         false => Err(HeadError::Malformed("the target's host is none")),
     }

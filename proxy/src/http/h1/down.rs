@@ -150,6 +150,7 @@ impl Connection {
                         }
                         self.reader = Reader::new(head.body, false);
                         self.owes_continue = head.expects_continue;
+                        self.old = head.version == Version::Http10;
                         self.closing = !head.keep_alive;
                         self.ended = false;
                         return Poll::Ready(Ok(Arrival::Request));
@@ -177,9 +178,14 @@ impl Connection {
         self.ends = ends;
         self.proper_case = manager.proper_case;
         self.trailers = manager.http1_trailers;
-        // Else it is the endpoint's to say.
         self.max_trailers = manager.max_headers;
+        // Else it is the endpoint's to say.
         self.owes_continue &= !manager.proxy_100_continue;
+    }
+
+    /// What a client is told that waits with its body, in the version that it speaks.
+    fn go_on(&self) -> &'static [u8] {
+        if self.old { b"HTTP/1.0 100 Continue\r\n\r\n" } else { b"HTTP/1.1 100 Continue\r\n\r\n" }
     }
 
     /// Bytes that were written since the request was read.
@@ -235,8 +241,9 @@ impl Connection {
 
 impl Downstream for Connection {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece<'_>, SideError>> {
-        if std::mem::take(&mut self.owes_continue) && self.input.is_empty() {
-            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+        // Also where the body is there already, as Envoy does.
+        if std::mem::take(&mut self.owes_continue) {
+            self.output.push(self.go_on());
         }
         if self.queued() > 0 && !self.ended && !self.tunnel {
             // The client may send its whole request before it reads, so what it does not take yet does not stop the reading.
@@ -275,7 +282,7 @@ impl Downstream for Connection {
         self.closing |= close || self.ends.is_some_and(|ends| ends <= Instant::now());
         // As Envoy does: who asks whether to go on is answered first, whatever else there is to say.
         if std::mem::take(&mut self.owes_continue) {
-            self.output.push(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.output.push(self.go_on());
         }
         let to_head = self.to_head || request.method() == b"HEAD";
         let old = request.version == Version::Http10;
