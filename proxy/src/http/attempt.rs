@@ -506,6 +506,7 @@ pub(super) async fn finish<D: Downstream>(
     };
     if left {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+        call.tally.details = "downstream_remote_disconnect";
     }
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();

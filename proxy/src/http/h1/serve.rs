@@ -66,6 +66,8 @@ enum Waited {
     Refused(HeadError),
     /// The head did not come in time.
     Late,
+    /// The client left before its head was whole.
+    Cut,
     Over,
 }
 
@@ -123,6 +125,13 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
                 side.begin(&manager, true, ends);
                 Box::pin(refuse(&mut call, &mut side, reply::HEAD_TIMEOUT)).await;
             }
+            Waited::Cut => {
+                call.request.clear();
+                call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+                call.tally.details = "downstream_remote_disconnect";
+                call.record();
+                break;
+            }
             Waited::Over => break,
         }
         drop(call);
@@ -176,6 +185,7 @@ async fn wait(
         http_10: manager.accept_http_10,
         any_method: manager.any_method,
         urls: manager.absolute_urls,
+        chunked_length: manager.chunked_length,
         underscores: manager.underscores != Underscores::Reject,
     };
     let mut since: Option<Instant> = None;
@@ -185,7 +195,7 @@ async fn wait(
         let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
-        chunked_length: manager.chunked_length,
+            Poll::Ready(Err(_)) if side.has_input() => Waited::Cut,
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
             Poll::Pending => {
                 let now = Instant::now();

@@ -202,7 +202,7 @@ fn field_value<'e, Q: HeaderLookup, S: HeaderLookup>(
 ) -> Option<Cow<'e, [u8]>> {
     use Cow::{Borrowed, Owned};
     match field {
-        Field::Method => entry.method.map(|text| Borrowed(text.as_bytes())),
+        Field::Method => entry.method.filter(|text| !text.is_empty()).map(|text| Borrowed(text.as_bytes())),
         Field::Path => entry.path.map(|text| Borrowed(text.as_bytes())),
         Field::Authority => entry.authority.map(|text| Borrowed(text.as_bytes())),
         Field::Scheme => entry.scheme.map(|text| Borrowed(text.as_bytes())),
