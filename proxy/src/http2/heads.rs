@@ -24,7 +24,7 @@ pub(super) fn is_value(value: &[u8]) -> bool {
 pub(super) fn is_of_a_connection(name: &[u8], value: &[u8]) -> bool {
     match name {
         b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" => true,
-        b"te" => value != b"trailers",
+        b"te" => !value.eq_ignore_ascii_case(b"trailers"),
         _ => false,
     }
 }
@@ -93,10 +93,9 @@ impl Fields {
             b"content-length" => {
                 let number = Some(value).filter(|value| value.iter().all(u8::is_ascii_digit) && value.len() <= 18);
                 let number = number.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-                if number.is_none() || self.length.is_some_and(|length| Some(length) != number) {
+                // Two are too many, also where they say the same.
+                if number.is_none() || self.length.is_some() {
                     self.malformed = Some("a content-length that is not one number");
-                }
-                if self.length.is_some() {
                     return;
                 }
                 self.length = number;
@@ -148,7 +147,7 @@ impl Request {
         self.fields.count += 1;
         // The method and what else has a place of its own is kept in the store of the headers.
         std::mem::swap(&mut self.head.headers, &mut self.fields.headers);
-        let good = value.iter().all(|&b| b > 0x20 && b != 0x7f);
+        let good = !value.is_empty() && value.iter().all(|&b| b > 0x20 && b != 0x7f);
         let bit = match name {
             b":method" => {
                 self.head.set_method(value);
@@ -186,6 +185,10 @@ impl Request {
     /// The head, or why it is refused; and how long its body says that it is. `None` when it is malformed: the stream is reset.
     #[allow(clippy::type_complexity, reason = "a head and a length, each of which may be wanting")]
     pub(super) fn finish(mut self, ended: bool) -> Result<(Result<RequestHead, HeadError>, Option<u64>), ()> {
+        // What is both is malformed: it is cut at once, and not answered again and again.
+        if self.fields.malformed.is_some() {
+            return Err(());
+        }
         if let Some(error) = self.fields.is_beyond() {
             return Ok((Err(error), None));
         }
@@ -200,8 +203,9 @@ impl Request {
             (true, false) => (METHOD | AUTHORITY, SCHEME | PATH),
             (false, _) => (METHOD | SCHEME | PATH, PROTOCOL),
         };
-        let wrong = self.seen & wanted != wanted || self.seen & unwanted != 0;
-        if self.fields.malformed.is_some() || wrong || ended && length.is_some_and(|length| length > 0) {
+        let hosts = head.headers.may_have(Known::Host) && head.headers.known_values(Known::Host).nth(1).is_some();
+        let wrong = self.seen & wanted != wanted || self.seen & unwanted != 0 || hosts;
+        if wrong || ended && length.is_some_and(|length| length > 0) {
             return Err(());
         }
         // Extended CONNECT is seen as the upgrade of HTTP/1 that it stands for (RFC 8441, section 5), CONNECT as it is.
@@ -237,13 +241,7 @@ fn complete(head: &mut RequestHead) -> Result<(), HeadError> {
         return Err(HeadError::Malformed("the path does not begin with a slash"));
     }
     if !head.has_authority() {
-        let mut hosts = head.headers.known_values(Known::Host);
-        let (host, second) = (hosts.next().map(<[u8]>::to_vec), hosts.next().is_some());
-        drop(hosts);
-        if second {
-            return Err(HeadError::Malformed("there must be exactly one host"));
-        }
-        if let Some(host) = host {
+        if let Some(host) = head.headers.known(Known::Host).map(<[u8]>::to_vec) {
             head.set_authority(&host);
         }
     }

@@ -365,6 +365,8 @@ impl Mux {
         let short = stream.promised.is_some_and(|promised| promised > 0);
         let wrong = if let Some(reset) = stream.reset {
             return self.after_reset(key.id, reset);
+            // What frames the body cannot come after it.
+            malformed |= name == b"content-length";
         } else if short && end && !malformed && !stream.ended {
             return self.cut_short(key, Code::PROTOCOL_ERROR, "less DATA than the content-length");
         } else if stream.ended {
