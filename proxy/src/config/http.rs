@@ -242,10 +242,14 @@ pub struct Http2Options {
     pub connection_window: u32,
     /// Clients may ask for tunnels of other protocols, such as WebSocket, by extended CONNECT (RFC 8441); default false.
     pub allow_connect: bool,
-    /// Frames without payload that a client may send one after the other; default 1, more disconnects it.
+    /// Frames without payload that a peer may send one after the other; default 1, more disconnects it.
     pub max_empty_frames: u32,
-    /// PRIORITY frames that a client may send for each stream; default 100, more disconnects it.
+    /// PRIORITY frames that a peer may send for each stream; default 100, more disconnects it.
     pub max_priority_frames: u32,
+    /// WINDOW_UPDATE frames that a peer may send for each frame of DATA that it gets; default 10, more disconnects it.
+    pub max_window_updates: u32,
+    /// Answers to a peer's SETTINGS, PING and faults that may wait to be read by it; default 1000, more disconnects it.
+    pub max_control_frames: u32,
     /// A malformed request ends its stream alone; default false, it ends the connection.
     pub malformed_ends_stream: bool,
 }
@@ -259,6 +263,8 @@ impl Default for Http2Options {
             allow_connect: false,
             max_empty_frames: 1,
             max_priority_frames: 100,
+            max_window_updates: 10,
+            max_control_frames: 1000,
             malformed_ends_stream: false,
         }
     }

@@ -68,7 +68,12 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let mut body = RequestPump::new(None);
     let counted = call.conn.counted.as_ref().map(|counted| counted.http());
     let _active = counted.map(|stats| stats.begin());
-    match respond(call, down, &mut body).await {
+    let responded = match down.was_reset() {
+        // Before anybody took it up: no endpoint hears of it.
+        true => Err(Stop::Gone),
+        false => respond(call, down, &mut body).await,
+    };
+    match responded {
         Ok(()) => call.tally.moments.ended = true,
         Err(Stop::Reply(reply)) => {
             // What was waited for lasted long enough for the client to send its request to the end; that there is no room for a

@@ -29,6 +29,11 @@ impl Down {
         Self { mux, key, inlet: Inlet::default(), begun: false, owes_continue, held }
     }
 
+    /// Its client gave it up soon, and without an answer.
+    pub(super) fn count_reset(&self) {
+        self.mux.borrow_mut().count_reset();
+    }
+
     /// The endpoint itself says whether the client is to send its body.
     pub(super) fn leave_continue(&mut self) {
         self.owes_continue = false;

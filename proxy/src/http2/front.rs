@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Down, PREFACE, Settings, serve};
 use crate::config::{HttpManager, Network};
 use crate::http::buffer::Buffer;
-use crate::http::head::{RequestHead, ResponseHead, reason};
+use crate::http::head::{RequestHead, ResponseHead, Version, reason};
 use crate::http::parse::HeadError;
 use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
@@ -28,6 +28,9 @@ const LAST_WORDS: usize = 64 * 1024;
 /// How long a connection goes on that was opened while all are to end: nobody else may have been there yet, and a client that is
 /// sent away before its first request may come back at once, for ever.
 const LATE: Duration = Duration::from_secs(1);
+
+/// A stream that its client resets without an answer counts as reset early for so long (as in Envoy).
+const PREMATURE: Duration = Duration::from_secs(1);
 
 /// What the streams of a connection share.
 struct Shared {
@@ -129,7 +132,11 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
     };
     let (mut request, refused) = match head {
         Ok(request) => (request, None),
-        Err(error) => (RequestHead::default(), Some(error)),
+        Err(error) => {
+            let mut unread = RequestHead::default();
+            unread.version = Version::Http2;
+            (unread, Some(error))
+        }
     };
     let mut response = ResponseHead::default();
     let mut timer = Timer::default();
@@ -147,7 +154,16 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
         down.leave_continue();
     }
     match refused {
-        None => pipeline::run(&mut call, &mut down).await,
+        None => {
+            // What was reset before it was taken up is counted already.
+            let early = down.was_reset();
+            pipeline::run(&mut call, &mut down).await;
+            let tally = &call.tally;
+            let given_up = !early && tally.code == 0 && tally.flags.contains(ResponseFlags::DOWNSTREAM_REMOTE_RESET);
+            if given_up && tally.start.elapsed() <= PREMATURE {
+                down.count_reset();
+            }
+        }
         Some(error) => refuse(&mut call, &mut down, error).await,
     }
     drop(call);

@@ -32,8 +32,6 @@ pub use up::{Connection, Up, connect, connect_with};
 
 /// What every client begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Streams that a peer opened and reset before they were taken up; more end the connection (rapid reset, CVE-2023-44487).
-pub const MAX_PENDING_RESET_STREAMS: usize = 20;
 /// Streams that were reset because the peer broke the protocol; more end the connection ("MadeYouReset").
 pub const MAX_ERROR_RESET_STREAMS: usize = 100;
 /// Largest frame that is taken, and sent.

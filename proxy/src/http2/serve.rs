@@ -14,7 +14,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::Instant;
 
 use super::Down;
-use super::guard::{Allowance, Guard};
 use super::keepalive::Keepalive;
 use super::mux::{Incoming, Limits, Mux, Role};
 use crate::config::{Http2Keepalive, Http2Options, HttpManager};
@@ -85,7 +84,6 @@ where
     F: Future<Output = ()>,
 {
     let Settings { options, .. } = settings;
-    let allowance = Allowance { empty: options.max_empty_frames, priorities: options.max_priority_frames };
     let limits = Limits {
         streams: options.max_concurrent_streams,
         stream_window: options.stream_window,
@@ -95,7 +93,7 @@ where
         connect: options.allow_connect,
         malformed_ends: settings.malformed_ends,
     };
-    let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, Some(Guard::new(allowance)))));
+    let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, (&options).into())));
     greet(&mux, &mut io, settings.preface_timeout).await?;
     let mut keepalive = Keepalive::with(settings.keepalive);
     let mut streams = FuturesUnordered::new();

@@ -100,7 +100,7 @@ where
         connect: false,
         malformed_ends: false,
     };
-    let mux = Rc::new(RefCell::new(Mux::new(Role::Client, limits, None)));
+    let mux = Rc::new(RefCell::new(Mux::new(Role::Client, limits, (&options).into())));
     let state = Rc::new(State { active: Cell::new(0), served: Cell::new(0), idle_since: Cell::new(Instant::now()) });
     let handle = Rc::new(Handle {
         mux: mux.clone(),

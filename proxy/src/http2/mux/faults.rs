@@ -71,6 +71,20 @@ impl Mux {
         }
     }
 
+    /// A client reset a stream soon and without an answer. Too many of those end the connection, as soon as its driver looks.
+    pub(in super::super) fn count_reset(&mut self) {
+        if let Err(what) = self.guard.reset() {
+            self.overdrawn = Some(what);
+            self.touch();
+        }
+    }
+
+    /// The peer makes us say something. How much of that waits for it is bounded.
+    pub(super) fn owe(&mut self) -> Result {
+        self.tail = None;
+        self.guard.owes().or_else(|what| fault(Code::ENHANCE_YOUR_CALM, what))
+    }
+
     /// A peer that makes us reset one stream after the other is told to go ("MadeYouReset").
     pub(super) fn count_fault(&mut self) -> Result {
         self.faults += 1;

@@ -9,8 +9,9 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
+use super::super::frame::Code;
 use super::outbox::SLICES;
-use super::{Mux, ROOM};
+use super::{Fault, Mux, ROOM};
 
 /// With so many bytes waiting, nothing more is read.
 const DEAF: usize = 4 * ROOM;
@@ -34,6 +35,9 @@ impl Mux {
         io: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
+        if let Some(what) = self.overdrawn.take() {
+            return Poll::Ready(Err(self.fail(Fault { code: Code::ENHANCE_YOUR_CALM, what })));
+        }
         if self.out.len() > DEAF {
             self.deaf = true;
             return Poll::Pending;
@@ -80,6 +84,7 @@ impl Mux {
             self.unflushed = true;
             self.tail = None;
         }
+        self.guard.written();
         if self.unflushed {
             ready!(Pin::new(io).poll_flush(cx))?;
             self.unflushed = false;

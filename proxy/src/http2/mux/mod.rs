@@ -20,7 +20,7 @@ use std::task::{Context, Waker};
 use outbox::Outbox;
 
 use super::frame::{self, Code};
-use super::guard::Guard;
+use super::guard::{Allowance, Guard};
 use super::hpack::{Decoder, Encoder};
 use super::queue::Queue;
 use crate::http::body::SideError;
@@ -227,7 +227,7 @@ enum Ping {
 pub(super) struct Mux {
     role: Role,
     limits: Limits,
-    guard: Option<Guard>,
+    guard: Guard,
     // What comes.
     preface: usize,
     greeted: bool,
@@ -241,8 +241,10 @@ pub(super) struct Mux {
     recv_window: i64,
     used: u32,
     incoming: VecDeque<Incoming>,
-    /// Streams that were opened and reset before they were taken up, since the last turn.
+    /// Streams that were opened and reset before they were taken up, in this turn: they are no longer open to the client.
     early_resets: usize,
+    /// What the client has done too often, which its driver has not seen yet.
+    overdrawn: Option<&'static str>,
     /// Streams that we ended because the peer broke the rules.
     faults: usize,
     // What goes.
@@ -286,12 +288,12 @@ const PING_LEAVE: [u8; 8] = *b"leno\0\0\0\x02";
 const FIRST_STREAMS: usize = 100;
 
 impl Mux {
-    /// Begins a connection: our settings (and a client's preface) wait to be written. A guard counts what a client's frames cost.
-    pub(super) fn new(role: Role, limits: Limits, guard: Option<Guard>) -> Self {
+    /// Begins a connection: our settings (and a client's preface) wait to be written.
+    pub(super) fn new(role: Role, limits: Limits, allowance: Allowance) -> Self {
         let mut mux = Self {
             role,
             limits,
-            guard,
+            guard: Guard::new(allowance),
             preface: if role == Role::Server { super::PREFACE.len() } else { 0 },
             greeted: false,
             partial: Vec::new(),
@@ -303,6 +305,7 @@ impl Mux {
             used: 0,
             incoming: VecDeque::new(),
             early_resets: 0,
+            overdrawn: None,
             faults: 0,
             encoder: Encoder::new(),
             out: Outbox::default(),
@@ -358,7 +361,7 @@ impl Mux {
         }
     }
 
-    /// The next request that came, if it was not reset in the meantime.
+    /// The next request that came, also if it was reset in the meantime.
     pub(super) fn next_request(&mut self) -> Option<Incoming> {
         while let Some(incoming) = self.incoming.pop_front() {
             if self.get(incoming.key).is_some() {
@@ -475,6 +478,7 @@ impl Mux {
             self.streams.push(Stream::default());
             (self.streams.len() - 1) as u32
         });
+        self.guard.opens();
         let stream = &mut self.streams[slot as usize];
         stream.id = id;
         // The peer may not have heard of a smaller window yet.

@@ -85,9 +85,11 @@ impl Mux {
     }
 
     fn frame(&mut self, head: Head, payload: Chunk<'_>) -> Result {
-        if let Some(guard) = &mut self.guard
-            && let Err(what) = guard.see(head)
-        {
+        let padding = match (head.kind, head.flags & frame::PADDED, payload.get(0)) {
+            (frame::DATA, frame::PADDED, Some(padding)) => 1 + usize::from(*padding),
+            _ => 0,
+        };
+        if let Err(what) = self.guard.see(head, padding) {
             return fault(Code::ENHANCE_YOUR_CALM, what);
         }
         let Head { kind, flags, stream: id, .. } = head;
@@ -150,7 +152,15 @@ impl Mux {
             self.give_back(None, length);
             return self.late(id);
         };
+        let client = self.role == Role::Client;
+        // Each would make us reset a stream that is worked for ("MadeYouReset"): the connection ends, as Envoy's does.
+        if self.get(key).is_some_and(|stream| stream.ended && stream.reset.is_none()) {
+            return fault(Code::STREAM_CLOSED, "DATA after the end of the stream");
+        }
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
+        if client && !stream.headed && stream.reset.is_none() {
+            return fault(Code::PROTOCOL_ERROR, "DATA before the head of an answer");
+        }
         let end = flags & frame::END_STREAM != 0;
         stream.recv_window -= i64::from(length);
         stream.wire.received += (HEAD + payload.len()) as u64;
@@ -159,8 +169,6 @@ impl Mux {
             return self.after_reset(id, reset);
         } else if stream.recv_window < 0 {
             Some((Code::FLOW_CONTROL_ERROR, "more DATA than the stream's window"))
-        } else if stream.ended {
-            Some((Code::STREAM_CLOSED, "DATA after the end of the stream"))
         } else if stream.promised.is_some_and(|promised| (data.len() as u64) > promised) {
             Some((Code::PROTOCOL_ERROR, "more DATA than the content-length"))
         } else if end && stream.promised.is_some_and(|promised| promised != data.len() as u64) {
@@ -272,7 +280,7 @@ impl Mux {
 
     fn request(&mut self, id: u32, end: bool, dependent: bool, block: &[u8], wire: u64) -> Result {
         self.last = id;
-        let full = self.ids.len() >= self.limits.streams as usize;
+        let full = self.ids.len().saturating_sub(self.early_resets) >= self.limits.streams as usize;
         if full || matches!(self.leaving, Leaving::Last(last) if id > last) {
             self.decode(block, |_, _| {})?;
             if full {
@@ -357,6 +365,8 @@ impl Mux {
         self.decode(block, |name, value| {
             (count, bytes) = (count + 1, bytes + name.len() + value.len() + 32);
             malformed |= !heads::is_name(name) || !heads::is_value(value) || heads::is_of_a_connection(name, value);
+            // What frames the body cannot come after it.
+            malformed |= name == b"content-length";
             if bytes <= limits.head_bytes && count <= limits.headers {
                 trailers.push(name, value);
             }
@@ -365,8 +375,6 @@ impl Mux {
         let short = stream.promised.is_some_and(|promised| promised > 0);
         let wrong = if let Some(reset) = stream.reset {
             return self.after_reset(key.id, reset);
-            // What frames the body cannot come after it.
-            malformed |= name == b"content-length";
         } else if short && end && !malformed && !stream.ended {
             return self.cut_short(key, Code::PROTOCOL_ERROR, "less DATA than the content-length");
         } else if stream.ended {
@@ -408,19 +416,16 @@ impl Mux {
             return fault(Code::PROTOCOL_ERROR, "RST_STREAM of a stream that was never opened");
         }
         let Some(key) = self.find(id) else { return Ok(()) };
-        if self.incoming.iter().any(|incoming| incoming.key == key) {
-            self.forget(key);
-            self.early_resets += 1;
-            if self.early_resets > super::super::MAX_PENDING_RESET_STREAMS {
-                return fault(Code::ENHANCE_YOUR_CALM, "streams are reset as fast as they are opened");
-            }
-            return Ok(());
-        }
-        let Some(stream) = self.get_mut(key) else { return Ok(()) };
-        let code = Code(payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)));
+        let (role, code) = (self.role, Code(payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))));
+        let Some(stream) = self.get_mut(key).filter(|stream| stream.reset.is_none()) else { return Ok(()) };
         stream.end_early(Reset::Peer(code));
         stream.wake();
-        Ok(())
+        if role == Role::Client || !self.incoming.iter().any(|incoming| incoming.key == key) {
+            return Ok(());
+        }
+        // It is taken up all the same: it is counted and has its line.
+        self.early_resets += 1;
+        self.guard.reset().or_else(|what| fault(Code::ENHANCE_YOUR_CALM, what))
     }
 
     fn settings(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {
@@ -453,7 +458,7 @@ impl Mux {
                 _ => {}
             }
         }
-        self.tail = None;
+        self.owe()?;
         frame::small(&mut self.out.bytes, frame::SETTINGS, frame::ACK, 0, &[]);
         Ok(())
     }
@@ -489,7 +494,7 @@ impl Mux {
             return fault(Code::FRAME_SIZE_ERROR, "PING of a wrong length");
         };
         if flags & frame::ACK == 0 {
-            self.tail = None;
+            self.owe()?;
             frame::small(&mut self.out.bytes, frame::PING, frame::ACK, 0, &payload);
         } else if payload == PING_ALIVE && self.ping == Ping::Sent {
             self.ping = Ping::Answered;

@@ -294,6 +294,7 @@ impl Mux {
             None => self.out.bytes.extend_from_slice(&data),
         }
         self.tail = (!end).then_some((key.id, at + 4));
+        self.guard.sends();
         self.send_window -= data.len() as i64;
         if let Some(stream) = self.get_mut(key) {
             stream.send_window -= data.len() as i64;

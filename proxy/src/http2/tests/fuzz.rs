@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::http2::frame::{self, HEAD, Head};
-use crate::http2::guard::{Allowance, Guard};
 use crate::http2::mux::{Limits, Mux, Role};
 use crate::http2::queue::Queue;
 
@@ -27,8 +26,7 @@ const LIMITS: Limits = Limits {
 };
 
 fn mux(role: Role) -> Mux {
-    let allowance = Allowance { empty: 1, priorities: 100 };
-    Mux::new(role, LIMITS, (role == Role::Server).then(|| Guard::new(allowance)))
+    Mux::new(role, LIMITS, (&Http2Options::default()).into())
 }
 
 fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {

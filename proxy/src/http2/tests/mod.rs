@@ -20,6 +20,7 @@ use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::parse::HeadError;
 
 mod endpoint;
+mod faults;
 mod fuzz;
 
 const LIMIT: Duration = Duration::from_secs(10);

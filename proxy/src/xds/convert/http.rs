@@ -432,11 +432,12 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         initial_connection_window_size,
         allow_connect,
         allow_metadata,
+        // What waits is bounded in bytes, which fewer frames than this make.
         max_outbound_frames: _,
-        max_outbound_control_frames: _,
+        max_outbound_control_frames,
         max_consecutive_inbound_frames_with_empty_payload,
         max_inbound_priority_frames_per_stream,
-        max_inbound_window_update_frames_per_data_frame_sent: _,
+        max_inbound_window_update_frames_per_data_frame_sent,
         stream_error_on_invalid_http_messaging,
         override_stream_error_on_invalid_http_message,
         custom_settings_parameters,
@@ -461,6 +462,8 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
         allow_connect,
         max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
         max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),
+        max_window_updates: max_inbound_window_update_frames_per_data_frame_sent.unwrap_or(defaults.max_window_updates),
+        max_control_frames: max_outbound_control_frames.unwrap_or(defaults.max_control_frames),
         malformed_ends_stream: override_stream_error_on_invalid_http_message
             .unwrap_or(stream_error_on_invalid_http_messaging),
     })
