@@ -103,6 +103,11 @@ impl Connection {
         !self.input.is_empty()
     }
 
+    /// Whether part of a request's head is there. Empty lines, which some clients send behind a body, are none.
+    pub fn has_begun(&self) -> bool {
+        self.input.bytes().iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+    }
+
     /// Bytes that were read and belong to no request yet.
     pub fn unread(&self) -> u64 {
         self.input.len() as u64

@@ -195,7 +195,7 @@ async fn wait(
         let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
-            Poll::Ready(Err(_)) if side.has_input() => Waited::Cut,
+            Poll::Ready(Err(_)) if side.has_begun() => Waited::Cut,
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
             Poll::Pending => {
                 let now = Instant::now();
