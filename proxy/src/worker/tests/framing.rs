@@ -62,7 +62,7 @@ fn request_when_ambiguous_or_malformed_then_refused_and_closed() {
 
 #[test]
 fn request_when_chunks_are_malformed_then_the_back_end_never_gets_a_second_request() {
-    for body in ["5\nhello\r\n0\r\n\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "-1\r\n", "5 \r\nhello\r\n0\r\n\r\n", "zz\r\n"] {
+    for body in ["5\nhello\r\n0\r\n\r\n", "5\r\nhelloX\r\n0\r\n\r\n", "-1\r\n", "5 x\r\nhello\r\n0\r\n\r\n", "zz\r\n"] {
         let backend = Backend::echo();
         let proxy = Proxy::simple(&[backend.address]);
         let mut client = proxy.client();
