@@ -240,10 +240,10 @@ fn complete(head: &mut RequestHead) -> Result<(), HeadError> {
     if !head.path().starts_with(b"/") && !whole_server && !head.is_connect() {
         return Err(HeadError::Malformed("the path does not begin with a slash"));
     }
-    if !head.has_authority() {
-        if let Some(host) = head.headers.known(Known::Host).map(<[u8]>::to_vec) {
-            head.set_authority(&host);
-        }
+    if !head.has_authority()
+        && let Some(host) = head.headers.known(Known::Host).map(<[u8]>::to_vec)
+    {
+        head.set_authority(&host);
     }
     check_authority(head.authority())?;
     head.headers.remove_known(Known::Host);

@@ -85,7 +85,7 @@ impl Mux {
     }
 
     fn frame(&mut self, head: Head, payload: Chunk<'_>) -> Result {
-        let padding = match (head.kind, head.flags & frame::PADDED, payload.get(0)) {
+        let padding = match (head.kind, head.flags & frame::PADDED, (*payload).first()) {
             (frame::DATA, frame::PADDED, Some(padding)) => 1 + usize::from(*padding),
             _ => 0,
         };
