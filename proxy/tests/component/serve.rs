@@ -168,7 +168,8 @@ stats_config:
     let text = bootstrap(&[listener("web", web, "a")], &[cluster("a", health) + &check]);
     let proxy = Proxy::start(&format!("{text}{stats}"));
     let told = |path: &str| proxy.admin(path).rsplit("\r\n\r\n").next().unwrap_or_default().to_owned();
-    let all = told("/stats");
+    // The workers tell theirs when they have begun.
+    let all = wait("the cluster's statistics", || Some(told("/stats")).filter(|all| all.contains(".membership_")));
     let names = || all.lines().filter(|line| line.contains(": "));
     assert!(names().any(|line| line == "cluster.shop.membership_healthy: 0"), "{all}");
     assert!(names().all(|line| line.starts_with("cluster.shop.")), "{all}");
