@@ -109,7 +109,9 @@ pub(super) async fn begin<D: Downstream>(
     // A request for a tunnel has no end: it counts as whole from the beginning.
     let tunnel = call.request.wants_tunnel();
     let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
-    let mut up = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await?;
+    let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await;
+    call.tally.unconnected += u16::from(acquired.is_err());
+    let mut up = acquired?;
     cluster.note(host, Outcome::Connected);
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
@@ -330,13 +332,9 @@ async fn acquire<D: Downstream>(
             let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };
             match call.wait_for(connecting, until, gone).await {
                 Waited::Done(connected) => connected,
-                Waited::Gone => {
-                    call.tally.unconnected += 1;
-                    return Err(Failed::Stop(Stop::Gone));
-                }
+                Waited::Gone => return Err(Failed::Stop(Stop::Gone)),
                 Waited::Late => {
                     let late = late(call, limits, per_try, complete);
-                    call.tally.unconnected += 1;
                     if matches!(late, Failed::Attempt(..)) {
                         cluster.stats().rq_per_try_timeout.add(1);
                     }
@@ -349,15 +347,11 @@ async fn acquire<D: Downstream>(
         Ok(up) => Ok(up),
         Err(error) => {
             let reply = match &error {
-                ConnectError::Overflow(_) => {
-                    call.tally.unconnected += 1;
-                    return Err(Failed::Stop(reply::OVERFLOW.into()));
-                }
+                ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
                 ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
             };
-            call.tally.unconnected += 1;
             cluster.stats().rq_pending_failure_eject.add(1);
             // What only concerns this side is no failure of the transport, in Envoy's words.
             let failed = call.tally.wall.filter(|_| !matches!(error, ConnectError::Own(..)));

@@ -66,9 +66,7 @@ pub(crate) async fn connection(
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if let Some(lease) =
-        poll_fn(|cx| Poll::Ready(host.take_idle(cx, aim.key().map(|key| &**key), cluster.config().idle_timeout))).await
-    {
+    } else if let Some(lease) = idle(cluster, host, &aim).await {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
@@ -80,6 +78,11 @@ pub(crate) async fn connection(
         }
     }
     Box::pin(open_http2(worker, cluster, host, priority, aim)).await
+}
+
+/// An idle connection of HTTP/1 for this aim.
+async fn idle(cluster: &Cluster, host: &Host, aim: &Aim) -> Option<Lease> {
+    poll_fn(|cx| Poll::Ready(host.take_idle(cx, aim.key(), cluster.config().idle_timeout))).await
 }
 
 fn is_agreed(cluster: &Cluster) -> bool {
@@ -108,7 +111,7 @@ async fn open_waiting(
 ) -> Result<Lease, ConnectError> {
     let config = cluster.config();
     loop {
-        match cluster.begin_connection(host, priority, aim.key().map(|key| &**key)).await {
+        match cluster.begin_connection(host, priority, aim.key()).await {
             Admission::Connect(ticket) => {
                 let connected = connect_for(config, host, &aim, Alpn::Http1, &worker.tls).await;
                 let Connected { stream, birth } = connected.inspect_err(|error| ticket.failed(error))?;
@@ -119,14 +122,10 @@ async fn open_waiting(
                 }
                 let until = cluster.serves_until(&worker.rng);
                 let connection = h1::up::Connection::new(stream, config.http1).born(birth);
-                return Ok(host.lease(connection, ticket, until, aim.key().cloned()));
+                return Ok(host.lease(connection, ticket, until, aim.key().map(Into::into)));
             }
             Admission::UseIdle => {
-                if let Some(lease) = poll_fn(|cx| {
-                    Poll::Ready(host.take_idle(cx, aim.key().map(|key| &**key), cluster.config().idle_timeout))
-                })
-                .await
-                {
+                if let Some(lease) = idle(cluster, host, &aim).await {
                     return Ok(lease);
                 }
             }
@@ -164,7 +163,7 @@ async fn open_http2(
     let waiting = cluster.begin_wait(priority).map_err(|_| ConnectError::Overflow(address))?;
     let dial = async || {
         let ticket = loop {
-            match cluster.begin_connection(host, priority, aim.key().map(|key| &**key)).await {
+            match cluster.begin_connection(host, priority, aim.key()).await {
                 Admission::Connect(ticket) => break ticket,
                 Admission::UseIdle => {
                     if let Some(stream) = pool.take(most) {
@@ -183,7 +182,7 @@ async fn open_http2(
             if !stream.is_for_http2() {
                 let until = cluster.serves_until(&worker.rng);
                 let connection = h1::up::Connection::new(stream, config.http1).born(birth);
-                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, aim.key().cloned()))));
+                return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, aim.key().map(Into::into)))));
             }
         }
         let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());

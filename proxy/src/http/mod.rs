@@ -17,6 +17,7 @@ mod connecting;
 mod edit;
 pub mod filter;
 mod forget;
+mod framing;
 pub mod h1;
 pub mod hash;
 pub mod head;

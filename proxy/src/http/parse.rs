@@ -5,6 +5,7 @@
 //! an error and the connection is closed; responses count as a broken endpoint.
 
 use super::{
+    framing::{Connection, Framing},
     head::{BodyLength, RequestHead, ResponseHead, Version},
     headers::{Headers, Known},
     target::{check_authority, check_target},
@@ -378,78 +379,6 @@ fn head_error(error: httparse::Error) -> HeadError {
         httparse::Error::NewLine => HeadError::Malformed("a line end"),
         httparse::Error::Status => HeadError::Malformed("the status"),
         httparse::Error::Token => HeadError::Malformed("the first line"),
-    }
-}
-
-/// What the headers say about where the body ends.
-#[derive(Default)]
-struct Framing {
-    length: Option<u64>,
-    chunked: bool,
-}
-
-impl Framing {
-    /// Takes a header in. A length beside chunks is `passed_over` where that is allowed: it never decides.
-    fn see(&mut self, known: Known, value: &[u8], passed_over: bool) -> Result<(), HeadError> {
-        let both = self.chunked || self.length.is_some() && known == Known::TransferEncoding;
-        if self.length.is_some() && known == Known::ContentLength {
-            return Err(HeadError::Length);
-        }
-        if both && (!passed_over || self.chunked && known == Known::TransferEncoding) {
-            return Err(HeadError::Framing("two headers that frame the body"));
-        }
-        if known == Known::TransferEncoding {
-            if !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(HeadError::Coding);
-            }
-            self.chunked = true;
-            return Ok(());
-        }
-        // Digits only: no sign, no list, no blank; 18 of them, so that sums fit too.
-        if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-            return Err(HeadError::Length);
-        }
-        self.length = Some(value.iter().fold(0, |sum, &b| sum * 10 + u64::from(b - b'0')));
-        Ok(())
-    }
-}
-
-/// What the `connection` header says.
-#[derive(Default)]
-struct Connection {
-    close: bool,
-    keep: bool,
-    upgrade: bool,
-    /// How many things it lists.
-    tokens: usize,
-    /// It lists a pseudo header, or who the client is.
-    forbidden: bool,
-    host: bool,
-}
-
-impl Connection {
-    fn see(&mut self, value: &[u8]) {
-        for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
-            self.close |= token.eq_ignore_ascii_case(b"close");
-            self.keep |= token.eq_ignore_ascii_case(b"keep-alive");
-            self.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
-            self.tokens += usize::from(!token.is_empty());
-            match Known::of(token) {
-                Known::ForwardedFor | Known::ForwardedProto | Known::ForwardedHost => self.forbidden = true,
-                Known::Host => self.host = true,
-                Known::Other => self.forbidden |= token.first() == Some(&b':'),
-                _ => {}
-            }
-        }
-    }
-
-    /// What old clients of proxies say instead: that they want to end the connection is believed, nothing else.
-    fn see_proxy(&mut self, value: &[u8]) {
-        self.close |= value.split(|&b| b == b',').any(|token| token.trim_ascii().eq_ignore_ascii_case(b"close"));
-    }
-
-    fn keep_alive(&self, version: Version) -> bool {
-        !self.close && (version != Version::Http10 || self.keep)
     }
 }
 

@@ -103,6 +103,15 @@ impl Pool {
         });
     }
 
+    /// Closes connections without a stream; whether there was one, or one that was closed already.
+    pub fn close_idle(&self) -> bool {
+        let before = self.len();
+        self.connections.borrow_mut().retain(|connection| {
+            !(connection.is_closed() || connection.is_too_old() || connection.idle_since().is_some())
+        });
+        self.len() < before
+    }
+
     /// The connections that there are take no more streams.
     pub fn drain(&self) {
         for connection in self.connections.borrow_mut().drain(..) {

@@ -132,8 +132,8 @@ impl Aim {
     }
 
     /// By what connections of this aim are known in the pool; `None` for the usual ones.
-    pub fn key(&self) -> Option<&Rc<str>> {
-        self.key.as_ref()
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
     }
 }
 

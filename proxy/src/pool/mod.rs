@@ -151,23 +151,27 @@ impl Host {
     }
 
     /// Its HTTP/2 connections by the key of their [`Aim`].
-    pub fn http2(&self, name: Option<&Rc<str>>) -> Rc<http2::Pool> {
-        let Some(name) = name else { return self.state.http2.clone() };
+    pub fn http2(&self, key: Option<&str>) -> Rc<http2::Pool> {
+        let Some(key) = key else { return self.state.http2.clone() };
         let mut named = self.state.named.borrow_mut();
-        if !named.contains_key(name) && named.len() >= MAX_NAMES {
+        if let Some(pool) = named.get(key) {
+            return pool.clone();
+        }
+        if named.len() >= MAX_NAMES {
             named.retain(|_, pool| !pool.is_empty());
             if named.len() >= MAX_NAMES {
                 // Those without streams go before the others do.
-                let (now, any) = (Instant::now().into(), Duration::from_nanos(1));
-                named.values().for_each(|pool| pool.sweep(now, any));
-                named.retain(|_, pool| !pool.is_empty());
+                named.retain(|_, pool| {
+                    pool.close_idle();
+                    !pool.is_empty()
+                });
             }
             // All in use: their connections end with their streams.
             if named.len() >= MAX_NAMES {
                 named.drain().for_each(|(_, pool)| pool.retire());
             }
         }
-        named.entry(name.clone()).or_default().clone()
+        named.entry(key.into()).or_default().clone()
     }
 
     /// Whether it has connections of HTTP/2.
@@ -298,17 +302,11 @@ impl Host {
         if other.is_some() {
             return true;
         }
-        let (now, any) = (Instant::now().into(), Duration::from_nanos(1));
-        let close = |pool: &http2::Pool| {
-            let before = pool.len();
-            pool.sweep(now, any);
-            pool.len() < before
-        };
-        if key.is_some() && close(&self.state.http2) {
+        if key.is_some() && self.state.http2.close_idle() {
             return true;
         }
         let named = self.state.named.borrow();
-        named.iter().any(|(name, pool)| Some(&**name) != key && close(pool))
+        named.iter().any(|(name, pool)| Some(&**name) != key && pool.close_idle())
     }
 
     /// Idle connections.

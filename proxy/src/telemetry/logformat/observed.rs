@@ -79,6 +79,7 @@ pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>>
 pub(super) fn give<Q, S>(seen: Seen, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u8>) -> Given {
     let observed = entry.observed;
     let tls = || observed?.tls.as_deref();
+    let birth = || observed?.birth.as_deref();
     match seen {
         Seen::Wire { up, of } => {
             let wire = observed.map_or_else(Wire::default, |observed| if up { observed.up } else { observed.down });
@@ -96,14 +97,8 @@ pub(super) fn give<Q, S>(seen: Seen, entry: &LogEntry<'_, Q, S>, out: &mut Vec<u
             Some(observed) => attempted(observed, name, port, out),
             None => Given::Nothing,
         },
-        Seen::ServerName => {
-            let birth = observed.and_then(|observed| observed.birth.as_deref());
-            foreign(birth.and_then(|birth| birth.server_name.as_deref()).map(str::as_bytes), out)
-        }
-        Seen::Connection => {
-            let birth = observed.and_then(|observed| observed.birth.as_deref());
-            number(birth.map_or(0, |birth| birth.id), out)
-        }
+        Seen::ServerName => foreign(birth().and_then(|birth| birth.server_name.as_deref()).map(str::as_bytes), out),
+        Seen::Connection => number(birth().map_or(0, |birth| birth.id), out),
         Seen::Connections => {
             let all: Vec<String> =
                 observed.iter().flat_map(|observed| &observed.connections).map(u64::to_string).collect();

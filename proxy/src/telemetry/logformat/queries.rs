@@ -16,38 +16,32 @@ pub(super) fn query<Q, S>(name: Option<&str>, limit: usize, entry: &LogEntry<'_,
 /// A query with those characters decoded that may stand in one. Of what is no escape the `%` goes, as in Envoy.
 pub(super) fn decoded(query: &[u8]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::with_capacity(query.len()), 0);
-    let digit = |at: usize| query.get(at).and_then(|byte| char::from(*byte).to_digit(16));
     while let Some(byte) = query.get(at) {
-        at += 1;
-        match (byte, digit(at), digit(at + 1)) {
-            (b'%', Some(high), Some(low)) => {
-                match (high * 16 + low) as u8 {
-                    decoded @ 0x21..=0x7e if !b"\"<>\\^{|}".contains(&decoded) => out.push(decoded),
-                    _ => out.extend_from_slice(&query[at - 1..at + 2]),
-                }
-                at += 2;
-            }
-            (b'%', ..) => {}
-            _ => out.push(*byte),
+        let escaped = escape(query, at);
+        match escaped {
+            Some(decoded @ 0x21..=0x7e) if !b"\"<>\\^{|}".contains(&decoded) => out.push(decoded),
+            Some(_) => out.extend_from_slice(&query[at..at + 3]),
+            None if *byte == b'%' => {}
+            None => out.push(*byte),
         }
+        at += if escaped.is_some() { 3 } else { 1 };
     }
     out
 }
 
 fn unescaped(text: &str) -> Vec<u8> {
     let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
-    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    while at < bytes.len() {
-        match (bytes[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            (byte, ..) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
+    while let Some(byte) = bytes.get(at) {
+        let escaped = escape(bytes, at);
+        out.push(escaped.unwrap_or(*byte));
+        at += if escaped.is_some() { 3 } else { 1 };
     }
     out
+}
+
+/// The byte that an escape (`%2F`) at this place stands for, if there is one.
+fn escape(bytes: &[u8], at: usize) -> Option<u8> {
+    let &[b'%', high, low] = bytes.get(at..at + 3)? else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    Some((digit(high)? * 16 + digit(low)?) as u8)
 }

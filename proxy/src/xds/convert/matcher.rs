@@ -42,21 +42,19 @@ pub fn string(value: StringMatcher) -> Converted<StringMatch> {
 
 /// The same as trees of matchers write it.
 pub fn xds_string(value: xds::StringMatcher) -> Converted<StringMatch> {
-    use xds::string_matcher::MatchPattern;
+    use xds::string_matcher::MatchPattern as Pattern;
     let xds::StringMatcher { ignore_case, match_pattern } = value;
-    let matcher = match match_pattern {
-        Some(MatchPattern::Exact(text)) => StringMatch::Exact(text.into()),
-        Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.into()),
-        Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
-        Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
-        Some(MatchPattern::SafeRegex(xds::RegexMatcher { regex, engine_type: _ })) => {
-            let regex = RegexMatch::new(&regex).map_err(|error| Refused::new("safe_regex.regex", error.to_string()));
-            return regex.map(StringMatch::Regex);
+    let match_pattern = match_pattern.map(|pattern| match pattern {
+        Pattern::Exact(text) => MatchPattern::Exact(text),
+        Pattern::Prefix(text) => MatchPattern::Prefix(text),
+        Pattern::Suffix(text) => MatchPattern::Suffix(text),
+        Pattern::Contains(text) => MatchPattern::Contains(text),
+        Pattern::SafeRegex(xds::RegexMatcher { regex, engine_type: _ }) => {
+            MatchPattern::SafeRegex(RegexMatcher { regex, ..RegexMatcher::default() })
         }
-        Some(MatchPattern::Custom(_)) => return Err(Refused::new("custom", "is not supported by this proxy")),
-        None => return Err(Refused::new("match_pattern", "is missing")),
-    };
-    Ok(if ignore_case { StringMatch::IgnoreCase(Box::new(matcher)) } else { matcher })
+        Pattern::Custom(_) => MatchPattern::Custom(<_>::default()),
+    });
+    string(StringMatcher { ignore_case, match_pattern })
 }
 
 /// Whether a condition on metadata holds where there is none at all.
