@@ -212,7 +212,8 @@ enum Way {
     Redirected,
 }
 
-/// Waits for the whole request where a filter wants that.
+/// Waits for the whole request where a filter wants that. Memory that runs short while it comes ends it: what was let in before that
+/// would go on to grow, and no endpoint has seen it yet.
 pub(super) async fn wait_for_body<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -227,15 +228,23 @@ pub(super) async fn wait_for_body<D: Downstream>(
     let whole_by = call.manager.request_timeout.map(|limit| call.tally.start + limit);
     let (mut read, mut until) = (body.bytes, None);
     let whole = loop {
-        let (timer, log_at) = (&mut *call.timer, call.tally.log_at);
-        let whole = poll_fn(|cx| match body.poll_all(cx, down, limit) {
-            Poll::Ready(whole) => Poll::Ready(Some(whole)),
-            Poll::Pending => {
-                if until.is_none() || body.bytes != read {
-                    read = body.bytes;
-                    until = idle.map(|idle| Instant::now() + idle);
+        let (timer, log_at, worker) = (&mut *call.timer, call.tally.log_at, call.worker);
+        let whole = poll_fn(|cx| {
+            if worker.sheds_all(overload::Action::StopRequests) {
+                return Poll::Ready(Some(Err(Stop::from(reply::OVERLOADED))));
+            }
+            match body.poll_all(cx, down, limit) {
+                Poll::Ready(whole) => Poll::Ready(Some(whole.map_err(|error| match error {
+                    SideError::Broken(_) | SideError::Ended | SideError::Reset(_) => Stop::Gone,
+                    error => reply::bad_body(&error).into(),
+                }))),
+                Poll::Pending => {
+                    if until.is_none() || body.bytes != read {
+                        read = body.bytes;
+                        until = idle.map(|idle| Instant::now() + idle);
+                    }
+                    timer.poll(cx, earlier(earlier(until, whole_by), log_at)).map(|()| None)
                 }
-                timer.poll(cx, earlier(earlier(until, whole_by), log_at)).map(|()| None)
             }
         })
         .await;
@@ -253,8 +262,7 @@ pub(super) async fn wait_for_body<D: Downstream>(
             Ok(())
         }
         Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
-        Some(Err(SideError::Broken(_) | SideError::Ended | SideError::Reset(_))) => Err(Stop::Gone),
-        Some(Err(error)) => Err(reply::bad_body(&error).into()),
+        Some(Err(stop)) => Err(stop),
         None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
         None => Err(reply::late(reply::STREAM_IDLE, false).into()),
     }

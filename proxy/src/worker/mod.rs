@@ -200,6 +200,11 @@ impl Worker {
         }
     }
 
+    /// Whether an action that saves memory is taken altogether.
+    pub fn sheds_all(&self, action: overload::Action) -> bool {
+        self.levels.get().of(action) == Levels::WHOLE
+    }
+
     /// Since when connections should end when they can.
     pub fn draining_since(&self) -> Option<Instant> {
         self.draining.get()
