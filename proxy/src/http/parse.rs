@@ -42,13 +42,23 @@ pub enum HeadError {
     /// A header's name has an underscore where those are refused.
     #[error("a header's name has an underscore")]
     Underscore,
+    /// The target is a URL whose host is none.
+    #[error("the target's host is none")]
+    Url,
+    /// The target is a URL of neither http nor https.
+    #[error("the target's scheme is neither http nor https")]
+    Scheme,
+    /// The target is a URL of https where the connection has no TLS and nobody in front of it is trusted to have had it.
+    #[error("the target asks for https on a connection without TLS")]
+    Insecure,
 }
 
 impl HeadError {
     /// The status that the client is told.
     pub fn status(self) -> u16 {
         match self {
-            Self::Malformed(_) | Self::Framing(_) | Self::Length | Self::Underscore => 400,
+            Self::Malformed(_) | Self::Framing(_) | Self::Length | Self::Underscore | Self::Url | Self::Scheme => 400,
+            Self::Insecure => 403,
             Self::Coding => 501,
             Self::Version => 426,
             Self::TooLong | Self::TooMany => 431,
@@ -78,6 +88,8 @@ pub struct RequestRules {
     pub underscores: bool,
     /// A target that is a whole URL names host and path; else it is taken for a path, to which hardly a route leads.
     pub urls: bool,
+    /// Such a URL may be of https.
+    pub secure_urls: bool,
     /// A length beside chunks is dropped; else such a request is refused.
     pub chunked_length: bool,
 }
@@ -85,7 +97,7 @@ pub struct RequestRules {
 impl Default for RequestRules {
     /// All of it is taken, but for what can be read in two ways.
     fn default() -> Self {
-        Self { http_10: true, any_method: true, underscores: true, urls: true, chunked_length: false }
+        Self { http_10: true, any_method: true, underscores: true, urls: true, secure_urls: true, chunked_length: false }
     }
 }
 
@@ -215,7 +227,7 @@ pub fn request(
     if hosts > 1 {
         return Err(HeadError::Malformed("there must be exactly one host"));
     }
-    check_target(method, target, rules.urls, head)?;
+    check_target(method, target, rules, head)?;
     head.headers.remove_known(Known::Host);
     if head.expects_continue {
         head.headers.remove_known(Known::Expect);

@@ -1,9 +1,17 @@
 //! Targets of requests, and what an authority may be: of a host and of a URL.
 
-use super::{head::RequestHead, parse::HeadError};
+use super::{
+    head::RequestHead,
+    parse::{HeadError, RequestRules},
+};
 
 /// Makes path and authority of the request's target.
-pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut RequestHead) -> Result<(), HeadError> {
+pub(super) fn check_target(
+    method: &[u8],
+    target: &[u8],
+    rules: RequestRules,
+    head: &mut RequestHead,
+) -> Result<(), HeadError> {
     if method == b"CONNECT" {
         // The authority form, always with a port (RFC 9112, 3.2.3). There is no path.
         check_authority(target)?;
@@ -23,15 +31,21 @@ pub(super) fn check_target(method: &[u8], target: &[u8], urls: bool, head: &mut 
         Some(b'/') => Ok(()),
         // With a query it is no path to which a route leads.
         Some(b'*') if matches!(target.get(1), None | Some(b'?')) && method == b"OPTIONS" => Ok(()),
-        _ if !urls => Ok(()),
+        _ if !rules.urls => Ok(()),
         _ => {
             // The absolute form: its authority wins over the host header (RFC 9112, 3.2.2).
             let secure = strip_ignore_case(target, b"https://");
             let rest = secure.or_else(|| strip_ignore_case(target, b"http://"));
-            let rest = rest.ok_or(HeadError::Malformed("the target is neither a path nor a URL"))?;
+            let rest = rest.ok_or_else(|| match target.windows(3).any(|part| part == b"://") {
+                true => HeadError::Scheme,
+                false => HeadError::Malformed("the target is neither a path nor a URL"),
+            })?;
             let end = rest.iter().position(|&b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
             let authority = without_user(&rest[..end])?;
             check_url_authority(authority)?;
+            if secure.is_some() && !rules.secure_urls {
+                return Err(HeadError::Insecure);
+            }
             head.set_authority(authority);
             (head.has_scheme, head.secure) = (true, secure.is_some());
             match rest.get(end) {
@@ -74,7 +88,7 @@ fn check_url_authority(authority: &[u8]) -> Result<(), HeadError> {
     let port = &authority[host.len()..];
     match good && (port.is_empty() || port_number(&port[1..]).is_some()) {
         true => Ok(()),
-        false => Err(HeadError::Malformed("the target's host is none")),
+        false => Err(HeadError::Url),
     }
 }
 

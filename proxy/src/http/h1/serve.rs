@@ -185,6 +185,8 @@ async fn wait(
         http_10: manager.accept_http_10,
         any_method: manager.any_method,
         urls: manager.absolute_urls,
+        secure_urls: side.io().is_tls()
+            || manager.edge.as_deref().is_none_or(|edge| !edge.use_remote_address || edge.trusted_hops > 0),
         chunked_length: manager.chunked_length,
         underscores: manager.underscores != Underscores::Reject,
     };
@@ -241,6 +243,9 @@ fn refusal(error: HeadError) -> Reply {
         HeadError::Version => "low_version",
         HeadError::TooLong => "http1.headers_too_large",
         HeadError::TooMany => "http1.too_many_headers",
+        HeadError::Url => "http1.invalid_url",
+        HeadError::Scheme => "http1.invalid_scheme",
+        HeadError::Insecure => "http1.https_url_on_plaintext_connection",
         HeadError::Underscore => "http1.unexpected_underscore",
     };
     let (code, flags) = (error.status(), ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
