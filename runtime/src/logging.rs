@@ -55,8 +55,9 @@ pub enum LogError {
     Twice(#[from] TryInitError),
 }
 
-/// Libraries whose noise below warnings is left out, unless a filter names them.
-const QUIET: &str = "hyper=warn,hyper_util=warn,h2=warn,rustls=warn,tower=warn,hickory_proto=warn,hickory_resolver=warn,kube=warn,hickory_net=error";
+/// Libraries whose noise below warnings is left out, unless a filter names them. What rustls warns of, any client can cause as often as
+/// it likes.
+const QUIET: &str = "hyper=warn,hyper_util=warn,h2=warn,rustls=error,tower=warn,hickory_proto=warn,hickory_resolver=warn,kube=warn,hickory_net=error";
 
 /// What is logged now, and how to change it.
 struct Live {

@@ -34,14 +34,14 @@ const PREMATURE: Duration = Duration::from_secs(1);
 
 /// What the streams of a connection share.
 struct Shared {
-    conn: ConnInfo,
+    conn: Box<ConnInfo>,
     place: Place,
     /// What served the last of them.
     manager: RefCell<Arc<HttpManager>>,
 }
 
 /// Serves a client's connection to its end. `first` was read from it already.
-pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: ConnInfo, place: Place) {
+pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: Box<ConnInfo>, place: Place) {
     let Some(manager) = http_manager(&place, &worker.root()) else { return };
     if !begins_rightly(&mut stream, &mut first, &manager).await {
         tracing::debug!(client = %conn.remote, "a client that should speak HTTP/2 does not");

@@ -104,30 +104,36 @@ impl Place {
 
 /// A connection of which is known what serves it.
 enum Ready {
-    // Boxed: it is moved about, and would lie in an idle connection's future more than once.
     Http1(Stream, Buffer, Box<ConnInfo>, Place),
-    Http2(Stream, Buffer, ConnInfo, Place),
-    Tcp(Stream, Buffer, ConnInfo, Arc<TcpProxy>),
+    Http2(Stream, Buffer, Box<ConnInfo>, Place),
+    Tcp(Stream, Buffer, Box<ConnInfo>, Arc<TcpProxy>),
     Direct(Stream, Arc<[u8]>),
     Echo(Stream, Buffer),
 }
 
-/// Serves an accepted connection to its end.
-pub async fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr) {
-    // Boxed, each: what is needed to find out is gone while it is served, and an idle HTTP/1 connection, of which there are
-    // many, pays for no other kind.
-    let Some(_counted) = OfListener::new(&worker, bound) else { return };
-    let Some((ready, _places)) = Box::pin(prepare(&worker, tcp, bound)).await else { return };
-    match ready {
-        Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
-        Ready::Http2(stream, first, conn, place) => {
-            Box::pin(http2::connection(worker, stream, first, conn, place)).await;
+/// Serves an accepted connection to its end, and drops `open` then.
+///
+/// There may be very many of these futures that wait for a client, so what they hold is counted: arguments of an `async fn` lie in it
+/// twice, so these are moved into blocks and boxes before; what is needed to find out what serves is gone while it is served, and an
+/// idle HTTP/1 connection pays for no other kind.
+pub fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr, open: impl Sized) -> impl Future<Output = ()> {
+    let counted = OfListener::new(&worker, bound);
+    let preparing = counted.is_some().then(|| Box::pin(prepare(worker.clone(), tcp, bound)));
+    async move {
+        let _counted = (open, counted);
+        let Some(preparing) = preparing else { return };
+        let Some((ready, _places)) = preparing.await else { return };
+        match ready {
+            Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
+            Ready::Http2(stream, first, conn, place) => {
+                Box::pin(http2::connection(worker, stream, first, conn, place)).await;
+            }
+            Ready::Tcp(stream, first, conn, proxy) => {
+                Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await;
+            }
+            Ready::Direct(stream, bytes) => Box::pin(simple::direct(stream, bytes)).await,
+            Ready::Echo(stream, first) => Box::pin(simple::echo(stream, first)).await,
         }
-        Ready::Tcp(stream, first, conn, proxy) => {
-            Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await;
-        }
-        Ready::Direct(stream, bytes) => Box::pin(simple::direct(stream, bytes)).await,
-        Ready::Echo(stream, first) => Box::pin(simple::echo(stream, first)).await,
     }
 }
 
@@ -171,7 +177,8 @@ impl Drop for OfListener {
 }
 
 /// Finds out what serves a connection. `None` closes it.
-async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
+async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> Option<(Ready, Places)> {
+    let worker = &worker;
     let (local, remote, begun) = (tcp.local_addr().ok()?, tcp.peer_addr().ok()?, Instant::now());
     let _ = tcp.set_nodelay(true);
     let root = worker.root();
@@ -234,7 +241,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
         }
         return None;
     };
-    let mut conn = ConnInfo::new(destination, source);
+    let mut conn = Box::new(ConnInfo::new(destination, source));
     conn.restored = redirected || told;
     conn.server_name = place.0.server_name.clone();
     conn.proxied = proxied;
@@ -308,11 +315,7 @@ async fn prepare(worker: &Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> 
     if let Some(counted) = &mut conn.counted {
         counted.speaks(http2);
     }
-    let ready = if http2 {
-        Ready::Http2(stream, first, conn, place)
-    } else {
-        Ready::Http1(stream, first, Box::new(conn), place)
-    };
+    let ready = if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) };
     Some((ready, places))
 }
 

@@ -54,7 +54,7 @@ struct Told {
 }
 
 /// Serves a connection to its end. `first` was read from it already.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: ConnInfo, proxy: Arc<TcpProxy>) {
+pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<ConnInfo>, proxy: Arc<TcpProxy>) {
     let start = Instant::now();
     proxy.stats.total.add(1);
     let mut told = Told {

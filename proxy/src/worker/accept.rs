@@ -154,9 +154,5 @@ impl Door {
 
 /// Serves a connection in a task of this worker.
 pub(super) fn serve(worker: &Rc<Worker>, tcp: TcpStream, bound: SocketAddr, open: Open) {
-    let worker = worker.clone();
-    tokio::task::spawn_local(async move {
-        let _open = open;
-        listen::serve(worker, tcp, bound).await;
-    });
+    tokio::task::spawn_local(listen::serve(worker.clone(), tcp, bound, open));
 }

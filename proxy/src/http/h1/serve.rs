@@ -22,6 +22,7 @@ use crate::{
 use std::{
     cell::RefCell,
     future::poll_fn,
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -72,91 +73,110 @@ enum Waited {
 }
 
 /// Serves a client's connection to its end. `first` was read from it already.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<ConnInfo>, place: Place) {
+pub fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    first: Buffer,
+    conn: Box<ConnInfo>,
+    place: Place,
+) -> impl Future<Output = ()> {
     let mut side = Connection::new(stream, first);
-    let mut timer = Timer::default();
-    let mut root = worker.root();
-    let Some(mut manager) = http_manager(&place, &root) else { return };
-    let waker = worker.register().await;
-    let ends = connection_end(&worker, &manager);
-    let mut served = 0u32;
-    let mut gone = false;
-    loop {
-        let mut heads = None;
-        let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
-        let Some(mut heads) = heads else { break };
-        let newest = worker.root();
-        if !Rc::ptr_eq(&newest, &root) {
-            root = newest;
-            // Where this connection belongs may have changed, or whether it is still allowed.
-            match http_manager(&place, &root) {
-                Some(new) => manager = new,
-                // Its listener or chain is gone: what it asks is answered as before, and then it ends.
-                None if place.is_gone(root.config()) => gone = true,
-                None => break,
+    // What an idle connection holds is counted: nothing that a request needs lies in it.
+    async move {
+        let mut timer = Timer::default();
+        let mut root = worker.root();
+        let Some(mut manager) = http_manager(&place, &root) else { return };
+        let waker = worker.register().await;
+        let ends = connection_end(&worker, &manager);
+        let mut served = 0u32;
+        let mut gone = false;
+        loop {
+            let mut heads = None;
+            let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
+            let Some(mut heads) = heads else { break };
+            let newest = worker.root();
+            if !Rc::ptr_eq(&newest, &root) {
+                root = newest;
+                // Where this connection belongs may have changed, or whether it is still allowed.
+                match http_manager(&place, &root) {
+                    Some(new) => manager = new,
+                    // Its listener or chain is gone: what it asks is answered as before, and then it ends.
+                    None if place.is_gone(root.config()) => gone = true,
+                    None => break,
+                }
             }
-        }
-        let Heads { request, response } = &mut *heads;
-        let mut call = Call {
-            worker: &worker,
-            root: &root,
-            manager: &manager,
-            conn: &conn,
-            timer: &mut timer,
-            request,
-            response,
-            tally: Tally::start(manager.observes()),
-        };
-        let refused = matches!(waited, Waited::Refused(_));
-        match waited {
-            // Boxed: what a request needs is there while it runs, and an idle connection stays small.
-            Waited::Request => {
-                served = served.saturating_add(1);
-                let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
-                side.begin(&manager, gone || many, ends);
-                Box::pin(pipeline::run(&mut call, &mut side)).await;
-            }
-            Waited::Refused(error) => {
-                tracing::debug!(client = %conn.remote, %error, "request refused");
-                side.begin(&manager, true, ends);
-                Box::pin(refuse(&mut call, &mut side, refusal(error))).await;
-            }
-            Waited::Late => {
-                side.begin(&manager, true, ends);
-                Box::pin(refuse(&mut call, &mut side, reply::HEAD_TIMEOUT)).await;
-            }
-            Waited::Cut => {
-                call.request.clear();
-                call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
-                call.tally.details = "downstream_remote_disconnect";
-                call.record();
+            let reply = match waited {
+                Waited::Request => None,
+                Waited::Refused(error) => {
+                    tracing::debug!(client = %conn.remote, %error, "request refused");
+                    Some(refusal(error))
+                }
+                Waited::Late => Some(reply::HEAD_TIMEOUT),
+                Waited::Cut => {
+                    let mut call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
+                    call.request.clear();
+                    call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+                    call.tally.details = "downstream_remote_disconnect";
+                    call.record();
+                    break;
+                }
+                Waited::Over => break,
+            };
+            let refused = matches!(waited, Waited::Refused(_));
+            served = served.saturating_add(1);
+            let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
+            side.begin(&manager, gone || many || reply.is_some(), ends);
+            let call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
+            answer(call, &mut side, reply).await;
+            give_back(heads);
+            if !side.can_go_on() {
+                if let Some(visit) = conn.visit.as_ref().filter(|_| !refused && side.ends_in_order()) {
+                    visit.closed_for("deferred_close_on_drained_connection");
+                }
                 break;
             }
-            Waited::Over => break,
         }
-        drop(call);
-        give_back(heads);
-        if !side.can_go_on() {
-            if let Some(visit) = conn.visit.as_ref().filter(|_| !refused && side.ends_in_order()) {
-                visit.closed_for("deferred_close_on_drained_connection");
-            }
-            break;
+        drop(waker);
+        if side.must_linger() && !manager.delayed_close_timeout.is_zero() {
+            let until = Instant::now() + manager.delayed_close_timeout;
+            poll_fn(|cx| match side.poll_linger(cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => timer.poll(cx, Some(until)),
+            })
+            .await;
+        } else {
+            side.say_goodbye().await;
+        }
+        if let Some(visit) = conn.visit.as_ref().filter(|_| side.was_reset()) {
+            visit.reset();
         }
     }
-    drop(waker);
-    if side.must_linger() && !manager.delayed_close_timeout.is_zero() {
-        let until = Instant::now() + manager.delayed_close_timeout;
-        poll_fn(|cx| match side.poll_linger(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => timer.poll(cx, Some(until)),
-        })
-        .await;
-    } else {
-        side.say_goodbye().await;
-    }
-    if let Some(visit) = conn.visit.as_ref().filter(|_| side.was_reset()) {
-        visit.reset();
-    }
+}
+
+fn call<'a>(
+    worker: &'a Rc<Worker>,
+    root: &'a Rc<WorkerRoot>,
+    manager: &'a Arc<HttpManager>,
+    conn: &'a ConnInfo,
+    timer: &'a mut Timer,
+    heads: &'a mut Heads,
+) -> Call<'a> {
+    let Heads { request, response } = heads;
+    Call { worker, root, manager, conn, timer, request, response, tally: Tally::start(manager.observes()) }
+}
+
+/// What answers a request, or tells its client with `reply` why it is not served. In a box of its own, which is there while it runs.
+fn answer<'a>(
+    mut call: Call<'a>,
+    side: &'a mut Connection,
+    reply: Option<Reply>,
+) -> Pin<Box<impl Future<Output = ()> + use<'a>>> {
+    Box::pin(async move {
+        match reply {
+            None => pipeline::run(&mut call, side).await,
+            Some(reply) => Box::pin(refuse(&mut call, side, reply)).await,
+        }
+    })
 }
 
 fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
@@ -167,15 +187,15 @@ fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
 }
 
 /// Waits for a request's head. While nothing has come the connection holds no memory but its own.
-async fn wait(
-    worker: &Worker,
-    place: &Place,
-    side: &mut Connection,
-    manager: &HttpManager,
-    timer: &mut Timer,
-    heads: &mut Option<Box<Heads>>,
+fn wait<'a>(
+    worker: &'a Worker,
+    place: &'a Place,
+    side: &'a mut Connection,
+    manager: &'a HttpManager,
+    timer: &'a mut Timer,
+    heads: &'a mut Option<Box<Heads>>,
     ends: Option<Instant>,
-) -> Waited {
+) -> impl Future<Output = Waited> + use<'a> {
     let limits = HeadLimits {
         bytes: manager.max_head_bytes,
         headers: manager.max_headers,
@@ -192,7 +212,7 @@ async fn wait(
     };
     let mut since: Option<Instant> = None;
     let mut first_byte: Option<Instant> = None;
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         let memory = heads.get_or_insert_with(take_heads);
         let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
             Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
@@ -220,7 +240,6 @@ async fn wait(
         };
         Poll::Ready(waited)
     })
-    .await
 }
 
 fn some(limit: Duration, since: Instant) -> Option<Instant> {

@@ -134,9 +134,9 @@ fn connection_when_idle_then_its_future_is_small() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap()
     });
-    let future = crate::listen::serve(worker, tcp, "127.0.0.1:1".parse().unwrap());
+    let future = crate::listen::serve(worker, tcp, "127.0.0.1:1".parse().unwrap(), ());
     let size = std::mem::size_of_val(&future);
-    assert!(size <= 1792, "{size} bytes for each connection");
+    assert!(size <= 768, "{size} bytes for each connection");
 }
 
 #[test]
