@@ -44,7 +44,10 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     if call.request.upgrade().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"h2c")) {
         call.request.set_upgrade(None);
     }
-    call.request.headers.remove_hop_by_hop(true);
+    match call.request.upgrade() {
+        None => call.request.headers.remove_hop_by_hop(true),
+        Some(_) => call.request.headers.remove_hop_by_hop_of_upgrade(),
+    }
     if call.request.expects_continue {
         match manager.proxy_100_continue {
             true => call.request.headers.push(b"expect", b"100-continue"),

@@ -345,6 +345,16 @@ impl Headers {
     /// Removes what concerns one connection only: the fixed names, and with `and_listed` those that `connection` lists.
     /// `te` stays when it says `trailers`, which gRPC needs.
     pub fn remove_hop_by_hop(&mut self, and_listed: bool) {
+        self.remove_of_connection(and_listed, false);
+    }
+
+    /// As [`Self::remove_hop_by_hop`], of a request for an upgrade: `connection` and `upgrade` stay for whoever judges it by them.
+    pub fn remove_hop_by_hop_of_upgrade(&mut self) {
+        self.remove_of_connection(true, true);
+    }
+
+    fn remove_of_connection(&mut self, and_listed: bool, upgrades: bool) {
+        let asks = |known| upgrades && matches!(known, Known::Connection | Known::Upgrade);
         if self.seen & (Known::HOP_BY_HOP | Known::Te.bit()) == 0 {
             return;
         }
@@ -364,7 +374,8 @@ impl Headers {
                 }
             }
         }
-        self.seen &= !Known::HOP_BY_HOP;
+        let kept = if upgrades { Known::Connection.bit() | Known::Upgrade.bit() } else { 0 };
+        self.seen &= !Known::HOP_BY_HOP | kept;
         let store = &self.store;
         let text = |span: Span| &store[span.start as usize..(span.start + span.len) as usize];
         self.entries.retain_mut(|entry| {
@@ -375,7 +386,7 @@ impl Headers {
                 let offset = (token.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
                 entry.set_value(Span { start: entry.value.start + offset as u32, len: token.len() as u32 });
             }
-            !(entry.known.is_hop_by_hop()
+            !(entry.known.is_hop_by_hop() && !asks(entry.known)
                 || listed[..count].iter().any(|&name| text(name).eq_ignore_ascii_case(text(entry.name))))
         });
     }

@@ -52,8 +52,8 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         if respected && let Some(limit) = millis(request, "x-envoy-expected-rq-timeout-ms") {
             route = limit;
             kept = true;
-        } else if let Some(limit) = millis(request, "x-envoy-upstream-rq-timeout-ms") {
-            route = limit;
+        } else {
+            route = millis(request, "x-envoy-upstream-rq-timeout-ms").unwrap_or(route);
             request.headers.remove("x-envoy-upstream-rq-timeout-ms");
         }
         if let Some(limit) = millis(request, "x-envoy-upstream-rq-per-try-timeout-ms") {

@@ -217,6 +217,10 @@ impl Request {
             return Err(());
         } else if connect {
             head.set_method(b"GET");
+            if let Some(protocol) = head.upgrade().map(<[u8]>::to_vec) {
+                head.headers.push(b"connection", b"upgrade");
+                head.headers.push(b"upgrade", &protocol);
+            }
         }
         if let Some(error) = complete(head).err() {
             return Ok((Err(error), length));

@@ -142,7 +142,16 @@ pub struct Told {
     /// What is told.
     pub key: &'static str,
     /// What the filter found.
-    pub value: Arc<str>,
+    pub value: ToldValue,
+}
+
+/// A value that a filter tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToldValue {
+    /// A text.
+    Text(Arc<str>),
+    /// Yes or no.
+    Flag(bool),
 }
 
 impl Told {

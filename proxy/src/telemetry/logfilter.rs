@@ -1,6 +1,6 @@
 //! Which requests and connections are logged, and which answers a mapper of local replies changes.
 
-use super::{HeaderLookup, LogEntry, ResponseFlags, Told};
+use super::{HeaderLookup, LogEntry, ResponseFlags, Told, ToldValue};
 use crate::config::{HeaderMatch, StringMatch};
 
 /// A condition, decided when the configuration comes as far as it can be.
@@ -62,23 +62,26 @@ pub struct ToldMatch {
     pub untold: bool,
 }
 
-/// What a value must be that was told: a text, since filters tell nothing else.
+/// What a value must be that was told: a text or a flag, since filters tell nothing else.
 #[derive(Debug, Clone)]
 pub enum ToldTest {
     /// Such a text.
     Text(StringMatch),
+    /// Such a flag.
+    Flag(bool),
     /// There, or not.
     Present(bool),
     /// One of these.
     Any(Vec<ToldTest>),
-    /// Something that is no text.
+    /// Something that is neither.
     Never,
 }
 
 impl ToldTest {
-    fn holds(&self, value: &str) -> bool {
+    fn holds(&self, value: &ToldValue) -> bool {
         match self {
-            Self::Text(text) => text.matches(value.as_bytes()),
+            Self::Text(text) => matches!(value, ToldValue::Text(value) if text.matches(value.as_bytes())),
+            Self::Flag(wanted) => matches!(value, ToldValue::Flag(value) if value == wanted),
             Self::Present(wanted) => *wanted,
             Self::Any(tests) => tests.iter().any(|test| test.holds(value)),
             Self::Never => false,
@@ -228,8 +231,8 @@ mod tests {
     #[test]
     fn told_when_a_filter_told_it_then_the_text_decides_and_else_what_is_said_for_that() {
         let headers = http::HeaderMap::new();
-        let told = Told { filter: "envoy.common", prefix: "".into(), key: "access_log_hint", value: "true".into() };
-        let all = [told];
+        let told = |key, value| Told { filter: "envoy.common", prefix: "".into(), key, value };
+        let all = [told("flag", ToldValue::Flag(true)), told("access_log_hint", ToldValue::Text("true".into()))];
         let entry = LogEntry { told: &all, ..entry(&headers) };
         let wanted = |filter: &str, path: &str, test, untold| {
             let wanted = ToldMatch { filter: filter.into(), path: vec![path.into()], test, untold };
@@ -240,6 +243,9 @@ mod tests {
         assert!(!wanted("envoy.common", "access_log_hint", exact("false"), true));
         assert!(wanted("envoy.common", "access_log_hint", ToldTest::Any(vec![exact("x"), exact("true")]), false));
         assert!(!wanted("envoy.common", "access_log_hint", ToldTest::Never, true), "it is no number");
+        assert!(wanted("envoy.common", "flag", ToldTest::Flag(true), false));
+        assert!(!wanted("envoy.common", "flag", ToldTest::Flag(false), true));
+        assert!(!wanted("envoy.common", "flag", exact("true"), true), "it is no text");
         assert!(wanted("envoy.common", "other", exact("true"), true));
         assert!(!wanted("other", "access_log_hint", exact("true"), false));
         assert!(LogFilter::Any(vec![LogFilter::All(Vec::new())]).holds(&entry, &|| 0));

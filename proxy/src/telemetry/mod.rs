@@ -32,7 +32,7 @@ pub mod tracked;
 
 pub use entry::{
     CloseType, Connecting, Endings, HeaderLookup, Known, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Told,
-    Wire, nanos,
+    ToldValue, Wire, nanos,
 };
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};

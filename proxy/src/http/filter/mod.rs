@@ -188,8 +188,8 @@ async fn pass<'a, D: Downstream>(
         }
         (HttpFilter::Rbac(own), setting) => match setting {
             Some(FilterSetting::Rbac(None)) => Ok(()),
-            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route, &entry.stats),
-            _ => rbac::pass(call, own, &entry.stats),
+            Some(FilterSetting::Rbac(Some(of_route))) => rbac::pass(call, of_route, own, &entry.stats),
+            _ => rbac::pass(call, own, own, &entry.stats),
         },
         (HttpFilter::LocalRateLimit(own), setting) => {
             let used = match setting {

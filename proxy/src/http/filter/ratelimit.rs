@@ -47,8 +47,11 @@ pub(super) fn pass<'a>(
         }
         limit.stats.shadow_mode.add(1);
     }
-    let least = || wanted.iter().min_by_key(|one| one.bucket.left());
-    let told = refused.and_then(|index| wanted.get(index)).or_else(|| if limit.headers { least() } else { None });
+    // Who passes is told of the descriptor that fills slowest, and of the bucket for all where it counts as none.
+    let told = match refused {
+        Some(index) => wanted.get(index),
+        None => wanted.first().filter(|_| limit.headers),
+    };
     if let Some(bucket) = told.map(|one| &one.bucket) {
         let wait = bucket.wait();
         let reset = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);

@@ -8,13 +8,14 @@ use crate::{
     config::{FilterStats, HeaderMatch, Rbac},
     rbac::{Facts, Verdict},
     route,
-    telemetry::Told,
+    telemetry::{Told, ToldValue},
     tls::TlsInfo,
 };
 use std::{net::SocketAddr, sync::Arc};
 
-/// Lets the request pass, or answers 403.
-pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
+/// Lets the request pass, or answers 403. What is told has the prefixes of the rules that count, or else those of the `filter`.
+pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
+    let or = |own: &Arc<str>, else_of: &Arc<str>| if own.is_empty() { else_of.clone() } else { own.clone() };
     // Shadow rules change nothing: what they would do is counted and told.
     if let Some(rules) = &rbac.shadow {
         let verdict = rules.decide(&*call);
@@ -25,7 +26,12 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
             }
         }
         if call.manager.log_needs.told {
-            tell(call, &rbac.shadow_prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
+            tell(
+                call,
+                or(&rbac.shadow_prefix, &filter.shadow_prefix),
+                ["shadow_engine_result", "shadow_effective_policy_id"],
+                verdict,
+            );
         }
     }
     let Some(rules) = &rbac.rules else { return Ok(()) };
@@ -37,11 +43,16 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
         }
     }
     if call.manager.log_needs.told {
-        tell(call, &rbac.prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
+        tell(
+            call,
+            or(&rbac.prefix, &filter.prefix),
+            ["enforced_engine_result", "enforced_effective_policy_id"],
+            verdict,
+        );
     }
     if let Some(logged) = verdict.logged.filter(|_| call.manager.log_needs.told) {
-        let hint = if logged { "true" } else { "false" };
-        let told = Told { filter: "envoy.common", prefix: Arc::default(), key: "access_log_hint", value: hint.into() };
+        let value = ToldValue::Flag(logged);
+        let told = Told { filter: "envoy.common", prefix: Arc::default(), key: "access_log_hint", value };
         call.tally.filters().told.push(told);
     }
     if verdict.allowed {
@@ -54,8 +65,13 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, stats: &FilterStats) -> Res
 }
 
 /// Tells what rules decided, and by which policy.
-fn tell(call: &mut Call<'_>, prefix: &Arc<str>, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
-    let told = |key, value| Told { filter: "envoy.filters.http.rbac", prefix: prefix.clone(), key, value };
+fn tell(call: &mut Call<'_>, prefix: Arc<str>, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
+    let told = |key, value: Arc<str>| Told {
+        filter: "envoy.filters.http.rbac",
+        prefix: prefix.clone(),
+        key,
+        value: ToldValue::Text(value),
+    };
     let told_list = &mut call.tally.filters().told;
     told_list.push(told(result, if verdict.allowed { "allowed" } else { "denied" }.into()));
     told_list.extend(verdict.policy.map(|name| told(policy, name.clone())));

@@ -148,9 +148,9 @@ impl Writer {
     }
 }
 
-/// Writes header lines, without those that frame the body on this connection.
+/// Writes header lines, without those that concern this connection: what is to be said of it is said apart.
 pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
-    headers.write_lines(out, |known| known != Known::ContentLength);
+    headers.write_lines(out, |known| known != Known::ContentLength && !known.is_hop_by_hop());
 }
 
 /// Brings the names of header lines into the form `Content-Type`.

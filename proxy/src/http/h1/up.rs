@@ -182,8 +182,15 @@ impl Upstream for Connection {
         out.extend_from_slice(b"host: ");
         out.extend_from_slice(head.authority());
         out.extend_from_slice(b"\r\n");
-        // Who we are is told only to those who can keep it: proxies of the mesh.
-        head.headers.write_lines(out, |known| known != Known::ContentLength && (known != Known::Peer || secure));
+        let upgrading = self.upgrading;
+        head.headers.write_lines(out, |known| match known {
+            // Said below.
+            Known::ContentLength => false,
+            Known::Connection | Known::Upgrade => !upgrading,
+            // Who we are is told only to those who can keep it: proxies of the mesh.
+            Known::Peer => secure,
+            _ => true,
+        });
         self.writer = match head.body {
             BodyLength::Empty => {
                 // Methods that may have a body say that there is none (RFC 9110, 8.6), and what the client says is passed on.

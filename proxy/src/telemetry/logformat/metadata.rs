@@ -4,7 +4,7 @@ use super::FormatError;
 use super::json::shortest;
 use super::operator::{Operator, Written};
 use super::value::{Given, foreign};
-use crate::telemetry::{LogEntry, Told};
+use crate::telemetry::{LogEntry, Told, ToldValue};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use std::collections::BTreeMap;
 
@@ -82,12 +82,16 @@ pub(super) fn give<Q, S>(
     }
 }
 
-/// What filters told: texts by names.
+/// What filters told: values by names.
 fn told(all: &[Told], filter: &str, path: &[Box<str>], limit: usize, out: &mut Vec<u8>) -> Given {
     let of_filter = all.iter().filter(|told| told.filter == filter);
     if path.is_empty() {
-        let text = |told: &Told| Value { kind: Some(Kind::StringValue(told.value.to_string())) };
-        let fields: BTreeMap<String, Value> = of_filter.map(|told| (told.name(), text(told))).collect();
+        let kind = |told: &Told| match &told.value {
+            ToldValue::Text(text) => Kind::StringValue(text.to_string()),
+            ToldValue::Flag(flag) => Kind::BoolValue(*flag),
+        };
+        let value = |told: &Told| Value { kind: Some(kind(told)) };
+        let fields: BTreeMap<String, Value> = of_filter.map(|told| (told.name(), value(told))).collect();
         if fields.is_empty() {
             return Given::Nothing;
         }
@@ -95,8 +99,13 @@ fn told(all: &[Told], filter: &str, path: &[Box<str>], limit: usize, out: &mut V
         return Given::Json;
     }
     // What is told last goes before what was told earlier.
-    match of_filter.rev().find(|told| path.iter().map(AsRef::as_ref).eq([told.name().as_str()])) {
-        Some(told) => foreign(Some(&told.value.as_bytes()[..told.value.floor_char_boundary(limit)]), out),
+    match of_filter.rev().find(|told| path.iter().map(AsRef::as_ref).eq([told.name().as_str()])).map(|told| &told.value)
+    {
+        Some(ToldValue::Text(text)) => foreign(Some(&text.as_bytes()[..text.floor_char_boundary(limit)]), out),
+        Some(ToldValue::Flag(flag)) => {
+            json(Some(&Kind::BoolValue(*flag)), out);
+            Given::Json
+        }
         None => Given::Nothing,
     }
 }

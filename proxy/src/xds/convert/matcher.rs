@@ -100,9 +100,8 @@ fn told_test(value: ValueMatcher, depth: usize) -> Converted<ToldTest> {
             Ok(ToldTest::Any(value_matchers.into_iter().map(each).collect::<Converted<_>>()?))
         }
         Some(Pattern::StringMatch(value)) => Ok(ToldTest::Text(string(value).within("string_match")?)),
-        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::BoolMatch(_) | Pattern::ListMatch(_)) => {
-            Ok(ToldTest::Never)
-        }
+        Some(Pattern::BoolMatch(wanted)) => Ok(ToldTest::Flag(wanted)),
+        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::ListMatch(_)) => Ok(ToldTest::Never),
         None => Err(Refused::new("match_pattern", "is missing")),
     }
 }

@@ -107,8 +107,8 @@ fn bucket(value: Bucket) -> Converted<TokenBucket> {
     if interval < Duration::from_millis(50) {
         return Err(Refused::new("fill_interval", "is below 50 ms"));
     }
-    if max_tokens == 0 || tokens_per_fill == Some(0) {
-        return Err(Refused::new("max_tokens", "and tokens_per_fill must be above zero"));
+    if tokens_per_fill == Some(0) {
+        return Err(Refused::new("tokens_per_fill", "must be above zero"));
     }
     Ok(TokenBucket::new(max_tokens, tokens_per_fill.unwrap_or(1), interval))
 }
@@ -123,27 +123,22 @@ fn descriptor(value: LocalRateLimitDescriptor, most: u32) -> Converted<LimitedDe
     Ok(LimitedDescriptor { entries, bucket: bucket.into(), shadow: shadow_mode, dynamic })
 }
 
-/// What requests count as.
+/// What requests count as. Those with a `disable_key` are for limits that others enforce: here they count as nothing.
 pub fn policies(values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
-    values.into_iter().enumerate().map(|(index, value)| policy(value).within(format_args!("[{index}]"))).collect()
+    let converted =
+        values.into_iter().enumerate().map(|(index, value)| policy(value).within(format_args!("[{index}]")));
+    converted.filter_map(Result::transpose).collect()
 }
 
-fn policy(value: route::RateLimit) -> Converted<RateLimitPolicy> {
-    let route::RateLimit {
-        stage,
-        disable_key: _,
-        actions,
-        limit,
-        hits_addend,
-        apply_on_stream_done,
-        x_ratelimit_option,
-    } = value;
+fn policy(value: route::RateLimit) -> Converted<Option<RateLimitPolicy>> {
+    let route::RateLimit { stage, disable_key, actions, limit, hits_addend, apply_on_stream_done, x_ratelimit_option } =
+        value;
     refuse!(limit, hits_addend, apply_on_stream_done, x_ratelimit_option);
     let mut converted = Vec::with_capacity(actions.len());
     for (index, value) in actions.into_iter().enumerate() {
         converted.push(action_of(value).within(format_args!("actions[{index}]"))?);
     }
-    Ok(RateLimitPolicy { stage: stage.unwrap_or(0), actions: converted })
+    Ok(disable_key.is_empty().then(|| RateLimitPolicy { stage: stage.unwrap_or(0), actions: converted }))
 }
 
 fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> {
