@@ -97,7 +97,14 @@ pub struct RequestRules {
 impl Default for RequestRules {
     /// All of it is taken, but for what can be read in two ways.
     fn default() -> Self {
-        Self { http_10: true, any_method: true, underscores: true, urls: true, secure_urls: true, chunked_length: false }
+        Self {
+            http_10: true,
+            any_method: true,
+            underscores: true,
+            urls: true,
+            secure_urls: true,
+            chunked_length: false,
+        }
     }
 }
 
