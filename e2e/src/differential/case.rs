@@ -62,6 +62,9 @@ pub struct Case {
     /// Files by name, for both proxies; `${file:NAME}` is the path of one.
     #[serde(default)]
     pub files: BTreeMap<String, Value>,
+    /// Laid over the bootstrap, which all cases share.
+    #[serde(default)]
+    pub bootstrap: Value,
     /// Runtime values, shared by all cases.
     #[serde(default)]
     pub runtime: Value,

@@ -39,12 +39,16 @@ pub struct Placed {
 
 /// The bootstrap of some cases.
 pub fn bootstrap<'a>(cases: impl IntoIterator<Item = &'a Placed>, places: &Places<'_>) -> Result<Value> {
-    let (mut listeners, mut clusters, mut runtime) = (Vec::new(), Vec::new(), Value::Null);
+    let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
+    let (mut runtime, mut over) = (Value::Null, Value::Null);
     for placed in cases {
         let about = || format!("case {}", placed.case.name);
         listeners.push(listener(placed, places).with_context(about)?);
         clusters.extend(self::clusters(placed, places).with_context(about)?);
         lay_over(&mut runtime, placed.case.runtime.clone());
+        let mut own = placed.case.bootstrap.clone();
+        fill(placed, places, &mut own).with_context(about)?;
+        lay_over(&mut over, own);
     }
     let mut whole = json!({
         "node": {"id": "differential", "cluster": "differential"},
@@ -54,6 +58,7 @@ pub fn bootstrap<'a>(cases: impl IntoIterator<Item = &'a Placed>, places: &Place
     if !runtime.is_null() {
         whole["layered_runtime"] = json!({"layers": [{"name": "static", "static_layer": runtime}]});
     }
+    lay_over(&mut whole, over);
     Ok(whole)
 }
 
@@ -141,11 +146,12 @@ fn clusters(placed: &Placed, places: &Places<'_>) -> Result<Vec<Value>> {
     let mut finished = Vec::new();
     for (name, mut cluster) in all {
         if let Some(endpoints) = cluster.as_object_mut().and_then(|cluster| cluster.remove("endpoints")) {
-            let list: Vec<Value> = match &endpoints {
-                Value::Array(list) => list.iter().map(endpoint).collect::<Result<_>>()?,
-                _ => bail!("cluster {name}: endpoints is not a list"),
-            };
-            cluster["load_assignment"] = json!({"endpoints": [{"lb_endpoints": list}]});
+            let Value::Array(list) = endpoints else { bail!("cluster {name}: endpoints is not a list") };
+            // Endpoints, or localities that have some.
+            let localities = list.iter().any(|one| !one["endpoints"].is_null());
+            let list = if localities { list } else { vec![json!({"endpoints": list})] };
+            let list = list.into_iter().map(locality).collect::<Result<Vec<_>>>()?;
+            cluster["load_assignment"] = json!({"endpoints": list});
         }
         let full = format!("{}/{name}", case.name);
         cluster["name"] = json!(full);
@@ -156,6 +162,14 @@ fn clusters(placed: &Placed, places: &Places<'_>) -> Result<Vec<Value>> {
         finished.push(cluster);
     }
     Ok(finished)
+}
+
+/// A locality, from a map with `endpoints`.
+fn locality(mut short: Value) -> Result<Value> {
+    let own = short.as_object_mut().and_then(|map| map.remove("endpoints"));
+    let Some(Value::Array(own)) = own else { bail!("a locality has no list of endpoints") };
+    short["lb_endpoints"] = own.iter().map(endpoint).collect::<Result<_>>()?;
+    Ok(short)
 }
 
 /// An endpoint, from a back end's name or from a map with `backend`, laid over with the rest of the map.

@@ -1,6 +1,12 @@
-//! The endpoints of one priority that may be chosen: all alike, by locality, or by hash.
+//! The endpoints of one priority that may be chosen: all alike, by locality, those nearby first, or by hash.
 
-use super::{Rng, Sizes, edf::Schedule, source::Source, table::Table};
+use super::{
+    Rng, Sizes,
+    edf::Schedule,
+    source::Source,
+    table::Table,
+    zone::{Way, Zoning},
+};
 use crate::{
     config::{Balancing, LbPolicy, Locality},
     pool::Host,
@@ -11,7 +17,17 @@ use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 #[derive(Debug)]
 pub(super) enum Group {
     Flat(Source),
-    ByLocality { localities: Vec<Source>, weights: Vec<f64>, schedule: RefCell<Schedule> },
+    ByLocality {
+        localities: Vec<Source>,
+        weights: Vec<f64>,
+        schedule: RefCell<Schedule>,
+    },
+    /// All, and those of each place.
+    Zoned {
+        all: Source,
+        places: Vec<Source>,
+        zoning: Rc<Zoning>,
+    },
     Hashed(Table),
 }
 
@@ -37,6 +53,7 @@ impl Group {
         overprovisioning: u32,
         rng: &Rng,
         whole: Option<&Sizes>,
+        zoning: Option<&Rc<Zoning>>,
     ) -> Self {
         let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
         if !by_locality {
@@ -46,7 +63,7 @@ impl Group {
                 let weighted = hosts.into_iter().map(|host| (host.clone(), weight(&host) / total)).collect();
                 return Self::Hashed(Table::new(weighted, policy, balancing));
             }
-            return Self::Flat(Source::new(hosts, policy, balancing, rng));
+            return Self::alike(hosts, policy, balancing, rng, zoning);
         }
         let mut places: BTreeMap<&Arc<Locality>, Place> = BTreeMap::new();
         for host in all {
@@ -81,13 +98,31 @@ impl Group {
         if localities.is_empty() {
             // None has a weight: then it is as if nobody had asked for localities.
             let hosts = all.iter().filter(|host| eligible(host)).cloned().collect();
-            return Self::Flat(Source::new(hosts, policy, balancing, rng));
+            return Self::alike(hosts, policy, balancing, rng, zoning);
         }
         let mut schedule = Schedule::new(weights.iter().copied());
         for _ in 0..rng.below(weights.len().max(1) as u64) {
             schedule.next(|index| weights[index]);
         }
         Self::ByLocality { localities, weights, schedule: RefCell::new(schedule) }
+    }
+
+    /// These endpoints without regard to weights of localities.
+    fn alike(
+        hosts: Vec<Rc<Host>>,
+        policy: LbPolicy,
+        balancing: &Balancing,
+        rng: &Rng,
+        zoning: Option<&Rc<Zoning>>,
+    ) -> Self {
+        let source = |hosts| Source::new(hosts, policy, balancing, rng);
+        match zoning.filter(|zoning| zoning.places().are_several()) {
+            None => Self::Flat(source(hosts)),
+            Some(zoning) => {
+                let places = zoning.places().split(&hosts).into_iter().map(source).collect();
+                Self::Zoned { all: source(hosts), places, zoning: zoning.clone() }
+            }
+        }
     }
 
     /// One endpoint. `hash` counts where endpoints are found by hash; a later `attempt` gives another one.
@@ -101,6 +136,14 @@ impl Group {
                 };
                 localities.get(index)?.pick(policy, rng)
             }
+            Self::Zoned { all, places, zoning } => match zoning.choose(rng) {
+                Way::Anywhere => all.pick(policy, rng),
+                Way::Nowhere => None,
+                // Where the place has nobody, Envoy has nobody either; here somebody else serves.
+                Way::Place(index) => {
+                    places.get(index).and_then(|place| place.pick(policy, rng)).or_else(|| all.pick(policy, rng))
+                }
+            },
             Self::Hashed(table) => table.pick(hash, attempt),
         }
     }
@@ -108,7 +151,7 @@ impl Group {
     /// Every endpoint of it.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &Rc<Host>> + Clone {
         let (flat, localities): (&[Rc<Host>], &[Source]) = match self {
-            Self::Flat(source) => (source.hosts(), &[]),
+            Self::Flat(source) | Self::Zoned { all: source, .. } => (source.hosts(), &[]),
             Self::ByLocality { localities, .. } => (&[], localities),
             Self::Hashed(table) => (table.hosts(), &[]),
         };

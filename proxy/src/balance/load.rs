@@ -17,6 +17,15 @@ pub(super) struct Counts {
     pub(super) weights: [u64; 3],
 }
 
+impl Counts {
+    /// Whether less than this percentage of those that count is usable.
+    pub(super) fn are_too_few(&self, threshold: u8) -> bool {
+        let known = self.all - self.excluded;
+        let percent = |part: u64| if known == 0 { 0.0 } else { 100.0 * part as f64 / known as f64 };
+        percent(self.healthy) + percent(self.degraded) < f64::from(threshold.min(100))
+    }
+}
+
 /// What a priority gets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Load {
@@ -75,14 +84,12 @@ fn spread_by_health(loads: &mut [Load], healthy: &[u32], degraded: &[u32], avail
 }
 
 fn decide_panic(loads: &mut [Load], priorities: &[Counts], balancing: &Balancing, available: u32) {
-    let threshold = f64::from(balancing.panic_threshold.min(100));
-    if threshold == 0.0 && available == 0 {
+    let threshold = balancing.panic_threshold;
+    if threshold == 0 && available == 0 {
         return;
     }
     for (load, counts) in loads.iter_mut().zip(priorities) {
-        let known = counts.all - counts.excluded;
-        let percent = |part: u64| if known == 0 { 0.0 } else { 100.0 * part as f64 / known as f64 };
-        load.panic = available < 100 && percent(counts.healthy) + percent(counts.degraded) < threshold;
+        load.panic = available < 100 && counts.are_too_few(threshold);
     }
     if !loads.iter().all(|load| load.panic) {
         return;

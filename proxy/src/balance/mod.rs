@@ -14,9 +14,13 @@ mod subset;
 mod table;
 #[cfg(test)]
 mod tests;
+mod zone;
+#[cfg(test)]
+mod zone_tests;
 
 pub use rng::Rng;
 pub use subset::MAX_SUBSETS;
+pub use zone::{Peers, Zones};
 
 use crate::{
     config::{Balancing, Health, Labels, LbPolicy, Locality, Spread},
@@ -26,6 +30,7 @@ use group::Group;
 use load::Counts;
 use std::{cell::Cell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
 use subset::SubsetTable;
+use zone::{Places, Zoning};
 
 /// What a request says about where it wants to go.
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +64,30 @@ pub struct Balancer {
 
 impl Default for Balancer {
     fn default() -> Self {
-        Self::new(&[], LbPolicy::Random, &Balancing::default(), Spread::default(), &Rng::new(1))
+        Self::new(&[], LbPolicy::Random, &Balancing::default(), Spread::default(), None, &Rng::new(1))
     }
 }
 
 impl Balancer {
-    /// A balancer over these endpoints.
-    pub fn new(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing, spread: Spread, rng: &Rng) -> Self {
-        let plan = Plan::new(all, policy, balancing, spread, rng, None);
+    /// A balancer over these endpoints; with `zones` it prefers those nearby, where the policy does not go by hashes.
+    pub fn new(
+        all: &[Rc<Host>],
+        policy: LbPolicy,
+        balancing: &Balancing,
+        spread: Spread,
+        zones: Option<Zones<'_>>,
+        rng: &Rng,
+    ) -> Self {
+        let zones = zones.filter(|_| !policy.is_hashed());
+        let places = zones.map(|zones| Rc::new(Places::new(all, zones.peers)));
+        let whole = Whole { sizes: None, zones: zones.zip(places.as_ref()) };
+        let plan = Plan::new(all, policy, balancing, spread, rng, whole);
         let subsets = balancing
             .subsets
             .as_ref()
             .filter(|config| !config.selectors.is_empty() || config.fallback != <_>::default());
-        let subsets = subsets.map(|config| Box::new(SubsetTable::new(all, config, policy, balancing, spread, rng)));
+        let subsets =
+            subsets.map(|config| Box::new(SubsetTable::new(all, config, policy, balancing, spread, whole, rng)));
         Self { policy, plan, subsets, panics: Cell::new(0) }
     }
 
@@ -91,6 +107,14 @@ impl Balancer {
         plan.pick(self.policy, context, rng, &self.panics, tried)
     }
 
+    /// Takes note of the proxies of this one's kind as they are now; it counts where there were some from the start.
+    pub fn peers_changed(&self, peers: &Peers) {
+        self.plan.peers_changed(peers);
+        if let Some(subsets) = &self.subsets {
+            subsets.peers_changed(peers);
+        }
+    }
+
     /// Choices among endpoints of which too few are usable, since the last time.
     pub fn take_panics(&self) -> u64 {
         self.panics.take()
@@ -100,10 +124,21 @@ impl Balancer {
 /// Endpoints of each locality, by priority.
 type Sizes = HashMap<(u32, Arc<Locality>), usize>;
 
+/// What counts for groups of a cluster's endpoints of the cluster as a whole.
+#[derive(Debug, Clone, Copy, Default)]
+struct Whole<'a> {
+    /// How large its localities are altogether, where their weights are to follow from that.
+    sizes: Option<&'a Sizes>,
+    /// Its places, where some are preferred.
+    zones: Option<(Zones<'a>, &'a Rc<Places>)>,
+}
+
 /// Endpoints by priority, with what each priority gets.
 #[derive(Debug)]
 struct Plan {
     groups: Vec<Group>,
+    /// What keeps requests nearby, in the groups of the first priority.
+    zoning: Option<Rc<Zoning>>,
     /// Whether too few endpoints are usable in the priority of each group.
     panics: Vec<bool>,
     /// Running sums of percentages, and the group that each leads to; of a plan without endpoints, none.
@@ -115,15 +150,13 @@ struct Plan {
 }
 
 impl Plan {
-    /// Of a group of a cluster's endpoints `whole` tells how large the localities are altogether, where their weights are to
-    /// follow from that.
     fn new(
         all: &[Rc<Host>],
         policy: LbPolicy,
         balancing: &Balancing,
         spread: Spread,
         rng: &Rng,
-        whole: Option<&Sizes>,
+        whole: Whole<'_>,
     ) -> Self {
         let last = all.iter().map(|host| host.endpoint().priority).max().map_or(0, |priority| priority as usize + 1);
         let mut priorities: Vec<Vec<Rc<Host>>> = vec![Vec::new(); last];
@@ -135,6 +168,10 @@ impl Plan {
         let usable = counts.iter().any(|counts| counts.healthy + counts.degraded > 0);
         let mut plan = Self {
             groups: Vec::new(),
+            zoning: whole
+                .zones
+                .zip(priorities.first())
+                .map(|((zones, places), first)| Rc::new(Zoning::new(first, places, zones, balancing))),
             panics: Vec::new(),
             shares: Vec::new(),
             empty: all.is_empty(),
@@ -147,13 +184,13 @@ impl Plan {
         }
         // Healthy ones of all priorities come before degraded ones of any.
         for degraded in [false, true] {
-            for (hosts, load) in priorities.iter().zip(&loads) {
+            for (priority, (hosts, load)) in priorities.iter().zip(&loads).enumerate() {
                 let percent = if degraded { load.degraded } else { load.healthy };
                 if percent == 0 {
                     continue;
                 }
                 let wanted = if degraded { Health::Degraded } else { Health::Healthy };
-                let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+                let hashed = policy.is_hashed();
                 // A table has no degraded part: Envoy looks up healthy ones, or in panic all.
                 let wanted = if hashed { Health::Healthy } else { wanted };
                 let panic = load.panic;
@@ -166,10 +203,18 @@ impl Plan {
                 plan.shares.push((sum, plan.groups.len()));
                 let over = spread.overprovisioning;
                 plan.panics.push(panic);
-                plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng, whole));
+                let zoning = plan.zoning.as_ref().filter(|_| priority == 0 && !panic);
+                let sizes = whole.sizes;
+                plan.groups.push(Group::new(hosts, eligible, by_locality, policy, balancing, over, rng, sizes, zoning));
             }
         }
         plan
+    }
+
+    fn peers_changed(&self, peers: &Peers) {
+        if let Some(zoning) = &self.zoning {
+            zoning.decide(peers);
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -212,7 +257,7 @@ impl Plan {
         const TRIES: u32 = 5;
         /// The same where the hash decides: there is no other way to whoever is there.
         const HASHED_TRIES: u32 = 32;
-        let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+        let hashed = policy.is_hashed();
         let hash = match context.hash {
             Some(hash) if hashed => hash,
             // Nothing to decide.

@@ -1,6 +1,6 @@
 //! Groups of endpoints by labels, and which one a request is served from.
 
-use super::{PickContext, Plan, Rng, Sizes};
+use super::{PickContext, Plan, Rng, Sizes, Whole, zone::Peers};
 use crate::{
     config::{Balancing, Fallback, LabelValue, Labels, LbPolicy, Selector, Spread, Subsets},
     pool::Host,
@@ -28,11 +28,13 @@ impl SubsetTable {
         policy: LbPolicy,
         balancing: &Balancing,
         spread: Spread,
+        whole: Whole<'_>,
         rng: &Rng,
     ) -> Self {
         let inner = Balancing { by_locality: balancing.by_locality && config.by_locality, ..balancing.clone() };
-        let whole = config.scale_localities.then(|| sizes(hosts));
-        let plan = |hosts: &[Rc<Host>]| Plan::new(hosts, policy, &inner, spread, rng, whole.as_ref());
+        let sizes = config.scale_localities.then(|| sizes(hosts));
+        let whole = Whole { sizes: sizes.as_ref(), ..whole };
+        let plan = |hosts: &[Rc<Host>]| Plan::new(hosts, policy, &inner, spread, rng, whole);
         let mut room = MAX_SUBSETS;
         let groups = config
             .selectors
@@ -94,6 +96,11 @@ impl SubsetTable {
             Fallback::Default => self.default.as_ref().filter(|plan| !plan.is_empty()),
         };
         found.or_else(|| self.config.panic_any.then_some(all))
+    }
+
+    /// See [`super::Balancer::peers_changed`].
+    pub(super) fn peers_changed(&self, peers: &Peers) {
+        self.groups.iter().flat_map(HashMap::values).chain(&self.default).for_each(|plan| plan.peers_changed(peers));
     }
 
     fn selector<'a>(&self, keys: impl Iterator<Item = &'a Arc<str>> + Clone) -> Option<usize> {

@@ -62,6 +62,9 @@ pub(super) struct Flags {
     /// The node's cluster for management servers, instead of the bootstrap's.
     #[arg(long, value_name = "NAME")]
     service_cluster: Option<String>,
+    /// The zone in which the node is, instead of the bootstrap's.
+    #[arg(long, value_name = "NAME")]
+    service_zone: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,6 +83,9 @@ pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
     }
     if let Some(cluster) = flags.service_cluster {
         bootstrap.node.cluster = cluster;
+    }
+    if let Some(zone) = flags.service_zone {
+        bootstrap.node.locality.get_or_insert_default().zone = zone;
     }
     let within = |error| format!("{}: {error}", flags.config.display());
     if flags.mode == Mode::Validate {

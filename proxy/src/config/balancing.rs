@@ -1,5 +1,6 @@
 //! How a cluster chooses among its endpoints, as configured.
 
+use super::ClusterId;
 use std::{sync::Arc, time::Duration};
 
 /// How an endpoint is chosen among the ones that may be.
@@ -23,6 +24,13 @@ pub enum LbPolicy {
         /// Places in the table; a prime of at most 5,000,011.
         table_size: u32,
     },
+}
+
+impl LbPolicy {
+    /// Whether the request's hash decides.
+    pub fn is_hashed(self) -> bool {
+        matches!(self, Self::RingHash(_) | Self::Maglev { .. })
+    }
 }
 
 /// The ring of [`LbPolicy::RingHash`].
@@ -62,6 +70,8 @@ pub struct Balancing {
     pub ignore_unchecked: bool,
     /// Localities are chosen by their weight before an endpoint in it is.
     pub by_locality: bool,
+    /// How requests stay in the zone of this proxy.
+    pub zones: ZoneAware,
     /// With a hash, an endpoint gets at most this percentage of the average load; 0 is no limit, else at least 100.
     pub hash_balance_factor: u32,
     /// Endpoints are hashed by their host name instead of their address.
@@ -82,12 +92,66 @@ impl Default for Balancing {
             fail_on_panic: false,
             ignore_unchecked: false,
             by_locality: false,
+            zones: ZoneAware::default(),
             hash_balance_factor: 0,
             hash_by_hostname: false,
             subsets: None,
             skip_unreachable: false,
         }
     }
+}
+
+/// How requests stay in the zone of this proxy; it counts where the proxy knows a cluster of its own ([`Home`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ZoneAware {
+    /// Percent of requests for which zones count; default 100.
+    pub enabled: u64,
+    /// Healthy endpoints that the cluster must have at least; default 6.
+    pub min_size: u64,
+    /// With so many healthy endpoints in the proxy's zone every request stays in it, whatever the part that they are.
+    pub force: Option<u64>,
+    /// A zone's part is that of the weights, not that of the endpoints.
+    pub by_weight: bool,
+}
+
+impl Default for ZoneAware {
+    fn default() -> Self {
+        Self { enabled: 100, min_size: 6, force: None, by_weight: false }
+    }
+}
+
+impl ZoneAware {
+    /// These, where nothing else is said for all clusters.
+    pub fn changed_by(self, changes: ZoneChanges) -> Self {
+        Self {
+            enabled: changes.enabled.unwrap_or(self.enabled),
+            min_size: changes.min_size.unwrap_or(self.min_size),
+            force: changes.force.or(self.force),
+            by_weight: self.by_weight,
+        }
+    }
+}
+
+/// What the runtime says of [`ZoneAware`] for all clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ZoneChanges {
+    /// See [`ZoneAware::enabled`].
+    pub enabled: Option<u64>,
+    /// See [`ZoneAware::min_size`].
+    pub min_size: Option<u64>,
+    /// See [`ZoneAware::force`].
+    pub force: Option<u64>,
+}
+
+/// Where this proxy belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The cluster whose endpoints are this proxy and those like it.
+    pub cluster: ClusterId,
+    /// Where the proxy is, if it knows.
+    pub locality: Option<Locality>,
+    /// What the runtime says.
+    pub changes: ZoneChanges,
 }
 
 /// How the share of a new endpoint grows.
@@ -231,4 +295,16 @@ pub struct Locality {
     pub sub_zone: Box<str>,
     /// Its share of a priority's traffic, relative to the others; `None` gets none where localities are weighed.
     pub weight: Option<u32>,
+}
+
+impl Locality {
+    /// Region, zone and place in the zone: what tells one from another, whatever its weight.
+    pub fn names(&self) -> (&str, &str, &str) {
+        (&self.region, &self.zone, &self.sub_zone)
+    }
+
+    /// The locality of these names, without a weight.
+    pub fn of((region, zone, sub_zone): (&str, &str, &str)) -> Self {
+        Self { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into(), weight: None }
+    }
 }

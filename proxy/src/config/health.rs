@@ -61,6 +61,8 @@ pub struct OutlierDetection {
     pub percentage_volume: u32,
     /// Which statuses are failures, instead of 5xx.
     pub failures: Option<Arc<Statuses>>,
+    /// Where is written who was taken out and who came back.
+    pub log: Option<Arc<LogSink>>,
 }
 
 /// A set of statuses of HTTP.
@@ -108,6 +110,7 @@ impl Default for OutlierDetection {
             percentage_hosts: 5,
             percentage_volume: 50,
             failures: None,
+            log: None,
         }
     }
 }

@@ -42,8 +42,8 @@ pub use action::{
     Redirect, RedirectPredicate, RegexRewrite, TargetChoice, WeightedCluster,
 };
 pub use balancing::{
-    Balancing, Fallback, HashFunction, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart, Spread,
-    Subsets,
+    Balancing, Fallback, HashFunction, Home, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart,
+    Spread, Subsets, ZoneAware, ZoneChanges,
 };
 pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, OpenLimit, OptionTime,
@@ -117,6 +117,8 @@ pub struct Root {
     /// How long a connection whose listener or filter chain is gone may take to end. With none, one whose chain is gone ends at
     /// once: it may be no longer allowed.
     pub drain_time: Duration,
+    /// Where this proxy belongs to, if that is known.
+    pub home: Option<Home>,
 }
 
 /// Clusters by name, made when it is first asked for.
@@ -132,6 +134,7 @@ impl Default for Root {
             own: WorkloadLabels::unknown(),
             most_connections: None,
             drain_time: Duration::ZERO,
+            home: None,
             names: ClusterNames::default(),
         }
     }

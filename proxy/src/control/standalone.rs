@@ -6,6 +6,7 @@ use super::plane::Listening;
 use super::sockets::LiveSockets;
 use super::sources::Feed;
 use crate::admin;
+use crate::config::Locality;
 use crate::overload::Overload;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
@@ -132,8 +133,12 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let dynamic = &mut bootstrap.dynamic;
     let expected = dynamic.expected.iter().map(|(kind, limit)| (*kind, limit.map(|limit| now + limit)));
     let of_monitor = bootstrap.overload.as_ref().and_then(|overload| overload.connections);
+    let locality = bootstrap.node.locality.as_ref();
+    let locality = locality.map(|at| Locality::of((&at.region, &at.zone, &at.sub_zone)));
     let mut state = state
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
+        .at_home(bootstrap.local_cluster.as_deref(), locality)
+        .logging_outliers(bootstrap.outlier_log.as_deref())
         .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
         .begun_with(std::mem::take(&mut bootstrap.shown))
         .connecting(std::mem::take(&mut bootstrap.sockets))

@@ -5,8 +5,8 @@ use super::{
     breakers::{Count, Overflow, Place, Shared, Ticket},
 };
 use crate::{
-    balance::{Balancer, PickContext, Rng},
-    config::{Cluster, ClusterKind, Endpoint, Health, LbPolicy, Limits, OutlierDetection, Priority, Track},
+    balance::{Balancer, Peers, PickContext, Rng, Zones},
+    config::{Cluster, ClusterKind, Endpoint, Health, Home, LbPolicy, Limits, OutlierDetection, Priority, Track},
     telemetry::stats::{ClusterStats, PublishedCluster},
 };
 use std::{
@@ -34,6 +34,8 @@ pub struct ClusterState {
     high: Rc<Shared>,
     hosts: Vec<Rc<Host>>,
     balancer: Balancer,
+    /// The proxies of this one's kind, where a zone may be preferred.
+    peers: RefCell<Option<Rc<Peers>>>,
     /// Balancers without some priorities (one bit each), for retries; made when they are needed.
     partial: RefCell<Vec<(u128, Rc<Balancer>)>>,
     dynamic: Rc<RefCell<HashMap<SocketAddr, Rc<Host>>>>,
@@ -41,8 +43,15 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// The state of a cluster; what it had before (counts, hosts with their connections) is carried over.
-    pub fn new(config: Arc<Cluster>, before: Option<&ClusterState>, workers: u32, rng: &Rng) -> Self {
+    /// The state of a cluster; what it had before (counts, hosts with their connections) is carried over. With `peers` it prefers
+    /// endpoints nearby, as configured.
+    pub fn new(
+        config: Arc<Cluster>,
+        before: Option<&ClusterState>,
+        peers: Option<Rc<Peers>>,
+        workers: u32,
+        rng: &Rng,
+    ) -> Self {
         let old: HashMap<SocketAddr, &Rc<Host>> =
             before.iter().flat_map(|state| &state.hosts).map(|host| (host.address(), host)).collect();
         let old_addresses: HashSet<SocketAddr> = old.keys().copied().collect();
@@ -73,7 +82,6 @@ impl ClusterState {
                 }
             }
         }
-        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng);
         let (shared, high, dynamic) = match before {
             Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
             None => {
@@ -81,6 +89,8 @@ impl ClusterState {
                 (Shared::new(stats.clone(), Priority::Default), Shared::new(stats, Priority::High), <_>::default())
             }
         };
+        let zones = peers.as_deref().map(|peers| Zones { peers, stats: &shared.stats });
+        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng);
         if config.track != Track::default() {
             shared.stats.tracked.get_or_init(Box::default);
         }
@@ -94,7 +104,23 @@ impl ClusterState {
             hosts: hosts.iter().map(|host| (host.endpoint.clone(), host.stats().clone())).collect(),
             workers,
         });
-        Self { config, workers, shared, high, hosts, balancer, partial: RefCell::default(), dynamic, published }
+        let (peers, partial) = (RefCell::new(peers), RefCell::default());
+        Self { config, workers, shared, high, hosts, balancer, peers, partial, dynamic, published }
+    }
+
+    /// The proxies of this one's kind, when this is the cluster of them.
+    pub fn peers(&self, home: &Home) -> Peers {
+        Peers::new(&self.hosts, home)
+    }
+
+    /// Takes note of the proxies of this one's kind as they are now.
+    pub fn peers_changed(&self, peers: &Rc<Peers>) {
+        let mut known = self.peers.borrow_mut();
+        if let Some(known) = known.as_mut().filter(|known| !Rc::ptr_eq(known, peers)) {
+            *known = peers.clone();
+            self.balancer.peers_changed(peers);
+            self.partial.borrow_mut().clear();
+        }
     }
 
     /// The cluster as configured.
@@ -344,7 +370,9 @@ impl ClusterState {
         let stays =
             |host: &&Rc<Host>| 1u128.checked_shl(host.endpoint.priority).is_none_or(|bit| bit & priorities == 0);
         let hosts: Vec<Rc<Host>> = self.hosts.iter().filter(stays).cloned().collect();
-        let balancer = Rc::new(Balancer::new(&hosts, config.policy, &config.balancing, config.spread, rng));
+        let peers = self.peers.borrow();
+        let zones = peers.as_deref().map(|peers| Zones { peers, stats: &self.shared.stats });
+        let balancer = Rc::new(Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng));
         if partial.len() >= MAX_PARTIAL {
             partial.clear();
         }
@@ -451,7 +479,7 @@ mod tests {
         let budget = Some(RetryBudget { percent: 20.0, min_concurrency: 3 });
         let limits = Limits { retry_budget: budget, ..Limits::default() };
         let config = Cluster { limits, ..Cluster::new(ClusterId(0), "c", ClusterKind::Eds) };
-        let state = ClusterState::new(Arc::new(config), None, 8, &Rng::new(1));
+        let state = ClusterState::new(Arc::new(config), None, None, 8, &Rng::new(1));
         let tickets: Vec<_> = (0..3).map(|_| state.begin_retry(Priority::Default).unwrap()).collect();
         assert!(state.begin_retry(Priority::Default).is_err());
         drop(tickets);

@@ -104,6 +104,9 @@ impl Host {
 
     /// The same host after a change of the endpoint that does not concern its connections.
     pub fn renewed(&self, endpoint: Arc<Endpoint>) -> Self {
+        if self.endpoint.failed && !endpoint.failed {
+            self.state.tallies.begin_anew();
+        }
         Self { endpoint, state: self.state.clone() }.note_health()
     }
 

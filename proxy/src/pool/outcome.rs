@@ -65,6 +65,11 @@ fn add(count: &Cell<(u32, u32)>, good: bool) {
 }
 
 impl Tallies {
+    /// Counts failures in a row from none: the endpoint is back, and what was before is not held against it.
+    pub(super) fn begin_anew(&self) {
+        [&self.server, &self.gateway, &self.local].into_iter().for_each(|count| count.set(0));
+    }
+
     /// Takes in what became of a request. A count that has reached its threshold.
     fn note(&self, outcome: Outcome, settings: &OutlierDetection) -> [Option<Consecutive>; 2] {
         let outcome = match (outcome, &settings.failures) {
@@ -139,6 +144,21 @@ mod tests {
         assert_eq!(reached(&tallies, Outcome::Status(500), &settings), []);
         assert_eq!(reached(&tallies, Outcome::Status(200), &settings), []);
         assert_eq!(reached(&tallies, Outcome::Status(500), &settings), [], "a success begins anew");
+    }
+
+    #[test]
+    fn tallies_when_the_endpoint_comes_back_then_failures_from_before_do_not_count() {
+        use crate::config::Endpoint;
+        use std::sync::Arc;
+        let settings = OutlierDetection::default();
+        let at = |failed| Arc::new(Endpoint { failed, ..Endpoint::new(([127, 0, 0, 1], 1).into()) });
+        let host = Host::new(at(false));
+        let fails = |host: &Host| reached(&host.state.tallies, Outcome::Status(500), &settings);
+        (0..4).for_each(|_| assert_eq!(fails(&host), []));
+        let out = host.renewed(at(true));
+        let back = out.renewed(at(false));
+        (0..4).for_each(|_| assert_eq!(fails(&back), []));
+        assert_eq!(fails(&back), [Consecutive::ServerErrors]);
     }
 
     #[test]

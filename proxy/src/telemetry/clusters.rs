@@ -3,20 +3,14 @@
 use super::envoy::{CLUSTER, ClusterView, HostNumbers, Scope, Stat, as_part, sum};
 use super::histogram::Counter;
 use super::stats::{Breakers, ClusterStats, Gauge, PublishedCluster, Statuses};
+use super::tracked::ZoneStats;
 use crate::config::{Cluster, Health, Limits, pipe::Shown};
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// What never happens to clusters here: there is no HTTP/3 and no early data, connections are made when they are needed, and zones are
-/// not preferred.
-const NEVER_OF_CLUSTERS: [&str; 12] = [
-    "lb_local_cluster_not_ok",
-    "lb_zone_cluster_too_small",
-    "lb_zone_no_capacity_left",
-    "lb_zone_routing_all_directly",
-    "lb_zone_routing_cross_zone",
-    "lb_zone_routing_sampled",
+/// What never happens to clusters here: there is no HTTP/3 and no early data, and connections are made when they are needed.
+const NEVER_OF_CLUSTERS: [&str; 6] = [
     "upstream_cx_connect_with_0_rtt",
     "upstream_cx_http3_total",
     "upstream_cx_pool_overflow",
@@ -63,6 +57,18 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_cx_rx_bytes_total" = cx_rx_bytes_total,
         "upstream_cx_tx_bytes_total" = cx_tx_bytes_total,
     );
+    let zones: [(&str, fn(&ZoneStats) -> &Counter); 7] = [
+        ("lb_recalculate_zone_structures", |zones| &zones.recalculated),
+        ("lb_local_cluster_not_ok", |zones| &zones.local_cluster_not_ok),
+        ("lb_zone_cluster_too_small", |zones| &zones.cluster_too_small),
+        ("lb_zone_no_capacity_left", |zones| &zones.no_capacity_left),
+        ("lb_zone_routing_all_directly", |zones| &zones.routing_all_directly),
+        ("lb_zone_routing_cross_zone", |zones| &zones.routing_cross_zone),
+        ("lb_zone_routing_sampled", |zones| &zones.routing_sampled),
+    ];
+    for (name, of) in zones {
+        out.add(name, view.sum(|one| one.zones.get().map_or(0, |zones| of(zones).get())), false);
+    }
     for name in NEVER_OF_CLUSTERS {
         out.add(name, 0, false);
     }

@@ -1,7 +1,7 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
 use super::histogram::{Counter, Histogram};
-use super::tracked::{ConnectionEnd, TrackedStats};
+use super::tracked::{ConnectionEnd, TrackedStats, ZoneStats};
 use super::{ResponseFlags, Wire};
 use crate::config::{Cluster, Endpoint, Priority};
 use crate::tls::{TlsError, TlsInfo};
@@ -122,6 +122,8 @@ pub struct ClusterStats {
     pub rq_per_cx: Histogram,
     /// What is counted only where a configuration wants it.
     pub tracked: OnceLock<Box<TrackedStats>>,
+    /// What is counted only where the proxy knows a cluster of its own.
+    pub zones: OnceLock<Box<ZoneStats>>,
     pub cx_overflow: Counter,
     pub cx_connect_ms: Histogram,
     pub cx_length_ms: Histogram,

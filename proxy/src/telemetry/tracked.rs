@@ -1,6 +1,6 @@
 //! What is counted of clusters only where a configuration wants it, and how connections to their endpoints end.
 
-use super::histogram::Histogram;
+use super::histogram::{Counter, Histogram};
 use crate::config::Track;
 
 /// How a connection to an endpoint ended.
@@ -12,6 +12,19 @@ pub struct ConnectionEnd {
     pub active: bool,
     /// Requests that were begun on it.
     pub served: u64,
+}
+
+/// What is counted of clusters of which zones are preferred.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct ZoneStats {
+    pub recalculated: Counter,
+    pub local_cluster_not_ok: Counter,
+    pub cluster_too_small: Counter,
+    pub no_capacity_left: Counter,
+    pub routing_all_directly: Counter,
+    pub routing_cross_zone: Counter,
+    pub routing_sampled: Counter,
 }
 
 /// What is counted of clusters with `track_cluster_stats`.

@@ -402,6 +402,7 @@ fn empty() -> Case {
         network_filters: Vec::new(),
         transport_socket: None,
         listener: Value::Null,
+        bootstrap: Value::Null,
         runtime: Value::Null,
         ignore: Vec::new(),
         requests: Vec::new(),

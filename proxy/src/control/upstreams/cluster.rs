@@ -2,7 +2,7 @@
 
 use super::ejections::Ejections;
 use super::machine::Verdict;
-use super::{Shared, WARMING_LIMIT, names, probe};
+use super::{Shared, WARMING_LIMIT, names, probe, turns};
 use crate::config::{Care, Cluster, ClusterId, ClusterKind, Dns, DnsName, Endpoint, Health, Report};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -271,7 +271,8 @@ impl Watched {
                 self.settle(shared);
             }
         } else if let Some(ejections) = &mut self.ejections {
-            ejections.check_passed(address);
+            ejections.check_passed(address, Instant::now());
+            self.write_turns(shared);
         }
     }
 
@@ -312,12 +313,21 @@ impl Watched {
             }
             Report::Counts { address, answers, way, .. } => ejections.count(address, answers, way),
         }
+        self.write_turns(shared);
+    }
+
+    /// Writes who was taken out and who came back.
+    fn write_turns(&mut self, shared: &Rc<Shared>) {
+        if let Some((log, turns)) = self.ejections.as_mut().and_then(Ejections::take_turns) {
+            turns::write(&mut shared.outputs.borrow_mut(), log, &self.base.name, &turns);
+        }
     }
 
     /// Does what is due.
     pub(super) fn tick(&mut self, now: Instant, shared: &Rc<Shared>) {
         if let Some(ejections) = &mut self.ejections {
             self.dirty |= ejections.tick(now, &shared.rng);
+            self.write_turns(shared);
         }
         self.dirty |= self.effective.is_none() && now >= self.deadline;
     }

@@ -2,6 +2,7 @@
 
 use crate::balance::Rng;
 use crate::config::{Consecutive, OutlierDetection};
+use crate::telemetry::LogSink;
 use crate::telemetry::counters::Number;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -16,6 +17,50 @@ struct Host {
     times: u32,
     /// Successes and all since the last look: of answers, and of the way.
     counts: [(u64, u64); 2],
+    /// How many times it was taken out at all, and when the last time; when it came back the last time.
+    ejected: u32,
+    last_out: Option<Instant>,
+    last_back: Option<Instant>,
+}
+
+impl Host {
+    fn bring_back(&mut self, address: SocketAddr, now: Instant) -> Turn {
+        self.out = None;
+        self.last_back = Some(now);
+        let since = self.last_out.map(|then| now.saturating_duration_since(then));
+        Turn { address, since, times: self.ejected, what: What::Back }
+    }
+}
+
+/// Why an endpoint is taken out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Cause {
+    /// Failures in a row.
+    Consecutive(Consecutive),
+    /// Its rate of success beside those of the others; whether on the way to it.
+    Rate { local: bool, own: f64, average: f64, least: f64 },
+    /// Its rate of success alone; whether on the way to it.
+    Percentage { local: bool, own: f64 },
+}
+
+/// What becomes of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum What {
+    /// It is taken out, or would be if that were enforced.
+    Out { cause: Cause, enforced: bool },
+    /// It is back.
+    Back,
+}
+
+/// Something about an endpoint that is worth a line.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Turn {
+    pub(super) address: SocketAddr,
+    /// Since its last turn the other way.
+    pub(super) since: Option<Duration>,
+    /// How many times it was taken out.
+    pub(super) times: u32,
+    pub(super) what: What,
 }
 
 impl Drop for Ejections {
@@ -30,12 +75,14 @@ pub(super) struct Ejections {
     settings: OutlierDetection,
     hosts: HashMap<SocketAddr, Host>,
     next: Instant,
+    /// What nobody was told yet, where it is to be told.
+    turns: Vec<Turn>,
 }
 
 impl Ejections {
     /// Nobody known yet.
     pub(super) fn new(settings: OutlierDetection, now: Instant) -> Self {
-        Self { next: now + settings.interval, settings, hosts: HashMap::new() }
+        Self { next: now + settings.interval, settings, hosts: HashMap::new(), turns: Vec::new() }
     }
 
     /// These endpoints, and no others.
@@ -80,7 +127,7 @@ impl Ejections {
         }
         detected.add(1);
         let (enforced, in_total) = (enforced.clone(), kind == Consecutive::ServerErrors);
-        self.eject(address, percent, (&enforced, in_total), now, rng)
+        self.eject(address, percent, (&enforced, in_total), Cause::Consecutive(kind), now, rng)
     }
 
     /// `in_total`: whether Envoy's old number of all ejections knows this kind; it counts what is not enforced as well.
@@ -89,6 +136,7 @@ impl Ejections {
         address: SocketAddr,
         percent: u32,
         (enforced, in_total): (&Number, bool),
+        cause: Cause,
         now: Instant,
         rng: &Rng,
     ) -> bool {
@@ -108,9 +156,17 @@ impl Ejections {
         if in_total {
             settings.stats.total.add(1);
         }
-        if rng.below(100) >= u64::from(percent) {
+        let is_enforced = rng.below(100) < u64::from(percent);
+        host.ejected += u32::from(is_enforced);
+        if settings.log.is_some() {
+            let since = host.last_back.map(|then| now.saturating_duration_since(then));
+            let what = What::Out { cause, enforced: is_enforced };
+            self.turns.push(Turn { address, since, times: host.ejected, what });
+        }
+        if !is_enforced {
             return false;
         }
+        host.last_out = Some(now);
         settings.stats.enforced_total.add(1);
         settings.stats.active.add(1);
         enforced.add(1);
@@ -123,13 +179,25 @@ impl Ejections {
     }
 
     /// A health check passed: true when that brings it back.
-    pub(super) fn check_passed(&mut self, address: SocketAddr) -> bool {
-        let back = self.settings.check_brings_back
-            && self.hosts.get_mut(&address).is_some_and(|host| host.out.take().is_some());
-        if back {
-            self.settings.stats.active.down();
+    pub(super) fn check_passed(&mut self, address: SocketAddr, now: Instant) -> bool {
+        let out = self.hosts.get_mut(&address).filter(|host| host.out.is_some());
+        let Some(host) = out.filter(|_| self.settings.check_brings_back) else { return false };
+        let turn = host.bring_back(address, now);
+        self.settings.stats.active.down();
+        self.note(turn);
+        true
+    }
+
+    fn note(&mut self, turn: Turn) {
+        if self.settings.log.is_some() {
+            self.turns.push(turn);
         }
-        back
+    }
+
+    /// What happened since the last time, and where it is to be written.
+    pub(super) fn take_turns(&mut self) -> Option<(&Arc<LogSink>, Vec<Turn>)> {
+        let log = self.settings.log.as_ref()?;
+        (!self.turns.is_empty()).then(|| (log, std::mem::take(&mut self.turns)))
     }
 
     /// Requests that a worker counted.
@@ -147,20 +215,21 @@ impl Ejections {
             return false;
         }
         self.next = now + self.settings.interval;
-        let mut changed = false;
-        for host in self.hosts.values_mut() {
+        let mut back = Vec::new();
+        for (address, host) in &mut self.hosts {
             match host.out {
                 Some((since, jitter)) => {
                     let limit = (self.settings.base_ejection * host.times).min(self.settings.max_ejection) + jitter;
                     if now.saturating_duration_since(since) >= limit {
-                        host.out = None;
+                        back.push(host.bring_back(*address, now));
                         self.settings.stats.active.down();
-                        changed = true;
                     }
                 }
                 None => host.times = host.times.saturating_sub(1),
             }
         }
+        let mut changed = !back.is_empty();
+        back.into_iter().for_each(|turn| self.note(turn));
         for side in 0..2 {
             // What happens on the way counts on its own only when it is kept apart.
             if side == 0 || self.settings.split {
@@ -190,7 +259,8 @@ impl Ejections {
                 (&stats.detected_local_percentage, &stats.enforced_local_percentage),
             ],
         };
-        let mut out: Vec<(SocketAddr, u32, (&Arc<Number>, &Arc<Number>))> = Vec::new();
+        let local = side > 0;
+        let mut out: Vec<(SocketAddr, u32, (&Arc<Number>, &Arc<Number>), Cause)> = Vec::new();
         let known = rates(settings.rate_volume);
         if !known.is_empty() && known.len() >= settings.rate_hosts as usize {
             let count = known.len() as f64;
@@ -198,20 +268,23 @@ impl Ejections {
             let variance = known.iter().map(|(_, rate)| (rate - mean).powi(2)).sum::<f64>() / count;
             let least = mean - f64::from(settings.rate_deviation) / 1000.0 * variance.sqrt();
             let percent = settings.enforcing_rate[side];
-            out.extend(known.iter().filter(|(_, rate)| *rate < least).map(|(at, _)| (*at, percent, rate_numbers)));
+            let cause = |own| Cause::Rate { local, own, average: mean, least };
+            let low = known.iter().filter(|(_, rate)| *rate < least);
+            out.extend(low.map(|(at, rate)| (*at, percent, rate_numbers, cause(*rate))));
         }
         let known = rates(settings.percentage_volume);
         if !known.is_empty() && known.len() >= settings.percentage_hosts as usize {
             let percent = settings.enforcing_percentage[side];
             let failing = known.iter().filter(|(_, rate)| 100.0 - rate >= f64::from(settings.percentage));
-            out.extend(failing.map(|(at, _)| (*at, percent, percentage_numbers)));
+            let cause = |own| Cause::Percentage { local, own };
+            out.extend(failing.map(|(at, rate)| (*at, percent, percentage_numbers, cause(*rate))));
         }
         let mut changed = false;
-        for (address, percent, (detected, enforced)) in out {
+        for (address, percent, (detected, enforced), cause) in out {
             detected.add(1);
             let of_rates =
                 Arc::ptr_eq(detected, &stats.detected_rate) || Arc::ptr_eq(detected, &stats.detected_local_rate);
-            changed |= self.eject(address, percent, (enforced, of_rates), now, rng);
+            changed |= self.eject(address, percent, (enforced, of_rates), cause, now, rng);
         }
         changed
     }

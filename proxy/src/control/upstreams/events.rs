@@ -103,6 +103,12 @@ pub(super) fn write(
     }
 }
 
+/// A time as Envoy's events have it.
+pub(super) fn stamp(time: SystemTime) -> String {
+    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from(time).format(form).unwrap_or_default()
+}
+
 fn line(cluster: &Cluster, check: &HealthCheck, endpoint: &Endpoint, told: Told, now: SystemTime) -> String {
     let text = |value: &str| serde_json::Value::from(value).to_string();
     let kind = match check.probe {
@@ -129,9 +135,7 @@ fn line(cluster: &Cluster, check: &HealthCheck, endpoint: &Endpoint, told: Told,
         Told::Added(first) => write!(out, ",\"add_healthy_event\":{{\"first_check\":{first}}}"),
         _ => Ok(()),
     };
-    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    let stamp = OffsetDateTime::from(now).format(form).unwrap_or_default();
-    let _ = write!(out, ",\"timestamp\":\"{stamp}\"");
+    let _ = write!(out, ",\"timestamp\":\"{}\"", stamp(now));
     let _ = match told {
         Told::Failure(Failed { kind, status }, first) => write!(
             out,

@@ -14,6 +14,7 @@ mod names;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use crate::balance::Rng;
 use crate::config::{Cluster, ClusterId, ClusterKind, Report, Root};
@@ -231,6 +232,7 @@ impl Actor {
             own: self.base.own.clone(),
             most_connections: self.base.most_connections,
             drain_time: self.base.drain_time,
+            home: self.base.home.clone(),
             ..Root::default()
         })));
     }

@@ -4,8 +4,8 @@ use super::ejections::Ejections;
 use super::machine::{Machine, Outcome, Verdict};
 use super::*;
 use crate::config::{
-    Consecutive, Dns, DnsFamily, DnsName, Endpoint, EndpointCheck, Health, HealthCheck, HttpProbe, OutlierDetection,
-    Probe,
+    Consecutive, Dns, DnsFamily, DnsName, Endpoint, EndpointCheck, Health, HealthCheck, Home, HttpProbe,
+    OutlierDetection, Probe, ZoneChanges,
 };
 use std::sync::atomic::{AtomicU16, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -43,8 +43,33 @@ fn ejections_when_one_fails_then_it_is_out_for_longer_each_time_and_comes_back()
     assert!(!hosts.tick(again + seconds(40), &rng), "twice as long the second time");
     assert!(hosts.tick(again + seconds(61), &rng));
     assert!(hosts.consecutive(at(1), Consecutive::ServerErrors, again + seconds(62), &rng));
-    assert!(hosts.check_passed(at(1)) && !hosts.is_out(at(1)));
+    assert!(hosts.check_passed(at(1), again + seconds(63)) && !hosts.is_out(at(1)));
     assert_eq!(stats.active.get(), 0);
+}
+
+#[test]
+fn ejections_when_there_is_a_log_then_every_turn_is_told_once_and_what_is_not_enforced_too() {
+    use super::ejections::{Cause, Turn, What};
+    let (now, rng) = (Instant::now(), Rng::new(1));
+    let log = Some(Arc::new(crate::telemetry::LogSink::Stdout));
+    let settings = OutlierDetection { max_percent: 100, log, ..OutlierDetection::default() };
+    let mut hosts = ejections(settings, 3, now);
+    hosts.consecutive(at(1), Consecutive::GatewayErrors, now, &rng);
+    hosts.consecutive(at(1), Consecutive::ServerErrors, now, &rng);
+    hosts.consecutive(at(1), Consecutive::ServerErrors, now, &rng);
+    let later = now + Duration::from_secs(31);
+    hosts.tick(later, &rng);
+    let out = |kind, enforced, times| {
+        let what = What::Out { cause: Cause::Consecutive(kind), enforced };
+        Turn { address: at(1), since: None, times, what }
+    };
+    let back = Turn { address: at(1), since: Some(Duration::from_secs(31)), times: 1, what: What::Back };
+    let told = hosts.take_turns().unwrap().1;
+    assert_eq!(told, [out(Consecutive::GatewayErrors, false, 0), out(Consecutive::ServerErrors, true, 1), back]);
+    assert!(hosts.take_turns().is_none());
+    hosts.consecutive(at(1), Consecutive::ServerErrors, later + Duration::from_secs(5), &rng);
+    let again = hosts.take_turns().unwrap().1;
+    assert_eq!((again[0].since, again[0].times), (Some(Duration::from_secs(5)), 2));
 }
 
 #[test]
@@ -167,7 +192,8 @@ async fn backend(status: Arc<AtomicU16>) -> SocketAddr {
 }
 
 fn root(version: u64, cluster: Cluster) -> Option<Arc<Root>> {
-    Some(Arc::new(Root { version, clusters: vec![Some(Arc::new(cluster))], ..Root::default() }))
+    let home = Home { cluster: ClusterId(7), locality: None, changes: ZoneChanges::default() };
+    Some(Arc::new(Root { version, clusters: vec![Some(Arc::new(cluster))], home: Some(home), ..Root::default() }))
 }
 
 fn cluster(endpoints: Vec<Endpoint>) -> Cluster {
@@ -288,6 +314,7 @@ async fn stage_when_workers_report_failures_then_the_endpoint_is_out_and_comes_b
     sender.send_replace(root(1, config));
     let health = |cluster: &Cluster| cluster.endpoints[0].health;
     until(&mut out, "the first", |cluster| cluster.care.is_some() && health(cluster) == Health::Healthy).await;
+    assert!(out.borrow().as_ref().unwrap().home.is_some(), "the rest of the root passes as it is");
     let care = out.borrow().as_ref().unwrap().clusters[0].as_ref().unwrap().care.clone().unwrap();
     care.report(Report::Consecutive { cluster: ClusterId(0), address: at(1), kind: Consecutive::ServerErrors });
     until(&mut out, "the ejection", |cluster| health(cluster) == Health::Unhealthy).await;

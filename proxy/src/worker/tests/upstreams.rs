@@ -61,7 +61,7 @@ fn full_when(limits: Limits) {
 fn breaker_when_one_priority_is_full_then_the_other_is_not() {
     let limits = Limits { requests: 1, ..Limits::default() };
     let config = Cluster { limits, ..Cluster::new(FIRST, "c", ClusterKind::Static) };
-    let state = crate::pool::ClusterState::new(Arc::new(config), None, 1, &crate::balance::Rng::new(1));
+    let state = crate::pool::ClusterState::new(Arc::new(config), None, None, 1, &crate::balance::Rng::new(1));
     let _one = state.begin_request(Priority::Default).unwrap();
     assert!(state.begin_request(Priority::Default).is_err());
     assert!(state.begin_request(Priority::High).is_ok());

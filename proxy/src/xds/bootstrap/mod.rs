@@ -20,14 +20,15 @@ pub use runtime::{Layers, NotTaken};
 use super::convert::cluster::Sockets;
 use super::convert::cluster::dns::{Resolvers, resolvers};
 use super::convert::common::{self, optional, unknown_type};
-use super::convert::{Converted, Refused, Within as _, refuse};
+use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::management::Server;
 use super::state::Kind;
 use crate::overload::Overload;
 use crate::telemetry::display::Display;
 use leno_xds::envoy::config::accesslog::v3::{AccessLog, access_log};
 use leno_xds::envoy::config::bootstrap::v3 as xds;
-use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
+use leno_xds::envoy::config::bootstrap::v3::{bootstrap::StaticResources, cluster_manager::OutlierDetection};
+use leno_xds::envoy::config::cluster::v3::Cluster;
 use leno_xds::envoy::config::core::v3::{
     Address, Node, Pipe, TypedExtensionConfig, address, node::UserAgentVersionType,
 };
@@ -108,6 +109,10 @@ pub struct Bootstrap {
     pub resolvers: Resolvers,
     /// How sockets to endpoints are made where their cluster does not say.
     pub sockets: Sockets,
+    /// The cluster whose endpoints are this proxy and those like it; it stands in the file.
+    pub local_cluster: Option<String>,
+    /// Where is written which endpoints outlier detection takes out.
+    pub outlier_log: Option<String>,
     /// Which statistics are shown, and how.
     pub display: Arc<Display>,
     /// What is done when memory runs short; none leaves it to this proxy.
@@ -201,8 +206,10 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     if let Some(engine) = default_regex_engine {
         one_of(engine, &["envoy.extensions.regex_engines.v3.GoogleRE2"]).within("default_regex_engine")?;
     }
-    let sockets = cluster_manager.map(self::sockets).transpose().within("cluster_manager")?;
     let static_resources = static_resources.unwrap_or_default();
+    let manager = |value| manager(value, &static_resources.clusters);
+    let manager = cluster_manager.map(manager).transpose().within("cluster_manager")?;
+    let Manager { sockets, local_cluster, outlier_log } = manager.unwrap_or_default();
     // Where clusters come from elsewhere as well, who knows what will be there.
     if dynamic_resources.as_ref().is_none_or(|dynamic| dynamic.cds_config.is_none()) {
         references::check_clusters(&static_resources)?;
@@ -221,7 +228,9 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         resources: resources(static_resources),
         admin,
         admin_logs,
-        sockets: sockets.unwrap_or_default(),
+        sockets,
+        local_cluster,
+        outlier_log,
         resolvers: resolvers(Vec::new(), use_tcp_for_dns_lookups, dns_resolution_config, typed_dns_resolver_config)?,
         overload: overload_manager.map(overload::overload).transpose().within("overload_manager")?,
         display: stats_config.map(stats::stats_config).transpose().within("stats_config")?.unwrap_or_default().into(),
@@ -271,8 +280,15 @@ fn resource<M: prost::Message + prost::Name>(name: &str, value: &M) -> Resource 
     Resource { name: name.to_owned(), resource: Some(leno_xds::any(value)), ..Default::default() }
 }
 
-/// How sockets to endpoints are made; nothing else is said for all clusters.
-fn sockets(value: xds::ClusterManager) -> Converted<Sockets> {
+/// What is said for all clusters.
+#[derive(Default)]
+struct Manager {
+    sockets: Sockets,
+    local_cluster: Option<String>,
+    outlier_log: Option<String>,
+}
+
+fn manager(value: xds::ClusterManager, clusters: &[Cluster]) -> Converted<Manager> {
     let xds::ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -280,9 +296,16 @@ fn sockets(value: xds::ClusterManager) -> Converted<Sockets> {
         load_stats_config,
         enable_deferred_cluster_creation: _,
     } = value;
-    refuse!(local_cluster_name, outlier_detection, load_stats_config);
+    refuse!(load_stats_config);
+    let OutlierDetection { event_log_path, event_service } = outlier_detection.unwrap_or_default();
+    refuse_set(&event_service, "outlier_detection.event_service")?;
+    let log = Some(event_log_path).filter(|path| !path.is_empty());
+    let local = Some(local_cluster_name).filter(|name| !name.is_empty());
+    if let Some(name) = local.as_ref().filter(|name| !clusters.iter().any(|cluster| cluster.name == **name)) {
+        return Err(Refused::new("local_cluster_name", format!("`{name}` is none of the static clusters")));
+    }
     let sockets = upstream_bind_config.map(Sockets::new).transpose().within("upstream_bind_config")?;
-    Ok(sockets.unwrap_or_default())
+    Ok(Manager { sockets: sockets.unwrap_or_default(), local_cluster: local, outlier_log: log })
 }
 
 /// The path of a log of the admin server, in Envoy's usual format.
@@ -377,7 +400,10 @@ mod tests {
                 "stats_config: {histogram_bucket_settings: [{match: {prefix: a}, buckets: [1, 7.5]}]}",
                 "field `stats_config.histogram_bucket_settings[0].buckets`: 7.5 is no bound",
             ),
-            ("cluster_manager: {local_cluster_name: here}", "field `cluster_manager.local_cluster_name`"),
+            (
+                "cluster_manager: {local_cluster_name: here}",
+                "field `cluster_manager.local_cluster_name`: `here` is none of the static clusters",
+            ),
             (
                 "cluster_manager: {upstream_bind_config: {socket_options: [{level: 1, name: 2}]}}",
                 "cluster_manager.upstream_bind_config.socket_options[0].value",
@@ -393,6 +419,17 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(wanted) && error.contains("bootstrap.yaml"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn cluster_manager_when_it_names_the_local_cluster_and_a_log_then_both_are_known() {
+        let text = "cluster_manager: {local_cluster_name: here, outlier_detection: {event_log_path: /tmp/a}}\n\
+                    static_resources: {clusters: [{name: here}]}\n";
+        let bootstrap = read(text).unwrap();
+        assert_eq!(bootstrap.local_cluster.as_deref(), Some("here"));
+        assert_eq!(bootstrap.outlier_log.as_deref(), Some("/tmp/a"));
+        let none = read("cluster_manager: {}").unwrap();
+        assert_eq!((none.local_cluster, none.outlier_log), (None, None));
     }
 
     #[test]

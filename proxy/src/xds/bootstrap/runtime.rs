@@ -4,7 +4,7 @@
 //! converted anew (see [`crate::xds::State::runtime_changed`]).
 
 use super::folder::Folder;
-use crate::config::Share;
+use crate::config::{Share, ZoneChanges};
 use crate::xds::convert::{Converted, Refused, Within as _};
 use leno_xds::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeLayer, runtime_layer::LayerSpecifier};
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
@@ -14,10 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Prefixes of keys that Envoy itself looks at: setting one changes what the proxy does, and this one looks at few of them.
 const ENVOYS_OWN: [&str; 6] = ["envoy.", "overload.", "re2.", "upstream.", "health_check.", "outlier_detection."];
 
-/// Keys of Envoy's own that are taken: the first by [`Layers::most_connections`], the others since they are about its engine of
-/// regular expressions; those of this proxy have bounds of their own.
-const TAKEN: [&str; 3] = [
+/// Keys of Envoy's own that are taken: the first by [`Layers::most_connections`], those about zones by [`Layers::zones`], the others
+/// since they are about its engine of regular expressions; those of this proxy have bounds of their own.
+const TAKEN: [&str; 6] = [
     "overload.global_downstream_max_connections",
+    "upstream.zone_routing.enabled",
+    "upstream.zone_routing.force_local_zone.min_size",
+    "upstream.zone_routing.min_cluster_size",
     "re2.max_program_size.error_level",
     "re2.max_program_size.warn_level",
 ];
@@ -130,6 +133,17 @@ impl Layers {
     /// Open connections of clients at most, if that is set.
     pub fn most_connections(&self) -> Option<u64> {
         self.number(TAKEN[0]).filter(|most| *most >= 0.0).map(|most| most as u64)
+    }
+
+    /// What is set of zones for all clusters.
+    pub fn zones(&self) -> ZoneChanges {
+        let whole = |key| self.whole(&format!("upstream.zone_routing.{key}"));
+        ZoneChanges {
+            enabled: whole("enabled"),
+            min_size: whole("min_cluster_size"),
+            // With 0 it says nothing, as in Envoy.
+            force: whole("force_local_zone.min_size").filter(|least| *least > 0),
+        }
     }
 
     /// Open connections of a listener at most, if that is set.
@@ -358,12 +372,16 @@ mod tests {
         let taken = layers(&serde_json::json!({"layers": [
             {"name": "a", "static_layer": {
                 "overload": {"global_downstream_max_connections": 5},
+                "upstream.zone_routing.enabled": 0,
+                "upstream": {"zone_routing": {"min_cluster_size": "3", "force_local_zone": {"min_size": 0}}},
                 "envoy.reloadable_features.no_extension_lookup_by_name": false,
                 "envoy": {"resource_limits": {"listener": {"edge": {"connection_limit": 7}}}},
             }},
         ]}))
         .unwrap();
         assert_eq!(taken.most_connections(), Some(5));
+        let zones = ZoneChanges { enabled: Some(0), min_size: Some(3), force: None };
+        assert_eq!(taken.zones(), zones);
         assert_eq!((taken.most_of_listener("edge"), taken.most_of_listener("other")), (Some(7), None));
         let refused = layers(&serde_json::json!({"layers": [{"name": "a", "rtds_layer": {"name": "x"}}]}));
         assert_eq!(refused.unwrap_err().field, "layers[0].rtds_layer");

@@ -39,9 +39,9 @@ pub mod tls;
 mod tls_tests;
 mod tracing;
 
-use crate::config::ClusterId;
+use crate::config::{ClusterId, Home, Locality};
 use crate::telemetry::counters::Counters;
-use crate::telemetry::{LogFormat, LogSinks, ServiceLabels, WorkloadLabels};
+use crate::telemetry::{LogFormat, LogSink, LogSinks, ServiceLabels, WorkloadLabels};
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
 use crate::xds::source::Sources;
@@ -133,6 +133,8 @@ pub struct Context {
     /// Where resources come from.
     pub sources: Sources,
     ids: HashMap<Arc<str>, ClusterId>,
+    /// The cluster of this proxy and those like it, and where the proxy is.
+    pub home: Option<(ClusterId, Option<Locality>)>,
     /// This proxy's name, as spans tell it.
     pub node: String,
     /// The name of the cluster that it belongs to.
@@ -141,6 +143,8 @@ pub struct Context {
     pub counters: Counters,
     /// Places to which is logged.
     pub sinks: LogSinks,
+    /// Where is written which endpoints outlier detection takes out.
+    pub outlier_log: Option<Arc<LogSink>>,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,
     services: Shared<ServiceLabels>,
@@ -150,6 +154,12 @@ impl Context {
     /// Nothing known yet.
     pub fn new(trust_domain: &str) -> Self {
         Self { trust_domain: trust_domain.to_owned(), ..Self::default() }
+    }
+
+    /// Where this proxy belongs to, with what the runtime says of zones now.
+    pub fn home(&self) -> Option<Home> {
+        let (cluster, locality) = self.home.clone()?;
+        Some(Home { cluster, locality, changes: self.runtime.zones() })
     }
 
     /// The index of a cluster's name; the same for as long as the process lives.

@@ -23,7 +23,7 @@ use super::convert::listener::Parts;
 use super::convert::{Context, Refused};
 use super::rejections::Rejections;
 use super::source::{SourceId, Sources};
-use crate::config::{Cluster, ClusterId, Listener, RouteTable, SocketSettings};
+use crate::config::{Cluster, ClusterId, Listener, Locality, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
 use crate::telemetry::counters::Counters;
 use crate::tls::material::KeyPair;
@@ -268,6 +268,19 @@ impl State {
     /// With who is asked for the names of endpoints where their cluster does not say.
     pub fn asking(mut self, resolvers: super::convert::cluster::dns::Resolvers) -> Self {
         self.context.resolvers = resolvers;
+        self
+    }
+
+    /// With the name of the cluster whose endpoints are this proxy and those like it, and where the proxy is.
+    pub fn at_home(mut self, cluster: Option<&str>, locality: Option<Locality>) -> Self {
+        // The first names that a proxy hears of have always room.
+        self.context.home = cluster.and_then(|name| self.context.cluster(name).ok()).map(|id| (id, locality));
+        self
+    }
+
+    /// With a file in which is written which endpoints outlier detection takes out.
+    pub fn logging_outliers(mut self, path: Option<&str>) -> Self {
+        self.context.outlier_log = path.and_then(|path| self.context.sinks.at(path));
         self
     }
 

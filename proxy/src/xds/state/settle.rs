@@ -265,6 +265,7 @@ impl State {
             own: self.own.clone(),
             most_connections: self.most_connections,
             drain_time: self.drain_time,
+            home: self.context.home(),
             ..Root::default()
         }))
     }

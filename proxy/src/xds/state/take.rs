@@ -332,6 +332,8 @@ impl State {
         let told = |kind: Kind, name: &str, reason: &Refused| {
             tracing::warn!(kind = kind.noun(), %name, %reason, "values of the runtime do not fit; its last good form stays");
         };
+        // Where zones are preferred, the workers reckon anew by what the runtime says of them.
+        self.dirty |= self.context.home.is_some();
         let tables: Vec<_> = self.routes.iter().map(|(name, entry)| (name.clone(), entry.raw.clone())).collect();
         for (name, raw) in tables {
             if let Err(reason) = self.take_routes(&name, raw, now) {

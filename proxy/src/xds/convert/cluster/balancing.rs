@@ -3,7 +3,9 @@
 use super::super::common::{duration, optional, percent, unknown_type};
 use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::labels::labels;
-use crate::config::{Balancing, ClusterKind, Fallback, HashFunction, LbPolicy, RingHash, Selector, SlowStart, Subsets};
+use crate::config::{
+    Balancing, ClusterKind, Fallback, HashFunction, LbPolicy, RingHash, Selector, SlowStart, Subsets, ZoneAware,
+};
 use leno_xds::envoy::config::cluster::v3 as xds;
 use leno_xds::envoy::config::cluster::v3::cluster::{
     self, CommonLbConfig, LbConfig, LbSubsetConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
@@ -191,13 +193,18 @@ fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> 
         None => {}
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => balancing.by_locality = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
-            // Without a local cluster, which this proxy does not know, Envoy does not prefer its zone either.
-            let ZoneAwareLbConfig { routing_enabled, min_cluster_size: _, fail_traffic_on_panic } = config;
-            percent(routing_enabled, "common_lb_config.zone_aware_lb_config.routing_enabled")?;
+            let ZoneAwareLbConfig { routing_enabled, min_cluster_size, fail_traffic_on_panic } = config;
+            balancing.zones = zones(routing_enabled, min_cluster_size).within("zone_aware_lb_config")?;
             balancing.fail_on_panic = fail_traffic_on_panic;
         }
     }
     Ok(())
+}
+
+fn zones(enabled: Option<Percent>, min_size: Option<u64>) -> Converted<ZoneAware> {
+    let usual = ZoneAware::default();
+    let enabled = percent(enabled, "routing_enabled")?.map_or(usual.enabled, |percent| rounded(percent).into());
+    Ok(ZoneAware { enabled, min_size: min_size.unwrap_or(usual.min_size), ..usual })
 }
 
 fn balance_factor(value: Option<u32>) -> Converted<u32> {
@@ -378,20 +385,29 @@ fn one_extension(
 }
 
 fn locality(balancing: &mut Balancing, value: Option<common::LocalityLbConfig>) -> Converted<()> {
+    use common::locality_lb_config::zone_aware_lb_config::{ForceLocalZone, LocalityBasis};
     use common::locality_lb_config::{LocalityConfigSpecifier, ZoneAwareLbConfig};
     match value.and_then(|value| value.locality_config_specifier) {
         None => {}
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => balancing.by_locality = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(config)) => {
-            // See above: there is no local cluster.
             let ZoneAwareLbConfig {
-                routing_enabled: _,
-                min_cluster_size: _,
+                routing_enabled,
+                min_cluster_size,
                 fail_traffic_on_panic,
-                force_locality_direct_routing: _,
-                force_local_zone: _,
-                locality_basis: _,
+                force_locality_direct_routing,
+                force_local_zone,
+                locality_basis,
             } = config;
+            let within = "locality_lb_config.zone_aware_lb_config";
+            let usual = zones(routing_enabled, min_cluster_size).within(within)?;
+            let least = force_local_zone.map(|ForceLocalZone { min_size }| u64::from(min_size.unwrap_or(1)));
+            let by_weight = match LocalityBasis::try_from(locality_basis) {
+                Ok(basis) => basis == LocalityBasis::HealthyHostsWeight,
+                Err(_) => return Err(Refused::new("locality_basis", "is not known to this proxy").within(within)),
+            };
+            balancing.zones =
+                ZoneAware { force: least.or(force_locality_direct_routing.then_some(1)), by_weight, ..usual };
             balancing.fail_on_panic = fail_traffic_on_panic;
         }
     }

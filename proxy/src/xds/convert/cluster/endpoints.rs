@@ -56,6 +56,9 @@ impl Template {
             if priority > MAX_PRIORITY {
                 return Err(Refused::new("priority", format!("must be at most {MAX_PRIORITY}")).within(&within));
             }
+            if priority > 0 && context.home.as_ref().is_some_and(|(id, _)| *id == self.cluster.id) {
+                return Err(Refused::new("priority", "of the local cluster is always 0").within(&within));
+            }
             weight(load_balancing_weight).within(&within)?;
             let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
             let place = Arc::new(Locality {

@@ -253,6 +253,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     if let Some(value) = outlier_detection {
         let mut outliers = outlier::outliers(value).within("outlier_detection")?;
         outliers.stats = OutlierStats::new(&context.counters, &[Scope::cluster(&cluster.observability_name)]);
+        outliers.log.clone_from(&context.outlier_log);
         cluster.outliers = Some(Arc::new(outliers));
     }
     if let Some(labels) = service(metadata.as_ref()) {

@@ -58,6 +58,7 @@ pub(super) fn outliers(value: xds::OutlierDetection) -> Converted<OutlierDetecti
     let max_ejection = max_ejection.unwrap_or(usual.max_ejection);
     Ok(OutlierDetection {
         stats: usual.stats,
+        log: None,
         consecutive_5xx: consecutive_5xx.unwrap_or(usual.consecutive_5xx),
         consecutive_gateway: consecutive_gateway_failure.unwrap_or(usual.consecutive_gateway),
         consecutive_local: consecutive_local_origin_failure.unwrap_or(usual.consecutive_local),

@@ -1,7 +1,9 @@
 //! Conversions of clusters, written as JSON.
 
 use super::*;
-use crate::config::{DnsFamily, Fallback, HashFunction, Health, LbPolicy, Limits, Probe, RingHash, SlowStart, Spread};
+use crate::config::{
+    DnsFamily, Fallback, HashFunction, Health, LbPolicy, Limits, Probe, RingHash, SlowStart, Spread, ZoneAware,
+};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -49,6 +51,43 @@ fn cluster_when_policies_are_named_or_extensions_then_both_mean_the_same() {
         with(json!({"lb_policy": "ROUND_ROBIN", "round_robin_lb_config": {"slow_start_config": slow}})).unwrap();
     let expected = SlowStart { window: Duration::from_secs(60), aggression: 1.0, min_weight: 0.2 };
     assert_eq!(cluster.balancing.slow_start, Some(expected));
+}
+
+#[test]
+fn zones_when_they_are_named_or_in_an_extension_then_their_settings_are_known() {
+    let zones = |value: Value| with(value).unwrap().balancing.zones;
+    assert_eq!(zones(json!({})), ZoneAware { enabled: 100, min_size: 6, force: None, by_weight: false });
+    let named = json!({"routing_enabled": {"value": 49.6}, "min_cluster_size": 2});
+    let usual = ZoneAware::default();
+    let expected = ZoneAware { enabled: 50, min_size: 2, ..usual };
+    assert_eq!(zones(json!({"common_lb_config": {"zone_aware_lb_config": named}})), expected);
+    for policy in ["round_robin.v3.RoundRobin", "least_request.v3.LeastRequest", "random.v3.Random"] {
+        let of = |config: Value| {
+            let config = json!({"locality_lb_config": {"zone_aware_lb_config": config}});
+            zones(json!({"load_balancing_policy": extension(policy, config)}))
+        };
+        assert_eq!(of(named.clone()), expected);
+        assert_eq!(of(json!({"force_local_zone": {}})), ZoneAware { force: Some(1), ..usual });
+        let forced = json!({"force_local_zone": {"min_size": 4}, "force_locality_direct_routing": true});
+        assert_eq!(of(forced), ZoneAware { force: Some(4), ..usual });
+        assert_eq!(of(json!({"force_locality_direct_routing": true})), ZoneAware { force: Some(1), ..usual });
+        assert!(of(json!({"locality_basis": "HEALTHY_HOSTS_WEIGHT"})).by_weight);
+    }
+}
+
+#[test]
+fn endpoints_when_the_cluster_is_that_of_the_proxies_then_they_have_no_later_priorities() {
+    let mut context = Context::new("cluster.local");
+    let id = context.cluster("a").unwrap();
+    context.home = Some((id, None));
+    let mut take = |name: &str, priority: u32| {
+        let value = json!({"name": name, "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}});
+        let template = template(&mut context, leno_xds::json::from_value(&value).unwrap())?;
+        let endpoints = json!({"endpoints": [{"priority": priority}]});
+        template.endpoints(&mut context, leno_xds::json::from_value(&endpoints).unwrap())
+    };
+    assert!(take("a", 0).is_ok() && take("b", 1).is_ok());
+    assert_eq!(take("a", 1).unwrap_err().field, "endpoints[0].priority");
 }
 
 #[test]
