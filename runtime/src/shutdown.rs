@@ -1,4 +1,4 @@
-//! One token that says "leave", cancelled by SIGTERM or SIGINT.
+//! One token that says "leave", cancelled by SIGTERM or SIGINT; and signals that end a process only where nobody hears them.
 
 use tokio::signal::unix::{SignalKind, signal as on};
 use tokio_util::sync::CancellationToken;
@@ -29,4 +29,27 @@ pub fn signal() -> std::io::Result<CancellationToken> {
         std::process::exit(1);
     });
     Ok(token)
+}
+
+/// From now on SIGHUP does nothing, and `reopen` is called at every SIGUSR1: by then somebody has moved files away to which this
+/// process writes. Must be called inside a tokio runtime.
+///
+/// # Errors
+///
+/// When the kernel refuses a signal handler.
+pub fn stay(reopen: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    let mut hangup = on(SignalKind::hangup())?;
+    let mut first_user = on(SignalKind::user_defined1())?;
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {}
+                _ = first_user.recv() => {
+                    tracing::info!("SIGUSR1: files are opened anew");
+                    reopen();
+                }
+            }
+        }
+    });
+    Ok(())
 }

@@ -4,7 +4,8 @@ use super::form::{dressed, listed, shown};
 use super::log::Asked;
 use super::mask::{self, Wanted};
 use super::{View, dump, upstreams};
-use crate::telemetry::envoy::{Stat, Times};
+use crate::config::Direction;
+use crate::telemetry::envoy::{Stat, Times, used as is_used};
 use crate::xds::bootstrap::NotTaken;
 use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, StatusCode};
@@ -15,10 +16,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime};
 
-/// How long connections are only asked to end before listening sockets close, when that is to be done gracefully: Envoy's default.
-const GRACE: Duration = Duration::from_secs(600);
 /// Of times it is told below which so many parts of 1 of them lie.
 const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
 /// How levels of loggers are changed.
@@ -159,7 +158,7 @@ pub(super) fn routes(view: &View) -> Routes {
         ("/heapprofiler", "not built in", |_, _| {
             Err(no("a heap profiler is not built in: it would have to look at every allocation"))
         }),
-        ("/drain_listeners", "ends connections in order, and closes sockets (graceful, skip_exit)", drain),
+        ("/drain_listeners", "ends connections in order, and closes sockets (graceful, skip_exit, inboundonly)", drain),
         ("/healthcheck/fail", "health checks fail from now on", |_, _| {
             FAILED.store(true, Ordering::Relaxed);
             Ok(text(StatusCode::OK, "OK\n"))
@@ -288,12 +287,15 @@ fn server_stats(view: &View) -> Vec<Stat> {
         _ => 3,
     };
     let (keys, layers, overrides) = view.state().runtime().numbers();
+    let loads = view.state().runtime_loads();
     let numbers = [
         ("runtime.admin_overrides_active", overrides),
         ("runtime.num_keys", keys),
         ("runtime.num_layers", layers),
         ("control_plane.connected_state", u64::from(view.connection.borrow().connected)),
+        ("listener_manager.workers_started", u64::from(workers.is_some())),
         ("server.concurrency", workers.as_ref().map_or(0, |workers| workers.len() as u64)),
+        ("server.days_until_first_cert_expiring", days_left(view)),
         ("server.live", u64::from(state == 0)),
         ("server.memory_allocated", bytes("allocated")),
         ("server.memory_heap_size", bytes("heap_size")),
@@ -303,7 +305,19 @@ fn server_stats(view: &View) -> Vec<Stat> {
         ("server.uptime", view.begun.elapsed().as_secs()),
     ];
     let overload = view.overload.numbers().into_iter().map(|(name, value)| Stat::gauge(&name, value));
-    numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(overload).collect()
+    let counted =
+        [("listener_manager.listener_stopped", view.stopped.load(Ordering::Relaxed)), ("runtime.load_success", loads)];
+    let counted = counted.into_iter().map(|(name, value)| Stat::counter(name, value));
+    numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(counted).chain(overload).collect()
+}
+
+/// Until the first certificate is over that is shown to others; where there is none, as many as there can be.
+fn days_left(view: &View) -> u64 {
+    let now = SystemTime::now();
+    let of_mesh = view.store.get().map(|own| own.not_after());
+    let all = view.state().certificates().into_iter().map(|pair| pair.facts().not_after).chain(of_mesh);
+    let left = all.map(|end| end.duration_since(now).map_or(0, |left| left.as_secs() / 86_400));
+    left.min().unwrap_or(u64::from(u32::MAX))
 }
 
 /// With a filter only Envoy's statistics whose names have a match.
@@ -330,10 +344,17 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
     }
     let wanted = |stat: &Stat| {
         filter.as_ref().is_none_or(|filter| filter.is_match(&stat.name))
-            && (!used || stat.value > 0)
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
-    let stats = since_reset(view).into_iter().filter(wanted);
+    let all = since_reset(view);
+    let touched: Vec<bool> = all
+        .iter()
+        .map({
+            let is_used = is_used(&all);
+            move |stat| !used || is_used(stat)
+        })
+        .collect();
+    let stats = all.into_iter().zip(touched).filter_map(|(stat, touched)| touched.then_some(stat)).filter(wanted);
     let times: Vec<Times> = view
         .telemetry
         .times()
@@ -397,7 +418,9 @@ fn server_info(view: &View) -> Value {
         "command_line_options": {
             "concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len()),
             "mode": "Serve", "log_level": leno_runtime::logging::level().unwrap_or_default(),
-            "drain_time": format!("{}s", GRACE.as_secs()), "disable_hot_restart": true, "restart_epoch": 0,
+            "drain_time": format!("{}s", view.ways.limit.as_secs()),
+            "drain_strategy": if view.ways.at_once { "Immediate" } else { "Gradual" },
+            "disable_hot_restart": true, "restart_epoch": 0,
         },
     })
 }
@@ -482,21 +505,31 @@ fn active_loggers() -> String {
     format!("active loggers:\n{}", lines.collect::<String>())
 }
 
+/// Connections of HTTP are asked to end from now on, more and more of them; sockets close at once, after the time for it, or never.
 fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {
-    if query.has("inboundonly") {
-        return Err(no("`inboundonly` is not supported; all listeners are drained or none"));
-    }
+    let inbound_only = query.has("inboundonly");
     let (graceful, stay) = (query.has("graceful"), query.has("skip_exit"));
-    let workers = view.workers.clone();
+    let listeners: Vec<_> = {
+        let state = view.state();
+        state.listeners().filter(|one| !inbound_only || one.direction == Direction::Inbound).cloned().collect()
+    };
+    let (workers, ways, stopped) = (view.workers.clone(), view.ways, view.stopped.clone());
     tokio::spawn(async move {
         let Some(workers) = workers.get() else { return };
-        workers.drain(Instant::now(), Duration::ZERO).await;
-        if graceful && !stay {
-            tokio::time::sleep(GRACE).await;
+        workers.ask_to_close(inbound_only, ways.over()).await;
+        if stay {
+            return;
         }
-        if !stay {
+        if graceful {
+            tokio::time::sleep(ways.limit).await;
+        }
+        if inbound_only {
+            let addresses = listeners.iter().filter(|one| one.bind).flat_map(|one| one.addresses.iter().copied());
+            workers.close(addresses.collect()).await;
+        } else {
             workers.stop_accepting().await;
         }
+        stopped.fetch_add(listeners.len() as u64, Ordering::Relaxed);
     });
     Ok(text(StatusCode::OK, "OK\n"))
 }

@@ -105,6 +105,7 @@ pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
     let runtime = super::runtime()?;
     let (end, shutdown) = runtime.block_on(async {
         let shutdown = leno_runtime::shutdown::signal()?;
+        leno_runtime::shutdown::stay(crate::telemetry::logsink::reopen)?;
         // Those that came while the program before gave way to this one.
         signals().thread_unblock()?;
         let end = control::run(settings, shutdown.clone()).await?;
@@ -127,9 +128,9 @@ pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
     Err(again().into())
 }
 
-/// The signals that ask a process to leave.
+/// The signals that this process hears.
 fn signals() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT].into_iter().collect()
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1].into_iter().collect()
 }
 
 /// Executes this program again, as it was called: the process, its environment and its place stay, everything else begins anew.

@@ -53,6 +53,9 @@ pub(super) struct Flags {
     /// How long connections may take to end whose listener or filter chain is gone, in seconds; when the process leaves, at most 20.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     drain_time_s: u64,
+    /// How /drain_listeners asks connections to end: more and more of them while the time for it goes by, or all at once.
+    #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
+    drain_strategy: DrainStrategy,
     /// Writes the address of the admin server to this file.
     #[arg(long, value_name = "FILE")]
     admin_address_path: Option<PathBuf>,
@@ -65,6 +68,14 @@ pub(super) struct Flags {
     /// The zone in which the node is, instead of the bootstrap's.
     #[arg(long, value_name = "NAME")]
     service_zone: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DrainStrategy {
+    /// More and more of them.
+    Gradual,
+    /// All at once.
+    Immediate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -98,10 +109,12 @@ pub(super) fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
         bootstrap,
         workers: flags.concurrency.map_or_else(cores, NonZero::get),
         drain_limit: Duration::from_secs(flags.drain_time_s),
+        drain_at_once: flags.drain_strategy == DrainStrategy::Immediate,
         admin_address_path: flags.admin_address_path.clone(),
     };
     super::runtime()?.block_on(async {
         let shutdown = leno_runtime::shutdown::signal()?;
+        leno_runtime::shutdown::stay(crate::telemetry::logsink::reopen)?;
         Ok(standalone::run(settings, shutdown).await.map_err(within)?)
     })
 }

@@ -30,6 +30,8 @@ pub struct Edge {
     pub user_agent: Option<(Arc<str>, Arc<str>)>,
     /// A client's own `x-request-id` is kept.
     pub preserve_request_id: bool,
+    /// Such an id says why its request is traced, and is not believed.
+    pub disbelieve_request_id: bool,
     /// Responses carry `x-request-id`.
     pub request_id_in_response: bool,
     /// Changes of a request's headers before anything looks at them.

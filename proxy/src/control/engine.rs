@@ -1,7 +1,7 @@
 //! What every process that serves traffic has, whoever tells it what to serve: workers, what is in force, figures.
 
 use super::plane::{Listening, Plane};
-use crate::admin::{AdminLogs, View};
+use crate::admin::{AdminLogs, View, Ways};
 use crate::overload::{self, Board, Overload};
 use crate::telemetry::{Telemetry, display::Display};
 use crate::tls::CredentialStore;
@@ -70,6 +70,8 @@ impl Engine {
             workers: self.plane.workers(),
             changes: None,
             quit: None,
+            ways: Ways::default(),
+            stopped: Arc::default(),
             pod: None,
             node: serde_json::Value::Null,
             begun: self.begun,

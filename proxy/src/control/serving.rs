@@ -169,7 +169,8 @@ impl Slot<'_> {
             "id": format!("{}.{}", self.settings.pod, self.settings.namespace), "user_agent_name": "leno",
             "user_agent_version": leno_runtime::version(),
         });
-        let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ..view };
+        let ways = admin::Ways { limit: self.settings.drain_limit, ..admin::Ways::default() };
+        let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ways, ..view };
         let ports = self.settings.ports;
         let admin = |sockets: &Sockets| {
             let open = stop.child_token();

@@ -32,6 +32,8 @@ pub struct Settings {
     pub workers: usize,
     /// How long connections may take to end when the process leaves; never more than 20 seconds.
     pub drain_limit: Duration,
+    /// The admin server asks all connections at once to end, instead of more and more of them.
+    pub drain_at_once: bool,
     /// Where to write the address of the admin server, if anywhere.
     pub admin_address_path: Option<PathBuf>,
 }
@@ -85,7 +87,8 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
         let changes = Some(feed.changes.clone());
-        let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ..view };
+        let ways = admin::Ways { limit: settings.drain_limit, at_once: settings.drain_at_once };
+        let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ways, ..view };
         admin::serve_at(listener, &view, &stop);
     }
     local.spawn_local(watch_runtime(engine.state.clone(), feed.changes.clone(), stop.clone()));

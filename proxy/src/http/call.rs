@@ -9,12 +9,13 @@ use super::{
 use crate::{
     config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Metadata, Route},
     listen::{Proxied, Visit},
+    overload,
     pool::{ClusterState, Host},
     route::Selected,
     telemetry::{
         self, CloseType, ConnectionSecurity, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Reporter,
         RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels, nanos, peer,
-        stats::CountedConnection,
+        stats::{CountedConnection, HttpStats},
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot, earlier},
@@ -88,6 +89,11 @@ pub(super) enum Waited<T> {
 }
 
 impl ConnInfo {
+    /// The numbers of its manager, where they are counted.
+    pub fn http_stats(&self) -> Option<&HttpStats> {
+        self.counted.as_ref().map(CountedConnection::http)
+    }
+
     /// A connection from `remote` to `local`.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
         Self {
@@ -221,8 +227,8 @@ pub struct Tally<'a> {
     pub(super) log_at: Option<Instant>,
     /// The response's trailers; only kept when a line will be written.
     pub trailers: Option<Box<Headers>>,
-    /// The request is to be traced.
-    pub traced: bool,
+    /// The service wants the request traced.
+    pub forced: bool,
     /// Its trace.
     pub trace: Option<Box<trace::Trace>>,
     /// Attempts were made, and no endpoint can have got anything of the request.
@@ -274,7 +280,7 @@ impl<'a> Tally<'a> {
             moments: Moments::default(),
             log_at: None,
             trailers: None,
-            traced: false,
+            forced: false,
             trace: None,
             unsent: false,
             attempts: 0,
@@ -424,6 +430,15 @@ impl Call<'_> {
         tally.unconnected = 0;
     }
 
+    /// Whether the connection should end with the answer that it is about to carry: since it is time, or to save memory.
+    pub(super) fn ends_connection(&self) -> bool {
+        let in_time = self.worker.ends_in_time(self.manager.direction);
+        if in_time && let Some(counted) = &self.conn.counted {
+            counted.http().cx_drain_close.add(1);
+        }
+        in_time || self.worker.sheds(overload::Action::NoKeepAlive)
+    }
+
     /// What formats can speak of, as far as it is known now.
     pub(super) fn entry(&self) -> LogEntry<'_, &Headers, &Headers> {
         let tally = &self.tally;
@@ -441,7 +456,7 @@ impl Call<'_> {
         entry.flags = tally.flags;
         let own = tally.filters.as_ref().and_then(|state| state.reply.details.as_deref());
         entry.code_details = Some(own.unwrap_or(tally.details));
-        entry.traced = tally.traced && !entry.health_check;
+        entry.forced = tally.forced && !entry.health_check;
         entry.trace = tally.trace.as_deref().map(trace::Trace::ids);
         entry.moments = tally.moments;
         entry.trailers = tally.trailers.as_deref();

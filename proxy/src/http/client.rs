@@ -6,7 +6,7 @@ use super::{
     edit,
     headers::{Headers, Known},
     pipeline::Stop,
-    reply, xfcc,
+    reply, trace, xfcc,
 };
 use crate::config::{ClientCert, Detection, Edge};
 use ipnet::IpNet;
@@ -54,6 +54,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
         via: None,
         user_agent: None,
         preserve_request_id: false,
+        disbelieve_request_id: false,
         request_id_in_response: false,
         early: Vec::new(),
     };
@@ -124,6 +125,9 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
         call.tally.client = Some(SocketAddr::new(client, 0));
     }
     xfcc::tell(call, edge.client_cert);
+    if outside && edge.disbelieve_request_id {
+        trace::disbelieve(&mut call.request.headers);
+    }
     Ok(outside && !edge.preserve_request_id)
 }
 

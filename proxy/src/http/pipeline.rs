@@ -30,7 +30,7 @@ use crate::{
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::Selected,
-    telemetry::{LogKind, ResponseFlags},
+    telemetry::{LogKind, ResponseFlags, stats::HttpStats},
     worker::{Timer, earlier},
 };
 use std::{
@@ -83,7 +83,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
             if waited || call.tally.flags.contains(ResponseFlags::DELAY_INJECTED) {
                 forget::rest(call, down, &mut body).await;
             }
-            let close = call.worker.ends_connections();
+            let close = call.ends_connection();
             reply::send(call, down, reply, close);
             call.tally.moments.ended = true;
         }
@@ -100,6 +100,10 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     }
     let wire = down.wire();
     if let Some(stats) = counted {
+        let has_body = call.request.body != BodyLength::Empty && !call.request.wants_tunnel();
+        if has_body && !body.done && call.tally.moments.ended {
+            stats.rq_response_before_rq_complete.add(1);
+        }
         stats.cx_rx_bytes_total.add(wire.received);
         stats.cx_tx_bytes_total.add(wire.sent);
     }
@@ -155,6 +159,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
     }
     call.begin_lines();
     admit(call).inspect_err(|_| refused(call))?;
+    let mut upgraded = None;
     for redirects in 0.. {
         let (selected, needs_tls) = choose(call);
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
@@ -165,6 +170,9 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             call.log_as(LogKind::DownstreamStart);
         }
         tunnels(call, selected, needs_tls).inspect_err(|_| filter::on_refused(call, selected, true))?;
+        if redirects == 0 && call.request.wants_tunnel() {
+            upgraded = call.conn.http_stats().map(HttpStats::upgrade);
+        }
         if call.manager.tracing.is_some() && redirects == 0 {
             trace::begin(call, selected);
         }
@@ -201,6 +209,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             Way::Redirected => filter::again(call),
         }
     }
+    drop(upgraded);
     Ok(())
 }
 
@@ -279,7 +288,7 @@ fn answer<'a, D: Downstream>(
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
-    let close = call.worker.ends_connections() || code == 400 && !call.is_http2();
+    let close = call.ends_connection() || code == 400 && !call.is_http2();
     if call.manager.local_replies.is_some() || call.request.is_grpc() {
         local_reply::answer(call, down, selected, (code, location), body, close);
         return Ok(());
@@ -591,7 +600,7 @@ async fn relay<'a, D: Downstream>(
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
-    let close = call.worker.ends_connections() || unfinished;
+    let close = call.ends_connection() || unfinished;
     call.answers();
     down.send_head(call.request, call.response, close);
     let mut before = 0;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Down, PREFACE, Settings, serve};
+use super::{Down, Ending, PREFACE, Settings, guard::EARLY_RESETS, serve};
 use crate::config::{HttpManager, Network};
 use crate::http::buffer::Buffer;
 use crate::http::head::{RequestHead, ResponseHead, Version, reason};
@@ -67,7 +67,18 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
         }
     };
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
-    if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, handle).await {
+    let tell = |ending| {
+        let Some(stats) = shared.conn.http_stats() else { return };
+        match ending {
+            Ending::Idle => stats.cx_idle_timeout.add(1),
+            Ending::Old => stats.cx_max_duration_reached.add(1),
+            Ending::WornOut => stats.cx_max_requests_reached.add(1),
+        }
+    };
+    if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, tell, handle).await {
+        if error.get_ref().is_some_and(|error| error.to_string() == EARLY_RESETS) {
+            shared.conn.http_stats().iter().for_each(|stats| stats.rq_too_many_premature_resets.add(1));
+        }
         tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
         if let Some(visit) = shared.conn.visit.as_ref().filter(|_| error.kind() == io::ErrorKind::ConnectionReset) {
             visit.reset();

@@ -13,6 +13,8 @@ const QUESTIONS: u32 = 1000;
 const QUESTION_EVERY: Duration = Duration::from_micros(100);
 /// Of so many streams it matters how many were reset early; half of them, or later half of all, are too many (as Envoy has it).
 const STREAMS: u64 = 500;
+/// What is said of a client of which they are too many.
+pub(super) const EARLY_RESETS: &str = "too many reset streams";
 /// WINDOW_UPDATE frames that a connection may begin with.
 const FIRST_UPDATES: u64 = 5;
 
@@ -101,7 +103,7 @@ impl Guard {
     /// When there are too many of them.
     pub(super) fn reset(&mut self) -> Result<(), &'static str> {
         self.resets += 1;
-        if self.resets * 2 >= self.opened.max(STREAMS) { Err("too many reset streams") } else { Ok(()) }
+        if self.resets * 2 >= self.opened.max(STREAMS) { Err(EARLY_RESETS) } else { Ok(()) }
     }
 
     /// Counts a frame; `padding` is what of a frame of DATA is none.

@@ -26,8 +26,8 @@ mod up;
 
 pub use down::Down;
 pub use front::connection;
-pub use pool::Pool;
-pub use serve::{Settings, serve};
+pub use pool::{Pool, Swept};
+pub use serve::{Ending, Settings, serve};
 pub use up::{Connection, Up, connect, connect_with};
 
 /// What every client begins with (RFC 9113, section 3.4).

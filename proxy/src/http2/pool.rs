@@ -32,6 +32,22 @@ impl Drop for Attempt<'_> {
     }
 }
 
+/// Connections that a look at them has closed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Swept {
+    /// Without a stream or a request for too long.
+    pub idle: u64,
+    /// As old as they may become.
+    pub old: u64,
+}
+
+impl std::ops::AddAssign for Swept {
+    fn add_assign(&mut self, more: Self) {
+        self.idle += more.idle;
+        self.old += more.old;
+    }
+}
+
 impl Pool {
     /// A stream on a connection that has room. Connections that are of no more use are forgotten on the way, as are those
     /// that have begun `max_requests` (0 is no limit); their open streams end in peace.
@@ -96,11 +112,19 @@ impl Pool {
     }
 
     /// Closes connections on which no stream has been open for `timeout` (zero is no limit).
-    pub fn sweep(&self, now: Instant, timeout: Duration) {
+    pub fn sweep(&self, now: Instant, timeout: Duration) -> Swept {
+        let mut swept = Swept::default();
         self.connections.borrow_mut().retain(|connection| {
             let idle = connection.idle_since().is_some_and(|since| now.duration_since(since) >= timeout);
-            !(connection.is_closed() || connection.is_too_old() || idle && !timeout.is_zero())
+            if connection.is_closed() {
+                return false;
+            }
+            let (old, idle) = (connection.is_too_old(), idle && !timeout.is_zero());
+            swept.old += u64::from(old);
+            swept.idle += u64::from(idle && !old);
+            !old && !idle
         });
+        swept
     }
 
     /// Closes connections without a stream; whether there was one, or one that was closed already.

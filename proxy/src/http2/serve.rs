@@ -65,9 +65,20 @@ impl From<&HttpManager> for Settings {
     }
 }
 
+/// Why a connection takes no more streams, where it is not its client's doing, nor ours as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It was without streams for too long.
+    Idle,
+    /// It has lasted long enough.
+    Old,
+    /// It has had as many streams as it may.
+    WornOut,
+}
+
 /// Serves a connection until it ends. `handle` runs one request each: it gets the head, or why it was refused (it then
 /// answers with [`HeadError::status`]), and the stream. When `drain` is ready, the client is told to open no more streams
-/// (GOAWAY), those that are open end in peace, and the connection closes.
+/// (GOAWAY), those that are open end in peace, and the connection closes. `tell` is told once of each other reason for that.
 ///
 /// # Errors
 /// When the connection breaks or the client breaks the protocol. Requests that were under way have then ended.
@@ -76,6 +87,7 @@ pub async fn serve<IO, H, F>(
     tls: bool,
     settings: Settings,
     drain: impl Future<Output = ()>,
+    tell: impl Fn(Ending),
     mut handle: H,
 ) -> io::Result<()>
 where
@@ -111,10 +123,14 @@ where
             let mux_now = &mut *mux.borrow_mut();
             let old = age.as_mut().is_some_and(|age| age.as_mut().poll(cx).is_ready());
             if old {
+                tell(Ending::Old);
                 age = None;
             }
             if !draining {
                 let many = settings.max_requests.is_some_and(|most| taken >= most);
+                if many {
+                    tell(Ending::WornOut);
+                }
                 draining = old || many || mux_now.is_leaving() || drain.as_mut().poll(cx).is_ready();
                 if draining {
                     mux_now.leave();
@@ -155,6 +171,9 @@ where
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client answers no HTTP/2 ping")));
         }
         if idle.poll(!streams.is_empty(), cx).is_ready() {
+            if !mux.is_leaving() {
+                tell(Ending::Idle);
+            }
             mux.leave();
         }
         if ready_or_pending(mux.poll_write(&mut io, cx))? && mux.has_left() {

@@ -414,16 +414,19 @@ impl ClusterState {
 
     /// Closes idle connections that are too old or dead.
     pub fn sweep(&self, cx: &mut Context<'_>, now: Instant) {
+        let mut swept = crate::http2::Swept::default();
         for host in &self.hosts {
-            host.sweep(cx, now, self.config.idle_timeout);
+            swept += host.sweep(cx, now, self.config.idle_timeout);
             if let Some(care) = &self.config.care {
                 host.tell(self.config.id, care);
             }
         }
         self.dynamic.borrow_mut().retain(|_, host| {
-            host.sweep(cx, now, self.config.idle_timeout);
+            swept += host.sweep(cx, now, self.config.idle_timeout);
             host.active() > 0 || host.idle() > 0 || host.speaks_http2()
         });
+        self.stats().cx_idle_timeout.add(swept.idle);
+        self.stats().cx_max_duration_reached.add(swept.old);
     }
 
     /// Whether endpoints are taken out by their rates of success.

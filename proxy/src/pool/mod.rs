@@ -182,7 +182,7 @@ impl Host {
         !self.state.http2.is_empty() || self.state.named.borrow().values().any(|pool| !pool.is_empty())
     }
 
-    fn pools(&self, each: impl Fn(&http2::Pool)) {
+    fn pools(&self, mut each: impl FnMut(&http2::Pool)) {
         each(&self.state.http2);
         self.state.named.borrow().values().for_each(|pool| each(pool));
     }
@@ -280,13 +280,17 @@ impl Host {
     }
 
     /// Closes idle connections that are older than `timeout` (zero: none) or were closed by the endpoint.
-    pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) {
-        self.pools(|pool| pool.sweep(now.into(), timeout));
+    pub fn sweep(&self, cx: &mut Context<'_>, now: Instant, timeout: Duration) -> http2::Swept {
+        let mut swept = http2::Swept::default();
+        self.pools(|pool| swept += pool.sweep(now.into(), timeout));
         self.state.idle.borrow_mut().retain_mut(|idle| {
-            (timeout.is_zero() || now.duration_since(idle.since) < timeout)
-                && idle.lease.until.is_none_or(|until| now < until)
-                && idle.lease.connection.is_fresh(cx)
+            let long = !timeout.is_zero() && now.duration_since(idle.since) >= timeout;
+            let old = idle.lease.until.is_some_and(|until| until <= now);
+            swept.idle += u64::from(long && !old);
+            swept.old += u64::from(old);
+            !long && !old && idle.lease.connection.is_fresh(cx)
         });
+        swept
     }
 
     /// Closes one idle connection to make room for another; whether there was one.

@@ -48,6 +48,8 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_cx_total" = cx_total,
         "upstream_cx_destroy" = cx_destroy,
         "upstream_cx_max_requests" = cx_max_requests,
+        "upstream_cx_idle_timeout" = cx_idle_timeout,
+        "upstream_cx_max_duration_reached" = cx_max_duration_reached,
         "upstream_cx_connect_attempts_exceeded" = cx_connect_attempts_exceeded,
         "upstream_rq_cancelled" = rq_cancelled,
         "upstream_internal_redirect_succeeded_total" = internal_redirect_succeeded,

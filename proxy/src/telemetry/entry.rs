@@ -409,8 +409,8 @@ pub struct LogEntry<'a, Q, S> {
     pub virtual_cluster: Option<&'a str>,
     /// The filter chain's name.
     pub filter_chain: Option<&'a str>,
-    /// Whether the request is to be traced.
-    pub traced: bool,
+    /// Whether the service wants the request traced.
+    pub forced: bool,
     /// The trace and the span of this request, where it is traced.
     pub trace: Option<(&'a str, &'a str)>,
     /// Metadata of where it went.
@@ -472,7 +472,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             route_name: None,
             virtual_cluster: None,
             filter_chain: None,
-            traced: false,
+            forced: false,
             trace: None,
             metadata: Known::default(),
             told: &[],

@@ -67,6 +67,35 @@ impl Stat {
         let family = format!("envoy_{}", name.replace('.', "_"));
         Self { name: name.to_owned(), value, gauge: true, family, labels: Vec::new() }
     }
+
+    /// One that has no labels, and only grows.
+    pub fn counter(name: &str, value: u64) -> Self {
+        Self { gauge: false, ..Self::gauge(name, value) }
+    }
+}
+
+/// Tells which of all statistics were ever written: those that are not zero, and what goes up and down where it is known to have been
+/// there, though nothing of it is left.
+pub fn used(all: &[Stat]) -> impl Fn(&Stat) -> bool + use<> {
+    let named = |stat: &&Stat| !stat.gauge && stat.value > 0 && stat.name.ends_with("_total");
+    let totals: std::collections::HashSet<String> = all.iter().filter(named).map(|stat| stat.name.clone()).collect();
+    move |stat| {
+        if stat.value > 0 || !stat.gauge {
+            return stat.value > 0;
+        }
+        let name = stat.name.as_str();
+        if let Some(counted) = name.strip_suffix("_active") {
+            return totals.contains(&format!("{counted}_total"));
+        }
+        if let Some((cluster, what)) = name.split_once(".circuit_breakers.default.") {
+            let asked = || totals.contains(&format!("{cluster}.upstream_rq_total"));
+            return what.ends_with("_open") && what != "rq_retry_open" && asked();
+        }
+        let told = name.starts_with("server.")
+            || name.contains("_manager.")
+                && ["_clusters", "_listeners_active", "_listeners_warming"].iter().any(|end| name.ends_with(end));
+        told || name.starts_with("cluster.") && name.contains(".membership_")
+    }
 }
 
 impl ClusterView {
@@ -157,11 +186,13 @@ impl Telemetry {
         }
     }
 
-    /// Appends Envoy's statistics in Prometheus' format; with `used` only those that are not zero.
+    /// Appends Envoy's statistics in Prometheus' format; with `used` only those that were ever written.
     pub fn write_stats(&self, out: &mut Exposition, used: bool, more: Vec<Stat>, filter: Option<&Regex>) {
         let mut families: BTreeMap<String, (bool, Vec<(Labels, u64)>)> = BTreeMap::new();
         let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
-        for stat in self.stats(more).iter().filter(|stat| (!used || stat.value > 0) && wanted(&stat.name)) {
+        let all = self.stats(more);
+        let is_used = self::used(&all);
+        for stat in all.iter().filter(|stat| (!used || is_used(stat)) && wanted(&stat.name)) {
             let (family, labels) = self.display().split(&stat.name, &stat.family, &stat.labels);
             families.entry(family).or_insert((stat.gauge, Vec::new())).1.push((labels, stat.value));
         }
@@ -363,6 +394,14 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
         "downstream_rq_http1_total" = rq_http1_total,
         "downstream_rq_http2_total" = rq_http2_total,
         "downstream_cx_protocol_error" = cx_protocol_error,
+        "downstream_cx_drain_close" = cx_drain_close,
+        "downstream_cx_idle_timeout" = cx_idle_timeout,
+        "downstream_cx_max_duration_reached" = cx_max_duration_reached,
+        "downstream_cx_max_requests_reached" = cx_max_requests_reached,
+        "downstream_cx_delayed_close_timeout" = cx_delayed_close_timeout,
+        "downstream_cx_upgrades_total" = cx_upgrades_total,
+        "downstream_rq_response_before_rq_complete" = rq_response_before_rq_complete,
+        "downstream_rq_too_many_premature_resets" = rq_too_many_premature_resets,
         "downstream_cx_http1_total" = cx_http1_total,
         "downstream_cx_http2_total" = cx_http2_total,
         "downstream_cx_rx_bytes_total" = cx_rx_bytes_total,
@@ -378,6 +417,7 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
     out.add("downstream_cx_active", active, true);
     out.add("downstream_rq_active", sum(all.iter().map(|one| &one.rq_active)), true);
     out.add("downstream_cx_ssl_active", sum(all.iter().map(|one| &one.cx_ssl_active)), true);
+    out.add("downstream_cx_upgrades_active", sum(all.iter().map(|one| &one.cx_upgrades_active)), true);
     out.add("downstream_cx_http1_active", sum(all.iter().map(|one| &one.cx_http1_active)), true);
     out.add("downstream_cx_http2_active", sum(all.iter().map(|one| &one.cx_http2_active)), true);
     for (index, name) in

@@ -12,7 +12,7 @@ pub enum LogFilter {
     Duration(Comparison, u64),
     /// What is no health check.
     NotHealthCheck,
-    /// What is traced.
+    /// What the service wants traced.
     Traceable,
     /// A share of the requests: so many of so many. The same request id decides alike everywhere, unless chance is to decide.
     Share {
@@ -144,7 +144,7 @@ impl LogFilter {
                 comparison.holds(u64::try_from(entry.duration.as_millis()).unwrap_or(u64::MAX), *wanted)
             }
             Self::NotHealthCheck => !entry.health_check,
-            Self::Traceable => entry.traced,
+            Self::Traceable => entry.forced,
             Self::Share { numerator, denominator, independent } => {
                 let of_id = entry.request.header("x-request-id").filter(|_| !independent).and_then(leading);
                 let drawn = of_id.map_or_else(random, u64::from);

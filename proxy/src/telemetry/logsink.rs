@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,28 +21,53 @@ pub enum LogSink {
     File(PathBuf),
 }
 
+/// Why there are no log lines to be written at a place.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// It is one too many.
+    #[error("would be more than {MAX_SINKS} files to which this process has logged")]
+    TooMany,
+    /// The system does not let us.
+    #[error("cannot be opened: {0}")]
+    Open(#[source] std::io::Error),
+}
+
+fn open(path: &Path) -> std::io::Result<std::fs::File> {
+    std::fs::OpenOptions::new().create(true).append(true).open(path)
+}
+
 /// Every place to which this process has logged.
 #[derive(Debug, Clone, Default)]
 pub struct LogSinks(Arc<Mutex<HashMap<PathBuf, Arc<LogSink>>>>);
 
 impl LogSinks {
-    /// The place at a path; `/dev/stdout` and `/dev/stderr` are what this process was given. `None` when it would be one more
-    /// than [`MAX_SINKS`].
-    pub fn at(&self, path: &str) -> Option<Arc<LogSink>> {
+    /// The place at a path; `/dev/stdout` and `/dev/stderr` are what this process was given. A file is opened once, so that whoever
+    /// names one that cannot be learns it.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or would be one more than [`MAX_SINKS`].
+    pub fn at(&self, path: &str) -> Result<Arc<LogSink>, SinkError> {
         let mut sinks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = sinks.get(std::path::Path::new(path)) {
-            return Some(sink.clone());
+            return Ok(sink.clone());
         }
         if sinks.len() >= MAX_SINKS {
-            return None;
+            return Err(SinkError::TooMany);
         }
         let sink = Arc::new(match path {
             "/dev/stdout" => LogSink::Stdout,
             "/dev/stderr" => LogSink::Stderr,
-            path => LogSink::File(path.into()),
+            path => {
+                let path = PathBuf::from(path);
+                // To open a pipe is to wait for who reads it.
+                if !path.metadata().is_ok_and(|about| about.file_type().is_fifo()) {
+                    open(&path).map_err(SinkError::Open)?;
+                }
+                LogSink::File(path)
+            }
         });
         sinks.insert(path.into(), sink.clone());
-        Some(sink)
+        Ok(sink)
     }
 }
 
@@ -78,8 +104,7 @@ impl<W: std::io::Write> Outputs<W> {
                     self.opened = wanted;
                 }
                 if !self.files.contains_key(path) {
-                    let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-                    self.files.insert(path.clone(), file);
+                    self.files.insert(path.clone(), open(path)?);
                 }
                 self.files.get_mut(path).map_or(Ok(()), |file| file.write_all(batch))
             }

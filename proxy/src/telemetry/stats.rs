@@ -118,6 +118,8 @@ pub struct ClusterStats {
     /// The same while a request was under way.
     pub cx_destroy_with_active_rq: [Counter; 2],
     pub cx_max_requests: Counter,
+    pub cx_idle_timeout: Counter,
+    pub cx_max_duration_reached: Counter,
     pub cx_connect_attempts_exceeded: Counter,
     pub rq_per_cx: Histogram,
     /// What is counted only where a configuration wants it.
@@ -231,6 +233,15 @@ pub struct HttpStats {
     pub rq_http1_total: Counter,
     pub rq_http2_total: Counter,
     pub cx_protocol_error: Counter,
+    pub cx_drain_close: Counter,
+    pub cx_idle_timeout: Counter,
+    pub cx_max_duration_reached: Counter,
+    pub cx_max_requests_reached: Counter,
+    pub cx_delayed_close_timeout: Counter,
+    pub cx_upgrades_total: Counter,
+    pub cx_upgrades_active: Gauge,
+    pub rq_response_before_rq_complete: Counter,
+    pub rq_too_many_premature_resets: Counter,
     pub cx_http1_total: Counter,
     pub cx_http2_total: Counter,
     pub cx_http1_active: Gauge,
@@ -288,7 +299,24 @@ impl Drop for ActiveRequest<'_> {
     }
 }
 
+/// Counts an upgrade among those under way, until it is dropped.
+#[derive(Debug)]
+pub struct ActiveUpgrade<'a>(&'a HttpStats);
+
+impl Drop for ActiveUpgrade<'_> {
+    fn drop(&mut self) {
+        self.0.cx_upgrades_active.down();
+    }
+}
+
 impl HttpStats {
+    /// A request that wants another protocol, and may have it.
+    pub fn upgrade(&self) -> ActiveUpgrade<'_> {
+        self.cx_upgrades_total.add(1);
+        self.cx_upgrades_active.up();
+        ActiveUpgrade(self)
+    }
+
     /// A request that begins.
     pub fn begin(&self) -> ActiveRequest<'_> {
         self.rq_active.up();

@@ -73,6 +73,7 @@ pub(super) enum Command {
     StopAccepting(oneshot::Sender<()>),
     Shed(Levels),
     Drain(Duration, oneshot::Sender<()>),
+    Ask(bool, Duration, oneshot::Sender<()>),
     Resume(oneshot::Sender<()>),
     Stop,
 }
@@ -178,6 +179,10 @@ async fn run(
             }
             Command::Shed(levels) => worker.shed(levels),
             Command::Stop => break,
+            Command::Ask(inbound_only, over, done) => {
+                worker.ask(inbound_only, over);
+                let _ = done.send(());
+            }
             Command::Resume(done) => {
                 worker.resume();
                 let _ = done.send(());
@@ -264,6 +269,14 @@ impl Workers {
     /// Begins what [`Self::drain`] does, and waits for nobody.
     pub async fn ask_to_leave(&self, idle: Duration) {
         for told in self.tell(|told| Command::Drain(idle, told)).await {
+            let _ = told.await;
+        }
+    }
+
+    /// Has connections of HTTP (all, or those that come from outside the pod) end with an answer, more and more of them while
+    /// `over` goes by. Those without a request stay.
+    pub async fn ask_to_close(&self, inbound_only: bool, over: Duration) {
+        for told in self.tell(|told| Command::Ask(inbound_only, over, told)).await {
             let _ = told.await;
         }
     }

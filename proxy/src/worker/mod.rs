@@ -16,7 +16,7 @@ pub use timer::{Timer, earlier, jittered};
 
 use crate::{
     balance::Rng,
-    config::{Network, Root},
+    config::{Direction, Network, Root},
     listen::Place,
     overload::{self, Levels},
     telemetry::{ServiceLabels, Shard, WorkloadLabels},
@@ -56,6 +56,30 @@ pub struct Unknown {
     pub service: Arc<ServiceLabels>,
 }
 
+/// What the admin server asked of connections of HTTP: to end with an answer, more and more of them while time goes on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Asked {
+    /// Since when those of clients of this pod are to.
+    inbound: Option<Instant>,
+    /// Since when all others are to.
+    outbound: Option<Instant>,
+    /// How long it takes until all do.
+    over: Duration,
+}
+
+impl Asked {
+    /// Whether a connection of that direction ends now; `below` draws a number.
+    fn ends(&self, direction: Direction, below: impl FnOnce(u64) -> u64) -> bool {
+        let since = match direction {
+            Direction::Inbound => self.inbound,
+            Direction::Outbound => self.outbound,
+        };
+        // As Envoy: in whole seconds, and for certain after half of the time.
+        let half = self.over.as_secs().div_ceil(2);
+        since.is_some_and(|since| half == 0 || below(half) < since.elapsed().as_secs())
+    }
+}
+
 /// What belongs to one worker. Lives on its thread only.
 pub struct Worker {
     /// Its number, from 0.
@@ -76,6 +100,7 @@ pub struct Worker {
     draining: Cell<Option<Instant>>,
     /// How long a connection without a request is kept while draining.
     drain_idle: Cell<Duration>,
+    asked: Cell<Asked>,
     levels: Cell<Levels>,
     /// When a listener or a filter chain last went; while none has, no connection has to look for its own.
     listeners_gone: Cell<Option<Instant>>,
@@ -111,6 +136,7 @@ impl Worker {
             root: RefCell::new(root),
             draining: Cell::new(None),
             drain_idle: Cell::new(Duration::ZERO),
+            asked: Cell::default(),
             levels: Cell::default(),
             listeners_gone: Cell::new(None),
             wakers: RefCell::default(),
@@ -181,9 +207,23 @@ impl Worker {
         self.draining.get().is_some()
     }
 
-    /// Whether a connection should end with the answer that it is about to carry: draining, or to save memory.
-    pub fn ends_connections(&self) -> bool {
-        self.is_draining() || self.sheds(overload::Action::NoKeepAlive)
+    /// Whether a connection of that direction should end with the answer that it is about to carry: draining, or since the admin
+    /// server was asked for it.
+    pub fn ends_in_time(&self, direction: Direction) -> bool {
+        self.is_draining()
+            || crate::admin::is_failed()
+            || self.asked.get().ends(direction, |bound| self.rng.below(bound))
+    }
+
+    /// Has connections of HTTP end with an answer, more and more of them while `over` goes by.
+    pub fn ask(&self, inbound_only: bool, over: Duration) {
+        let mut asked = Asked { over, ..self.asked.get() };
+        let now = Instant::now();
+        asked.inbound.get_or_insert(now);
+        if !inbound_only {
+            asked.outbound.get_or_insert(now);
+        }
+        self.asked.set(asked);
     }
 
     /// Notes how much is to be refused from now on.

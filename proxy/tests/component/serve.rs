@@ -315,3 +315,87 @@ impl rustls::client::danger::ServerCertVerifier for Anybody {
         rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
+
+/// Asks the admin server to change something.
+fn post(proxy: &Proxy, path: &str) -> String {
+    let address = wait("the admin server's address", || {
+        std::fs::read_to_string(proxy.folder.path().join("admin")).ok()?.parse::<SocketAddr>().ok()
+    });
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn asks_to_close(answer: &str) -> bool {
+    answer.to_ascii_lowercase().contains("connection: close")
+}
+
+/// A bootstrap whose requests are logged to that file.
+fn logging(path: &str, at: SocketAddr, upstream: SocketAddr) -> String {
+    let log = format!(
+        "access_log: [{{name: f, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {path}}}}}]"
+    );
+    let listener = listener("web", at, "a").replace("stat_prefix: web", &format!("stat_prefix: web\n          {log}"));
+    bootstrap(&[listener], &[cluster("a", upstream)])
+}
+
+#[test]
+fn signals_when_they_ask_for_nothing_that_ends_a_process_then_it_goes_on_and_opens_logs_anew() {
+    let (upstream, at) = (upstream(), free());
+    let logs = tempfile::tempdir().unwrap();
+    let path = logs.path().join("log");
+    let mut proxy = Proxy::start(&logging(&path.display().to_string(), at, upstream));
+    wait("the listener", || get(at, "/"));
+    std::fs::rename(&path, logs.path().join("moved")).unwrap();
+    proxy.send(nix::sys::signal::Signal::SIGHUP);
+    proxy.send(nix::sys::signal::Signal::SIGUSR1);
+    wait("a line in a new file", || {
+        get(at, "/")?;
+        std::fs::metadata(&path).ok().filter(|about| about.len() > 0)
+    });
+    assert!(proxy.child.try_wait().unwrap().is_none());
+}
+
+#[test]
+fn serve_when_a_log_cannot_be_opened_then_the_configuration_is_refused() {
+    let output = run(&logging("/nowhere/at/all", free(), upstream()), &[]);
+    assert!(!output.status.success());
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(words.contains("`/nowhere/at/all` cannot be opened"), "{words}");
+}
+
+#[test]
+fn connections_when_health_checks_are_to_fail_then_they_end_with_the_next_answer_until_that_is_over() {
+    let (upstream, at) = (upstream(), free());
+    let proxy = Proxy::start(&bootstrap(&[listener("web", at, "a")], &[cluster("a", upstream)]));
+    wait("the listener", || get(at, "/"));
+    let mut open = TcpStream::connect(at).unwrap();
+    assert!(!asks_to_close(&again(&mut open)));
+    post(&proxy, "/healthcheck/fail");
+    assert!(asks_to_close(&again(&mut open)));
+    post(&proxy, "/healthcheck/ok");
+    assert!(!asks_to_close(&again(&mut TcpStream::connect(at).unwrap())));
+    assert!(proxy.admin("/stats?filter=drain_close").contains("downstream_cx_drain_close: 1"));
+}
+
+#[test]
+fn listeners_when_they_are_drained_in_time_then_more_and_more_connections_end_and_sockets_close_last() {
+    let (upstream, at) = (upstream(), free());
+    let folder = tempfile::tempdir().unwrap();
+    let text = bootstrap(&[listener("web", at, "a")], &[cluster("a", upstream)]);
+    let child = crate::process::command(&folder, &text).args(["--drain-time-s", "2"]).spawn().unwrap();
+    let proxy = Proxy { child, folder };
+    wait("the listener", || get(at, "/"));
+    assert!(proxy.admin("/server_info").contains("\"drain_time\": \"2s\""));
+    assert!(proxy.admin("/stats?usedonly").contains("server.state: 0"));
+    assert!(post(&proxy, "/drain_listeners?inboundonly&graceful&skip_exit").contains("OK"));
+    assert!(post(&proxy, "/drain_listeners?graceful").contains("OK"));
+    wait("an answer that ends its connection", || {
+        asks_to_close(&again(&mut TcpStream::connect(at).ok()?)).then_some(())
+    });
+    wait("the socket to close", || TcpStream::connect(at).err());
+    assert!(proxy.admin("/stats?filter=listener_stopped").contains("listener_manager.listener_stopped: 1"));
+}

@@ -84,8 +84,12 @@ impl Proxy {
     }
 
     pub fn signal(&self) {
+        self.send(nix::sys::signal::Signal::SIGTERM);
+    }
+
+    pub fn send(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
     }
 }
 

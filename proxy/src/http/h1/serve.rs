@@ -69,6 +69,8 @@ enum Waited {
     Late,
     /// The client left before its head was whole.
     Cut,
+    /// There was no request for too long.
+    Idle,
     Over,
 }
 
@@ -93,6 +95,9 @@ pub fn serve(
         loop {
             let mut heads = None;
             let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
+            if matches!(waited, Waited::Idle) {
+                conn.http_stats().iter().for_each(|stats| stats.cx_idle_timeout.add(1));
+            }
             let Some(mut heads) = heads else { break };
             let newest = worker.root();
             if !Rc::ptr_eq(&newest, &root) {
@@ -120,11 +125,14 @@ pub fn serve(
                     call.record();
                     break;
                 }
-                Waited::Over => break,
+                Waited::Idle | Waited::Over => break,
             };
             let refused = matches!(waited, Waited::Refused(_));
             served = served.saturating_add(1);
             let many = manager.max_requests_per_connection.is_some_and(|most| served >= most);
+            if many {
+                conn.http_stats().iter().for_each(|stats| stats.cx_max_requests_reached.add(1));
+            }
             side.begin(&manager, gone || many || reply.is_some(), ends);
             let call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
             answer(call, &mut side, reply).await;
@@ -137,11 +145,16 @@ pub fn serve(
             }
         }
         drop(waker);
+        if ends.is_some_and(|ends| ends <= Instant::now()) {
+            conn.http_stats().iter().for_each(|stats| stats.cx_max_duration_reached.add(1));
+        }
         if side.must_linger() && !manager.delayed_close_timeout.is_zero() {
             let until = Instant::now() + manager.delayed_close_timeout;
             poll_fn(|cx| match side.poll_linger(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => timer.poll(cx, Some(until)),
+                Poll::Pending => timer.poll(cx, Some(until)).map(|()| {
+                    conn.http_stats().iter().for_each(|stats| stats.cx_delayed_close_timeout.add(1));
+                }),
             })
             .await;
         } else {
@@ -225,7 +238,7 @@ fn wait<'a>(
                     let first = *first_byte.get_or_insert(now);
                     return timer.poll(cx, some(manager.request_head_timeout, first)).map(|()| Waited::Late);
                 }
-                let deadline = {
+                let deadlines = {
                     if let Some(heads) = heads.take() {
                         give_back(heads);
                     }
@@ -233,9 +246,12 @@ fn wait<'a>(
                     let since = *since.get_or_insert(now);
                     let drained = worker.idle_end(place, since);
                     let old = ends.map(|ends| ends + manager.drain_timeout);
-                    earlier(some(manager.idle_timeout, since), earlier(drained, old))
+                    let idle = some(manager.idle_timeout, since);
+                    (earlier(idle, earlier(drained, old)), idle)
                 };
-                return timer.poll(cx, deadline).map(|()| Waited::Over);
+                let (deadline, idle) = deadlines;
+                let is_idle = || idle.is_some_and(|until| until <= Instant::now());
+                return timer.poll(cx, deadline).map(|()| if is_idle() { Waited::Idle } else { Waited::Over });
             }
         };
         Poll::Ready(waited)

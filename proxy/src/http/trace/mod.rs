@@ -31,6 +31,16 @@ use std::{
 
 /// The place in a request's id that says why it is traced.
 const MARK: usize = 14;
+/// Of an id that has such a place.
+const UUID_LENGTH: usize = 36;
+/// What stands there when the service wants a trace.
+const FORCED: u8 = b'a';
+/// What stands there when chance wants one.
+const CHANCE: u8 = b'9';
+/// What stands there when its client wants one.
+const CLIENT: u8 = b'b';
+/// What stands there when there is none.
+const UNTRACED: u8 = b'4';
 
 /// The trace of one request.
 #[derive(Debug)]
@@ -79,8 +89,9 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
     let Some(tracing) = manager.tracing.as_deref() else { return };
     let route = selected.and_then(|selected| selected.route.tracing.as_deref());
     let sampling = route.map_or(tracing.sampling, |route| route.sampling);
-    let traced = decide(call, tracing, sampling);
-    call.tally.traced = traced;
+    let reason = decide(call, tracing, sampling);
+    call.tally.forced = reason == Some(FORCED);
+    let traced = reason.is_some();
     let Some(tracer) = &tracing.tracer else { return };
     let placed = match &tracer.zipkin {
         None => place(call, tracer, traced),
@@ -151,7 +162,8 @@ fn place(call: &Call<'_>, tracer: &Tracer, traced: bool) -> Option<Placed> {
     };
     let rng = &call.worker.rng;
     let trace = parent.map_or_else(|| (u128::from(rng.next()) << 64) | u128::from(rng.next()), |parent| parent.trace);
-    let sampled = sample(&tracer.sampler, trace, parent, traced);
+    // Neither a parent nor a sampler overrules what the manager has decided.
+    let sampled = traced && sample(&tracer.sampler, trace, parent);
     Some(Placed {
         context: Context { trace, span: rng.next(), sampled },
         parent: parent.map(|parent| parent.span),
@@ -200,53 +212,65 @@ fn trace_id(tracer: &Tracer, trace: u128) -> String {
     if tracer.zipkin.is_some() { b3::trace_id(trace) } else { format!("{trace:032x}") }
 }
 
-/// Whether a request is traced; its id is marked with the reason.
-fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> bool {
+/// Why a request is traced, if it is; its id is marked with the reason.
+fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> Option<u8> {
     if !tracing.marks.by_id {
-        return true;
+        return Some(CHANCE);
     }
     let headers = &call.request.headers;
-    let Some(id) = headers.known(Known::RequestId).map(<[u8]>::to_vec) else { return false };
-    let Some(number) = leading(&id) else { return false };
-    let number = u64::from(number) % 10_000;
+    let id = headers.known(Known::RequestId).map(<[u8]>::to_vec)?;
+    let number = u64::from(leading(&id)?) % 10_000;
     let wanted = |name: &str| headers.get(name).is_some();
-    let before = id.get(MARK).filter(|_| tracing.marks.pack && id.len() == 36).copied();
-    let mut mark = before.filter(|mark| matches!(mark, b'9' | b'a' | b'b'));
+    let before = id.get(MARK).filter(|_| tracing.marks.pack && id.len() == UUID_LENGTH).copied();
+    let mut mark = before.filter(|mark| is_reason(*mark));
     if mark.is_none() {
         mark = if wanted("x-client-trace-id") && sampling.client.takes(call.worker.rng.next()) {
-            Some(b'b')
+            Some(CLIENT)
         } else if wanted("x-envoy-force-trace") {
-            Some(b'a')
+            Some(FORCED)
         } else {
-            sampling.random.takes(number).then_some(b'9')
+            sampling.random.takes(number).then_some(CHANCE)
         };
     }
     mark = mark.filter(|_| sampling.overall.takes(number));
-    let written = mark.unwrap_or(b'4');
+    let written = mark.unwrap_or(UNTRACED);
     if let Some(counted) = &call.conn.counted {
         let reason = match written {
-            b'b' => 0,
-            b'a' => 1,
-            b'9' => 2,
+            CLIENT => 0,
+            FORCED => 1,
+            CHANCE => 2,
             _ => 3,
         };
         counted.http().tracing[reason].add(1);
     }
-    let changes =
-        before.is_some_and(|before| before != written && (mark.is_some() || matches!(before, b'9' | b'a' | b'b')));
+    let changes = before.is_some_and(|before| before != written && (mark.is_some() || is_reason(before)));
     if changes {
         let mut id = id;
         id[MARK] = written;
         call.request.headers.set("x-request-id", &id);
     }
-    mark.is_some()
+    mark
 }
 
-fn sample(sampler: &Sampler, trace: u128, parent: Option<Context>, traced: bool) -> bool {
+fn is_reason(mark: u8) -> bool {
+    matches!(mark, FORCED | CHANCE | CLIENT)
+}
+
+/// Takes the reason out of the id of a request from outside, whose client must not make us trace.
+pub(super) fn disbelieve(headers: &mut Headers) {
+    let Some(id) = headers.known(Known::RequestId) else { return };
+    if id.len() == UUID_LENGTH && is_reason(id[MARK]) {
+        let mut id = id.to_vec();
+        id[MARK] = UNTRACED;
+        headers.set("x-request-id", &id);
+    }
+}
+
+fn sample(sampler: &Sampler, trace: u128, parent: Option<Context>) -> bool {
     match sampler {
-        Sampler::Manager => parent.map_or(traced, |parent| parent.sampled),
+        Sampler::Manager => parent.is_none_or(|parent| parent.sampled),
         Sampler::Always => true,
-        Sampler::Parent(other) => parent.map_or_else(|| sample(other, trace, None, traced), |parent| parent.sampled),
+        Sampler::Parent(other) => parent.map_or_else(|| sample(other, trace, None), |parent| parent.sampled),
         Sampler::Ratio(share) => {
             // Of the low half, as others that sample by the id do.
             let bound = (u128::from(u64::MAX) + 1) * u128::from(share.numerator) / u128::from(share.denominator.max(1));

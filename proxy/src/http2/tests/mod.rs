@@ -60,7 +60,7 @@ async fn client<F: Future<Output = ()> + 'static>(
                 std::future::pending::<()>().await;
             }
         };
-        serve(far, false, settings, leave, handle).await
+        serve(far, false, settings, leave, |_| {}, handle).await
     });
     let (send, connection) = h2::client::handshake(near).await.unwrap();
     (send, drain, server, spawn_local(connection))
@@ -360,7 +360,7 @@ async fn client_when_it_sends_no_preface_then_it_is_cut_off_in_time() {
     local(async {
         let (_near, far) = tokio::io::duplex(1024);
         let settings = Settings { preface_timeout: Duration::from_millis(50), ..settings() };
-        let served = serve(far, false, settings, std::future::pending(), |_: Head, _| async {}).await;
+        let served = serve(far, false, settings, std::future::pending(), |_| {}, |_: Head, _| async {}).await;
         assert_eq!(served.unwrap_err().kind(), io::ErrorKind::TimedOut);
     })
     .await;

@@ -209,3 +209,21 @@ fn request_when_logged_to_files_then_each_has_the_lines_that_it_wants() {
     assert_eq!(proxy.get("/a").status(), 200);
     eventually("a new file", || read(&all) == "200 HTTP/1.1 1\n");
 }
+
+#[test]
+fn asked_when_time_goes_by_then_more_connections_end_and_after_half_of_it_all() {
+    let ago = |seconds| Some(Instant::now() - Duration::from_secs(seconds));
+    let asked = Asked { inbound: ago(2), outbound: None, over: Duration::from_secs(10) };
+    let draws = |number| {
+        move |bound| {
+            assert_eq!(bound, 5);
+            number
+        }
+    };
+    assert!(asked.ends(Direction::Inbound, draws(1)) && !asked.ends(Direction::Inbound, draws(2)));
+    assert!(!asked.ends(Direction::Outbound, draws(0)), "nobody asked those");
+    let late = Asked { inbound: ago(5), ..asked };
+    assert!(late.ends(Direction::Inbound, draws(4)));
+    let at_once = Asked { inbound: ago(0), over: Duration::ZERO, ..asked };
+    assert!(at_once.ends(Direction::Inbound, |_| unreachable!()));
+}

@@ -201,6 +201,26 @@ fn connection_when_it_served_as_many_requests_as_it_may_then_it_ends() {
 }
 
 #[test]
+fn connection_when_it_is_ended_then_the_reason_is_counted() {
+    let counted = |change: fn(&mut HttpManager), name: &str| {
+        let (_backend, proxy) = with(change);
+        let mut client = proxy.client();
+        client.ask(&get("/"));
+        assert_eq!(client.rest(), "");
+        eventually(name, || {
+            proxy.telemetry.stats(Vec::new()).iter().any(|stat| stat.name.ends_with(name) && stat.value == 1)
+        });
+    };
+    counted(|manager| manager.idle_timeout = Duration::from_millis(20), ".downstream_cx_idle_timeout");
+    counted(|manager| manager.max_requests_per_connection = Some(1), ".downstream_cx_max_requests_reached");
+    let old = |manager: &mut HttpManager| {
+        manager.max_connection_duration = Some(Duration::from_millis(1));
+        manager.drain_timeout = Duration::from_millis(20);
+    };
+    counted(old, ".downstream_cx_max_duration_reached");
+}
+
+#[test]
 fn connection_when_it_is_old_then_it_takes_one_more_request_or_ends() {
     let (_backend, proxy) = with(|manager| {
         manager.max_connection_duration = Some(Duration::from_millis(20));

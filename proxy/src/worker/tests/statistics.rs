@@ -27,6 +27,8 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 health,
                 workers: Arc::new(OnceLock::new()),
                 changes: None,
+                ways: Default::default(),
+                stopped: Arc::default(),
                 quit: Some(tokio_util::sync::CancellationToken::new()),
                 pod: None,
                 node: json!({"id": "n", "metadata": {"a": 5.0}}),
@@ -249,4 +251,19 @@ fn filters_when_they_decide_then_their_statistics_tell_how_often() {
         let stats = it.proxy.telemetry.stats(Vec::new());
         stats.iter().any(|stat| stat.name == "cluster.a.upstream_rq_completed" && stat.value == 2)
     });
+}
+
+#[test]
+fn usedonly_when_a_gauge_is_zero_again_then_it_is_told_and_what_never_was_is_not() {
+    let backend = Backend::echo();
+    let proxy = Proxy::start(1, http(forward(Forward::default())), vec![cluster(&[backend.address])]);
+    let at = admin(&proxy);
+    let told = |name: &str| ask(at, "GET", "/stats?usedonly").body.lines().any(|line| line == format!("{name}: 0"));
+    assert!(told("server.state") && !told("cluster.c.upstream_rq_active"));
+    let mut client = proxy.client();
+    assert_eq!(client.ask(&get("/")).status(), 200);
+    let name = ask(at, "GET", "/stats?usedonly").body;
+    let name = name.lines().find_map(|line| line.split_once(".upstream_rq_total: 1")).unwrap().0.to_owned();
+    eventually("no request under way", || told(&format!("{name}.upstream_rq_active")));
+    assert!(!told(&format!("{name}.circuit_breakers.high.cx_open")));
 }

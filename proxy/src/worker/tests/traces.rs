@@ -211,6 +211,8 @@ fn trace_when_it_is_not_sampled_then_the_endpoint_is_told_and_the_collector_is_n
     let answer = ask("/never", "");
     assert!(told(&answer, "traceparent").unwrap().ends_with("-00"));
     assert_eq!(told(&answer, "x-request-id").unwrap().as_bytes()[14], b'4');
+    let answer = ask("/never", &format!("traceparent: {PARENT}-01\r\n"));
+    assert!(told(&answer, "traceparent").unwrap().ends_with("-00"), "a parent does not overrule what is decided here");
     let answer = ask("/", "traceparent: nonsense\r\n");
     assert_eq!(told(&answer, "traceparent"), Some("nonsense"));
     let answer = ask("/never", "x-client-trace-id: mine\r\n");

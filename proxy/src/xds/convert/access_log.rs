@@ -46,13 +46,7 @@ fn log(context: &mut Context, value: xds::AccessLog) -> Converted<AccessLog> {
     };
     let filter = wanted.map(|wanted| filter(context, wanted)).transpose().within("filter")?;
     let (path, format) = sink(context, &any).within("typed_config")?;
-    let sink = context.sinks.at(&path).ok_or_else(|| {
-        let reason = format!(
-            "`{path}` would be more than {} files to which this process has logged",
-            crate::telemetry::logsink::MAX_SINKS
-        );
-        Refused::new("typed_config.path", reason)
-    })?;
+    let sink = context.sinks.at(&path).map_err(|why| Refused::new("typed_config.path", format!("`{path}` {why}")))?;
     Ok(AccessLog { filter, format, sink })
 }
 

@@ -68,7 +68,7 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
     if xff_num_trusted_hops != 0 && !original_ip_detection_extensions.is_empty() {
         return Err(Refused::new("original_ip_detection_extensions", "and `xff_num_trusted_hops` exclude each other"));
     }
-    marks(request_id_extension).within("request_id_extension")?;
+    let marks = marks(request_id_extension).within("request_id_extension")?;
     let edge = Edge {
         use_remote_address,
         trusted_hops: xff_num_trusted_hops,
@@ -81,6 +81,7 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
         via: if via.is_empty() { None } else { Some(header_value(via, "via")?.into()) },
         user_agent: add_user_agent.then(|| (context.node_cluster.as_str().into(), context.node.as_str().into())),
         preserve_request_id: preserve_external_request_id,
+        disbelieve_request_id: preserve_external_request_id && marks.pack,
         request_id_in_response: always_set_request_id_in_response,
         early: each(early_header_mutation_extensions, "early_header_mutation_extensions", |value| {
             early(context, value)

@@ -159,6 +159,8 @@ pub struct State {
     figures: figures::Figures,
     most_connections: Option<u64>,
     drain_time: Duration,
+    /// How often values of the runtime were taken.
+    runtime_loads: u64,
     bootstrap: Option<Raw>,
     clusters: BTreeMap<String, ClusterEntry>,
     /// The clusters that use an assignment of endpoints, by its name.
@@ -208,6 +210,8 @@ impl State {
             context,
             most_connections: None,
             drain_time: Duration::ZERO,
+            // As Envoy counts those of the beginning.
+            runtime_loads: 2,
             bootstrap: None,
             clusters: BTreeMap::new(),
             users: BTreeMap::new(),
@@ -303,6 +307,11 @@ impl State {
     /// Values that change what resources say.
     pub fn runtime(&self) -> &super::bootstrap::Layers {
         &self.context.runtime
+    }
+
+    /// How often values of the runtime were taken.
+    pub fn runtime_loads(&self) -> u64 {
+        self.runtime_loads
     }
 
     /// The same, to be changed. Call [`Self::runtime_changed`] afterwards.

@@ -329,6 +329,7 @@ impl State {
 
     /// Converts anew what values of the runtime change: route tables and listeners. Call [`Self::settle`] afterwards.
     pub fn runtime_changed(&mut self, now: Instant) {
+        self.runtime_loads += 1;
         let told = |kind: Kind, name: &str, reason: &Refused| {
             tracing::warn!(kind = kind.noun(), %name, %reason, "values of the runtime do not fit; its last good form stays");
         };

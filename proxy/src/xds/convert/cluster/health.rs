@@ -6,7 +6,6 @@ use super::Template;
 use crate::config::{CheckLog, HealthCheck, HttpProbe, Probe, ServiceName};
 use crate::telemetry::LogSink;
 use crate::telemetry::counters::{CheckStats, Scope};
-use crate::telemetry::logsink::MAX_SINKS;
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::core::v3::health_check::{
     GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck, payload,
@@ -118,12 +117,7 @@ fn sinks(context: &Context, path: String, loggers: Vec<core::TypedExtensionConfi
         }
     }
     let sink = |(field, path): (String, String)| {
-        context.sinks.at(&path).ok_or_else(|| {
-            Refused::new(
-                field,
-                format!("`{path}` would be more than {MAX_SINKS} files to which this process has logged"),
-            )
-        })
+        context.sinks.at(&path).map_err(|why| Refused::new(field, format!("`{path}` {why}")))
     };
     paths.into_iter().map(sink).collect()
 }
