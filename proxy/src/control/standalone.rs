@@ -142,6 +142,7 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
         .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
         .at_home(bootstrap.local_cluster.as_deref(), locality)
         .logging_outliers(bootstrap.outlier_log.as_deref())
+        .map_err(|refused| RunError::Refused(refused.to_string()))?
         .limiting_connections(of_monitor.into_iter().chain(bootstrap.runtime.most_connections()).min())
         .begun_with(std::mem::take(&mut bootstrap.shown))
         .connecting(std::mem::take(&mut bootstrap.sockets))

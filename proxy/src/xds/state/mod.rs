@@ -283,9 +283,14 @@ impl State {
     }
 
     /// With a file in which is written which endpoints outlier detection takes out.
-    pub fn logging_outliers(mut self, path: Option<&str>) -> Self {
-        self.context.outlier_log = path.and_then(|path| self.context.sinks.at(path));
-        self
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn logging_outliers(mut self, path: Option<&str>) -> Result<Self, Refused> {
+        let field = "cluster_manager.outlier_detection.event_log_path";
+        let open = |path| self.context.sinks.at(path).map_err(|why| Refused::new(field, format!("`{path}` {why}")));
+        self.context.outlier_log = path.map(open).transpose()?;
+        Ok(self)
     }
 
     /// Certificates of this proxy's own that are in use: what they say, and what of.
