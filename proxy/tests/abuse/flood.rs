@@ -1,4 +1,4 @@
-//! More connections than a process has file descriptors. A test binary of its own: the limit is the process's.
+//! More connections than a process has file descriptors. The limit is the process's, so no other test runs beside this one.
 
 use crate::support::{Plan, echo_server, start};
 use leno_proxy::config::UpstreamProtocol;
@@ -26,6 +26,7 @@ fn ask(stream: &mut TcpStream) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_new_ones_come_in_later() {
+    let _alone = crate::DESCRIPTORS.write().await;
     let app = echo_server().await;
     let proxy = start(Plan::new(app, UpstreamProtocol::Http1));
     let address = proxy.address;
