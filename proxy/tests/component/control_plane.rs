@@ -1,9 +1,9 @@
 //! go-control-plane, on which most control planes stand, drives the proxy in each of its modes (`LENO_XDS_SERVER` names the
 //! program made of it, `e2e/xds-server`).
 
-use crate::process::{LIMIT, Proxy, free, get, socket_address, upstream, wait};
+use crate::process::{LIMIT, Proxy, free, free_row, get, socket_address, upstream, wait};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -58,21 +58,6 @@ impl Server {
     }
 }
 
-/// The first of four ports in a row on which nobody listened a moment ago.
-fn free_row() -> u16 {
-    for _ in 0..200 {
-        let first = free().port();
-        if first > u16::MAX - LISTENERS {
-            continue;
-        }
-        let row: Vec<_> = (first..first + LISTENERS).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
-        if row.iter().all(Result::is_ok) {
-            return first;
-        }
-    }
-    panic!("there are no {LISTENERS} free ports in a row");
-}
-
 fn bootstrap(mode: &str, server: SocketAddr) -> String {
     let kind = if mode.starts_with("delta") { "DELTA_GRPC" } else { "GRPC" };
     let api = format!(
@@ -95,7 +80,7 @@ fn bootstrap(mode: &str, server: SocketAddr) -> String {
 }
 
 fn drive(mode: &str, tls: bool) {
-    let (upstream, address, base) = (upstream(), free(), free_row());
+    let (upstream, address, base) = (upstream(), free(), free_row(LISTENERS));
     let mut server = Server::start(mode, address.port(), upstream.port(), base, tls);
     server.serves(0);
     let proxy = Proxy::start(&bootstrap(mode, address));

@@ -1,5 +1,6 @@
 //! The HTTP/2 conformance suite `h2spec` against the program (`LENO_H2SPEC` names the suite), over clear text and TLS.
 
+use crate::process::free;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -15,10 +16,6 @@ impl Drop for Proxy {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// An endpoint that answers a request once all of it has come: what is wrong with a request can then still be told.
@@ -96,7 +93,7 @@ fn http2_when_h2spec_judges_it_strictly_then_every_case_passes() {
             }]
         }
     }});
-    let ports = [free_port(), free_port()];
+    let ports = [free().port(), free().port()];
     let listeners = [listener("clear", ports[0], None), listener("tls", ports[1], Some(tls))];
     let cluster = json!({"name": "app", "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [
         {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": endpoint()}}}}

@@ -133,7 +133,7 @@ fn whole_post(path: &str, body: &'static str) -> http::Request<support::Echo> {
 #[tokio::test]
 async fn request_when_the_app_behind_one_sidecar_is_gone_then_the_app_behind_another_gets_it() {
     let (ca, app) = (Ca::new(), echo_server().await);
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = crate::process::free();
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::Http2] {
         let inbound = |app| {
             start(Plan {
@@ -181,7 +181,7 @@ async fn request_when_the_app_behind_one_sidecar_is_gone_then_the_app_behind_ano
 
 #[tokio::test]
 async fn reply_when_the_client_is_not_of_the_mesh_then_it_does_not_say_that_nothing_was_sent() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = crate::process::free();
     let inbound = start(Plan { direction: Direction::Inbound, ..Plan::new(gone, UpstreamProtocol::Http1) });
     let response = Client::connect(inbound.address, Version::HTTP_11).await.send(get("/")).await;
     assert_eq!((response.status().as_u16(), response.headers().contains_key("x-leno-not-sent")), (503, false));
@@ -233,7 +233,7 @@ async fn envoy(program: &str, ca: &Ca, identity: &str, inbound: bool, upstream: 
     }});
     let raw = serde_json::json!({"name": "raw", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"}});
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::process::free().port();
     let version = if http2 { "http2_protocol_options" } else { "http_protocol_options" };
     let socket = |address: SocketAddr| {
         serde_json::json!({"socket_address": {

@@ -1,6 +1,7 @@
 //! Other people's suites against the program: gRPC's own client and server for interoperability (`LENO_GRPC_INTEROP` names
 //! their folder), the Autobahn cases for WebSocket (`LENO_WEBSOCKET_SUITE`), and `testssl` on a TLS port. `make unit` sets them.
 
+use crate::process::free;
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -24,10 +25,6 @@ fn folder_of(variable: &str) -> PathBuf {
     std::env::var_os(variable)
         .map(PathBuf::from)
         .unwrap_or_else(|| panic!("{variable} is not set; `make unit` sets it"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn wait_for(port: u16, running: &mut Running) {
@@ -60,7 +57,7 @@ impl Proxy {
                 "private_key": {"inline_string": certificate.signing_key.serialize_pem()}
             }]}
         }});
-        let (clear, tls) = (free_port(), free_port());
+        let (clear, tls) = (free().port(), free().port());
         let listener = |name: &str, port: u16, socket: Option<Value>| {
             let mut chain = json!({"filters": [{"name": "http", "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -128,7 +125,7 @@ const GRPC_CASES: [&str; 14] = [
 #[test]
 fn grpc_when_its_own_client_and_server_talk_through_the_proxy_then_every_case_passes() {
     let programs = folder_of("LENO_GRPC_INTEROP");
-    let port = free_port();
+    let port = free().port();
     let mut server = Command::new(programs.join("server"));
     server.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null());
     let mut server = Running(server.spawn().unwrap());

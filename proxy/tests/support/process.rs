@@ -5,6 +5,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything is waited for; a busy machine is slow.
@@ -39,9 +40,25 @@ pub fn upstream() -> SocketAddr {
     address
 }
 
-/// An address on which nobody listened a moment ago.
+/// An address on which nobody listened a moment ago, and which no other test of this program gets.
 pub fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    ([127, 0, 0, 1], free_row(1)).into()
+}
+
+/// The first of so many ports in a row on which nobody listened a moment ago. They are below those that the system gives to clients,
+/// of which one could have become somebody's meanwhile.
+pub fn free_row(count: u16) -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id() % 10_000;
+    for _ in 0..1000 {
+        let at = (begin + NEXT.fetch_add(count.into(), Ordering::Relaxed)) % 10_000;
+        let first = 20_000 + u16::try_from(at).unwrap();
+        let row: Vec<_> = (first..first + count).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+        if row.iter().all(Result::is_ok) {
+            return first;
+        }
+    }
+    panic!("there are no {count} free ports in a row");
 }
 
 pub fn socket_address(address: SocketAddr) -> String {
