@@ -347,14 +347,9 @@ fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
             && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
     };
     let all = since_reset(view);
-    let touched: Vec<bool> = all
-        .iter()
-        .map({
-            let is_used = is_used(&all);
-            move |stat| !used || is_used(stat)
-        })
-        .collect();
-    let stats = all.into_iter().zip(touched).filter_map(|(stat, touched)| touched.then_some(stat)).filter(wanted);
+    let is_used = used.then(|| is_used(&all));
+    let touched = |stat: &Stat| is_used.as_ref().is_none_or(|is_used| is_used(stat));
+    let stats = all.into_iter().filter(|stat| wanted(stat) && touched(stat));
     let times: Vec<Times> = view
         .telemetry
         .times()

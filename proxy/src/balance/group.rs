@@ -55,7 +55,7 @@ impl Group {
         whole: Option<&Sizes>,
         zoning: Option<&Rc<Zoning>>,
     ) -> Self {
-        let hashed = matches!(policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+        let hashed = policy.is_hashed();
         if !by_locality {
             let hosts: Vec<_> = all.iter().filter(|host| eligible(host)).cloned().collect();
             if hashed {

@@ -42,6 +42,7 @@ mod trace;
 mod tracked;
 mod trailing;
 pub mod upstream;
+mod whole;
 mod xfcc;
 
 pub use admit::uuid;

@@ -9,7 +9,7 @@ use super::{
     admit::{admit, tunnels},
     attempt::{self, Failed, Limits},
     attempted::Attempted,
-    body::{Downstream, SideError, Upstream},
+    body::{Downstream, Upstream},
     call::Call,
     choose::{choose, refused},
     edit, filter, forget, hash,
@@ -23,10 +23,11 @@ use super::{
     timeout, trace,
     tracked::{self, Budget},
     upstream::Up,
+    whole,
 };
 use crate::{
     balance::PickContext,
-    config::{Action, Forward, LbPolicy, Redirect, Report},
+    config::{Action, Forward, Redirect, Report},
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::Selected,
@@ -180,7 +181,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
         if redirects == 0 {
             body.recode = call.tally.filters.as_mut().and_then(|state| state.recode_request.take());
         }
-        wait_for_body(call, down, body).await?;
+        whole::wait(call, down, body).await?;
         if needs_tls {
             let location = [b"https://", call.request.authority(), call.request.path()].concat();
             call.tally.filters().redirect = Some(location);
@@ -219,62 +220,6 @@ enum Way {
     Done,
     /// The endpoint's redirect became the request.
     Redirected,
-}
-
-/// Waits for the whole request where a filter wants that. Memory that runs short while it comes ends it: what was let in before that
-/// would go on to grow, and no endpoint has seen it yet.
-pub(super) async fn wait_for_body<D: Downstream>(
-    call: &mut Call<'_>,
-    down: &mut D,
-    body: &mut RequestPump,
-) -> Result<(), Stop> {
-    let Some(limit) = call.tally.filters.as_mut().and_then(|state| state.buffer.take()) else { return Ok(()) };
-    if call.request.wants_tunnel() {
-        return Ok(());
-    }
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let idle = Some(call.manager.stream_idle_timeout).filter(|limit| !limit.is_zero());
-    let whole_by = call.manager.request_timeout.map(|limit| call.tally.start + limit);
-    let (mut read, mut until) = (body.bytes, None);
-    let whole = loop {
-        let (timer, log_at, worker) = (&mut *call.timer, call.tally.log_at, call.worker);
-        let whole = poll_fn(|cx| {
-            if worker.sheds_all(overload::Action::StopRequests) {
-                return Poll::Ready(Some(Err(Stop::from(reply::OVERLOADED))));
-            }
-            match body.poll_all(cx, down, limit) {
-                Poll::Ready(whole) => Poll::Ready(Some(whole.map_err(|error| match error {
-                    SideError::Broken(_) | SideError::Ended | SideError::Reset(_) => Stop::Gone,
-                    error => reply::bad_body(&error).into(),
-                }))),
-                Poll::Pending => {
-                    if until.is_none() || body.bytes != read {
-                        read = body.bytes;
-                        until = idle.map(|idle| Instant::now() + idle);
-                    }
-                    timer.poll(cx, earlier(earlier(until, whole_by), log_at)).map(|()| None)
-                }
-            }
-        })
-        .await;
-        call.tally.request_bytes = body.read();
-        if whole.is_some() || !call.is_due() {
-            break whole;
-        }
-        call.log_on();
-    };
-    match whole {
-        Some(Ok(true)) => {
-            if call.request.body == BodyLength::Unknown {
-                call.request.body = BodyLength::Exact(body.kept.bytes() as u64);
-            }
-            Ok(())
-        }
-        Some(Ok(false)) => Err(filter::TOO_LARGE.into()),
-        Some(Err(stop)) => Err(stop),
-        None if whole_by.is_some_and(|limit| limit <= Instant::now()) => Err(reply::REQUEST_TIMEOUT.into()),
-        None => Err(reply::late(reply::STREAM_IDLE, false).into()),
-    }
 }
 
 /// Answers as a route says.
@@ -335,7 +280,7 @@ async fn proxy<'a, D: Downstream>(
     let policy = policy.filter(|policy| retry::fits(policy, call.request));
     let mut cookies = Vec::new();
     // Nobody is given a cookie for a cluster that does not look at it.
-    let hashes = matches!(cluster.config().policy, LbPolicy::RingHash(_) | LbPolicy::Maglev { .. });
+    let hashes = cluster.config().policy.is_hashed();
     let hash = if hashes { hash::of(call, &forward.hash, &mut cookies) } else { None };
     if !cookies.is_empty() {
         call.tally.filters().cookies = cookies;

@@ -191,8 +191,9 @@ impl Telemetry {
         let mut families: BTreeMap<String, (bool, Vec<(Labels, u64)>)> = BTreeMap::new();
         let wanted = |name: &str| filter.is_none_or(|filter| filter.is_match(name));
         let all = self.stats(more);
-        let is_used = self::used(&all);
-        for stat in all.iter().filter(|stat| (!used || is_used(stat)) && wanted(&stat.name)) {
+        let is_used = used.then(|| self::used(&all));
+        let touched = |stat: &Stat| is_used.as_ref().is_none_or(|is_used| is_used(stat));
+        for stat in all.iter().filter(|stat| wanted(&stat.name) && touched(stat)) {
             let (family, labels) = self.display().split(&stat.name, &stat.family, &stat.labels);
             families.entry(family).or_insert((stat.gauge, Vec::new())).1.push((labels, stat.value));
         }

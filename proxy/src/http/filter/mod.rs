@@ -104,7 +104,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
                 // Those behind a filter that wants the whole body see the request when it is there; what compresses it, before.
                 match (&entry.filter, passed) {
                     (HttpFilter::Buffer(_), Ok(())) if !recodes_requests(call) => {
-                        super::pipeline::wait_for_body(call, down, body).await
+                        super::whole::wait(call, down, body).await
                     }
                     (_, passed) => passed,
                 }

@@ -238,20 +238,18 @@ fn wait<'a>(
                     let first = *first_byte.get_or_insert(now);
                     return timer.poll(cx, some(manager.request_head_timeout, first)).map(|()| Waited::Late);
                 }
-                let deadlines = {
-                    if let Some(heads) = heads.take() {
-                        give_back(heads);
-                    }
-                    side.rest();
-                    let since = *since.get_or_insert(now);
-                    let drained = worker.idle_end(place, since);
-                    let old = ends.map(|ends| ends + manager.drain_timeout);
-                    let idle = some(manager.idle_timeout, since);
-                    (earlier(idle, earlier(drained, old)), idle)
-                };
-                let (deadline, idle) = deadlines;
+                if let Some(heads) = heads.take() {
+                    give_back(heads);
+                }
+                side.rest();
+                let since = *since.get_or_insert(now);
+                let drained = worker.idle_end(place, since);
+                let old = ends.map(|ends| ends + manager.drain_timeout);
+                let idle = some(manager.idle_timeout, since);
                 let is_idle = || idle.is_some_and(|until| until <= Instant::now());
-                return timer.poll(cx, deadline).map(|()| if is_idle() { Waited::Idle } else { Waited::Over });
+                return timer
+                    .poll(cx, earlier(idle, earlier(drained, old)))
+                    .map(|()| if is_idle() { Waited::Idle } else { Waited::Over });
             }
         };
         Poll::Ready(waited)
