@@ -19,6 +19,8 @@ fn stamp(time: SystemTime) -> String {
 /// The parts of Envoy's dump for a kind: the section's type, its list, and the field of the resource.
 fn section(kind: Kind) -> (&'static str, &'static str, &'static str) {
     match kind {
+        // Told by `/runtime`.
+        Kind::Runtime => ("RuntimeConfigDump", "dynamic_runtime_layers", "layer"),
         Kind::Cluster => ("ClustersConfigDump", "dynamic_active_clusters", "cluster"),
         Kind::Endpoints => ("EndpointsConfigDump", "dynamic_endpoint_configs", "endpoint_config"),
         Kind::Secret => ("SecretsConfigDump", "dynamic_active_secrets", "secret"),
@@ -223,7 +225,7 @@ fn written_list(kind: Kind) -> Option<&'static str> {
         Kind::Cluster => Some("static_clusters"),
         Kind::Listener => Some("static_listeners"),
         Kind::Secret => Some("static_secrets"),
-        Kind::Endpoints | Kind::Routes | Kind::Extension => None,
+        Kind::Runtime | Kind::Endpoints | Kind::Routes | Kind::Extension => None,
     }
 }
 

@@ -16,6 +16,7 @@ mod mask;
 mod merged;
 mod pages;
 mod profiles;
+mod statistics;
 mod upstreams;
 
 pub use log::AdminLogs;

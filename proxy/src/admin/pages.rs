@@ -3,9 +3,9 @@
 use super::form::{dressed, listed, shown};
 use super::log::Asked;
 use super::mask::{self, Wanted};
+use super::statistics::{prometheus, reset_counters, stats};
 use super::{View, dump, upstreams};
 use crate::config::Direction;
-use crate::telemetry::envoy::{Stat, Times, used as is_used};
 use crate::xds::bootstrap::NotTaken;
 use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, StatusCode};
@@ -14,12 +14,9 @@ use regex::Regex;
 use serde_json::{Value, json as value};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-/// Of times it is told below which so many parts of 1 of them lie.
-const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
 /// How levels of loggers are changed.
 const USAGE: &str = "\nusage: /logging?<name>=<level> (change single level)\n\
                      usage: /logging?paths=name1:level1,name2:level2,... (change multiple levels)\n\
@@ -53,15 +50,15 @@ impl Query {
         self.0.get(name).map(String::as_str)
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    fn is_json(&self) -> bool {
+    pub(super) fn is_json(&self) -> bool {
         self.get("format") == Some("json")
     }
 
-    fn regex(&self, name: &str, whole: bool) -> Result<Option<Regex>, Refusal> {
+    pub(super) fn regex(&self, name: &str, whole: bool) -> Result<Option<Regex>, Refusal> {
         let Some(pattern) = self.get(name).filter(|pattern| !pattern.is_empty()) else { return Ok(None) };
         let pattern = if whole { format!("^(?:{pattern})$") } else { pattern.to_owned() };
         let built = regex::RegexBuilder::new(&pattern).size_limit(REGEX_LIMIT).build();
@@ -89,7 +86,7 @@ fn decoded(text: &str) -> String {
 }
 
 /// Why there is no such page.
-type Refusal = (StatusCode, String);
+pub(super) type Refusal = (StatusCode, String);
 type Page = fn(&View, &Query) -> Result<Answer, Refusal>;
 
 fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: Page) -> Routes {
@@ -194,7 +191,7 @@ fn ready(view: &View) -> Answer {
     text(code, format!("{state}\n"))
 }
 
-fn state(view: &View) -> &'static str {
+pub(super) fn state(view: &View) -> &'static str {
     match (view.health.is_ready(), is_failed()) {
         (_, true) => "DRAINING",
         (true, false) => "LIVE",
@@ -253,144 +250,8 @@ fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
     }
 }
 
-/// Prometheus takes a counter that falls for a process that began anew, and loses what was counted before it looked: for it
-/// counters go on.
-fn reset_counters(view: &View, _: &Query) -> Result<Answer, Refusal> {
-    let counters = view.telemetry.stats(Vec::new()).into_iter().filter(|stat| !stat.gauge);
-    let now = counters.map(|stat| (stat.name, stat.value)).collect();
-    *view.reset.lock().unwrap_or_else(PoisonError::into_inner) = now;
-    Ok(text(StatusCode::OK, "OK\n"))
-}
-
-fn since_reset(view: &View) -> Vec<Stat> {
-    view.state().refresh_figures();
-    let mut all = view.telemetry.stats(server_stats(view));
-    let reset = view.reset.lock().unwrap_or_else(PoisonError::into_inner);
-    for stat in all.iter_mut().filter(|stat| !stat.gauge && !reset.is_empty()) {
-        let before = reset.get(&stat.name).copied().unwrap_or(0);
-        // One that went and came again is counted anew.
-        stat.value = stat.value.checked_sub(before).unwrap_or(stat.value);
-    }
-    all
-}
-
-/// What is told of the process and of its management servers.
-fn server_stats(view: &View) -> Vec<Stat> {
-    let memory = memory();
-    let bytes = |name: &str| memory[name].as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let workers = view.workers.get().map(|workers| workers.connections_by_worker());
-    let connections = workers.iter().flatten().map(|count| *count as u64).sum();
-    let state = match state(view) {
-        "LIVE" => 0,
-        "DRAINING" => 1,
-        "PRE_INITIALIZING" => 2,
-        _ => 3,
-    };
-    let (keys, layers, overrides) = view.state().runtime().numbers();
-    let loads = view.state().runtime_loads();
-    let numbers = [
-        ("runtime.admin_overrides_active", overrides),
-        ("runtime.num_keys", keys),
-        ("runtime.num_layers", layers),
-        ("control_plane.connected_state", u64::from(view.connection.borrow().connected)),
-        ("listener_manager.workers_started", u64::from(workers.is_some())),
-        ("server.concurrency", workers.as_ref().map_or(0, |workers| workers.len() as u64)),
-        ("server.days_until_first_cert_expiring", days_left(view)),
-        ("server.live", u64::from(state == 0)),
-        ("server.memory_allocated", bytes("allocated")),
-        ("server.memory_heap_size", bytes("heap_size")),
-        ("server.memory_physical_size", bytes("total_physical_bytes")),
-        ("server.state", state),
-        ("server.total_connections", connections),
-        ("server.uptime", view.begun.elapsed().as_secs()),
-    ];
-    let overload = view.overload.numbers().into_iter().map(|(name, value)| Stat::gauge(&name, value));
-    let counted =
-        [("listener_manager.listener_stopped", view.stopped.load(Ordering::Relaxed)), ("runtime.load_success", loads)];
-    let counted = counted.into_iter().map(|(name, value)| Stat::counter(name, value));
-    numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(counted).chain(overload).collect()
-}
-
-/// Until the first certificate is over that is shown to others; where there is none, as many as there can be.
-fn days_left(view: &View) -> u64 {
-    let now = SystemTime::now();
-    let of_mesh = view.store.get().map(|own| own.not_after());
-    let all = view.state().certificates().into_iter().map(|pair| pair.facts().not_after).chain(of_mesh);
-    let left = all.map(|end| end.duration_since(now).map_or(0, |left| left.as_secs() / 86_400));
-    left.min().unwrap_or(u64::from(u32::MAX))
-}
-
-/// With a filter only Envoy's statistics whose names have a match.
-fn prometheus(view: &View, used: bool, filter: Option<&Regex>) -> Answer {
-    view.state().refresh_figures();
-    text(StatusCode::OK, view.telemetry.render_all(used, server_stats(view), filter))
-}
-
-fn stats(view: &View, query: &Query) -> Result<Answer, Refusal> {
-    let filter = query.regex("filter", false)?;
-    let used = query.has("usedonly");
-    match query.get("format") {
-        Some("prometheus") => return Ok(prometheus(view, used, filter.as_ref())),
-        None | Some("text" | "json") => {}
-        Some(_) => return Err((StatusCode::BAD_REQUEST, "usage: /stats?format=(json|prometheus|text)\n\n".to_owned())),
-    }
-    let kind = query.get("type").unwrap_or("All");
-    if !["All", "Counters", "Gauges", "Histograms", "TextReadouts"].contains(&kind) {
-        return Err((StatusCode::BAD_REQUEST, "invalid &type= param".to_owned()));
-    }
-    if query.get("histogram_buckets").is_some_and(|form| form != "summary") {
-        let words = "usage: /stats?histogram_buckets=(summary); buckets are in /stats/prometheus\n\n";
-        return Err((StatusCode::BAD_REQUEST, words.to_owned()));
-    }
-    let wanted = |stat: &Stat| {
-        filter.as_ref().is_none_or(|filter| filter.is_match(&stat.name))
-            && (kind == "All" || kind == if stat.gauge { "Gauges" } else { "Counters" })
-    };
-    let all = since_reset(view);
-    let is_used = used.then(|| is_used(&all));
-    let touched = |stat: &Stat| is_used.as_ref().is_none_or(|is_used| is_used(stat));
-    let stats = all.into_iter().filter(|stat| wanted(stat) && touched(stat));
-    let times: Vec<Times> = view
-        .telemetry
-        .times()
-        .into_iter()
-        .filter(|one| filter.as_ref().is_none_or(|filter| filter.is_match(&one.name)))
-        .filter(|one| (!used || one.sum.count() > 0) && ["All", "Histograms"].contains(&kind))
-        .collect();
-    if query.is_json() {
-        let mut list: Vec<Value> = stats.map(|stat| value!({"name": stat.name, "value": stat.value})).collect();
-        if !times.is_empty() {
-            let quantile = |one: &Times, share: f64| value!({"interval": null, "cumulative": one.sum.quantile(share)});
-            let computed = |one: &Times| {
-                let values: Vec<Value> = QUANTILES.iter().map(|share| quantile(one, *share)).collect();
-                value!({"name": one.name, "values": values})
-            };
-            let supported: Vec<f64> = QUANTILES.iter().map(|share| share * 100.0).collect();
-            let computed: Vec<Value> = times.iter().map(computed).collect();
-            list.push(value!({"histograms": {"supported_quantiles": supported, "computed_quantiles": computed}}));
-        }
-        return Ok(shown(value!({"stats": list})));
-    }
-    let mut lines = String::new();
-    for Stat { name, value, .. } in stats {
-        writeln!(lines, "{name}: {value}").ok();
-    }
-    for one in times {
-        if one.sum.count() == 0 {
-            writeln!(lines, "{}: No recorded values", one.name).ok();
-            continue;
-        }
-        let told = QUANTILES.iter().map(|share| {
-            let value = one.sum.quantile(*share).unwrap_or_default();
-            format!("P{}(nan,{value:.6})", share * 100.0)
-        });
-        writeln!(lines, "{}: {}", one.name, told.collect::<Vec<_>>().join(" ")).ok();
-    }
-    Ok(text(StatusCode::OK, lines))
-}
-
 /// In bytes, as far as the kernel knows.
-fn memory() -> Value {
+pub(super) fn memory() -> Value {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let of = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or_default();

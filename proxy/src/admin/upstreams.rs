@@ -1,6 +1,6 @@
 //! Clusters with their endpoints, as workers have them: found by name, taken out, asked whether they are well.
 
-use crate::config::{ClientTls, Cluster, Endpoint, Health, LabelValue, Limits, pipe::Shown};
+use crate::config::{ClientTls, Cluster, Endpoint, Failed, Health, LabelValue, Limits, pipe::Shown};
 use crate::telemetry::Telemetry;
 use crate::telemetry::envoy::{ClusterView, HostNumbers};
 use crate::xds::{Kind, State};
@@ -9,17 +9,20 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 
 /// Why an endpoint gets no requests, as Envoy names it; `healthy` otherwise.
-fn flags(cluster: &Cluster, endpoint: &Endpoint) -> &'static str {
-    match (endpoint.health, cluster.outliers.is_some(), cluster.checks.is_empty()) {
-        (Health::Healthy, ..) => "healthy",
-        (Health::Degraded, ..) => "/degraded_eds_health",
-        (Health::Draining, ..) => "/eds_status_draining",
-        (Health::Unhealthy, true, true) => "/failed_outlier_check",
-        (Health::Unhealthy, false, false) => "/failed_active_hc",
-        (Health::Unhealthy, false, true) => "/failed_eds_health",
-        // One of both, which is not known here.
-        (Health::Unhealthy, true, false) => "/failed_active_hc/failed_outlier_check",
+fn flags(cluster: &Cluster, endpoint: &Endpoint) -> String {
+    match endpoint.health {
+        Health::Healthy => return "healthy".to_owned(),
+        Health::Degraded => return "/degraded_eds_health".to_owned(),
+        Health::Draining => return "/eds_status_draining".to_owned(),
+        Health::Unhealthy => {}
     }
+    let Failed { check, outlier, told } = endpoint.failed;
+    // What was never checked counts as not well.
+    let unchecked = !outlier && !told && !cluster.checks.is_empty();
+    let all =
+        [("/failed_active_hc", check || unchecked), ("/failed_outlier_check", outlier), ("/failed_eds_health", told)];
+    let flags: String = all.iter().filter(|(_, holds)| *holds).map(|(flag, _)| *flag).collect();
+    if flags.is_empty() { "/failed_eds_health".to_owned() } else { flags }
 }
 
 fn views(telemetry: &Telemetry, filter: Option<&Regex>) -> Vec<ClusterView> {
@@ -127,16 +130,14 @@ pub(super) fn json(telemetry: &Telemetry, state: &State, filter: Option<&Regex>)
                     })
                     .collect();
                 let mut health = json!({"eds_health_status": "HEALTHY"});
-                match flags(cluster, endpoint) {
-                    "healthy" => {}
-                    "/failed_eds_health" => health["eds_health_status"] = json!("UNHEALTHY"),
-                    "/degraded_eds_health" => health["eds_health_status"] = json!("DEGRADED"),
-                    "/eds_status_draining" => health["eds_health_status"] = json!("DRAINING"),
-                    flags => {
-                        for flag in flags.split('/').filter(|flag| !flag.is_empty()) {
-                            let name = if flag == "failed_active_hc" { "failed_active_health_check" } else { flag };
-                            health[name] = json!(true);
-                        }
+                for flag in flags(cluster, endpoint).split('/').filter(|flag| !flag.is_empty()) {
+                    match flag {
+                        "healthy" => {}
+                        "failed_eds_health" => health["eds_health_status"] = json!("UNHEALTHY"),
+                        "degraded_eds_health" => health["eds_health_status"] = json!("DEGRADED"),
+                        "eds_status_draining" => health["eds_health_status"] = json!("DRAINING"),
+                        "failed_active_hc" => health["failed_active_health_check"] = json!(true),
+                        other => health[other] = json!(true),
                     }
                 }
                 let (at, place) = (endpoint.address, &endpoint.locality);

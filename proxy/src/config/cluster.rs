@@ -205,8 +205,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Whether it may be chosen.
     pub health: Health,
-    /// A health check or outlier detection has found it not well.
-    pub failed: bool,
+    /// What has found it not well.
+    pub failed: Failed,
     /// Out of the reckoning: it is neither usable nor counted among those that are not (its first health check is under way).
     pub excluded: bool,
     /// 0 is used first; others take what lower ones have no healthy endpoints for.
@@ -235,7 +235,7 @@ impl Endpoint {
             pipe: None,
             weight: 1,
             health: Health::Healthy,
-            failed: false,
+            failed: Failed::default(),
             excluded: false,
             priority: 0,
             locality: Arc::default(),
@@ -251,6 +251,24 @@ impl Endpoint {
     /// Whether it is out of the reckoning of how many are usable: what is being drained is no failure of the others.
     pub fn is_excluded(&self) -> bool {
         self.excluded || self.health == Health::Draining
+    }
+}
+
+/// What has found an endpoint not well, which is more than that nothing is known of it yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Failed {
+    /// A health check.
+    pub check: bool,
+    /// Outlier detection.
+    pub outlier: bool,
+    /// Whoever configured it.
+    pub told: bool,
+}
+
+impl Failed {
+    /// Whether that was found out here.
+    pub fn is_observed(self) -> bool {
+        self.check || self.outlier
     }
 }
 

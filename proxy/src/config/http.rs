@@ -25,16 +25,18 @@ pub struct HttpManager {
     pub tracing: Option<Box<Tracing>>,
     /// From the first byte of a request to the end of its head; default 10 s. Later is answered with 408.
     pub request_head_timeout: Duration,
-    /// A connection without a request for so long is closed; default one hour.
+    /// A connection without a request for so long ends; default one hour. Of HTTP/1 it takes one more request for `drain_timeout`.
     pub idle_timeout: Duration,
     /// A request on which nothing moved for so long is ended; default five minutes, zero is never.
     pub stream_idle_timeout: Duration,
-    /// From a request's head to the end of its body; later is answered with 408. `None` (the default) is no limit.
+    /// For a request's head, and then for its body; later is answered with 408. `None` (the default) is no limit.
     pub request_timeout: Option<Duration>,
     /// From a request's head to the end of its response. `None` (the default) is no limit.
     pub max_stream_duration: Option<Duration>,
     /// A connection takes no more requests after so long. `None` (the default) is no limit.
     pub max_connection_duration: Option<Duration>,
+    /// A connection of HTTP/1 that has lasted so long ends with its next answer, and not before; default false.
+    pub safe_connection_duration: bool,
     /// When clients of HTTP/2 are asked whether they are still there.
     pub http2_keepalive: Option<Http2Keepalive>,
     /// So many per cent are added to `max_connection_duration` at most, by chance, so that connections do not end together.
@@ -119,6 +121,7 @@ impl Default for HttpManager {
             request_timeout: None,
             max_stream_duration: None,
             max_connection_duration: None,
+            safe_connection_duration: false,
             http2_keepalive: None,
             connection_duration_jitter: 0.0,
             drain_timeout: Duration::from_secs(5),

@@ -51,8 +51,8 @@ pub use chain::{
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority, RetryBudget,
-    SourceBind, TcpKeepalive, Track, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Failed, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority,
+    RetryBudget, SourceBind, TcpKeepalive, Track, UpstreamProtocol,
 };
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};

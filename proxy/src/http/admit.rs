@@ -86,8 +86,14 @@ fn underscores(call: &mut Call<'_>) -> Result<(), Stop> {
     }
     if call.manager.underscores == Underscores::Reject {
         // Of HTTP/1 it was refused with the head; a stream of HTTP/2 is reset.
+        let version = call.request.version;
         call.request.clear();
+        call.request.version = version;
         return Err(Stop::Abort(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "http2.unexpected_underscore"));
+    }
+    if let Some(stats) = call.conn.http_stats() {
+        let dropped = call.request.headers.iter().filter(|(name, _, _)| has_one(name)).count();
+        stats.codecs.underscores_dropped[usize::from(call.is_http2())].add(dropped as u64);
     }
     call.request.headers.remove_if(|name, _, _| has_one(name));
     call.tally.underscored = call.is_http2();

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     config::Priority,
-    pool::{ConnectError, Host, Outcome},
+    pool::{ConnectError, Host, Outcome, Ticket},
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
 };
@@ -92,7 +92,7 @@ enum Wake {
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
-/// `ends_here` the endpoint gets bytes and no request.
+/// `ends_here` the endpoint gets bytes and no request. What comes with the connection is the request's place among those under way.
 pub(super) async fn begin<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -101,7 +101,7 @@ pub(super) async fn begin<D: Downstream>(
     body: &mut RequestPump,
     limits: &mut Limits,
     ends_here: bool,
-) -> Result<Up, Failed> {
+) -> Result<(Up, Option<Ticket>), Failed> {
     let asked = call.observed().map(|observed| {
         observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
         Instant::now()
@@ -111,7 +111,7 @@ pub(super) async fn begin<D: Downstream>(
     let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
     let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await;
     call.tally.unconnected += u16::from(acquired.is_err());
-    let mut up = acquired?;
+    let (mut up, counted) = acquired?;
     cluster.note(host, Outcome::Connected);
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));
@@ -227,6 +227,13 @@ pub(super) async fn begin<D: Downstream>(
         }
         call.log_on();
     };
+    if !matches!(wake, Wake::Head) {
+        cluster.stats().moved(up.wire());
+        // A stream that ends before its answer comes is reset; of HTTP/1 that is the end of the connection, which counts by itself.
+        if matches!(up, Up::Http2(_)) && !matches!(wake, Wake::Upstream(_)) {
+            cluster.stats().rq_tx_reset.add(1);
+        }
+    }
     if observed {
         let start = call.tally.start;
         let moments = &mut call.tally.moments;
@@ -240,10 +247,13 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Head => {
             call.tally.upstream_time = Some(began.elapsed());
             tracked::answered(call, cluster);
-            Ok(up)
+            Ok((up, counted))
         }
         Wake::Upstream(error) => {
             call.response.clear();
+            if is_of_protocol(&error) {
+                cluster.stats().cx_protocol_error.add(1);
+            }
             Err(upstream_failed(call, &up, error))
         }
         Wake::Downstream(SideError::Broken(_) | SideError::Ended | SideError::Reset(_)) | Wake::Gone => {
@@ -272,6 +282,11 @@ pub(super) async fn begin<D: Downstream>(
             Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done && !tunnel).into()))
         }
     }
+}
+
+/// Whether the endpoint broke the rules of HTTP.
+fn is_of_protocol(error: &SideError) -> bool {
+    matches!(error, SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::Cut)
 }
 
 fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
@@ -313,7 +328,7 @@ async fn acquire<D: Downstream>(
     limits: &mut Limits,
     ends_here: bool,
     (complete, read): (bool, bool),
-) -> Result<Up, Failed> {
+) -> Result<(Up, Option<Ticket>), Failed> {
     // For a connection a request waits as long as for an answer.
     let now = Instant::now();
     if complete && limits.deadline.is_none() {
@@ -323,7 +338,7 @@ async fn acquire<D: Downstream>(
     let idle = limits.idle_deadline(now);
     let until = earlier(earlier(limits.deadline, per_try), earlier(idle, limits.stream));
     let connected = match ends_here {
-        true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| Up::Raw(Box::new(raw))),
+        true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| (Up::Raw(Box::new(raw)), None)),
         false => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
             let aim = aim(call.conn, host, server_name(call.request, cluster));
@@ -331,7 +346,7 @@ async fn acquire<D: Downstream>(
             let connecting = connection(worker, cluster, host, http2, limits.priority, aim);
             let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };
             match call.wait_for(connecting, until, gone).await {
-                Waited::Done(connected) => connected,
+                Waited::Done(connected) => connected.map(|(up, counted)| (up, Some(counted))),
                 Waited::Gone => return Err(Failed::Stop(Stop::Gone)),
                 Waited::Late => {
                     let late = late(call, limits, per_try, complete);
@@ -344,7 +359,7 @@ async fn acquire<D: Downstream>(
         }
     };
     match connected {
-        Ok(up) => Ok(up),
+        Ok(acquired) => Ok(acquired),
         Err(error) => {
             let reply = match &error {
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
@@ -398,7 +413,7 @@ pub(super) async fn finish<D: Downstream>(
     let before = if tunnel { call.tally.request_bytes } else { 0 };
     let (mut received, mut ended) = (None, None);
     let (keeps, mut began) = (call.manager.log_needs.observed, None);
-    let (http1, mut left) = (!call.is_http2(), false);
+    let (http1, mut left, mut faulty) = (!call.is_http2(), false, false);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = loop {
@@ -417,8 +432,9 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Ready(Ok(())) => answered = true,
                     Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Err(Stop::Gone)),
                     Poll::Ready(Err(PumpError::Source(error))) => {
+                        // An answer of HTTP/1 that is cut is one that breaks the protocol.
+                        faulty = is_of_protocol(&error);
                         let (flags, details) = match error {
-                            // An answer of HTTP/1 that is cut is one that breaks the protocol.
                             SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) | SideError::Cut => (
                                 ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
                                 "upstream_reset_after_response_started{protocol_error}",
@@ -506,6 +522,9 @@ pub(super) async fn finish<D: Downstream>(
     let wire = up.wire();
     if let Some(cluster) = &call.tally.cluster {
         cluster.stats().moved(wire);
+        if faulty {
+            cluster.stats().cx_protocol_error.add(1);
+        }
         match &result {
             Err(Stop::Abort(_, "response_timeout")) => cluster.stats().rq_timeout.add(1),
             Err(Stop::Abort(_, "upstream_per_try_idle_timeout")) => cluster.stats().rq_per_try_idle_timeout.add(1),

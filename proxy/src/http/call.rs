@@ -4,7 +4,7 @@ use super::{
     filter,
     head::{RequestHead, ResponseHead, Version},
     headers::{Headers, Known},
-    trace,
+    reply, trace,
 };
 use crate::{
     config::{AccessLog, Buckets, CertDetails, Direction, HttpManager, LocalRateLimit, Metadata, Route},
@@ -15,7 +15,7 @@ use crate::{
     telemetry::{
         self, CloseType, ConnectionSecurity, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Reporter,
         RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels, nanos, peer,
-        stats::{CountedConnection, HttpStats},
+        stats::{ClientEnd, CountedConnection, HttpStats},
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot, earlier},
@@ -306,16 +306,21 @@ impl Call<'_> {
         if let Some(counted) = &self.conn.counted {
             counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
             counted.of_listener().count(tally.code);
+            if tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION) {
+                counted.end.set(ClientEnd { active: true, ..counted.end.get() });
+            }
         }
         if let Some(cluster) = &tally.cluster {
             // Without an endpoint there was none, whatever is told.
             let attempts = if tally.host.is_some() { tally.attempts } else { 0 };
             let headers = &self.request.headers;
             let internal = headers.may_have(Known::Envoy) && headers.get("x-envoy-internal") == Some(b"true");
-            cluster.stats().count(tally.code, tally.flags, (attempts, tally.unconnected), micros, internal);
+            // What the connection manager answers in an endpoint's place is none of the cluster's answers.
+            let code = if self.manager_answers() { 0 } else { tally.code };
+            cluster.stats().count(code, tally.flags, (attempts, tally.unconnected), micros, internal);
             let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
             for group in group.into_iter().chain(tally.route.and_then(|route| route.group.as_deref())) {
-                group.count(tally.code, tally.flags, attempts);
+                group.count(code, tally.flags, (attempts, tally.unconnected), tally.details == reply::TIMEOUT.details);
             }
             if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
                 stats.count(&cluster.config().observability_name, self.request.path_only(), tally.grpc_status);
@@ -355,6 +360,15 @@ impl Call<'_> {
             response_bytes: tally.response_bytes,
         });
         self.log();
+    }
+
+    /// Whether it ends for a limit of the client's side, or for what the client did, before an endpoint has answered.
+    fn manager_answers(&self) -> bool {
+        let tally = &self.tally;
+        let late = [reply::STREAM_IDLE.details, reply::REQUEST_TIMEOUT.details, reply::MAX_DURATION.details];
+        tally.upstream_time.is_none()
+            && tally.details != "via_upstream"
+            && (late.contains(&tally.details) || tally.flags.contains(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR))
     }
 
     /// Writes the lines of the access logs.

@@ -1,15 +1,24 @@
 //! The connection of an attempt: one that is open, or a new one, by the version of HTTP that the cluster and its endpoint speak.
 
-use super::{ConnInfo, head::RequestHead, pipeline::Cluster, upstream::Up};
+use super::{
+    ConnInfo,
+    body::{Piece, Upstream},
+    head::RequestHead,
+    pipeline::Cluster,
+    upstream::Up,
+};
 use crate::{
     config::{ClientTls, Priority, UpstreamProtocol},
     http::h1,
     http2,
-    pool::{Admission, Aim, ConnectError, Connected, Host, Lease, Via, connect_for},
+    pool::{Admission, Aim, ConnectError, Connected, Host, Lease, Ticket, Via, connect_for},
     tls::Alpn,
     worker::Worker,
 };
 use std::{future::poll_fn, rc::Rc, task::Poll};
+
+/// Bytes of an answer that are read only to keep its connection, at most.
+const MAX_DISCARDED: usize = 16 * 1024;
 
 /// Whether a request goes out by HTTP/2; `http2` tells whether it came so.
 pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool {
@@ -47,9 +56,63 @@ pub(crate) fn aim(conn: &ConnInfo, host: &Host, name: Option<Rc<str>>) -> Aim {
     Aim::new(name, Some((&via, conn.id)))
 }
 
-/// A pooled or a new connection. Where the cluster or the endpoint has as many as it may, a place is waited for without end: who
-/// calls has a limit. Nothing is lost when the future is dropped.
+/// A pooled or a new connection, and the request's place among those under way. Where the cluster or the endpoint has as many
+/// connections as it may, one is waited for without end: who calls has a limit. Nothing is lost when the future is dropped.
 pub(crate) async fn connection(
+    worker: &Worker,
+    cluster: &Cluster,
+    host: &Rc<Host>,
+    http2: bool,
+    priority: Priority,
+    aim: Aim,
+) -> Result<(Up, Ticket), ConnectError> {
+    let up = any(worker, cluster, host, http2, priority, aim).await?;
+    match (cluster.begin_request(priority), up) {
+        (Ok(counted), up) => Ok((up, counted)),
+        (Err(_), up) => {
+            put_back(up, host, cluster);
+            Err(ConnectError::Overflow(host.address()))
+        }
+    }
+}
+
+/// Keeps the connection of a request that is over, or was never sent, for another one, if it can serve one.
+pub(crate) fn put_back(up: Up, host: &Host, cluster: &Cluster) {
+    if let Up::Http1(lease) = up {
+        if lease.connection.is_told_to_close() {
+            cluster.stats().cx_close_notify.add(1);
+        }
+        host.give_back(lease, cluster.config().max_requests_per_connection);
+        cluster.connection_is_idle();
+    }
+}
+
+/// Keeps the connection of an answer that nobody reads, where all of it is here and small: a new connection costs more than that.
+pub(crate) async fn discard(mut up: Up, host: &Host, cluster: &Cluster) {
+    let whole = poll_fn(|cx| {
+        let mut left = MAX_DISCARDED;
+        Poll::Ready(loop {
+            match up.poll_body(cx) {
+                Poll::Ready(Ok(Piece::Data(data))) => {
+                    let count = data.len();
+                    if count > left {
+                        break false;
+                    }
+                    left -= count;
+                    up.consume(count);
+                }
+                Poll::Ready(Ok(Piece::End | Piece::Trailers(_))) => break true,
+                Poll::Ready(Err(_)) | Poll::Pending => break false,
+            }
+        })
+    })
+    .await;
+    if whole {
+        put_back(up, host, cluster);
+    }
+}
+
+async fn any(
     worker: &Worker,
     cluster: &Cluster,
     host: &Rc<Host>,

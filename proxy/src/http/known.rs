@@ -297,6 +297,7 @@ impl Known {
         | Self::Authorization.bit()
         | Self::ClientTraceId.bit()
         | Self::Expect.bit()
+        | Self::ForwardedClientCert.bit()
         | Self::ForwardedFor.bit()
         | Self::ForwardedHost.bit()
         | Self::ForwardedPort.bit()

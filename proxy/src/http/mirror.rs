@@ -186,14 +186,14 @@ impl Copy {
 
     /// Sends it and reads the answer; what goes wrong ends it.
     async fn send(&self) -> Option<()> {
-        let _counted = self.cluster.begin_request(Priority::Default).ok()?;
+        self.cluster.admit(Priority::Default).ok()?;
         let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
         let (_active, since) = (host.enter(), Instant::now());
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
         let aim = Aim::new(connecting::server_name(&self.head, &self.cluster), None);
         let limit = self.cluster.config().connect_timeout;
         let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, aim);
-        let mut up = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
+        let (mut up, _counted) = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;
@@ -226,15 +226,15 @@ impl Copy {
             }
         })
         .await;
+        self.cluster.stats().moved(up.wire());
         if answered {
             // A copy is a request of the proxy's own.
             let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.cluster.stats().count(response.status, ResponseFlags::default(), (1, 0), micros, true);
             self.cluster.note(&host, Outcome::Status(response.status));
         }
-        if whole && let Up::Http1(lease) = up {
-            host.give_back(lease, self.cluster.config().max_requests_per_connection);
-            self.cluster.connection_is_idle();
+        if whole {
+            connecting::put_back(up, &host, &self.cluster);
         }
         Some(())
     }

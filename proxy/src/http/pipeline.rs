@@ -12,7 +12,7 @@ use super::{
     body::{Downstream, Upstream},
     call::Call,
     choose::{choose, refused},
-    edit, filter, forget, hash,
+    connecting, edit, filter, forget, hash,
     head::BodyLength,
     headers::Known,
     local_reply, mirror,
@@ -91,7 +91,10 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
         Err(Stop::Abort(flags, details)) => {
             call.tally.flags |= flags;
             call.tally.details = details;
-            counted.iter().for_each(|stats| stats.rq_tx_reset.add(1));
+            if let Some(stats) = counted {
+                stats.rq_tx_reset.add(1);
+                stats.rq_rx_reset.add(1);
+            }
             down.abort();
         }
         Err(Stop::Gone) => gone(call, down),
@@ -101,12 +104,20 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     }
     let wire = down.wire();
     if let Some(stats) = counted {
-        let has_body = call.request.body != BodyLength::Empty && !call.request.wants_tunnel();
-        if has_body && !body.done && call.tally.moments.ended {
-            stats.rq_response_before_rq_complete.add(1);
+        if call.request.expects_continue && !call.manager.proxy_100_continue && call.tally.code > 0 {
+            stats.count_continue();
+            call.conn.counted.iter().for_each(|counted| counted.of_listener().count(100));
         }
-        stats.cx_rx_bytes_total.add(wire.received);
-        stats.cx_tx_bytes_total.add(wire.sent);
+        // A request for a tunnel has no end.
+        let open = call.request.wants_tunnel() || call.request.body != BodyLength::Empty && !body.done;
+        if open && call.tally.moments.ended {
+            stats.count_unfinished(call.tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION));
+        }
+        // Those of HTTP/2 are counted where they are read and written: most are no request's alone.
+        if !call.is_http2() {
+            stats.cx_rx_bytes_total.add(wire.received);
+            stats.cx_tx_bytes_total.add(wire.sent);
+        }
     }
     if let Some(observed) = call.observed() {
         observed.down = wire;
@@ -171,7 +182,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             call.log_as(LogKind::DownstreamStart);
         }
         tunnels(call, selected, needs_tls).inspect_err(|_| filter::on_refused(call, selected, true))?;
-        if redirects == 0 && call.request.wants_tunnel() {
+        if redirects == 0 && selected.is_some() && call.request.wants_tunnel() {
             upgraded = call.conn.http_stats().map(HttpStats::upgrade);
         }
         if call.manager.tracing.is_some() && redirects == 0 {
@@ -287,7 +298,7 @@ async fn proxy<'a, D: Downstream>(
     }
     let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
     let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
-    let _counted = cluster.begin_request(limits.priority).map_err(|_| reply::OVERFLOW)?;
+    cluster.admit(limits.priority).map_err(|_| reply::OVERFLOW)?;
 
     let safe = call.request.is_safe();
     let most_kept =
@@ -325,7 +336,7 @@ async fn proxy<'a, D: Downstream>(
         let budget = Budget::of_attempt(cluster, &limits);
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
-                Ok(up) => {
+                Ok((up, _counted)) => {
                     let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
@@ -366,6 +377,7 @@ async fn proxy<'a, D: Downstream>(
                         {
                             call.tally.code = call.response.status;
                             redirect::count(call, cluster, up.wire());
+                            connecting::discard(up, &host, cluster).await;
                             if !body.redirect(call.request.body == BodyLength::Empty) {
                                 call.request.body = BodyLength::Empty;
                             }
@@ -385,6 +397,7 @@ async fn proxy<'a, D: Downstream>(
                     cluster.stats().retried.count(call.response.status);
                     tracked::ended(call, cluster, 0);
                     cluster.stats().moved(up.wire());
+                    connecting::discard(up, &host, cluster).await;
                     let random = call.worker.rng.next();
                     let pause = policy.and_then(|policy| {
                         retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random)
@@ -524,6 +537,9 @@ async fn relay<'a, D: Downstream>(
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
     }
+    // What is to be spoken instead is part of that answer (RFC 9110, section 15.5.22).
+    let instead = (call.response.status == 426 && !call.is_http2()).then(|| call.response.headers.get("upgrade"));
+    let instead = instead.flatten().map(<[u8]>::to_vec);
     // What the endpoint's `connection` lists passes, as it does through Envoy.
     call.response.headers.remove_hop_by_hop(false);
     // Only a proxy says so, and only to a proxy.
@@ -542,6 +558,9 @@ async fn relay<'a, D: Downstream>(
     edit::for_client(call, selected);
     filter::on_response(call);
     reply::dress(call);
+    if let Some(protocols) = instead {
+        call.response.headers.push(b"upgrade", &protocols);
+    }
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
     let unfinished = !body.done && !call.is_http2();
@@ -561,9 +580,8 @@ async fn relay<'a, D: Downstream>(
         tracked::ended(call, cluster, call.tally.response_bytes);
     }
     result?;
-    if let (Up::Http1(lease), Some(host), Some(cluster)) = (up, &call.tally.host, &call.tally.cluster) {
-        host.give_back(lease, cluster.config().max_requests_per_connection);
-        cluster.connection_is_idle();
+    if let (Some(host), Some(cluster)) = (&call.tally.host, &call.tally.cluster) {
+        connecting::put_back(up, host, cluster);
     }
     Ok(())
 }

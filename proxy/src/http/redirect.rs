@@ -6,7 +6,7 @@ use crate::{
     http::BodyLength,
     pool::ClusterState,
     route::{self, Asker, Certificate, Choice, Selected},
-    telemetry::Wire,
+    telemetry::{Wire, stats::NotFollowed},
 };
 use std::sync::Arc;
 
@@ -60,7 +60,12 @@ pub(super) fn counted(cluster: &ClusterState, followed: bool) -> bool {
 /// Counts a request that has become another one: to statistics those are two.
 pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
     cluster.stats().moved(wire);
-    cluster.stats().rq_total.add(call.tally.attempts.saturating_sub(call.tally.unconnected).into());
+    let attempts = call.tally.attempts.saturating_sub(call.tally.unconnected);
+    cluster.stats().rq_total.add(attempts.into());
+    let group = call.tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
+    for group in group.into_iter().chain(call.tally.route.and_then(|route| route.group.as_deref())) {
+        group.count_redirected(attempts);
+    }
     if let Some(counted) = &call.conn.counted {
         let stats = counted.http();
         stats.rq_total.add(1);
@@ -70,29 +75,36 @@ pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
 
 /// Turns the request into the one that the endpoint's answer redirects to; false where the answer is to go to the client.
 pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32) -> bool {
-    if before >= follow.max {
-        return false;
+    let followed = try_follow(call, follow, before);
+    if let (Err(why), Some(stats)) = (&followed, call.conn.http_stats()) {
+        stats.not_followed(*why);
     }
-    let Some(location) = call.response.headers.get("location").and_then(|value| std::str::from_utf8(value).ok()) else {
-        return false;
-    };
-    let Some((scheme, rest)) = location.split_once("://") else { return false };
+    followed.is_ok()
+}
+
+fn try_follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32) -> Result<(), NotFollowed> {
+    let bad = NotFollowed::BadLocation;
+    if before >= follow.max {
+        return Err(NotFollowed::TooMany);
+    }
+    let location = call.response.headers.get("location").and_then(|value| std::str::from_utf8(value).ok());
+    let (scheme, rest) = location.and_then(|location| location.split_once("://")).ok_or(bad)?;
     let secure = match scheme.to_ascii_lowercase().as_str() {
         "http" => false,
         "https" => true,
-        _ => return false,
+        _ => return Err(bad),
     };
     // What came in clear text was not secure, whatever it is said to have been.
     let was_secure = call.request.secure && call.conn.secure;
     if secure != was_secure && !follow.cross_scheme {
-        return false;
+        return Err(NotFollowed::UnsafeScheme);
     }
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, target) = (rest.as_bytes()[..end].to_vec(), rest[end..].split('#').next().unwrap_or_default());
     let path = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
     let graphic = |text: &[u8]| text.iter().all(u8::is_ascii_graphic);
     if authority.is_empty() || !graphic(&authority) || !graphic(path.as_bytes()) {
-        return false;
+        return Err(bad);
     }
     let unchanged = call.request.clone();
     let request = &mut *call.request;
@@ -119,7 +131,7 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
         Choice::None => {
             *call.request = unchanged;
             call.tally.lost = true;
-            return false;
+            return Err(NotFollowed::NoRoute);
         }
         // Who answers that by itself has no name.
         Choice::NeedsTls => Arc::default(),
@@ -127,9 +139,9 @@ pub(super) fn follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32
     };
     if !follow.predicates.is_empty() && !may_lead(call, follow, target, (was_secure, secure)) {
         *call.request = unchanged;
-        return false;
+        return Err(NotFollowed::Predicate);
     }
-    true
+    Ok(())
 }
 
 /// Whether all that must hold for the route with this name does; that it was chosen is remembered.

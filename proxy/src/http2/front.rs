@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Down, Ending, PREFACE, Settings, guard::EARLY_RESETS, serve};
+use super::{Down, Ending, Flood, PREFACE, Settings, serve};
 use crate::config::{HttpManager, Network};
 use crate::http::buffer::Buffer;
 use crate::http::head::{RequestHead, ResponseHead, Version, reason};
@@ -73,12 +73,17 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
             Ending::Idle => stats.cx_idle_timeout.add(1),
             Ending::Old => stats.cx_max_duration_reached.add(1),
             Ending::WornOut => stats.cx_max_requests_reached.add(1),
+            Ending::Silent => stats.codecs.keepalive_timeout.add(1),
+            Ending::Faulty => stats.cx_protocol_error.add(1),
+            Ending::Flooded(Flood::Resets) => stats.rq_too_many_premature_resets.add(1),
+            Ending::Flooded(Flood::Empty) => stats.codecs.empty_frames_flood.add(1),
+            Ending::Flooded(Flood::Priorities) => stats.codecs.priority_frames_flood.add(1),
+            Ending::Flooded(Flood::Updates) => stats.codecs.window_update_frames_flood.add(1),
+            Ending::Flooded(Flood::Questions | Flood::Answers) => stats.codecs.outbound_control_flood.add(1),
         }
     };
-    if let Err(error) = serve(Prefixed { first, stream }, secure, settings, drain, tell, handle).await {
-        if error.get_ref().is_some_and(|error| error.to_string() == EARLY_RESETS) {
-            shared.conn.http_stats().iter().for_each(|stats| stats.rq_too_many_premature_resets.add(1));
-        }
+    let io = Prefixed { first, stream, shared: shared.clone() };
+    if let Err(error) = serve(io, secure, settings, drain, tell, handle).await {
         tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
         if let Some(visit) = shared.conn.visit.as_ref().filter(|_| error.kind() == io::ErrorKind::ConnectionReset) {
             visit.reset();
@@ -200,23 +205,39 @@ async fn refuse(call: &mut Call<'_>, down: &mut Down, error: HeadError) {
     call.record();
 }
 
-/// A stream of which the first bytes were read before it was known what they are.
+/// A stream of which the first bytes were read before it was known what they are. All of its bytes are counted.
 struct Prefixed {
     first: Buffer,
     stream: Stream,
+    /// Whose bytes are counted.
+    shared: Rc<Shared>,
+}
+
+impl Prefixed {
+    fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Poll::Ready(Ok(count)), Some(stats)) = (&written, self.shared.conn.http_stats()) {
+            stats.cx_tx_bytes_total.add(*count as u64);
+        }
+        written
+    }
 }
 
 impl AsyncRead for Prefixed {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = out.filled().len();
         if this.first.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, out);
+            std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, out))?;
+        } else {
+            let count = out.remaining().min(this.first.len());
+            out.put_slice(&this.first.bytes()[..count]);
+            this.first.consume(count);
+            if this.first.is_empty() {
+                this.first.release();
+            }
         }
-        let count = out.remaining().min(this.first.len());
-        out.put_slice(&this.first.bytes()[..count]);
-        this.first.consume(count);
-        if this.first.is_empty() {
-            this.first.release();
+        if let Some(stats) = this.shared.conn.http_stats() {
+            stats.cx_rx_bytes_total.add((out.filled().len() - before) as u64);
         }
         Poll::Ready(Ok(()))
     }
@@ -224,7 +245,9 @@ impl AsyncRead for Prefixed {
 
 impl AsyncWrite for Prefixed {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, data)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, data);
+        this.sent(written)
     }
 
     fn poll_write_vectored(
@@ -232,7 +255,9 @@ impl AsyncWrite for Prefixed {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, parts);
+        this.sent(written)
     }
 
     fn is_write_vectored(&self) -> bool {

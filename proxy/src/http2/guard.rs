@@ -13,10 +13,39 @@ const QUESTIONS: u32 = 1000;
 const QUESTION_EVERY: Duration = Duration::from_micros(100);
 /// Of so many streams it matters how many were reset early; half of them, or later half of all, are too many (as Envoy has it).
 const STREAMS: u64 = 500;
-/// What is said of a client of which they are too many.
-pub(super) const EARLY_RESETS: &str = "too many reset streams";
 /// WINDOW_UPDATE frames that a connection may begin with.
 const FIRST_UPDATES: u64 = 5;
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flood {
+    /// Frames that carry nothing.
+    Empty,
+    /// PRIORITY frames.
+    Priorities,
+    /// WINDOW_UPDATE frames.
+    Updates,
+    /// SETTINGS and PING frames.
+    Questions,
+    /// Answers that are not read.
+    Answers,
+    /// Streams that are reset early.
+    Resets,
+}
+
+impl Flood {
+    /// As the peer is told.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Empty => "too many frames without payload",
+            Self::Priorities => "too many priorities",
+            Self::Updates => "too many updates of windows",
+            Self::Questions => "too many settings and pings",
+            Self::Answers => "too many answers that are not read",
+            Self::Resets => "too many reset streams",
+        }
+    }
+}
 
 /// How much a peer may send that costs more than it says.
 #[derive(Debug, Clone, Copy)]
@@ -92,45 +121,45 @@ impl Guard {
     ///
     /// # Errors
     /// When more of them wait than may: the peer asks and does not listen.
-    pub(super) fn owes(&mut self) -> Result<(), &'static str> {
+    pub(super) fn owes(&mut self) -> Result<(), Flood> {
         self.waiting += 1;
-        if self.waiting > self.allowance.waiting { Err("too many answers that are not read") } else { Ok(()) }
+        if self.waiting > self.allowance.waiting { Err(Flood::Answers) } else { Ok(()) }
     }
 
     /// Counts a stream that its client reset early: soon, and before it was answered.
     ///
     /// # Errors
     /// When there are too many of them.
-    pub(super) fn reset(&mut self) -> Result<(), &'static str> {
+    pub(super) fn reset(&mut self) -> Result<(), Flood> {
         self.resets += 1;
-        if self.resets * 2 >= self.opened.max(STREAMS) { Err(EARLY_RESETS) } else { Ok(()) }
+        if self.resets * 2 >= self.opened.max(STREAMS) { Err(Flood::Resets) } else { Ok(()) }
     }
 
     /// Counts a frame; `padding` is what of a frame of DATA is none.
     ///
     /// # Errors
     /// What there is too much of.
-    pub(super) fn see(&mut self, head: Head, padding: usize) -> Result<(), &'static str> {
+    pub(super) fn see(&mut self, head: Head, padding: usize) -> Result<(), Flood> {
         let Head { length, kind, flags, .. } = head;
         match kind {
             frame::DATA | frame::HEADERS | frame::CONTINUATION => {
                 let ends = if kind == frame::DATA { frame::END_STREAM } else { frame::END_HEADERS };
                 self.empty = if length <= padding && flags & ends == 0 { self.empty + 1 } else { 0 };
                 if self.empty > self.allowance.empty {
-                    return Err("too many frames without payload");
+                    return Err(Flood::Empty);
                 }
             }
             frame::PRIORITY => {
                 self.priorities += 1;
                 if self.priorities > u64::from(self.allowance.priorities).saturating_mul(self.opened + 1) {
-                    return Err("too many priorities");
+                    return Err(Flood::Priorities);
                 }
             }
             frame::WINDOW_UPDATE => {
                 self.updates += 1;
                 let earned = u64::from(self.allowance.updates).saturating_mul(self.sent).saturating_add(self.opened);
                 if self.updates > earned.saturating_mul(2).saturating_add(FIRST_UPDATES) {
-                    return Err("too many updates of windows");
+                    return Err(Flood::Updates);
                 }
             }
             frame::SETTINGS | frame::PING if flags & frame::ACK == 0 => return self.question(),
@@ -139,7 +168,7 @@ impl Guard {
         Ok(())
     }
 
-    fn question(&mut self) -> Result<(), &'static str> {
+    fn question(&mut self) -> Result<(), Flood> {
         self.questions += 1;
         if self.questions <= QUESTIONS / 2 {
             return Ok(());
@@ -151,7 +180,7 @@ impl Guard {
             self.questions = self.questions.saturating_sub(earned);
             self.since = Some(now);
         }
-        if self.questions > QUESTIONS { Err("too many settings and pings") } else { Ok(()) }
+        if self.questions > QUESTIONS { Err(Flood::Questions) } else { Ok(()) }
     }
 }
 

@@ -26,6 +26,7 @@ mod up;
 
 pub use down::Down;
 pub use front::connection;
+pub use guard::Flood;
 pub use pool::{Pool, Swept};
 pub use serve::{Ending, Settings, serve};
 pub use up::{Connection, Up, connect, connect_with};

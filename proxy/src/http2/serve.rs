@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::Instant;
 
 use super::Down;
+use super::guard::Flood;
 use super::keepalive::Keepalive;
 use super::mux::{Incoming, Limits, Mux, Role};
 use crate::config::{Http2Keepalive, Http2Options, HttpManager};
@@ -65,7 +66,7 @@ impl From<&HttpManager> for Settings {
     }
 }
 
-/// Why a connection takes no more streams, where it is not its client's doing, nor ours as a whole.
+/// Why a connection takes no more streams, where it is not its client's wish, nor ours as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// It was without streams for too long.
@@ -74,6 +75,12 @@ pub enum Ending {
     Old,
     /// It has had as many streams as it may.
     WornOut,
+    /// The client does not answer pings.
+    Silent,
+    /// The client does too much of something.
+    Flooded(Flood),
+    /// The client broke a rule that concerns all of it.
+    Faulty,
 }
 
 /// Serves a connection until it ends. `handle` runs one request each: it gets the head, or why it was refused (it then
@@ -168,6 +175,7 @@ where
             return ended;
         }
         if keepalive.poll(!streams.is_empty(), mux, cx).is_ready() {
+            tell(Ending::Silent);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client answers no HTTP/2 ping")));
         }
         if idle.poll(!streams.is_empty(), cx).is_ready() {
@@ -183,6 +191,9 @@ where
     })
     .await;
 
+    if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+        tell(mux.borrow().flood().map_or(Ending::Faulty, Ending::Flooded));
+    }
     mux.borrow_mut().lose(result.as_ref().err());
     // The streams know by now, or when they are polled, that the connection is gone; they count and log their requests.
     let farewell = async {

@@ -26,16 +26,19 @@ use crate::{
 use gates::Places;
 use std::{
     cell::Cell,
+    future::poll_fn,
     io,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWrite as _, net::TcpStream};
 pub use visit::Visit;
 
 /// Where a connection stands in the configuration: everything by which its filter chain is found, so that it can be found
@@ -254,6 +257,11 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     if let Some(visit) = &mut visit {
         visit.claimed(&conn);
     }
+    if let Network::Http(manager) = &chain.network {
+        let http = worker.shard.http_stats(&manager.stat_prefix);
+        let of_listener = worker.shard.listener_http_stats(&owner.stat_name, &manager.stat_prefix);
+        conn.counted = Some(CountedConnection::new(http, of_listener, chain.tls.is_some()));
+    }
     let places = match gates::limits(&chain.gates).await {
         Ok(places) => places,
         Err(refused) => {
@@ -295,6 +303,10 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     }
     conn.visit = visit;
     if let Err(refused) = gates::policies(&chain.gates, &conn).await {
+        if stream.is_tls() {
+            // The client is told that this is the end, if it takes that at once.
+            let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
+        }
         refused.tell(worker, &conn, &chain.network);
         return None;
     }
@@ -304,19 +316,24 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         Network::Echo => return Some((Ready::Echo(stream, first), places)),
         Network::Http(manager) => manager,
     };
-    let http = worker.shard.http_stats(&manager.stat_prefix);
-    let of_listener = worker.shard.listener_http_stats(&owner.stat_name, &manager.stat_prefix);
-    conn.counted = Some(CountedConnection::new(http, of_listener, conn.secure));
     let http2 = match (manager.codec, alpn) {
         (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
-        (Codec::Auto, _) => detect::is_http2(&mut stream, &mut first, manager.idle_timeout).await?,
+        (Codec::Auto, _) => {
+            let silent = earliest(manager.idle_timeout, manager.max_connection_duration);
+            detect::is_http2(&mut stream, &mut first, silent).await?
+        }
     };
     if let Some(counted) = &mut conn.counted {
         counted.speaks(http2);
     }
     let ready = if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) };
     Some((ready, places))
+}
+
+/// How long a client may say nothing at all; zero is no limit.
+fn earliest(idle: Duration, most: Option<Duration>) -> Duration {
+    most.filter(|most| idle.is_zero() || *most < idle).unwrap_or(idle)
 }
 
 /// The handshake with a client: the bytes, and which protocol they are, where both agreed on one.

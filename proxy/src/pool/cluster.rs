@@ -76,7 +76,10 @@ impl ClusterState {
                     if well(host) && !well(new) {
                         new.drain();
                     }
-                    if config.close_on_failure && new.endpoint.failed && !host.endpoint.failed {
+                    if config.close_on_failure
+                        && new.endpoint.failed.is_observed()
+                        && !host.endpoint.failed.is_observed()
+                    {
                         new.lose();
                     }
                 }
@@ -151,7 +154,22 @@ impl ClusterState {
         }
     }
 
-    /// Counts a request.
+    /// Whether a request may try to get a connection. Where there are as many requests as may be, only those may that would not
+    /// make another connection: they wait in line, and there may be room when it is their turn.
+    ///
+    /// # Errors
+    /// When it would make one for nothing.
+    pub fn admit(&self, priority: Priority) -> Result<(), Overflow> {
+        let (shared, limits) = self.breakers(priority);
+        let full = shared.requests.get() >= self.share(limits.requests);
+        if full && shared.connections.get() < self.share(limits.connections) {
+            shared.stats.rq_active_overflow.add(1);
+            return Err(Overflow);
+        }
+        Ok(())
+    }
+
+    /// Counts a request that has its connection.
     ///
     /// # Errors
     /// When there are too many.
@@ -169,7 +187,7 @@ impl ClusterState {
         let (shared, limits) = self.breakers(priority);
         let limit = match limits.retry_budget {
             Some(budget) => {
-                let share = f64::from(shared.requests.get()) * budget.percent / 100.0;
+                let share = f64::from(shared.requests.get() + shared.pending.get()) * budget.percent / 100.0;
                 (share as u32).max(budget.min_concurrency)
             }
             None => self.share(limits.retries),
@@ -218,7 +236,10 @@ impl ClusterState {
             if !self.close_one_idle(host) {
                 host.drop_idle_of_others(key);
             }
-            if let Ok(ticket) = shared.take(Count::Connections, limit) {
+            // That there was no room is counted once.
+            if shared.connections.get() < limit
+                && let Ok(ticket) = shared.take(Count::Connections, limit)
+            {
                 return Admission::Connect(ticket.at(host));
             }
             if host.is_unconnected()

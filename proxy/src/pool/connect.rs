@@ -296,7 +296,7 @@ async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io
     let header = match via {
         Some(via) => {
             let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind));
-            let tlvs: Vec<_> = passed.chain(&proxied.add).cloned().collect();
+            let tlvs: Vec<_> = proxied.add.iter().chain(passed).cloned().collect();
             write_header(proxied.v2, via.source, via.destination, &tlvs)
         }
         // Addresses of two families cannot be told.

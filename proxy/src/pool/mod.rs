@@ -104,7 +104,7 @@ impl Host {
 
     /// The same host after a change of the endpoint that does not concern its connections.
     pub fn renewed(&self, endpoint: Arc<Endpoint>) -> Self {
-        if self.endpoint.failed && !endpoint.failed {
+        if self.endpoint.failed.is_observed() && !endpoint.failed.is_observed() {
             self.state.tallies.begin_anew();
         }
         Self { endpoint, state: self.state.clone() }.note_health()
@@ -267,7 +267,7 @@ impl Host {
         if max_requests > 0 && lease.connection.served() >= max_requests {
             lease.ticket.worn_out();
         }
-        if self.state.gone.get() || worn_out || !lease.connection.is_reusable() {
+        if self.state.gone.get() || worn_out || !(lease.connection.is_reusable() || lease.connection.is_unused()) {
             return;
         }
         let mut idle = self.state.idle.borrow_mut();

@@ -148,10 +148,13 @@ mod tests {
 
     #[test]
     fn tallies_when_the_endpoint_comes_back_then_failures_from_before_do_not_count() {
-        use crate::config::Endpoint;
+        use crate::config::{Endpoint, Failed};
         use std::sync::Arc;
         let settings = OutlierDetection::default();
-        let at = |failed| Arc::new(Endpoint { failed, ..Endpoint::new(([127, 0, 0, 1], 1).into()) });
+        let at = |check| {
+            let failed = Failed { check, ..Failed::default() };
+            Arc::new(Endpoint { failed, ..Endpoint::new(([127, 0, 0, 1], 1).into()) })
+        };
         let host = Host::new(at(false));
         let fails = |host: &Host| reached(&host.state.tallies, Outcome::Status(500), &settings);
         (0..4).for_each(|_| assert_eq!(fails(&host), []));

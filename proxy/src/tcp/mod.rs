@@ -12,7 +12,9 @@ use crate::{
     pool::{ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
-    telemetry::{ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
+    telemetry::{
+        CloseType, ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire,
+    },
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
 };
@@ -212,7 +214,7 @@ async fn carry(
     told.connected = true;
     told.local = match &up {
         Way::Direct(up, _) => up.stream.local_address(),
-        Way::Tunnel(up) => up.local_address(),
+        Way::Tunnel(up, _) => up.local_address(),
     };
     if proxy.log_connected {
         told.log(worker, conn, proxy, start, LogKind::TcpUpstreamConnected);
@@ -246,9 +248,16 @@ async fn carry(
             }
             let moved = copy::both(&mut stream, &mut up.stream, first, ends, &recorder).await;
             ticket.ends(ConnectionEnd { remote: moved.remote, active: true, served: 1 });
+            // Who was cut off on one side is not to take that for an end in order on the other.
+            if moved.up == CloseType::RemoteReset {
+                stream.reset_at_end();
+            }
+            if moved.down == CloseType::RemoteReset {
+                up.stream.reset_at_end();
+            }
             moved
         }
-        Way::Tunnel(mut up) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
+        Way::Tunnel(mut up, _counted) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
     };
     told.received = moved.received;
     told.sent = moved.sent;
@@ -316,7 +325,7 @@ enum Way {
     /// A connection of its own, with its place in the cluster.
     Direct(Connected, Ticket),
     /// Through an HTTP proxy.
-    Tunnel(Box<Up>),
+    Tunnel(Box<Up>, Ticket),
 }
 
 /// Connects to an endpoint, and to another one when that fails, as often as configured.
@@ -350,7 +359,7 @@ async fn open(
             None => connect_once(worker, cluster, &host, conn).await.map(|(up, ticket)| Way::Direct(up, ticket)),
             Some(wanted) => {
                 let up = Box::pin(tunnel::open(worker, cluster, &host, conn, wanted, proxy.idle_timeout)).await;
-                up.map(|up| Way::Tunnel(Box::new(up)))
+                up.map(|(up, ticket)| Way::Tunnel(Box::new(up), ticket))
             }
         };
         match connected {
@@ -358,11 +367,11 @@ async fn open(
                 if let Some(observed) = &mut told.observed {
                     observed.tls = match &way {
                         Way::Direct(up, _) => up.stream.tls_info().map(Rc::new),
-                        Way::Tunnel(up) => up.tls(),
+                        Way::Tunnel(up, _) => up.tls(),
                     };
                     let birth = match &way {
                         Way::Direct(up, _) => Some(up.birth.clone()),
-                        Way::Tunnel(up) => up.birth(),
+                        Way::Tunnel(up, _) => up.birth(),
                     };
                     observed.connected(birth, start);
                 }

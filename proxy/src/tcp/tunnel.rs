@@ -8,7 +8,7 @@ use crate::{
         buffer::Buffer, upstream::Up,
     },
     listen::Stream,
-    pool::{ClusterState, ConnectError, Host},
+    pool::{ClusterState, ConnectError, Host, Ticket},
     telemetry::{LogEntry, ResponseFlags, TcpRecorder},
     tls::PeerIdentity,
     worker::Worker,
@@ -28,7 +28,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// Pooled connections that turn out to be closed when a tunnel is asked for on them; the next attempt counts.
 const MAX_STALE: u32 = 3;
 
-/// Asks an endpoint for a tunnel.
+/// Asks an endpoint for a tunnel, which counts among its requests.
 ///
 /// # Errors
 /// When there is no connection, or the endpoint does not grant it.
@@ -39,7 +39,7 @@ pub(super) async fn open(
     conn: &ConnInfo,
     tunnel: &TcpTunnel,
     patience: Duration,
-) -> Result<Up, ConnectError> {
+) -> Result<(Up, Ticket), ConnectError> {
     let address = host.address();
     let head = head(conn, tunnel);
     let patience = if patience.is_zero() { LONGEST } else { patience };
@@ -50,7 +50,7 @@ pub(super) async fn open(
         // Connecting has a limit of its own: what lasts longer waits for a place among the connections.
         let limit = 2 * cluster.config().connect_timeout;
         let connected = tokio::time::timeout(limit, connecting).await;
-        let mut up = connected.unwrap_or(Err(ConnectError::Overflow(address)))?;
+        let (mut up, counted) = connected.unwrap_or(Err(ConnectError::Overflow(address)))?;
         up.send_head(&head);
         if head.is_connect() {
             up.send_end(None);
@@ -79,7 +79,7 @@ pub(super) async fn open(
         if head.is_connect() {
             up.tunnel();
         }
-        return Ok(up);
+        return Ok((up, counted));
     }
     Err(failed(io::ErrorKind::ConnectionReset.into()))
 }

@@ -68,7 +68,7 @@ impl Display {
     }
 
     /// The buckets of the times of this name: their bounds with what lies below each, and how many there are in all.
-    pub(super) fn buckets(&self, name: &str, sum: &Summed) -> (Vec<(f64, u64)>, u64) {
+    pub fn buckets(&self, name: &str, sum: &Summed) -> (Vec<(f64, u64)>, u64) {
         let bounds = self.buckets.iter().find(|(fits, _)| fits.matches(name.as_bytes())).map(|(_, bounds)| bounds);
         let mut below = 0;
         let mut all = Vec::with_capacity(BOUNDS.len());

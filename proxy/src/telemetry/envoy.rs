@@ -178,6 +178,7 @@ impl Telemetry {
         for ((name, prefix), all) in of_listeners {
             listener_http(&name, &prefix, &all, stats);
         }
+        codecs(prefixes.values().flatten(), stats);
         for (prefix, all) in prefixes {
             manager(&prefix, &all, stats);
         }
@@ -392,6 +393,7 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
         "downstream_rq_failed_path_normalization" = rq_failed_path_normalization,
         "downstream_rq_redirected_with_normalized_path" = rq_redirected_with_normalized_path,
         "downstream_rq_overload_close" = rq_overload_close,
+        "downstream_rq_non_relative_path" = rq_non_relative_path,
         "downstream_rq_http1_total" = rq_http1_total,
         "downstream_rq_http2_total" = rq_http2_total,
         "downstream_cx_protocol_error" = cx_protocol_error,
@@ -428,7 +430,25 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
         out.add(&format!("tracing.{name}"), count, false);
     }
     let total: u64 = all.iter().map(|one| one.cx_total.get()).sum();
-    out.add("downstream_cx_destroy", total.saturating_sub(active), false);
+    let destroyed = total.saturating_sub(active);
+    let local: u64 = all.iter().map(|one| one.cx_destroy_local.get()).sum();
+    let [by_us, by_them] = [0, 1].map(|by: usize| all.iter().map(|one| one.cx_destroy_active[by].get()).sum::<u64>());
+    for (name, count) in [
+        ("downstream_cx_destroy", destroyed),
+        ("downstream_cx_destroy_local", local),
+        ("downstream_cx_destroy_remote", destroyed.saturating_sub(local)),
+        ("downstream_cx_destroy_active_rq", by_us + by_them),
+        ("downstream_cx_destroy_local_active_rq", by_us),
+        ("downstream_cx_destroy_remote_active_rq", by_them),
+    ] {
+        out.add(name, count, false);
+    }
+    for (index, name) in
+        ["bad_location", "unsafe_scheme", "too_many_redirects", "no_route", "predicate"].iter().enumerate()
+    {
+        let count = all.iter().map(|one| one.redirects_passed[index].get()).sum();
+        out.add(&format!("passthrough_internal_redirect_{name}"), count, false);
+    }
     for name in NEVER_OF_MANAGERS {
         out.add(name, 0, false);
     }
@@ -436,6 +456,27 @@ fn manager(prefix: &str, all: &[Arc<HttpStats>], stats: &mut Vec<Stat>) {
         let count = all.iter().map(|one| one.statuses.classes[class].get()).sum();
         out.class("downstream_rq", class + 1, count);
     }
+}
+
+/// What happened where bytes of clients become messages: of all connection managers together.
+fn codecs<'h>(all: impl Iterator<Item = &'h Arc<HttpStats>>, stats: &mut Vec<Stat>) {
+    let mut told: BTreeMap<&str, u64> = BTreeMap::new();
+    for one in all.map(|one| &one.codecs) {
+        for (name, counter) in [
+            ("http1.requests_rejected_with_underscores_in_headers", &one.underscores_rejected[0]),
+            ("http2.requests_rejected_with_underscores_in_headers", &one.underscores_rejected[1]),
+            ("http1.dropped_headers_with_underscores", &one.underscores_dropped[0]),
+            ("http2.dropped_headers_with_underscores", &one.underscores_dropped[1]),
+            ("http2.keepalive_timeout", &one.keepalive_timeout),
+            ("http2.inbound_empty_frames_flood", &one.empty_frames_flood),
+            ("http2.inbound_priority_frames_flood", &one.priority_frames_flood),
+            ("http2.inbound_window_update_frames_flood", &one.window_update_frames_flood),
+            ("http2.outbound_control_flood", &one.outbound_control_flood),
+        ] {
+            *told.entry(name).or_default() += counter.get();
+        }
+    }
+    stats.extend(told.into_iter().map(|(name, value)| Stat::counter(name, value)));
 }
 
 /// The numbers of connection managers of one prefix for clients of one listener.

@@ -68,26 +68,29 @@ impl RequestGroup {
         }
     }
 
-    /// A request that has ended.
-    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16) {
-        let unconnected = flags.contains(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
-        self.total.add(u64::from(attempts).saturating_sub(u64::from(unconnected)));
+    /// A request that has ended; of its `attempts` so many got no connection. `late` where it ended for the route's limit.
+    pub fn count(&self, code: u16, flags: ResponseFlags, (attempts, unconnected): (u16, u16), late: bool) {
+        self.total.add(u64::from(attempts.saturating_sub(unconnected)));
         if attempts > 1 {
             self.retry.add(u64::from(attempts) - 1);
             if flags.is_empty() && code < 500 {
                 self.retry_success.add(1);
             }
         }
-        for (flag, number) in
-            [(ResponseFlags::RETRY_LIMIT, &self.retry_limit_exceeded), (ResponseFlags::UPSTREAM_TIMEOUT, &self.timeout)]
-        {
-            if flags.contains(flag) {
-                number.add(1);
-            }
+        if flags.contains(ResponseFlags::RETRY_LIMIT) {
+            self.retry_limit_exceeded.add(1);
+        }
+        if late {
+            self.timeout.add(1);
         }
         if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.count_code(code);
         }
+    }
+
+    /// Attempts of a request that has become another one.
+    pub fn count_redirected(&self, attempts: u16) {
+        self.total.add(attempts.into());
     }
 
     /// An attempt that was not allowed.
@@ -129,10 +132,10 @@ mod tests {
     fn requests_of_a_virtual_cluster_when_counted_then_envoys_names_tell_of_them() {
         let counters = Counters::default();
         let group = RequestGroup::virtual_cluster(&counters, "edge", "orders");
-        group.count(200, ResponseFlags::none(), 2);
-        group.count(503, ResponseFlags::NO_HEALTHY_UPSTREAM, 0);
+        group.count(200, ResponseFlags::none(), (2, 0), false);
+        group.count(503, ResponseFlags::NO_HEALTHY_UPSTREAM, (0, 0), false);
         // What a filter answered is none of its requests.
-        group.count(403, ResponseFlags::none(), 0);
+        group.count(403, ResponseFlags::none(), (0, 0), false);
         let told: BTreeMap<String, u64> = counters.stats().into_iter().map(|stat| (stat.name, stat.value)).collect();
         for (stat, value) in [("total", 2), ("retry", 1), ("retry_success", 1), ("200", 1), ("2xx", 1), ("503", 1)] {
             assert_eq!(

@@ -5,6 +5,7 @@ use super::tracked::{ConnectionEnd, TrackedStats, ZoneStats};
 use super::{ResponseFlags, Wire};
 use crate::config::{Cluster, Endpoint, Priority};
 use crate::tls::{TlsError, TlsInfo};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -106,6 +107,9 @@ pub struct ClusterStats {
     pub internal_redirect_failed: Counter,
     pub membership_change: Counter,
     pub cx_none_healthy: Counter,
+    pub cx_protocol_error: Counter,
+    pub cx_close_notify: Counter,
+    pub rq_tx_reset: Counter,
     pub rq_pending_failure_eject: Counter,
     pub rq_per_try_timeout: Counter,
     pub rq_per_try_idle_timeout: Counter,
@@ -219,6 +223,35 @@ pub struct HostStats {
     pub cx_http2_total: Counter,
 }
 
+/// What breaks a connection or is taken out of requests where bytes become messages, written by one worker.
+#[derive(Debug, Default)]
+#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
+pub struct CodecStats {
+    /// Of HTTP/1, and of HTTP/2.
+    pub underscores_rejected: [Counter; 2],
+    pub underscores_dropped: [Counter; 2],
+    pub keepalive_timeout: Counter,
+    pub empty_frames_flood: Counter,
+    pub priority_frames_flood: Counter,
+    pub window_update_frames_flood: Counter,
+    pub outbound_control_flood: Counter,
+}
+
+/// Why an answer that redirects was not followed, as [`HttpStats::redirects_passed`] counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotFollowed {
+    /// It says no place, or none that can be gone to.
+    BadLocation,
+    /// From clear text to TLS or back.
+    UnsafeScheme,
+    /// As many were followed as may be.
+    TooMany,
+    /// There is no route for it.
+    NoRoute,
+    /// A predicate does not hold.
+    Predicate,
+}
+
 /// Numbers of one connection manager, written by one worker.
 #[derive(Debug, Default)]
 #[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
@@ -257,6 +290,14 @@ pub struct HttpStats {
     pub rq_failed_path_normalization: Counter,
     pub rq_redirected_with_normalized_path: Counter,
     pub rq_overload_close: Counter,
+    pub rq_non_relative_path: Counter,
+    /// By [`NotFollowed`].
+    pub redirects_passed: [Counter; 5],
+    pub codecs: CodecStats,
+    /// Connections that ended by this side.
+    pub cx_destroy_local: Counter,
+    /// The same with a request under way, by this side and by the client.
+    pub cx_destroy_active: [Counter; 2],
     /// By client, by force, at random, not at all, and of health checks.
     pub tracing: [Counter; 5],
     pub router_total: Counter,
@@ -323,6 +364,26 @@ impl HttpStats {
         ActiveRequest(self)
     }
 
+    /// An answer that redirects and was not followed.
+    pub fn not_followed(&self, why: NotFollowed) {
+        self.redirects_passed[why as usize].add(1);
+    }
+
+    /// An interim answer of the proxy itself.
+    pub fn count_continue(&self) {
+        self.rq_completed.add(1);
+        self.statuses.count(100);
+    }
+
+    /// A request that was answered, or given up, before it was there; the stream ends for that.
+    pub fn count_unfinished(&self, gone: bool) {
+        self.rq_response_before_rq_complete.add(1);
+        // Of a client who is gone it is counted as well.
+        if !gone {
+            self.rq_rx_reset.add(1);
+        }
+    }
+
     /// A request that has ended, after so many microseconds. `details` say what decided about the answer.
     pub fn count(&self, code: u16, flags: ResponseFlags, details: &str, http2: bool, micros: u64) {
         self.rq_total.add(1);
@@ -335,7 +396,7 @@ impl HttpStats {
             self.rq_completed.add(1);
             self.statuses.count(code);
         }
-        if !matches!(code, 200..=299) {
+        if details != "via_upstream" {
             self.count_reason(code, details);
         }
         if flags.is_empty() {
@@ -349,8 +410,9 @@ impl HttpStats {
         one(ResponseFlags::NO_ROUTE, &self.no_route);
         one(ResponseFlags::NO_CLUSTER, &self.no_cluster);
         one(ResponseFlags::STREAM_IDLE_TIMEOUT, &self.rq_idle_timeout);
-        one(ResponseFlags::DURATION_TIMEOUT, &self.rq_max_duration_reached);
-        one(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, &self.cx_protocol_error);
+        if !http2 {
+            one(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, &self.cx_protocol_error);
+        }
         let gone = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION | ResponseFlags::DOWNSTREAM_REMOTE_RESET;
         one(gone, &self.rq_rx_reset);
     }
@@ -364,6 +426,10 @@ impl HttpStats {
             "path_normalization_failed" if code == 307 => &self.rq_redirected_with_normalized_path,
             "path_normalization_failed" => &self.rq_failed_path_normalization,
             "overload" => &self.rq_overload_close,
+            "absolute_path_rejected" => &self.rq_non_relative_path,
+            "max_duration_timeout" => &self.rq_max_duration_reached,
+            "http1.unexpected_underscore" => &self.codecs.underscores_rejected[0],
+            "http2.unexpected_underscore" if code == 0 => &self.codecs.underscores_rejected[1],
             _ => return,
         };
         counter.add(1);
@@ -446,9 +512,20 @@ impl TlsStats {
     }
 }
 
+/// How a connection of a client ends.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientEnd {
+    /// By this side.
+    pub local: bool,
+    /// A request was under way.
+    pub active: bool,
+}
+
 /// Counts a connection among those of its listener and its manager for as long as it lives.
 #[derive(Debug)]
 pub struct CountedConnection {
+    /// How it would end now.
+    pub end: Cell<ClientEnd>,
     http: Arc<HttpStats>,
     of_listener: Arc<ListenerHttpStats>,
     /// Whether it speaks HTTP/2, once that is known.
@@ -466,7 +543,13 @@ impl CountedConnection {
             http.cx_ssl_total.add(1);
             http.cx_ssl_active.up();
         }
-        Self { http, of_listener, http2: None, secure, begun: Instant::now() }
+        Self { end: Cell::default(), http, of_listener, http2: None, secure, begun: Instant::now() }
+    }
+
+    /// It ends by this side, unless its client has left in the middle of a request.
+    pub fn ends_here(&self) {
+        let end = self.end.get();
+        self.end.set(ClientEnd { local: !end.active, ..end });
     }
 
     /// Which version it speaks is known now.
@@ -493,6 +576,13 @@ impl CountedConnection {
 
 impl Drop for CountedConnection {
     fn drop(&mut self) {
+        let ClientEnd { local, active } = self.end.get();
+        if local {
+            self.http.cx_destroy_local.add(1);
+        }
+        if active {
+            self.http.cx_destroy_active[usize::from(!local)].add(1);
+        }
         self.http.cx_active.down();
         self.http.cx_length_ms.record_thousandths(self.begun.elapsed().as_micros() as u64);
         if self.secure {

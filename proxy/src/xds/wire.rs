@@ -267,6 +267,10 @@ fn path(protocol: Protocol, only: Option<Kind>) -> &'static str {
             "/envoy.service.endpoint.v3.EndpointDiscoveryService/StreamEndpoints",
             "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints",
         ),
+        Some(Kind::Runtime) => (
+            "/envoy.service.runtime.v3.RuntimeDiscoveryService/StreamRuntime",
+            "/envoy.service.runtime.v3.RuntimeDiscoveryService/DeltaRuntime",
+        ),
         Some(Kind::Secret) => (
             "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
             "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",

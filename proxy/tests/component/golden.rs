@@ -8,6 +8,7 @@ use leno_xds::envoy::config::{
 };
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Resource};
+use leno_xds::envoy::service::runtime::v3::Runtime;
 use prost_types::Any;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ type Sections = BTreeMap<String, BTreeMap<String, Value>>;
 
 fn packed(kind: Kind, value: &Value) -> Any {
     match kind {
+        Kind::Runtime => leno_xds::any(&leno_xds::json::from_value::<Runtime>(value).unwrap()),
         Kind::Cluster => leno_xds::any(&leno_xds::json::from_value::<Cluster>(value).unwrap()),
         Kind::Endpoints => leno_xds::any(&leno_xds::json::from_value::<ClusterLoadAssignment>(value).unwrap()),
         Kind::Secret => leno_xds::any(&leno_xds::json::from_value::<Secret>(value).unwrap()),
@@ -29,6 +31,7 @@ fn packed(kind: Kind, value: &Value) -> Any {
 
 fn section(kind: Kind) -> &'static str {
     match kind {
+        Kind::Runtime => "layers",
         Kind::Cluster => "clusters",
         Kind::Endpoints => "endpoints",
         Kind::Secret => "secrets",

@@ -113,6 +113,15 @@ fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sock
     lds(&[listener("first", first, "a"), listener("second", second, "b")]);
     assert!(wait("the second listener", || get(second, "/")).ends_with(&port(b)));
 
+    // One goes and another has its address: connections are taken all the time.
+    lds(&[listener("renamed", first, "a"), listener("second", second, "b")]);
+    wait("the new name", || Some(proxy.admin("/listeners")).filter(|all| all.contains("renamed::")));
+    assert!(get(first, "/").unwrap().ends_with(&port(a)));
+    lds(&[listener("first", first, "a"), listener("second", second, "b")]);
+    wait("the old name", || Some(proxy.admin("/listeners")).filter(|all| all.contains("first::")));
+    kept = TcpStream::connect(first).unwrap();
+    assert!(again(&mut kept).ends_with(&port(a)));
+
     lds(&[listener("first", first, "b"), listener("second", second, "b")]);
     wait("the first listener to lead elsewhere", || get(first, "/").filter(|answer| answer.ends_with(&port(b))));
     assert!(again(&mut kept).ends_with(&port(b)), "a connection that stays is served by what is in force");
@@ -125,6 +134,75 @@ fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sock
     assert_eq!(kept.read(&mut [0]).unwrap(), 0, "and then the connection ends in order");
     assert!(get(second, "/").unwrap().ends_with(&port(b)));
     assert!(proxy.admin("/listeners").contains("second"));
+}
+
+#[test]
+fn listener_when_its_first_table_is_refused_serves_without_and_later_with_a_good_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, web, other) = (upstream(), free(), free());
+    let table = |rewrite: &str| {
+        let route = format!("{{match: {{prefix: /}}, route: {{cluster: a, prefix_rewrite: {rewrite}}}}}");
+        let text = format!(
+            "\n- {{\"@type\": type.googleapis.com/envoy.config.route.v3.RouteConfiguration, name: r, virtual_hosts: \
+             [{{name: all, domains: ['*'], routes: [{route}]}}]}}"
+        );
+        write_resources(folder.path(), "rds.yaml", &[text]);
+    };
+    table(r#""a\nb""#);
+    let written = listener("web", web, "a");
+    let (before, rest) = written.split_once("          route_config:").unwrap();
+    let filters = rest.split_once("          http_filters:").unwrap().1;
+    let source = format!(
+        "{{path_config_source: {{path: {}}}, initial_fetch_timeout: 0s}}",
+        folder.path().join("rds.yaml").display()
+    );
+    let named = format!(
+        "{before}          rds: {{route_config_name: r, config_source: {source}}}\n          http_filters:{filters}"
+    );
+    let proxy = Proxy::start(&bootstrap(&[named, listener("other", other, "a")], &[cluster("a", a)]));
+    wait("the other listener", || get(other, "/").filter(|answer| answer.starts_with("HTTP/1.1 200")));
+    wait("the listener without its table", || get(web, "/").filter(|answer| answer.starts_with("HTTP/1.1 404")));
+    assert!(proxy.admin("/ready").starts_with("HTTP/1.1 200"));
+    table("/b");
+    wait("the good table", || get(web, "/").filter(|answer| answer.starts_with("HTTP/1.1 200")));
+    table(r#""a\nb""#);
+    wait("the refusal", || Some(proxy.admin("/stats")).filter(|all| all.contains("rds.r.update_rejected: 2")));
+    assert!(get(web, "/").unwrap().starts_with("HTTP/1.1 200"), "the last good form stays");
+}
+
+#[test]
+fn runtime_when_a_layer_comes_from_elsewhere_and_changes_changes_what_routes_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b, web) = (upstream(), upstream(), free());
+    let layer = |values: &str| {
+        let text = format!(
+            "\n- {{\"@type\": type.googleapis.com/envoy.service.runtime.v3.Runtime, name: shares, layer: {values}}}"
+        );
+        write_resources(folder.path(), "rtds.yaml", &[text]);
+    };
+    layer("{to: {b: 100}}");
+    let share = "runtime_fraction: {default_value: {numerator: 0}, runtime_key: to.b}";
+    let routes = format!("routes: [{{match: {{prefix: /, {share}}}, route: {{cluster: b}}}}, {{match");
+    let text = bootstrap(
+        &[listener("web", web, "a").replace("routes: [{match", &routes)],
+        &[cluster("a", a), cluster("b", b)],
+    );
+    let proxy = Proxy::start(&format!(
+        "{text}layered_runtime:\n  layers:\n  - name: served\n    rtds_layer: {{name: shares, rtds_config: {{path_config_source: \
+         {{path: {}}}}}}}\n  - {{name: admin, admin_layer: {{}}}}\n",
+        folder.path().join("rtds.yaml").display()
+    ));
+    let leads = |to: SocketAddr| {
+        wait("the route", || get(web, "/").filter(|answer| answer.ends_with(&to.port().to_string())));
+    };
+    leads(b);
+    assert!(proxy.admin("/runtime").contains("to.b"), "{}", proxy.admin("/runtime"));
+    layer("{to: {b: 0}}");
+    leads(a);
+    // What cannot be taken leaves all as it was.
+    layer("{to: {b: 100}, health_check: {min_interval: 5}}");
+    wait("the refusal", || Some(proxy.admin("/stats")).filter(|all| all.contains("runtime.update_rejected: 1")));
+    leads(a);
 }
 
 #[test]

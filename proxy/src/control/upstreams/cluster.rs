@@ -3,7 +3,7 @@
 use super::ejections::Ejections;
 use super::machine::Verdict;
 use super::{Shared, WARMING_LIMIT, names, probe, turns};
-use crate::config::{Care, Cluster, ClusterId, ClusterKind, Dns, DnsName, Endpoint, Health, Report};
+use crate::config::{Care, Cluster, ClusterId, ClusterKind, Dns, DnsName, Endpoint, Failed, Health, Report};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -342,7 +342,7 @@ impl Watched {
             endpoints.extend(self.lingering.iter().cloned());
             for endpoint in &mut endpoints {
                 let (health, excluded) = self.health(endpoint);
-                let failed = self.has_failed(endpoint.address);
+                let failed = self.failed(endpoint);
                 if endpoint.health != health || endpoint.excluded != excluded || endpoint.failed != failed {
                     *endpoint = Arc::new(Endpoint { health, excluded, failed, ..(**endpoint).clone() });
                 }
@@ -357,10 +357,10 @@ impl Watched {
         self.ejections.as_ref().is_some_and(|ejections| ejections.is_out(address))
     }
 
-    /// Whether it was found not well, which is more than that nothing is known of it yet.
-    fn has_failed(&self, address: SocketAddr) -> bool {
-        let verdict = self.checked.get(&address).and_then(|checked| checked.verdict);
-        verdict == Some(Verdict::Unhealthy) || self.is_out(address)
+    fn failed(&self, endpoint: &Endpoint) -> Failed {
+        let verdict = self.checked.get(&endpoint.address).and_then(|checked| checked.verdict);
+        let check = verdict == Some(Verdict::Unhealthy);
+        Failed { check, outlier: self.is_out(endpoint.address), ..endpoint.failed }
     }
 
     fn health(&self, endpoint: &Endpoint) -> (Health, bool) {

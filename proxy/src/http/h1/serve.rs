@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{HttpManager, Network, Underscores},
     listen::{Place, Stream},
-    telemetry::{ResponseFlags, Wire},
+    telemetry::{ResponseFlags, Wire, stats::CountedConnection},
     worker::{Timer, Worker, WorkerRoot, earlier, jittered},
 };
 use std::{
@@ -71,6 +71,10 @@ enum Waited {
     Cut,
     /// There was no request for too long.
     Idle,
+    /// The same, and then there was one all the same: the last.
+    Last,
+    /// The whole request did not come in time: its head is not there yet.
+    Slow,
     Over,
 }
 
@@ -94,8 +98,8 @@ pub fn serve(
         let mut gone = false;
         loop {
             let mut heads = None;
-            let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, ends).await;
-            if matches!(waited, Waited::Idle) {
+            let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, (ends, served)).await;
+            if matches!(waited, Waited::Idle | Waited::Last) {
                 conn.http_stats().iter().for_each(|stats| stats.cx_idle_timeout.add(1));
             }
             let Some(mut heads) = heads else { break };
@@ -111,17 +115,21 @@ pub fn serve(
                 }
             }
             let reply = match waited {
-                Waited::Request => None,
+                Waited::Request | Waited::Last => None,
                 Waited::Refused(error) => {
                     tracing::debug!(client = %conn.remote, %error, "request refused");
                     Some(refusal(error))
                 }
                 Waited::Late => Some(reply::HEAD_TIMEOUT),
+                Waited::Slow => Some(reply::REQUEST_TIMEOUT),
                 Waited::Cut => {
                     let mut call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
                     call.request.clear();
                     call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
                     call.tally.details = "downstream_remote_disconnect";
+                    if let Some(stats) = conn.http_stats() {
+                        stats.cx_rx_bytes_total.add(side.unread());
+                    }
                     call.record();
                     break;
                 }
@@ -133,11 +141,15 @@ pub fn serve(
             if many {
                 conn.http_stats().iter().for_each(|stats| stats.cx_max_requests_reached.add(1));
             }
-            side.begin(&manager, gone || many || reply.is_some(), ends);
+            let last = gone || many || reply.is_some() || matches!(waited, Waited::Last);
+            side.begin(&manager, last, ends);
             let call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
             answer(call, &mut side, reply).await;
             give_back(heads);
             if !side.can_go_on() {
+                if !side.must_linger() {
+                    conn.counted.iter().for_each(CountedConnection::ends_here);
+                }
                 if let Some(visit) = conn.visit.as_ref().filter(|_| !refused && side.ends_in_order()) {
                     visit.closed_for("deferred_close_on_drained_connection");
                 }
@@ -153,6 +165,7 @@ pub fn serve(
             poll_fn(|cx| match side.poll_linger(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending => timer.poll(cx, Some(until)).map(|()| {
+                    conn.counted.iter().for_each(CountedConnection::ends_here);
                     conn.http_stats().iter().for_each(|stats| stats.cx_delayed_close_timeout.add(1));
                 }),
             })
@@ -199,7 +212,8 @@ fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
     }
 }
 
-/// Waits for a request's head. While nothing has come the connection holds no memory but its own.
+/// Waits for a request's head, where `served` requests have come before and `ends` is when the connection is old. While nothing has
+/// come it holds no memory but its own.
 fn wait<'a>(
     worker: &'a Worker,
     place: &'a Place,
@@ -207,7 +221,7 @@ fn wait<'a>(
     manager: &'a HttpManager,
     timer: &'a mut Timer,
     heads: &'a mut Option<Box<Heads>>,
-    ends: Option<Instant>,
+    (ends, served): (Option<Instant>, u32),
 ) -> impl Future<Output = Waited> + use<'a> {
     let limits = HeadLimits {
         bytes: manager.max_head_bytes,
@@ -228,7 +242,10 @@ fn wait<'a>(
     poll_fn(move |cx| {
         let memory = heads.get_or_insert_with(take_heads);
         let waited = match side.poll_request(cx, limits, rules, &mut memory.request) {
-            Poll::Ready(Ok(Arrival::Request)) => Waited::Request,
+            Poll::Ready(Ok(Arrival::Request)) => match since.and_then(|since| some(manager.idle_timeout, since)) {
+                Some(idle) if idle <= first_byte.unwrap_or_else(Instant::now) => Waited::Last,
+                _ => Waited::Request,
+            },
             Poll::Ready(Ok(Arrival::Refused(error))) => Waited::Refused(error),
             Poll::Ready(Err(_)) if side.has_begun() => Waited::Cut,
             Poll::Ready(Ok(Arrival::Closed) | Err(_)) => Waited::Over,
@@ -236,7 +253,11 @@ fn wait<'a>(
                 let now = Instant::now();
                 if side.has_input() {
                     let first = *first_byte.get_or_insert(now);
-                    return timer.poll(cx, some(manager.request_head_timeout, first)).map(|()| Waited::Late);
+                    let (head, whole) = (some(manager.request_head_timeout, first), manager.request_timeout);
+                    let whole = whole.map(|limit| first + limit);
+                    let slow = whole.is_some_and(|whole| head.is_none_or(|head| whole < head));
+                    let late = if slow { Waited::Slow } else { Waited::Late };
+                    return timer.poll(cx, earlier(head, whole)).map(|()| late);
                 }
                 if let Some(heads) = heads.take() {
                     give_back(heads);
@@ -244,8 +265,10 @@ fn wait<'a>(
                 side.rest();
                 let since = *since.get_or_insert(now);
                 let drained = worker.idle_end(place, since);
-                let old = ends.map(|ends| ends + manager.drain_timeout);
-                let idle = some(manager.idle_timeout, since);
+                // One that has served waits for a request that may be on its way; one that never had any has no such.
+                let rest = if served > 0 { manager.drain_timeout } else { Duration::ZERO };
+                let old = ends.filter(|_| served == 0 || !manager.safe_connection_duration).map(|ends| ends + rest);
+                let idle = some(manager.idle_timeout, since).map(|idle| idle + rest);
                 let is_idle = || idle.is_some_and(|until| until <= Instant::now());
                 return timer
                     .poll(cx, earlier(idle, earlier(drained, old)))
@@ -304,5 +327,10 @@ async fn refuse(call: &mut Call<'_>, side: &mut Connection, reply: Reply) {
     }
     call.tally.moments.ended = true;
     call.tell_listener(wire);
+    if let Some(stats) = call.conn.http_stats() {
+        stats.count_unfinished(false);
+        stats.cx_rx_bytes_total.add(wire.received);
+        stats.cx_tx_bytes_total.add(wire.sent);
+    }
     call.record();
 }

@@ -140,6 +140,16 @@ impl Connection {
             && self.queued() == 0
     }
 
+    /// Whether the endpoint ends it with this answer.
+    pub fn is_told_to_close(&self) -> bool {
+        !self.keep_alive
+    }
+
+    /// Whether no request was ever sent on it.
+    pub fn is_unused(&self) -> bool {
+        !self.sent && self.served == 0 && self.queued() == 0
+    }
+
     /// Whether an idle connection is still good: nothing came and it was not closed. Costs no system call as long as the
     /// kernel has reported nothing.
     pub fn is_fresh(&mut self, cx: &mut Context<'_>) -> bool {

@@ -7,7 +7,6 @@ use super::super::{
     body::{Piece, Upstream},
     connecting,
     head::{BodyLength, RequestHead, ResponseHead},
-    upstream::Up,
 };
 use super::{otlp, span::Span, zipkin};
 use crate::{
@@ -162,14 +161,14 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     }
     body.extend_from_slice(&message);
     let head = head(tracer, body.len() as u64);
-    let _counted = cluster.begin_request(Priority::Default).ok()?;
+    cluster.admit(Priority::Default).ok()?;
     let host = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
     let _active = host.enter();
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
     let aim = Aim::new(connecting::server_name(&head, cluster), None);
     let until = Instant::now() + tracer.timeout;
     let connecting = connecting::connection(worker, cluster, &host, http2, Priority::Default, aim);
-    let mut up = tokio::time::timeout_at(until.into(), connecting).await.ok()?.ok()?;
+    let (mut up, _counted) = tokio::time::timeout_at(until.into(), connecting).await.ok()?.ok()?;
     up.send_head(&head);
     up.send_data((&body).into());
     up.send_end(None);
@@ -207,9 +206,8 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
         }
     })
     .await;
-    if whole && let Up::Http1(lease) = up {
-        host.give_back(lease, cluster.config().max_requests_per_connection);
-        cluster.connection_is_idle();
+    if whole {
+        connecting::put_back(up, &host, cluster);
     }
     let status = status.or(response.headers.get("grpc-status").map(|value| value == b"0"));
     Some(whole && (200..300).contains(&response.status) && (!grpc || status == Some(true)))

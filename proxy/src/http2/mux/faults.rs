@@ -1,6 +1,7 @@
 //! What the peer does against the rules: what ends a stream, what ends the connection.
 
 use super::super::frame::{self, Code};
+use super::super::guard::Flood;
 use super::{Fault, Key, Mux, REMEMBERED, Reset};
 
 pub(super) type Result<T = ()> = std::result::Result<T, Fault>;
@@ -73,16 +74,23 @@ impl Mux {
 
     /// A client reset a stream soon and without an answer. Too many of those end the connection, as soon as its driver looks.
     pub(in super::super) fn count_reset(&mut self) {
-        if let Err(what) = self.guard.reset() {
-            self.overdrawn = Some(what);
+        if let Err(flood) = self.guard.reset() {
+            self.flood = Some(flood);
+            self.overdrawn = true;
             self.touch();
         }
+    }
+
+    /// There is too much of something.
+    pub(super) fn flooded<T>(&mut self, flood: Flood) -> Result<T> {
+        self.flood = Some(flood);
+        fault(Code::ENHANCE_YOUR_CALM, flood.as_str())
     }
 
     /// The peer makes us say something. How much of that waits for it is bounded.
     pub(super) fn owe(&mut self) -> Result {
         self.tail = None;
-        self.guard.owes().or_else(|what| fault(Code::ENHANCE_YOUR_CALM, what))
+        self.guard.owes().or_else(|flood| self.flooded(flood))
     }
 
     /// A peer that makes us reset one stream after the other is told to go ("MadeYouReset").

@@ -35,8 +35,10 @@ impl Mux {
         io: &mut IO,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
-        if let Some(what) = self.overdrawn.take() {
-            return Poll::Ready(Err(self.fail(Fault { code: Code::ENHANCE_YOUR_CALM, what })));
+        if std::mem::take(&mut self.overdrawn)
+            && let Some(flood) = self.flood
+        {
+            return Poll::Ready(Err(self.fail(Fault { code: Code::ENHANCE_YOUR_CALM, what: flood.as_str() })));
         }
         if self.out.len() > DEAF {
             self.deaf = true;

@@ -20,7 +20,7 @@ use std::task::{Context, Waker};
 use outbox::Outbox;
 
 use super::frame::{self, Code};
-use super::guard::{Allowance, Guard};
+use super::guard::{Allowance, Flood, Guard};
 use super::hpack::{Decoder, Encoder};
 use super::queue::Queue;
 use crate::http::body::SideError;
@@ -243,8 +243,10 @@ pub(super) struct Mux {
     incoming: VecDeque<Incoming>,
     /// Streams that were opened and reset before they were taken up, in this turn: they are no longer open to the client.
     early_resets: usize,
-    /// What the client has done too often, which its driver has not seen yet.
-    overdrawn: Option<&'static str>,
+    /// What the peer has done too often.
+    flood: Option<Flood>,
+    /// The driver of the connection has not seen it yet.
+    overdrawn: bool,
     /// Streams that we ended because the peer broke the rules.
     faults: usize,
     // What goes.
@@ -305,7 +307,8 @@ impl Mux {
             used: 0,
             incoming: VecDeque::new(),
             early_resets: 0,
-            overdrawn: None,
+            flood: None,
+            overdrawn: false,
             faults: 0,
             encoder: Encoder::new(),
             out: Outbox::default(),
@@ -510,6 +513,11 @@ impl Mux {
             self.streams.truncate(SPARE);
             self.free.retain(|&slot| slot < SPARE as u32);
         }
+    }
+
+    /// What the peer has done too often, if that ended the connection.
+    pub(super) fn flood(&self) -> Option<Flood> {
+        self.flood
     }
 
     /// Whether the peer itself reset the stream.

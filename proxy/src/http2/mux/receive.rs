@@ -89,8 +89,8 @@ impl Mux {
             (frame::DATA, frame::PADDED, Some(padding)) => 1 + usize::from(*padding),
             _ => 0,
         };
-        if let Err(what) = self.guard.see(head, padding) {
-            return fault(Code::ENHANCE_YOUR_CALM, what);
+        if let Err(flood) = self.guard.see(head, padding) {
+            return self.flooded(flood);
         }
         let Head { kind, flags, stream: id, .. } = head;
         if let Some(block) = &self.block
@@ -425,7 +425,7 @@ impl Mux {
         }
         // It is taken up all the same: it is counted and has its line.
         self.early_resets += 1;
-        self.guard.reset().or_else(|what| fault(Code::ENHANCE_YOUR_CALM, what))
+        self.guard.reset().or_else(|flood| self.flooded(flood))
     }
 
     fn settings(&mut self, id: u32, flags: u8, payload: &[u8]) -> Result {

@@ -266,3 +266,57 @@ fn usedonly_when_a_gauge_is_zero_again_then_it_is_told_and_what_never_was_is_not
     eventually("no request under way", || told(&format!("{cluster}.upstream_rq_active")));
     assert!(!told(&format!("{cluster}.circuit_breakers.high.cx_open")));
 }
+
+#[test]
+fn stats_when_requests_end_before_they_are_there_then_it_is_told_why() {
+    let backend = Backend::http(|request| match request.head.contains("/cut") {
+        true => "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nx".to_owned(),
+        false => ok("x"),
+    });
+    let proxy = Proxy::simple(&[backend.address]);
+    let at = admin(&proxy);
+    // No request, one that asks whether to go on, and one whose answer is cut.
+    assert_eq!(proxy.client().ask("GET\r\n\r\n").status(), 400);
+    let mut client = proxy.client();
+    client.send(b"POST / HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!([client.message(false), client.message(false)].map(|message| message.unwrap().status()), [100, 200]);
+    let mut cut = proxy.client();
+    cut.send(get("/cut").as_bytes());
+    cut.rest();
+    for line in [
+        "http.http.downstream_rq_rx_reset: 2",
+        "http.http.downstream_rq_tx_reset: 1",
+        "http.http.downstream_rq_response_before_rq_complete: 1",
+        "http.http.downstream_cx_protocol_error: 1",
+        "http.http.downstream_rq_1xx: 1",
+        "http.http.downstream_rq_completed: 4",
+        "cluster.outbound|80||test.upstream_cx_protocol_error: 1",
+        "cluster.outbound|80||test.upstream_rq_completed: 2",
+    ] {
+        eventually(line, || ask(at, "GET", "/stats").body.lines().any(|have| have == line));
+    }
+}
+
+#[test]
+fn stats_when_times_are_asked_for_in_buckets_then_each_has_its_count() {
+    let backend = Backend::echo();
+    let proxy = Proxy::simple(&[backend.address]);
+    let at = admin(&proxy);
+    assert_eq!(proxy.get("/").status(), 200);
+    let page =
+        |form: &str| ask(at, "GET", &format!("/stats?filter=http.downstream_rq_time$&histogram_buckets={form}")).body;
+    eventually("the time counted", || page("cumulative").trim_end().ends_with("(0,1)"));
+    let counts = |form: &str| {
+        let page = page(form);
+        let (name, told) = page.trim_end().split_once(": ").unwrap();
+        assert_eq!(name, "http.http.downstream_rq_time");
+        told.split(' ').map(|bucket| bucket.split_once("(0,").unwrap().1 == "1)").collect::<Vec<_>>()
+    };
+    assert!(counts("cumulative").is_sorted());
+    assert_eq!(counts("disjoint").into_iter().filter(|one| *one).count(), 1);
+    let json = ask(at, "GET", "/stats?format=json&filter=http.downstream_rq_time$&histogram_buckets=disjoint").body;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let buckets = json["stats"][0]["histograms"][0]["buckets"].as_array().unwrap();
+    assert_eq!(buckets.iter().map(|bucket| bucket["cumulative"].as_u64().unwrap()).sum::<u64>(), 1);
+    assert_eq!(ask(at, "GET", "/stats?histogram_buckets=none_such").status(), 400);
+}

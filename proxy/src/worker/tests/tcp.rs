@@ -12,6 +12,32 @@ fn tcp(idle: Duration) -> TcpProxy {
 }
 
 #[test]
+fn reset_when_it_comes_from_one_end_then_the_other_is_reset_too() {
+    let (told, ends) = std::sync::mpsc::channel();
+    let backend = Backend::start(move |stream, _| {
+        let mut byte = [0];
+        (&stream).read_exact(&mut byte).unwrap();
+        if byte == *b"r" {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            return;
+        }
+        (&stream).write_all(b"y").unwrap();
+        told.send((&stream).read(&mut byte).map_err(|error| error.kind())).unwrap();
+    });
+    let proxy = proxy_to(vec![cluster(&[backend.address])], Duration::ZERO);
+    let mut client = proxy.client();
+    client.send(b"r");
+    let end = client.stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+    let mut client = proxy.client();
+    client.send(b"x");
+    assert_eq!(client.stream.read(&mut [0]).unwrap(), 1);
+    socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    assert_eq!(ends.recv_timeout(LIMIT).unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
 fn bytes_when_proxied_then_both_ends_are_passed_on() {
     let backend = Backend::start(|stream, _| {
         let mut side = Side::new(stream);
@@ -176,6 +202,7 @@ fn connection_when_its_endpoint_is_found_unwell_then_it_ends_where_the_cluster_w
     });
     let with = |failed, close_on_failure| {
         let health = if failed { Health::Unhealthy } else { Health::Healthy };
+        let failed = Failed { check: failed, ..Failed::default() };
         let endpoint = Endpoint { failed, health, ..Endpoint::new(backend.address) };
         Cluster { close_on_failure, endpoints: vec![Arc::new(endpoint)], ..cluster(&[backend.address]) }
     };

@@ -58,6 +58,40 @@ fn full_when(limits: Limits) {
 }
 
 #[test]
+fn breaker_when_there_are_as_many_requests_as_may_be_then_others_wait_for_the_connection_all_the_same() {
+    let (backend, go) = slow();
+    let limits = Limits { connections: 1, pending: 1, requests: 1, ..Limits::default() };
+    let proxy = start(Cluster { limits, ..cluster(&[backend.address]) });
+    let (mut first, mut second) = (proxy.client(), proxy.client());
+    first.send(get("/").as_bytes());
+    eventually("the first to be sent", || backend.connections.load(Ordering::SeqCst) == 1);
+    second.send(get("/").as_bytes());
+    second.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(second.message(false).is_none(), "it waits in line");
+    second.stream.set_read_timeout(Some(LIMIT)).unwrap();
+    for _ in 0..2 {
+        go.send(()).unwrap();
+    }
+    assert_eq!([&mut first, &mut second].map(|client| client.message(false).unwrap().status()), [200, 200]);
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn answer_when_it_is_given_up_for_another_then_its_connection_serves_on() {
+    let backend = answering(503);
+    let on = RetryOn { gateway_error: true, ..RetryOn::default() };
+    let policy = RetryPolicy { on, attempts: 3, ..RetryPolicy::default() };
+    let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+    let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
+    assert_eq!(proxy.get("/").status(), 503);
+    eventually("the request counted", || {
+        let stats = proxy.telemetry.stats(Vec::new());
+        stats.iter().any(|stat| stat.name.ends_with(".upstream_rq_retry") && stat.value == 3)
+    });
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
 fn breaker_when_one_priority_is_full_then_the_other_is_not() {
     let limits = Limits { requests: 1, ..Limits::default() };
     let config = Cluster { limits, ..Cluster::new(FIRST, "c", ClusterKind::Static) };

@@ -5,6 +5,7 @@ use crate::xds::management::Server;
 use crate::xds::source::{Grpc, SourceId, Sources, fetch_timeout};
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::DynamicResources;
+use leno_xds::envoy::config::core::v3::ConfigSource;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +46,15 @@ impl Dynamic {
             }
         }
         Ok(Self { ads, all_of, sources, expected })
+    }
+
+    /// A layer of the runtime is to be asked for there.
+    ///
+    /// # Errors
+    /// When the source is not supported.
+    pub fn ask_layer(&mut self, name: &str, config: &ConfigSource) -> Converted<()> {
+        self.expected.push((Kind::Runtime, fetch_timeout(config)?));
+        self.sources.ask(Kind::Runtime, name, Some(config.clone()))
     }
 }
 

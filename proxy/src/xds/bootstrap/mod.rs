@@ -15,6 +15,7 @@ mod runtime;
 mod stats;
 
 pub use dynamic::Dynamic;
+pub(super) use references::check_listener;
 pub use runtime::{Layers, NotTaken};
 
 use super::convert::cluster::Sockets;
@@ -217,10 +218,13 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     references::check_addresses(&static_resources)?;
     let clusters = static_resources.clusters.iter();
     let servers = clusters.map(|cluster| (cluster.name.clone(), Arc::new(Server::new(cluster)))).collect();
-    let dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
+    let mut dynamic = Dynamic::new(dynamic_resources.unwrap_or_default(), servers).within("dynamic_resources")?;
     let (admin, admin_logs) = admin.map(self::admin).transpose().within("admin")?.unwrap_or_default();
     let node = introduce(node.unwrap_or_default());
     let runtime = Layers::new(layered_runtime, &node.cluster).within("layered_runtime")?;
+    for (name, config) in runtime.sources() {
+        dynamic.ask_layer(name, config).within(format_args!("layered_runtime: rtds_layer `{name}`: rtds_config"))?;
+    }
     Ok(Bootstrap {
         shown,
         node,
@@ -445,7 +449,7 @@ mod tests {
         let said = read(&with("", "")).unwrap_err().to_string();
         let field = "listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[1].route.\
                      weighted_clusters.clusters[0].name";
-        assert!(said.contains(field) && said.contains("`b` is none of the static clusters"), "{said}");
+        assert!(said.contains(field) && said.contains("`b` is no cluster that is there"), "{said}");
         read(&with("validate_clusters: false,", "")).unwrap();
         read(&with("", ", dynamic_resources: {cds_config: {path_config_source: {path: /nowhere}}}")).unwrap();
     }

@@ -5,7 +5,7 @@ use super::super::convert::common::optional;
 use super::super::convert::{Converted, Refused, Within as _};
 use leno_xds::envoy::config::bootstrap::v3::bootstrap::StaticResources;
 use leno_xds::envoy::config::core::v3::{address::Address, socket_address::PortSpecifier};
-use leno_xds::envoy::config::listener::v3::{FilterChain, filter::ConfigType};
+use leno_xds::envoy::config::listener::v3::{FilterChain, Listener, filter::ConfigType};
 use leno_xds::envoy::config::route::v3::{
     RouteAction, RouteConfiguration, VirtualHost, route, route_action::ClusterSpecifier,
     route_action::RequestMirrorPolicy, weighted_cluster::ClusterWeight,
@@ -43,19 +43,33 @@ pub(super) fn check_addresses(resources: &StaticResources) -> Converted<()> {
 pub(super) fn check_clusters(resources: &StaticResources) -> Converted<()> {
     let clusters = Clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect());
     for (index, listener) in resources.listeners.iter().enumerate() {
-        let within = format!("static_resources.listeners[{index}]");
-        for (index, chain) in listener.filter_chains.iter().enumerate() {
-            clusters.chain(chain).within(format_args!("filter_chains[{index}]")).within(&within)?;
-        }
-        let default = listener.default_filter_chain.as_ref().map_or(Ok(()), |chain| clusters.chain(chain));
-        default.within("default_filter_chain").within(&within)?;
+        clusters.listener(listener).within(format_args!("static_resources.listeners[{index}]"))?;
     }
     Ok(())
+}
+
+/// The same of one listener, when these clusters are there.
+///
+/// # Errors
+/// At its first route to another one.
+pub(in super::super) fn check_listener<'c>(
+    listener: &Listener,
+    clusters: impl Iterator<Item = &'c str>,
+) -> Converted<()> {
+    Clusters(clusters.collect()).listener(listener)
 }
 
 struct Clusters<'c>(HashSet<&'c str>);
 
 impl Clusters<'_> {
+    fn listener(&self, listener: &Listener) -> Converted<()> {
+        for (index, chain) in listener.filter_chains.iter().enumerate() {
+            self.chain(chain).within(format_args!("filter_chains[{index}]"))?;
+        }
+        let default = listener.default_filter_chain.as_ref().map_or(Ok(()), |chain| self.chain(chain));
+        default.within("default_filter_chain")
+    }
+
     fn chain(&self, chain: &FilterChain) -> Converted<()> {
         for (index, filter) in chain.filters.iter().enumerate() {
             let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
@@ -112,7 +126,7 @@ impl Clusters<'_> {
         if name.is_empty() || self.0.contains(name) {
             return Ok(());
         }
-        let reason = format!("`{name}` is none of the static clusters; add it, or set validate_clusters to false");
+        let reason = format!("`{name}` is no cluster that is there; add it, or set validate_clusters to false");
         Err(Refused::new(field, reason))
     }
 }

@@ -6,7 +6,10 @@
 use super::folder::Folder;
 use crate::config::{Share, ZoneChanges};
 use crate::xds::convert::{Converted, Refused, Within as _};
-use leno_xds::envoy::config::bootstrap::v3::{LayeredRuntime, RuntimeLayer, runtime_layer::LayerSpecifier};
+use leno_xds::envoy::config::bootstrap::v3::{
+    LayeredRuntime, RuntimeLayer, runtime_layer::LayerSpecifier, runtime_layer::RtdsLayer,
+};
+use leno_xds::envoy::config::core::v3::ConfigSource;
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
 use prost_types::{Struct, Value, value::Kind};
 use std::collections::{BTreeMap, BTreeSet};
@@ -51,6 +54,8 @@ enum Source {
     Written,
     Admin,
     Disk(Folder),
+    /// Comes from a server, by this name.
+    Served(String, Box<ConfigSource>),
 }
 
 /// Why values of the admin server are not taken.
@@ -65,11 +70,11 @@ pub enum NotTaken {
 }
 
 impl Layers {
-    /// Takes the layers as they are written; the one for the admin server is empty at the start, and those on a disk have
-    /// what is there now.
+    /// Takes the layers as they are written; the one for the admin server and those of servers are empty at the start, and those on
+    /// a disk have what is there now.
     ///
     /// # Errors
-    /// When a layer is to come from a server, or has a key that Envoy itself looks at and this proxy does not.
+    /// When a layer has a key that Envoy itself looks at and this proxy does not, or does not say where it comes from.
     pub fn new(value: Option<LayeredRuntime>, cluster: &str) -> Converted<Self> {
         let Some(LayeredRuntime { layers }) = value else { return Ok(Self::default()) };
         let mut all: Vec<Layer> = Vec::with_capacity(layers.len());
@@ -97,8 +102,12 @@ impl Layers {
                     values = on_disk(&folder).map_err(|reason| Refused::new("disk_layer", reason).within(&within))?;
                     Source::Disk(folder)
                 }
-                Some(LayerSpecifier::RtdsLayer(_)) => {
-                    return Err(Refused::new("rtds_layer", "is not supported by this proxy").within(within));
+                Some(LayerSpecifier::RtdsLayer(RtdsLayer { name, rtds_config })) => {
+                    let missing = |field| Refused::new(field, "is missing").within(format_args!("{within}.rtds_layer"));
+                    if name.is_empty() {
+                        return Err(missing("name"));
+                    }
+                    Source::Served(name, Box::new(rtds_config.ok_or_else(|| missing("rtds_config"))?))
                 }
             };
             all.push(Layer { name, values, source });
@@ -217,6 +226,45 @@ impl Layers {
         }
         layer.values = values;
         Ok(())
+    }
+
+    /// The names by which layers come from servers.
+    pub fn served(&self) -> impl Iterator<Item = &str> {
+        self.sources().map(|(name, _)| name)
+    }
+
+    /// The same, with where from.
+    pub fn sources(&self) -> impl Iterator<Item = (&str, &ConfigSource)> {
+        self.0.iter().filter_map(|layer| match &layer.source {
+            Source::Served(name, config) => Some((name.as_str(), &**config)),
+            _ => None,
+        })
+    }
+
+    /// Takes the values of the layers that come by this name; true when that changes them.
+    ///
+    /// # Errors
+    /// When a key is not supported: all of them stay as they were.
+    pub fn serve(&mut self, name: &str, fields: Struct) -> Converted<bool> {
+        let mut values = BTreeMap::new();
+        flatten("", fields, &mut values)?;
+        Ok(self.replace(name, &values))
+    }
+
+    /// The layers that come by this name are gone; true when that changes values.
+    pub fn clear(&mut self, name: &str) -> bool {
+        self.replace(name, &BTreeMap::new())
+    }
+
+    fn replace(&mut self, name: &str, values: &BTreeMap<String, Value>) -> bool {
+        let mut changed = false;
+        for layer in &mut self.0 {
+            if matches!(&layer.source, Source::Served(own, _) if own == name) && layer.values != *values {
+                layer.values.clone_from(values);
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Whether some layer comes from a disk.
@@ -384,6 +432,28 @@ mod tests {
         assert_eq!(taken.zones(), zones);
         assert_eq!((taken.most_of_listener("edge"), taken.most_of_listener("other")), (Some(7), None));
         let refused = layers(&serde_json::json!({"layers": [{"name": "a", "rtds_layer": {"name": "x"}}]}));
-        assert_eq!(refused.unwrap_err().field, "layers[0].rtds_layer");
+        assert_eq!(refused.unwrap_err().field, "layers[0].rtds_layer.rtds_config");
+    }
+
+    #[test]
+    fn layer_when_it_comes_from_a_server_then_its_values_stand_where_it_does() {
+        let mut all = layers(&serde_json::json!({"layers": [
+            {"name": "below", "static_layer": {"a": 1, "b": 1}},
+            {"name": "served", "rtds_layer": {"name": "x", "rtds_config": {"ads": {}}}},
+            {"name": "above", "static_layer": {"b": 3}},
+        ]}))
+        .unwrap();
+        assert_eq!(all.served().collect::<Vec<_>>(), ["x"]);
+        let fields = |value: serde_json::Value| {
+            let layer = serde_json::json!({"name": "x", "layer": value});
+            leno_xds::json::from_value::<leno_xds::envoy::service::runtime::v3::Runtime>(&layer).unwrap().layer.unwrap()
+        };
+        assert!(all.serve("x", fields(serde_json::json!({"a": 2, "b": 2}))).unwrap());
+        assert!(!all.serve("x", fields(serde_json::json!({"a": 2, "b": 2}))).unwrap(), "nothing has changed");
+        assert_eq!(["a", "b"].map(|key| all.whole(key)), [Some(2), Some(3)]);
+        let refused = all.serve("x", fields(serde_json::json!({"health_check": {"min_interval": 5}}))).unwrap_err();
+        assert_eq!((refused.field.as_str(), all.whole("a")), ("health_check.min_interval", Some(2)));
+        assert!(!all.clear("y") && all.clear("x"));
+        assert_eq!(all.whole("a"), Some(1));
     }
 }

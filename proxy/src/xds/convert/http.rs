@@ -51,7 +51,7 @@ pub fn manager(
         add_user_agent,
         tracing: traces,
         common_http_protocol_options,
-        http1_safe_max_connection_duration: _,
+        http1_safe_max_connection_duration,
         http_protocol_options,
         http2_protocol_options,
         http3_protocol_options: _,
@@ -235,6 +235,7 @@ pub fn manager(
         request_timeout,
         max_stream_duration: common.max_stream_duration,
         max_connection_duration: common.max_connection_duration,
+        safe_connection_duration: http1_safe_max_connection_duration,
         connection_duration_jitter: common.connection_duration_jitter,
         drain_timeout: maybe_duration(drain_timeout, "drain_timeout")?.unwrap_or(defaults.drain_timeout),
         delayed_close_timeout: maybe_duration(delayed_close_timeout, "delayed_close_timeout")?

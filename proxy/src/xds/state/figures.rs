@@ -122,7 +122,7 @@ impl Figures {
         match kind {
             Kind::Cluster => Some(&self.clusters),
             Kind::Listener => Some(&self.listeners),
-            Kind::Endpoints | Kind::Secret | Kind::Routes | Kind::Extension => None,
+            Kind::Runtime | Kind::Endpoints | Kind::Secret | Kind::Routes | Kind::Extension => None,
         }
     }
 
@@ -189,6 +189,8 @@ impl State {
                 Updates::reloading(counters, &[Scope::http(prefix), table])
             }
             Kind::Extension => Updates::reloading(counters, &[resource("extension_config_discovery.http_filter.")]),
+            // All layers of the runtime are counted together, as in Envoy.
+            Kind::Runtime => Updates::new(counters, &[], "runtime."),
             Kind::Secret | Kind::Cluster | Kind::Listener => Updates::new(counters, &[resource("sds.")], ""),
         }
     }

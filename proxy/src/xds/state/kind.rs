@@ -9,6 +9,8 @@ use prost_types::Any;
 /// A kind of resource, in the order in which they are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
+    /// Layers of the runtime: those that the bootstrap names.
+    Runtime,
     /// Clusters: all of them.
     Cluster,
     /// Endpoints: those of the clusters.
@@ -25,14 +27,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in order.
-    pub const ALL: [Kind; 6] =
-        [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Routes, Kind::Extension];
+    pub const ALL: [Kind; 7] =
+        [Kind::Runtime, Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Routes, Kind::Extension];
     /// The kinds that are asked for by name.
-    pub const BY_NAME: [Kind; 4] = [Kind::Endpoints, Kind::Secret, Kind::Routes, Kind::Extension];
+    pub const BY_NAME: [Kind; 5] = [Kind::Runtime, Kind::Endpoints, Kind::Secret, Kind::Routes, Kind::Extension];
 
     /// The type on the wire.
     pub fn type_url(self) -> &'static str {
         match self {
+            Kind::Runtime => "type.googleapis.com/envoy.service.runtime.v3.Runtime",
             Kind::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Kind::Endpoints => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Kind::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
@@ -50,6 +53,7 @@ impl Kind {
     /// What a person calls it.
     pub fn noun(self) -> &'static str {
         match self {
+            Kind::Runtime => "layer of the runtime",
             Kind::Cluster => "cluster",
             Kind::Endpoints => "endpoints",
             Kind::Secret => "secret",

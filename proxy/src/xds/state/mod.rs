@@ -171,6 +171,8 @@ pub struct State {
     listeners: BTreeMap<String, ListenerEntry>,
     routes: BTreeMap<String, RouteEntry>,
     extensions: BTreeMap<String, Raw>,
+    /// Layers of the runtime that came from servers.
+    layers: BTreeMap<String, Raw>,
     refusals: BTreeMap<(Kind, String), Refusal>,
     rejections: watch::Sender<Rejections>,
     /// Clusters that exist and have no endpoints yet.
@@ -221,6 +223,7 @@ impl State {
             listeners: BTreeMap::new(),
             routes: BTreeMap::new(),
             extensions: BTreeMap::new(),
+            layers: BTreeMap::new(),
             refusals: BTreeMap::new(),
             rejections: watch::Sender::default(),
             warming: HashSet::new(),
@@ -355,6 +358,7 @@ impl State {
     pub fn wanted(&self, kind: Kind) -> BTreeSet<String> {
         match kind {
             Kind::Cluster | Kind::Listener => BTreeSet::new(),
+            Kind::Runtime => self.context.runtime.served().map(str::to_owned).collect(),
             Kind::Endpoints => self.users.keys().cloned().collect(),
             Kind::Secret => {
                 let forms = self.clusters.values().flat_map(ClusterEntry::forms);
@@ -407,7 +411,7 @@ impl State {
                     self.extensions.remove(name);
                     self.context.extensions.remove(name);
                 }
-                Kind::Cluster | Kind::Listener => {}
+                Kind::Runtime | Kind::Cluster | Kind::Listener => {}
             }
         }
     }
@@ -425,6 +429,7 @@ impl State {
     pub fn raws(&self, kind: Kind) -> Box<dyn Iterator<Item = (&str, &Raw)> + '_> {
         match kind {
             Kind::Cluster => Box::new(self.clusters.iter().map(|(name, entry)| (name.as_str(), &entry.form.raw))),
+            Kind::Runtime => Box::new(self.layers.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Endpoints => Box::new(self.endpoints.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Secret => Box::new(self.secrets.iter().map(|(name, raw)| (name.as_str(), raw))),
             Kind::Listener => Box::new(self.listeners.iter().map(|(name, entry)| (name.as_str(), &entry.raw))),
@@ -458,7 +463,7 @@ impl State {
                 });
                 all.collect()
             }
-            Kind::Endpoints | Kind::Secret | Kind::Routes | Kind::Extension => Vec::new(),
+            Kind::Runtime | Kind::Endpoints | Kind::Secret | Kind::Routes | Kind::Extension => Vec::new(),
         }
     }
 

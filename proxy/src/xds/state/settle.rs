@@ -64,7 +64,7 @@ impl State {
         let over = self.expiries.iter().filter(|(_, until)| now >= **until);
         for (kind, name) in over.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
             tracing::warn!(kind = kind.noun(), %name, "its time to live is over, and its server has not said more");
-            self.remove(kind, &name);
+            self.remove(kind, &name, now);
         }
         let mut late_kinds = Vec::new();
         self.expected.retain(|kind, until| {
@@ -81,7 +81,7 @@ impl State {
     fn settle_listeners(&mut self, now: Instant) {
         let due = |entry: &ListenerEntry| match entry.since {
             None => entry.stale,
-            Some(since) => self.is_warm(&entry.parts, since, now),
+            Some(since) => self.is_warm(entry, since, now),
         };
         let (due, follow): (Vec<_>, Vec<_>) = self
             .listeners
@@ -137,9 +137,12 @@ impl State {
         self.listeners.insert(name, entry);
     }
 
-    /// Whether everything is there that a form of a listener needs, or has been waited for long enough.
-    fn is_warm(&self, parts: &Parts, since: Instant, now: Instant) -> bool {
-        self.lacks(parts).all(|(kind, name)| self.is_late(kind, name, since, now))
+    /// Whether everything is there that the newest form of a listener needs, or has been waited for long enough. A first form does not
+    /// wait for what has come and was refused: one bad table is not to keep the others from serving.
+    fn is_warm(&self, entry: &ListenerEntry, since: Instant, now: Instant) -> bool {
+        let ListenerEntry { parts, current, .. } = entry;
+        let bad = |kind, name: &str| current.is_none() && self.refusals.contains_key(&(kind, name.to_owned()));
+        self.lacks(parts).all(|(kind, name)| bad(kind, name) || self.is_late(kind, name, since, now))
             // A table that has come and waits for clusters does so for a bounded time.
             && parts.routes.iter().all(|name| self.has_table(name) || !self.routes.contains_key(name))
             && (now >= since + WARMING_LIMIT || parts.clusters.iter().all(|id| !self.warming.contains(id)))
@@ -201,7 +204,7 @@ impl State {
         match kind {
             Kind::Listener => self.listeners.get(name).and_then(|entry| entry.since).is_some_and(soon),
             Kind::Routes => self.routes.get(name).is_some_and(|entry| entry.pending.is_some()),
-            Kind::Cluster | Kind::Endpoints | Kind::Secret | Kind::Extension => false,
+            Kind::Runtime | Kind::Cluster | Kind::Endpoints | Kind::Secret | Kind::Extension => false,
         }
     }
 

@@ -4,14 +4,17 @@ use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{ClusterId, Listener};
+use crate::xds::bootstrap::check_listener;
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
-use crate::xds::convert::{Refused, route, secret as secrets};
+use crate::xds::convert::{Refused, Within as _, route, secret as secrets};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source};
+use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::route::v3::RouteConfiguration;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
 use leno_xds::envoy::service::discovery::v3::Resource;
+use leno_xds::envoy::service::runtime::v3::Runtime;
 use prost_types::Any;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -58,6 +61,9 @@ impl State {
         if kind.by_name() {
             self.pass_over_unasked(kind, &mut update);
         }
+        if kind == Kind::Listener && !self.expected.contains_key(&Kind::Cluster) {
+            self.pass_over_lost(&mut update);
+        }
         // Whatever it says: the server has answered.
         self.expected.remove(&kind);
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
@@ -93,6 +99,20 @@ impl State {
             asked
         });
         update.unreadable.retain(|(name, _)| asked(name));
+    }
+
+    /// Takes listeners out whose own routes lead to clusters that are not there: the last good form is better than one that answers 503.
+    fn pass_over_lost(&self, update: &mut Update) {
+        update.resources.retain(|resource| {
+            let Some(Ok(listener)) = resource.resource.as_ref().map(unpack::<xds::Listener>) else { return true };
+            match check_listener(&listener, self.clusters.keys().map(String::as_str)) {
+                Ok(()) => true,
+                Err(reason) => {
+                    update.unreadable.push((resource.name.clone(), reason.to_string()));
+                    false
+                }
+            }
+        });
     }
 
     /// Remembers why a resource is not taken.
@@ -132,6 +152,10 @@ impl State {
             removed
                 .extend(self.raws(kind).map(|(name, _)| name).filter(|name| !sent.contains(name)).map(str::to_owned));
         }
+        // Another listener may have the address of one that goes; its socket stays open meanwhile.
+        if kind == Kind::Listener {
+            self.take_out(kind, std::mem::take(&mut removed), now);
+        }
         for resource in resources {
             let Resource { name, resource_name: _, aliases: _, version, resource, ttl, cache_control: _, metadata: _ } =
                 resource;
@@ -167,6 +191,7 @@ impl State {
             let raw = Raw { version, body, since: time };
             let version = raw.version.clone();
             let taken = match kind {
+                Kind::Runtime => self.take_layer(&name, raw, now),
                 Kind::Cluster => self.take_cluster(&name, raw, now),
                 Kind::Endpoints => self.take_endpoints(&name, raw),
                 Kind::Secret => self.take_secret(&name, raw),
@@ -200,15 +225,20 @@ impl State {
             let held: BTreeSet<String> = self.raws(kind).map(|(name, _)| name.to_owned()).collect();
             self.refusals.retain(|(of, name), _| *of != kind || told.contains(name) || held.contains(name));
         }
-        for name in removed {
-            if !self.fixed.contains(&(kind, name.clone())) {
-                self.refusals.remove(&(kind, name.clone()));
-                self.remove(kind, &name);
-            }
-        }
+        self.take_out(kind, removed, now);
         self.sweep_sources();
         applied.refused = tell(kind, &refused);
         (applied, refused.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Removes what a response says to be gone.
+    fn take_out(&mut self, kind: Kind, names: Vec<String>, now: Instant) {
+        for name in names {
+            if !self.fixed.contains(&(kind, name.clone())) {
+                self.refusals.remove(&(kind, name.clone()));
+                self.remove(kind, &name, now);
+            }
+        }
     }
 
     /// Whether that very resource is held already; it then has that version, if one is given: in state of the world the version
@@ -216,6 +246,7 @@ impl State {
     fn holds(&mut self, kind: Kind, name: &str, version: Option<&String>, body: &Any) -> bool {
         let held = match kind {
             Kind::Cluster => self.clusters.get_mut(name).map(|entry| &mut entry.form.raw),
+            Kind::Runtime => self.layers.get_mut(name),
             Kind::Endpoints => self.endpoints.get_mut(name),
             Kind::Listener => self.listeners.get_mut(name).map(|entry| &mut entry.raw),
             Kind::Routes => self.routes.get_mut(name).map(|entry| &mut entry.raw),
@@ -327,6 +358,17 @@ impl State {
         }
     }
 
+    /// Values of a layer of the runtime.
+    fn take_layer(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
+        let Runtime { name: _, layer } = unpack(&raw.body)?;
+        let changed = self.context.runtime.serve(name, layer.unwrap_or_default()).within("layer")?;
+        self.layers.insert(name.to_owned(), raw);
+        if changed {
+            self.runtime_changed(now);
+        }
+        Ok(())
+    }
+
     /// Converts anew what values of the runtime change: route tables and listeners. Call [`Self::settle`] afterwards.
     pub fn runtime_changed(&mut self, now: Instant) {
         self.runtime_loads += 1;
@@ -408,7 +450,7 @@ impl State {
         listener(&mut self.context, unpack(&raw.body)?, &tables)
     }
 
-    pub(super) fn remove(&mut self, kind: Kind, name: &str) {
+    pub(super) fn remove(&mut self, kind: Kind, name: &str, now: Instant) {
         self.expiries.remove(&(kind, name.to_owned()));
         match kind {
             Kind::Cluster => {
@@ -426,6 +468,11 @@ impl State {
                     self.dirty = true;
                 }
                 self.addresses_changed = true;
+            }
+            Kind::Runtime => {
+                if self.layers.remove(name).is_some() && self.context.runtime.clear(name) {
+                    self.runtime_changed(now);
+                }
             }
             Kind::Extension => self.remove_extension(name),
             // What something here still uses stays until that goes (see `forget`): a removal may overtake it.

@@ -3,7 +3,7 @@
 use super::super::common::{address, filter_metadata, port, text};
 use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use super::{SOCKET_MATCH, Template, labels};
-use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Health, Locality, Spread, pipe};
+use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Failed, Health, Locality, Spread, pipe};
 use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::config::core::v3::{self as core, HealthStatus, SocketAddress, socket_address::PortSpecifier};
 use leno_xds::envoy::config::endpoint::v3 as eds;
@@ -124,7 +124,7 @@ impl Template {
             pipe: pipe.map(|(path, _)| path),
             weight: weight(load_balancing_weight)?.unwrap_or(1),
             health,
-            failed: false,
+            failed: Failed { told: health == Health::Unhealthy, ..Failed::default() },
             excluded: false,
             priority,
             locality: locality.clone(),

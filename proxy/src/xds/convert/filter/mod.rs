@@ -4,6 +4,7 @@ mod compression;
 mod cors;
 pub mod discovery;
 mod fault;
+mod lua;
 mod mutation;
 mod ratelimit;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use leno_xds::envoy::extensions::filters::http::{
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
     health_check::v3::HealthCheck as Check,
     local_ratelimit::v3::LocalRateLimit,
+    lua::v3::{Lua, LuaPerRoute},
     rbac::v3::{Rbac, RbacPerRoute},
     router::v3::Router,
 };
@@ -82,6 +84,10 @@ pub fn chain(
                 return Err(Refused::new("", "the router must be the last filter").within(within));
             }
             options = router(value).within(within)?;
+            continue;
+        }
+        if let Some(value) = optional::<Lua>(&any).within(&within)? {
+            lua::nothing(value).within("typed_config").within(&within)?;
             continue;
         }
         match filter(context, prefix, &any).within(format_args!("{within}.typed_config"))? {
@@ -281,6 +287,8 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
                 return Err(Refused::new("override", "is missing"));
             }
         }
+    } else if let Some(value) = optional::<LuaPerRoute>(any)? {
+        lua::of_route(value)?
     } else {
         return Ok(None);
     }))
