@@ -477,7 +477,29 @@ fn destination(call: &Call<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
 fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Failure) {
     let Failure::Response { status, grpc, .. } = answer else { return };
     let outcome = grpc.filter(|_| call.request.is_grpc()).map_or(Outcome::Status(status), Outcome::grpc);
-    cluster.note(host, outcome);
+    match tells_at_end(call) {
+        true => cluster.note_for_outliers(host, outcome),
+        false if call.request.is_grpc() && grpc.is_none() && status < 500 => {
+            // An answer of gRPC without a status is none.
+            cluster.note_for_outliers(host, outcome);
+            host.count_answer(false);
+        }
+        false => cluster.note(host, outcome),
+    }
+}
+
+/// Whether only the end of the answer tells whether the endpoint has served a call.
+fn tells_at_end(call: &Call<'_>) -> bool {
+    call.request.is_grpc() && call.response.status < 500 && call.response.body != BodyLength::Empty
+}
+
+/// Counts a call whose answer has ended, or broke off, by the status in its trailers.
+fn count_call(host: &Host, result: &Result<(), Stop>, status: Option<u16>) {
+    match result {
+        Ok(()) => host.count_answer(matches!(status.map(Outcome::grpc), Some(Outcome::Status(..=499)))),
+        Err(Stop::Abort(..)) => host.count_answer(false),
+        Err(_) => {}
+    }
 }
 
 /// Writes a number; what has more than 20 digits is cut.
@@ -520,6 +542,7 @@ async fn relay<'a, D: Downstream>(
     limits: Limits,
 ) -> Result<(), Stop> {
     call.note_response();
+    let told = tells_at_end(call);
     let tunnel = call.response.body == BodyLength::Tunnel;
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
@@ -541,6 +564,7 @@ async fn relay<'a, D: Downstream>(
     }
     edit::for_client(call, selected);
     filter::on_response(call);
+    edit::length_of_answer(call);
     reply::dress(call);
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
@@ -556,6 +580,9 @@ async fn relay<'a, D: Downstream>(
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
+    if told && let Some(host) = &call.tally.host {
+        count_call(host, &result, call.tally.grpc_status);
+    }
     call.tally.request_bytes = before + body.read();
     if let Some(cluster) = &call.tally.cluster {
         tracked::ended(call, cluster, call.tally.response_bytes);
