@@ -11,7 +11,7 @@ use super::{
     raw,
     reply::{self, Reply},
     retry::Failure,
-    tracked,
+    trace, tracked,
     upstream::Up,
 };
 use crate::{
@@ -128,6 +128,9 @@ pub(super) async fn begin<D: Downstream>(
     if observed {
         call.tally.upstream_local = up.local_address();
         call.tally.upstream_protocol = Some(up.protocol());
+    }
+    if call.tally.trace.is_some() {
+        trace::on_connection(call, up.protocol());
     }
     call.response.clear();
     up.send_head(call.request);

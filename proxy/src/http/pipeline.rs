@@ -326,6 +326,9 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok(up) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_head(call);
+                    }
                     let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
@@ -365,6 +368,7 @@ async fn proxy<'a, D: Downstream>(
                             )
                         {
                             call.tally.code = call.response.status;
+                            give_up(call);
                             redirect::count(call, cluster, up.wire());
                             if !body.redirect(call.request.body == BodyLength::Empty) {
                                 call.request.body = BodyLength::Empty;
@@ -383,6 +387,7 @@ async fn proxy<'a, D: Downstream>(
                         retry_ticket = Some(ticket);
                     }
                     cluster.stats().retried.count(call.response.status);
+                    give_up(call);
                     tracked::ended(call, cluster, 0);
                     cluster.stats().moved(up.wire());
                     let random = call.worker.rng.next();
@@ -392,6 +397,9 @@ async fn proxy<'a, D: Downstream>(
                     (failure, reply::REMOTE_RESET, not_sent, pause)
                 }
                 Err(Failed::Stop(stop)) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_attempt_ended(call, trace::Ended::of(&stop), None);
+                    }
                     if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
                         cluster.stats().rq_timeout.add(1);
                         cluster.note(&host, Outcome::Timeout);
@@ -399,6 +407,9 @@ async fn proxy<'a, D: Downstream>(
                     return Err(stop);
                 }
                 Err(Failed::Attempt(failure, reply)) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
+                    }
                     match failure {
                         Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
                         // The endpoint had closed it while it was idle: that is no failure.
@@ -450,6 +461,15 @@ async fn proxy<'a, D: Downstream>(
         }
         let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
         wait(call, pause, &limits).await?;
+    }
+}
+
+/// The answer of an attempt is left for another attempt.
+fn give_up(call: &mut Call<'_>) {
+    if call.tally.trace.is_some() {
+        let whole = call.response.body == BodyLength::Empty;
+        let ended = if whole { trace::Ended::Whole } else { trace::Ended::Canceled(ResponseFlags::none()) };
+        trace::on_attempt_ended(call, ended, None);
     }
 }
 
@@ -580,6 +600,12 @@ async fn relay<'a, D: Downstream>(
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
+    if call.tally.trace.is_some() {
+        let ended = result.as_ref().map_or_else(trace::Ended::of, |()| trace::Ended::Whole);
+        let trailers = call.tally.trailers.take();
+        trace::on_attempt_ended(call, ended, trailers.as_deref());
+        call.tally.trailers = trailers;
+    }
     if told && let Some(host) = &call.tally.host {
         count_call(host, &result, call.tally.grpc_status);
     }

@@ -209,7 +209,7 @@ fn health_check(context: &Context, value: Check) -> Converted<HealthFilter> {
 fn router(value: Router) -> Converted<RouterOptions> {
     let Router {
         dynamic_stats: _,
-        start_child_span: _,
+        start_child_span,
         upstream_log,
         upstream_log_options: _,
         suppress_envoy_headers,
@@ -220,7 +220,11 @@ fn router(value: Router) -> Converted<RouterOptions> {
         reject_connect_request_early_data: _,
     } = value;
     refuse!(upstream_log, strict_check_headers, upstream_http_filters);
-    Ok(RouterOptions { suppress_envoy_headers, respect_expected_timeout: respect_expected_rq_timeout })
+    Ok(RouterOptions {
+        suppress_envoy_headers,
+        respect_expected_timeout: respect_expected_rq_timeout,
+        start_child_span,
+    })
 }
 
 /// What a route, virtual host, table or weighted target says about filters.
