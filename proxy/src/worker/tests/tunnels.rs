@@ -269,7 +269,7 @@ fn websocket_when_it_comes_by_http2_then_the_endpoint_sees_an_upgrade() {
     assert_eq!(over_http2(&proxy, extended("websocket")), (StatusCode::OK, "A LINE\n".to_owned()));
     assert_eq!(over_http2(&proxy, extended("own")), (StatusCode::FORBIDDEN, String::new()));
     let mut with_length = extended("websocket");
-    with_length.headers_mut().insert("content-length", http::HeaderValue::from_static("4"));
+    with_length.headers_mut().insert("content-length", ::http::HeaderValue::from_static("4"));
     assert_eq!(over_http2(&proxy, with_length), (StatusCode::OK, "A LINE\n".to_owned()), "what follows is no body");
 }
 

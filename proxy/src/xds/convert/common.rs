@@ -202,6 +202,9 @@ pub fn header_op(context: &mut Context, option: HeaderValueOption) -> Converted<
         return Ok(None);
     }
     let value = header_text(context, &value, keep_empty_value).within("header.value")?;
+    if append.is_some() && append_action != HeaderAppendAction::AppendIfExistsOrAdd as i32 {
+        return Err(Refused::new("append", "stands beside `append_action`; leave it out"));
+    }
     let action = match append {
         Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
         Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,

@@ -81,6 +81,11 @@ pub fn chain(
             if index != last {
                 return Err(Refused::new("", "the router must be the last filter").within(within));
             }
+            if disabled {
+                return Err(
+                    Refused::new("disabled", "is set for the router, without which nothing is served").within(within)
+                );
+            }
             options = router(value).within(within)?;
             continue;
         }
