@@ -172,8 +172,9 @@ impl RequestHead {
     /// Whether it is a gRPC call.
     pub fn is_grpc(&self) -> bool {
         // Several types are one that is none (Envoy joins them).
-        let mut types = self.headers.known_values(super::headers::Known::ContentType);
-        types.next().is_some_and(is_grpc_type) && types.next().is_none()
+        let known = super::headers::Known::ContentType;
+        let mut types = self.headers.known_values(known);
+        self.headers.may_have(known) && types.next().is_some_and(is_grpc_type) && types.next().is_none()
     }
 }
 
