@@ -1,6 +1,7 @@
 //! Compression of bodies by filters.
 
 use crate::telemetry::counters::{AcceptStats, CompressorStats, DecompressorStats};
+use std::sync::Arc;
 
 /// A content coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct CompressorSetting {
 pub struct Decompressor {
     /// Of this coding.
     pub coding: Coding,
+    /// Its library's name, under which trailers tell of what was decompressed.
+    pub name: Arc<str>,
     /// What became of requests, and of responses.
     pub stats: [DecompressorStats; 2],
     /// A body may become so many times as long as it came; more ends it. Default 100.

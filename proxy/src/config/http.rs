@@ -232,6 +232,8 @@ pub struct RouterOptions {
     pub suppress_envoy_headers: bool,
     /// Take the limit in `x-envoy-expected-rq-timeout-ms`, which the proxy before us has set, for the route's.
     pub respect_expected_timeout: bool,
+    /// Where a request is traced, each attempt has a span of its own.
+    pub start_child_span: bool,
 }
 
 /// Explicit limits of an HTTP/2 connection.

@@ -60,7 +60,7 @@ pub use filter::{
     Cors, Fault, FaultAbort, FaultDelay, FaultLimit, FaultStatus, FilterEntry, FilterSetting, FilterSettings,
     FilterStats, HeaderMutation, HealthFilter, HttpFilter, Rbac, Share,
 };
-pub use grpc_stats::{CountedMethods, GrpcStats};
+pub use grpc_stats::{CountedMethods, GrpcCalls, GrpcMessages, GrpcStats, MessagesOf};
 pub use hash::{HashPolicy, HashSource};
 pub use headers::{HeaderOp, HeaderOps, HeaderText};
 pub use health::{

@@ -11,7 +11,7 @@ use super::{
     raw,
     reply::{self, Reply},
     retry::Failure,
-    tracked,
+    trace, tracked,
     upstream::Up,
 };
 use crate::{
@@ -44,6 +44,8 @@ pub(super) struct Limits {
     pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
     pub(super) stream: Option<Instant>,
+    /// How long the request says that an attempt may last, instead of its cluster; zero is no limit.
+    pub(super) told_attempt: Option<Duration>,
     /// When this attempt has, by its cluster's limit.
     pub(super) attempt: Option<Instant>,
     /// The status of the answer when `route` or the last attempt's limit passes.
@@ -127,6 +129,9 @@ pub(super) async fn begin<D: Downstream>(
         call.tally.upstream_local = up.local_address();
         call.tally.upstream_protocol = Some(up.protocol());
     }
+    if call.tally.trace.is_some() {
+        trace::on_connection(call, up.protocol());
+    }
     call.response.clear();
     up.send_head(call.request);
     tracked::sent(call, cluster);
@@ -134,7 +139,8 @@ pub(super) async fn begin<D: Downstream>(
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
     let began = Instant::now();
-    limits.attempt = cluster.config().max_stream_duration.map(|limit| began + limit);
+    let longest = limits.told_attempt.or(cluster.config().max_stream_duration);
+    limits.attempt = longest.filter(|limit| !limit.is_zero()).map(|limit| began + limit);
     // When the request had come whole, or this attempt began after that: from then on limits of the route and of attempts count.
     let mut whole = tunnel.then_some(began);
     let mut last = began;
@@ -286,7 +292,10 @@ pub(super) async fn begin<D: Downstream>(
 
 /// Whether the endpoint broke the rules of HTTP.
 fn is_of_protocol(error: &SideError) -> bool {
-    matches!(error, SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::Cut)
+    matches!(
+        error,
+        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::NotBase64(_) | SideError::Cut
+    )
 }
 
 fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
@@ -304,7 +313,7 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
             Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
         }
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
-        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::Cut => {
+        SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::NotBase64(_) | SideError::Cut => {
             Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
         }
     }
@@ -403,10 +412,12 @@ pub(super) async fn finish<D: Downstream>(
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
     let filters = call.tally.filters.as_mut();
-    let (recode, pace, trailing) = filters
-        .map(|state| (state.recode_response.take(), state.pace.take(), state.trailing.take()))
+    let (recode, pace, trailing, messages) = filters
+        .map(|state| {
+            (state.recode_response.take(), state.pace.take(), state.trailing.take(), state.grpc_messages.take())
+        })
         .unwrap_or_default();
-    let mut response = ResponsePump::new(observed, recode).paced(pace).trailing(trailing);
+    let mut response = ResponsePump::new(observed, recode).paced(pace).trailing(trailing).counting(messages);
     let mut answered = false;
     let mut deaf = false;
     // The bytes of a tunnel are counted anew.
@@ -435,7 +446,11 @@ pub(super) async fn finish<D: Downstream>(
                         // An answer of HTTP/1 that is cut is one that breaks the protocol.
                         faulty = is_of_protocol(&error);
                         let (flags, details) = match error {
-                            SideError::Chunk(_) | SideError::Head(_) | SideError::Limit(_) | SideError::Cut => (
+                            SideError::Chunk(_)
+                            | SideError::Head(_)
+                            | SideError::Limit(_)
+                            | SideError::NotBase64(_)
+                            | SideError::Cut => (
                                 ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
                                 "upstream_reset_after_response_started{protocol_error}",
                             ),

@@ -106,6 +106,9 @@ pub enum SideError {
     /// The body's framing is malformed.
     #[error("malformed body: {0}")]
     Chunk(#[from] ChunkError),
+    /// The body is to be base64 and is not; what Envoy calls that.
+    #[error("the body is not base64: {0}")]
+    NotBase64(&'static str),
     /// The head is malformed.
     #[error(transparent)]
     Head(#[from] HeadError),

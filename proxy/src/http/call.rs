@@ -322,9 +322,11 @@ impl Call<'_> {
             for group in group.into_iter().chain(tally.route.and_then(|route| route.group.as_deref())) {
                 group.count(code, tally.flags, (attempts, tally.unconnected), tally.details == reply::TIMEOUT.details);
             }
-            if let Some(stats) = tally.filters.as_ref().and_then(|filters| filters.grpc_stats) {
-                stats.count(&cluster.config().observability_name, self.request.path_only(), tally.grpc_status);
-            }
+        }
+        if let Some(calls) = tally.filters.as_ref().and_then(|filters| filters.grpc_calls.as_ref())
+            && let Some(status) = tally.grpc_status
+        {
+            calls.ended(status);
         }
         let own = &self.root.config().own;
         let inbound = self.manager.direction == Direction::Inbound;

@@ -1,6 +1,11 @@
 //! What a route changes about the heads of requests and responses.
 
-use super::{call::Call, headers::Headers, target};
+use super::{
+    call::Call,
+    head::BodyLength,
+    headers::{Headers, Known},
+    target,
+};
 use crate::{
     config::{Forward, HeaderOp, HeaderOps, HeaderText, HostRewrite},
     pool::Host,
@@ -157,6 +162,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
     for ops in levels(call, selected) {
         request(call, &ops.request);
     }
+    length_of_request(call);
     match forward.host.as_ref() {
         Some(HostRewrite::Literal(host)) => set_host(call, host.as_bytes(), forward.append_forwarded_host),
         Some(HostRewrite::Header(name)) => {
@@ -232,5 +238,21 @@ pub(super) fn for_client<'t>(call: &mut Call<'t>, selected: Selected<'t>) {
     }
     for ops in levels(call, selected) {
         response(call, &ops.response);
+    }
+}
+
+/// What is left without the length that was told ends by itself.
+pub(super) fn length_of_answer(call: &mut Call<'_>) {
+    if matches!(call.response.body, BodyLength::Exact(1..))
+        && call.response.headers.known(Known::ContentLength).is_none()
+    {
+        call.response.body = BodyLength::Unknown;
+    }
+}
+
+/// The same of the request.
+fn length_of_request(call: &mut Call<'_>) {
+    if matches!(call.request.body, BodyLength::Exact(_)) && call.request.headers.known(Known::ContentLength).is_none() {
+        call.request.body = BodyLength::Unknown;
     }
 }

@@ -39,6 +39,11 @@ pub enum BodyLength {
     Tunnel,
 }
 
+/// Whether a content type is one of gRPC.
+pub(super) fn is_grpc_type(value: &[u8]) -> bool {
+    value.starts_with(b"application/grpc") && matches!(value.get(16), None | Some(b'+'))
+}
+
 /// The head of a request. Its memory is used again for the next request of the connection.
 #[derive(Debug, Default, Clone)]
 pub struct RequestHead {
@@ -167,11 +172,9 @@ impl RequestHead {
     /// Whether it is a gRPC call.
     pub fn is_grpc(&self) -> bool {
         // Several types are one that is none (Envoy joins them).
-        let mut types = self.headers.known_values(super::headers::Known::ContentType);
-        let grpc = types
-            .next()
-            .is_some_and(|value| value.starts_with(b"application/grpc") && matches!(value.get(16), None | Some(b'+')));
-        grpc && types.next().is_none()
+        let known = super::headers::Known::ContentType;
+        let mut types = self.headers.known_values(known);
+        self.headers.may_have(known) && types.next().is_some_and(is_grpc_type) && types.next().is_none()
     }
 }
 

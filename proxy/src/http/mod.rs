@@ -47,7 +47,7 @@ mod xfcc;
 
 pub use admit::uuid;
 pub use body::{Downstream, Piece, SideError, Upstream};
-pub use call::{Call, ConnInfo, Tally};
+pub use call::{Call, ConnInfo, Tally, grpc_status};
 pub(crate) use connecting::{aim, connection, speaks_http2};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};

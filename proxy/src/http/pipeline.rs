@@ -337,6 +337,9 @@ async fn proxy<'a, D: Downstream>(
         let (failure, or_else, unsent, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok((up, _counted)) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_head(call);
+                    }
                     let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
                     let headers = &call.response.headers;
@@ -376,6 +379,7 @@ async fn proxy<'a, D: Downstream>(
                             )
                         {
                             call.tally.code = call.response.status;
+                            give_up(call);
                             redirect::count(call, cluster, up.wire());
                             connecting::discard(up, &host, cluster).await;
                             if !body.redirect(call.request.body == BodyLength::Empty) {
@@ -395,6 +399,7 @@ async fn proxy<'a, D: Downstream>(
                         retry_ticket = Some(ticket);
                     }
                     cluster.stats().retried.count(call.response.status);
+                    give_up(call);
                     tracked::ended(call, cluster, 0);
                     cluster.stats().moved(up.wire());
                     connecting::discard(up, &host, cluster).await;
@@ -405,6 +410,9 @@ async fn proxy<'a, D: Downstream>(
                     (failure, reply::REMOTE_RESET, not_sent, pause)
                 }
                 Err(Failed::Stop(stop)) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_attempt_ended(call, trace::Ended::of(&stop), None);
+                    }
                     if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
                         cluster.stats().rq_timeout.add(1);
                         cluster.note(&host, Outcome::Timeout);
@@ -412,6 +420,9 @@ async fn proxy<'a, D: Downstream>(
                     return Err(stop);
                 }
                 Err(Failed::Attempt(failure, reply)) => {
+                    if call.tally.trace.is_some() {
+                        trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
+                    }
                     match failure {
                         Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
                         // The endpoint had closed it while it was idle: that is no failure.
@@ -466,6 +477,15 @@ async fn proxy<'a, D: Downstream>(
     }
 }
 
+/// The answer of an attempt is left for another attempt.
+fn give_up(call: &mut Call<'_>) {
+    if call.tally.trace.is_some() {
+        let whole = call.response.body == BodyLength::Empty;
+        let ended = if whole { trace::Ended::Whole } else { trace::Ended::Canceled(ResponseFlags::none()) };
+        trace::on_attempt_ended(call, ended, None);
+    }
+}
+
 /// Tells the endpoint which attempt this is and how long it may take, as far as the virtual host wants it.
 fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed_out: bool, limits: &Limits) {
     if selected.host.attempt_count_in_request {
@@ -490,7 +510,29 @@ fn destination(call: &Call<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
 fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Failure) {
     let Failure::Response { status, grpc, .. } = answer else { return };
     let outcome = grpc.filter(|_| call.request.is_grpc()).map_or(Outcome::Status(status), Outcome::grpc);
-    cluster.note(host, outcome);
+    match tells_at_end(call) {
+        true => cluster.note_for_outliers(host, outcome),
+        false if call.request.is_grpc() && grpc.is_none() && status < 500 => {
+            // An answer of gRPC without a status is none.
+            cluster.note_for_outliers(host, outcome);
+            host.count_answer(false);
+        }
+        false => cluster.note(host, outcome),
+    }
+}
+
+/// Whether only the end of the answer tells whether the endpoint has served a call.
+fn tells_at_end(call: &Call<'_>) -> bool {
+    call.request.is_grpc() && call.response.status < 500 && call.response.body != BodyLength::Empty
+}
+
+/// Counts a call whose answer has ended, or broke off, by the status in its trailers.
+fn count_call(host: &Host, result: &Result<(), Stop>, status: Option<u16>) {
+    match result {
+        Ok(()) => host.count_answer(matches!(status.map(Outcome::grpc), Some(Outcome::Status(..=499)))),
+        Err(Stop::Abort(..)) => host.count_answer(false),
+        Err(_) => {}
+    }
 }
 
 /// Writes a number; what has more than 20 digits is cut.
@@ -533,6 +575,7 @@ async fn relay<'a, D: Downstream>(
     limits: Limits,
 ) -> Result<(), Stop> {
     call.note_response();
+    let told = tells_at_end(call);
     let tunnel = call.response.body == BodyLength::Tunnel;
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
@@ -557,6 +600,7 @@ async fn relay<'a, D: Downstream>(
     }
     edit::for_client(call, selected);
     filter::on_response(call);
+    edit::length_of_answer(call);
     reply::dress(call);
     if let Some(protocols) = instead {
         call.response.headers.push(b"upgrade", &protocols);
@@ -575,6 +619,15 @@ async fn relay<'a, D: Downstream>(
         up.tunnel();
     }
     let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
+    if call.tally.trace.is_some() {
+        let ended = result.as_ref().map_or_else(trace::Ended::of, |()| trace::Ended::Whole);
+        let trailers = call.tally.trailers.take();
+        trace::on_attempt_ended(call, ended, trailers.as_deref());
+        call.tally.trailers = trailers;
+    }
+    if told && let Some(host) = &call.tally.host {
+        count_call(host, &result, call.tally.grpc_status);
+    }
     call.tally.request_bytes = before + body.read();
     if let Some(cluster) = &call.tally.cluster {
         tracked::ended(call, cluster, call.tally.response_bytes);

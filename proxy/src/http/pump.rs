@@ -10,7 +10,7 @@ use super::{
     trailing::Trailing,
 };
 use crate::{
-    config::HeaderOp,
+    config::{GrpcMessages, HeaderOp},
     tcp::splice::{Moving, Pipe},
 };
 use std::task::{Context, Poll, ready};
@@ -42,6 +42,8 @@ pub struct RequestPump {
     pub recode: Option<Box<Recode>>,
     /// What filters do to its trailers.
     trailing: Option<Box<Trailing>>,
+    /// Counts the messages in it.
+    messages: Option<Box<GrpcMessages>>,
     /// Copies of the request that go elsewhere.
     pub feeds: Option<Box<Feeds>>,
     /// What was read before anybody wanted it.
@@ -150,16 +152,13 @@ impl RequestPump {
                     self.forgotten += count as u64;
                 }
                 end @ (Piece::Trailers(_) | Piece::End) => {
+                    let trailers = Trailing::of(self.trailing.as_deref(), &end);
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
                     if let Some(feeds) = &self.feeds {
                         if !rest.is_empty() {
                             feeds.data(&rest);
                         }
-                        let trailers = match end {
-                            Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
-                            _ => None,
-                        };
-                        feeds.end(trailers.as_deref());
+                        feeds.end(Recode::told(self.recode.as_deref(), trailers).as_deref());
                     }
                     self.ended = true;
                 }
@@ -174,6 +173,11 @@ impl RequestPump {
             self.kept.replay = Some(Vec::new());
         }
         self.kept.limit = self.kept.limit.max(limit);
+    }
+
+    /// Counts the messages in the body as it goes on.
+    pub(super) fn count_messages(&mut self, messages: GrpcMessages) {
+        self.messages = Some(Box::new(messages));
     }
 
     /// Changes the trailers, whether they have come or are to come.
@@ -209,14 +213,16 @@ impl RequestPump {
                         return Poll::Ready(Ok(false));
                     }
                     replay.extend_from_slice(data);
+                    if let Some(messages) = &mut self.messages {
+                        messages.pass(data);
+                    }
                     self.consume(down, count);
                 }
                 end @ (Piece::Trailers(_) | Piece::End) => {
-                    if let Piece::Trailers(trailers) = end {
-                        let trailers = Trailing::changed(self.trailing.as_deref(), trailers);
-                        self.kept.trailers = Some(Box::new(trailers.into_owned()));
-                    }
+                    let trailers = Trailing::of(self.trailing.as_deref(), &end);
                     let rest = self.recode.as_mut().map(|recode| recode.end()).transpose()?.unwrap_or_default();
+                    let trailers = Recode::told(self.recode.as_deref(), trailers);
+                    self.kept.trailers = trailers.map(|trailers| Box::new(trailers.into_owned()));
                     let replay = self.kept.replay.get_or_insert_default();
                     if replay.len() + rest.len() > limit {
                         return Poll::Ready(Ok(false));
@@ -285,10 +291,10 @@ impl RequestPump {
                     let data = part(data, self.recode.is_some());
                     let count = data.len();
                     match &mut self.recode {
-                        None => Self::give(data, up, &self.feeds, &mut self.kept),
+                        None => Self::give(data, up, &self.feeds, (&mut self.kept, &mut self.messages)),
                         Some(recode) => {
                             let made = recode.data(&data).map_err(PumpError::Source)?;
-                            Self::give((&made).into(), up, &self.feeds, &mut self.kept);
+                            Self::give((&made).into(), up, &self.feeds, (&mut self.kept, &mut self.messages));
                         }
                     }
                     self.consume(down, count);
@@ -297,12 +303,10 @@ impl RequestPump {
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
                     if let Some(recode) = &mut self.recode {
                         let rest = recode.end().map_err(PumpError::Source)?;
-                        Self::give((&rest).into(), up, &self.feeds, &mut self.kept);
+                        Self::give((&rest).into(), up, &self.feeds, (&mut self.kept, &mut self.messages));
                     }
-                    let trailers = match end {
-                        Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
-                        _ => None,
-                    };
+                    let trailers = Trailing::of(self.trailing.as_deref(), &end);
+                    let trailers = Recode::told(self.recode.as_deref(), trailers);
                     up.send_end(trailers.as_deref());
                     if let Some(feeds) = &self.feeds {
                         feeds.end(trailers.as_deref());
@@ -316,7 +320,7 @@ impl RequestPump {
                 Poll::Pending => {
                     if let Some(recode) = &mut self.recode {
                         let made = recode.flush().map_err(PumpError::Source)?;
-                        Self::give((&made).into(), up, &self.feeds, &mut self.kept);
+                        Self::give((&made).into(), up, &self.feeds, (&mut self.kept, &mut self.messages));
                     }
                     if up.queued() > 0 {
                         ready!(up.poll_flush(cx)).map_err(PumpError::Sink)?;
@@ -331,9 +335,17 @@ impl RequestPump {
     }
 
     /// Sends a part of the body, to its copies as well, and keeps it.
-    fn give(data: Chunk<'_>, up: &mut impl Upstream, feeds: &Option<Box<Feeds>>, kept: &mut Kept) {
+    fn give(
+        data: Chunk<'_>,
+        up: &mut impl Upstream,
+        feeds: &Option<Box<Feeds>>,
+        (kept, messages): (&mut Kept, &mut Option<Box<GrpcMessages>>),
+    ) {
         if data.is_empty() {
             return;
+        }
+        if let Some(messages) = messages {
+            messages.pass(&data);
         }
         up.send_data(data);
         if let Some(feeds) = feeds {
@@ -361,6 +373,8 @@ pub struct ResponsePump {
     trailing: Option<Box<Trailing>>,
     /// How fast it may go.
     pace: Option<Box<Pace>>,
+    /// Counts the messages in it.
+    messages: Option<Box<GrpcMessages>>,
     /// Bytes moved.
     pub bytes: u64,
     /// The `grpc-status` of the trailers.
@@ -380,6 +394,13 @@ impl ResponsePump {
     pub fn paced(mut self, pace: Option<Box<Pace>>) -> Self {
         self.copies |= pace.is_some();
         self.pace = pace;
+        self
+    }
+
+    /// With messages that are counted.
+    pub(super) fn counting(mut self, messages: Option<Box<GrpcMessages>>) -> Self {
+        self.copies |= messages.is_some();
+        self.messages = messages;
         self
     }
 
@@ -424,6 +445,9 @@ impl ResponsePump {
                     if let Some(pace) = &mut self.pace {
                         pace.took(count);
                     }
+                    if let Some(messages) = &mut self.messages {
+                        messages.pass(&data);
+                    }
                     match &mut self.recode {
                         None => {
                             down.send_data(data);
@@ -439,18 +463,16 @@ impl ResponsePump {
                     *moved = true;
                 }
                 Poll::Ready(Ok(end @ (Piece::Trailers(_) | Piece::End))) => {
-                    let changed = match end {
-                        Piece::Trailers(trailers) => Some(Trailing::changed(self.trailing.as_deref(), trailers)),
-                        _ => None,
-                    };
-                    let trailers = changed.as_deref();
+                    let mut trailers = Trailing::of(self.trailing.as_deref(), &end);
                     let mut framed = false;
                     if let Some(recode) = &mut self.recode {
-                        framed = trailers.is_some_and(|trailers| recode.take_trailers(trailers));
+                        framed = trailers.as_deref().is_some_and(|trailers| recode.take_trailers(trailers));
                         let rest = recode.end().map_err(PumpError::Source)?;
                         down.send_data((&rest).into());
                         self.bytes += rest.len() as u64;
                     }
+                    trailers = Recode::told(self.recode.as_deref(), trailers);
+                    let trailers = trailers.as_deref();
                     self.grpc_status = trailers.and_then(|trailers| {
                         super::call::grpc_status(trailers.known(super::headers::Known::GrpcStatus))
                     });

@@ -4,8 +4,11 @@ use super::{body::SideError, headers::Headers};
 use crate::config::{Coding, Library};
 use crate::telemetry::counters::Number;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use std::io::{self, Write};
-use std::sync::Arc;
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+    sync::Arc,
+};
 
 /// Bytes that are taken in one go; with the ratio of a decompressor that bounds what one go can give.
 pub const AT_ONCE: usize = 8 * 1024;
@@ -181,10 +184,32 @@ fn unbase64(held: &mut Vec<u8>, data: &[u8], then: Then) -> io::Result<Vec<u8>> 
 /// Where is counted what goes into a step, and what comes out of it.
 pub type Passed = [Arc<Number>; 2];
 
+/// What is told in trailers of a body that was decompressed.
+#[derive(Debug)]
+struct Told {
+    /// The decompressor's name.
+    name: Arc<str>,
+    taken: u64,
+    given: u64,
+}
+
+/// A step and what is counted of it.
+struct Step {
+    stage: Stage,
+    passed: Option<Passed>,
+    told: Option<Told>,
+}
+
+impl Step {
+    fn new(stage: Stage, passed: Option<Passed>) -> Self {
+        Self { stage, passed, told: None }
+    }
+}
+
 /// A body's way through all filters that change its coding.
 #[derive(Default)]
 pub struct Recode {
-    stages: Vec<(Stage, Option<Passed>)>,
+    stages: Vec<Step>,
     /// Something was taken since what is inside was last brought out.
     holds: bool,
 }
@@ -216,15 +241,21 @@ impl Recode {
                 Stage::Zstd(encoder)
             }
         };
-        self.stages.push((stage, passed));
+        self.stages.push(Step::new(stage, passed));
         Ok(())
     }
 
-    /// Decompresses what comes out so far, up to so many times as much as comes in.
+    /// Decompresses what comes out so far, up to so many times as much as comes in; trailers tell of it under this name.
     ///
     /// # Errors
     /// When the library has no memory.
-    pub fn decompress(&mut self, coding: Coding, max_ratio: u32, passed: Option<Passed>) -> io::Result<()> {
+    pub fn decompress(
+        &mut self,
+        coding: Coding,
+        max_ratio: u32,
+        name: &Arc<str>,
+        passed: Option<Passed>,
+    ) -> io::Result<()> {
         let (out, ratio) = (Out::new(), Ratio { most: max_ratio.into(), taken: 0, given: 0 });
         let stage = match coding {
             Coding::Gzip => Stage::Gunzip(flate2::write::MultiGzDecoder::new(out), ratio),
@@ -235,28 +266,29 @@ impl Recode {
                 Stage::Unzstd(decoder, ratio)
             }
         };
-        self.stages.push((stage, passed));
+        let told = Some(Told { name: name.clone(), taken: 0, given: 0 });
+        self.stages.push(Step { stage, passed, told });
         Ok(())
     }
 
     /// Takes what comes out so far for base64.
     pub fn take_base64(&mut self) {
-        self.stages.push((Stage::Unbase64(Vec::new()), None));
+        self.stages.push(Step::new(Stage::Unbase64(Vec::new()), None));
     }
 
     /// Ends the body with its trailers, as gRPC-Web does, all in base64 if it must be `text`.
     pub fn frame_trailers(&mut self, text: bool) {
-        self.stages.push((Stage::Framed { last: Vec::new(), text: text.then(Vec::new) }, None));
+        self.stages.push(Step::new(Stage::Framed { last: Vec::new(), text: text.then(Vec::new) }, None));
     }
 
     /// Leaves nothing of what comes out so far.
     pub fn drop_all(&mut self) {
-        self.stages.push((Stage::Nothing, None));
+        self.stages.push(Step::new(Stage::Nothing, None));
     }
 
     /// Takes the trailers into the body, if that is wanted; then they are no trailers any more. The end comes after.
     pub fn take_trailers(&mut self, trailers: &Headers) -> bool {
-        let framed = self.stages.iter_mut().find_map(|(stage, _)| match stage {
+        let framed = self.stages.iter_mut().find_map(|step| match &mut step.stage {
             Stage::Framed { last, .. } => Some(last),
             _ => None,
         });
@@ -271,6 +303,21 @@ impl Recode {
         last.extend_from_slice(&u32::try_from(lines.len()).unwrap_or(u32::MAX).to_be_bytes());
         last.append(&mut lines);
         true
+    }
+
+    /// The trailers of the body, which has ended, with what they tell of it.
+    pub fn told<'t>(this: Option<&Self>, trailers: Option<Cow<'t, Headers>>) -> Option<Cow<'t, Headers>> {
+        let mut told = this.into_iter().flat_map(|this| &this.stages).filter_map(|step| step.told.as_ref()).peekable();
+        if told.peek().is_none() {
+            return trailers;
+        }
+        let mut trailers = trailers.unwrap_or_default().into_owned();
+        for Told { name, taken, given } in told {
+            for (of, bytes) in [("compressed", taken), ("uncompressed", given)] {
+                trailers.set(&format!("x-envoy-decompressor-{name}-{of}-bytes"), bytes.to_string().as_bytes());
+            }
+        }
+        Some(Cow::Owned(trailers))
     }
 
     /// Takes data, at most [`AT_ONCE`], and gives what comes of it.
@@ -316,12 +363,19 @@ impl Recode {
 
     fn run(&mut self, data: &[u8], then: Then) -> Result<Vec<u8>, SideError> {
         let mut between: Option<Vec<u8>> = None;
-        for (stage, passed) in &mut self.stages {
+        for Step { stage, passed, told } in &mut self.stages {
             let taken = between.as_deref().unwrap_or(data);
+            let of_text = matches!(stage, Stage::Unbase64(_));
             let given = stage.step(taken, then).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof if of_text => SideError::NotBase64("grpc_base_64_decode_failed_bad_size"),
+                _ if of_text => SideError::NotBase64("grpc_base_64_decode_failed"),
                 io::ErrorKind::FileTooLarge => SideError::Limit("what a compressed body may become"),
                 _ => SideError::Limit("what a coding allows"),
             })?;
+            if let Some(told) = told {
+                told.taken += taken.len() as u64;
+                told.given += given.len() as u64;
+            }
             if let Some([before, after]) = passed {
                 before.add(taken.len() as u64);
                 after.add(given.len() as u64);
@@ -346,7 +400,7 @@ mod tests {
 
     fn decompressed(library: Library, body: &[u8], ratio: u32) -> Result<Vec<u8>, SideError> {
         let mut recode = Recode::default();
-        recode.decompress(library.coding(), ratio, None).unwrap();
+        recode.decompress(library.coding(), ratio, &"x".into(), None).unwrap();
         recode.whole(body)
     }
 
@@ -358,7 +412,7 @@ mod tests {
             assert!(small.len() < body.len() / 4, "{library:?}");
             assert!(decompressed(library, &small, 1000).unwrap() == body, "{library:?}");
             let mut both = Recode::default();
-            both.decompress(library.coding(), 1000, None).unwrap();
+            both.decompress(library.coding(), 1000, &"x".into(), None).unwrap();
             both.compress(Library::Gzip(1), None).unwrap();
             let other = both.whole(&small).unwrap();
             assert!(decompressed(Library::Gzip(1), &other, 1000).unwrap() == body, "{library:?} to gzip");
@@ -371,7 +425,7 @@ mod tests {
             let mut there = Recode::default();
             there.compress(library, None).unwrap();
             let mut back = Recode::default();
-            back.decompress(library.coding(), 100, None).unwrap();
+            back.decompress(library.coding(), 100, &"x".into(), None).unwrap();
             for part in ["one", "two", "three"] {
                 let mut sent = there.data(part.as_bytes()).unwrap();
                 sent.append(&mut there.flush().unwrap());
@@ -389,7 +443,7 @@ mod tests {
         for library in ALL {
             let small = compressed(library, &bomb);
             let mut recode = Recode::default();
-            recode.decompress(library.coding(), 100, None).unwrap();
+            recode.decompress(library.coding(), 100, &"x".into(), None).unwrap();
             let mut given = 0;
             let ended = small.chunks(AT_ONCE).find_map(|part| match recode.data(part) {
                 Ok(out) => {

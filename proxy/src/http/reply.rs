@@ -4,7 +4,7 @@ use super::{
     body::{Downstream, SideError},
     call::Call,
     chunked::ChunkError,
-    filter,
+    edit, filter,
     head::{BodyLength, RequestHead, ResponseHead, reason},
     headers::{Known, NOT_SENT},
     local_reply, trace,
@@ -145,6 +145,9 @@ pub const MAX_DURATION: Reply =
 /// What a client is told whose body is malformed, or has trailers beyond the limits.
 pub fn bad_body(error: &SideError) -> Reply {
     let (code, details) = match error {
+        SideError::NotBase64(details) => {
+            return refusal(400, "Bad gRPC-web request, invalid base64 data.", ResponseFlags::none(), details);
+        }
         SideError::Chunk(ChunkError::LongTrailers) => (431, "http1.headers_too_large"),
         SideError::Chunk(ChunkError::ManyTrailers) => (431, "http1.too_many_headers"),
         _ => (400, "http1.codec_error"),
@@ -385,6 +388,7 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
         call.response.headers.set("content-length", super::pipeline::decimal(body.len() as u128, &mut text));
     }
     filter::on_response(call);
+    edit::length_of_answer(call);
     dress(call);
     call.note_response();
     let recode = call.tally.filters.as_mut().and_then(|state| state.recode_response.take());

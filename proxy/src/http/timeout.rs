@@ -48,6 +48,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
     let mut per_try = policy.and_then(|policy| policy.per_try_timeout).unwrap_or_default();
     let mut kept = false;
     let mut on_timeout = 504;
+    let mut told_attempt = None;
     if asked {
         if respected && let Some(limit) = millis(request, "x-envoy-expected-rq-timeout-ms") {
             route = limit;
@@ -63,6 +64,8 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         if request.headers.remove("x-envoy-upstream-rq-timeout-alt-response") {
             on_timeout = 204;
         }
+        told_attempt = millis(request, "x-envoy-upstream-stream-duration-ms");
+        request.headers.remove("x-envoy-upstream-stream-duration-ms");
         request.headers.remove("x-envoy-upstream-alt-stat-name");
     }
     if per_try >= route && !route.is_zero() {
@@ -77,6 +80,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         request: call.manager.request_timeout.map(|limit| call.tally.start + limit),
         stream: stream.map(|limit| call.tally.start + limit),
         deadline: None,
+        told_attempt,
         attempt: None,
         priority: forward.priority,
         on_timeout,

@@ -1,6 +1,6 @@
 //! Changes of trailers by filters: known with the head, made when the trailers have come.
 
-use super::headers::Headers;
+use super::{body::Piece, headers::Headers};
 use crate::config::HeaderOp;
 use std::borrow::Cow;
 
@@ -19,15 +19,16 @@ impl Trailing {
         self.0.iter().for_each(|(change, value)| trailers.change(change, value));
     }
 
-    /// The trailers as they go on.
-    pub(super) fn changed<'t>(this: Option<&Self>, trailers: &'t Headers) -> Cow<'t, Headers> {
-        match this {
-            None => Cow::Borrowed(trailers),
+    /// The trailers of a body that ends so, as they go on.
+    pub(super) fn of<'t>(this: Option<&Self>, end: &Piece<'t>) -> Option<Cow<'t, Headers>> {
+        let Piece::Trailers(trailers) = end else { return None };
+        Some(match this {
+            None => Cow::Borrowed(*trailers),
             Some(changes) => {
-                let mut trailers = trailers.clone();
+                let mut trailers = (*trailers).clone();
                 changes.apply(&mut trailers);
                 Cow::Owned(trailers)
             }
-        }
+        })
     }
 }

@@ -53,7 +53,10 @@ pub(super) async fn wait<D: Downstream>(call: &mut Call<'_>, down: &mut D, body:
     match whole {
         Some(Ok(true)) => {
             if call.request.body == BodyLength::Unknown {
-                call.request.body = BodyLength::Exact(body.kept.bytes() as u64);
+                let (length, mut text) = (body.kept.bytes(), [0; 20]);
+                call.request.body = BodyLength::Exact(length as u64);
+                let text = super::pipeline::decimal(length as u128, &mut text);
+                call.request.headers.set("content-length", text);
             }
             Ok(())
         }

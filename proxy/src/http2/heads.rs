@@ -217,6 +217,8 @@ impl Request {
             return Err(());
         } else if connect {
             head.set_method(b"GET");
+            // What follows is no body.
+            head.headers.remove_known(Known::ContentLength);
             if let Some(protocol) = head.upgrade().map(<[u8]>::to_vec) {
                 head.headers.push(b"connection", b"upgrade");
                 head.headers.push(b"upgrade", &protocol);

@@ -306,8 +306,8 @@ impl ClusterState {
     pub fn note(&self, host: &Host, outcome: Outcome) {
         let stats = host.stats();
         match outcome {
-            Outcome::Status(..=499) => stats.rq_success.add(1),
-            Outcome::Status(_) | Outcome::Failed => stats.rq_error.add(1),
+            Outcome::Status(status) => host.count_answer(status < 500),
+            Outcome::Failed => stats.rq_error.add(1),
             Outcome::Timeout => {
                 stats.rq_timeout.add(1);
                 stats.rq_error.add(1);
@@ -328,7 +328,8 @@ impl ClusterState {
         }
     }
 
-    fn note_for_outliers(&self, host: &Host, outcome: Outcome) {
+    /// As [`Self::note`], where the endpoint's numbers of requests do not count it, or not yet.
+    pub fn note_for_outliers(&self, host: &Host, outcome: Outcome) {
         if let Some(care) = &self.config.care
             && let Some(settings) = &care.outliers
         {

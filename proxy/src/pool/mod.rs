@@ -187,6 +187,12 @@ impl Host {
         self.state.named.borrow().values().for_each(|pool| each(pool));
     }
 
+    /// Counts an answer among its requests, as one that served them or did not.
+    pub fn count_answer(&self, good: bool) {
+        let stats = self.stats();
+        if good { &stats.rq_success } else { &stats.rq_error }.add(1);
+    }
+
     /// Takes note that it could not be connected: for [`LEFT_ALONE`] others are chosen.
     pub fn note_failure(&self) {
         self.state.failed.set(Some(Instant::now()));

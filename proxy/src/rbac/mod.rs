@@ -139,6 +139,32 @@ pub enum Decider {
     Matching(matching::Matching),
 }
 
+impl Rules {
+    /// Whether one of them asks for headers of a request.
+    pub fn look_at_headers(&self) -> bool {
+        fn of_permission(permission: &Permission) -> bool {
+            match permission {
+                Permission::And(all) | Permission::Or(all) => all.iter().any(of_permission),
+                Permission::Not(other) => of_permission(other),
+                Permission::Header(_) => true,
+                _ => false,
+            }
+        }
+        fn of_principal(principal: &Principal) -> bool {
+            match principal {
+                Principal::And(all) | Principal::Or(all) => all.iter().any(of_principal),
+                Principal::Not(other) => of_principal(other),
+                Principal::Header(_) => true,
+                _ => false,
+            }
+        }
+        let asks = |policy: &Policy| {
+            policy.permissions.iter().any(of_permission) || policy.principals.iter().any(of_principal)
+        };
+        self.policies.iter().any(asks)
+    }
+}
+
 impl Decider {
     /// Decides.
     pub fn decide(&self, facts: &impl Facts) -> Verdict<'_> {

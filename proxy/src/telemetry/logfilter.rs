@@ -154,7 +154,9 @@ impl LogFilter {
             Self::Flags(wanted) => entry.flags.intersects(*wanted),
             Self::Header(header) => matches(header, entry),
             Self::GrpcStatus { statuses, exclude } => {
-                let status = entry.grpc_status.unwrap_or_else(|| grpc_of_http(entry.code));
+                let told = |headers: &S| crate::http::grpc_status(headers.header("grpc-status"));
+                let status = entry.trailers.as_ref().and_then(told).or_else(|| told(&entry.response));
+                let status = status.or(entry.grpc_status).unwrap_or_else(|| grpc_of_http(entry.code));
                 let named = status <= 16 && statuses & (1 << status) != 0;
                 named != *exclude
             }

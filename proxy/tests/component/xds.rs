@@ -631,7 +631,7 @@ fn whole_client_when_nothing_has_changed_publishes_nothing_and_keeps_the_version
 
 #[test]
 fn client_when_something_comes_that_nobody_asked_for_passes_it_over() {
-    const STRAY: &str = "type.googleapis.com/envoy.service.runtime.v3.Runtime";
+    const STRAY: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
     run(|mut fixture| async move {
         let mut stream = fixture.stream().await;
         configure(&mut stream).await;

@@ -327,7 +327,7 @@ fn decompress(
 ) -> Option<Box<Recode>> {
     let mut recode = recode.unwrap_or_default();
     let passed = [stats.compressed_bytes.clone(), stats.uncompressed_bytes.clone()];
-    recode.decompress(decompressor.coding, decompressor.max_ratio, Some(passed)).ok()?;
+    recode.decompress(decompressor.coding, decompressor.max_ratio, &decompressor.name, Some(passed)).ok()?;
     Some(recode)
 }
 

@@ -18,8 +18,8 @@ pub(super) fn on_request(call: &mut Call<'_>) -> Option<bool> {
         return None;
     }
     let wants_text = call.request.headers.get("accept").is_some_and(|accept| TEXT.contains(&accept));
+    call.request.headers.remove_known(Known::ContentLength);
     if call.request.body != BodyLength::Empty {
-        call.request.headers.remove_known(Known::ContentLength);
         call.request.body = BodyLength::Unknown;
         if text {
             call.tally.filters().recode_request.get_or_insert_default().take_base64();

@@ -14,18 +14,18 @@ mod rbac;
 pub(super) use fault::ActiveFault;
 
 use super::{
-    body::Downstream, call::Call, edit, forget, pipeline::Stop, pump::RequestPump, query, recode::Recode, reply::Reply,
-    trailing::Trailing,
+    body::Downstream, call::Call, edit, forget, head::is_grpc_type, headers::Known, pipeline::Stop, pump::RequestPump,
+    query, recode::Recode, reply::Reply, trailing::Trailing,
 };
 use crate::{
     config::{
-        Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, GrpcStats, HeaderMutation, HeaderOp,
-        HttpFilter,
+        Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, GrpcCalls, GrpcMessages, HeaderMutation,
+        HeaderOp, HttpFilter, MessagesOf,
     },
     route::{self, Selected},
     telemetry::{ResponseFlags, Told, requests::RequestGroup},
 };
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 /// What filters (and a route's hash policy) have left for the rest of a request's way. Only made when there is something.
 #[derive(Default)]
@@ -47,13 +47,15 @@ pub struct State<'a> {
     /// How fast the answer's body may go.
     pub(super) pace: Option<Box<super::pace::Pace>>,
     /// From which route to which one redirects were followed.
-    pub(super) followed: Vec<(std::sync::Arc<str>, std::sync::Arc<str>)>,
+    pub(super) followed: Vec<(Arc<str>, Arc<str>)>,
     /// The `location` of an answer that sends the client elsewhere.
     pub(super) redirect: Option<Vec<u8>>,
     /// The virtual cluster that the request belongs to.
     pub(super) virtual_cluster: Option<&'a RequestGroup>,
     /// Counts the call when it has ended.
-    pub(super) grpc_stats: Option<&'a GrpcStats>,
+    pub(super) grpc_calls: Option<Arc<GrpcCalls>>,
+    /// Counts the messages of the answer.
+    pub(super) grpc_messages: Option<Box<GrpcMessages>>,
     /// What filters tell about the request, where lines ask for it.
     pub(super) told: Vec<Told>,
 }
@@ -82,6 +84,8 @@ enum Step<'a> {
     Decompress(&'a Decompressor),
     /// Whether it must be text.
     GrpcWeb(bool),
+    /// Counts its messages.
+    GrpcStats,
 }
 
 /// Leads the request through the filters.
@@ -252,8 +256,14 @@ async fn pass<'a, D: Downstream>(
             Ok(())
         }
         (HttpFilter::GrpcStats(stats), _) => {
-            if call.request.is_grpc() {
-                call.tally.filters().grpc_stats = Some(stats);
+            if call.request.is_grpc()
+                && let Some(cluster) = &call.tally.cluster
+                && let Some(calls) = stats.calls(&cluster.config().observability_name, call.request.path_only())
+            {
+                body.count_messages(GrpcMessages::new(calls.clone(), MessagesOf::Request));
+                let state = call.tally.filters();
+                state.grpc_calls = Some(calls);
+                state.steps.push(Step::GrpcStats);
             }
             Ok(())
         }
@@ -356,7 +366,18 @@ pub(super) fn on_response(call: &mut Call<'_>) {
             Step::Compress(asked) => compression::on_response(call, &asked),
             Step::Decompress(decompressor) => compression::open_response(call, decompressor),
             Step::GrpcWeb(text) => grpc_web::on_response(call, text),
+            Step::GrpcStats => count_messages(call),
         }
+    }
+}
+
+/// Counts the messages of an answer, if it has some.
+fn count_messages(call: &mut Call<'_>) {
+    let head = &call.response;
+    if head.status == 200 && head.headers.known(Known::ContentType).is_some_and(is_grpc_type) {
+        let state = call.tally.filters();
+        let messages = |calls: &Arc<GrpcCalls>| Box::new(GrpcMessages::new(calls.clone(), MessagesOf::Answer));
+        state.grpc_messages = state.grpc_calls.as_ref().map(messages);
     }
 }
 

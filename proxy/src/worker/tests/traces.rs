@@ -200,6 +200,45 @@ fn trace_when_a_request_brings_one_then_it_goes_on_and_the_collector_gets_both_s
 }
 
 #[test]
+fn attempts_when_they_fail_or_are_given_up_then_their_spans_say_why_each_ended() {
+    let backend = Backend::http(|_| "HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno".to_owned());
+    let (address, seen) = collector();
+    let tracing = json!({"provider": otlp(), "custom_tags": [{"tag": "who", "literal": {"value": "me"}}]});
+    let mut listener = listener(tracing);
+    let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+    manager["http_filters"][0]["typed_config"]["start_child_span"] = json!(true);
+    manager["route_config"]["virtual_hosts"][0]["routes"] = json!([
+        {"match": {"prefix": "/dead"}, "route": {"cluster": "dead"}},
+        {"match": {"prefix": "/"}, "route": {"cluster": "a", "retry_policy": {"retry_on": "5xx", "num_retries": 1}}},
+    ]);
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut clusters = clusters(&backend, address);
+    clusters.push(static_cluster("dead", &[nobody]));
+    let it = Configured::start(listener, &clusters);
+    let mut client = it.proxy.client();
+    for path in ["/", "/dead"] {
+        assert_eq!(client.ask(&get(path)).status(), 503);
+    }
+    eventually("five spans", || spans(&seen).len() == 5);
+    let spans = spans(&seen);
+    let attempts: Vec<_> = spans.iter().filter(|span| span.kind == 3 && span.name.starts_with("router ")).collect();
+    let said: Vec<_> = attempts
+        .iter()
+        .map(|span| ["http.status_code", "canceled", "error.reason", "retry.count", "who"].map(|name| span.tag(name)))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            [Some("503"), Some("true"), None, None, Some("me")],
+            [Some("503"), None, None, Some("1"), Some("me")],
+            [Some("0"), None, Some("remote connection failure"), None, Some("me")],
+        ]
+    );
+    assert!(attempts.iter().all(|span| span.tag("error") == Some("true")));
+    assert_eq!(attempts.iter().map(|span| span.tag("response_flags").unwrap()).collect::<Vec<_>>(), ["-", "-", "UF"]);
+}
+
+#[test]
 fn trace_when_it_is_not_sampled_then_the_endpoint_is_told_and_the_collector_is_not() {
     let backend = Backend::echo();
     let (address, seen) = collector();

@@ -70,6 +70,8 @@ fn zipkin_when_a_request_brings_b3_then_it_goes_on_and_the_collector_gets_both_s
     assert_eq!((&own["id"], &own["parentId"], &own["kind"]), (&json!(SPAN), &json!(OTHER), &json!("SERVER")));
     assert_eq!((&own["shared"], &own["name"], &own["traceId"]), (&json!(true), &json!("shop"), &json!(TRACE)));
     assert_eq!(own["tags"]["http.url"], "http://h/named?q");
+    assert_eq!((&own["annotations"][0]["value"], &child["annotations"][0]["value"]), (&json!("ss"), &json!("cr")));
+    assert_eq!(own["localEndpoint"]["port"], 0);
     assert_eq!((&child["parentId"], &child["kind"], &child["shared"]), (&json!(SPAN), &json!("CLIENT"), &Value::Null));
     assert_eq!(told(&answer, "x-b3-spanid").map(Value::from), Some(child["id"].clone()));
     assert!(own["timestamp"].as_u64() > Some(1_600_000_000_000_000) && own["duration"].as_u64() > Some(0));

@@ -57,7 +57,7 @@ fn statistics_when_they_are_asked_for_then_they_are_there_under_the_name_that_is
         ("cluster.other_name.upstream_rq_completed".to_owned(), 3),
         ("cluster.other_name.upstream_internal_redirect_succeeded_total".to_owned(), 1),
         ("cluster.other_name.upstream_internal_redirect_failed_total".to_owned(), 0),
-        ("cluster.other_name.upstream_cx_max_requests".to_owned(), 1),
+        ("cluster.other_name.upstream_cx_max_requests".to_owned(), 2),
         ("cluster.other_name.membership_change".to_owned(), 1),
         ("cluster.other_name.lb_healthy_panic".to_owned(), 0),
         (format!("cluster.other_name.endpoint.{endpoint}.rq_total"), 4),

@@ -260,6 +260,7 @@ fn websocket_when_it_comes_by_http2_then_the_endpoint_sees_an_upgrade() {
     let backend = shouting(|request| {
         assert!(request.head.starts_with("GET /chat HTTP/1.1\r\nhost: a.example\r\n"), "{request:?}");
         assert_eq!((request.header("upgrade"), request.header("connection")), (Some("websocket"), Some("upgrade")));
+        assert_eq!(request.header("content-length"), None);
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n".into()
     });
     let everything = || vec![route(RouteMatch::default(), forward(Forward::default()))];
@@ -267,6 +268,9 @@ fn websocket_when_it_comes_by_http2_then_the_endpoint_sees_an_upgrade() {
     let proxy = serving(everything(), allows, cluster(&[backend.address]));
     assert_eq!(over_http2(&proxy, extended("websocket")), (StatusCode::OK, "A LINE\n".to_owned()));
     assert_eq!(over_http2(&proxy, extended("own")), (StatusCode::FORBIDDEN, String::new()));
+    let mut with_length = extended("websocket");
+    with_length.headers_mut().insert("content-length", ::http::HeaderValue::from_static("4"));
+    assert_eq!(over_http2(&proxy, with_length), (StatusCode::OK, "A LINE\n".to_owned()), "what follows is no body");
 }
 
 #[test]

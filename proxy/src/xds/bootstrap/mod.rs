@@ -150,7 +150,7 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         stats_sinks,
         deferred_stat_options: _,
         stats_config,
-        stats_flush_interval: _,
+        stats_flush_interval,
         watchdog: _,
         watchdogs: _,
         tracing,
@@ -180,9 +180,10 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
         grpc_async_client_manager_config: _,
         memory_allocator_manager: _,
         enable_worker_cpu_affinity: _,
-        stats_flush: _,
-        stats_eviction: _,
+        stats_flush,
+        stats_eviction,
     } = value;
+    stats::flushes(stats_flush_interval, stats_flush, stats_eviction)?;
     refuse!(
         node_context_params,
         hds_config,

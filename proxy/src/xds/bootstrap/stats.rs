@@ -4,6 +4,7 @@ use super::super::convert::{Converted, Refused, Within as _, matcher, refuse};
 use crate::config::StringMatch;
 use crate::telemetry::display::{Bounds, Display, Shown};
 use crate::telemetry::tags::Tags;
+use leno_xds::envoy::config::bootstrap::v3::bootstrap::{StatsEviction, StatsFlush};
 use leno_xds::envoy::config::metrics::v3 as xds;
 use leno_xds::envoy::config::metrics::v3::{stats_matcher, tag_specifier};
 use leno_xds::envoy::r#type::matcher::v3::ListStringMatcher;
@@ -84,4 +85,47 @@ fn bounds(value: xds::HistogramBucketSettings) -> Converted<(StringMatch, Bounds
         Refused::new("buckets", format!("{bound} is no bound that this proxy counts; those are {known}"))
     })?;
     Ok((matcher::string(wanted).within("match")?, bounds))
+}
+
+/// Statistics are told when they are asked for, whatever is said of intervals; what contradicts itself is refused all the same.
+pub(super) fn flushes(
+    every: Option<prost_types::Duration>,
+    flush: Option<StatsFlush>,
+    eviction: Option<StatsEviction>,
+) -> Converted<()> {
+    const DEFAULT: i128 = 5_000_000_000;
+    if every.is_some() && flush.is_some() {
+        return Err(Refused::new(
+            "stats_flush_on_admin",
+            "and `stats_flush_interval` exclude each other; leave one out",
+        ));
+    }
+    let nanos = |value: prost_types::Duration| i128::from(value.seconds) * 1_000_000_000 + i128::from(value.nanos);
+    let every = every.map_or(DEFAULT, nanos);
+    match eviction {
+        Some(StatsEviction::StatsEvictionInterval(value)) if nanos(value) % every.max(1) != 0 => {
+            Err(Refused::new("stats_eviction_interval", "is no multiple of `stats_flush_interval`, by default 5s"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushes_when_intervals_contradict_each_other_then_the_field_is_named() {
+        let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
+        let evict = |value| Some(StatsEviction::StatsEvictionInterval(seconds(value)));
+        for (every, flush, eviction, refused) in [
+            (Some(5), Some(StatsFlush::StatsFlushOnAdmin(true)), None, Some("stats_flush_on_admin")),
+            (None, Some(StatsFlush::StatsFlushOnAdmin(true)), evict(10), None),
+            (None, None, evict(3), Some("stats_eviction_interval")),
+            (Some(3), None, evict(9), None),
+        ] {
+            let field = flushes(every.map(seconds), flush, eviction).err().map(|refused| refused.field);
+            assert_eq!(field.as_deref(), refused);
+        }
+    }
 }

@@ -82,7 +82,7 @@ pub(super) fn action(
             (Action::Forward(Box::new(forward)), cors)
         }
         Some(xds::route::Action::Redirect(value)) => {
-            (Action::Redirect(Box::new(redirect(value).within("redirect")?)), None)
+            (Action::Redirect(Box::new(redirect(value, matches).within("redirect")?)), None)
         }
         Some(xds::route::Action::DirectResponse(value)) => {
             (Action::Direct(direct(value, defaults.direct_body).within("direct_response")?), None)
@@ -326,6 +326,9 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
         request_headers_mutations,
         host_rewrite_literal,
     } = value;
+    if !cluster.is_empty() && !cluster_header.is_empty() {
+        return Err(Refused::new("cluster_header", "and `cluster` exclude each other; leave one out"));
+    }
     let (cluster, cluster_header) = match cluster_header.as_str() {
         "" => (context.cluster(&cluster).within("cluster")?, None),
         name => (ClusterId(u32::MAX), Some(routed_header(name).within("cluster_header")?)),
@@ -392,10 +395,23 @@ fn path_rewrite_of(
 ) -> Converted<Option<PathRewrite>> {
     match (prefix.is_empty(), regex, policy) {
         (true, None, None) => Ok(None),
-        (false, None, None) => Ok(Some(PathRewrite::Prefix(prefix.into()))),
+        (false, None, None) => {
+            no_template(matches, "prefix_rewrite")?;
+            Ok(Some(PathRewrite::Prefix(prefix.into())))
+        }
         (true, Some(regex), None) => Ok(Some(PathRewrite::Regex(regex_rewrite(regex).within("regex_rewrite")?))),
         (true, None, Some(policy)) => template(policy, matches).within("path_rewrite_policy").map(Some),
         _ => Err(Refused::new("path_rewrite_policy", "only one of it, prefix_rewrite and regex_rewrite may be set")),
+    }
+}
+
+/// A path that is matched by a template has no prefix that could be replaced.
+fn no_template(matches: &RouteMatch, field: &str) -> Converted<()> {
+    match matches.path {
+        PathMatch::Template(_) => {
+            Err(Refused::new(field, "stands on a route with a `path_match_policy`; use `path_rewrite_policy`"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -500,7 +516,7 @@ fn cluster_weight(context: &mut Context, value: ClusterWeight) -> Converted<Weig
     })
 }
 
-fn redirect(value: xds::RedirectAction) -> Converted<Redirect> {
+fn redirect(value: xds::RedirectAction, matches: &RouteMatch) -> Converted<Redirect> {
     let xds::RedirectAction {
         host_redirect,
         port_redirect,
@@ -525,7 +541,10 @@ fn redirect(value: xds::RedirectAction) -> Converted<Redirect> {
     let (path, rewrite) = match path_rewrite_specifier {
         None => (None, None),
         Some(PathRewriteSpecifier::PathRedirect(path)) => (Some(path.into_boxed_str()), None),
-        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => (None, Some(PathRewrite::Prefix(prefix.into()))),
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
+            no_template(matches, "prefix_rewrite")?;
+            (None, Some(PathRewrite::Prefix(prefix.into())))
+        }
         Some(PathRewriteSpecifier::RegexRewrite(value)) => {
             (None, Some(PathRewrite::Regex(regex_rewrite(value).within("regex_rewrite")?)))
         }

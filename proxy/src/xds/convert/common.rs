@@ -191,21 +191,20 @@ pub fn header_ops(
     Ok(ops)
 }
 
-/// One header change; `None` where an empty value means that there is none.
+/// One header change; `None` where an empty value means that there is none. As in Envoy, `raw_value` is not looked at.
 pub fn header_op(context: &mut Context, option: HeaderValueOption) -> Converted<Option<HeaderOp>> {
     let HeaderValueOption { header, append, append_action, keep_empty_value } = option;
-    let Some(HeaderValue { key, value, raw_value }) = header else { return Err(Refused::new("header", "is missing")) };
-    let value = match (value.is_empty(), raw_value.is_empty()) {
-        (true, false) => String::from_utf8(raw_value)
-            .map_err(|_| Refused::new("header.raw_value", "other than UTF-8 is not supported by this proxy"))?,
-        (_, true) => value,
-        (false, false) => return Err(Refused::new("header.raw_value", "cannot stand beside value")),
+    let Some(HeaderValue { key, value, raw_value: _ }) = header else {
+        return Err(Refused::new("header", "is missing"));
     };
     let name = header_name(&key).within("header.key")?;
     if value.is_empty() && !keep_empty_value {
         return Ok(None);
     }
     let value = header_text(context, &value, keep_empty_value).within("header.value")?;
+    if append.is_some() && append_action != HeaderAppendAction::AppendIfExistsOrAdd as i32 {
+        return Err(Refused::new("append", "stands beside `append_action`; leave it out"));
+    }
     let action = match append {
         Some(true) => HeaderAppendAction::AppendIfExistsOrAdd,
         Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,

@@ -136,6 +136,16 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
         (json!({"filter_chains": [chain(json!({})), chain(json!({}))]}), "filter_chains"),
         (json!({"filter_chains": [chain(json!({"server_names": ["a*.b"]}))]}), "filter_chains"),
         (one(json!([filter("network.sni_cluster.v3.SniCluster", json!({}))])), "filter_chains[0].filters"),
+        (
+            one(json!([filter(
+                "network.rbac.v3.RBAC",
+                json!({"stat_prefix": "r", "rules": {"policies": {"p": {
+                    "permissions": [{"not_rule": {"header": {"name": "x", "present_match": true}}}],
+                    "principals": [{"any": true}]
+                }}}})
+            )])),
+            "filter_chains[0].filters[0].typed_config.rules",
+        ),
         (one(json!([tcp(json!({})), tcp(json!({}))])), "filter_chains[0].filters[1]"),
         (one(json!([tcp(json!({"on_demand": {}}))])), "filter_chains[0].filters[0].typed_config.on_demand"),
         (

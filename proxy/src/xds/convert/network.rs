@@ -169,6 +169,11 @@ fn network_rbac(context: &Context, value: rbac_filter::Rbac) -> Converted<Networ
             return Err(Refused::new(field, "looks at headers, which a connection has none of"));
         }
     }
+    for (decider, field) in [(&rules, "rules"), (&shadow, "shadow_rules")] {
+        if matches!(decider, Some(Decider::Rules(rules)) if rules.look_at_headers()) {
+            return Err(Refused::new(field, "has a `header`, which a connection has none of; leave it out"));
+        }
+    }
     let scopes = [Scope::bare("envoy_rbac_prefix", &stat_prefix), Scope { kind: "rbac.", label: "", value: "" }];
     let prefix = Scope { kind: "rbac.", label: "envoy_rbac_shadow_prefix", value: &shadow_rules_stat_prefix };
     let stats = (RbacStats::new(&context.counters, &scopes), ShadowStats::new(&context.counters, &[scopes[0], prefix]));

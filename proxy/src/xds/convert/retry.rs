@@ -119,11 +119,7 @@ fn predicate(value: RetryHostPredicate) -> Converted<Avoided> {
     let RetryHostPredicate { name, config_type } = value;
     let canary = || Labels::new([("canary".into(), LabelValue::Bool(true))]);
     let Some(ConfigType::TypedConfig(any)) = config_type else {
-        return match name.as_str() {
-            "envoy.retry_host_predicates.previous_hosts" => Ok(Avoided::Tried),
-            "envoy.retry_host_predicates.omit_canary_hosts" => Ok(Avoided::With(canary())),
-            _ => Err(Refused::new("typed_config", format!("of `{name}` is missing"))),
-        };
+        return Err(Refused::new("typed_config", format!("of `{name}` is missing")));
     };
     if optional::<PreviousHostsPredicate>(&any).within("typed_config")?.is_some() {
         return Ok(Avoided::Tried);

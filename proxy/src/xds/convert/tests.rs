@@ -135,6 +135,14 @@ fn route_with_upgrades_is_converted_and_refused_where_they_contradict() {
     }
 }
 
+fn with_template(mut route: Value) -> Value {
+    route["match"] = json!({"path_match_policy": {"name": "t", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig",
+        "path_template": "/{a}"
+    }}});
+    route
+}
+
 #[test]
 fn route_with_an_unsupported_field_is_refused_by_its_path() {
     for (route, field) in [
@@ -158,6 +166,30 @@ fn route_with_an_unsupported_field_is_refused_by_its_path() {
             }),
             "request_headers_to_add[0].header.value",
         ),
+        (
+            json!({
+                "match": {"prefix": "/"},
+                "route": {"cluster": "a"},
+                "request_headers_to_add": [
+                    {"header": {"key": "x", "value": "1"}, "append": true, "append_action": "ADD_IF_ABSENT"}
+                ]
+            }),
+            "request_headers_to_add[0].append",
+        ),
+        (
+            json!({"match": {"prefix": "/"}, "route": {
+                "cluster": "a", "request_mirror_policies": [{"cluster": "a", "cluster_header": "x"}]
+            }}),
+            "route.request_mirror_policies[0].cluster_header",
+        ),
+        (
+            json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "retry_policy": {
+                "retry_on": "5xx", "retry_host_predicate": [{"name": "envoy.retry_host_predicates.previous_hosts"}]
+            }}}),
+            "route.retry_policy.retry_host_predicate[0].typed_config",
+        ),
+        (with_template(json!({"route": {"cluster": "a", "prefix_rewrite": "/x"}})), "route.prefix_rewrite"),
+        (with_template(json!({"redirect": {"prefix_rewrite": "/x"}})), "redirect.prefix_rewrite"),
     ] {
         let refused = table(with_route(route)).unwrap_err();
         assert_eq!(refused.field, format!("virtual_hosts[0].routes[0].{field}"), "{refused}");

@@ -228,7 +228,7 @@ pub(super) fn decompressor(context: &Context, prefix: &str, value: opposite::Dec
         let part = format!("decompressor.{name}.{}.{direction}.", coding.stat_name());
         DecompressorStats::new(&context.counters, &[Scope::http(prefix), Scope::part(&part)])
     });
-    Ok(Decompressor { coding, stats, max_ratio, requests, responses, advertise })
+    Ok(Decompressor { coding, name: name.into(), stats, max_ratio, requests, responses, advertise })
 }
 
 fn opposite_library(value: Option<TypedExtensionConfig>) -> Converted<(Coding, u32)> {

@@ -83,6 +83,11 @@ pub fn chain(
             if index != last {
                 return Err(Refused::new("", "the router must be the last filter").within(within));
             }
+            if disabled {
+                return Err(
+                    Refused::new("disabled", "is set for the router, without which nothing is served").within(within)
+                );
+            }
             options = router(value).within(within)?;
             continue;
         }
@@ -215,7 +220,7 @@ fn health_check(context: &Context, value: Check) -> Converted<HealthFilter> {
 fn router(value: Router) -> Converted<RouterOptions> {
     let Router {
         dynamic_stats: _,
-        start_child_span: _,
+        start_child_span,
         upstream_log,
         upstream_log_options: _,
         suppress_envoy_headers,
@@ -226,7 +231,11 @@ fn router(value: Router) -> Converted<RouterOptions> {
         reject_connect_request_early_data: _,
     } = value;
     refuse!(upstream_log, strict_check_headers, upstream_http_filters);
-    Ok(RouterOptions { suppress_envoy_headers, respect_expected_timeout: respect_expected_rq_timeout })
+    Ok(RouterOptions {
+        suppress_envoy_headers,
+        respect_expected_timeout: respect_expected_rq_timeout,
+        start_child_span,
+    })
 }
 
 /// What a route, virtual host, table or weighted target says about filters.

@@ -61,7 +61,18 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         return Err(Refused::new("max_dynamic_descriptors", format!("is not between 1 and {MOST_DYNAMIC}")));
     }
     for (index, value) in values.into_iter().enumerate() {
-        descriptors.push(descriptor(value, most).within(format_args!("descriptors[{index}]"))?);
+        let made = descriptor(value, most).within(format_args!("descriptors[{index}]"))?;
+        if descriptors.iter().any(|other: &LimitedDescriptor| other.entries == made.entries) {
+            let reason = "has the entries of another; leave one of them out";
+            return Err(Refused::new(format!("descriptors[{index}]"), reason));
+        }
+        descriptors.push(made);
+    }
+    for (index, limit) in rate_limits.iter().enumerate() {
+        if limit.stage.is_some() || !limit.disable_key.is_empty() {
+            let reason = "has a `stage` or a `disable_key`, which count only on routes; leave them out";
+            return Err(Refused::new(format!("rate_limits[{index}]"), reason));
+        }
     }
     let host_policies = match vh_rate_limits {
         0 => HostPolicies::Override,

@@ -77,6 +77,19 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             "token_bucket.fill_interval",
         ),
         (
+            "local_ratelimit.v3.LocalRateLimit",
+            json!({"descriptors": [
+                {"entries": [{"key": "a"}], "token_bucket": {"max_tokens": 1, "fill_interval": "1s"}},
+                {"entries": [{"key": "a"}], "token_bucket": {"max_tokens": 2, "fill_interval": "1s"}},
+            ]}),
+            "descriptors[1]",
+        ),
+        (
+            "local_ratelimit.v3.LocalRateLimit",
+            json!({"rate_limits": [{"stage": 0, "actions": [{"remote_address": {}}]}]}),
+            "rate_limits[0]",
+        ),
+        (
             "header_mutation.v3.HeaderMutation",
             json!({"mutations": {"request_mutations": [{"remove": "host"}]}}),
             "mutations.request_mutations[0].remove",
