@@ -84,7 +84,14 @@ fn statistics_when_they_are_asked_for_then_they_are_there_under_the_name_that_is
     let only = vec![StringMatch::Prefix("cluster.other_name.upstream_rq_t".into())];
     let few = telemetry.showing(Arc::new(Display { shown: Shown::Only(only), ..Display::default() }));
     let names: Vec<String> = numbers(&few).into_keys().collect();
-    assert_eq!(names, ["cluster.other_name.upstream_rq_timeout", "cluster.other_name.upstream_rq_total"]);
+    assert_eq!(
+        names,
+        [
+            "cluster.other_name.upstream_rq_timeout",
+            "cluster.other_name.upstream_rq_total",
+            "cluster.other_name.upstream_rq_tx_reset"
+        ]
+    );
 }
 
 #[test]
