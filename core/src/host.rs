@@ -73,8 +73,8 @@ pub enum HostError {
     /// Characters that no host has.
     #[error("\"{0}\" is not a host: only letters, digits, dots and dashes make a host name")]
     Characters(String),
-    /// A wildcard that is not the first label.
-    #[error("\"{0}\" is not a host: a wildcard must be the whole of the first label, as in *.example.com")]
+    /// A wildcard that is not in front.
+    #[error("\"{0}\" is not a host: a wildcard stands in front, as in *.example.com or *-canary.example.com")]
     Wildcard(String),
 }
 
@@ -83,14 +83,15 @@ pub enum HostError {
 pub enum HostPattern {
     /// One host.
     Exact(Host),
-    /// All hosts that end in this; it begins with a dot.
+    /// All hosts that end in this and have more in front.
     Suffix(String),
     /// Every host.
     Any,
 }
 
 impl HostPattern {
-    /// A pattern as a configuration object in `namespace` writes it: `*`, `*.example.com`, or a host, short or full.
+    /// A pattern as a configuration object in `namespace` writes it: `*`, `*.example.com`, `*-canary.example.com`, or a
+    /// host, short or full.
     ///
     /// # Errors
     ///
@@ -109,7 +110,7 @@ impl HostPattern {
             return Ok(Self::Any);
         }
         match text.strip_prefix('*') {
-            Some(rest) if rest.starts_with('.') && rest.len() > 1 && !rest.contains('*') => {
+            Some(rest) if !matches!(rest, "" | ".") && !rest.contains('*') => {
                 Host::parse(rest).map(|host| Self::Suffix(host.as_str().to_owned()))
             }
             Some(_) => Err(HostError::Wildcard(text.to_owned())),
@@ -181,13 +182,16 @@ mod tests {
         assert!(pattern.matches(&Host::parse("a.shop.svc.cluster.local").unwrap()));
         assert!(!pattern.matches(&Host::parse("a.other.svc.cluster.local").unwrap()));
         assert!(!pattern.matches(&Host::parse(".shop.svc.cluster.local").unwrap()));
+        let canary = resolve("*-canary.example.com").unwrap();
+        assert!(canary.matches(&Host::parse("a-canary.example.com").unwrap()));
+        assert!(!canary.matches(&Host::parse("-canary.example.com").unwrap()));
         assert!(resolve("*").unwrap().rank() > pattern.rank());
         assert!(pattern.rank() > resolve("a").unwrap().rank());
     }
 
     #[test]
     fn pattern_when_not_a_host_then_refused() {
-        for text in ["", "a b", "a.*.b", "*a", "**", "*.", "x/y"] {
+        for text in ["", "a b", "a.*.b", "**", "*.", "*a*", "x/y"] {
             assert!(resolve(text).is_err(), "{text}");
         }
     }

@@ -1,5 +1,7 @@
 //! Application protocols of service ports.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What is spoken on a port.
@@ -22,6 +24,19 @@ pub enum Protocol {
 
 /// Ports whose usual protocols let the server speak first, which detection would stall.
 const SERVER_FIRST: [u16; 5] = [25, 53, 853, 3306, 27017];
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "HTTP",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Tcp => "TCP",
+            Self::Tls => "TLS",
+            Self::Auto => "detected",
+        })
+    }
+}
 
 impl Protocol {
     /// The protocol of a service port: by `appProtocol`, then by the prefix of the port's name (`http-web` is HTTP), else

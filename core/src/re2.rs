@@ -72,17 +72,33 @@ fn last_line(text: &str) -> String {
 fn rewrite(pattern: &str) -> Result<String, Re2Error> {
     let chars: Vec<char> = pattern.chars().collect();
     let mut out = String::with_capacity(pattern.len() + 16);
+    let mut repeats = Repeats::default();
     let mut at = 0;
     while let Some(&char) = chars.get(at) {
         at += 1;
         match char {
+            '*' | '+' | '?' => repeats.operator(char == '?')?,
+            '{' => {
+                let count = repeats.counted(&chars, at)?;
+                out.push('{');
+                out.push_str(&count);
+                at += count.chars().count();
+                continue;
+            }
+            '(' => repeats.open(),
+            ')' => repeats.close(),
+            _ => repeats.one(),
+        }
+        match char {
             '\\' => at = escape(&chars, at, false, &mut out)?,
             '[' => at = class(&chars, at, &mut out)?,
             '(' => {
+                out.push(char);
                 if chars.get(at) == Some(&'?') {
                     check_group(&chars, at + 1)?;
+                    out.push('?');
+                    at += 1;
                 }
-                out.push(char);
             }
             _ => out.push(char),
         }
@@ -90,10 +106,80 @@ fn rewrite(pattern: &str) -> Result<String, Re2Error> {
     Ok(out)
 }
 
-/// Refuses flags that RE2 does not have: it knows `i`, `m`, `s` and `U`.
+/// How often something may be repeated by a count, all counts around it multiplied, as in RE2.
+const MAX_REPEATS: u32 = 1000;
+
+/// What RE2 refuses of repetitions and Rust does not: one of another, and counts that are too large.
+#[derive(Default)]
+struct Repeats {
+    /// For each open group, how often what is before it is repeated at most.
+    groups: Vec<u32>,
+    /// The same for the group that is being read.
+    most: u32,
+    /// How often the last thing repeats what is in it.
+    last: u32,
+    /// Whether the last thing was a repetition, and whether it may still be made a lazy one.
+    repeated: Option<bool>,
+}
+
+impl Repeats {
+    /// Something that can be repeated.
+    fn one(&mut self) {
+        (self.last, self.repeated) = (1, None);
+    }
+
+    fn open(&mut self) {
+        self.groups.push(self.most);
+        self.most = 1;
+        self.one();
+    }
+
+    fn close(&mut self) {
+        self.one();
+        self.last = self.most.max(1);
+        self.most = self.most.max(self.groups.pop().unwrap_or_default());
+    }
+
+    fn operator(&mut self, makes_lazy: bool) -> Result<(), Re2Error> {
+        self.repeated = match self.repeated {
+            None => Some(true),
+            Some(true) if makes_lazy => Some(false),
+            Some(_) => return Err(Re2Error::Unsupported("repetition of a repetition".to_owned())),
+        };
+        Ok(())
+    }
+
+    /// A count such as `{2,3}` whose opening bracket stands before `at`: gives what follows, up to the closing one. What is
+    /// no count is left to the compiler.
+    fn counted(&mut self, chars: &[char], at: usize) -> Result<String, Re2Error> {
+        let text: String = chars.iter().skip(at).take_while(|char| **char != '}').collect();
+        let (least, most) = text.split_once(',').unwrap_or((&text, ""));
+        if least.is_empty() {
+            return Err(Re2Error::Unsupported(format!("repetition {{{text}}}")));
+        }
+        self.operator(false)?;
+        // Counts that do not fit into 32 bits are too large as well.
+        let count = |text: &str| text.parse::<u32>().unwrap_or(u32::MAX);
+        let count = if most.is_empty() { count(least) } else { count(least).max(count(most)) };
+        self.last = self.last.max(1).saturating_mul(count.max(1));
+        self.most = self.most.max(self.last);
+        if self.last > MAX_REPEATS {
+            return Err(Re2Error::Unsupported(format!("repetition of more than {MAX_REPEATS} times")));
+        }
+        let closed = chars.get(at + text.chars().count()) == Some(&'}');
+        Ok(if closed { text + "}" } else { text })
+    }
+}
+
+/// Refuses flags that RE2 does not have: it knows `i`, `m`, `s` and `U`. Names of groups are words.
 fn check_group(chars: &[char], at: usize) -> Result<(), Re2Error> {
     if matches!(chars.get(at), Some('P' | '<')) {
-        return Ok(());
+        let begin = chars.iter().skip(at).skip_while(|char| matches!(char, 'P' | '<'));
+        let name: String = begin.take_while(|char| **char != '>').collect();
+        return match name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_') {
+            true => Ok(()),
+            false => Err(Re2Error::Unsupported(format!("group with the name {name}"))),
+        };
     }
     for char in chars.iter().skip(at) {
         match char {
@@ -103,6 +189,49 @@ fn check_group(chars: &[char], at: usize) -> Result<(), Re2Error> {
         }
     }
     Ok(())
+}
+
+/// Classes of Unicode that RE2 knows by these very names, besides its general categories. It knows more scripts; the rarer
+/// ones are left out.
+const SCRIPTS: [&str; 20] = [
+    "Any",
+    "Arabic",
+    "Armenian",
+    "Bengali",
+    "Common",
+    "Cyrillic",
+    "Devanagari",
+    "Ethiopic",
+    "Georgian",
+    "Greek",
+    "Han",
+    "Hangul",
+    "Hebrew",
+    "Hiragana",
+    "Katakana",
+    "Khmer",
+    "Latin",
+    "Mongolian",
+    "Tamil",
+    "Thai",
+];
+
+/// Refuses a class of Unicode, named from `at` on, that RE2 does not know.
+fn check_unicode_class(chars: &[char], at: usize) -> Result<(), Re2Error> {
+    let name: String = match chars.get(at) {
+        Some('{') => chars.iter().skip(at + 1).take_while(|char| **char != '}').collect(),
+        other => other.into_iter().collect(),
+    };
+    let category = |text: &str| {
+        let mut letters = text.chars();
+        letters.next().is_some_and(|first| "CLMNPSZ".contains(first))
+            && letters.next().is_none_or(|second| second.is_ascii_lowercase())
+            && letters.next().is_none()
+    };
+    match category(&name) || SCRIPTS.contains(&name.as_str()) {
+        true => Ok(()),
+        false => Err(Re2Error::Unsupported(format!("class of characters {name}"))),
+    }
 }
 
 /// Rewrites what follows a backslash; gives the position behind it.
@@ -144,6 +273,9 @@ fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result
             return Ok(at + digits.len());
         }
         'a' | 'f' | 't' | 'n' | 'r' | 'v' | 'x' | 'p' | 'P' => {
+            if matches!(char, 'p' | 'P') {
+                check_unicode_class(chars, at + 1)?;
+            }
             out.push('\\');
             out.push(char);
         }
@@ -241,6 +373,38 @@ mod tests {
         for pattern in ["(", "a)(b", "[a", r"\", r"(?x)a b", r"(?=a)", r"(a)\1", r"\C", r"\u0041", "*", "a{1001}{1001}"]
         {
             assert!(compile(pattern).is_err(), "{pattern}");
+        }
+        for pattern in [
+            "a**",
+            "a+*",
+            "a{2}{3}",
+            "a{2}*",
+            "a??+",
+            "a{1001}",
+            "(a{40}b){40}",
+            "a{,3}",
+            "(?P<a.b>x)",
+            r"\p{Letter}",
+            r"\p{Script=Greek}",
+            r"\p{latin}",
+        ] {
+            assert!(matches!(compile(pattern), Err(Re2Error::Unsupported(_))), "{pattern}");
+        }
+        for pattern in [
+            "a*?",
+            "(a*)*",
+            "a{2,3}?",
+            "(a{30}b){30}",
+            "(?:a{30}|b{30}){30}c{1000}",
+            "(?i)a?",
+            "(?P<a_b>x+)",
+            r"\pL+",
+            r"[\p{Greek}\PN]",
+            r"\**",
+            "[*+]*",
+            r"\Qa*\E*",
+        ] {
+            assert!(compile(pattern).is_ok(), "{pattern}: {:?}", compile(pattern).err());
         }
         assert_eq!(compile(&"a".repeat(MAX_LEN + 1)).unwrap_err(), Re2Error::TooLong);
     }

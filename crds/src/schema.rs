@@ -26,6 +26,20 @@ pub fn unchecked_duration(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": GO_DURATION })
 }
 
+/// What a name of a header is made of, or another token of RFC 9110.
+pub const TOKEN: &str = "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$";
+
+/// What a value of a header may hold: no line breaks and no other control characters but tabs.
+pub const HEADER_VALUE: &str = r"^[^\x00-\x08\x0a-\x1f\x7f]*$";
+
+/// What a path or a host may hold that requests are sent with: as [`HEADER_VALUE`], and no spaces.
+pub const IN_REQUESTS: &str = r"^[^\x00-\x20\x7f]*$";
+
+/// Texts that are written into one header, separated by commas.
+pub fn header_values(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "items": { "type": "string", "pattern": HEADER_VALUE } })
+}
+
 /// HTTP statuses from 100 to 599.
 pub fn http_statuses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "array", "items": { "type": "integer", "minimum": 100, "maximum": 599 } })

@@ -78,7 +78,7 @@ pub fn release() {
     POOL.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
-fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
+pub(crate) fn dynamic(type_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
     let descriptor =
         descriptors()?.get_message_by_name(type_name).ok_or_else(|| JsonError::UnknownType(type_name.to_owned()))?;
     DynamicMessage::decode(descriptor, bytes)

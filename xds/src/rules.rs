@@ -27,13 +27,29 @@ pub struct Broken {
 /// # Errors
 /// The first rule that is broken.
 pub(crate) fn check(message: &DynamicMessage) -> Result<(), Broken> {
+    look(message, false)
+}
+
+/// Looks at a message in its encoded form and all inside it, more strictly than Envoy: what is a header's name or value may
+/// hold no control character at all, since not every proxy takes them.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn check_strictly<M: prost::Message + prost::Name>(message: &M) -> Result<(), Broken> {
+    match crate::json::dynamic(&M::full_name(), &message.encode_to_vec()) {
+        Ok(message) => look(&message, true),
+        Err(error) => Err(Broken { path: String::new(), what: error.to_string() }),
+    }
+}
+
+fn look(message: &DynamicMessage, strict: bool) -> Result<(), Broken> {
     let pool = message.descriptor().parent_pool().clone();
     let (Some(fields), Some(required)) =
         (pool.get_extension_by_name("validate.rules"), pool.get_extension_by_name("validate.required"))
     else {
         return Ok(());
     };
-    Checker { fields, required }.message(message, "", 0)
+    Checker { fields, required, strict }.message(message, "", 0)
 }
 
 struct Checker {
@@ -41,6 +57,8 @@ struct Checker {
     fields: ExtensionDescriptor,
     /// The option of alternatives of which one must be chosen.
     required: ExtensionDescriptor,
+    /// Whether headers are looked at more strictly than Envoy does.
+    strict: bool,
 }
 
 fn broken(path: &str, what: impl Into<String>) -> Result<(), Broken> {
@@ -164,19 +182,19 @@ impl Checker {
                     if skips { Ok(()) } else { self.message(message, path, depth + 1) }
                 }
                 Some(_) => match message.get_field_by_name("value") {
-                    Some(held) => scalar(&held, rules, path),
+                    Some(held) => scalar(&held, rules, path, self.strict),
                     None => Ok(()),
                 },
             };
         }
-        scalar(value, rules, path)
+        scalar(value, rules, path, self.strict)
     }
 }
 
-fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str) -> Result<(), Broken> {
+fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str, strict: bool) -> Result<(), Broken> {
     let Some(rules) = rules else { return Ok(()) };
     match value {
-        Value::String(text) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path)),
+        Value::String(text) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path, strict)),
         Value::Bytes(bytes) => match part(rules, "bytes") {
             Some(own) => count(bytes.len(), &own, "min_len", "max_len", path),
             None => Ok(()),
@@ -199,7 +217,7 @@ fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str) -> Result<(
     }
 }
 
-fn text(text: &str, own: &DynamicMessage, path: &str) -> Result<(), Broken> {
+fn text(text: &str, own: &DynamicMessage, path: &str, strictly: bool) -> Result<(), Broken> {
     if flag(own, "ignore_empty") && text.is_empty() {
         return Ok(());
     }
@@ -221,7 +239,9 @@ fn text(text: &str, own: &DynamicMessage, path: &str) -> Result<(), Broken> {
     let strict = own_field(own, "strict").and_then(|strict| strict.as_bool()).unwrap_or(true);
     let header = own_field(own, "well_known_regex").and_then(|kind| kind.as_enum_number()).unwrap_or(0);
     let loose = |byte: u8| !matches!(byte, 0 | b'\n' | b'\r');
-    let good = match (header, strict) {
+    let good = match (header, strict || strictly) {
+        // A field that may be empty is one that is not set.
+        (1, true) if !strict && text.is_empty() => true,
         (1, true) => {
             let name = text.strip_prefix(':').unwrap_or(text);
             let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_|~`".contains(&byte);
@@ -367,6 +387,16 @@ mod tests {
             refused::<Listener>(&manager("stat_prefix: x, route_config: {virtual_hosts: [{name: v, domains: []}]}"));
         assert!(said.contains("virtual_hosts[0].domains: is empty"), "{said}");
         assert_eq!(refused::<Listener>(&manager("stat_prefix: x, route_config: {}, max_request_headers_kb: 60")), "");
+    }
+
+    #[test]
+    fn headers_when_looked_at_strictly_then_control_characters_are_refused() {
+        use crate::envoy::config::core::v3::HeaderValue;
+        let header = |value: &str| HeaderValue { key: "x-a".to_owned(), value: value.to_owned(), ..Default::default() };
+        assert!(super::check_strictly(&header("a\u{1}")).is_err());
+        assert!(super::check_strictly(&header("a\nb")).is_err());
+        assert!(super::check_strictly(&header("a b")).is_ok());
+        assert_eq!(refused::<HeaderValue>("{key: x-a, value: \"a\\x01\"}"), "");
     }
 
     #[test]

@@ -27,15 +27,16 @@ use tokio::time::Instant;
 use super::configuration::{Configuration, Entry, Kind};
 
 mod progress;
+mod told;
 mod whole;
+
+use told::told;
 
 /// Most bytes of resources in one response (one larger resource travels alone): half of what gRPC clients accept by default.
 pub const MAX_RESPONSE: usize = 2 * 1024 * 1024;
 /// How long listeners and routes wait for a proxy to ask for clusters, and for the endpoints of a new cluster. A proxy that
 /// fetches on demand never asks.
 pub const GRACE: Duration = Duration::from_secs(5);
-/// Most bytes of a refusal's message that are kept.
-const MAX_MESSAGE: usize = 512;
 
 /// A version that a proxy holds.
 #[derive(Clone, Debug)]
@@ -198,7 +199,7 @@ impl Session {
             }
             return Outcome::Acknowledged(kind);
         };
-        let message: String = error.message.chars().take(MAX_MESSAGE).collect();
+        let message = told(&error.message);
         if sent.len() == 1 {
             for (name, entry) in sent {
                 state.refused.insert(name, Refused { entry, message: message.clone() });

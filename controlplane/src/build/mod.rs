@@ -14,12 +14,13 @@ use leno_core::policy::{DestinationPolicy, LocalityBalancing, Nearest, TrafficPo
 use leno_core::route::RouteRules;
 use leno_core::service::{NODE, Service};
 use leno_core::snapshot::Place;
-use leno_core::{Condition, Finding, Host, ObjectKey, Reason, Severity, Snapshot};
+use leno_core::{Condition, Finding, Host, ObjectKey, ObjectRef, Reason, Severity, Snapshot};
 use leno_crds::convert::{self, Converted};
 use leno_crds::istio::destination_rule::DestinationRule;
 use leno_crds::istio::virtual_service::VirtualService;
 
 use crate::stores::Stores;
+use crate::translate::{self, Refusal};
 
 /// Builds snapshots one after the other. It holds one converted form of each VirtualService and DestinationRule and the
 /// last valid one, and nothing of objects that are gone.
@@ -63,13 +64,16 @@ impl Builder {
         }
         let mut findings = Vec::new();
         let domain = mesh.domain.as_str();
-        remember(&mut self.routes, virtual_services, |object| convert::virtual_service(object, domain), &mut findings);
-        remember(
-            &mut self.policies,
-            destination_rules,
-            |object| convert::destination_rule(object, domain),
-            &mut findings,
-        );
+        let rules = |object: &VirtualService| {
+            let converted = convert::virtual_service(object, domain);
+            proven(converted, |rules| (rules.origin.clone(), rules.generation), translate::refused_rules)
+        };
+        remember(&mut self.routes, virtual_services, rules, &mut findings);
+        let policy = |object: &DestinationRule| {
+            let converted = convert::destination_rule(object, domain);
+            proven(converted, |policy| (policy.origin.clone(), policy.generation), translate::refused_policy)
+        };
+        remember(&mut self.policies, destination_rules, policy, &mut findings);
 
         for (object, message) in malformed {
             findings.push(Finding {
@@ -112,6 +116,27 @@ impl Builder {
             findings,
         })
     }
+}
+
+/// A converted object, unless proxies would refuse what it comes to: that would take others' routes along.
+fn proven<T>(
+    converted: Converted<T>,
+    origin: impl Fn(&T) -> (ObjectRef, i64),
+    refused: impl Fn(&T) -> Option<Refusal>,
+) -> Converted<T> {
+    let Converted { value, mut findings } = converted;
+    let found = value.as_ref().and_then(|value| Some((origin(value), refused(value)?)));
+    let Some(((object, generation), Refusal { field, broken })) = found else { return Converted { value, findings } };
+    findings.push(Finding {
+        object,
+        generation,
+        condition: Condition::Accepted,
+        severity: Severity::Failing,
+        reason: Reason::InvalidValue,
+        field,
+        message: format!("proxies would refuse what this comes to: {broken}. Correct it"),
+    });
+    Converted { value: None, findings }
 }
 
 /// Converts what is new or changed, forgets what is gone, and collects the findings of all.

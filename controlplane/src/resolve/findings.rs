@@ -9,6 +9,7 @@ use leno_core::{Condition, Finding, HostPattern, ObjectRef, Reason, Severity, Sn
 use super::index::Index;
 use super::outbound::Resolver;
 use super::scope::ClientScope;
+use super::silence;
 
 /// All findings, sorted, each once. They are for clients in the object's own namespace, which every object is for.
 pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
@@ -18,27 +19,29 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
         all.extend(references(&index, rules));
         for (number, pattern) in rules.hosts.iter().enumerate() {
             all.extend(unknown_host(snapshot, rules.as_ref(), pattern, &format!("spec.hosts[{number}]")));
-            all.extend(foreign_host(snapshot, rules.as_ref(), pattern, &format!("spec.hosts[{number}]")));
+            let field = format!("spec.hosts[{number}]");
+            if rules.is_empty() {
+                // For gateways.
+                continue;
+            }
+            all.extend(silence::reach(snapshot, rules.as_ref(), &rules.export_to, pattern, &field));
         }
+        all.extend(silence::rules(snapshot, rules));
     }
     for policy in &snapshot.policies {
         for (origin, generation) in policy.origins() {
             let object = Named { origin, generation };
             all.extend(unknown_host(snapshot, &object, &policy.host, "spec.host"));
-            all.extend(foreign_host(snapshot, &object, &policy.host, "spec.host"));
+            all.extend(silence::reach(snapshot, &object, &policy.export_to, &policy.host, "spec.host"));
         }
+        all.extend(silence::policy(snapshot, policy));
     }
-    let for_sidecars = snapshot.routes.iter().filter(|rules| !rules.is_empty());
-    let claims = for_sidecars.flat_map(|rules| {
-        let hosts = rules.hosts.iter().enumerate();
-        hosts.map(move |(number, host)| (host, rules.as_ref() as &dyn Object, format!("spec.hosts[{number}]")))
-    });
-    all.extend(conflicts(claims));
+    all.extend(conflicts(&snapshot.routes));
     all.into_iter().collect()
 }
 
 /// What rules and policies have in common.
-trait Object {
+pub(super) trait Object {
     fn origin(&self) -> &ObjectRef;
     fn generation(&self) -> i64;
 
@@ -63,9 +66,9 @@ trait Object {
 }
 
 /// An object of which nothing but the name matters.
-struct Named<'a> {
-    origin: &'a ObjectRef,
-    generation: i64,
+pub(super) struct Named<'a> {
+    pub(super) origin: &'a ObjectRef,
+    pub(super) generation: i64,
 }
 
 impl Object for Named<'_> {
@@ -147,41 +150,41 @@ fn unknown_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern,
     Some(object.finding(Condition::ResolvedRefs, Severity::Failing, Reason::HostNotFound, field, message))
 }
 
-/// The object is for a service of another namespace: it shapes the traffic of its own namespace only.
-fn foreign_host(snapshot: &Snapshot, object: &dyn Object, pattern: &HostPattern, field: &str) -> Option<Finding> {
-    let HostPattern::Exact(host) = pattern else { return None };
-    let service = snapshot.services.get(host)?;
-    let (own, theirs) = (&object.origin().namespace, &service.key.namespace);
-    if own == theirs {
-        return None;
-    }
-    let message = format!(
-        "{host} is a service of namespace {theirs}: this holds for clients in {own} only; to shape its traffic for \
-         everyone, put the object into {theirs}"
-    );
-    Some(object.finding(Condition::Accepted, Severity::Remark, Reason::NotPermitted, field, message))
+/// The kinds of rules that an object has: each is chosen by itself.
+fn kinds(rules: &RouteRules) -> Vec<&'static str> {
+    let kinds = [("http", rules.http.is_empty()), ("tls", rules.tls.is_empty()), ("tcp", rules.tcp.is_empty())];
+    kinds.into_iter().filter(|(_, empty)| !empty).map(|(kind, _)| kind).collect()
 }
 
-/// Objects of one namespace that claim the same host: the first given wins.
-fn conflicts<'a>(claims: impl Iterator<Item = (&'a HostPattern, &'a dyn Object, String)>) -> Vec<Finding> {
-    let mut winners: BTreeMap<(String, String), &dyn Object> = BTreeMap::new();
+/// Objects of one namespace that claim the same host for rules of one kind: the first given wins.
+fn conflicts(all: &[Arc<RouteRules>]) -> Vec<Finding> {
+    let mut winners: BTreeMap<(&str, String, &str), &RouteRules> = BTreeMap::new();
     let mut found = Vec::new();
-    for (pattern, object, field) in claims {
-        let key = (object.origin().namespace.clone(), pattern.to_string());
-        match winners.get(&key) {
-            None => {
-                winners.insert(key, object);
+    for rules in all {
+        let kinds = kinds(rules);
+        for (number, pattern) in rules.hosts.iter().enumerate() {
+            let mut lost: Vec<&str> = Vec::new();
+            let mut winner = None;
+            for kind in &kinds {
+                let key = (rules.origin.namespace.as_str(), pattern.to_string(), *kind);
+                let first = *winners.entry(key).or_insert(rules);
+                if first.origin != rules.origin {
+                    lost.push(kind);
+                    winner.get_or_insert(first);
+                }
             }
-            Some(winner) if winner.origin() == object.origin() => {}
-            Some(winner) => {
-                let message = format!(
-                    "{} claims {pattern} already and comes first (the oldest does, then by name); this object has no effect on it. \
-                     Merge the two, or delete one",
-                    winner.origin()
-                );
-                let finding = object.finding(Condition::Accepted, Severity::Failing, Reason::Conflict, &field, message);
-                found.push(finding);
-            }
+            let Some(winner) = winner else { continue };
+            let what = match lost.len() == kinds.len() {
+                true => "this object has no effect on it".to_owned(),
+                false => format!("the {} rules of this object have no effect on it", lost.join(" and ")),
+            };
+            let message = format!(
+                "{} claims {pattern} already and comes first (the oldest does, then by name); {what}. Merge the two, or \
+                 delete one",
+                winner.origin
+            );
+            let field = format!("spec.hosts[{number}]");
+            found.push(rules.finding(Condition::Accepted, Severity::Failing, Reason::Conflict, &field, message));
         }
     }
     found

@@ -59,12 +59,17 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// The rules for a service, as the client sees it.
-    pub(super) fn rules(&self, service: &'a Service, client: &ClientScope) -> Option<&'a Arc<RouteRules>> {
+    /// The rules for a service that have some of a kind, as the client sees it.
+    pub(super) fn rules(
+        &self,
+        service: &'a Service,
+        client: &ClientScope,
+        have_some: impl Fn(&RouteRules) -> bool,
+    ) -> Option<&'a Arc<RouteRules>> {
         self.routes
             .of(&service.host)
             .filter(|(_, rules)| rules.export_to.includes(&client.namespace))
-            .filter(|(_, rules)| !rules.is_empty())
+            .filter(|(_, rules)| have_some(rules))
             .filter_map(|(rank, rules)| {
                 let side = side(&rules.origin.namespace, client, service)?;
                 Some(((side, rank, rules.created, &rules.origin), rules))

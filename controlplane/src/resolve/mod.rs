@@ -6,6 +6,7 @@ mod index;
 mod ir;
 mod outbound;
 mod scope;
+mod silence;
 
 use std::sync::Arc;
 

@@ -55,6 +55,14 @@ pub(super) fn outbound(index: &Index<'_>, client: &ClientScope) -> (Outbound, Ve
     (outbound, resolver.findings.into_iter().collect())
 }
 
+/// The rules that hold for a service, of each kind: they may be of different objects.
+#[derive(Clone, Copy)]
+struct OfService<'a> {
+    http: Option<&'a Arc<RouteRules>>,
+    tls: Option<&'a Arc<RouteRules>>,
+    tcp: Option<&'a Arc<RouteRules>>,
+}
+
 /// Resolves for one client, collecting what is missing.
 pub(super) struct Resolver<'a, 'b> {
     pub(super) index: &'b Index<'a>,
@@ -64,7 +72,11 @@ pub(super) struct Resolver<'a, 'b> {
 
 impl<'a> Resolver<'a, '_> {
     fn service(&mut self, service: &'a Arc<Service>) -> OutboundService {
-        let rules = self.index.rules(service, self.client);
+        let rules = OfService {
+            http: self.index.rules(service, self.client, |rules| !rules.http.is_empty()),
+            tls: self.index.rules(service, self.client, |rules| !rules.tls.is_empty()),
+            tcp: self.index.rules(service, self.client, |rules| !rules.tcp.is_empty()),
+        };
         let policy = self.index.policy(service, self.client);
         let ports = service.ports.values().map(|port| self.port(service, port, rules, policy)).collect();
         OutboundService { service: Arc::clone(service), ports }
@@ -74,20 +86,20 @@ impl<'a> Resolver<'a, '_> {
         &mut self,
         service: &Service,
         port: &ServicePort,
-        rules: Option<&Arc<RouteRules>>,
+        rules: OfService<'_>,
         policy: Option<&Arc<DestinationPolicy>>,
     ) -> OutboundPort {
         let own = ClusterName { port: port.number, subset: String::new(), host: service.host.clone() };
-        let mut http = rules.map(|rules| self.http(rules, port.number)).unwrap_or_default();
+        let mut http = rules.http.map(|rules| self.http(rules, port.number)).unwrap_or_default();
         if http.is_empty() {
             // Rules that have nothing for this client and port leave the service as it is.
             http.push(direct(&own));
         }
         let plain = TcpTarget { targets: vec![(Some(own.clone()), 1)], origin: None };
-        let (connections, tcp) = match rules {
-            Some(rules) if port.protocol == Protocol::Tls => self.tls(rules, port.number),
-            Some(rules) => self.tcp(rules, port.number),
-            None => (Vec::new(), None),
+        let (connections, tcp) = match (port.protocol, rules.tls, rules.tcp) {
+            (Protocol::Tls, Some(rules), _) => self.tls(rules, port.number),
+            (Protocol::Tls, None, _) | (_, _, None) => (Vec::new(), None),
+            (_, _, Some(rules)) => self.tcp(rules, port.number),
         };
         // Who routes by server name says where TLS goes; all else leaves the service as it is.
         let tcp = if port.protocol == Protocol::Tls && !connections.is_empty() { tcp } else { tcp.or(Some(plain)) };
@@ -109,7 +121,7 @@ impl<'a> Resolver<'a, '_> {
             connections,
             tcp,
             addresses,
-            rules: rules.map(|rules| rules.origin.clone()),
+            rules: rules.http.map(|rules| rules.origin.clone()),
         }
     }
 

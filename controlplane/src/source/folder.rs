@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use leno_core::{MeshSettings, ObjectKey, ObjectRef};
 use leno_crds::meshinstall::MeshInstall;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Lane, Source, mesh_settings};
@@ -22,6 +22,9 @@ use crate::stores::Stores;
 pub const POLL: Duration = Duration::from_secs(1);
 /// Most bytes of one file; a larger one is skipped with a message.
 pub const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// Most unknown fields that are named of one object.
+const MAX_UNKNOWN: usize = 16;
 
 /// The folder cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -155,8 +158,12 @@ fn assemble<'a>(documents: impl Iterator<Item = &'a Value>) -> Stores {
             ("", "Pod") => put(&mut stores.pods, document, object.clone()),
             ("", "Namespace") => put_global(&mut stores.namespaces, document, &object),
             ("", "Node") => put_global(&mut stores.nodes, document, &object),
-            ("networking.istio.io", "VirtualService") => put(&mut stores.virtual_services, document, object.clone()),
-            ("networking.istio.io", "DestinationRule") => put(&mut stores.destination_rules, document, object.clone()),
+            ("networking.istio.io", "VirtualService") => {
+                put_whole(&mut stores.virtual_services, document, object.clone())
+            }
+            ("networking.istio.io", "DestinationRule") => {
+                put_whole(&mut stores.destination_rules, document, object.clone())
+            }
             ("mesh.leno.dev", "MeshInstall") => {
                 read::<MeshInstall>(document).map(|install| stores.mesh = mesh_settings(&install.spec))
             }
@@ -196,6 +203,51 @@ fn put<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(
     Ok(())
 }
 
+/// As [`put`], for kinds that come back as they were written: what does not is not known, and said.
+fn put_whole<K: kube::Resource<DynamicType = ()> + DeserializeOwned + Serialize>(
+    store: &mut BTreeMap<ObjectKey, Arc<K>>,
+    document: &Value,
+    object: ObjectRef,
+) -> Result<(), String> {
+    let known = serde_json::to_value(read::<K>(document)?).map_err(|error| error.to_string())?;
+    if let (Some(given), Some(known)) = (document.get("spec"), known.get("spec")) {
+        let mut fields = Vec::new();
+        unknown(given, known, "spec", &mut fields);
+        for field in fields {
+            tracing::warn!(%object, field, "this field is not known and has no effect; correct its name or place");
+        }
+    }
+    put(store, document, object)
+}
+
+/// The fields that are given and not known; at most [`MAX_UNKNOWN`]. Empty lists and objects may be left out.
+fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (name, value) in given {
+                let path = format!("{path}.{name}");
+                let empty = match value {
+                    Value::Null => true,
+                    Value::Array(values) => values.is_empty(),
+                    Value::Object(fields) => fields.is_empty(),
+                    _ => false,
+                };
+                match known.get(name) {
+                    Some(known) => unknown(value, known, &path, found),
+                    None if empty || found.len() >= MAX_UNKNOWN => {}
+                    None => found.push(path),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (index, (given, known)) in given.iter().zip(known).enumerate() {
+                unknown(given, known, &format!("{path}[{index}]"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn put_global<K: DeserializeOwned>(
     store: &mut BTreeMap<ObjectKey, Arc<K>>,
     document: &Value,
@@ -207,6 +259,8 @@ fn put_global<K: DeserializeOwned>(
 
 #[cfg(test)]
 mod tests {
+    use leno_crds::istio::virtual_service::VirtualService;
+
     use super::*;
 
     const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
@@ -229,6 +283,29 @@ mod tests {
         let mut folder = Folder::open(dir.path()).unwrap();
         assert_eq!(folder.stores().services.len(), 1);
         assert_eq!(folder.stores().malformed.keys().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["bad"]);
+    }
+
+    #[test]
+    fn field_when_not_known_then_named() {
+        let document = serde_json::json!({"spec": {
+            "hosts": ["a"], "gateways": [], "http": [{
+                "retires": {"attempts": 1},
+                "match": [{"headers": {"x-a": {}}}],
+                "route": [{"destination": {"host": "a", "sub": "v1"}}],
+            }],
+        }});
+        let known = serde_json::to_value(
+            read::<VirtualService>(&serde_json::json!({
+                "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "a"},
+                "spec": document["spec"],
+            }))
+            .unwrap(),
+        )
+        .unwrap();
+        let mut found = Vec::new();
+        unknown(&document["spec"], &known["spec"], "spec", &mut found);
+        found.sort();
+        assert_eq!(found, ["spec.http[0].retires", "spec.http[0].route[0].destination.sub"]);
     }
 
     #[test]

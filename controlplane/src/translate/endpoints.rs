@@ -13,6 +13,9 @@ use leno_xds::envoy::config::endpoint::v3::{
 use super::values::{ip_socket, metadata, object, text};
 use crate::resolve::{ClientScope, Cluster, Spread, SpreadBy, lies_in};
 
+/// The last priority that Envoy knows: what is farther away shares it.
+const MAX_PRIORITY: u32 = 128;
+
 /// The endpoints of a cluster as a client sees them, by locality and how near they are.
 pub(super) fn assignment(snapshot: &Snapshot, client: &ClientScope, cluster: &Cluster) -> ClusterLoadAssignment {
     let Cluster { name, labels, spread, .. } = cluster;
@@ -50,7 +53,11 @@ pub(super) fn assignment(snapshot: &Snapshot, client: &ClientScope, cluster: &Cl
             }),
             lb_endpoints,
             load_balancing_weight: weight,
-            priority: distances.iter().zip(0..).find(|(known, _)| **known == distance).map_or(0, |(_, rank)| rank),
+            priority: distances
+                .iter()
+                .zip(0..)
+                .find(|(known, _)| **known == distance)
+                .map_or(0, |(_, rank)| MAX_PRIORITY.min(rank)),
             ..Default::default()
         })
     });

@@ -12,6 +12,7 @@ mod filters;
 mod harmless;
 mod inbound;
 mod outbound;
+mod proof;
 mod resources;
 mod routes;
 mod tls;
@@ -28,6 +29,7 @@ use leno_xds::envoy::config::route::v3::RouteConfiguration;
 
 use crate::resolve::{Cluster, ClusterName, Discovery, Ir, Outbound, OutboundService, Scope, cluster_of};
 
+pub use proof::{Refusal, refused_policy, refused_rules};
 pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, TypeUrl};
 
 /// Everything that a proxy is sent but endpoints: listeners, clusters and routes.

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use leno_core::policy::HashKey;
 use leno_core::route::{
-    Abort, Answer, Cors, Fault, HeaderChanges, HttpMatch, PathRewrite, Redirect, RedirectPath, RedirectPort, Retry,
-    Rewrite, TextMatch,
+    Abort, Answer, Cors, Fault, HeaderChange, HeaderChanges, HttpMatch, PathRewrite, Redirect, RedirectPath,
+    RedirectPort, Retry, Rewrite, TextMatch,
 };
-use leno_core::{HostPattern, ObjectRef, OutboundMode};
+use leno_core::{HostPattern, ObjectRef, OutboundMode, re2};
 use leno_xds::any;
 use leno_xds::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use leno_xds::envoy::config::core::v3::{DataSource, RuntimeFractionalPercent, data_source};
@@ -198,12 +198,13 @@ fn any_path() -> xds::RouteMatch {
     xds::RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".to_owned())), ..Default::default() }
 }
 
-fn route(entry: &HttpRoute, port: u16, clusters: &Clusters<'_>) -> xds::Route {
+pub(super) fn route(entry: &HttpRoute, port: u16, clusters: &Clusters<'_>) -> xds::Route {
     let HttpRoute { name, matching, action, headers: changes, fault, cors, origin, taken_from: _ } = entry;
-    let path = matching.as_ref().and_then(|matching| matching.path.as_ref());
     let mut changes = changes.clone();
     let action = match action {
-        Action::Forward(forward) => xds::route::Action::Route(forwarded(forward, path, &mut changes, clusters)),
+        Action::Forward(forward) => {
+            xds::route::Action::Route(forwarded(forward, matching.as_ref(), &mut changes, clusters))
+        }
         Action::Redirect(redirect) => xds::route::Action::Redirect(redirected(redirect, port)),
         Action::Answer(answer) => xds::route::Action::DirectResponse(answered(answer)),
     };
@@ -228,7 +229,7 @@ fn route(entry: &HttpRoute, port: u16, clusters: &Clusters<'_>) -> xds::Route {
     }
 }
 
-fn matched(matching: &HttpMatch) -> xds::RouteMatch {
+pub(super) fn matched(matching: &HttpMatch) -> xds::RouteMatch {
     let HttpMatch {
         name: _,
         path,
@@ -286,7 +287,7 @@ fn header_matcher(name: &str, text: &TextMatch, invert: bool) -> xds::HeaderMatc
 
 fn forwarded(
     forward: &Forward,
-    path: Option<&TextMatch>,
+    matching: Option<&HttpMatch>,
     changes: &mut HeaderChanges,
     clusters: &Clusters<'_>,
 ) -> xds::RouteAction {
@@ -297,12 +298,9 @@ fn forwarded(
     let (prefix_rewrite, regex_rewrite) = match rewrite.path {
         None => (String::new(), None),
         Some(PathRewrite::Regex(pattern, replacement)) => (String::new(), Some((pattern, replacement))),
-        Some(PathRewrite::Prefix(prefix)) => match path {
-            // `/api` to `/` must not make `//x` of `/api/x`.
-            Some(TextMatch::Prefix(matched)) if prefix == "/" && !matched.ends_with('/') => {
-                (String::new(), Some((format!("^{}(/?)(.*)", quoted(matched)), r"/\2".to_owned())))
-            }
-            _ => (prefix, None),
+        Some(PathRewrite::Prefix(prefix)) => match without_prefix(&prefix, matching) {
+            Some(pattern) => (String::new(), Some((pattern, r"/\2".to_owned()))),
+            None => (prefix, None),
         },
     };
     let cluster = |cluster: &Option<ClusterName>| match cluster {
@@ -314,24 +312,26 @@ fn forwarded(
         [] => ClusterSpecifier::Cluster(BLACK_HOLE.to_owned()),
         [only] => {
             let HeaderChanges { authority, request, response } = &only.headers;
-            // Those of the destination are applied first, so that the rule's have the last word, as with several.
-            let merge = |rule: &mut leno_core::route::HeaderChange, own: &leno_core::route::HeaderChange| {
-                let mut merged = own.clone();
-                merged.set.extend(std::mem::take(&mut rule.set));
-                merged.add.extend(std::mem::take(&mut rule.add));
-                merged.remove.append(&mut rule.remove);
-                *rule = merged;
-            };
-            merge(&mut changes.request, request);
-            merge(&mut changes.response, response);
+            changes.request = merged(&changes.request, request);
+            changes.response = merged(&changes.response, response);
             host_rewrite = authority.clone().or(host_rewrite);
             ClusterSpecifier::Cluster(cluster(&only.cluster))
         }
         several => {
+            // Where a destination has changes of its own, it says the rule's as well: those of the route would be applied
+            // after them.
+            let none = HeaderChange::default();
+            let (mut of_rule, mut of_rule_back) = (none.clone(), none.clone());
+            if several.iter().any(|target| target.headers.request != none) {
+                of_rule = std::mem::take(&mut changes.request);
+            }
+            if several.iter().any(|target| target.headers.response != none) {
+                of_rule_back = std::mem::take(&mut changes.response);
+            }
             let weights = several.iter().map(|target| {
                 let HeaderChanges { authority, request, response } = &target.headers;
-                let (request_headers_to_add, request_headers_to_remove) = headers(request);
-                let (response_headers_to_add, response_headers_to_remove) = headers(response);
+                let (request_headers_to_add, request_headers_to_remove) = headers(&merged(&of_rule, request));
+                let (response_headers_to_add, response_headers_to_remove) = headers(&merged(&of_rule_back, response));
                 ClusterWeight {
                     name: cluster(&target.cluster),
                     weight: Some(target.weight),
@@ -351,8 +351,13 @@ fn forwarded(
             })
         }
     };
-    let hashed =
-        used.iter().filter_map(|target| target.cluster.as_ref()).find_map(|name| hash_key(clusters.get(name)?));
+    // Each cluster has one key; where they differ, all of them together are the key of the route, as in Istio.
+    let mut keys: Vec<&HashKey> = Vec::new();
+    for key in used.iter().filter_map(|target| hash_key(clusters.get(target.cluster.as_ref()?)?)) {
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
     xds::RouteAction {
         prefix_rewrite,
         regex_rewrite: regex_rewrite.map(|(pattern, replacement)| RegexMatchAndSubstitute {
@@ -372,11 +377,30 @@ fn forwarded(
                 ..Default::default()
             })
             .collect(),
-        hash_policy: hashed.map(hash_policy_of).into_iter().collect(),
+        hash_policy: keys.into_iter().map(hash_policy_of).collect(),
         cluster_specifier: Some(specifier),
         host_rewrite_specifier: host_rewrite.map(HostRewriteSpecifier::HostRewriteLiteral),
         ..Default::default()
     }
+}
+
+/// The expression that takes the matched prefix off, where it is replaced by `/` alone: `/api` to `/` must not make `//x` of
+/// `/api/x`. `None` where replacing the prefix does, or the expression would be longer than proxies read.
+fn without_prefix(replacement: &str, matching: Option<&HttpMatch>) -> Option<String> {
+    let HttpMatch { path: Some(TextMatch::Prefix(matched)), ignore_path_case, .. } = matching? else { return None };
+    let flags = if *ignore_path_case { "(?i)" } else { "" };
+    let pattern = format!("{flags}^{}(/?)(.*)", quoted(matched));
+    (replacement == "/" && !matched.ends_with('/') && pattern.len() <= re2::MAX_LEN).then_some(pattern)
+}
+
+/// What a rule changes and then its destination, which has the last word.
+fn merged(rule: &HeaderChange, own: &HeaderChange) -> HeaderChange {
+    let mut merged = rule.clone();
+    merged.add.retain(|header, _| !own.set.contains_key(header));
+    merged.set.extend(own.set.clone());
+    merged.add.extend(own.add.clone());
+    merged.remove.extend(own.remove.iter().cloned());
+    merged
 }
 
 /// A text as an RE2 expression that matches it literally.
@@ -457,7 +481,7 @@ fn previous_priorities() -> xds::retry_policy::RetryPriority {
     }
 }
 
-fn hash_policy_of(key: &HashKey) -> HashPolicy {
+pub(super) fn hash_policy_of(key: &HashKey) -> HashPolicy {
     use hash_policy::{ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter};
     let specifier = match key {
         HashKey::Header(name) => PolicySpecifier::Header(Header { header_name: name.clone(), ..Default::default() }),
@@ -489,7 +513,11 @@ fn redirected(redirect: &Redirect, addressed: u16) -> xds::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
         port_redirect: match port {
             Some(RedirectPort::Number(number)) => u32::from(*number),
-            Some(RedirectPort::OfRequest) => u32::from(addressed),
+            // What goes without saying is not said.
+            Some(RedirectPort::OfRequest) => match (scheme.as_deref().unwrap_or("http"), addressed) {
+                ("http", 80) | ("https", 443) => 0,
+                _ => u32::from(addressed),
+            },
             // What Envoy does by itself.
             Some(RedirectPort::OfScheme) | None => 0,
         },

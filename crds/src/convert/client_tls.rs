@@ -23,6 +23,20 @@ pub(super) fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings
         ca_crl,
     } = tls;
     let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let server_name = text(sni);
+    if let Some(name) = &server_name {
+        report.server_name(name, &format!("{field}.sni"));
+    }
+    for (index, name) in subject_alt_names.iter().enumerate() {
+        let field = format!("{field}.subjectAltNames[{index}]");
+        if name.is_empty() || name.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
+            report.refuse(Reason::InvalidValue, &field, "no certificate carries this name; correct it or take it out");
+        } else if *mode == Some(istio::ClientTlsMode::IstioMutual) && !name.starts_with("spiffe://") {
+            let message = "workloads of the mesh are known by their identity; write spiffe://<trust domain>/ns/\
+                           <namespace>/sa/<service account>";
+            report.refuse(Reason::InvalidValue, &field, message);
+        }
+    }
     let files = [
         ("clientCertificate", client_certificate),
         ("privateKey", private_key),
@@ -49,7 +63,7 @@ pub(super) fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings
                 let message = "with ISTIO_MUTUAL servers are always verified";
                 report.remark(Reason::NoEffect, &format!("{field}.insecureSkipVerify"), message);
             }
-            Some(ClientTls::Mesh { server_name: text(sni), names: subject_alt_names.clone() })
+            Some(ClientTls::Mesh { server_name, names: subject_alt_names.clone() })
         }
         Some(istio::ClientTlsMode::Simple) => {
             no_effect(&["clientCertificate", "privateKey"], "with SIMPLE the client shows no certificate");
@@ -60,7 +74,7 @@ pub(super) fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings
                 return None;
             }
             Some(ClientTls::Simple(SimpleTls {
-                server_name: text(sni),
+                server_name,
                 names: subject_alt_names.clone(),
                 authorities: text(ca_certificates).filter(|file| file != SYSTEM),
                 revoked: text(ca_crl),

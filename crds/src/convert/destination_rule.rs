@@ -10,6 +10,9 @@ use super::policy::ported_policy;
 use super::report::Report;
 use crate::istio::destination_rule as istio;
 
+/// The longest name of a subset, in bytes.
+const MAX_NAME: usize = 62;
+
 /// Converts a DestinationRule. `domain` is the DNS domain of the cluster's services.
 pub fn destination_rule(object: &istio::DestinationRule, domain: &str) -> Converted<DestinationPolicy> {
     let istio::DestinationRule { metadata, spec, status: _ } = object;
@@ -26,8 +29,13 @@ pub fn destination_rule(object: &istio::DestinationRule, domain: &str) -> Conver
     for (index, subset) in subsets.iter().enumerate() {
         let field = format!("spec.subsets[{index}]");
         let istio::Subset { name, labels, traffic_policy } = subset;
-        if name.is_empty() || name.contains('|') {
-            report.refuse(Reason::InvalidValue, &format!("{field}.name"), "a subset needs a name, without |");
+        // It becomes a label of a server name, with one more character.
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+        let bytes = name.as_bytes();
+        if name.len() > MAX_NAME || !name.bytes().all(fits) || !ends(bytes.first()) || !ends(bytes.last()) {
+            let message = format!("a subset needs a name of at most {MAX_NAME} letters, digits and dashes");
+            report.refuse(Reason::InvalidValue, &format!("{field}.name"), message);
         }
         if !names.insert(name.as_str()) {
             let message = format!("there is a subset \"{name}\" already; give each its own name");

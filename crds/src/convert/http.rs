@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use leno_core::route::{
-    Abort, Answer, Cors, Delegate, Fault, Forward, HeaderChange, HeaderChanges, HttpAction, HttpMatch, HttpRule,
-    Mirror, PathRewrite, Redirect, RedirectPath, RedirectPort, Retry, Rewrite, TextMatch, WeightedDestination,
+    Abort, Answer, Cors, Delegate, Fault, Forward, HttpAction, HttpMatch, HttpRule, Mirror, PathRewrite, Redirect,
+    RedirectPath, RedirectPort, Retry, Rewrite, TextMatch, WeightedDestination,
 };
 use leno_core::{ObjectKey, Reason};
 
+use super::headers::{MAX_HEADER, header_changes};
 use super::report::Report;
 use super::virtual_service::{applies_to_sidecars, client_match, destination};
 use crate::istio::virtual_service as istio;
 
 /// The largest body of a fixed answer, in bytes, as in Istio.
 const MAX_BODY: usize = 1 << 20;
+
+/// The longest name of a query parameter that Envoy compares, in bytes.
+const MAX_PARAMETER: usize = 1024;
 
 /// What `retryOn` may name besides statuses: Envoy's conditions for HTTP and gRPC.
 const RETRY_CONDITIONS: &[&str] = &[
@@ -158,7 +162,9 @@ fn http_match<'a>(
             .map(|text| report.text(text, &format!("{field}.{name}")))
             .filter(|text| *text != TextMatch::Present)
     };
-    let (path, scheme) = (one(uri, "uri"), one(scheme, "scheme"));
+    // Every path has an empty prefix.
+    let uri = uri.clone().filter(|uri| uri.kind() != Some(istio::StringMatchKind::Prefix("")));
+    let (path, scheme) = (one(&uri, "uri"), one(scheme, "scheme"));
     let (method, authority) = (one(method, "method"), one(authority, "authority"));
     let mut all = |texts: &BTreeMap<String, istio::StringMatch>, name: &str, lower: bool| {
         let convert = |(key, text): (&String, &istio::StringMatch)| {
@@ -172,10 +178,11 @@ fn http_match<'a>(
     let query = all(query_params, "queryParams", false);
     let named = headers.keys().map(|header| ("headers", header));
     for (name, header) in named.chain(without_headers.keys().map(|header| ("withoutHeaders", header))) {
-        if !is_header_name(header.strip_prefix(':').unwrap_or(header)) {
-            let message = format!("\"{header}\" is not the name of a header");
-            report.refuse(Reason::InvalidValue, &format!("{field}.{name}[{header}]"), message);
-        }
+        report.header_name(header.strip_prefix(':').unwrap_or(header), &format!("{field}.{name}[{header}]"));
+    }
+    if query.keys().any(|parameter| !(1..=MAX_PARAMETER).contains(&parameter.len())) {
+        let message = format!("the name of a query parameter has from 1 to {MAX_PARAMETER} characters; correct it");
+        report.refuse(Reason::InvalidValue, &format!("{field}.queryParams"), message);
     }
     let client = client_match(report, *port, source_labels, source_namespace.as_ref(), field);
     let converted = HttpMatch {
@@ -217,58 +224,6 @@ fn destinations(
     })
 }
 
-fn header_changes(report: &mut Report<'_>, headers: &istio::Headers, field: &str) -> HeaderChanges {
-    let istio::Headers { request, response } = headers;
-    // Setting the host is a rewrite of the authority, as in Istio.
-    let is_host = |header: &str| header.eq_ignore_ascii_case("host") || header == ":authority";
-    let mut request = request.clone();
-    let mut authority = None;
-    if let Some(request) = &mut request {
-        request.set.retain(|header, value| {
-            if is_host(header) {
-                authority = Some(value.clone());
-            }
-            !is_host(header)
-        });
-    }
-    let mut one = |change: &Option<istio::HeaderOperations>, name: &str| {
-        let Some(istio::HeaderOperations { set, add, remove }) = change else { return HeaderChange::default() };
-        for (kind, header) in set
-            .keys()
-            .map(|header| ("set", header))
-            .chain(add.keys().map(|header| ("add", header)))
-            .chain(remove.iter().map(|header| ("remove", header)))
-        {
-            let message = if header.starts_with(':') || is_host(header) {
-                format!("\"{header}\" is no header to change; use rewrite for path and authority")
-            } else if is_header_name(header) {
-                continue;
-            } else {
-                format!("\"{header}\" is not the name of a header")
-            };
-            report.refuse(Reason::InvalidValue, &format!("{field}.{name}.{kind}"), message);
-        }
-        for (header, value) in set.iter().chain(add) {
-            if value.bytes().any(|byte| byte == 0 || byte == b'\r' || byte == b'\n') {
-                let message = format!("the value of \"{header}\" must not hold a line break or zero byte");
-                report.refuse(Reason::InvalidValue, &format!("{field}.{name}"), message);
-            }
-        }
-        let lower = |headers: &BTreeMap<String, String>| {
-            headers.iter().map(|(header, value)| (header.to_ascii_lowercase(), value.clone())).collect()
-        };
-        let remove = remove.iter().map(|header| header.to_ascii_lowercase()).collect();
-        HeaderChange { set: lower(set), add: lower(add), remove }
-    };
-    let request = one(&request, "request");
-    HeaderChanges { authority, request, response: one(response, "response") }
-}
-
-/// A token of RFC 9110.
-fn is_header_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
-}
-
 fn rewritten(report: &mut Report<'_>, rewrite: &istio::HttpRewrite, field: &str) -> Option<Rewrite> {
     let istio::HttpRewrite { uri, authority, uri_regex_rewrite } = rewrite;
     let uri = uri.clone().filter(|uri| !uri.is_empty());
@@ -276,7 +231,10 @@ fn rewritten(report: &mut Report<'_>, rewrite: &istio::HttpRewrite, field: &str)
         report.refuse(Reason::NotExactlyOne, field, "only one of uri and uriRegexRewrite can be given");
     }
     let path = match (uri, uri_regex_rewrite) {
-        (Some(uri), _) => Some(PathRewrite::Prefix(uri)),
+        (Some(uri), _) => {
+            report.path(&uri, &format!("{field}.uri"));
+            Some(PathRewrite::Prefix(uri))
+        }
         (None, Some(istio::RegexRewrite { pattern, rewrite })) => {
             let pattern = pattern.clone().unwrap_or_default();
             if pattern.is_empty() {
@@ -284,11 +242,14 @@ fn rewritten(report: &mut Report<'_>, rewrite: &istio::HttpRewrite, field: &str)
                 report.refuse(Reason::InvalidRegex, &format!("{field}.uriRegexRewrite.match"), message);
             }
             report.regex(&pattern, &format!("{field}.uriRegexRewrite.match"));
-            Some(PathRewrite::Regex(pattern, rewrite.clone().unwrap_or_default()))
+            let rewrite = rewrite.clone().unwrap_or_default();
+            report.path(&rewrite, &format!("{field}.uriRegexRewrite.rewrite"));
+            Some(PathRewrite::Regex(pattern, rewrite))
         }
         (None, None) => None,
     };
     let authority = authority.clone().filter(|authority| !authority.is_empty());
+    report.authority(authority.as_deref(), &format!("{field}.authority"));
     (path.is_some() || authority.is_some()).then_some(Rewrite { path, authority })
 }
 
@@ -302,7 +263,13 @@ fn redirected(report: &mut Report<'_>, redirect: &istio::HttpRedirect, field: &s
     if port.is_some() && derive_port.is_some() {
         report.refuse(Reason::NotExactlyOne, field, "only one of port and derivePort can be given");
     }
-    let status = redirect_code.unwrap_or(301);
+    for (path, name) in [(&uri, "uri"), (&prefix, "prefixRewrite")] {
+        report.path(path.as_deref().unwrap_or_default(), &format!("{field}.{name}"));
+    }
+    let authority = text(authority);
+    report.authority(authority.as_deref(), &format!("{field}.authority"));
+    // 0 is not said, as in Istio.
+    let status = redirect_code.filter(|code| *code != 0).unwrap_or(301);
     let status = match u16::try_from(status) {
         Ok(status @ (301 | 302 | 303 | 307 | 308)) => status,
         _ => {
@@ -320,13 +287,7 @@ fn redirected(report: &mut Report<'_>, redirect: &istio::HttpRedirect, field: &s
             istio::RedirectPortSelection::FromProtocolDefault => RedirectPort::OfScheme,
             istio::RedirectPortSelection::FromRequestPort => RedirectPort::OfRequest,
         }));
-    Redirect {
-        status,
-        scheme,
-        authority: text(authority),
-        port,
-        path: uri.map(RedirectPath::Full).or(prefix.map(RedirectPath::Prefix)),
-    }
+    Redirect { status, scheme, authority, port, path: uri.map(RedirectPath::Full).or(prefix.map(RedirectPath::Prefix)) }
 }
 
 fn fixed_answer(report: &mut Report<'_>, answer: &istio::HttpDirectResponse, field: &str) -> Answer {
@@ -518,6 +479,17 @@ fn browsers(report: &mut Report<'_>, cors: &istio::CorsPolicy, field: &str) -> C
             _ => TextMatch::Exact(origin.clone()),
         };
         origins = allow_origin.iter().map(deprecated).collect();
+    }
+    for (texts, name) in
+        [(allow_methods, "allowMethods"), (allow_headers, "allowHeaders"), (expose_headers, "exposeHeaders")]
+    {
+        for (index, text) in texts.iter().enumerate() {
+            report.header_value(text, &format!("{field}.{name}[{index}]"));
+        }
+        if texts.iter().map(|text| text.len() + 1).sum::<usize>() > MAX_HEADER {
+            let message = format!("together these have more than {MAX_HEADER} characters; name fewer");
+            report.refuse(Reason::InvalidValue, &format!("{field}.{name}"), message);
+        }
     }
     Cors {
         origins,

@@ -105,6 +105,12 @@ fn server_name(
             return None;
         }
     };
+    if matches!(&pattern, HostPattern::Suffix(suffix) if !suffix.starts_with('.')) {
+        let message = format!(
+            "\"{text}\" is no server name: here a wildcard is the whole of the first label, as in *.example.com"
+        );
+        report.refuse(Reason::InvalidValue, field, message);
+    }
     // As written, or by the full name: clients of a service may ask for either.
     let within = |host: &String| HostPattern::parse(host).is_ok_and(|host| host.covers(&pattern));
     if !hosts.iter().any(within) && !patterns.iter().any(|host| host.covers(&pattern)) {

@@ -7,6 +7,7 @@
 
 mod client_tls;
 mod destination_rule;
+mod headers;
 mod http;
 mod l4;
 mod locality;

@@ -32,7 +32,7 @@ pub(super) fn ported_policy(
     let mut all = one_policy(report, load_balancer, connection_pool, outlier_detection, tls, field);
     all.retry_budget = retry_budget.as_ref().map(|budget| {
         let istio::RetryBudget { percent, min_retry_concurrency, budget_interval } = budget;
-        let interval = report.duration(budget_interval.clone(), &format!("{field}.retryBudget.budgetInterval"));
+        let interval = report.duration_or_zero(budget_interval.clone(), &format!("{field}.retryBudget.budgetInterval"));
         let percent = percent.unwrap_or(20.0);
         report.share(percent, &format!("{field}.retryBudget.percent"));
         let interval = interval.filter(|interval| !interval.is_zero());
@@ -132,8 +132,8 @@ fn balanced(report: &mut Report<'_>, settings: &istio::LoadBalancerSettings, fie
         });
         let percent = minimum_percent.unwrap_or(10.0);
         report.share(percent, &format!("{field}.warmup.minimumPercent"));
-        if aggression.is_some_and(|aggression| aggression.is_nan() || aggression < 1.0) {
-            let message = "the aggression must be 1 or more";
+        if aggression.is_some_and(|aggression| !aggression.is_finite() || aggression < 1.0) {
+            let message = "the aggression must be a number of 1 or more";
             report.refuse(Reason::InvalidValue, &format!("{field}.warmup.aggression"), message);
         }
     }
@@ -165,24 +165,24 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
         minimum_ring_size,
     } = hash;
     let mut keys = Vec::new();
-    keys.extend(http_header_name.clone().map(HashKey::Header));
-    if let Some(istio::HttpCookie { name, path, ttl, attributes }) = http_cookie {
-        let attributes = attributes.iter().map(|attribute| {
-            let istio::HttpCookieAttribute { name, value } = attribute;
-            (name.clone(), value.clone().unwrap_or_default())
-        });
-        keys.push(HashKey::Cookie {
-            name: name.clone(),
-            path: path.clone().unwrap_or_default(),
-            ttl: report.duration(ttl.clone(), &format!("{field}.httpCookie.ttl")),
-            attributes: attributes.collect(),
-        });
+    if let Some(name) = http_header_name {
+        report.header_name(name.strip_prefix(':').unwrap_or(name), &format!("{field}.httpHeaderName"));
+        keys.push(HashKey::Header(name.clone()));
     }
+    keys.extend(http_cookie.as_ref().map(|cookie| cookie_key(report, cookie, &format!("{field}.httpCookie"))));
     keys.extend(use_source_ip.filter(|used| *used).map(|_| HashKey::SourceAddress));
-    keys.extend(http_query_parameter_name.clone().map(HashKey::QueryParameter));
+    if let Some(name) = http_query_parameter_name {
+        if name.is_empty() {
+            let message = "name the query parameter whose value is the key";
+            report.refuse(Reason::InvalidValue, &format!("{field}.httpQueryParameterName"), message);
+        }
+        keys.push(HashKey::QueryParameter(name.clone()));
+    }
+    // 0 is not said, as in Istio.
+    let said = |size: &u64| *size != 0;
     let table = match (maglev, ring_hash) {
         (Some(istio::MagLev { table_size }), None) => {
-            let size = table_size.unwrap_or(65_537);
+            let size = table_size.filter(said).unwrap_or(65_537);
             if !is_maglev_size(size) {
                 let message = "the size of a Maglev table is a prime number of at most 5000011";
                 report.refuse(Reason::InvalidValue, &format!("{field}.maglev.tableSize"), message);
@@ -191,7 +191,7 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
         }
         (None, ring) => {
             let size = ring.as_ref().and_then(|istio::RingHash { minimum_ring_size }| *minimum_ring_size);
-            let size = size.or(*minimum_ring_size).unwrap_or(1024);
+            let size = size.filter(said).or(minimum_ring_size.filter(said)).unwrap_or(1024);
             if size > 8_388_608 {
                 let message = "a ring has at most 8388608 places";
                 report.refuse(Reason::InvalidValue, &format!("{field}.ringHash.minimumRingSize"), message);
@@ -211,6 +211,23 @@ fn hashed(report: &mut Report<'_>, hash: &istio::ConsistentHashLb, field: &str) 
             Algorithm::LeastRequest
         }
     }
+}
+
+/// A cookie as the key: the one that a client has, or one that it is given.
+fn cookie_key(report: &mut Report<'_>, cookie: &istio::HttpCookie, field: &str) -> HashKey {
+    let istio::HttpCookie { name, path, ttl, attributes } = cookie;
+    report.token(name, "cookie", &format!("{field}.name"));
+    let path = path.clone().unwrap_or_default();
+    report.header_value(&path, &format!("{field}.path"));
+    let mut converted = Vec::new();
+    for (index, istio::HttpCookieAttribute { name, value }) in attributes.iter().enumerate() {
+        let value = value.clone().unwrap_or_default();
+        report.token(name, "cookie's attribute", &format!("{field}.attributes[{index}].name"));
+        report.header_value(&value, &format!("{field}.attributes[{index}].value"));
+        converted.push((name.clone(), value));
+    }
+    let ttl = report.duration_or_zero(ttl.clone(), &format!("{field}.ttl"));
+    HashKey::Cookie { name: name.clone(), path, ttl, attributes: converted }
 }
 
 /// What Envoy accepts: a prime number of at most 5000011.
@@ -238,14 +255,15 @@ fn limits(report: &mut Report<'_>, pool: &istio::ConnectionPoolSettings, field: 
             let istio::TcpKeepalive { probes, time, interval } = keepalive;
             let time = report.duration(time.clone(), &format!("{field}.time"));
             Keepalive {
-                probes: *probes,
+                // 0 is not said, as in Istio.
+                probes: probes.filter(|probes| *probes != 0),
                 time,
                 interval: report.duration(interval.clone(), &format!("{field}.interval")),
             }
         });
         limits.max_connection_duration =
             report.duration(max_connection_duration.clone(), &format!("{field}.maxConnectionDuration"));
-        limits.tcp_idle_timeout = report.duration(idle_timeout.clone(), &format!("{field}.idleTimeout"));
+        limits.tcp_idle_timeout = report.duration_or_zero(idle_timeout.clone(), &format!("{field}.idleTimeout"));
     }
     if let Some(http) = http {
         let field = format!("{field}.http");

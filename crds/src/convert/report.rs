@@ -13,6 +13,9 @@ use super::not_yet::{Feature, not_yet};
 use crate::istio::duration::IstioDuration;
 use crate::istio::virtual_service::{StringMatch, StringMatchKind};
 
+/// The shortest duration, as in Istio; proxies refuse 0 in many places.
+const SHORTEST: Duration = Duration::from_millis(1);
+
 /// The findings of one object.
 pub(super) struct Report<'a> {
     pub(super) object: ObjectRef,
@@ -87,8 +90,18 @@ impl<'a> Report<'a> {
         missing.is_none()
     }
 
-    /// A duration; `None` when there is none or it is refused.
+    /// A duration of at least [`SHORTEST`]; `None` when there is none or it is refused.
     pub(super) fn duration(&mut self, text: Option<IstioDuration>, field: &str) -> Option<Duration> {
+        let duration = self.duration_or_zero(text, field)?;
+        if duration < SHORTEST {
+            let message = "a duration of at least 1ms is needed; leave it out for the default";
+            self.refuse(Reason::InvalidDuration, field, message);
+        }
+        Some(duration)
+    }
+
+    /// A duration where 0 and the shortest have a meaning; `None` when there is none or it is refused.
+    pub(super) fn duration_or_zero(&mut self, text: Option<IstioDuration>, field: &str) -> Option<Duration> {
         match text?.parse() {
             Ok(duration) => Some(duration),
             Err(error) => {
@@ -134,6 +147,11 @@ impl<'a> Report<'a> {
         match text.kind() {
             Some(StringMatchKind::Present) => TextMatch::Present,
             Some(StringMatchKind::Exact(exact)) => TextMatch::Exact(exact.to_owned()),
+            Some(StringMatchKind::Prefix("") | StringMatchKind::Regex("")) => {
+                let message = "an empty prefix or expression asks nothing; write {} to ask only that it is there";
+                self.refuse(Reason::InvalidValue, field, message);
+                TextMatch::Present
+            }
             Some(StringMatchKind::Prefix(prefix)) => TextMatch::Prefix(prefix.to_owned()),
             Some(StringMatchKind::Regex(regex)) => {
                 self.regex(regex, &format!("{field}.regex"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Held, MAX_MESSAGE, Outcome, Refused, Session};
+use super::{Held, Outcome, Refused, Session, told};
 use crate::ads::configuration::{Entry, Kind};
 
 impl Session {
@@ -34,17 +34,17 @@ impl Session {
     pub(in crate::ads) fn refused_in_part(&mut self, kind: Kind, nonce: &str, message: &str) -> Outcome {
         let state = &mut self.states[kind as usize];
         let Some(sent) = state.take_answered(nonce) else { return Outcome::Subscribed };
-        let message: String = message.chars().take(MAX_MESSAGE).collect();
         let named = |name: &Arc<str>| message.contains(&**name);
         let any = sent.keys().any(named);
+        let told = told(message);
         for (name, entry) in sent {
             if !any || named(&name) {
-                state.refused.insert(name, Refused { entry, message: message.clone() });
+                state.refused.insert(name, Refused { entry, message: told.clone() });
             } else {
                 state.refused.remove(&name);
                 state.held.insert(name, Held::Sent(entry));
             }
         }
-        Outcome::Refused(kind, message)
+        Outcome::Refused(kind, told)
     }
 }

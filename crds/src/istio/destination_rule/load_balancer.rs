@@ -66,6 +66,7 @@ pub enum SimpleLb {
 }))]
 pub struct ConsistentHashLb {
     /// The key is the value of this request header.
+    #[schemars(regex(pattern = "^:?[-!#$%&'*+.^_`|~0-9A-Za-z]+$"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_header_name: Option<String>,
     /// The key is a cookie.
@@ -75,6 +76,7 @@ pub struct ConsistentHashLb {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub use_source_ip: Option<bool>,
     /// The key is the value of this query parameter.
+    #[schemars(length(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http_query_parameter_name: Option<String>,
     /// Place the endpoints on a ring. The default.
@@ -84,6 +86,7 @@ pub struct ConsistentHashLb {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maglev: Option<MagLev>,
     /// Deprecated: use `ringHash`. The least number of places on the ring.
+    #[schemars(range(min = 0, max = 8388608))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimum_ring_size: Option<u64>,
 }
@@ -93,6 +96,7 @@ pub struct ConsistentHashLb {
 #[serde(rename_all = "camelCase")]
 pub struct RingHash {
     /// The least number of places on the ring; more spread traffic more evenly. When absent, 1024.
+    #[schemars(range(min = 0, max = 8388608))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub minimum_ring_size: Option<u64>,
 }
@@ -112,9 +116,10 @@ pub struct MagLev {
 #[serde(rename_all = "camelCase")]
 pub struct HttpCookie {
     /// The cookie's name.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), regex(pattern = crate::schema::TOKEN))]
     pub name: String,
     /// The path that a generated cookie gets.
+    #[schemars(regex(pattern = crate::schema::HEADER_VALUE))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// How long a generated cookie lives. With 0 it lasts for the browser session; when absent, none is generated.
@@ -131,8 +136,10 @@ pub struct HttpCookie {
 #[serde(rename_all = "camelCase")]
 pub struct HttpCookieAttribute {
     /// The attribute's name.
+    #[schemars(regex(pattern = crate::schema::TOKEN))]
     pub name: String,
     /// The attribute's value, if it has one.
+    #[schemars(regex(pattern = crate::schema::HEADER_VALUE))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }

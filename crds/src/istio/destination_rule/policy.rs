@@ -146,6 +146,7 @@ pub struct ClientTlsSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub subject_alt_names: Vec<String>,
     /// The server name to ask for (SNI).
+    #[schemars(length(max = 253), regex(pattern = "^[-._:0-9A-Za-z]*$"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sni: Option<String>,
     /// Accept any certificate of the server. For tests only.

@@ -15,9 +15,11 @@ use crate::istio::null::null_as_empty;
 #[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::REDIRECT)))]
 pub struct HttpRedirect {
     /// The new path; replaces the whole path, whatever the match was. Not together with `prefixRewrite`.
+    #[schemars(regex(pattern = crate::schema::IN_REQUESTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
     /// The new authority (host).
+    #[schemars(regex(pattern = crate::schema::IN_REQUESTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authority: Option<String>,
     /// The new port. Not together with `derivePort`.
@@ -35,6 +37,7 @@ pub struct HttpRedirect {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redirect_code: Option<u32>,
     /// Replaces the matched prefix of the path; the rule must match by `prefix`. Not together with `uri`.
+    #[schemars(regex(pattern = crate::schema::IN_REQUESTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix_rewrite: Option<String>,
 }
@@ -81,9 +84,11 @@ pub struct HttpBody {
 #[schemars(extend("x-kubernetes-validations" = crate::schema::rules(rules::REWRITE)))]
 pub struct HttpRewrite {
     /// The new path. If the rule matched by `prefix`, only that prefix is replaced.
+    #[schemars(regex(pattern = crate::schema::IN_REQUESTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
     /// The new authority (`Host` header).
+    #[schemars(regex(pattern = crate::schema::IN_REQUESTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authority: Option<String>,
     /// Rewrite the path by a regular expression. Not together with `uri`.
@@ -103,7 +108,7 @@ pub struct RegexRewrite {
     pub pattern: Option<String>,
     /// The replacement; `\1` is the first group of the expression.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1), regex(pattern = crate::schema::IN_REQUESTS))]
     pub rewrite: Option<String>,
 }
 
@@ -149,12 +154,15 @@ pub struct CorsPolicy {
     #[schemars(schema_with = "crate::schema::origins")]
     pub allow_origins: Vec<StringMatch>,
     /// Methods that they may use (`Access-Control-Allow-Methods`).
+    #[schemars(schema_with = "crate::schema::header_values")]
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub allow_methods: Vec<String>,
     /// Request headers that they may send (`Access-Control-Allow-Headers`).
+    #[schemars(schema_with = "crate::schema::header_values")]
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub allow_headers: Vec<String>,
     /// Response headers that they may read (`Access-Control-Expose-Headers`).
+    #[schemars(schema_with = "crate::schema::header_values")]
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub expose_headers: Vec<String>,
     /// How long a browser may remember the answer to its preflight request (`Access-Control-Max-Age`).
