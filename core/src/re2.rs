@@ -278,6 +278,13 @@ fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result
             }
             out.push('\\');
             out.push(char);
+            // What stands in brackets behind it is a name or a number, and no count.
+            let inside =
+                chars.iter().skip(at + 1).position(|char| *char == '}').filter(|_| chars.get(at + 1) == Some(&'{'));
+            if let (Some(len), 'x' | 'p' | 'P') = (inside, char) {
+                out.extend(chars.iter().skip(at + 1).take(len + 1));
+                return Ok(at + len + 2);
+            }
         }
         'A' | 'z' if !in_class => {
             out.push('\\');
@@ -399,6 +406,10 @@ mod tests {
             "(?i)a?",
             "(?P<a_b>x+)",
             r"\pL+",
+            r"\p{Greek}+",
+            r"\x{10FFFF}*",
+            r"\x41{2}",
+            r"\pN{2}",
             r"[\p{Greek}\PN]",
             r"\**",
             "[*+]*",

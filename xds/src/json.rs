@@ -75,6 +75,7 @@ pub fn descriptors() -> Result<DescriptorPool, JsonError> {
 
 /// Gives the memory of the descriptors back; they are decoded again when they are next needed.
 pub fn release() {
+    crate::rules::release();
     POOL.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 

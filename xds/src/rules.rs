@@ -8,9 +8,26 @@ use prost_reflect::{
     DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MapKey, OneofDescriptor, ReflectMessage, Value,
 };
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Deeper messages are not looked at; what reads them has a bound of its own.
 const DEPTH: usize = 100;
+
+/// What the options of fields and of alternatives say, by their full names: decoding them anew for each message is most of the
+/// work. No more than the API has.
+#[derive(Default)]
+struct Known {
+    fields: HashMap<String, Option<Arc<DynamicMessage>>>,
+    alternatives: HashMap<String, bool>,
+}
+
+static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+
+/// Gives the memory of what is known back.
+pub(crate) fn release() {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
 
 /// A rule that is broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,12 +103,12 @@ impl Checker {
             let path = within(path, field.name());
             let rules = self.rules(&field);
             if !set && field.supports_presence() {
-                if rules.as_ref().is_some_and(is_required) {
+                if rules.as_deref().is_some_and(is_required) {
                     return broken(&path, "is missing");
                 }
                 continue;
             }
-            self.value(&message.get_field(&field), &field, rules.as_ref(), &path, depth)?;
+            self.value(&message.get_field(&field), &field, rules.as_deref(), &path, depth)?;
         }
         descriptor.oneofs().try_for_each(|oneof| match self.must_choose(&oneof) {
             true if !oneof.fields().any(|field| message.has_field(&field)) => {
@@ -111,14 +128,28 @@ impl Checker {
         }
     }
 
-    fn rules(&self, field: &FieldDescriptor) -> Option<DynamicMessage> {
+    fn rules(&self, field: &FieldDescriptor) -> Option<Arc<DynamicMessage>> {
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut known.get_or_insert_default().fields;
+        if let Some(rules) = known.get(field.full_name()) {
+            return rules.clone();
+        }
         let options = field.options();
-        let rules = options.has_extension(&self.fields).then(|| options.get_extension(&self.fields).into_owned())?;
-        rules.as_message().cloned()
+        let rules = options.has_extension(&self.fields).then(|| options.get_extension(&self.fields).into_owned());
+        let rules = rules.and_then(|rules| rules.as_message().cloned()).map(Arc::new);
+        known.insert(field.full_name().to_owned(), rules.clone());
+        rules
     }
 
     fn must_choose(&self, oneof: &OneofDescriptor) -> bool {
-        !oneof.is_synthetic() && oneof.options().get_extension(&self.required).as_bool() == Some(true)
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut known.get_or_insert_default().alternatives;
+        if let Some(must) = known.get(oneof.full_name()) {
+            return *must;
+        }
+        let must = !oneof.is_synthetic() && oneof.options().get_extension(&self.required).as_bool() == Some(true);
+        known.insert(oneof.full_name().to_owned(), must);
+        must
     }
 
     fn value(

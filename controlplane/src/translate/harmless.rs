@@ -9,7 +9,7 @@ use leno_xds::envoy::config::route::v3 as xds;
 use leno_xds::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use leno_xds::envoy::config::route::v3::route::Action;
 
-use super::routes::STALE_CONNECTION;
+use super::forwards::STALE_CONNECTION;
 use super::values::text_matcher;
 use leno_core::route::TextMatch;
 

@@ -13,8 +13,9 @@ use leno_xds::envoy::config::route::v3::route_match::PathSpecifier;
 
 use super::clusters::{self, BLACK_HOLE, INBOUND_PASSTHROUGH};
 use super::filters::{HttpNeeds, Routes, chain, http, http_inspector, original_dst, tcp, tls_inspector};
+use super::forwards::STALE_CONNECTION;
 use super::outbound::{DETECTION, HTTP_PROTOCOLS, INBOUND_PORT, own_metadata};
-use super::routes::{PEER_HEADER, STALE_CONNECTION};
+use super::routes::PEER_HEADER;
 use super::tls::{self, ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP};
 use super::values::{ZERO, socket};
 use crate::resolve::Ir;

@@ -9,6 +9,7 @@ mod clusters;
 mod endpoints;
 mod envoy;
 mod filters;
+mod forwards;
 mod harmless;
 mod inbound;
 mod outbound;

@@ -8,7 +8,8 @@ use leno_core::service::{Addressing, Service};
 use leno_core::{Host, MeshSettings, ObjectKey, Protocol};
 use leno_xds::rules::{Broken, check_strictly};
 
-use super::routes::{hash_policy_of, matched, route};
+use super::forwards::hash_policy_of;
+use super::routes::{matched, route};
 use super::{Clusters, clusters};
 use crate::resolve::{Action, Cluster, ClusterName, Discovery, Forward, HttpRoute, Spread, Target};
 
