@@ -10,6 +10,7 @@ mod workloads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use kube::Resource;
 use leno_core::policy::{DestinationPolicy, LocalityBalancing, Nearest, TrafficPolicy};
 use leno_core::route::RouteRules;
 use leno_core::service::{NODE, Service};
@@ -139,8 +140,15 @@ fn proven<T>(
     Converted { value: None, findings }
 }
 
+/// Whether an object says what it said before: a write of its status, or another look at all objects, changes nothing of that. Objects
+/// from a folder have no generation.
+fn is_same<S: Resource>(before: &Arc<S>, now: &Arc<S>) -> bool {
+    let (was, is) = (before.meta(), now.meta());
+    Arc::ptr_eq(before, now) || is.generation.is_some() && was.generation == is.generation && was.uid == is.uid
+}
+
 /// Converts what is new or changed, forgets what is gone, and collects the findings of all.
-fn remember<S, T>(
+fn remember<S: Resource, T>(
     remembered: &mut BTreeMap<ObjectKey, Remembered<S, T>>,
     objects: &BTreeMap<ObjectKey, Arc<S>>,
     convert: impl Fn(&S) -> Converted<T>,
@@ -149,7 +157,7 @@ fn remember<S, T>(
     remembered.retain(|key, _| objects.contains_key(key));
     for (key, source) in objects {
         let known = remembered.get(key);
-        if !known.is_some_and(|known| Arc::ptr_eq(&known.source, source)) {
+        if !known.is_some_and(|known| is_same(&known.source, source)) {
             let Converted { value, mut findings } = convert(source);
             let in_force = match (value, known.and_then(|known| known.in_force.clone())) {
                 (Some(value), _) => Some(Arc::new(value)),

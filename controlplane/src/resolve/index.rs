@@ -18,6 +18,9 @@ use super::scope::ClientScope;
 /// Rules and policies by the hosts that they are for.
 pub(super) struct Index<'a> {
     pub(super) snapshot: &'a Snapshot,
+    /// Whether any object has rules for TLS, and for TCP: most meshes have none.
+    pub(super) has_tls: bool,
+    pub(super) has_tcp: bool,
     routes: Hosts<'a, RouteRules>,
     policies: Hosts<'a, DestinationPolicy>,
 }
@@ -54,6 +57,8 @@ impl<'a> Index<'a> {
     pub(super) fn new(snapshot: &'a Snapshot) -> Self {
         Self {
             snapshot,
+            has_tls: snapshot.routes.iter().any(|rules| !rules.tls.is_empty()),
+            has_tcp: snapshot.routes.iter().any(|rules| !rules.tcp.is_empty()),
             routes: Hosts::new(&snapshot.routes, |rules| rules.hosts.iter()),
             policies: Hosts::new(&snapshot.policies, |policy| std::iter::once(&policy.host)),
         }

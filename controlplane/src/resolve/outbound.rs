@@ -72,10 +72,11 @@ pub(super) struct Resolver<'a, 'b> {
 
 impl<'a> Resolver<'a, '_> {
     fn service(&mut self, service: &'a Arc<Service>) -> OutboundService {
+        let (index, client) = (self.index, self.client);
         let rules = OfService {
-            http: self.index.rules(service, self.client, |rules| !rules.http.is_empty()),
-            tls: self.index.rules(service, self.client, |rules| !rules.tls.is_empty()),
-            tcp: self.index.rules(service, self.client, |rules| !rules.tcp.is_empty()),
+            http: index.rules(service, client, |rules| !rules.http.is_empty()),
+            tls: index.has_tls.then(|| index.rules(service, client, |rules| !rules.tls.is_empty())).flatten(),
+            tcp: index.has_tcp.then(|| index.rules(service, client, |rules| !rules.tcp.is_empty())).flatten(),
         };
         let policy = self.index.policy(service, self.client);
         let ports = service.ports.values().map(|port| self.port(service, port, rules, policy)).collect();

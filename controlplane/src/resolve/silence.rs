@@ -104,6 +104,9 @@ impl Kind {
 
 /// Rules for ports on which nothing of their kind is routed.
 pub(super) fn rules(snapshot: &Snapshot, rules: &RouteRules) -> Vec<Finding> {
+    if rules.http.is_empty() && rules.tls.is_empty() && rules.tcp.is_empty() {
+        return Vec::new();
+    }
     let meant: Vec<&Arc<Service>> = rules.hosts.iter().flat_map(|pattern| services(snapshot, pattern)).collect();
     let outside = rules.hosts.iter().any(|pattern| match pattern {
         HostPattern::Exact(host) => !snapshot.services.contains_key(host),

@@ -66,6 +66,10 @@ pub(crate) async fn connection(
     priority: Priority,
     aim: Aim,
 ) -> Result<(Up, Ticket), ConnectError> {
+    // What is refused takes nothing of a connection.
+    if host.has_room(aim.key()) && cluster.is_full(priority) && cluster.begin_request(priority).is_err() {
+        return Err(ConnectError::Overflow(host.address()));
+    }
     let up = any(worker, cluster, host, http2, priority, aim).await?;
     match (cluster.begin_request(priority), up) {
         (Ok(counted), up) => Ok((up, counted)),

@@ -4,6 +4,7 @@ use crate::tls::{TlsInfo, TlsStream};
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsRawFd as _,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -46,8 +47,15 @@ impl Stream {
         }
     }
 
-    /// When it is dropped the other side is told of a reset, and not of an end in order.
+    /// When it is dropped the other side is told of a reset, and not of an end in order; unless something is still on its way to it,
+    /// which a reset would take away.
     pub fn reset_at_end(&self) {
+        let mut unsent: libc::c_int = 0;
+        // SAFETY: the descriptor is open as long as `self` is, and the kernel writes one number into `unsent`.
+        let asked = unsafe { libc::ioctl(self.tcp().as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+        if asked != 0 || unsent > 0 {
+            return;
+        }
         if let Err(error) = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "a connection cannot be reset; it is closed");
         }

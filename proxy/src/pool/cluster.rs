@@ -161,12 +161,17 @@ impl ClusterState {
     /// When it would make one for nothing.
     pub fn admit(&self, priority: Priority) -> Result<(), Overflow> {
         let (shared, limits) = self.breakers(priority);
-        let full = shared.requests.get() >= self.share(limits.requests);
-        if full && shared.connections.get() < self.share(limits.connections) {
+        if self.is_full(priority) && shared.connections.get() < self.share(limits.connections) {
             shared.stats.rq_active_overflow.add(1);
             return Err(Overflow);
         }
         Ok(())
+    }
+
+    /// Whether there are as many requests as may be.
+    pub fn is_full(&self, priority: Priority) -> bool {
+        let (shared, limits) = self.breakers(priority);
+        shared.requests.get() >= self.share(limits.requests)
     }
 
     /// Counts a request that has its connection.

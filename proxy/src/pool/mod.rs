@@ -353,7 +353,7 @@ impl Host {
     }
 
     /// Whether a connection is there that can take a request with this key.
-    fn has_room(&self, key: Option<&str>) -> bool {
+    pub(crate) fn has_room(&self, key: Option<&str>) -> bool {
         self.state.idle.borrow().iter().any(|idle| idle.lease.name.as_deref() == key)
             || match key {
                 None => self.state.http2.has_room(),

@@ -37,6 +37,8 @@ pub(super) struct Moved {
     pub(super) down: CloseType,
     /// How the endpoint's did.
     pub(super) up: CloseType,
+    /// What came from the client, or from the endpoint, has not all gone out.
+    pub(super) left: bool,
 }
 
 /// One direction.
@@ -72,6 +74,11 @@ fn sink(error: std::io::Error) -> Broken {
 impl Half {
     fn new(buffer: Buffer, splices: bool) -> Self {
         Self { buffer, splices, ..Self::default() }
+    }
+
+    /// Whether something was read that has not been written.
+    fn holds(&self) -> bool {
+        !self.buffer.is_empty() || self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty())
     }
 
     /// Moves what can be moved; ready when this direction is over.
@@ -214,6 +221,7 @@ pub(super) async fn both(
         remote: first_end == Some(true),
         down: down_close,
         up: up_close,
+        left: there.holds() || back.holds(),
     }
 }
 

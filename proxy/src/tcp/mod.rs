@@ -249,10 +249,10 @@ async fn carry(
             let moved = copy::both(&mut stream, &mut up.stream, first, ends, &recorder).await;
             ticket.ends(ConnectionEnd { remote: moved.remote, active: true, served: 1 });
             // Who was cut off on one side is not to take that for an end in order on the other.
-            if moved.up == CloseType::RemoteReset {
+            if moved.up == CloseType::RemoteReset && !moved.left {
                 stream.reset_at_end();
             }
-            if moved.down == CloseType::RemoteReset {
+            if moved.down == CloseType::RemoteReset && !moved.left {
                 up.stream.reset_at_end();
             }
             moved

@@ -211,9 +211,12 @@ fn attempts_when_they_fail_or_are_given_up_then_their_spans_say_why_each_ended()
         {"match": {"prefix": "/dead"}, "route": {"cluster": "dead"}},
         {"match": {"prefix": "/"}, "route": {"cluster": "a", "retry_policy": {"retry_on": "5xx", "num_retries": 1}}},
     ]);
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Bound and not listened on: nobody else gets the port.
+    let nobody = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    nobody.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let nobody = (nobody.local_addr().unwrap().as_socket().unwrap(), nobody);
     let mut clusters = clusters(&backend, address);
-    clusters.push(static_cluster("dead", &[nobody]));
+    clusters.push(static_cluster("dead", &[nobody.0]));
     let it = Configured::start(listener, &clusters);
     let mut client = it.proxy.client();
     for path in ["/", "/dead"] {

@@ -15,7 +15,6 @@ mod runtime;
 mod stats;
 
 pub use dynamic::Dynamic;
-pub(super) use references::check_listener;
 pub use runtime::{Layers, NotTaken};
 
 use super::convert::cluster::Sockets;
@@ -450,7 +449,7 @@ mod tests {
         let said = read(&with("", "")).unwrap_err().to_string();
         let field = "listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[1].route.\
                      weighted_clusters.clusters[0].name";
-        assert!(said.contains(field) && said.contains("`b` is no cluster that is there"), "{said}");
+        assert!(said.contains(field) && said.contains("`b` is none of the static clusters"), "{said}");
         read(&with("validate_clusters: false,", "")).unwrap();
         read(&with("", ", dynamic_resources: {cds_config: {path_config_source: {path: /nowhere}}}")).unwrap();
     }

@@ -48,17 +48,6 @@ pub(super) fn check_clusters(resources: &StaticResources) -> Converted<()> {
     Ok(())
 }
 
-/// The same of one listener, when these clusters are there.
-///
-/// # Errors
-/// At its first route to another one.
-pub(in super::super) fn check_listener<'c>(
-    listener: &Listener,
-    clusters: impl Iterator<Item = &'c str>,
-) -> Converted<()> {
-    Clusters(clusters.collect()).listener(listener)
-}
-
 struct Clusters<'c>(HashSet<&'c str>);
 
 impl Clusters<'_> {
@@ -126,7 +115,7 @@ impl Clusters<'_> {
         if name.is_empty() || self.0.contains(name) {
             return Ok(());
         }
-        let reason = format!("`{name}` is no cluster that is there; add it, or set validate_clusters to false");
+        let reason = format!("`{name}` is none of the static clusters; add it, or set validate_clusters to false");
         Err(Refused::new(field, reason))
     }
 }

@@ -4,13 +4,11 @@ use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{ClusterId, Listener};
-use crate::xds::bootstrap::check_listener;
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
 use crate::xds::convert::{Refused, Within as _, route, secret as secrets};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source};
-use leno_xds::envoy::config::listener::v3 as xds;
 use leno_xds::envoy::config::route::v3::RouteConfiguration;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
 use leno_xds::envoy::service::discovery::v3::Resource;
@@ -61,9 +59,6 @@ impl State {
         if kind.by_name() {
             self.pass_over_unasked(kind, &mut update);
         }
-        if kind == Kind::Listener && !self.expected.contains_key(&Kind::Cluster) {
-            self.pass_over_lost(&mut update);
-        }
         // Whatever it says: the server has answered.
         self.expected.remove(&kind);
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
@@ -99,20 +94,6 @@ impl State {
             asked
         });
         update.unreadable.retain(|(name, _)| asked(name));
-    }
-
-    /// Takes listeners out whose own routes lead to clusters that are not there: the last good form is better than one that answers 503.
-    fn pass_over_lost(&self, update: &mut Update) {
-        update.resources.retain(|resource| {
-            let Some(Ok(listener)) = resource.resource.as_ref().map(unpack::<xds::Listener>) else { return true };
-            match check_listener(&listener, self.clusters.keys().map(String::as_str)) {
-                Ok(()) => true,
-                Err(reason) => {
-                    update.unreadable.push((resource.name.clone(), reason.to_string()));
-                    false
-                }
-            }
-        });
     }
 
     /// Remembers why a resource is not taken.

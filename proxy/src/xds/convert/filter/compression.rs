@@ -228,6 +228,9 @@ pub(super) fn decompressor(context: &Context, prefix: &str, value: opposite::Dec
         let part = format!("decompressor.{name}.{}.{direction}.", coding.stat_name());
         DecompressorStats::new(&context.counters, &[Scope::http(prefix), Scope::part(&part)])
     });
+    // A configuration may have any name; a trailer may not.
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name: String = name.chars().map(|c| if allowed(c) { c.to_ascii_lowercase() } else { '_' }).collect();
     Ok(Decompressor { coding, name: name.into(), stats, max_ratio, requests, responses, advertise })
 }
 
