@@ -15,6 +15,10 @@ const SECRETS: &str = "sds-grpc";
 /// The cluster of the log, by the name that the control plane's resources use.
 const LOG: &str = "als-grpc";
 
+/// How large a compiled regular expression may be. By default Envoy refuses those above 100, and with one all routes of a port;
+/// the control plane takes none that would need more memory than RE2 gives it.
+const REGEX_SIZE: (&str, u32) = ("re2.max_program_size.error_level", 1_000_000);
+
 /// Envoy's bootstrap (envoy.config.bootstrap.v3.Bootstrap) as JSON.
 pub fn bootstrap(node: &Node, paths: &Paths) -> Value {
     let ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
@@ -41,6 +45,7 @@ pub fn bootstrap(node: &Node, paths: &Paths) -> Value {
             "cds_config": ads,
         },
         "static_resources": {"clusters": clusters},
+        "layered_runtime": {"layers": [{"name": "leno", "static_layer": {(REGEX_SIZE.0): REGEX_SIZE.1}}]},
     })
 }
 
@@ -83,6 +88,7 @@ mod tests {
         assert_eq!(made["node"]["metadata"]["ENGINE"], "envoy");
         let clusters = read.static_resources.unwrap().clusters;
         assert_eq!(clusters.iter().map(|cluster| cluster.name.as_str()).collect::<Vec<_>>(), [DISCOVERY, SECRETS, LOG]);
+        assert_eq!(made["layered_runtime"]["layers"][0]["static_layer"][REGEX_SIZE.0], REGEX_SIZE.1);
         assert!(!made.to_string().contains("socket_address"), "everything is a Unix socket: {made}");
     }
 }
