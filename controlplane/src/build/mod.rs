@@ -10,7 +10,7 @@ mod workloads;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use kube::Resource;
+use kube::{Resource, core::object::HasSpec};
 use leno_core::policy::{DestinationPolicy, LocalityBalancing, Nearest, TrafficPolicy};
 use leno_core::route::RouteRules;
 use leno_core::service::{NODE, Service};
@@ -140,15 +140,20 @@ fn proven<T>(
     Converted { value: None, findings }
 }
 
-/// Whether an object says what it said before: a write of its status, or another look at all objects, changes nothing of that. Objects
-/// from a folder have no generation.
-fn is_same<S: Resource>(before: &Arc<S>, now: &Arc<S>) -> bool {
-    let (was, is) = (before.meta(), now.meta());
-    Arc::ptr_eq(before, now) || is.generation.is_some() && was.generation == is.generation && was.uid == is.uid
+/// Whether an object says what it said before: a write of its status, or another look at all objects, changes nothing of that.
+fn is_same<S>(before: &Arc<S>, now: &Arc<S>) -> bool
+where
+    S: Resource + HasSpec<Spec: PartialEq>,
+{
+    let said = |object: &S| {
+        let meta = object.meta();
+        (meta.uid.clone(), meta.generation, meta.creation_timestamp.clone())
+    };
+    Arc::ptr_eq(before, now) || said(before) == said(now) && before.spec() == now.spec()
 }
 
 /// Converts what is new or changed, forgets what is gone, and collects the findings of all.
-fn remember<S: Resource, T>(
+fn remember<S: Resource + HasSpec<Spec: PartialEq>, T>(
     remembered: &mut BTreeMap<ObjectKey, Remembered<S, T>>,
     objects: &BTreeMap<ObjectKey, Arc<S>>,
     convert: impl Fn(&S) -> Converted<T>,

@@ -456,7 +456,9 @@ fn connections_when_health_checks_are_to_fail_then_they_end_with_the_next_answer
     assert!(asks_to_close(&again(&mut open)));
     post(&proxy, "/healthcheck/ok");
     assert!(!asks_to_close(&again(&mut TcpStream::connect(at).unwrap())));
-    assert!(proxy.admin("/stats?filter=drain_close").contains("downstream_cx_drain_close: 1"));
+    wait("that it is told", || {
+        proxy.admin("/stats?filter=drain_close").contains("downstream_cx_drain_close: 1").then_some(())
+    });
 }
 
 #[test]
@@ -475,5 +477,7 @@ fn listeners_when_they_are_drained_in_time_then_more_and_more_connections_end_an
         asks_to_close(&again(&mut TcpStream::connect(at).ok()?)).then_some(())
     });
     wait("the socket to close", || TcpStream::connect(at).err());
-    assert!(proxy.admin("/stats?filter=listener_stopped").contains("listener_manager.listener_stopped: 1"));
+    wait("that it is told", || {
+        proxy.admin("/stats?filter=listener_stopped").contains("listener_manager.listener_stopped: 1").then_some(())
+    });
 }
