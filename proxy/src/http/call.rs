@@ -14,8 +14,11 @@ use crate::{
     route::Selected,
     telemetry::{
         self, CloseType, ConnectionSecurity, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Reporter,
-        RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels, nanos, peer,
-        stats::{ClientEnd, CountedConnection, HttpStats},
+        RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels,
+        connection::{ClientEnd, CountedConnection},
+        nanos, peer,
+        requests::RequestGroup,
+        stats::HttpStats,
     },
     tls::{PeerIdentity, TlsInfo},
     worker::{Timer, Worker, WorkerRoot, earlier},
@@ -256,6 +259,16 @@ impl<'a> Tally<'a> {
         self.filters.get_or_insert_default()
     }
 
+    /// The virtual cluster that counts it.
+    pub(super) fn virtual_cluster(&self) -> Option<&RequestGroup> {
+        self.filters.as_ref().and_then(|filters| filters.virtual_cluster)
+    }
+
+    /// Those that count it: its virtual cluster, and its route where that has a name for it.
+    pub(super) fn groups(&self) -> impl Iterator<Item = &RequestGroup> {
+        self.virtual_cluster().into_iter().chain(self.route.and_then(|route| route.group.as_deref()))
+    }
+
     /// Begins now.
     pub fn start(logs: bool) -> Self {
         Self {
@@ -318,8 +331,7 @@ impl Call<'_> {
             // What the connection manager answers in an endpoint's place is none of the cluster's answers.
             let code = if self.manager_answers() { 0 } else { tally.code };
             cluster.stats().count(code, tally.flags, (attempts, tally.unconnected), micros, internal);
-            let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
-            for group in group.into_iter().chain(tally.route.and_then(|route| route.group.as_deref())) {
+            for group in tally.groups() {
                 group.count(code, tally.flags, (attempts, tally.unconnected), tally.details == reply::TIMEOUT.details);
             }
         }
@@ -515,8 +527,7 @@ impl Call<'_> {
         };
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
-        let group = tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
-        entry.virtual_cluster = group.and_then(|group| group.name());
+        entry.virtual_cluster = tally.virtual_cluster().and_then(RequestGroup::name);
         entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
     }

@@ -31,7 +31,7 @@ use crate::{
     overload,
     pool::{ClusterState, Host, Outcome, Ticket},
     route::Selected,
-    telemetry::{LogKind, ResponseFlags, stats::HttpStats},
+    telemetry::{LogKind, ResponseFlags, connection::CountedConnection, stats::HttpStats},
     worker::{Timer, earlier},
 };
 use std::{
@@ -105,8 +105,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let wire = down.wire();
     if let Some(stats) = counted {
         if call.request.expects_continue && !call.manager.proxy_100_continue && call.tally.code > 0 {
-            stats.count_continue();
-            call.conn.counted.iter().for_each(|counted| counted.of_listener().count(100));
+            call.conn.counted.iter().for_each(CountedConnection::count_continue);
         }
         // A request for a tunnel has no end.
         let open = call.request.wants_tunnel() || call.request.body != BodyLength::Empty && !body.done;

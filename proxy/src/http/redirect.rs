@@ -62,10 +62,7 @@ pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
     cluster.stats().moved(wire);
     let attempts = call.tally.attempts.saturating_sub(call.tally.unconnected);
     cluster.stats().rq_total.add(attempts.into());
-    let group = call.tally.filters.as_ref().and_then(|filters| filters.virtual_cluster);
-    for group in group.into_iter().chain(call.tally.route.and_then(|route| route.group.as_deref())) {
-        group.count_redirected(attempts);
-    }
+    call.tally.groups().for_each(|group| group.count_redirected(attempts));
     if let Some(counted) = &call.conn.counted {
         let stats = counted.http();
         stats.rq_total.add(1);

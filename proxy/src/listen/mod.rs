@@ -19,7 +19,7 @@ use crate::{
     config::{Codec, Facts, FilterChain, Listener, Network, Root, ServerTls, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2, tcp,
-    telemetry::stats::{CountedConnection, ListenerStats},
+    telemetry::{connection::CountedConnection, stats::ListenerStats},
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
     worker::Worker,
 };

@@ -8,6 +8,7 @@
 //! by the addresses of the shared label objects; after that a request costs a look-up by a few integers.
 
 mod clusters;
+pub mod connection;
 pub mod counters;
 pub mod display;
 pub mod entry;

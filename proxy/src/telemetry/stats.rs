@@ -5,10 +5,8 @@ use super::tracked::{ConnectionEnd, TrackedStats, ZoneStats};
 use super::{ResponseFlags, Wire};
 use crate::config::{Cluster, Endpoint, Priority};
 use crate::tls::{TlsError, TlsInfo};
-use std::cell::Cell;
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 /// Different status codes that a cluster counts apart; further ones are only in their class.
 pub const MAX_CODES: usize = 16;
@@ -369,12 +367,6 @@ impl HttpStats {
         self.redirects_passed[why as usize].add(1);
     }
 
-    /// An interim answer of the proxy itself.
-    pub fn count_continue(&self) {
-        self.rq_completed.add(1);
-        self.statuses.count(100);
-    }
-
     /// A request that was answered, or given up, before it was there; the stream ends for that.
     pub fn count_unfinished(&self, gone: bool) {
         self.rq_response_before_rq_complete.add(1);
@@ -508,90 +500,6 @@ impl TlsStats {
                 }
             }
             _ => {}
-        }
-    }
-}
-
-/// How a connection of a client ends.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ClientEnd {
-    /// By this side.
-    pub local: bool,
-    /// A request was under way.
-    pub active: bool,
-}
-
-/// Counts a connection among those of its listener and its manager for as long as it lives.
-#[derive(Debug)]
-pub struct CountedConnection {
-    /// How it would end now.
-    pub end: Cell<ClientEnd>,
-    http: Arc<HttpStats>,
-    of_listener: Arc<ListenerHttpStats>,
-    /// Whether it speaks HTTP/2, once that is known.
-    http2: Option<bool>,
-    secure: bool,
-    begun: Instant,
-}
-
-impl CountedConnection {
-    /// Begins to count.
-    pub fn new(http: Arc<HttpStats>, of_listener: Arc<ListenerHttpStats>, secure: bool) -> Self {
-        http.cx_total.add(1);
-        http.cx_active.up();
-        if secure {
-            http.cx_ssl_total.add(1);
-            http.cx_ssl_active.up();
-        }
-        Self { end: Cell::default(), http, of_listener, http2: None, secure, begun: Instant::now() }
-    }
-
-    /// It ends by this side, unless its client has left in the middle of a request.
-    pub fn ends_here(&self) {
-        let end = self.end.get();
-        self.end.set(ClientEnd { local: !end.active, ..end });
-    }
-
-    /// Which version it speaks is known now.
-    pub fn speaks(&mut self, http2: bool) {
-        let (total, active) = match http2 {
-            true => (&self.http.cx_http2_total, &self.http.cx_http2_active),
-            false => (&self.http.cx_http1_total, &self.http.cx_http1_active),
-        };
-        total.add(1);
-        active.up();
-        self.http2 = Some(http2);
-    }
-
-    /// The manager's numbers of this listener.
-    pub fn of_listener(&self) -> &ListenerHttpStats {
-        &self.of_listener
-    }
-
-    /// The manager's numbers.
-    pub fn http(&self) -> &HttpStats {
-        &self.http
-    }
-}
-
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        let ClientEnd { local, active } = self.end.get();
-        if local {
-            self.http.cx_destroy_local.add(1);
-        }
-        if active {
-            self.http.cx_destroy_active[usize::from(!local)].add(1);
-        }
-        self.http.cx_active.down();
-        self.http.cx_length_ms.record_thousandths(self.begun.elapsed().as_micros() as u64);
-        if self.secure {
-            self.http.cx_ssl_active.down();
-        }
-        match self.http2 {
-            Some(true) => self.http.cx_http2_active.down(),
-            Some(false) => self.http.cx_http1_active.down(),
-            None => {}
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{HttpManager, Network, Underscores},
     listen::{Place, Stream},
-    telemetry::{ResponseFlags, Wire, stats::CountedConnection},
+    telemetry::{ResponseFlags, Wire, connection::CountedConnection},
     worker::{Timer, Worker, WorkerRoot, earlier, jittered},
 };
 use std::{
