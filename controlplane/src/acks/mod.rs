@@ -39,7 +39,7 @@ pub struct Publication {
 
 impl Publication {
     /// The traffic objects in `stores` with what was found about them in `snapshot`. Their change was seen at `since`.
-    pub fn new(stores: &Stores, snapshot: &Snapshot, findings: Vec<Finding>, since: Instant, at: Instant) -> Self {
+    pub fn new(stores: &Stores, snapshot: &Snapshot, findings: &[Finding], since: Instant, at: Instant) -> Self {
         let workloads = snapshot.workloads.iter().filter(|(_, workload)| workload.engine == Engine::Envoy);
         let envoys = workloads.map(|(key, _)| key.clone()).collect();
         let mut objects = BTreeMap::new();
@@ -55,7 +55,7 @@ impl Publication {
         }
         let mut by_object: BTreeMap<ObjectRef, Vec<Finding>> = BTreeMap::new();
         for finding in findings {
-            by_object.entry(finding.object.clone()).or_default().push(finding);
+            by_object.entry(finding.object.clone()).or_default().push(finding.clone());
         }
         Publication { objects, findings: by_object, envoys, since, at }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use leno_core::snapshot::Snapshot;
-use leno_core::{Host, ObjectKey};
+use leno_core::{Finding, Host, ObjectKey};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -32,6 +32,8 @@ struct State<S> {
     /// One sender a stream: a pod has two while one slot takes over from the other.
     followers: BTreeMap<PodIdentity, Vec<watch::Sender<Target>>>,
     scopes: BTreeMap<S, Cached>,
+    /// What was found in the snapshot. It does not depend on endpoints.
+    findings: Arc<[Finding]>,
     pool: Pool,
     last_id: u64,
 }
@@ -86,6 +88,7 @@ impl<C: Compile> Publisher<C> {
                 snapshot: None,
                 followers: BTreeMap::new(),
                 scopes: BTreeMap::new(),
+                findings: Arc::default(),
                 pool: Pool::default(),
                 last_id: 0,
             }),
@@ -130,10 +133,13 @@ impl<C: Compile> Publisher<C> {
         self.snapshots.send_replace(Some(snapshot.clone()));
         // What is told first is in force first: findings are for people, who can wait.
         self.tell(&mut state, lane, before.as_deref());
-        let (followed, at) = (current(&state), Instant::now());
+        let at = Instant::now();
+        if lane == Lane::All {
+            state.findings = C::findings(&snapshot).into();
+        }
+        let (followed, findings) = (current(&state), state.findings.clone());
         drop(state);
-        self.acknowledgements
-            .published(Publication::new(stores, &snapshot, C::findings(&snapshot), since, at), followed);
+        self.acknowledgements.published(Publication::new(stores, &snapshot, &findings, since, at), followed);
         lane
     }
 

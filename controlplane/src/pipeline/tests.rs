@@ -3,6 +3,7 @@
 use super::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leno_core::service::{Locality, Workload};
 use leno_core::{Host, Identity};
@@ -17,6 +18,8 @@ const WAIT: Duration = Duration::from_secs(10);
 
 /// What the made-up steps were asked for, for the test that runs on this thread's pipeline.
 static CALLS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// How often findings were made.
+static FINDINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// A scope is a namespace; it has one cluster, whose content is the mesh's cluster name.
 struct Fake;
@@ -76,6 +79,7 @@ impl Compile for Fake {
     }
 
     fn findings(_: &Snapshot) -> Vec<Finding> {
+        FINDINGS.fetch_add(1, Ordering::Relaxed);
         Vec::new()
     }
 }
@@ -188,6 +192,14 @@ async fn pipeline_when_things_change_then_makes_and_tells_only_what_is_needed() 
     next(&mut two).await;
     assert!(matches!(&*one.borrow(), Target::Ready(kept) if Arc::ptr_eq(kept, &last)));
 
+    // Of c1, c2 and c3, each a moment after they were told: what is found wrong does not depend on endpoints.
+    let found = async {
+        while FINDINGS.load(Ordering::Relaxed) < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WAIT, found).await.expect("three times");
     shutdown.cancel();
     task.await.unwrap();
+    assert_eq!(FINDINGS.load(Ordering::Relaxed), 3);
 }

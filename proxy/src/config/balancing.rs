@@ -78,8 +78,8 @@ pub struct Balancing {
     pub hash_by_hostname: bool,
     /// Groups of endpoints by their labels.
     pub subsets: Option<Subsets>,
-    /// Endpoints that could not be connected lately are chosen only when there is nobody else. Envoy gives them their turn; a
-    /// cluster's metadata asks for this (`leno`, `skip_unreachable`), as those of the mesh do.
+    /// Endpoints that could not be connected lately are chosen only when there is nobody else, and repeats of what could not be sent
+    /// do not count for the retry budget. Envoy gives such endpoints their turn, and counts all repeats; a cluster's metadata asks for this (`leno`, `skip_unreachable`), as those of the mesh do.
     pub skip_unreachable: bool,
 }
 

@@ -37,8 +37,8 @@ impl Coding {
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Library {
-    /// With this level, 1 to 9.
-    Gzip(u32),
+    /// With this level, 1 to 9, and this logarithm of the window, 9 to 15.
+    Gzip(u32, u8),
     /// With this quality, 0 to 11, and this logarithm of the window, 10 to 24.
     Brotli(u32, u32),
     /// With this level, 1 to 22, and with a checksum or without.
@@ -49,7 +49,7 @@ impl Library {
     /// The coding that it makes.
     pub fn coding(self) -> Coding {
         match self {
-            Self::Gzip(_) => Coding::Gzip,
+            Self::Gzip(..) => Coding::Gzip,
             Self::Brotli(..) => Coding::Brotli,
             Self::Zstd(..) => Coding::Zstd,
         }

@@ -41,6 +41,11 @@ impl Buffer {
         &self.bytes[self.start..]
     }
 
+    /// The bytes in it, to be moved around.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..]
+    }
+
     /// How many bytes are in it.
     pub fn len(&self) -> usize {
         self.bytes.len() - self.start

@@ -25,6 +25,7 @@ pub mod headers;
 mod known;
 mod local_reply;
 mod mirror;
+mod outcome;
 mod pace;
 pub mod parse;
 pub mod path;

@@ -15,7 +15,7 @@ use super::{
     connecting, edit, filter, forget, hash,
     head::BodyLength,
     headers::Known,
-    local_reply, mirror,
+    local_reply, mirror, outcome,
     pump::RequestPump,
     raw, redirect,
     reply::{self, Reply},
@@ -27,9 +27,9 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Action, Forward, Redirect, Report},
+    config::{Action, Forward, Redirect},
     overload,
-    pool::{ClusterState, Host, Outcome, Ticket},
+    pool::{ClusterState, Outcome, Ticket},
     route::Selected,
     telemetry::{LogKind, ResponseFlags, connection::CountedConnection, stats::HttpStats},
     worker::{Timer, earlier},
@@ -333,7 +333,7 @@ async fn proxy<'a, D: Downstream>(
         }
         let active = host.enter();
         let budget = Budget::of_attempt(cluster, &limits);
-        let (failure, or_else, unsent, pause) =
+        let (failure, or_else, free, pause) =
             match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
                 Ok((up, _counted)) => {
                     if call.tally.trace.is_some() {
@@ -341,25 +341,10 @@ async fn proxy<'a, D: Downstream>(
                     }
                     let policy = policy.filter(|_| !call.tally.interim);
                     call.response.headers.join_of_answer();
-                    let headers = &call.response.headers;
-                    let not_sent = headers.known(Known::NotSent).is_some();
-                    let failure = Failure::Response {
-                        status: call.response.status,
-                        grpc: super::call::grpc_status(headers.known(Known::GrpcStatus)),
-                        header: policy
-                            .is_some_and(|policy| retry::has_retriable_header(policy, call.response.status, headers)),
-                        rate_limited: headers.get("x-envoy-ratelimited").is_some(),
-                    };
-                    if not_sent {
-                        host.note_failure();
-                    }
-                    if !cluster.config().checks.is_empty()
-                        && headers.get("x-envoy-immediate-health-check-fail").is_some()
-                        && let Some(care) = &cluster.config().care
-                    {
-                        care.report(Report::Unwell { cluster: cluster.config().id, address: host.address() });
-                    }
-                    note_answer(call, cluster, &host, failure);
+                    let not_sent = call.response.headers.known(Known::NotSent).is_some();
+                    let failure = outcome::of_answer(call, policy);
+                    outcome::note_health(call, cluster, &host);
+                    outcome::note_answer(call, cluster, &host, failure);
                     let again = policy
                         .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                     // An answer to half a request may be about that half; "nothing was sent" is not.
@@ -378,7 +363,7 @@ async fn proxy<'a, D: Downstream>(
                             )
                         {
                             call.tally.code = call.response.status;
-                            give_up(call);
+                            outcome::give_up(call);
                             redirect::count(call, cluster, up.wire());
                             connecting::discard(up, &host, cluster).await;
                             if !body.redirect(call.request.body == BodyLength::Empty) {
@@ -392,13 +377,13 @@ async fn proxy<'a, D: Downstream>(
                     drop(retry_ticket.take());
                     if !not_sent {
                         let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                            call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                            outcome::note_overflow(call);
                             return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
                         };
                         retry_ticket = Some(ticket);
                     }
                     cluster.stats().retried.count(call.response.status);
-                    give_up(call);
+                    outcome::give_up(call);
                     tracked::ended(call, cluster, 0);
                     cluster.stats().moved(up.wire());
                     connecting::discard(up, &host, cluster).await;
@@ -428,7 +413,8 @@ async fn proxy<'a, D: Downstream>(
                         Failure::Reset { reused: true, answered: false, .. } => {}
                         _ => cluster.note(&host, Outcome::Failed),
                     }
-                    (failure, reply, failure.is_unsent(), None)
+                    let free = failure.is_unsent() && cluster.config().balancing.skip_unreachable;
+                    (failure, reply, free, None)
                 }
             };
         // What an endpoint has begun to answer is not repeated, as in Envoy.
@@ -458,10 +444,10 @@ async fn proxy<'a, D: Downstream>(
             return Err(or_else.into());
         }
         // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
-        // vanishes every request to it is repeated at once: the number of attempts is bound enough for those.
-        if !unsent && retry_ticket.is_none() {
+        // vanishes every request to it is repeated at once: in the mesh the number of attempts is bound enough for those.
+        if !free && retry_ticket.is_none() {
             let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                outcome::note_overflow(call);
                 return Err(or_else.into());
             };
             retry_ticket = Some(ticket);
@@ -473,15 +459,6 @@ async fn proxy<'a, D: Downstream>(
         }
         let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
         wait(call, pause, &limits).await?;
-    }
-}
-
-/// The answer of an attempt is left for another attempt.
-fn give_up(call: &mut Call<'_>) {
-    if call.tally.trace.is_some() {
-        let whole = call.response.body == BodyLength::Empty;
-        let ended = if whole { trace::Ended::Whole } else { trace::Ended::Canceled(ResponseFlags::none()) };
-        trace::on_attempt_ended(call, ended, None);
     }
 }
 
@@ -503,35 +480,6 @@ fn destination(call: &Call<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
     let header = named.and_then(|name| call.request.headers.get(name));
     let address = header.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
     address.or(call.conn.wanted())
-}
-
-/// Tells outlier detection what the endpoint answered; of gRPC, what its status says.
-fn note_answer(call: &Call<'_>, cluster: &ClusterState, host: &Host, answer: Failure) {
-    let Failure::Response { status, grpc, .. } = answer else { return };
-    let outcome = grpc.filter(|_| call.request.is_grpc()).map_or(Outcome::Status(status), Outcome::grpc);
-    match tells_at_end(call) {
-        true => cluster.note_for_outliers(host, outcome),
-        false if call.request.is_grpc() && grpc.is_none() && status < 500 => {
-            // An answer of gRPC without a status is none.
-            cluster.note_for_outliers(host, outcome);
-            host.count_answer(false);
-        }
-        false => cluster.note(host, outcome),
-    }
-}
-
-/// Whether only the end of the answer tells whether the endpoint has served a call.
-fn tells_at_end(call: &Call<'_>) -> bool {
-    call.request.is_grpc() && call.response.status < 500 && call.response.body != BodyLength::Empty
-}
-
-/// Counts a call whose answer has ended, or broke off, by the status in its trailers.
-fn count_call(host: &Host, result: &Result<(), Stop>, status: Option<u16>) {
-    match result {
-        Ok(()) => host.count_answer(matches!(status.map(Outcome::grpc), Some(Outcome::Status(..=499)))),
-        Err(Stop::Abort(..)) => host.count_answer(false),
-        Err(_) => {}
-    }
 }
 
 /// Writes a number; what has more than 20 digits is cut.
@@ -574,7 +522,7 @@ async fn relay<'a, D: Downstream>(
     limits: Limits,
 ) -> Result<(), Stop> {
     call.note_response();
-    let told = tells_at_end(call);
+    let told = outcome::tells_at_end(call);
     let tunnel = call.response.body == BodyLength::Tunnel;
     if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
         call.request.set_upgrade(Some(protocol));
@@ -625,7 +573,7 @@ async fn relay<'a, D: Downstream>(
         call.tally.trailers = trailers;
     }
     if told && let Some(host) = &call.tally.host {
-        count_call(host, &result, call.tally.grpc_status);
+        outcome::count_call(host, &result, call.tally.grpc_status);
     }
     call.tally.request_bytes = before + body.read();
     if let Some(cluster) = &call.tally.cluster {

@@ -4,6 +4,7 @@ use super::{body::SideError, headers::Headers};
 use crate::config::{Coding, Library};
 use crate::telemetry::counters::Number;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use flate2::FlushCompress;
 use std::{
     borrow::Cow,
     io::{self, Write},
@@ -14,8 +15,8 @@ use std::{
 pub const AT_ONCE: usize = 8 * 1024;
 /// The greatest window of zstd that is decompressed, as a logarithm: 8 MiB, which RFC 8878 asks of every decoder.
 const ZSTD_WINDOW: u32 = 23;
-/// Bytes of the buffers inside of brotli.
-const BROTLI_BUFFER: usize = 4096;
+/// Bytes of the buffers inside of brotli, and by which what comes out of gzip grows.
+const BUFFER: usize = 4096;
 
 /// Takes what comes out, and no more than there is room for.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl Write for Out {
 
 /// One step.
 enum Stage {
-    Gzip(flate2::write::GzEncoder<Out>),
+    Gzip(Box<flate2::Compress>),
     /// Gone once it has ended.
     Brotli(Option<Box<brotli::CompressorWriter<Out>>>),
     Zstd(zstd::stream::write::Encoder<'static, Out>),
@@ -106,13 +107,7 @@ impl Stage {
             if then == Then::Flush { to.flush() } else { Ok(()) }
         }
         match self {
-            Self::Gzip(encoder) => {
-                write(encoder, data, then)?;
-                if then == Then::End {
-                    encoder.try_finish()?;
-                }
-                Ok(encoder.get_mut().take())
-            }
+            Self::Gzip(state) => gzip(state, data, then),
             Self::Brotli(place) => {
                 let Some(encoder) = place else { return Ok(Vec::new()) };
                 write(encoder, data, then)?;
@@ -162,6 +157,25 @@ impl Stage {
                 Ok(out.into_bytes())
             }
             Self::Nothing => Ok(Vec::new()),
+        }
+    }
+}
+
+fn gzip(state: &mut flate2::Compress, mut data: &[u8], then: Then) -> io::Result<Vec<u8>> {
+    let flush = match then {
+        Then::More => FlushCompress::None,
+        Then::Flush => FlushCompress::Sync,
+        Then::End => FlushCompress::Finish,
+    };
+    let mut out = Vec::new();
+    loop {
+        out.reserve(BUFFER);
+        let taken = state.total_in();
+        let status = state.compress_vec(data, &mut out, flush)?;
+        data = &data[usize::try_from(state.total_in() - taken).unwrap_or(data.len()).min(data.len())..];
+        // With room left everything has come out that there was.
+        if status == flate2::Status::StreamEnd || data.is_empty() && then != Then::End && out.len() < out.capacity() {
+            return Ok(out);
         }
     }
 }
@@ -228,11 +242,12 @@ impl Recode {
     pub fn compress(&mut self, library: Library, passed: Option<Passed>) -> io::Result<()> {
         let out = Out::new();
         let stage = match library {
-            Library::Gzip(level) => {
-                Stage::Gzip(flate2::write::GzEncoder::new(out, flate2::Compression::new(level.min(9))))
+            Library::Gzip(level, window) => {
+                let level = flate2::Compression::new(level.min(9));
+                Stage::Gzip(Box::new(flate2::Compress::new_gzip(level, window.clamp(9, 15))))
             }
             Library::Brotli(quality, window) => {
-                let encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, quality, window);
+                let encoder = brotli::CompressorWriter::new(out, BUFFER, quality, window);
                 Stage::Brotli(Some(Box::new(encoder)))
             }
             Library::Zstd(level, checksum) => {
@@ -259,7 +274,7 @@ impl Recode {
         let (out, ratio) = (Out::new(), Ratio { most: max_ratio.into(), taken: 0, given: 0 });
         let stage = match coding {
             Coding::Gzip => Stage::Gunzip(flate2::write::MultiGzDecoder::new(out), ratio),
-            Coding::Brotli => Stage::Unbrotli(Box::new(brotli::DecompressorWriter::new(out, BROTLI_BUFFER)), ratio),
+            Coding::Brotli => Stage::Unbrotli(Box::new(brotli::DecompressorWriter::new(out, BUFFER)), ratio),
             Coding::Zstd => {
                 let mut decoder = zstd::stream::write::Decoder::new(out)?;
                 decoder.window_log_max(ZSTD_WINDOW)?;
@@ -390,7 +405,7 @@ impl Recode {
 mod tests {
     use super::*;
 
-    const ALL: [Library; 3] = [Library::Gzip(6), Library::Brotli(3, 18), Library::Zstd(3, true)];
+    const ALL: [Library; 3] = [Library::Gzip(6, 12), Library::Brotli(3, 18), Library::Zstd(3, true)];
 
     fn compressed(library: Library, body: &[u8]) -> Vec<u8> {
         let mut recode = Recode::default();
@@ -413,9 +428,9 @@ mod tests {
             assert!(decompressed(library, &small, 1000).unwrap() == body, "{library:?}");
             let mut both = Recode::default();
             both.decompress(library.coding(), 1000, &"x".into(), None).unwrap();
-            both.compress(Library::Gzip(1), None).unwrap();
+            both.compress(Library::Gzip(1, 15), None).unwrap();
             let other = both.whole(&small).unwrap();
-            assert!(decompressed(Library::Gzip(1), &other, 1000).unwrap() == body, "{library:?} to gzip");
+            assert!(decompressed(Library::Gzip(1, 15), &other, 1000).unwrap() == body, "{library:?} to gzip");
         }
     }
 
@@ -456,8 +471,8 @@ mod tests {
             assert!(given <= small.len() * 100, "{library:?} gave {given} of {}", small.len());
             assert!(decompressed(library, b"this is plain text and nothing else", 100).is_err(), "{library:?}");
         }
-        let cut = &compressed(Library::Gzip(6), b"a body that is cut off before its end")[..20];
-        assert!(decompressed(Library::Gzip(6), cut, 100).is_err());
+        let cut = &compressed(Library::Gzip(6, 12), b"a body that is cut off before its end")[..20];
+        assert!(decompressed(Library::Gzip(6, 12), cut, 100).is_err());
     }
 
     #[test]

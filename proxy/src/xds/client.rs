@@ -1,7 +1,7 @@
 //! One stream to a server of resources: asks, takes in, publishes, acknowledges; and again after it breaks.
 //!
-//! A response is acknowledged when every worker has taken the root that holds it, so that the server's count of
-//! acknowledgements is the number of proxies on which a change is in force. While there is no server, what was received
+//! A response of the mesh's control plane is acknowledged when every worker has taken the root that holds it, so that the server's
+//! count of acknowledgements is the number of proxies on which a change is in force. While there is no server, what was received
 //! last goes on serving.
 //!
 //! There may be several clients, each for its own source: they share the state, and tell each other when it has changed.
@@ -107,6 +107,10 @@ pub struct Role {
     pub backoff: (Duration, Duration),
     /// How often requests may be sent; none is without limit.
     pub rate: Option<Rate>,
+    /// Whether a listener or a route table is acknowledged only when it is in force, as the mesh counts its proxies. Other servers
+    /// may send what a listener waits for only after its acknowledgement: they get it when every worker has what can be in
+    /// force by then.
+    pub tells_in_force: bool,
 }
 
 impl Role {
@@ -122,6 +126,7 @@ impl Role {
             open_limit: Some(OPEN_LIMIT),
             backoff: BACKOFF,
             rate: None,
+            tells_in_force: true,
         }
     }
 
@@ -137,6 +142,7 @@ impl Role {
             open_limit: None,
             backoff: grpc.backoff,
             rate: grpc.rate,
+            tells_in_force: false,
         }
     }
 
@@ -372,7 +378,8 @@ impl<C: Connect, P: Publish> Client<C, P> {
         );
         stream.nonces.insert(kind, nonce.clone());
         let applied = self.state().apply(kind, update, Instant::now(), SystemTime::now());
-        let (refused, waits) = (applied.refused, applied.waits);
+        let waits = if self.role.tells_in_force { applied.waits } else { BTreeSet::new() };
+        let refused = applied.refused;
         let answer = Unacknowledged { kind, nonce, version, refused, waits };
         let before = match &answer.refused {
             Some(_) => stream.refused.insert(kind, answer.version.clone()),

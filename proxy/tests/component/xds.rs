@@ -2,6 +2,7 @@
 
 use leno_proxy::config::{Action, Root};
 use leno_proxy::xds::source::{Protocol, SourceId};
+use leno_proxy::xds::state::WARMING_LIMIT;
 use leno_proxy::xds::{
     Changes, Client, Connect, Connection, Kind, LocalFuture, Publish, Role, SharedState, State, node,
 };
@@ -240,9 +241,10 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
     run_as(Role::mesh(), test);
 }
 
-/// As [`run`], with a client that speaks state of the world.
+/// As [`run`], with a client that speaks state of the world to a server that is not the mesh's.
 fn run_whole<F: Future<Output = ()>>(test: impl FnOnce(Fixture) -> F) {
-    run_as(Role { protocol: Protocol::StateOfTheWorld, open_limit: None, ..Role::mesh() }, test);
+    let protocol = Protocol::StateOfTheWorld;
+    run_as(Role { protocol, open_limit: None, tells_in_force: false, ..Role::mesh() }, test);
 }
 
 fn run_as<F: Future<Output = ()>>(role: Role, test: impl FnOnce(Fixture) -> F) {
@@ -567,6 +569,21 @@ fn whole_client_when_all_resources_have_come_publishes_and_acknowledges_version_
         let root = fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
         assert_eq!(target(&root), Some(("a".to_owned(), 8001)));
         assert_eq!(root.version, 1, "nothing was published before everything had come");
+    });
+}
+
+#[test]
+fn whole_client_when_a_listener_waits_for_its_routes_acknowledges_it_before_they_come() {
+    run_whole(|mut fixture| async move {
+        let mut stream = fixture.whole().await;
+        stream.accepted(Kind::Cluster, "c1", vec![leno_xds::any(&cluster("a"))]).await;
+        stream.accepted(Kind::Endpoints, "e1", vec![leno_xds::any(&endpoints("a", 8001))]).await;
+        let sent = Instant::now();
+        stream.accepted(Kind::Listener, "l1", vec![leno_xds::any(&listener("l", 80, "r"))]).await;
+        assert!(sent.elapsed() < WARMING_LIMIT, "some servers send routes only after it");
+        assert!(fixture.workers.newest().is_none(), "it is not in force without them");
+        stream.accepted(Kind::Routes, "r1", vec![leno_xds::any(&routes("r", "a"))]).await;
+        fixture.workers.wait("the route leads to the endpoint", |root| target(root).is_some()).await;
     });
 }
 

@@ -14,17 +14,62 @@ use std::{
 };
 use tokio::io::AsyncRead;
 
+/// Small chunks that lie in a buffer together are given out as one piece, up to about so many bytes.
+const JOINED: usize = 4 * 1024;
+
 /// Reads one body out of a connection's buffer.
 #[derive(Debug)]
 pub(crate) enum Reader {
     /// So many bytes to come; zero is the end.
     Exact(u64),
     /// Chunks.
-    Chunked(Chunked, Option<Box<Headers>>),
+    Chunked(Chunks),
     /// Everything until the connection ends.
     UntilClose,
     /// It ended with the connection.
     Closed,
+}
+
+/// A body in chunks.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    state: Chunked,
+    trailers: Option<Box<Headers>>,
+    /// Bytes of data at the buffer's front that several chunks were joined to; [`Self::state`] is behind them.
+    joined: u32,
+    /// Bytes of framing that lie behind those.
+    gap: u32,
+}
+
+impl Chunks {
+    fn new() -> Self {
+        Self { state: Chunked::Size, trailers: None, joined: 0, gap: 0 }
+    }
+
+    /// The buffer begins with `count` bytes of a chunk. Moves data of those behind it up to them, as far as they are there; how many
+    /// bytes of data lie at the front then. What is wrong there is found when it is its turn.
+    fn join(&mut self, buffer: &mut Buffer, count: usize) -> usize {
+        let (mut state, mut end, mut at) = (self.state, count, count);
+        state.consumed(count);
+        let bytes = buffer.bytes_mut();
+        let mut none = Headers::default();
+        while end < JOINED && !matches!(state, Chunked::Trailers | Chunked::Done) {
+            match state.step(&bytes[at..], &mut none) {
+                Ok(Step::Skip(framing)) => at += framing,
+                Ok(Step::Data(more)) => {
+                    bytes.copy_within(at..at + more, end);
+                    (end, at) = (end + more, at + more);
+                    state.consumed(more);
+                }
+                Ok(Step::More | Step::End(..)) | Err(_) => break,
+            }
+        }
+        let (Ok(joined), Ok(gap)) = (u32::try_from(end), u32::try_from(at - end)) else { return count };
+        if end > count {
+            (self.state, self.joined, self.gap) = (state, joined, gap);
+        }
+        end
+    }
 }
 
 impl Reader {
@@ -33,14 +78,14 @@ impl Reader {
         match length {
             BodyLength::Empty => Self::Exact(0),
             BodyLength::Exact(count) => Self::Exact(count),
-            BodyLength::Unknown if !until_close => Self::Chunked(Chunked::Size, None),
+            BodyLength::Unknown if !until_close => Self::Chunked(Chunks::new()),
             BodyLength::Unknown | BodyLength::Tunnel => Self::UntilClose,
         }
     }
 
     /// Whether the whole body was read.
     pub(crate) fn is_done(&self) -> bool {
-        matches!(self, Self::Exact(0) | Self::Chunked(Chunked::Done, _) | Self::Closed)
+        matches!(self, Self::Exact(0) | Self::Chunked(Chunks { state: Chunked::Done, .. }) | Self::Closed)
     }
 
     /// The next piece; reads from the connection when the buffer has none.
@@ -61,18 +106,20 @@ impl Reader {
                     0 => true,
                     have => break have,
                 },
-                Self::Chunked(state, trailers) => {
+                Self::Chunked(chunks) if chunks.joined > 0 => break chunks.joined as usize,
+                Self::Chunked(chunks) => {
                     let mut found = Headers::default();
-                    match state.step(buffer.bytes(), &mut found)? {
+                    match chunks.state.step(buffer.bytes(), &mut found)? {
                         Step::Skip(count) => {
                             buffer.consume(count);
                             false
                         }
+                        Step::Data(count) if count < JOINED => break chunks.join(buffer, count),
                         Step::Data(count) => break count,
                         Step::More => true,
                         Step::End(count, _) => {
                             buffer.consume(count);
-                            *trailers = (!found.is_empty()).then(|| Box::new(found));
+                            chunks.trailers = (!found.is_empty()).then(|| Box::new(found));
                             break 0;
                         }
                     }
@@ -80,7 +127,7 @@ impl Reader {
             };
             // Much that is sure to come is read in one piece.
             let coming = match self {
-                Self::Exact(left) => *left,
+                Self::Exact(left) | Self::Chunked(Chunks { state: Chunked::Data(left), .. }) => *left,
                 _ => 0,
             };
             if wants_more && ready!(buffer.poll_read_of(io, cx, coming))? == 0 {
@@ -92,7 +139,7 @@ impl Reader {
         };
         Poll::Ready(Ok(match self {
             _ if available > 0 => Piece::Data(buffer.bytes()[..available].into()),
-            Self::Chunked(_, Some(trailers)) => Piece::Trailers(trailers),
+            Self::Chunked(Chunks { trailers: Some(trailers), .. }) => Piece::Trailers(trailers),
             _ => Piece::End,
         }))
     }
@@ -102,7 +149,13 @@ impl Reader {
         buffer.consume(count);
         match self {
             Self::Exact(left) => *left -= (count as u64).min(*left),
-            Self::Chunked(state, _) => state.consumed(count),
+            Self::Chunked(Chunks { state, joined: 0, .. }) => state.consumed(count),
+            Self::Chunked(Chunks { joined, gap, .. }) => {
+                *joined = joined.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                if *joined == 0 {
+                    buffer.consume(std::mem::take(gap) as usize);
+                }
+            }
             Self::UntilClose | Self::Closed => {}
         }
     }

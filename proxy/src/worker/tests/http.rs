@@ -424,7 +424,7 @@ fn retries_when_beyond_the_budget_then_the_last_answer_is_passed_on() {
 }
 
 #[test]
-fn retries_when_nothing_was_sent_then_no_budget_is_needed() {
+fn retries_when_nothing_was_sent_then_clusters_of_the_mesh_need_no_budget() {
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gone = Backend::http(|_| "HTTP/1.1 503 No\r\nx-leno-not-sent: 1\r\ncontent-length: 0\r\n\r\n".to_owned());
     let backend = Backend::http(|_| ok("here"));
@@ -435,7 +435,9 @@ fn retries_when_nothing_was_sent_then_no_budget_is_needed() {
         let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
         let budget = Some(RetryBudget { percent: 0.0, min_concurrency: 0 });
         let limits = Limits { retry_budget: budget, ..Limits::default() };
-        let proxy = Proxy::start(1, http(action), vec![Cluster { limits, ..cluster(&[bad, backend.address]) }]);
+        let balancing = Arc::new(Balancing { skip_unreachable: true, ..Balancing::default() });
+        let cluster = Cluster { limits, balancing, ..cluster(&[bad, backend.address]) };
+        let proxy = Proxy::start(1, http(action), vec![cluster]);
         for _ in 0..10 {
             assert_eq!(proxy.get("/").body, "here");
         }

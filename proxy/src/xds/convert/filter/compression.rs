@@ -167,12 +167,15 @@ fn library(value: Option<TypedExtensionConfig>) -> Converted<Library> {
             memory_level: _,
             compression_level,
             compression_strategy: _,
-            window_bits: _,
+            window_bits,
             chunk_size: _,
         } = value;
+        let window = window_bits.unwrap_or(12);
+        let window = u8::try_from(window).ok().filter(|window| (9..=15).contains(window));
+        let window = window.ok_or_else(|| Refused::new("window_bits", "is not between 9 and 15"))?;
         return match u32::try_from(compression_level) {
-            Ok(0) => Ok(Library::Gzip(6)),
-            Ok(level @ 1..=9) => Ok(Library::Gzip(level)),
+            Ok(0) => Ok(Library::Gzip(6, window)),
+            Ok(level @ 1..=9) => Ok(Library::Gzip(level, window)),
             _ => Err(Refused::new("compression_level", "is not known to this proxy")),
         };
     }
