@@ -110,8 +110,8 @@ pub(super) async fn begin<D: Downstream>(
     });
     // A request for a tunnel has no end: it counts as whole from the beginning.
     let tunnel = call.request.wants_tunnel();
-    let complete = body.done || tunnel || call.request.body == BodyLength::Empty;
-    let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.done)).await;
+    let complete = body.has_ended() || tunnel || call.request.body == BodyLength::Empty;
+    let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.has_ended())).await;
     call.tally.unconnected += u16::from(acquired.is_err());
     let (mut up, counted) = acquired?;
     cluster.note(host, Outcome::Connected);
@@ -161,7 +161,7 @@ pub(super) async fn begin<D: Downstream>(
                     Poll::Pending => {}
                 }
             }
-            if observed && body.done && received.is_none() {
+            if observed && body.has_ended() && received.is_none() {
                 received = Some(Instant::now());
             }
             let head = loop {
@@ -183,31 +183,34 @@ pub(super) async fn begin<D: Downstream>(
                 Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
                 Poll::Pending => {}
             }
-            if body.done && down.poll_gone(cx).is_ready() {
+            if (body.has_ended() || body.blocked) && down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Wake::Gone);
             }
             if moved {
                 last = Instant::now();
             }
-            if (body.done || deaf) && whole.is_none() {
-                whole = Some(last);
+            if (body.has_ended() || deaf) && whole.is_none() {
+                whole = Some(if request.body == BodyLength::Empty { last } else { Instant::now() });
             }
             if let (Some(since), None) = (whole, limits.deadline) {
                 limits.deadline = limits.route.map(|limit| since + limit);
             }
+            // An endpoint that takes nothing of a request is waited for as for its answer.
+            let whole = whole.or(body.blocked.then_some(last));
+            let deadline = limits.deadline.or(whole.zip(limits.route).map(|(since, limit)| since + limit));
             let idle = limits.idle_deadline(last);
             let per_try = whole.zip(limits.per_try).map(|(since, limit)| since + limit);
             let try_idle = whole.and(limits.per_try_idle).map(|limit| last + limit);
             let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
-            let request = limits.request.filter(|_| !body.done);
-            let all = earlier(limits.deadline, earlier(request, limits.stream));
+            let request = limits.request.filter(|_| !body.has_ended());
+            let all = earlier(deadline, earlier(request, limits.stream));
             if timer.poll(cx, earlier(earlier(idle, log_at), earlier(all, attempt))).is_pending() {
                 return Poll::Pending;
             }
             let now = Instant::now();
             let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
             due = over(log_at);
-            Poll::Ready(if over(limits.deadline) {
+            Poll::Ready(if over(deadline) {
                 Wake::Route
             } else if over(request) {
                 Wake::Request
@@ -236,7 +239,8 @@ pub(super) async fn begin<D: Downstream>(
     if !matches!(wake, Wake::Head) {
         cluster.stats().moved(up.wire());
         // A stream that ends before its answer comes is reset; of HTTP/1 that is the end of the connection, which counts by itself.
-        if matches!(up, Up::Http2(_)) && !matches!(wake, Wake::Upstream(_)) {
+        let theirs = matches!(&wake, Wake::Upstream(error) if !is_of_protocol(error));
+        if matches!(up, Up::Http2(_)) && !theirs {
             cluster.stats().rq_tx_reset.add(1);
         }
     }
@@ -249,6 +253,8 @@ pub(super) async fn begin<D: Downstream>(
         moments.sent = received.map(|at| at - start);
         moments.answered = matches!(wake, Wake::Head).then(|| start.elapsed());
     }
+    // It is not the client that is waited for.
+    let heard = body.has_ended() || body.blocked;
     match wake {
         Wake::Head => {
             call.tally.upstream_time = Some(began.elapsed());
@@ -267,7 +273,7 @@ pub(super) async fn begin<D: Downstream>(
         }
         Wake::Downstream(error) => Err(Failed::Stop(reply::bad_body(&error).into())),
         // The client of a tunnel could still say something.
-        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, body.done && !tunnel).into())),
+        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, heard && !tunnel).into())),
         Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
         Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
         Wake::PerTry => {
@@ -281,11 +287,11 @@ pub(super) async fn begin<D: Downstream>(
         Wake::Attempt => {
             cluster.stats().rq_max_duration_reached.add(1);
             let failure = Failure::Reset { sent: true, reused: false, answered: false };
-            Err(Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, body.done)))
+            Err(Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, heard)))
         }
         Wake::Stream => {
             call.tally.filters().reply.grpc = Some(4);
-            Err(Failed::Stop(reply::late(reply::MAX_DURATION, body.done && !tunnel).into()))
+            Err(Failed::Stop(reply::late(reply::MAX_DURATION, heard && !tunnel).into()))
         }
     }
 }
@@ -424,7 +430,8 @@ pub(super) async fn finish<D: Downstream>(
     let before = if tunnel { call.tally.request_bytes } else { 0 };
     let (mut received, mut ended) = (None, None);
     let (keeps, mut began) = (call.manager.log_needs.observed, None);
-    let (http1, mut left, mut faulty) = (!call.is_http2(), false, false);
+    let (http1, mut left, mut faulty, mut theirs) = (!call.is_http2(), false, false, false);
+    let mut deadline = limits.deadline.filter(|_| !tunnel);
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = loop {
@@ -445,6 +452,7 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Ready(Err(PumpError::Source(error))) => {
                         // An answer of HTTP/1 that is cut is one that breaks the protocol.
                         faulty = is_of_protocol(&error);
+                        theirs = !faulty;
                         let (flags, details) = match error {
                             SideError::Chunk(_)
                             | SideError::Head(_)
@@ -468,7 +476,7 @@ pub(super) async fn finish<D: Downstream>(
                     Poll::Pending => {}
                 }
             }
-            if observed && body.done && received.is_none() {
+            if observed && body.has_ended() && received.is_none() {
                 received = Some(Instant::now());
             }
             if keeps && response.bytes > 0 && began.is_none() {
@@ -482,7 +490,8 @@ pub(super) async fn finish<D: Downstream>(
             if answered && (!tunnel || body.done || deaf) {
                 return Poll::Ready(Ok(()));
             }
-            if body.done && !tunnel && down.poll_gone(cx).is_ready() {
+            let ended = body.has_ended() && !tunnel;
+            if (ended || body.blocked && !tunnel) && down.poll_gone(cx).is_ready() {
                 return Poll::Ready(Err(Stop::Gone));
             }
             let since = match last {
@@ -490,9 +499,15 @@ pub(super) async fn finish<D: Downstream>(
                 _ => *last.insert(Instant::now()),
             };
             let idle = limits.idle_deadline(since);
-            let try_idle = limits.per_try_idle.filter(|_| !tunnel).map(|limit| since + limit);
-            let deadline = limits.deadline.filter(|_| !tunnel);
-            let request = limits.request.filter(|_| !body.done && !tunnel);
+            // These count from the request's end, which may come after the beginning of the answer.
+            if ended && deadline.is_none() {
+                deadline = limits.route.map(|limit| since + limit);
+            }
+            let waits = ended || body.blocked && !tunnel;
+            let try_idle = limits.per_try_idle.filter(|_| waits).map(|limit| since + limit);
+            let blocked = limits.route.filter(|_| waits && !ended).map(|limit| since + limit);
+            let deadline = earlier(deadline, blocked);
+            let request = limits.request.filter(|_| !ended && !tunnel);
             let stream = earlier(limits.stream, limits.attempt);
             let whole = earlier(deadline, earlier(request, stream));
             if timer.poll(cx, earlier(earlier(idle, try_idle), earlier(whole, log_at))).is_pending() {
@@ -539,6 +554,9 @@ pub(super) async fn finish<D: Downstream>(
         cluster.stats().moved(wire);
         if faulty {
             cluster.stats().cx_protocol_error.add(1);
+        }
+        if result.is_err() && !theirs && matches!(up, Up::Http2(_)) {
+            cluster.stats().rq_tx_reset.add(1);
         }
         match &result {
             Err(Stop::Abort(_, "response_timeout")) => cluster.stats().rq_timeout.add(1),

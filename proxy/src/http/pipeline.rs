@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Action, Forward, Redirect},
+    config::{Action, Forward, Http2Options, Redirect},
     overload,
     pool::{ClusterState, Outcome, Ticket},
     route::Selected,
@@ -108,7 +108,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
             call.conn.counted.iter().for_each(CountedConnection::count_continue);
         }
         // A request for a tunnel has no end.
-        let open = call.request.wants_tunnel() || call.request.body != BodyLength::Empty && !body.done;
+        let open = call.request.wants_tunnel() || call.request.body != BodyLength::Empty && !body.has_ended();
         if open && call.tally.moments.ended {
             stats.count_unfinished(call.tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION));
         }
@@ -122,7 +122,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
         observed.down = wire;
     }
     call.tell_listener(wire);
-    if call.tally.underscored && !body.done && call.request.body != BodyLength::Empty {
+    if call.tally.underscored && !body.has_ended() && call.request.body != BodyLength::Empty {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
         call.tally.details = "http2.unexpected_underscore";
     }
@@ -301,7 +301,7 @@ async fn proxy<'a, D: Downstream>(
 
     let safe = call.request.is_safe();
     let most_kept =
-        forward.replay_limit.map_or(call.manager.buffer_limit, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        forward.replay_limit.map_or_else(|| most_kept(call), |most| usize::try_from(most).unwrap_or(usize::MAX));
     if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
         body.keep_for_replay(most_kept);
     }
@@ -348,7 +348,7 @@ async fn proxy<'a, D: Downstream>(
                     let again = policy
                         .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                     // An answer to half a request may be about that half; "nothing was sent" is not.
-                    if !again || body.kept.unrepeatable || !(body.done || not_sent) {
+                    if !again || body.kept.unrepeatable || !(body.has_ended() || not_sent) {
                         if let Some(policy) = policy
                             && retries >= policy.attempts
                             && retry::wanted(failure, Some(policy), safe)
@@ -359,7 +359,9 @@ async fn proxy<'a, D: Downstream>(
                             && redirect::is_meant(call, follow)
                             && redirect::counted(
                                 cluster,
-                                body.done && !body.kept.unrepeatable && redirect::follow(call, follow, redirects),
+                                body.has_ended()
+                                    && !body.kept.unrepeatable
+                                    && redirect::follow(call, follow, redirects),
                             )
                         {
                             call.tally.code = call.response.status;
@@ -462,6 +464,17 @@ async fn proxy<'a, D: Downstream>(
     }
 }
 
+/// Bytes of a request that are kept for another attempt where its route says nothing: what its connection may hold; of HTTP/2, whose
+/// streams have a bound of their own, that one where it is set, and 1 MiB at least where it is not.
+fn most_kept(call: &Call<'_>) -> usize {
+    let (limit, window) = (call.manager.buffer_limit, call.manager.http2.stream_window);
+    match call.is_http2() {
+        false => limit,
+        true if window == Http2Options::default().stream_window => limit.max(1024 * 1024),
+        true => usize::try_from(window).unwrap_or(limit),
+    }
+}
+
 /// Tells the endpoint which attempt this is and how long it may take, as far as the virtual host wants it.
 fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed_out: bool, limits: &Limits) {
     if selected.host.attempt_count_in_request {
@@ -554,7 +567,7 @@ async fn relay<'a, D: Downstream>(
     }
     // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
     // connection stops it.
-    let unfinished = !body.done && !call.is_http2();
+    let unfinished = !body.has_ended() && !call.is_http2();
     let close = call.ends_connection() || unfinished;
     call.answers();
     down.send_head(call.request, call.response, close);

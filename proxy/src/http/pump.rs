@@ -34,6 +34,8 @@ pub struct RequestPump {
     pub done: bool,
     /// The client's side said its end.
     ended: bool,
+    /// There may be more of it that is not looked at, since the endpoint takes nothing.
+    pub blocked: bool,
     /// Bytes moved.
     pub bytes: u64,
     /// What was sent, for another attempt.
@@ -94,6 +96,11 @@ impl RequestPump {
     pub fn new(keep: Option<usize>) -> Self {
         let kept = Kept { replay: keep.map(|_| Vec::new()), limit: keep.unwrap_or(0), ..Kept::default() };
         Self { kept, ..Self::default() }
+    }
+
+    /// Whether the client has sent all of it, as far as that was looked at.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Reads the body before anybody wants it; ready when all of it is there. What is held is bounded.
@@ -281,9 +288,12 @@ impl RequestPump {
         up: &mut U,
         moved: &mut bool,
     ) -> Poll<Result<(), PumpError>> {
+        self.blocked = false;
         while !self.ended {
             if up.queued() >= HIGH_WATER {
-                ready!(up.poll_flush(cx)).map_err(PumpError::Sink)?;
+                let flushed = up.poll_flush(cx);
+                self.blocked = flushed.is_pending();
+                ready!(flushed).map_err(PumpError::Sink)?;
                 *moved = true;
             }
             match Self::next(&self.ahead, cx, down) {

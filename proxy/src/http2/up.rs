@@ -18,6 +18,7 @@ use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
 use crate::http::headers::{Headers, Known};
+use crate::http::parse::HeadError;
 use crate::pool::Birth;
 use crate::telemetry::Wire;
 use crate::telemetry::tracked::ConnectionEnd;
@@ -365,13 +366,21 @@ impl Upstream for Up {
         }
         let Some(key) = self.key else { return Poll::Ready(Err(SideError::Ended)) };
         let mux = &mut *self.handle.mux.borrow_mut();
+        // HTTP/2 has no such status (RFC 9113, section 8.6).
+        let none = || Poll::Ready(Err(SideError::Head(HeadError::Malformed("101 over HTTP/2"))));
         if let Some((status, headers)) = mux.take_interim(key) {
+            if status == 101 {
+                return none();
+            }
             head.clear();
             (head.status, head.headers) = (status, headers);
             return Poll::Ready(Ok(()));
         }
         let (status, headers, ended) = std::task::ready!(mux.poll_answer(key, cx))?;
         self.answered = true;
+        if status == 101 {
+            return none();
+        }
         head.clear();
         head.status = status;
         head.keep_alive = true;

@@ -11,6 +11,7 @@ mod manager;
 mod redirected;
 mod routed;
 mod routing;
+mod stalled;
 mod statistics;
 mod tcp;
 mod tls;
