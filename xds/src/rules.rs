@@ -5,7 +5,8 @@
 
 use crate::json::type_name;
 use prost_reflect::{
-    DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MapKey, OneofDescriptor, ReflectMessage, Value,
+    DynamicMessage, ExtensionDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, OneofDescriptor,
+    ReflectMessage, Value,
 };
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -14,15 +15,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Deeper messages are not looked at; what reads them has a bound of its own.
 const DEPTH: usize = 100;
 
-/// What the options of fields and of alternatives say, by their full names: decoding them anew for each message is most of the
-/// work. No more than the API has.
+/// What the options of a kind of message say: decoding them anew for each message would be most of the work.
 #[derive(Default)]
-struct Known {
-    fields: HashMap<String, Option<Arc<DynamicMessage>>>,
-    alternatives: HashMap<String, bool>,
+struct Plan {
+    /// Rules of fields, by number.
+    rules: HashMap<u32, Arc<DynamicMessage>>,
+    /// Fields that are looked at where they are not set: they must be there, or have a value all the same.
+    unset: Vec<(FieldDescriptor, bool)>,
+    /// Alternatives of which one must be chosen.
+    choices: Vec<OneofDescriptor>,
 }
 
-static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+/// By the kind's full name. No more than the API has.
+static KNOWN: Mutex<Option<HashMap<String, Arc<Plan>>>> = Mutex::new(None);
 
 /// Gives the memory of what is known back.
 pub(crate) fn release() {
@@ -95,28 +100,29 @@ impl Checker {
         if descriptor.full_name() == "google.protobuf.Any" {
             return self.any(message, path, depth);
         }
-        for field in descriptor.fields() {
-            let set = message.has_field(&field);
-            if !set && field.containing_oneof().is_some() {
-                continue;
+        let plan = self.plan(&descriptor);
+        for (field, value) in message.fields() {
+            let rules = plan.rules.get(&field.number()).map(|rules| &**rules);
+            if rules.is_some() || matches!(field.kind(), Kind::Message(_)) {
+                self.value(value, &field, rules, &within(path, field.name()), depth)?;
             }
-            let path = within(path, field.name());
-            let rules = self.rules(&field);
-            if !set && field.supports_presence() {
-                if rules.as_deref().is_some_and(is_required) {
-                    return broken(&path, "is missing");
-                }
-                continue;
-            }
-            self.value(&message.get_field(&field), &field, rules.as_deref(), &path, depth)?;
         }
-        descriptor.oneofs().try_for_each(|oneof| match self.must_choose(&oneof) {
-            true if !oneof.fields().any(|field| message.has_field(&field)) => {
-                let names: Vec<String> = oneof.fields().map(|field| field.name().to_owned()).collect();
-                broken(&within(path, oneof.name()), format!("is missing: one of {}", names.join(", ")))
+        for (field, required) in plan.unset.iter().filter(|(field, _)| !message.has_field(field)) {
+            let path = within(path, field.name());
+            if *required {
+                return broken(&path, "is missing");
             }
-            _ => Ok(()),
-        })
+            let rules = plan.rules.get(&field.number()).map(|rules| &**rules);
+            self.value(&message.get_field(field), field, rules, &path, depth)?;
+        }
+        let open = |choice: &&OneofDescriptor| !choice.fields().any(|field| message.has_field(&field));
+        match plan.choices.iter().find(open) {
+            Some(missing) => {
+                let names: Vec<String> = missing.fields().map(|field| field.name().to_owned()).collect();
+                broken(&within(path, missing.name()), format!("is missing: one of {}", names.join(", ")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn any(&self, message: &DynamicMessage, path: &str, depth: usize) -> Result<(), Broken> {
@@ -128,28 +134,30 @@ impl Checker {
         }
     }
 
-    fn rules(&self, field: &FieldDescriptor) -> Option<Arc<DynamicMessage>> {
+    fn plan(&self, of: &MessageDescriptor) -> Arc<Plan> {
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = &mut known.get_or_insert_default().fields;
-        if let Some(rules) = known.get(field.full_name()) {
-            return rules.clone();
+        let known = known.get_or_insert_default();
+        if let Some(plan) = known.get(of.full_name()) {
+            return plan.clone();
         }
-        let options = field.options();
-        let rules = options.has_extension(&self.fields).then(|| options.get_extension(&self.fields).into_owned());
-        let rules = rules.and_then(|rules| rules.as_message().cloned()).map(Arc::new);
-        known.insert(field.full_name().to_owned(), rules.clone());
-        rules
-    }
-
-    fn must_choose(&self, oneof: &OneofDescriptor) -> bool {
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = &mut known.get_or_insert_default().alternatives;
-        if let Some(must) = known.get(oneof.full_name()) {
-            return *must;
+        let mut plan = Plan::default();
+        for field in of.fields() {
+            let options = field.options();
+            let rules = options.has_extension(&self.fields).then(|| options.get_extension(&self.fields));
+            let Some(rules) = rules.as_deref().and_then(Value::as_message) else { continue };
+            let required = field.supports_presence() && is_required(rules);
+            if field.containing_oneof().is_none() && (required || !field.supports_presence()) {
+                plan.unset.push((field.clone(), required));
+            }
+            plan.rules.insert(field.number(), Arc::new(rules.clone()));
         }
-        let must = !oneof.is_synthetic() && oneof.options().get_extension(&self.required).as_bool() == Some(true);
-        known.insert(oneof.full_name().to_owned(), must);
-        must
+        let must = |choice: &OneofDescriptor| {
+            !choice.is_synthetic() && choice.options().get_extension(&self.required).as_bool() == Some(true)
+        };
+        plan.choices = of.oneofs().filter(must).collect();
+        let plan = Arc::new(plan);
+        known.insert(of.full_name().to_owned(), plan.clone());
+        plan
     }
 
     fn value(
@@ -163,35 +171,35 @@ impl Checker {
         match value {
             Value::List(values) => {
                 let own = rules.and_then(|rules| part(rules, "repeated"));
-                if let Some(own) = &own {
+                if let Some(own) = own {
                     count(values.len(), own, "min_items", "max_items", path)?;
                 }
-                let items = own.as_ref().and_then(|own| part(own, "items"));
+                let items = own.and_then(|own| part(own, "items"));
                 for (index, value) in values.iter().enumerate() {
-                    self.one(value, items.as_ref(), &format!("{path}[{index}]"), depth)?;
+                    self.one(value, items, &format!("{path}[{index}]"), depth)?;
                 }
                 Ok(())
             }
             Value::Map(entries) => {
                 let own = rules.and_then(|rules| part(rules, "map"));
-                if let Some(own) = &own {
+                if let Some(own) = own {
                     count(entries.len(), own, "min_pairs", "max_pairs", path)?;
                 }
-                let side = |name: &str| own.as_ref().and_then(|own| part(own, name));
+                let side = |name: &str| own.and_then(|own| part(own, name));
                 let (keys, values) = (side("keys"), side("values"));
                 for (key, value) in entries {
                     if let MapKey::String(key) = key {
-                        self.one(&Value::String(key.clone()), keys.as_ref(), path, depth)?;
+                        self.one(&Value::String(key.clone()), keys, path, depth)?;
                     }
-                    self.one(value, values.as_ref(), path, depth)?;
+                    self.one(value, values, path, depth)?;
                 }
                 Ok(())
             }
             Value::EnumNumber(number) => match (field.kind(), rules.and_then(|rules| part(rules, "enum"))) {
-                (Kind::Enum(names), Some(own)) if flag(&own, "defined_only") && names.get_value(*number).is_none() => {
+                (Kind::Enum(names), Some(own)) if flag(own, "defined_only") && names.get_value(*number).is_none() => {
                     broken(path, format!("{number} is no value of {}", names.name()))
                 }
-                (_, Some(own)) => listed(f64::from(*number), &own, path),
+                (_, Some(own)) => listed(f64::from(*number), own, path),
                 _ => Ok(()),
             },
             value => self.one(value, rules, path, depth),
@@ -205,11 +213,11 @@ impl Checker {
             return match descriptor.full_name().strip_prefix("google.protobuf.") {
                 Some("Struct" | "Value" | "ListValue" | "Timestamp" | "Empty") => Ok(()),
                 Some("Duration") => match rules.and_then(|rules| part(rules, "duration")) {
-                    Some(own) => bounds(seconds(message), &own, "s", path),
+                    Some(own) => bounds(seconds(message), own, "s", path),
                     None => Ok(()),
                 },
                 Some("Any") | None => {
-                    let skips = rules.and_then(|rules| part(rules, "message")).is_some_and(|own| flag(&own, "skip"));
+                    let skips = rules.and_then(|rules| part(rules, "message")).is_some_and(|own| flag(own, "skip"));
                     if skips { Ok(()) } else { self.message(message, path, depth + 1) }
                 }
                 Some(_) => match message.get_field_by_name("value") {
@@ -225,12 +233,12 @@ impl Checker {
 fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str, strict: bool) -> Result<(), Broken> {
     let Some(rules) = rules else { return Ok(()) };
     match value {
-        Value::String(text) => part(rules, "string").map_or(Ok(()), |own| self::text(text, &own, path, strict)),
+        Value::String(text) => part(rules, "string").map_or(Ok(()), |own| self::text(text, own, path, strict)),
         Value::Bytes(bytes) => match part(rules, "bytes") {
-            Some(own) => count(bytes.len(), &own, "min_len", "max_len", path),
+            Some(own) => count(bytes.len(), own, "min_len", "max_len", path),
             None => Ok(()),
         },
-        Value::Bool(held) => match part(rules, "bool").and_then(|own| own_field(&own, "const")?.as_bool()) {
+        Value::Bool(held) => match part(rules, "bool").and_then(|own| own_field(own, "const")?.as_bool()) {
             Some(wanted) if wanted != *held => broken(path, format!("must be {wanted}")),
             _ => Ok(()),
         },
@@ -240,8 +248,8 @@ fn scalar(value: &Value, rules: Option<&DynamicMessage>, path: &str, strict: boo
                 "sfixed32", "sfixed64",
             ];
             match (number(value), KINDS.iter().find_map(|kind| part(rules, kind))) {
-                (Some(0.0), Some(own)) if flag(&own, "ignore_empty") => Ok(()),
-                (Some(number), Some(own)) => bounds(number, &own, "", path).and_then(|()| listed(number, &own, path)),
+                (Some(0.0), Some(own)) if flag(own, "ignore_empty") => Ok(()),
+                (Some(number), Some(own)) => bounds(number, own, "", path).and_then(|()| listed(number, own, path)),
                 _ => Ok(()),
             }
         }
@@ -289,7 +297,7 @@ fn text(text: &str, own: &DynamicMessage, path: &str, strictly: bool) -> Result<
 fn is_required(rules: &DynamicMessage) -> bool {
     ["message", "duration", "timestamp", "any"]
         .iter()
-        .any(|kind| part(rules, kind).is_some_and(|own| flag(&own, "required")))
+        .any(|kind| part(rules, kind).is_some_and(|own| flag(own, "required")))
 }
 
 fn own_field<'a>(message: &'a DynamicMessage, name: &str) -> Option<Cow<'a, Value>> {
@@ -297,8 +305,11 @@ fn own_field<'a>(message: &'a DynamicMessage, name: &str) -> Option<Cow<'a, Valu
     message.has_field(&field).then(|| message.get_field(&field))
 }
 
-fn part(message: &DynamicMessage, name: &str) -> Option<DynamicMessage> {
-    own_field(message, name)?.as_message().cloned()
+fn part<'a>(message: &'a DynamicMessage, name: &str) -> Option<&'a DynamicMessage> {
+    match own_field(message, name)? {
+        Cow::Borrowed(Value::Message(part)) => Some(part),
+        _ => None,
+    }
 }
 
 fn flag(message: &DynamicMessage, name: &str) -> bool {

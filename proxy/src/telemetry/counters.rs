@@ -8,8 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Numbers that are kept by name at most, about 200 bytes each; further ones count where nobody sees them.
-pub const MAX_COUNTERS: usize = 16_384;
+/// Numbers that are kept by name at most, about 200 bytes each; further ones count where nobody sees them. Enough for the 21 numbers of
+/// outlier detection of ten thousand clusters.
+pub const MAX_COUNTERS: usize = 262_144;
+
+/// Below so many nothing is looked for that could go.
+const FEW: usize = 1024;
 
 /// One number.
 #[derive(Debug, Default)]
@@ -101,7 +105,24 @@ struct Entry {
 
 /// All of them.
 #[derive(Debug, Clone, Default)]
-pub struct Counters(Arc<Mutex<BTreeMap<String, Entry>>>);
+pub struct Counters(Arc<Mutex<Numbers>>);
+
+#[derive(Debug, Default)]
+struct Numbers {
+    by_name: BTreeMap<String, Entry>,
+    /// How many there may be before it is looked for those that nobody counts any more: twice as many as were left then.
+    look_at: usize,
+    /// It was said that there are too many.
+    told: bool,
+}
+
+impl Numbers {
+    /// What no configuration counts any more goes, as in Envoy.
+    fn forget(&mut self) {
+        self.by_name.retain(|_, entry| Arc::strong_count(&entry.number) > 1);
+        self.look_at = (self.by_name.len() * 2).clamp(FEW, MAX_COUNTERS);
+    }
+}
 
 impl Counters {
     /// The counter `stat` under these scopes, one inside of the other; the same whenever it is asked for.
@@ -140,15 +161,18 @@ impl Counters {
             }
         }
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all.get(&name) {
+        if let Some(known) = all.by_name.get(&name) {
             return known.number.clone();
         }
         let number = Arc::<Number>::default();
-        if all.len() >= MAX_COUNTERS {
-            forget(&mut all);
+        // Not for each: it takes as long as there are numbers.
+        if all.by_name.len() >= all.look_at.max(FEW) && !all.told {
+            all.forget();
         }
-        if all.len() < MAX_COUNTERS {
-            all.insert(name, Entry { number: number.clone(), gauge, family, labels });
+        if all.by_name.len() < MAX_COUNTERS {
+            all.by_name.insert(name, Entry { number: number.clone(), gauge, family, labels });
+        } else if !std::mem::replace(&mut all.told, true) {
+            tracing::warn!(%name, most = MAX_COUNTERS, "too many statistics; this one and further ones are not told");
         }
         number
     }
@@ -156,17 +180,13 @@ impl Counters {
     /// Every number, sorted by name.
     pub fn stats(&self) -> Vec<Stat> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        forget(&mut all);
+        all.forget();
+        all.told &= all.by_name.len() >= MAX_COUNTERS;
         let stat = |(name, entry): (&String, &Entry)| {
             Stat::new(name, entry.number.get(), entry.gauge, entry.family.clone(), entry.labels.clone())
         };
-        all.iter().map(stat).collect()
+        all.by_name.iter().map(stat).collect()
     }
-}
-
-/// What no configuration counts any more goes, as in Envoy.
-fn forget(all: &mut BTreeMap<String, Entry>) {
-    all.retain(|_, entry| Arc::strong_count(&entry.number) > 1);
 }
 
 /// Numbers that belong together. What is made by `default` counts where nobody looks; all are equal, so that what holds them is

@@ -2,6 +2,7 @@
 
 use super::ejections::Ejections;
 use super::machine::Verdict;
+use super::probe::Said;
 use super::{Shared, WARMING_LIMIT, names, probe, turns};
 use crate::config::{Care, Cluster, ClusterId, ClusterKind, Dns, DnsName, Endpoint, Failed, Health, Report};
 use std::cell::Cell;
@@ -49,8 +50,7 @@ struct Checked {
     endpoint: Arc<Endpoint>,
     task: Task,
     verdict: Option<Verdict>,
-    /// The endpoint has said itself that it is not well; what checks it has not seen that yet.
-    failed: Rc<Cell<bool>>,
+    said: Rc<Said>,
 }
 
 /// A cluster that is looked after.
@@ -228,21 +228,21 @@ impl Watched {
                 }
                 let (cluster, check, care, shared) =
                     (self.base.clone(), check.clone(), self.care.clone(), shared.clone());
-                let start = |endpoint: Arc<Endpoint>, failed: Rc<Cell<bool>>| {
-                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, failed, task))
+                let start = |endpoint: Arc<Endpoint>, said: Rc<Said>| {
+                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, said, task))
                 };
                 match self.checked.get_mut(&endpoint.address) {
                     Some(checked) => {
                         let same = checked.endpoint.check == endpoint.check && checked.endpoint.tls == endpoint.tls;
                         if !same {
-                            checked.task = start(endpoint.clone(), checked.failed.clone());
+                            checked.task = start(endpoint.clone(), checked.said.clone());
                         }
                         checked.endpoint = endpoint.clone();
                     }
                     None => {
-                        let failed = Rc::default();
-                        let task = start(endpoint.clone(), Rc::clone(&failed));
-                        let checked = Checked { endpoint: endpoint.clone(), task, verdict: None, failed };
+                        let said = Rc::default();
+                        let task = start(endpoint.clone(), Rc::clone(&said));
+                        let checked = Checked { endpoint: endpoint.clone(), task, verdict: None, said };
                         self.checked.insert(endpoint.address, checked);
                     }
                 }
@@ -261,9 +261,9 @@ impl Watched {
         };
         if checked.verdict.replace(verdict) != Some(verdict) {
             tracing::info!(cluster = %self.base.name, %address, ?verdict, "a health check has decided");
+            self.dirty = true;
+            self.tell();
         }
-        self.dirty = true;
-        self.tell();
         if verdict == Verdict::Unhealthy {
             let before = self.lingering.len();
             self.lingering.retain(|endpoint| endpoint.address != address);
@@ -271,7 +271,7 @@ impl Watched {
                 self.settle(shared);
             }
         } else if let Some(ejections) = &mut self.ejections {
-            ejections.check_passed(address, Instant::now());
+            self.dirty |= ejections.check_passed(address, Instant::now());
             self.write_turns(shared);
         }
     }
@@ -279,7 +279,8 @@ impl Watched {
     /// An endpoint has said that it is not well: it is out until as many checks as that takes find it well again.
     fn fail(&mut self, address: SocketAddr, shared: &Rc<Shared>) {
         let Some(checked) = self.checked.get_mut(&address) else { return };
-        checked.failed.set(true);
+        checked.said.failed.set(true);
+        checked.said.leaves.set(true);
         let task = checked.task.number;
         if checked.verdict != Some(Verdict::Unhealthy) {
             self.checked(task, address, Verdict::Unhealthy, shared);
@@ -365,10 +366,13 @@ impl Watched {
 
     fn health(&self, endpoint: &Endpoint) -> (Health, bool) {
         let out = self.is_out(endpoint.address);
-        match self.checked.get(&endpoint.address).map(|checked| checked.verdict) {
+        let checked = self.checked.get(&endpoint.address);
+        // Who leaves is no failure of the others.
+        let leaves = endpoint.is_excluded() || checked.is_some_and(|checked| checked.said.leaves.get());
+        match checked.map(|checked| checked.verdict) {
             // Not checked yet is not well, and counts if the cluster says so.
             Some(None) => (Health::Unhealthy, self.base.balancing.ignore_unchecked),
-            Some(Some(Verdict::Unhealthy)) => (Health::Unhealthy, false),
+            Some(Some(Verdict::Unhealthy)) => (Health::Unhealthy, leaves),
             _ if out => (Health::Unhealthy, false),
             Some(Some(Verdict::Degraded)) if endpoint.health == Health::Healthy => (Health::Degraded, false),
             _ => (endpoint.health, false),

@@ -1,7 +1,7 @@
 //! Asks an endpoint whether it is well: by HTTP, by TCP, by gRPC's health protocol.
 
 use super::events::{self, Failed, Step};
-use super::machine::{Machine, Outcome};
+use super::machine::{Machine, Outcome, Verdict};
 use super::{Event, Shared};
 use crate::config::{Care, Cluster, Endpoint, HealthCheck, HttpProbe, Probe, ServiceName, pipe::Shown};
 use crate::listen::Stream;
@@ -26,14 +26,23 @@ const MAX_ANSWER: usize = 64 * 1024;
 /// Who asks, as Envoy says it: back ends look at it.
 const USER_AGENT: &str = "Envoy/HC";
 
-/// Checks one endpoint for as long as the task lives; `failed` where it has said itself meanwhile that it is not well.
+/// What an endpoint has said of itself by `x-envoy-immediate-health-check-fail`.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// That it is not well, in an answer to a request; what checks it has not seen that yet.
+    pub(super) failed: Cell<bool>,
+    /// That it is on its way out: it counts for nothing until it is well again.
+    pub(super) leaves: Cell<bool>,
+}
+
+/// Checks one endpoint for as long as the task lives.
 pub(super) async fn watch(
     shared: Rc<Shared>,
     cluster: Arc<Cluster>,
     check: Arc<HealthCheck>,
     endpoint: Arc<Endpoint>,
     care: Arc<Care>,
-    failed: Rc<Cell<bool>>,
+    said: Rc<Said>,
     task: u64,
 ) {
     let at_random = |most: Duration| {
@@ -42,8 +51,9 @@ pub(super) async fn watch(
     };
     tokio::time::sleep(at_random(check.initial_jitter)).await;
     let mut machine = Machine::default();
-    let mut kept = Kept::default();
+    let mut kept = Kept { said: said.clone(), ..Kept::default() };
     let mut degraded = false;
+    let comes_back = cluster.outliers.as_ref().is_some_and(|outliers| outliers.check_brings_back);
     loop {
         let asked = {
             let Ok(_slot) = shared.slots.acquire().await else { return };
@@ -64,17 +74,30 @@ pub(super) async fn watch(
             Outcome::Bad => check.stats.failure.add(1),
             Outcome::Silent => {
                 check.stats.failure.add(1);
-                check.stats.network_failure.add(1);
+                // An answer is none, though it may be looked at like one.
+                if status == 0 {
+                    check.stats.network_failure.add(1);
+                }
             }
         }
         if outcome == Outcome::Silent || !check.reuse_connection {
-            kept = Kept::default();
+            kept = Kept { said: said.clone(), ..Kept::default() };
         }
-        if failed.take() {
+        if said.failed.take() {
             machine.fail();
         }
         let (first, before) = machine.is_well();
         let (verdict, wait) = machine.step(outcome, &check, care.is_used());
+        let well = machine.is_well().1;
+        if well {
+            said.leaves.set(false);
+        }
+        // Each check that passes may bring back what outlier detection took out.
+        let again = (well && comes_back).then_some(match outcome {
+            Outcome::Degraded => Verdict::Degraded,
+            _ => Verdict::Healthy,
+        });
+        let verdict = verdict.or(again.filter(|_| matches!(outcome, Outcome::Good | Outcome::Degraded)));
         if let Some(log) = &check.log {
             let step = Step { first, before, after: machine.is_well().1, was_degraded: degraded };
             let told = events::told(log, step, outcome, Failed::new(outcome, status, late));
@@ -100,6 +123,7 @@ struct Kept {
     http1: Option<http1::SendRequest<Full<Bytes>>>,
     http2: Option<http2::SendRequest<Full<Bytes>>>,
     driver: Option<AbortHandle>,
+    said: Rc<Said>,
 }
 
 impl Drop for Kept {
@@ -225,6 +249,7 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     };
     let status = response.status().as_u16();
     let degraded = response.headers().contains_key("x-envoy-degraded");
+    kept.said.leaves.set(response.headers().contains_key("x-envoy-immediate-health-check-fail"));
     let closes =
         response.headers().get("connection").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let named = response.headers().get("x-envoy-upstream-healthchecked-cluster");
@@ -235,7 +260,7 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     // All of the answer, so that the connection can serve another check.
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
     if body.is_none() || closes {
-        *kept = Kept::default();
+        *kept = Kept { said: kept.said.clone(), ..Kept::default() };
     }
     let said = body.map(|body| body.to_bytes()).unwrap_or_default();
     if is_other || !contains_in_order(&said, &probe.receive) {

@@ -357,3 +357,46 @@ async fn stage_when_grpc_is_checked_then_the_status_of_the_service_decides() {
         until(&mut out, service, |cluster| cluster.endpoints[0].health == expected).await;
     }
 }
+
+#[tokio::test]
+async fn stage_when_a_check_passes_then_what_was_taken_out_is_back_at_once() {
+    let address = backend(Arc::new(AtomicU16::new(200))).await;
+    let (sender, roots) = watch::channel(None);
+    let mut out = stage(roots, CredentialStore::new());
+    let outliers = OutlierDetection { max_percent: 100, ..OutlierDetection::default() };
+    let stats = outliers.stats.clone();
+    let mut config = cluster(vec![Endpoint::new(address)]);
+    (config.outliers, config.checks) = (Some(Arc::new(outliers)), vec![Arc::new(check(http("/healthz")))]);
+    sender.send_replace(root(1, config));
+    let well = |cluster: &Cluster| cluster.endpoints[0].health == Health::Healthy;
+    until(&mut out, "the first", |cluster| cluster.care.is_some() && well(cluster)).await;
+    let care = out.borrow().as_ref().unwrap().clusters[0].as_ref().unwrap().care.clone().unwrap();
+    care.report(Report::Consecutive { cluster: ClusterId(0), address, kind: Consecutive::ServerErrors });
+    let waited = tokio::time::timeout(LIMIT, async {
+        while stats.enforced_total.get() == 0 || stats.active.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.expect("30 seconds are not over, but a check has passed");
+    until(&mut out, "its end", well).await;
+}
+
+#[tokio::test]
+async fn stage_when_what_leaves_fails_its_checks_then_it_is_no_failure_of_the_others() {
+    let status = Arc::new(AtomicU16::new(500));
+    let address = backend(status).await;
+    let (sender, roots) = watch::channel(None);
+    let mut out = stage(roots, CredentialStore::new());
+    let mut config = cluster(vec![Endpoint { health: Health::Draining, ..Endpoint::new(address) }]);
+    config.checks = vec![Arc::new(check(http("/healthz")))];
+    sender.send_replace(root(1, config.clone()));
+    let left = |cluster: &Cluster| {
+        let endpoint = &cluster.endpoints[0];
+        endpoint.health == Health::Unhealthy && endpoint.failed.check && endpoint.is_excluded()
+    };
+    until(&mut out, "the failure", left).await;
+    config.endpoints = vec![Arc::new(Endpoint::new(address))];
+    sender.send_replace(root(2, config));
+    let failed = |cluster: &Cluster| cluster.endpoints[0].failed.check && !cluster.endpoints[0].is_excluded();
+    until(&mut out, "the failure of one that is to be there", failed).await;
+}
