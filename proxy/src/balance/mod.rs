@@ -195,7 +195,7 @@ impl Plan {
                 let wanted = if hashed { Health::Healthy } else { wanted };
                 let panic = load.panic;
                 let eligible = |host: &Host| match panic {
-                    true => !balancing.fail_on_panic,
+                    true => hashed || !balancing.fail_on_panic,
                     false => !host.endpoint().is_excluded() && host.endpoint().health == wanted,
                 };
                 let by_locality = balancing.by_locality && (!panic || hashed);

@@ -83,7 +83,10 @@ impl SubsetTable {
         // A selector may fall back to another with fewer labels, which may again: each time fewer.
         for _ in 0..self.config.selectors.len() {
             let Fallback::Keys(keys) = fallback else { break };
-            let Some(at) = self.selector(keys.iter()) else { break };
+            let Some(at) = self.selector(keys.iter()) else {
+                fallback = &self.config.fallback;
+                break;
+            };
             let values: Option<Values> = keys.iter().map(|key| wanted.get(key).cloned()).collect();
             if let Some(plan) = values.and_then(|values| self.groups[at].get(&values)).filter(|plan| !plan.is_empty()) {
                 return Some(plan);

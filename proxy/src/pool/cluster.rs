@@ -233,6 +233,11 @@ impl ClusterState {
         if let Ok(ticket) = shared.take(Count::Connections, limit) {
             return Admission::Connect(ticket.at(host));
         }
+        if host.is_unconnected()
+            && let Ok(ticket) = shared.take(Count::Connections, u32::MAX)
+        {
+            return Admission::Connect(ticket.at(host));
+        }
         let _waiting = host.wait();
         // Whoever is woken for nothing keeps its place.
         let mut released = std::pin::pin!(shared.released.notified());

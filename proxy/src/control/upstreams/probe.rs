@@ -51,14 +51,14 @@ pub(super) async fn watch(
     };
     tokio::time::sleep(at_random(check.initial_jitter)).await;
     let mut machine = Machine::default();
-    let mut kept = Kept { said: said.clone(), ..Kept::default() };
+    let mut kept = Kept::default();
     let mut degraded = false;
     let comes_back = cluster.outliers.as_ref().is_some_and(|outliers| outliers.check_brings_back);
     loop {
         let asked = {
             let Ok(_slot) = shared.slots.acquire().await else { return };
             check.stats.attempt.add(1);
-            let asked = ask(&shared, &cluster, &check, &endpoint, &mut kept);
+            let asked = ask(&shared, &cluster, &check, &endpoint, &said, &mut kept);
             tokio::time::timeout(check.timeout, asked).await
         };
         let (outcome, status, late) = match asked {
@@ -81,7 +81,7 @@ pub(super) async fn watch(
             }
         }
         if outcome == Outcome::Silent || !check.reuse_connection {
-            kept = Kept { said: said.clone(), ..Kept::default() };
+            kept = Kept::default();
         }
         if said.failed.take() {
             machine.fail();
@@ -123,7 +123,6 @@ struct Kept {
     http1: Option<http1::SendRequest<Full<Bytes>>>,
     http2: Option<http2::SendRequest<Full<Bytes>>>,
     driver: Option<AbortHandle>,
-    said: Rc<Said>,
 }
 
 impl Drop for Kept {
@@ -140,6 +139,7 @@ async fn ask(
     cluster: &Cluster,
     check: &HealthCheck,
     endpoint: &Endpoint,
+    said: &Said,
     kept: &mut Kept,
 ) -> io::Result<(Outcome, u16)> {
     let own = endpoint.check.as_deref();
@@ -149,7 +149,7 @@ async fn ask(
     if let Some(port) = own.and_then(|own| own.port).filter(|_| pipe.is_none()) {
         address.set_port(port);
     }
-    let target = Target { shared, cluster, check, endpoint, address, pipe };
+    let target = Target { shared, cluster, check, endpoint, said, address, pipe };
     let name = |configured: &Option<Arc<str>>| {
         let named = own.and_then(|own| own.hostname.clone()).or_else(|| configured.clone());
         named.unwrap_or_else(|| cluster.name.clone())
@@ -170,6 +170,7 @@ struct Target<'a> {
     cluster: &'a Cluster,
     check: &'a HealthCheck,
     endpoint: &'a Endpoint,
+    said: &'a Said,
     address: SocketAddr,
     pipe: Option<&'a str>,
 }
@@ -249,7 +250,7 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     };
     let status = response.status().as_u16();
     let degraded = response.headers().contains_key("x-envoy-degraded");
-    kept.said.leaves.set(response.headers().contains_key("x-envoy-immediate-health-check-fail"));
+    target.said.leaves.set(response.headers().contains_key("x-envoy-immediate-health-check-fail"));
     let closes =
         response.headers().get("connection").is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
     let named = response.headers().get("x-envoy-upstream-healthchecked-cluster");
@@ -260,7 +261,7 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
     // All of the answer, so that the connection can serve another check.
     let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
     if body.is_none() || closes {
-        *kept = Kept { said: kept.said.clone(), ..Kept::default() };
+        *kept = Kept::default();
     }
     let said = body.map(|body| body.to_bytes()).unwrap_or_default();
     if is_other || !contains_in_order(&said, &probe.receive) {

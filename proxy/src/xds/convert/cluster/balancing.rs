@@ -42,6 +42,10 @@ pub(super) fn convert(fields: Fields, kind: ClusterKind) -> Converted<(LbPolicy,
     let mut balancing = Balancing::default();
     common_settings(&mut balancing, common).within("common_lb_config")?;
     balancing.subsets = subsets.map(subset_settings).transpose().within("lb_subset_config")?;
+    if !balancing.by_locality && balancing.subsets.as_ref().is_some_and(|subsets| subsets.by_locality) {
+        let reason = "is only for clusters with common_lb_config.locality_weighted_lb_config";
+        return Err(Refused::new("lb_subset_config.locality_weight_aware", reason));
+    }
     let policy = match extension {
         Some(policy) => by_extension(&mut balancing, policy, kind, 0).within("load_balancing_policy")?,
         None => by_name(&mut balancing, lb_policy, lb_config, kind)?,
@@ -64,22 +68,20 @@ fn by_name(
         };
     }
     match (name, config) {
-        (Name::RoundRobin, None) => Ok(LbPolicy::RoundRobin),
         (Name::RoundRobin, Some(LbConfig::RoundRobinLbConfig(config))) => {
             let RoundRobinLbConfig { slow_start_config } = config;
-            balancing.slow_start = slow_start_config.map(slow_start).transpose().within("round_robin_lb_config")?;
+            balancing.slow_start =
+                slow_start_config.map(slow_start).transpose().within("round_robin_lb_config")?.flatten();
             Ok(LbPolicy::RoundRobin)
         }
-        (Name::LeastRequest, None) => Ok(LbPolicy::LeastRequest { choices: 2 }),
         (Name::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config))) => {
             let LeastRequestLbConfig { choice_count, active_request_bias, slow_start_config } = config;
             let within = "least_request_lb_config";
             balancing.active_request_bias = bias(active_request_bias).within(within)?;
-            balancing.slow_start = slow_start_config.map(slow_start).transpose().within(within)?;
+            balancing.slow_start = slow_start_config.map(slow_start).transpose().within(within)?.flatten();
             Ok(LbPolicy::LeastRequest { choices: choices(choice_count).within(within)? })
         }
-        (Name::Random, None) => Ok(LbPolicy::Random),
-        (Name::RingHash, None) => ring(None, None, HashFunction::XxHash),
+        (Name::Random, _) => Ok(LbPolicy::Random),
         (Name::RingHash, Some(LbConfig::RingHashLbConfig(config))) => {
             use ring_hash_lb_config::HashFunction as Function;
             let RingHashLbConfig { minimum_ring_size, hash_function, maximum_ring_size } = config;
@@ -90,15 +92,18 @@ fn by_name(
             };
             ring(minimum_ring_size, maximum_ring_size, function).within("ring_hash_lb_config")
         }
-        (Name::Maglev, None) => maglev(None),
         (Name::Maglev, Some(LbConfig::MaglevLbConfig(MaglevLbConfig { table_size }))) => {
             maglev(table_size).within("maglev_lb_config")
         }
+        // Settings of another policy have no effect.
+        (Name::RoundRobin, _) => Ok(LbPolicy::RoundRobin),
+        (Name::LeastRequest, _) => Ok(LbPolicy::LeastRequest { choices: 2 }),
+        (Name::RingHash, _) => ring(None, None, HashFunction::XxHash),
+        (Name::Maglev, _) => maglev(None),
         (Name::ClusterProvided, _) => {
             Err(Refused::new("lb_policy", "CLUSTER_PROVIDED is only for clusters of original destinations"))
         }
         (Name::LoadBalancingPolicyConfig, _) => Err(Refused::new("load_balancing_policy", "is missing")),
-        (_, Some(_)) => Err(Refused::new("lb_config", "is not that of this lb_policy")),
     }
 }
 
@@ -135,28 +140,29 @@ fn maglev(size: Option<u64>) -> Converted<LbPolicy> {
     Ok(LbPolicy::Maglev { table_size: size as u32 })
 }
 
-fn slow_start(value: cluster::SlowStartConfig) -> Converted<SlowStart> {
+fn slow_start(value: cluster::SlowStartConfig) -> Converted<Option<SlowStart>> {
     let cluster::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = value;
     new_slow_start(slow_start_window, aggression, min_weight_percent).within("slow_start_config")
 }
 
-fn slow_start_of_extension(value: common::SlowStartConfig) -> Converted<SlowStart> {
+fn slow_start_of_extension(value: common::SlowStartConfig) -> Converted<Option<SlowStart>> {
     let common::SlowStartConfig { slow_start_window, aggression, min_weight_percent } = value;
     new_slow_start(slow_start_window, aggression, min_weight_percent).within("slow_start_config")
 }
 
+/// Without a window nobody starts slowly.
 fn new_slow_start(
     window: Option<prost_types::Duration>,
     aggression: Option<RuntimeDouble>,
     min_weight: Option<Percent>,
-) -> Converted<SlowStart> {
-    let window = window.ok_or_else(|| Refused::new("slow_start_window", "is missing"))?;
-    Ok(SlowStart {
+) -> Converted<Option<SlowStart>> {
+    let Some(window) = window else { return Ok(None) };
+    Ok(Some(SlowStart {
         window: duration(window, "slow_start_window")?,
         // What makes no sense is 1 for Envoy too.
         aggression: aggression.map(|value| value.default_value).filter(|value| *value > 0.0).unwrap_or(1.0),
         min_weight: percent(min_weight, "min_weight_percent")?.map_or(0.1, |percent| percent / 100.0),
-    })
+    }))
 }
 
 /// A percentage as Envoy rounds it.
@@ -314,7 +320,7 @@ fn one_extension(
     }
     if let Some(config) = optional::<extensions::round_robin::v3::RoundRobin>(any)? {
         let extensions::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = config;
-        balancing.slow_start = slow_start_config.map(slow_start_of_extension).transpose()?;
+        balancing.slow_start = slow_start_config.map(slow_start_of_extension).transpose()?.flatten();
         locality(balancing, locality_lb_config)?;
         return Ok(Some(LbPolicy::RoundRobin));
     }
@@ -329,7 +335,7 @@ fn one_extension(
             selection_method,
         } = config;
         balancing.active_request_bias = bias(active_request_bias)?;
-        balancing.slow_start = slow_start_config.map(slow_start_of_extension).transpose()?;
+        balancing.slow_start = slow_start_config.map(slow_start_of_extension).transpose()?.flatten();
         locality(balancing, locality_lb_config)?;
         let all = enable_full_scan.unwrap_or(false) || selection_method == SelectionMethod::FullScan as i32;
         return Ok(Some(match all {
