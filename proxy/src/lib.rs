@@ -11,6 +11,7 @@ pub mod http;
 pub mod http2;
 pub mod identity;
 pub mod listen;
+pub mod logs;
 pub mod overload;
 pub mod pool;
 pub mod profile;

@@ -36,7 +36,7 @@ mod tests;
 mod tls;
 mod tracing;
 
-pub use access_log::AccessLog;
+pub use access_log::{AccessLog, EntryLog, LogCounts, LogServer, LogStream, LogTarget};
 pub use action::{
     Action, ConnectHere, DirectResponse, Forward, GrpcTimeout, HostRewrite, InternalRedirect, Mirror, PathRewrite,
     Redirect, RedirectPredicate, RegexRewrite, TargetChoice, WeightedCluster,

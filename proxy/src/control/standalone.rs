@@ -139,7 +139,7 @@ fn take(state: State, bootstrap: &mut Bootstrap) -> Result<State, RunError> {
     let locality = bootstrap.node.locality.as_ref();
     let locality = locality.map(|at| Locality::of((&at.region, &at.zone, &at.sub_zone)));
     let mut state = state
-        .with_node(&bootstrap.node.id, &bootstrap.node.cluster)
+        .with_node(&bootstrap.node)
         .at_home(bootstrap.local_cluster.as_deref(), locality)
         .logging_outliers(bootstrap.outlier_log.as_deref())
         .map_err(|refused| RunError::Refused(refused.to_string()))?

@@ -105,6 +105,7 @@ pub(super) async fn begin<D: Downstream>(
     ends_here: bool,
 ) -> Result<(Up, Option<Ticket>), Failed> {
     let asked = call.observed().map(|observed| {
+        observed.earlier = observed.up;
         observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
         Instant::now()
     });
@@ -229,7 +230,7 @@ pub(super) async fn begin<D: Downstream>(
         .await;
         call.tally.request_bytes = body.read();
         if let Some(observed) = call.observed() {
-            observed.up = up.wire();
+            observed.up = observed.earlier + up.wire();
         }
         if !due {
             break wake;
@@ -540,7 +541,7 @@ pub(super) async fn finish<D: Downstream>(
         call.tally.response_bytes = response.bytes;
         call.tally.request_bytes = before + body.read();
         if let Some(observed) = call.observed() {
-            observed.up = up.wire();
+            observed.up = observed.earlier + up.wire();
         }
         call.log_on();
     };
@@ -566,7 +567,7 @@ pub(super) async fn finish<D: Downstream>(
     }
     let start = call.tally.start;
     if let Some(observed) = call.observed() {
-        observed.up = wire;
+        observed.up = observed.earlier + wire;
         observed.body = began.map(|at| at - start);
     }
     if observed {

@@ -2,7 +2,7 @@
 
 use super::{
     filter,
-    head::{RequestHead, ResponseHead, Version},
+    head::{BodyLength, RequestHead, ResponseHead, Version},
     headers::{Headers, Known},
     reply, trace,
 };
@@ -399,7 +399,7 @@ impl Call<'_> {
                 // Nothing has been decided about the answer yet.
                 entry.code_details = None;
             }
-            AccessLog::write(&self.manager.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
+            AccessLog::write(&self.manager.access_logs, self.worker, &entry);
         }
     }
 
@@ -454,6 +454,9 @@ impl Call<'_> {
         self.response.clear();
         let tally = &mut self.tally;
         tally.interim = false;
+        if let Some(observed) = &mut tally.observed {
+            (observed.up, observed.earlier) = Default::default();
+        }
         (tally.attempts, tally.host, tally.upstream_local, tally.upstream_protocol) = (0, None, None, None);
         tally.unconnected = 0;
     }
@@ -487,6 +490,9 @@ impl Call<'_> {
         entry.forced = tally.forced && !entry.health_check;
         entry.trace = tally.trace.as_deref().map(trace::Trace::ids);
         entry.moments = tally.moments;
+        // What has no body is whole with its head.
+        let whole = self.request.body == BodyLength::Empty && !self.request.method().is_empty();
+        entry.moments.received = tally.moments.received.or(whole.then_some(Duration::ZERO));
         entry.trailers = tally.trailers.as_deref();
         entry.upstream_protocol = tally.upstream_protocol;
         entry.upstream_connected = tally.upstream_protocol.is_some();

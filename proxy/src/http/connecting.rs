@@ -32,7 +32,7 @@ pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool 
 
 /// The server name that the request decides about, where the cluster wants that: its host without the port, or what another
 /// header says. An address is told to nobody, and must be in the endpoint's certificate all the same.
-pub(super) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
+pub(crate) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
     let header = cluster.config().server_name.as_deref()?;
     let value = match header {
         ":authority" | "host" => request.authority(),

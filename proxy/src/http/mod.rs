@@ -49,7 +49,7 @@ mod xfcc;
 pub use admit::uuid;
 pub use body::{Downstream, Piece, SideError, Upstream};
 pub use call::{Call, ConnInfo, Tally, grpc_status};
-pub(crate) use connecting::{aim, connection, speaks_http2};
+pub(crate) use connecting::{aim, connection, server_name, speaks_http2};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};
 pub(crate) use pipeline::decimal;

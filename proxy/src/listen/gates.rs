@@ -10,6 +10,7 @@ use crate::{
 };
 use std::{
     net::SocketAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -49,7 +50,7 @@ pub(super) struct Refused(Option<String>);
 
 impl Refused {
     /// Tells it to those who log what becomes of connections.
-    pub(super) fn tell(&self, worker: &Worker, conn: &ConnInfo, network: &Network) {
+    pub(super) fn tell(&self, worker: &Rc<Worker>, conn: &ConnInfo, network: &Network) {
         if let (Some(reason), Some(visit)) = (&self.0, &conn.visit) {
             visit.ended_by(reason);
         }

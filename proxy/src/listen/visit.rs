@@ -153,7 +153,7 @@ impl Visit {
     pub fn write(&self, entry: LogEntry<'_, (), ()>) {
         self.written.set(true);
         let entry = LogEntry { kind: LogKind::NotSet, ..entry };
-        AccessLog::write(&self.listener.access_logs, &self.worker.shard, &entry, &|| self.worker.rng.next());
+        AccessLog::write(&self.listener.access_logs, &self.worker, &entry);
     }
 }
 

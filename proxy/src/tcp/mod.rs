@@ -87,7 +87,7 @@ pub(crate) struct Refused {
 }
 
 /// Tells about a connection that ended before it came here.
-pub(crate) fn refused(worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, refused: Refused) {
+pub(crate) fn refused(worker: &Rc<Worker>, conn: &ConnInfo, proxy: &TcpProxy, refused: Refused) {
     if logs(proxy, conn) {
         let told = Told { wall: Some(SystemTime::now()), refused, ..Told::default() };
         told.log(worker, conn, proxy, Instant::now(), LogKind::TcpConnectionEnd);
@@ -126,7 +126,7 @@ impl Told {
     }
 
     /// Writes the lines of the access logs about this moment of the connection.
-    fn log(&self, worker: &Worker, conn: &ConnInfo, proxy: &TcpProxy, start: Instant, kind: LogKind) {
+    fn log(&self, worker: &Rc<Worker>, conn: &ConnInfo, proxy: &TcpProxy, start: Instant, kind: LogKind) {
         let Some(wall) = self.wall else { return };
         let mut entry = LogEntry::new(wall, start.elapsed(), (), ());
         entry.kind = kind;
@@ -167,7 +167,7 @@ impl Told {
         if let Some(visit) = conn.visit.as_ref().filter(|_| kind == LogKind::TcpConnectionEnd) {
             visit.write(entry);
         }
-        AccessLog::write(&proxy.access_logs, &worker.shard, &entry, &|| worker.rng.next());
+        AccessLog::write(&proxy.access_logs, worker, &entry);
     }
 }
 

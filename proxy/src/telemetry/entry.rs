@@ -179,13 +179,30 @@ pub struct Wire {
     pub plain_sent: u64,
 }
 
+impl std::ops::Add for Wire {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        let Self { received, sent, head_received, head_sent, plain_received, plain_sent } = self;
+        Self {
+            received: received + other.received,
+            sent: sent + other.sent,
+            head_received: head_received + other.head_received,
+            head_sent: head_sent + other.head_sent,
+            plain_received: plain_received + other.plain_received,
+            plain_sent: plain_sent + other.plain_sent,
+        }
+    }
+}
+
 /// What is only kept of a request where a line asks for it.
 #[derive(Debug, Default)]
 pub struct Observed {
     /// The client's side.
     pub down: Wire,
-    /// The side of the last endpoint that was tried.
+    /// The side of the endpoints that were tried, all together.
     pub up: Wire,
+    /// Of those that were tried before the last.
+    pub earlier: Wire,
     /// Endpoints that were tried, as often as they were, with their names.
     pub attempted: Vec<(SocketAddr, Option<Arc<str>>)>,
     /// What the TLS to the last one is known by.

@@ -17,6 +17,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// The cipher suite by OpenSSL's name.
     pub cipher: &'static str,
+    /// The cipher suite by IANA's number.
+    pub cipher_id: u16,
     /// The group in which both agreed on a key.
     pub group: Option<&'static str>,
     /// The protocol that both agreed on (ALPN).
@@ -41,6 +43,7 @@ impl TlsInfo {
                 _ => "TLSv1.3",
             },
             cipher: state.negotiated_cipher_suite().map_or("unknown", suite_name),
+            cipher_id: state.negotiated_cipher_suite().map_or(0, |suite| suite.suite().into()),
             group: state.negotiated_key_exchange_group().and_then(|group| group_name(group.name())),
             alpn: state.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok()).map(Into::into),
             resumed: matches!(state.handshake_kind(), Some(rustls::HandshakeKind::Resumed)),
@@ -53,10 +56,11 @@ impl TlsInfo {
 
     /// The same once more, for who outlives the connection.
     pub fn again(&self) -> Self {
-        let Self { version, cipher, group, alpn, resumed, verified, local, chain, peer: _ } = self;
+        let Self { version, cipher, cipher_id, group, alpn, resumed, verified, local, chain, peer: _ } = self;
         Self {
             version,
             cipher,
+            cipher_id: *cipher_id,
             group: *group,
             alpn: alpn.clone(),
             resumed: *resumed,

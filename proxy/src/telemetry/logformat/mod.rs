@@ -22,6 +22,7 @@ pub(crate) use metadata::json_of;
 use operator::Operator;
 use prost_types::Struct;
 use value::{Given, give_text};
+pub(crate) use value::{request_bytes, response_bytes};
 
 /// Longest value in a line, in bytes before escaping; what is longer is cut.
 pub const MAX_VALUE_BYTES: usize = 2048;

@@ -83,10 +83,7 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
         Operator::BytesReceived => number(entry.bytes_received, out),
         Operator::BytesSent => number(entry.bytes_sent, out),
         Operator::RequestHeaderBytes => number(request_bytes(entry), out),
-        Operator::ResponseHeaderBytes => {
-            let status = if entry.code > 0 { ":status".len() as u64 + 3 } else { 0 };
-            number(entry.response.bytes() + status, out)
-        }
+        Operator::ResponseHeaderBytes => number(response_bytes(entry), out),
         Operator::ResponseTrailerBytes => number(entry.trailers.bytes(), out),
         Operator::Attempts => number(u64::from(entry.attempts), out),
         Operator::Duration => number(whole(entry.duration, Unit::Millis), out),
@@ -265,11 +262,18 @@ fn word(value: Option<&str>, blanks: bool, out: &mut Vec<u8>) -> Given {
 }
 
 /// Bytes of names and values, with what HTTP/2 writes as headers.
-fn request_bytes<Q: HeaderLookup, S>(entry: &LogEntry<'_, Q, S>) -> u64 {
+pub(crate) fn request_bytes<Q: HeaderLookup, S>(entry: &LogEntry<'_, Q, S>) -> u64 {
+    let method = entry.method.filter(|method| !method.is_empty());
     let pseudo =
-        [(":method", entry.method), (":path", entry.path), (":authority", entry.authority), (":scheme", entry.scheme)];
+        [(":method", method), (":path", entry.path), (":authority", entry.authority), (":scheme", entry.scheme)];
     let pseudo = pseudo.iter().filter_map(|(name, value)| value.map(|value| (name.len() + value.len()) as u64));
     pseudo.sum::<u64>() + entry.request.bytes()
+}
+
+/// The same of the response.
+pub(crate) fn response_bytes<Q, S: HeaderLookup>(entry: &LogEntry<'_, Q, S>) -> u64 {
+    let status = if entry.code > 0 { ":status".len() as u64 + 3 } else { 0 };
+    entry.response.bytes() + status
 }
 
 fn from_origin<'e, Q: HeaderLookup, S>(

@@ -175,16 +175,19 @@ fn request_when_logged_then_the_line_says_what_happened() {
 
 #[test]
 fn request_when_logged_to_files_then_each_has_the_lines_that_it_wants() {
+    use crate::config::LogTarget;
     use crate::telemetry::{Comparison, LogFilter, LogSinks};
     let folder = tempfile::tempdir().unwrap();
     let (all, errors) = (folder.path().join("all"), folder.path().join("errors"));
     let sinks = LogSinks::default();
     let log = |path: &std::path::Path, filter| AccessLog {
         filter,
-        format: Arc::new(
-            LogFormat::compile("%RESPONSE_CODE% %UPSTREAM_PROTOCOL% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n").unwrap(),
-        ),
-        sink: sinks.at(path.to_str().unwrap()).unwrap(),
+        target: LogTarget::Lines {
+            format: Arc::new(
+                LogFormat::compile("%RESPONSE_CODE% %UPSTREAM_PROTOCOL% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\n").unwrap(),
+            ),
+            sink: sinks.at(path.to_str().unwrap()).unwrap(),
+        },
     };
     let backend = Backend::http(|request| ok(&request.body));
     let routes = vec![route(

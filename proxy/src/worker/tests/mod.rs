@@ -2,6 +2,7 @@
 
 mod compression;
 mod configured;
+mod entries;
 mod filters;
 mod framing;
 mod http;

@@ -1,8 +1,8 @@
 //! Access logs: where, how, and of what; and the formats of other texts that are made in the same way.
 
 use super::common::{inline, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, matcher};
-use crate::config::AccessLog;
+use super::{Context, Converted, Refused, Within as _, grpc_log, matcher};
+use crate::config::{AccessLog, LogTarget};
 use crate::telemetry::logformat::ENVOY;
 use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags, ToldMatch};
 use leno_xds::envoy::config::accesslog::v3::{
@@ -45,9 +45,21 @@ fn log(context: &mut Context, value: xds::AccessLog) -> Converted<AccessLog> {
         return Err(Refused::new("typed_config", "is missing"));
     };
     let filter = wanted.map(|wanted| filter(context, wanted)).transpose().within("filter")?;
-    let (path, format) = sink(context, &any).within("typed_config")?;
-    let sink = context.sinks.at(&path).map_err(|why| Refused::new("typed_config.path", format!("`{path}` {why}")))?;
-    Ok(AccessLog { filter, format, sink })
+    let target = target(context, &any).within("typed_config")?;
+    Ok(AccessLog { filter, target })
+}
+
+/// As what is logged, and where.
+fn target(context: &mut Context, any: &Any) -> Converted<LogTarget> {
+    if let Some(value) = optional(any)? {
+        return Ok(LogTarget::Entries(Arc::new(grpc_log::http(context, value)?)));
+    }
+    if let Some(value) = optional(any)? {
+        return Ok(LogTarget::Entries(Arc::new(grpc_log::tcp(context, value)?)));
+    }
+    let (path, format) = sink(context, any)?;
+    let sink = context.sinks.at(&path).map_err(|why| Refused::new("path", format!("`{path}` {why}")))?;
+    Ok(LogTarget::Lines { format, sink })
 }
 
 /// The path of the file, and the format.
@@ -118,7 +130,7 @@ pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> 
 }
 
 /// Refuses a format with an operator that is only there where its extension is configured.
-fn built_in(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
+pub(super) fn built_in(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
     match format.is_built_in() {
         true => Ok(format),
         false => Err(Refused::new("", "has REQ_WITHOUT_QUERY without envoy.formatter.req_without_query")),

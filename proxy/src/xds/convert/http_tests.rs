@@ -2,8 +2,8 @@
 
 use super::{Context, Refused, http, listener::Found};
 use crate::config::{
-    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, Proportion, ServerHeader, StripPort,
-    Underscores,
+    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, LogTarget, Proportion, ServerHeader,
+    StripPort, Underscores,
 };
 use crate::telemetry::{Comparison, LogFilter, LogFormat, LogNeeds, LogSink};
 use serde_json::{Value, json};
@@ -202,13 +202,17 @@ fn access_logs_when_read_then_each_has_its_place_format_and_filter() {
         {"typed_config": stderr},
     ]}));
     let logs = read.unwrap().access_logs;
-    assert!(logs[0].format.is_json() && logs[0].filter.is_none());
-    assert_eq!(*logs[0].sink, LogSink::File("/tmp/x.log".into()));
-    assert_eq!((&*logs[1].sink, &*logs[2].sink), (&LogSink::Stdout, &LogSink::Stderr));
+    let lines = |index: usize| match &logs[index].target {
+        LogTarget::Lines { format, sink } => (&**format, &**sink),
+        LogTarget::Entries(_) => panic!("no lines"),
+    };
+    assert!(lines(0).0.is_json() && logs[0].filter.is_none());
+    assert_eq!(*lines(0).1, LogSink::File("/tmp/x.log".into()));
+    assert_eq!((lines(1).1, lines(2).1), (&LogSink::Stdout, &LogSink::Stderr));
     let Some(LogFilter::All(filters)) = &logs[1].filter else { panic!("both must hold") };
     assert!(matches!(filters[0], LogFilter::Duration(Comparison::AtMost, 7)));
     assert!(matches!(filters[1], LogFilter::GrpcStatus { statuses: 0x4000, exclude: true }));
-    assert_eq!(*logs[2].format, LogFormat::envoy());
+    assert_eq!(*lines(2).0, LogFormat::envoy());
     for (fields, field) in [
         (json!({"path": "/x", "log_format": {"text_format": "%NOPE%"}}), "typed_config.log_format.text_format"),
         (json!({"path": "/x", "log_format": {"json_format": {"a": "%NOPE%"}}}), "typed_config.log_format.json_format"),

@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod common;
 mod edge;
 pub mod filter;
+mod grpc_log;
 pub mod http;
 #[cfg(test)]
 mod http_tests;
@@ -45,6 +46,7 @@ use crate::telemetry::{LogFormat, LogSink, LogSinks, ServiceLabels, WorkloadLabe
 use crate::tls::{Contexts, Secrets};
 use crate::xds::bootstrap::Layers;
 use crate::xds::source::Sources;
+use leno_xds::envoy::config::core::v3::Node;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::Arc;
@@ -139,6 +141,10 @@ pub struct Context {
     pub node: String,
     /// The name of the cluster that it belongs to.
     pub node_cluster: String,
+    /// How this proxy introduces itself.
+    pub introduced: Node,
+    /// Streams of access logs.
+    pub log_streams: grpc_log::LogStreams,
     /// Numbers that filters, checks and the like count.
     pub counters: Counters,
     /// Places to which is logged.

@@ -1,5 +1,6 @@
 //! How requests are traced, and where spans go.
 
+use super::access_log::built_in;
 use super::common::{header_ops, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{
@@ -146,17 +147,29 @@ fn format(context: &mut Context, text: &str, field: &str) -> Converted<Option<Ar
 }
 
 fn custom(context: &mut Context, values: Vec<tags::CustomTag>) -> Converted<Vec<CustomTag>> {
+    tags_with(context, values, Context::text_format)
+}
+
+/// Tags of entries in access logs, where every operator is answered.
+pub(super) fn line_tags(context: &mut Context, values: Vec<tags::CustomTag>) -> Converted<Vec<CustomTag>> {
+    tags_with(context, values, |context, text| context.log_format(text, true).and_then(built_in))
+}
+
+/// Compiles the operators of a tag's value.
+type Compile = fn(&mut Context, &str) -> Converted<Arc<LogFormat>>;
+
+fn tags_with(context: &mut Context, values: Vec<tags::CustomTag>, compile: Compile) -> Converted<Vec<CustomTag>> {
     if values.len() > MAX_TAGS {
         return Err(Refused::new("custom_tags", format!("has more than {MAX_TAGS} tags")));
     }
     let mut all = Vec::with_capacity(values.len());
     for (index, value) in values.into_iter().enumerate() {
-        all.extend(tag(context, value).within(format_args!("custom_tags[{index}]"))?);
+        all.extend(tag(context, value, compile).within(format_args!("custom_tags[{index}]"))?);
     }
     Ok(all)
 }
 
-fn tag(context: &mut Context, value: tags::CustomTag) -> Converted<Option<CustomTag>> {
+fn tag(context: &mut Context, value: tags::CustomTag, compile: Compile) -> Converted<Option<CustomTag>> {
     let tags::CustomTag { tag: name, value_type, r#type } = value;
     // Strings only.
     if value_type > 1 {
@@ -177,7 +190,7 @@ fn tag(context: &mut Context, value: tags::CustomTag) -> Converted<Option<Custom
         Some(custom_tag::Type::RequestHeader(custom_tag::Header { name, default_value })) => {
             TagValue::Header(name.to_ascii_lowercase().into(), default_value.into())
         }
-        Some(custom_tag::Type::Value(text)) => TagValue::Format(context.text_format(&text).within("value")?),
+        Some(custom_tag::Type::Value(text)) => TagValue::Format(compile(context, &text).within("value")?),
         Some(custom_tag::Type::Metadata(_)) => {
             return Err(Refused::new("metadata", "is not supported by this proxy"));
         }
@@ -280,7 +293,10 @@ fn opentelemetry(context: &mut Context, value: OpenTelemetryConfig) -> Converted
     refuse!(exporter, resource_detectors);
     let (cluster, transport, timeout) = match (grpc_service, http_service) {
         (Some(_), Some(_)) => return Err(Refused::new("http_service", "and `grpc_service` exclude each other")),
-        (Some(value), None) => grpc(value).within("grpc_service")?,
+        (Some(value), None) => {
+            let (cluster, (authority, metadata), timeout) = grpc(value).within("grpc_service")?;
+            (cluster, SpanTransport::Grpc { authority, metadata }, timeout)
+        }
         (None, Some(value)) => http(context, value).within("http_service")?,
         (None, None) => return Err(Refused::new("grpc_service", "is missing, and so is `http_service`")),
     };
@@ -304,7 +320,11 @@ fn opentelemetry(context: &mut Context, value: OpenTelemetryConfig) -> Converted
 
 type Sent = (String, SpanTransport, Option<Duration>);
 
-fn grpc(value: GrpcService) -> Converted<Sent> {
+/// The cluster of a service, with the authority and further headers of calls to it, and how long they may take.
+type Called = (String, (Box<str>, Vec<(Box<str>, Box<str>)>), Option<Duration>);
+
+/// A service of gRPC.
+pub(super) fn grpc(value: GrpcService) -> Converted<Called> {
     let GrpcService { timeout, initial_metadata, retry_policy, target_specifier } = value;
     refuse!(retry_policy);
     let timeout = maybe_duration(timeout, "timeout")?;
@@ -327,7 +347,7 @@ fn grpc(value: GrpcService) -> Converted<Sent> {
         metadata.push((name, super::edge::header_value(value, "initial_metadata.value")?.into()));
     }
     let authority = super::edge::header_value(authority, "envoy_grpc.authority")?.into();
-    Ok((cluster_name, SpanTransport::Grpc { authority, metadata }, timeout))
+    Ok((cluster_name, (authority, metadata), timeout))
 }
 
 fn http(context: &mut Context, value: HttpService) -> Converted<Sent> {

@@ -27,6 +27,7 @@ use crate::config::{Cluster, ClusterId, Listener, Locality, RouteTable, SocketSe
 use crate::telemetry::WorkloadLabels;
 use crate::telemetry::counters::Counters;
 use crate::tls::material::KeyPair;
+use leno_xds::envoy::config::core::v3::Node;
 use prost_types::Any;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
@@ -327,10 +328,12 @@ impl State {
         &mut self.context.runtime
     }
 
-    /// With the proxy's own name, as spans tell it, and its cluster's, as answers to health checks and spans do.
-    pub fn with_node(mut self, id: &str, cluster: &str) -> Self {
-        id.clone_into(&mut self.context.node);
-        cluster.clone_into(&mut self.context.node_cluster);
+    /// With how the proxy introduces itself: its own name, as spans tell it, and its cluster's, as answers to health checks and
+    /// spans do.
+    pub fn with_node(mut self, node: &Node) -> Self {
+        node.id.clone_into(&mut self.context.node);
+        node.cluster.clone_into(&mut self.context.node_cluster);
+        self.context.introduced = node.clone();
         self
     }
 
