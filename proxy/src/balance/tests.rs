@@ -66,6 +66,8 @@ fn balancer_when_too_few_are_usable_then_all_get_traffic_unless_that_is_to_fail(
     assert_eq!(counts(&balancer(&all, RANDOM, &third), 300).len(), 1);
     let fail = Balancing { fail_on_panic: true, ..Balancing::default() };
     assert_eq!(counts(&balancer(&all, RANDOM, &fail), 300).len(), 0);
+    let maglev = LbPolicy::Maglev { table_size: 65_537 };
+    assert_eq!(counts(&balancer(&all, maglev, &fail), 300).len(), 3, "a table knows of no failing");
 }
 
 #[test]
@@ -232,6 +234,8 @@ fn subsets_when_a_request_asks_for_labels_then_only_endpoints_with_them_serve_it
     assert_eq!(ask(&subsets, &[]), [3]);
     subsets.fallback = Fallback::Any;
     assert_eq!(ask(&subsets, &[]), [1, 2, 3]);
+    subsets.selectors[0].fallback = Some(Fallback::Keys(vec!["version".into()]));
+    assert_eq!(ask(&subsets, &[("stage", "test")]), [1, 2, 3], "no selector has those labels: as the cluster says");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::pool::{Names, establish};
 use crate::tls::Alpn;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::Request;
 use hyper::client::conn::{http1, http2};
+use hyper::{Request, http::request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::Cell;
 use std::io;
@@ -227,19 +227,33 @@ fn bad(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
 }
 
-async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<(Outcome, u16)> {
+/// The head of a check.
+fn asking(probe: &HttpProbe, host: &str) -> request::Builder {
     let mut request = Request::builder().method(&*probe.method);
-    if !probe.anonymous {
-        request = request.header("user-agent", USER_AGENT);
+    // Whoever else is to be named as asking stands on the same line.
+    let is_agent = |name: &str| name.eq_ignore_ascii_case("user-agent");
+    let others = probe.headers.iter().filter(|(name, _)| is_agent(name)).map(|(_, value)| &**value);
+    let agents: Vec<&str> = (!probe.anonymous).then_some(USER_AGENT).into_iter().chain(others).collect();
+    if !agents.is_empty() {
+        request = request.header("user-agent", agents.join(","));
     }
     request = match probe.http2 {
         true => request.uri(format!("http://{host}{}", probe.path)),
         false => request.uri(&*probe.path).header("host", host),
     };
-    for (name, value) in &probe.headers {
+    // Methods that may have a body tell that there is none.
+    let is_bare = matches!(&*probe.method, "GET" | "HEAD" | "DELETE" | "TRACE" | "CONNECT");
+    if !probe.http2 && !is_bare && probe.send.is_empty() {
+        request = request.header("content-length", "0");
+    }
+    for (name, value) in probe.headers.iter().filter(|(name, _)| !is_agent(name)) {
         request = request.header(&**name, &**value);
     }
-    let request = request.body(Full::new(Bytes::copy_from_slice(&probe.send))).map_err(bad)?;
+    request
+}
+
+async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut Kept) -> io::Result<(Outcome, u16)> {
+    let request = asking(probe, host).body(Full::new(Bytes::copy_from_slice(&probe.send))).map_err(bad)?;
     let response = if probe.http2 {
         target.http2(kept).await?.send_request(request).await.map_err(bad)?
     } else {
@@ -370,5 +384,32 @@ mod tests {
         assert_eq!(&question("a")[..], [0, 0, 0, 0, 3, 0x0a, 1, b'a']);
         assert_eq!(&question("")[..], [0; 5]);
         assert!(answer(&[0, 0, 0, 0, 2, 8, 1]) && !answer(&[0, 0, 0, 0, 2, 8, 2]));
+    }
+
+    #[test]
+    fn asking_when_agents_are_added_and_the_method_may_have_a_body_then_one_line_names_all_and_no_body_is_told() {
+        let mut probe = HttpProbe {
+            send: Box::default(),
+            receive: Vec::new(),
+            service: None,
+            anonymous: false,
+            host: None,
+            path: "/".into(),
+            method: "PUT".into(),
+            headers: vec![("User-Agent".into(), "v".into()), ("x-check".into(), "1".into())],
+            expected: vec![(200, 201)],
+            retriable: Vec::new(),
+            http2: false,
+        };
+        let sent = |probe: &HttpProbe, name: &str| -> Vec<String> {
+            let request = asking(probe, "host").body(()).unwrap();
+            request.headers().get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(sent(&probe, "user-agent"), ["Envoy/HC,v"]);
+        assert_eq!((sent(&probe, "x-check"), sent(&probe, "content-length")), (vec!["1".into()], vec!["0".into()]));
+        probe.anonymous = true;
+        probe.method = "GET".into();
+        assert_eq!(sent(&probe, "user-agent"), ["v"]);
+        assert_eq!(sent(&probe, "content-length"), [""; 0]);
     }
 }

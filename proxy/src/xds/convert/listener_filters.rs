@@ -29,7 +29,7 @@ pub struct ListenerFilters {
     pub proxy_protocol: Option<ProxyProtocol>,
 }
 
-/// The filters of a listener. The PROXY protocol is always read first, the inspectors after it, whatever their order.
+/// The filters of a listener. The PROXY protocol is always read first.
 pub fn listener_filters(values: Vec<ListenerFilter>) -> Converted<ListenerFilters> {
     let mut filters = ListenerFilters::default();
     for (index, value) in values.into_iter().enumerate() {
@@ -75,7 +75,15 @@ pub fn listener_filters(values: Vec<ListenerFilter>) -> Converted<ListenerFilter
                 let reason = "is not supported by this proxy for the PROXY protocol";
                 return Err(Refused::new("filter_disabled", reason).within(within));
             }
-            filters.proxy_protocol = Some(proxy_protocol(value).within(&within)?);
+            let proxy = proxy_protocol(value).within(&within)?;
+            // An inspector that stands before it sees its header, which is neither TLS nor HTTP.
+            let Inspect { tls, http, .. } = std::mem::take(&mut filters.inspect);
+            if (tls || http) && proxy.optional {
+                let reason = "behind an inspector is not supported by this proxy where connections may begin without it; \
+                              put it first";
+                return Err(Refused::new("allow_requests_without_proxy_protocol", reason).within(within));
+            }
+            filters.proxy_protocol = Some(proxy);
         } else {
             return Err(unknown_type(&any).within(within));
         }

@@ -177,10 +177,29 @@ fn listener_with_something_unsupported_is_refused_by_its_path() {
             json!({"listener_filters": [filter("listener.proxy_protocol.v3.ProxyProtocol", json!({"rules": [{"tlv_type": 1}]}))]}),
             "listener_filters[0].rules",
         ),
+        (
+            json!({"listener_filters": [
+                filter("listener.tls_inspector.v3.TlsInspector", json!({})),
+                filter("listener.proxy_protocol.v3.ProxyProtocol", json!({"allow_requests_without_proxy_protocol": true}))
+            ]}),
+            "listener_filters[1].allow_requests_without_proxy_protocol",
+        ),
     ] {
         let refused = converted(value).unwrap_err();
         assert_eq!(refused.field, field, "{refused}");
     }
     let closes = converted(one(json!([]))).unwrap();
     assert!(matches!(&closes.listener.chains.all()[0].network, Network::Direct(bytes) if bytes.is_empty()));
+}
+
+#[test]
+fn inspector_when_it_stands_before_the_proxy_protocol_then_it_finds_nothing() {
+    let [inspector, proxy] = ["tls_inspector.v3.TlsInspector", "proxy_protocol.v3.ProxyProtocol"]
+        .map(|name| filter(&format!("listener.{name}"), json!({})));
+    let inspects = |filters: Value| {
+        let chains = json!([{"filters": [tcp(json!({}))]}]);
+        converted(json!({"listener_filters": filters, "filter_chains": chains})).unwrap().listener.inspect.tls
+    };
+    assert!(inspects(json!([proxy, inspector])));
+    assert!(!inspects(json!([inspector, proxy])));
 }
