@@ -6,6 +6,7 @@ use super::{
     matcher::{RegexError, RegexMatch, re2_substitution},
     ratelimit::RateLimitPolicy,
 };
+use crate::telemetry::LogFormat;
 use std::{sync::Arc, time::Duration};
 
 /// What a route does.
@@ -94,6 +95,8 @@ pub enum GrpcTimeout {
     /// It does not.
     #[default]
     Ignored,
+    /// It does not, and tells the endpoint how long the stream may last (`max_stream_duration`).
+    Told,
     /// As the route's timeout, from the end of the request on (`max_grpc_timeout`).
     Timeout {
         /// The most that counts; zero is no bound.
@@ -239,6 +242,8 @@ impl RegexRewrite {
 pub enum HostRewrite {
     /// To this.
     Literal(Box<str>),
+    /// To this text with what is known of the request.
+    Format(Arc<LogFormat>),
     /// To the value of this header, if it is there and not empty.
     Header(Box<str>),
     /// To what the path (without query) becomes.

@@ -111,11 +111,11 @@ impl RouteTable {
 
     /// The virtual host of an authority, in Envoy's order: exact name, longest suffix, longest prefix, `*`. ASCII case does
     /// not matter.
-    pub fn host(&self, authority: &[u8]) -> Option<&VirtualHost> {
+    pub fn host(&self, authority: Option<&[u8]>) -> Option<&VirtualHost> {
         let index = if self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
             self.any
         } else {
-            self.search(authority)
+            authority.and_then(|authority| self.search(authority))
         };
         index.map(|index| &self.hosts[index])
     }

@@ -15,7 +15,7 @@ fn table(domains: &[&[&str]]) -> Result<RouteTable, TableError> {
 }
 
 fn found(table: &RouteTable, authority: &str) -> Option<String> {
-    table.host(authority.as_bytes()).map(|host| host.name.to_string())
+    table.host(Some(authority.as_bytes())).map(|host| host.name.to_string())
 }
 
 #[test]

@@ -192,6 +192,8 @@ pub struct Tally<'a> {
     pub start: Instant,
     /// When it began, by the calendar; only looked up when a line will be written.
     pub wall: Option<SystemTime>,
+    /// The request came as a call of gRPC, whatever filters make of it: what the proxy answers by itself is told in that way.
+    pub grpc: bool,
     /// Why the response is what it is.
     pub flags: ResponseFlags,
     /// The status that the client was told; 0 when there was none.
@@ -274,6 +276,7 @@ impl<'a> Tally<'a> {
         Self {
             start: Instant::now(),
             wall: logs.then(SystemTime::now),
+            grpc: false,
             flags: ResponseFlags::none(),
             code: 0,
             details: "via_upstream",

@@ -150,10 +150,12 @@ fn levels<'t>(call: &Call<'t>, selected: Selected<'t>) -> [&'t HeaderOps; 3] {
     levels
 }
 
-/// Makes the request what its route wants it to be for the endpoint.
-pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forward: &Forward) {
+/// Makes the request what its route wants it to be for the endpoint. Whether its headers were changed.
+pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forward: &Forward) -> bool {
+    let mut changed = false;
     if let Some(target) = selected.target {
         request(call, &target.headers.request);
+        changed = !target.headers.request.is_empty();
         // Its own host takes the request's place without a trace, and before all that routes change.
         if let Some(host) = target.host.as_deref() {
             call.request.set_authority(host.as_bytes());
@@ -161,6 +163,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
     }
     for ops in levels(call, selected) {
         request(call, &ops.request);
+        changed |= !ops.request.is_empty();
     }
     length_of_request(call);
     match forward.host.as_ref() {
@@ -172,13 +175,14 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
                 call.request.no_authority = !is_authority(&host);
             }
         }
+        Some(HostRewrite::Format(format)) => {
+            let mut host = Vec::new();
+            format.write_body(&call.entry(), &mut host);
+            set_made_host(call, &host, forward.append_forwarded_host);
+        }
         Some(HostRewrite::Path(rewrite)) => {
             let host = rewrite.apply(call.request.path_only());
-            // What would be a second request in the head of the first is no authority.
-            if host.iter().all(|byte| byte.is_ascii_graphic()) {
-                set_host(call, &host, forward.append_forwarded_host);
-                call.request.no_authority = !is_authority(&host);
-            }
+            set_made_host(call, &host, forward.append_forwarded_host);
         }
         // Made when the endpoint is known.
         Some(HostRewrite::Endpoint) | None => {}
@@ -193,6 +197,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
         }
         call.request.set_path(&path);
     }
+    changed
 }
 
 /// Names the endpoint itself where the route wants that.
@@ -202,6 +207,14 @@ pub(super) fn for_attempt(call: &mut Call<'_>, forward: &Forward, host: &Host, f
             true => set_host(call, name.as_bytes(), forward.append_forwarded_host),
             false => call.request.set_authority(name.as_bytes()),
         }
+    }
+}
+
+/// Replaces the authority by one that was made of the request. What would be a second request in the head of the first is none.
+fn set_made_host(call: &mut Call<'_>, host: &[u8], remember: bool) {
+    if host.iter().all(u8::is_ascii_graphic) {
+        set_host(call, host, remember);
+        call.request.no_authority = !is_authority(host);
     }
 }
 

@@ -4,10 +4,11 @@ use super::{
     body::Downstream,
     call::Call,
     edit,
+    headers::Known,
     reply::{self, Reply},
 };
 use crate::{
-    config::{BodyFormat, HeaderOp, LocalReplies, Mapper},
+    config::{BodyFormat, LocalReplies, Mapper},
     route::Selected,
     telemetry::{LogEntry, grpc_of_http},
 };
@@ -17,12 +18,12 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let mapper = config.mappers.iter().find(|mapper| holds(mapper, call, reply.code));
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
-    let text = match (mapper.and_then(|mapper| mapper.body.as_deref()), own.body) {
-        (Some(text), _) | (None, Some(text)) => text.into(),
-        (None, None) => reply::text(call, reply),
+    let (changed, text) = match (mapper.and_then(|mapper| mapper.body.as_deref()), own.body) {
+        (Some(text), _) => (true, text.into()),
+        (None, Some(text)) => (false, text.into()),
+        (None, None) => (false, reply::text(call, reply)),
     };
-    let text = &*text;
-    let grpc = call.request.is_grpc();
+    let grpc = call.tally.grpc;
     reply::begin(call, reply.code);
     reply::of_route(call);
     if reply == reply::ELSEWHERE {
@@ -30,10 +31,10 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
         call.response.headers.push(b"location", &path);
     }
     reply::overloaded(call, reply);
-    mapped(call, mapper, reply.code);
+    let typed = mapped(call, mapper, reply.code);
     call.response.status = if grpc { 200 } else { code };
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
-    finish(call, down, own.grpc, (code, format, tells_type(mapper)), text.as_bytes(), close);
+    finish(call, down, own.grpc, (code, format, typed), (changed, text.as_bytes()), close);
 }
 
 /// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
@@ -50,57 +51,51 @@ pub(super) fn answer<'a, D: Downstream>(
     let config = manager.local_replies.as_deref();
     let mapper = config.and_then(|config| config.mappers.iter().find(|mapper| holds(mapper, call, code)));
     let (own, code) = (code, mapper.and_then(|mapper| mapper.status).unwrap_or(code));
-    let grpc = call.request.is_grpc();
+    let grpc = call.tally.grpc;
     reply::begin(call, own);
     if let Some(location) = location {
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
-    mapped(call, mapper, own);
+    let typed = mapped(call, mapper, own);
     call.response.status = if grpc { 200 } else { code };
-    let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
+    let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or((false, body), |text| (true, text.as_bytes()));
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
-    finish(call, down, None, (code, format, tells_type(mapper)), body, close);
+    finish(call, down, None, (code, format, typed), body, close);
 }
 
-/// Whether a mapper's headers tell the type of the body, which then is not the format's.
-fn tells_type(mapper: Option<&Mapper>) -> bool {
-    let is = |op: &HeaderOp| match op {
-        HeaderOp::Set(name, _) | HeaderOp::Append(name, _) | HeaderOp::AddIfAbsent(name, _) => {
-            &**name == "content-type"
-        }
-        HeaderOp::SetIfPresent(..) | HeaderOp::Remove(_) => false,
-    };
-    mapper.is_some_and(|mapper| mapper.headers.iter().any(is))
-}
-
-/// Headers of a mapper, which tell the status from before it, and then its own.
-fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) {
+/// Headers of a mapper, which tell the status from before it, and then its own. Whether they made the type of the body another,
+/// which then is not the format's.
+fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) -> bool {
+    let content_type = |call: &Call<'_>| call.response.headers.known(Known::ContentType).unwrap_or_default().to_vec();
     call.tally.code = code;
-    if let Some(mapper) = mapper {
-        edit::response(call, &mapper.headers);
-        call.tally.code = mapper.status.unwrap_or(code);
-    }
+    let Some(mapper) = mapper else { return false };
+    let before = content_type(call);
+    edit::response(call, &mapper.headers);
+    call.tally.code = mapper.status.unwrap_or(code);
+    content_type(call) != before
 }
 
-/// Ends the answer with its body, as the format has it, or with that body as the message of gRPC.
+/// Ends the answer with its body, which may be `changed`, as the format has it, or with that body as the message of gRPC.
 fn finish<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
     grpc_status: Option<u16>,
     (code, format, typed): (u16, Option<&BodyFormat>, bool),
-    text: &[u8],
+    (changed, text): (bool, &[u8]),
     close: bool,
 ) {
     let written = format.map(|format| write(format, call, code, &String::from_utf8_lossy(text)));
     let body = written.as_deref().unwrap_or(text);
     let content_type = format.map(|format| &*format.content_type).filter(|_| !typed);
-    if call.request.is_grpc() {
+    if call.tally.grpc {
         let status = grpc_status.unwrap_or_else(|| grpc_of_http(code));
         reply::grpc(call, status, message(body, content_type).as_ref());
         return reply::finish(call, down, b"", close);
     }
-    reply::content_type(call, body, content_type);
+    // A type that the route named is that of the body that it wrote.
+    let another = !typed && (changed || body != text);
+    reply::content_type(call, body, content_type.or(another.then_some("text/plain")).filter(|_| another));
     reply::finish(call, down, body, close);
 }
 

@@ -67,6 +67,7 @@ impl From<Reply> for Stop {
 /// Serves one request from head to record. The response is sent whole, or the client's side was aborted.
 pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let mut body = RequestPump::new(None);
+    call.tally.grpc = call.request.is_grpc();
     let counted = call.conn.counted.as_ref().map(|counted| counted.http());
     let _active = counted.map(|stats| stats.begin());
     let responded = match down.was_reset() {
@@ -217,7 +218,10 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
         };
         match proxy(call, down, selected, forward, body, redirects).await? {
             Way::Done => break,
-            Way::Redirected => filter::again(call),
+            Way::Redirected => {
+                call.tally.grpc = call.request.is_grpc();
+                filter::again(call);
+            }
         }
     }
     drop(upgraded);
@@ -244,7 +248,7 @@ fn answer<'a, D: Downstream>(
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
     let close = call.ends_connection() || code == 400 && !call.is_http2();
-    if call.manager.local_replies.is_some() || call.request.is_grpc() {
+    if call.manager.local_replies.is_some() || call.tally.grpc {
         local_reply::answer(call, down, selected, (code, location), body, close);
         return Ok(());
     }
@@ -278,14 +282,15 @@ async fn proxy<'a, D: Downstream>(
     }
     // Most requests carry none of the headers by which Envoy's router is told what to do.
     let asked = call.request.headers.may_have(Known::Envoy);
-    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
-    let policy = policy.as_deref();
     let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
     let _budget = Budget::of_request(cluster, &limits);
     let ends_here = raw::ends_here(call.request, forward);
     call.tally.attempts = 1;
     tell_attempt(call, selected, 0, false, &limits);
-    edit::for_endpoint(call, selected, forward);
+    // How long the answer may take is asked of the request as it came, when it is tried again of what the route makes of it.
+    let asked = edit::for_endpoint(call, selected, forward) || asked;
+    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
+    let policy = policy.as_deref();
     // Of the request as the endpoint gets it.
     let policy = policy.filter(|policy| retry::fits(policy, call.request));
     let mut cookies = Vec::new();

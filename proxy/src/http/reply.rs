@@ -209,7 +209,7 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     }
     let body = own.body.map_or_else(|| text(call, reply), Cow::Borrowed);
     let body = &*body;
-    if call.request.is_grpc() {
+    if call.tally.grpc {
         begin(call, reply.code);
         of_route(call);
         call.response.status = 200;

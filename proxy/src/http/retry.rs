@@ -164,6 +164,8 @@ pub fn effective<'p>(
             "x-envoy-retriable-status-codes",
             "x-envoy-retriable-header-names",
             "x-envoy-hedge-on-per-try-timeout",
+            // Read before; one that a route adds tells the endpoint nothing.
+            "x-envoy-upstream-rq-per-try-timeout-ms",
         ] {
             request.headers.remove(name);
         }

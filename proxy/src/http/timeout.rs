@@ -37,11 +37,11 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
                 (stream, told) = (Some(own), true);
             }
         }
-        GrpcTimeout::Ignored | GrpcTimeout::Timeout { .. } => {}
+        GrpcTimeout::Ignored | GrpcTimeout::Told | GrpcTimeout::Timeout { .. } => {}
     }
     // Where the route speaks of the stream's duration, calls are told of it.
     if let (true, Some(limit), false) = (grpc, stream, told)
-        && (forward.max_duration.is_some() || matches!(forward.grpc_timeout, GrpcTimeout::Stream { .. }))
+        && matches!(forward.grpc_timeout, GrpcTimeout::Told | GrpcTimeout::Stream { .. })
     {
         set_grpc_timeout(request, limit);
     }

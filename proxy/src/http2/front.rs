@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Down, Ending, Flood, PREFACE, Settings, serve};
 use crate::config::{HttpManager, Network};
 use crate::http::buffer::Buffer;
-use crate::http::head::{RequestHead, ResponseHead, Version, reason};
+use crate::http::head::{RequestHead, ResponseHead, Version};
 use crate::http::parse::HeadError;
 use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
@@ -198,7 +198,8 @@ async fn refuse(call: &mut Call<'_>, down: &mut Down, error: HeadError) {
     tracing::debug!(client = %call.conn.remote, %error, "request refused");
     let reply = Reply {
         code: error.status(),
-        body: reason(error.status()),
+        // It may be an answer to HEAD, which has none: what was refused was not read to the end.
+        body: "",
         flags: ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
         details: "http2.invalid_request",
         close: false,

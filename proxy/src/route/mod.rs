@@ -68,10 +68,16 @@ pub struct Asker<'w> {
 /// Finds the virtual host by authority and in it the first route that matches.
 pub fn select<'t>(table: &'t RouteTable, request: &RequestHead, asker: Asker<'_>) -> Choice<'t> {
     let named = match &table.options.host_header {
-        None => request.authority(),
-        Some(name) => request.headers.get(name).unwrap_or_default(),
+        None => Some(request.authority()),
+        Some(name) => match &**name {
+            ":authority" | "host" => Some(request.authority()),
+            ":method" => Some(request.method()),
+            ":path" => Some(request.path()).filter(|path| !path.is_empty()),
+            ":scheme" => request.scheme().map(str::as_bytes),
+            name => request.headers.get(name),
+        },
     };
-    let named = if table.options.ignore_port { without_port(named) } else { named };
+    let named = if table.options.ignore_port { named.map(without_port) } else { named };
     let Some(host) = table.host(named) else { return Choice::None };
     if host.require_tls != RequireTls::Nobody && needs_tls(host.require_tls, request) {
         return Choice::NeedsTls;

@@ -147,11 +147,11 @@ fn has_etag(headers: &Headers, compressor: &Compressor) -> bool {
 /// A strong `etag` stands for the bytes themselves, which are others now.
 fn etag(headers: &mut Headers, weaken: bool) {
     let Some(value) = headers.get("etag").map(<[u8]>::to_vec) else { return };
-    if value.len() > 2 && !matches!(value[..2], [b'W' | b'w', b'/']) {
-        match weaken {
-            true => headers.set("etag", &[b"W/", &value[..]].concat()),
-            false => _ = headers.remove("etag"),
-        }
+    match (weaken, matches!(value[..], [b'W' | b'w', b'/', ..])) {
+        (_, true) => {}
+        (true, false) if !value.is_empty() => headers.set("etag", &[b"W/", &value[..]].concat()),
+        (false, false) if value.len() > 2 => _ = headers.remove("etag"),
+        (_, false) => {}
     }
 }
 

@@ -47,6 +47,7 @@ pub(super) fn pass<'a>(
         }
         limit.stats.shadow_mode.add(1);
     }
+    let enforced = refused.is_some() && falls(call, limit.enforced);
     // Who passes is told of the descriptor that fills slowest, and of the bucket for all where it counts as none.
     let told = match refused {
         Some(index) => wanted.get(index),
@@ -61,7 +62,7 @@ pub(super) fn pass<'a>(
             headers.push(("x-ratelimit-remaining", bucket.left().to_string().into_bytes()));
             headers.push(("x-ratelimit-reset", reset.to_string().into_bytes()));
         }
-        if limit.retry_after && refused.is_some() {
+        if limit.retry_after && enforced {
             headers.push(("retry-after", reset.to_string().into_bytes()));
         }
         if !headers.is_empty() {
@@ -73,7 +74,7 @@ pub(super) fn pass<'a>(
         return Ok(());
     }
     limit.stats.rate_limited.add(1);
-    if !falls(call, limit.enforced) {
+    if !enforced {
         edit::request(call, &limit.request_headers);
         return Ok(());
     }

@@ -169,8 +169,9 @@ fn forward(
     };
     forward.host = match host_rewrite_specifier {
         None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(text) | HostRewriteSpecifier::HostRewrite(text)) => {
-            Some(HostRewrite::Literal(text.into()))
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(HostRewrite::Literal(text.into())),
+        Some(HostRewriteSpecifier::HostRewrite(text)) => {
+            Some(HostRewrite::Format(context.text_format(&text, false).within("host_rewrite")?))
         }
         Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
             Some(HostRewrite::Header(name.to_ascii_lowercase().into()))
@@ -199,9 +200,8 @@ fn forward(
             forward.max_duration = maybe_duration(max_stream_duration, "max_stream_duration").within(within)?;
             let offset = maybe_duration(grpc_timeout_header_offset, "grpc_timeout_header_offset").within(within)?;
             let max = maybe_duration(grpc_timeout_header_max, "grpc_timeout_header_max").within(within)?;
-            if let Some(max) = max {
-                forward.grpc_timeout = GrpcTimeout::Stream { max, offset: offset.unwrap_or_default() };
-            }
+            forward.grpc_timeout =
+                max.map_or(GrpcTimeout::Told, |max| GrpcTimeout::Stream { max, offset: offset.unwrap_or_default() });
         }
     }
     forward.idle_timeout = maybe_duration(idle_timeout, "idle_timeout")?;
@@ -293,6 +293,11 @@ fn internal_redirect(value: InternalRedirectPolicy) -> Converted<InternalRedirec
         allow_cross_scheme_redirect,
         response_headers_to_copy,
     } = value;
+    for (index, name) in response_headers_to_copy.iter().enumerate() {
+        if response_headers_to_copy[..index].contains(name) {
+            return Err(Refused::new(format!("response_headers_to_copy[{index}]"), "is there twice; leave one out"));
+        }
+    }
     // Others are ignored, as in Envoy.
     let codes: Vec<u16> = redirect_response_codes
         .into_iter()
@@ -540,6 +545,8 @@ fn redirect(value: xds::RedirectAction, matches: &RouteMatch) -> Converted<Redir
     };
     let (path, rewrite) = match path_rewrite_specifier {
         None => (None, None),
+        // As in Envoy: that leaves the path as it is.
+        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if prefix.is_empty() => (None, None),
         Some(PathRewriteSpecifier::PathRedirect(path)) => (Some(path.into_boxed_str()), None),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             no_template(matches, "prefix_rewrite")?;

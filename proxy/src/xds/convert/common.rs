@@ -239,7 +239,7 @@ pub fn header_text(context: &mut Context, text: &str, keep_empty: bool) -> Conve
     if !plain.contains('%') {
         return Ok(HeaderText::Literal(text.replace("%%", "%").into()));
     }
-    let format = context.text_format(text)?;
+    let format = context.text_format(text, true)?;
     Ok(HeaderText::Format { format, keep_empty })
 }
 

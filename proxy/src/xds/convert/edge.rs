@@ -165,7 +165,18 @@ fn early(context: &mut Context, value: TypedExtensionConfig) -> Converted<Vec<He
 fn internal(value: Option<InternalAddressConfig>) -> Converted<Vec<IpNet>> {
     let Some(InternalAddressConfig { unix_sockets, cidr_ranges }) = value else { return Ok(Vec::new()) };
     refuse!(unix_sockets);
+    if cidr_ranges.is_empty() {
+        return Ok(private());
+    }
     each(cidr_ranges, "cidr_ranges", range)
+}
+
+/// What is inside where no ranges are named: addresses for private use (RFC 1918, RFC 4193) and the loopback, as in Envoy.
+fn private() -> Vec<IpNet> {
+    let v4 = [([10, 0, 0, 0], 8), ([172, 16, 0, 0], 12), ([192, 168, 0, 0], 16), ([127, 0, 0, 1], 32)];
+    let v6 = [([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7), ([0, 0, 0, 0, 0, 0, 0, 1], 128)];
+    let v4 = v4.into_iter().map(|(address, length)| IpNet::new(IpAddr::from(address), length));
+    v4.chain(v6.into_iter().map(|(address, length)| IpNet::new(IpAddr::from(address), length))).flatten().collect()
 }
 
 /// A range of addresses.

@@ -33,6 +33,9 @@ pub fn string(value: StringMatcher) -> Converted<StringMatch> {
         Some(MatchPattern::Prefix(text)) => StringMatch::Prefix(text.into()),
         Some(MatchPattern::Suffix(text)) => StringMatch::Suffix(text.into()),
         Some(MatchPattern::Contains(text)) => StringMatch::Contains(text.into()),
+        Some(MatchPattern::SafeRegex(_)) if ignore_case => {
+            return Err(Refused::new("ignore_case", "has no effect on `safe_regex`; leave it out"));
+        }
         Some(MatchPattern::SafeRegex(value)) => return Ok(StringMatch::Regex(regex(value).within("safe_regex")?)),
         Some(MatchPattern::Custom(_)) => return Err(Refused::new("custom", "is not supported by this proxy")),
         None => return Err(Refused::new("match_pattern", "is missing")),
@@ -136,6 +139,10 @@ pub fn header(value: HeaderMatcher) -> Converted<HeaderMatch> {
     let test = match header_match_specifier {
         None => HeaderTest::Present(true),
         Some(HeaderMatchSpecifier::PresentMatch(present)) => HeaderTest::Present(present),
+        // As in Envoy: the empty text is every value.
+        Some(HeaderMatchSpecifier::ExactMatch(text)) if text.is_empty() => {
+            HeaderTest::Text(StringMatch::Prefix(text.into()))
+        }
         Some(HeaderMatchSpecifier::ExactMatch(text)) => HeaderTest::Text(StringMatch::Exact(text.into())),
         Some(HeaderMatchSpecifier::PrefixMatch(text)) => HeaderTest::Text(StringMatch::Prefix(text.into())),
         Some(HeaderMatchSpecifier::SuffixMatch(text)) => HeaderTest::Text(StringMatch::Suffix(text.into())),

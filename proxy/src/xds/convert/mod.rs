@@ -219,13 +219,13 @@ impl Context {
         Ok(format)
     }
 
-    /// As [`Self::log_format`] with `omit`, for texts that are no lines of a log: operators whose answers are only found out for
+    /// As [`Self::log_format`], for texts that are no lines of a log: operators whose answers are only found out for
     /// lines are refused in them.
     ///
     /// # Errors
     /// When it does not compile, or has such an operator.
-    pub fn text_format(&mut self, text: &str) -> Converted<Arc<LogFormat>> {
-        self.log_format(text, true).and_then(access_log::answered_anywhere)
+    pub fn text_format(&mut self, text: &str, omit: bool) -> Converted<Arc<LogFormat>> {
+        self.log_format(text, omit).and_then(access_log::answered_anywhere)
     }
 
     /// The one object for these labels: telemetry knows a workload by its address.

@@ -143,11 +143,11 @@ fn format(context: &mut Context, text: &str, field: &str) -> Converted<Option<Ar
     if text.is_empty() {
         return Ok(None);
     }
-    context.text_format(text).map(Some).within(field)
+    context.text_format(text, true).map(Some).within(field)
 }
 
 fn custom(context: &mut Context, values: Vec<tags::CustomTag>) -> Converted<Vec<CustomTag>> {
-    tags_with(context, values, Context::text_format)
+    tags_with(context, values, |context, text| context.text_format(text, true))
 }
 
 /// Tags of entries in access logs, where every operator is answered.

@@ -113,7 +113,8 @@ pub(super) fn compressor(context: &Context, prefix: &str, value: xds::Compressor
         accepted,
         requests,
         responses: compressible(context, common_config).within("response_direction_config.common_config")?,
-        spare_etags: disable_on_etag_header,
+        // As in Envoy: what is weakened need not be spared.
+        spare_etags: disable_on_etag_header && !weaken_etag_on_compress,
         weaken_etags: weaken_etag_on_compress,
         remove_accept_encoding: remove_accept_encoding_header,
         spared_statuses: spared_statuses.collect(),

@@ -277,6 +277,9 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
     } else if let Some(RbacPerRoute { rbac: value }) = optional(any)? {
         FilterSetting::Rbac(value.map(rbac).transpose().within("rbac")?.map(Arc::new))
     } else if let Some(value) = optional::<LocalRateLimit>(any)? {
+        if value.token_bucket.is_none() {
+            return Err(Refused::new("token_bucket", "is missing; a setting of a route must have one"));
+        }
         FilterSetting::LocalRateLimit(Arc::new(ratelimit::local(context, value)?))
     } else if let Some(HeaderMutationPerRoute { mutations }) = optional(any)? {
         let mutation = mutation::mutations(context, mutations.unwrap_or_default()).within("mutations")?;
