@@ -453,9 +453,11 @@ impl Call<'_> {
     /// Writes the lines of a request whose answer leads to another, and forgets what that one has not.
     pub(super) fn log_redirected(&mut self) {
         self.tally.upstream_time = None;
+        let details = std::mem::replace(&mut self.tally.details, "internal_redirect");
         self.log();
         self.response.clear();
         let tally = &mut self.tally;
+        tally.details = details;
         tally.interim = false;
         if let Some(observed) = &mut tally.observed {
             (observed.up, observed.earlier) = Default::default();
@@ -536,7 +538,8 @@ impl Call<'_> {
         };
         entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
         entry.observed = tally.observed.as_deref();
-        entry.virtual_cluster = tally.virtual_cluster().and_then(RequestGroup::name);
+        // It is looked for when there is a cluster to go to.
+        entry.virtual_cluster = tally.virtual_cluster().filter(|_| tally.attempts > 0).and_then(RequestGroup::name);
         entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
     }

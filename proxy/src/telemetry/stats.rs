@@ -381,7 +381,8 @@ impl HttpStats {
         self.rq_total.add(1);
         if http2 { &self.rq_http2_total } else { &self.rq_http1_total }.add(1);
         self.rq_time.record_thousandths(micros);
-        if code == 413 {
+        // Not where an endpoint says so.
+        if details == "request_payload_too_large" {
             self.rq_too_large.add(1);
         }
         if code > 0 {

@@ -266,7 +266,6 @@ fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
             json!({"per_host_thresholds": [{"max_connections": 1}, {"max_retries": 1}]}),
             "circuit_breakers.per_host_thresholds[1].max_retries",
         ),
-        ("maglev_lb_config", json!({"table_size": 10}), "lb_config"),
     ] {
         let mut value = eds_cluster();
         value[name] = field;

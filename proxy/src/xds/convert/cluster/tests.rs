@@ -94,7 +94,7 @@ fn endpoints_when_the_cluster_is_that_of_the_proxies_then_they_have_no_later_pri
 fn cluster_when_a_policy_cannot_be_put_in_force_then_it_is_refused_by_its_path() {
     for (value, path) in [
         (json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": 10}}), "maglev_lb_config.table_size"),
-        (json!({"lb_policy": "RANDOM", "maglev_lb_config": {}}), "lb_config"),
+        (json!({"lb_subset_config": {"locality_weight_aware": true}}), "lb_subset_config.locality_weight_aware"),
         (json!({"lb_policy": "CLUSTER_PROVIDED"}), "lb_policy"),
         (json!({"load_balancing_policy": {}}), "load_balancing_policy.policies"),
         (
@@ -113,6 +113,14 @@ fn cluster_when_a_policy_cannot_be_put_in_force_then_it_is_refused_by_its_path()
     ] {
         assert_eq!(with(value).unwrap_err().field, path);
     }
+}
+
+#[test]
+fn cluster_when_it_has_settings_of_another_policy_then_they_have_no_effect() {
+    let cluster = with(json!({"lb_policy": "RANDOM", "maglev_lb_config": {"table_size": 10}})).unwrap();
+    assert_eq!(cluster.policy, LbPolicy::Random);
+    let slow = json!({"round_robin_lb_config": {"slow_start_config": {"aggression": {"default_value": 2, "runtime_key": "a"}}}});
+    assert_eq!(with(slow).unwrap().balancing.slow_start, None, "without a window nobody starts slowly");
 }
 
 #[test]
