@@ -18,11 +18,8 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let mapper = config.mappers.iter().find(|mapper| holds(mapper, call, reply.code));
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
-    let (changed, text) = match (mapper.and_then(|mapper| mapper.body.as_deref()), own.body) {
-        (Some(text), _) => (true, text.into()),
-        (None, Some(text)) => (false, text.into()),
-        (None, None) => (false, reply::text(call, reply)),
-    };
+    let first = own.body.map_or_else(|| reply::text(call, reply), Into::into);
+    let text = mapper.and_then(|mapper| mapper.body.as_deref()).map_or_else(|| first.as_bytes(), str::as_bytes);
     let grpc = call.tally.grpc;
     reply::begin(call, reply.code);
     reply::of_route(call);
@@ -34,7 +31,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let typed = mapped(call, mapper, reply.code);
     call.response.status = if grpc { 200 } else { code };
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.body.as_ref());
-    finish(call, down, own.grpc, (code, format, typed), (changed, text.as_bytes()), close);
+    finish(call, down, own.grpc, (code, format, typed), (first.as_bytes(), text), close);
 }
 
 /// Answers as a route says, which to Envoy is one of the proxy's own answers: with its status and where it leads, changed by
@@ -59,9 +56,9 @@ pub(super) fn answer<'a, D: Downstream>(
     edit::for_client(call, selected);
     let typed = mapped(call, mapper, own);
     call.response.status = if grpc { 200 } else { code };
-    let body = mapper.and_then(|mapper| mapper.body.as_deref()).map_or((false, body), |text| (true, text.as_bytes()));
+    let text = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
     let format = mapper.and_then(|mapper| mapper.format.as_ref()).or(config.and_then(|config| config.body.as_ref()));
-    finish(call, down, None, (code, format, typed), body, close);
+    finish(call, down, None, (code, format, typed), (body, text), close);
 }
 
 /// Headers of a mapper, which tell the status from before it, and then its own. Whether they made the type of the body another,
@@ -76,13 +73,13 @@ fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) -> bool {
     content_type(call) != before
 }
 
-/// Ends the answer with its body, which may be `changed`, as the format has it, or with that body as the message of gRPC.
+/// Ends the answer with its body, which was `first` before the mappers, as the format has it, or with that body as the message of gRPC.
 fn finish<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
     grpc_status: Option<u16>,
     (code, format, typed): (u16, Option<&BodyFormat>, bool),
-    (changed, text): (bool, &[u8]),
+    (first, text): (&[u8], &[u8]),
     close: bool,
 ) {
     let written = format.map(|format| write(format, call, code, &String::from_utf8_lossy(text)));
@@ -94,8 +91,9 @@ fn finish<D: Downstream>(
         return reply::finish(call, down, b"", close);
     }
     // A type that the route named is that of the body that it wrote.
-    let another = !typed && (changed || body != text);
-    reply::content_type(call, body, content_type.or(another.then_some("text/plain")).filter(|_| another));
+    let another = !typed && body != first || call.response.headers.known(Known::ContentType).is_none();
+    let kind = format.map_or("text/plain", |format| &*format.content_type);
+    reply::content_type(call, body, Some(kind).filter(|_| another));
     reply::finish(call, down, body, close);
 }
 
