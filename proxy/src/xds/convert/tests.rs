@@ -188,6 +188,18 @@ fn route_with_an_unsupported_field_is_refused_by_its_path() {
             }}}),
             "route.retry_policy.retry_host_predicate[0].typed_config",
         ),
+        (
+            json!({"match": {"prefix": "/"}, "route": {"cluster": "a", "internal_redirect_policy": {
+                "response_headers_to_copy": ["x-one", "x-one"]
+            }}}),
+            "route.internal_redirect_policy.response_headers_to_copy[1]",
+        ),
+        (
+            json!({"match": {"prefix": "/", "headers": [
+                {"name": "x", "string_match": {"safe_regex": {"regex": "a"}, "ignore_case": true}}
+            ]}, "route": {"cluster": "a"}}),
+            "match.headers[0].string_match.ignore_case",
+        ),
         (with_template(json!({"route": {"cluster": "a", "prefix_rewrite": "/x"}})), "route.prefix_rewrite"),
         (with_template(json!({"redirect": {"prefix_rewrite": "/x"}})), "redirect.prefix_rewrite"),
     ] {

@@ -147,6 +147,9 @@ fn settings_are_converted_switched_off_or_refused() {
     assert!(said("gone").is_none() && said("other").is_none());
     let refused = table(json!({"u": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}})).unwrap_err();
     assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[u]");
+    let limit = typed("local_ratelimit.v3.LocalRateLimit", json!({"stat_prefix": "l"}));
+    let refused = table(json!({"l": limit})).unwrap_err();
+    assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[l].token_bucket");
 }
 
 #[test]
