@@ -50,11 +50,11 @@ impl Write for Out {
 
 /// One step.
 enum Stage {
-    Gzip(Box<flate2::Compress>),
+    Gzip(flate2::Compress),
     /// Gone once it has ended.
     Brotli(Option<Box<brotli::CompressorWriter<Out>>>),
     Zstd(zstd::stream::write::Encoder<'static, Out>),
-    Gunzip(flate2::write::MultiGzDecoder<Out>, Ratio),
+    Gunzip(Box<flate2::write::MultiGzDecoder<Out>>, Ratio),
     Unbrotli(Box<brotli::DecompressorWriter<Out>>, Ratio),
     Unzstd(zstd::stream::write::Decoder<'static, Out>, Ratio),
     /// Out of base64; holds less than 4 bytes.
@@ -244,7 +244,7 @@ impl Recode {
         let stage = match library {
             Library::Gzip(level, window) => {
                 let level = flate2::Compression::new(level.min(9));
-                Stage::Gzip(Box::new(flate2::Compress::new_gzip(level, window.clamp(9, 15))))
+                Stage::Gzip(flate2::Compress::new_gzip(level, window.clamp(9, 15)))
             }
             Library::Brotli(quality, window) => {
                 let encoder = brotli::CompressorWriter::new(out, BUFFER, quality, window);
@@ -273,7 +273,7 @@ impl Recode {
     ) -> io::Result<()> {
         let (out, ratio) = (Out::new(), Ratio { most: max_ratio.into(), taken: 0, given: 0 });
         let stage = match coding {
-            Coding::Gzip => Stage::Gunzip(flate2::write::MultiGzDecoder::new(out), ratio),
+            Coding::Gzip => Stage::Gunzip(Box::new(flate2::write::MultiGzDecoder::new(out)), ratio),
             Coding::Brotli => Stage::Unbrotli(Box::new(brotli::DecompressorWriter::new(out, BUFFER)), ratio),
             Coding::Zstd => {
                 let mut decoder = zstd::stream::write::Decoder::new(out)?;
