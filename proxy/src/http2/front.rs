@@ -40,9 +40,6 @@ struct Shared {
     manager: RefCell<Arc<HttpManager>>,
 }
 
-/// Bytes of answers that wait in the kernel at most, beside those that are on their way.
-const UNSENT: u32 = 128 * 1024;
-
 /// Serves a client's connection to its end. `first` was read from it already.
 pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: Box<ConnInfo>, place: Place) {
     let Some(manager) = http_manager(&place, &worker.root()) else { return };
@@ -85,8 +82,6 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
             Ending::Flooded(Flood::Questions | Flood::Answers) => stats.codecs.outbound_control_flood.add(1),
         }
     };
-    // Without it one long answer would fill the kernel's buffers, and others would wait behind it.
-    let _ = socket2::SockRef::from(stream.tcp()).set_tcp_notsent_lowat(UNSENT);
     let io = Prefixed { first, stream, shared: shared.clone() };
     if let Err(error) = serve(io, secure, settings, drain, tell, handle).await {
         tracing::debug!(client = %remote, %error, "an HTTP/2 connection with a client broke");
