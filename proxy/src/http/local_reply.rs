@@ -64,13 +64,12 @@ pub(super) fn answer<'a, D: Downstream>(
 /// Headers of a mapper, which tell the status from before it, and then its own. Whether they made the type of the body another,
 /// which then is not the format's.
 fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) -> bool {
-    let content_type = |call: &Call<'_>| call.response.headers.known(Known::ContentType).unwrap_or_default().to_vec();
     call.tally.code = code;
     let Some(mapper) = mapper else { return false };
-    let before = content_type(call);
+    let before = call.response.headers.known(Known::ContentType).map(<[u8]>::to_vec);
     edit::response(call, &mapper.headers);
     call.tally.code = mapper.status.unwrap_or(code);
-    content_type(call) != before
+    call.response.headers.known(Known::ContentType) != before.as_deref()
 }
 
 /// Ends the answer with its body, which was `first` before the mappers, as the format has it, or with that body as the message of gRPC.

@@ -107,13 +107,19 @@ struct Entry {
 #[derive(Debug, Clone, Default)]
 pub struct Counters(Arc<Mutex<Numbers>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Numbers {
     by_name: BTreeMap<String, Entry>,
     /// How many there may be before it is looked for those that nobody counts any more: twice as many as were left then.
     look_at: usize,
     /// It was said that there are too many.
     told: bool,
+}
+
+impl Default for Numbers {
+    fn default() -> Self {
+        Self { by_name: BTreeMap::new(), look_at: FEW, told: false }
+    }
 }
 
 impl Numbers {
@@ -166,7 +172,7 @@ impl Counters {
         }
         let number = Arc::<Number>::default();
         // Not for each: it takes as long as there are numbers.
-        if all.by_name.len() >= all.look_at.max(FEW) && !all.told {
+        if all.by_name.len() >= all.look_at && !all.told {
             all.forget();
         }
         if all.by_name.len() < MAX_COUNTERS {

@@ -3,7 +3,7 @@
 // Deprecated fields are named like all others.
 #![allow(deprecated)]
 
-use super::convert::common::maybe_duration;
+use super::convert::common::{maybe_duration, stream_backoff};
 use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::management::Server;
 use super::state::Kind;
@@ -25,8 +25,6 @@ pub const MAX_SOURCES: usize = 256;
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Slowest growth of tokens, as in Envoy: one a year.
 const LEAST_RATE: f64 = 1.0 / (365.0 * 86_400.0);
-/// Envoy's bounds on the wait between attempts.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// The two forms of the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -291,12 +289,7 @@ impl Sources {
             authority: (!authority.is_empty()).then_some(authority),
             metadata: metadata.collect::<Converted<_>>()?,
             node_always,
-            backoff: retry_policy
-                .or(outer_retry_policy)
-                .map(backoff)
-                .transpose()
-                .within("retry_policy")?
-                .unwrap_or(BACKOFF),
+            backoff: stream_backoff(retry_policy.or(outer_retry_policy), "retry_policy")?,
             rate: None,
         })
     }
@@ -316,23 +309,6 @@ fn version(value: i32) -> Converted<()> {
         Ok(ApiVersion::V3 | ApiVersion::Auto) => Ok(()),
         _ => Err(Refused::new("", "is not supported; use V3")),
     }
-}
-
-fn backoff(value: xds::RetryPolicy) -> Converted<(Duration, Duration)> {
-    let xds::RetryPolicy {
-        retry_back_off,
-        num_retries: _,
-        retry_on,
-        retry_priority,
-        retry_host_predicate,
-        host_selection_retry_max_attempts,
-    } = value;
-    refuse!(retry_on, retry_priority, retry_host_predicate, host_selection_retry_max_attempts);
-    let Some(xds::BackoffStrategy { base_interval, max_interval }) = retry_back_off else { return Ok(BACKOFF) };
-    let first = maybe_duration(base_interval, "retry_back_off.base_interval")?;
-    let first = first.unwrap_or(BACKOFF.0).max(Duration::from_millis(1));
-    let longest = maybe_duration(max_interval, "retry_back_off.max_interval")?;
-    Ok((first, longest.unwrap_or(first * 10).max(first)))
 }
 
 /// How long to wait for the first resources of a source before going on without them; `None` is without limit.

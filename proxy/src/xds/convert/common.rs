@@ -3,9 +3,9 @@
 use super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use crate::config::{HeaderOp, HeaderText, OptionTime, SocketOption};
 use leno_xds::envoy::config::core::v3::{
-    Address, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, SocketAddress, SocketOption as XdsOption,
-    address, data_source, header_value_option::HeaderAppendAction, socket_address, socket_option,
-    socket_option::SocketState,
+    Address, BackoffStrategy, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, RetryPolicy,
+    SocketAddress, SocketOption as XdsOption, address, data_source, header_value_option::HeaderAppendAction,
+    socket_address, socket_option, socket_option::SocketState,
 };
 use leno_xds::envoy::r#type::v3::Percent;
 use prost::{Message, Name};
@@ -65,6 +65,31 @@ pub fn positive(value: Option<prost_types::Duration>, field: &str) -> Converted<
         Some(Duration::ZERO) => Err(Refused::new(field, "must be more than 0")),
         value => Ok(value),
     }
+}
+
+/// Waits between attempts to reach a server where nothing is said, the first and the longest: Envoy's.
+const STREAM_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The waits between attempts to open a stream to a server. They go on for as long as it is wanted, whatever their number should be.
+pub fn stream_backoff(value: Option<RetryPolicy>, field: &str) -> Converted<(Duration, Duration)> {
+    let within = |value: RetryPolicy| {
+        let RetryPolicy {
+            retry_back_off,
+            num_retries: _,
+            retry_on,
+            retry_priority,
+            retry_host_predicate,
+            host_selection_retry_max_attempts,
+        } = value;
+        refuse!(retry_on, retry_priority, retry_host_predicate, host_selection_retry_max_attempts);
+        let Some(BackoffStrategy { base_interval, max_interval }) = retry_back_off else { return Ok(STREAM_BACKOFF) };
+        let base = positive(base_interval, "retry_back_off.base_interval")?
+            .ok_or_else(|| Refused::new("retry_back_off.base_interval", "is missing"))?
+            .max(Duration::from_millis(1));
+        let longest = maybe_duration(max_interval, "retry_back_off.max_interval")?;
+        Ok((base, longest.unwrap_or(base.saturating_mul(10)).max(base)))
+    };
+    value.map_or(Ok(STREAM_BACKOFF), within).within(field)
 }
 
 /// A percentage, if it is set.

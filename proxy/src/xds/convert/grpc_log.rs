@@ -1,10 +1,10 @@
 //! Access logs that go to a server of Envoy's access log service.
 
-use super::common::{maybe_duration, positive};
+use super::common::{positive, stream_backoff};
 use super::{Context, Converted, Refused, Within as _, refuse, tracing};
 use crate::config::{EntryLog, LogCounts, LogServer, LogStream};
 use crate::telemetry::counters::Scope;
-use leno_xds::envoy::config::core::v3::{ApiVersion, BackoffStrategy, GrpcService, RetryPolicy};
+use leno_xds::envoy::config::core::v3::{ApiVersion, GrpcService};
 use leno_xds::envoy::extensions::access_loggers::grpc::v3::{
     CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig,
 };
@@ -25,8 +25,6 @@ const MAX_HEADERS: usize = 64;
 const MAX_STREAMS: usize = 64;
 /// How long an attempt to reach the server may take where nothing is said.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The first wait between attempts where nothing is said, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
 /// Streams that configurations want.
 #[derive(Debug, Default)]
@@ -124,11 +122,7 @@ fn within_common(context: &mut Context, value: CommonGrpcAccessLogConfig, http: 
         http,
         interval: positive(buffer_flush_interval, "buffer_flush_interval")?.unwrap_or(INTERVAL),
         buffer: buffer as usize,
-        backoff: grpc_stream_retry_policy
-            .map(backoff)
-            .transpose()
-            .within("grpc_stream_retry_policy")?
-            .unwrap_or(BACKOFF),
+        backoff: stream_backoff(grpc_stream_retry_policy, "grpc_stream_retry_policy")?,
         timeout: timeout.filter(|limit| !limit.is_zero()).unwrap_or(TIMEOUT),
         counts: LogCounts {
             written: counter("logs_written"),
@@ -145,24 +139,6 @@ fn within_common(context: &mut Context, value: CommonGrpcAccessLogConfig, http: 
         response_headers: Vec::new(),
         response_trailers: Vec::new(),
     })
-}
-
-/// The waits between attempts. They go on for as long as there is something to be told, whatever their number should be.
-fn backoff(value: RetryPolicy) -> Converted<(Duration, Duration)> {
-    let RetryPolicy {
-        retry_back_off,
-        num_retries: _,
-        retry_on,
-        retry_priority,
-        retry_host_predicate,
-        host_selection_retry_max_attempts,
-    } = value;
-    refuse!(retry_on, retry_priority, retry_host_predicate, host_selection_retry_max_attempts);
-    let Some(BackoffStrategy { base_interval, max_interval }) = retry_back_off else { return Ok(BACKOFF) };
-    let base = positive(base_interval, "retry_back_off.base_interval")?
-        .ok_or_else(|| Refused::new("retry_back_off.base_interval", "is missing"))?;
-    let longest = maybe_duration(max_interval, "retry_back_off.max_interval")?;
-    Ok((base, longest.unwrap_or(base.saturating_mul(10)).max(base)))
 }
 
 #[cfg(test)]
