@@ -6,6 +6,7 @@ use super::{
     call::{Call, Waited},
     connecting::{aim, connection, server_name, speaks_http2},
     head::BodyLength,
+    limits::{Limits, Passed, Progress},
     pipeline::{Cluster, Stop},
     pump::{PumpError, RequestPump, ResponsePump},
     raw,
@@ -15,7 +16,6 @@ use super::{
     upstream::Up,
 };
 use crate::{
-    config::Priority,
     pool::{ConnectError, Host, Outcome, Ticket},
     telemetry::ResponseFlags,
     worker::{Timer, earlier},
@@ -24,50 +24,8 @@ use std::{
     future::poll_fn,
     rc::Rc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Instant,
 };
-
-/// The limits of a request.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// From the end of the request to the end of the response.
-    pub(super) route: Option<Duration>,
-    /// From the start of an attempt to the response's head.
-    pub(super) per_try: Option<Duration>,
-    /// Without anything moving in an attempt.
-    pub(super) per_try_idle: Option<Duration>,
-    /// Without anything moving; zero is none.
-    pub(super) idle: Duration,
-    /// When `route` ends; known once the request has ended.
-    pub(super) deadline: Option<Instant>,
-    /// When the whole request must have come.
-    pub(super) request: Option<Instant>,
-    /// When the stream has lasted too long, whatever it does.
-    pub(super) stream: Option<Instant>,
-    /// How long the request says that an attempt may last, instead of its cluster; zero is no limit.
-    pub(super) told_attempt: Option<Duration>,
-    /// When this attempt has, by its cluster's limit.
-    pub(super) attempt: Option<Instant>,
-    /// The status of the answer when `route` or the last attempt's limit passes.
-    pub(super) on_timeout: u16,
-    /// The endpoint is told the limit in `x-envoy-expected-rq-timeout-ms`.
-    pub(super) tell: bool,
-    /// The endpoint is told the limit in `grpc-timeout`.
-    pub(super) tell_grpc: bool,
-    /// Whose circuit breakers count.
-    pub(super) priority: Priority,
-}
-
-impl Limits {
-    fn idle_deadline(&self, last: Instant) -> Option<Instant> {
-        (!self.idle.is_zero()).then(|| last + self.idle)
-    }
-
-    /// The answer when a limit of the route's passes.
-    pub(super) fn timeout(&self, reply: Reply) -> Reply {
-        Reply { code: self.on_timeout, ..reply }
-    }
-}
 
 /// Why there is no response.
 #[derive(Debug)]
@@ -84,13 +42,7 @@ enum Wake {
     Upstream(SideError),
     Downstream(SideError),
     Gone,
-    Idle,
-    Route,
-    PerTry,
-    PerTryIdle,
-    Request,
-    Stream,
-    Attempt,
+    Late(Passed),
 }
 
 /// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
@@ -148,7 +100,7 @@ pub(super) async fn begin<D: Downstream>(
     let mut deaf = false;
     let mut received = None;
     let wake = loop {
-        let (log_at, mut due) = (call.tally.log_at, false);
+        let log_at = call.tally.log_at;
         let (timer, response): (&mut Timer, _) = (call.timer, &mut *call.response);
         let (manager, request, tally) = (call.manager, &*call.request, &mut call.tally);
         let wake = poll_fn(|cx| {
@@ -156,7 +108,7 @@ pub(super) async fn begin<D: Downstream>(
             if !body.done && !deaf {
                 match body.poll(cx, down, &mut up, &mut moved) {
                     Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Wake::Downstream(error)),
+                    Poll::Ready(Err(PumpError::Source(error))) => return Poll::Ready(Some(Wake::Downstream(error))),
                     // It does not listen any more, but may have answered before it stopped.
                     Poll::Ready(Err(PumpError::Sink(_))) => deaf = true,
                     Poll::Pending => {}
@@ -180,12 +132,12 @@ pub(super) async fn begin<D: Downstream>(
                 }
             };
             match head {
-                Poll::Ready(Ok(())) => return Poll::Ready(Wake::Head),
-                Poll::Ready(Err(error)) => return Poll::Ready(Wake::Upstream(error)),
+                Poll::Ready(Ok(())) => return Poll::Ready(Some(Wake::Head)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Some(Wake::Upstream(error))),
                 Poll::Pending => {}
             }
             if (body.has_ended() || body.blocked) && down.poll_gone(cx).is_ready() {
-                return Poll::Ready(Wake::Gone);
+                return Poll::Ready(Some(Wake::Gone));
             }
             if moved {
                 last = Instant::now();
@@ -193,46 +145,16 @@ pub(super) async fn begin<D: Downstream>(
             if (body.has_ended() || deaf) && whole.is_none() {
                 whole = Some(if request.body == BodyLength::Empty { last } else { Instant::now() });
             }
-            if let (Some(since), None) = (whole, limits.deadline) {
-                limits.deadline = limits.route.map(|limit| since + limit);
-            }
-            // An endpoint that takes nothing of a request is waited for as for its answer.
-            let whole = whole.or(body.blocked.then_some(last));
-            let deadline = limits.deadline.or(whole.zip(limits.route).map(|(since, limit)| since + limit));
-            let idle = limits.idle_deadline(last);
-            let per_try = whole.zip(limits.per_try).map(|(since, limit)| since + limit);
-            let try_idle = whole.and(limits.per_try_idle).map(|limit| last + limit);
-            let attempt = earlier(earlier(per_try, try_idle), limits.attempt);
-            let request = limits.request.filter(|_| !body.has_ended());
-            let all = earlier(deadline, earlier(request, limits.stream));
-            if timer.poll(cx, earlier(earlier(idle, log_at), earlier(all, attempt))).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-            due = over(log_at);
-            Poll::Ready(if over(deadline) {
-                Wake::Route
-            } else if over(request) {
-                Wake::Request
-            } else if over(limits.stream) {
-                Wake::Stream
-            } else if over(limits.attempt) {
-                Wake::Attempt
-            } else if over(per_try) {
-                Wake::PerTry
-            } else if over(try_idle) {
-                Wake::PerTryIdle
-            } else {
-                Wake::Idle
-            })
+            let (blocked, owes) = (body.blocked, !body.has_ended());
+            let progress = Progress { whole, blocked, last, owes, answered: false };
+            limits.poll(cx, timer, progress, log_at).map(|passed| passed.map(Wake::Late))
         })
         .await;
         call.tally.request_bytes = body.read();
         if let Some(observed) = call.observed() {
             observed.up = observed.earlier + up.wire();
         }
-        if !due {
+        if let Some(wake) = wake {
             break wake;
         }
         call.log_on();
@@ -273,26 +195,40 @@ pub(super) async fn begin<D: Downstream>(
             Err(Failed::Stop(Stop::Gone))
         }
         Wake::Downstream(error) => Err(Failed::Stop(reply::bad_body(&error).into())),
-        // The client of a tunnel could still say something.
-        Wake::Idle => Err(Failed::Stop(reply::late(reply::STREAM_IDLE, heard && !tunnel).into())),
-        Wake::Request => Err(Failed::Stop(reply::REQUEST_TIMEOUT.into())),
-        Wake::Route => Err(Failed::Stop(limits.timeout(reply::TIMEOUT).into())),
-        Wake::PerTry => {
+        Wake::Late(passed) => Err(passed_limit(call, cluster, limits, passed, (heard, tunnel))),
+    }
+}
+
+/// What becomes of a request without an answer when a limit has passed; with whether its client was `heard` to the end.
+fn passed_limit(
+    call: &mut Call<'_>,
+    cluster: &Cluster,
+    limits: &Limits,
+    passed: Passed,
+    (heard, tunnel): (bool, bool),
+) -> Failed {
+    // The client of a tunnel could still say something.
+    let listening = heard && !tunnel;
+    match passed {
+        Passed::Idle => Failed::Stop(reply::late(reply::STREAM_IDLE, listening).into()),
+        Passed::Request => Failed::Stop(reply::REQUEST_TIMEOUT.into()),
+        Passed::Route => Failed::Stop(limits.timeout(reply::TIMEOUT).into()),
+        Passed::PerTry => {
             cluster.stats().rq_per_try_timeout.add(1);
-            Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT)))
+            Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))
         }
-        Wake::PerTryIdle => {
+        Passed::PerTryIdle => {
             cluster.stats().rq_per_try_idle_timeout.add(1);
-            Err(Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT)))
+            Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))
         }
-        Wake::Attempt => {
+        Passed::Attempt => {
             cluster.stats().rq_max_duration_reached.add(1);
             let failure = Failure::Reset { sent: true, reused: false, answered: false };
-            Err(Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, heard)))
+            Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, heard))
         }
-        Wake::Stream => {
+        Passed::Stream => {
             call.tally.filters().reply.grpc = Some(4);
-            Err(Failed::Stop(reply::late(reply::MAX_DURATION, heard && !tunnel).into()))
+            Failed::Stop(reply::late(reply::MAX_DURATION, listening).into())
         }
     }
 }
@@ -347,9 +283,7 @@ async fn acquire<D: Downstream>(
 ) -> Result<(Up, Option<Ticket>), Failed> {
     // For a connection a request waits as long as for an answer.
     let now = Instant::now();
-    if complete && limits.deadline.is_none() {
-        limits.deadline = limits.route.map(|limit| now + limit);
-    }
+    limits.begin_route(complete.then_some(now));
     let per_try = limits.per_try.filter(|_| complete).map(|limit| now + limit);
     let idle = limits.idle_deadline(now);
     let until = earlier(earlier(limits.deadline, per_try), earlier(idle, limits.stream));
@@ -408,13 +342,28 @@ fn late(call: &mut Call<'_>, limits: &Limits, per_try: Option<Instant>, complete
     }
 }
 
+/// How an answer that has begun ends when a limit has passed.
+fn cut(passed: Passed) -> Stop {
+    let (flags, details) = match passed {
+        Passed::Route => (ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout"),
+        Passed::Request => (ResponseFlags::none(), "request_overall_timeout"),
+        Passed::Stream => (ResponseFlags::none(), "max_duration_timeout"),
+        Passed::Attempt => {
+            (ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED, "upstream_max_stream_duration_reached")
+        }
+        Passed::PerTry | Passed::PerTryIdle => (ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout"),
+        Passed::Idle => (ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout"),
+    };
+    Stop::Abort(flags, details)
+}
+
 /// Passes the response's body on, and what is left of the request's.
 pub(super) async fn finish<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
     up: &mut Up,
     body: &mut RequestPump,
-    limits: &Limits,
+    mut limits: Limits,
     tunnel: bool,
 ) -> Result<(), Stop> {
     let observed = call.tally.wall.is_some();
@@ -432,24 +381,26 @@ pub(super) async fn finish<D: Downstream>(
     let (mut received, mut ended) = (None, None);
     let (keeps, mut began) = (call.manager.log_needs.observed, None);
     let (http1, mut left, mut faulty, mut theirs) = (!call.is_http2(), false, false, false);
-    let mut deadline = limits.deadline.filter(|_| !tunnel);
+    if tunnel {
+        (limits.route, limits.deadline) = (None, None);
+    }
     // Looked up only when something has to be waited for: a small answer is there at once.
     let mut last: Option<Instant> = None;
     let result = loop {
-        let (timer, log_at, mut due) = (&mut *call.timer, call.tally.log_at, false);
+        let (timer, log_at) = (&mut *call.timer, call.tally.log_at);
         let result = poll_fn(|cx| {
             let mut moved = false;
             if !body.done && !deaf {
                 match body.poll(cx, down, up, &mut moved) {
                     Poll::Ready(Ok(())) | Poll::Pending => {}
-                    Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Err(Stop::Gone)),
+                    Poll::Ready(Err(PumpError::Source(_))) => return Poll::Ready(Some(Err(Stop::Gone))),
                     Poll::Ready(Err(PumpError::Sink(_))) => deaf = true,
                 }
             }
             if !answered {
                 match response.poll(cx, down, up, &mut moved) {
                     Poll::Ready(Ok(())) => answered = true,
-                    Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Err(Stop::Gone)),
+                    Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Some(Err(Stop::Gone))),
                     Poll::Ready(Err(PumpError::Source(error))) => {
                         // An answer of HTTP/1 that is cut is one that breaks the protocol.
                         faulty = is_of_protocol(&error);
@@ -472,7 +423,7 @@ pub(super) async fn finish<D: Downstream>(
                                 "upstream_reset_after_response_started{connection_termination}",
                             ),
                         };
-                        return Poll::Ready(Err(Stop::Abort(flags, details)));
+                        return Poll::Ready(Some(Err(Stop::Abort(flags, details))));
                     }
                     Poll::Pending => {}
                 }
@@ -489,53 +440,27 @@ pub(super) async fn finish<D: Downstream>(
             // A client of HTTP/1 that leaves first ends its connection by that.
             left |= tunnel && http1 && body.done && !answered;
             if answered && (!tunnel || body.done || deaf) {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Some(Ok(())));
             }
             let ended = body.has_ended() && !tunnel;
             if (ended || body.blocked && !tunnel) && down.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(Stop::Gone));
+                return Poll::Ready(Some(Err(Stop::Gone)));
             }
             let since = match last {
                 Some(since) if !moved => since,
                 _ => *last.insert(Instant::now()),
             };
-            let idle = limits.idle_deadline(since);
-            // These count from the request's end, which may come after the beginning of the answer.
-            if ended && deadline.is_none() {
-                deadline = limits.route.map(|limit| since + limit);
-            }
-            let waits = ended || body.blocked && !tunnel;
-            let try_idle = limits.per_try_idle.filter(|_| waits).map(|limit| since + limit);
-            let blocked = limits.route.filter(|_| waits && !ended).map(|limit| since + limit);
-            let deadline = earlier(deadline, blocked);
-            let request = limits.request.filter(|_| !ended && !tunnel);
-            let stream = earlier(limits.stream, limits.attempt);
-            let whole = earlier(deadline, earlier(request, stream));
-            if timer.poll(cx, earlier(earlier(idle, try_idle), earlier(whole, log_at))).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            let over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-            if over(log_at) {
-                due = true;
-                return Poll::Ready(Ok(()));
-            }
-            Poll::Ready(Err(if over(deadline) {
-                Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "response_timeout")
-            } else if over(request) {
-                Stop::Abort(ResponseFlags::none(), "request_overall_timeout")
-            } else if over(limits.stream) {
-                Stop::Abort(ResponseFlags::none(), "max_duration_timeout")
-            } else if over(limits.attempt) {
-                Stop::Abort(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED, "upstream_max_stream_duration_reached")
-            } else if over(try_idle) {
-                Stop::Abort(ResponseFlags::UPSTREAM_TIMEOUT, "upstream_per_try_idle_timeout")
-            } else {
-                Stop::Abort(ResponseFlags::STREAM_IDLE_TIMEOUT, "stream_idle_timeout")
-            }))
+            let progress = Progress {
+                whole: ended.then_some(since),
+                blocked: body.blocked && !tunnel,
+                last: since,
+                owes: !ended && !tunnel,
+                answered: true,
+            };
+            limits.poll(cx, timer, progress, log_at).map(|passed| passed.map(|passed| Err(cut(passed))))
         })
         .await;
-        if !due {
+        if let Some(result) = result {
             break result;
         }
         call.tally.response_bytes = response.bytes;

@@ -25,10 +25,12 @@ pub(super) fn of_answer(call: &Call<'_>, policy: Option<&RetryPolicy>) -> Failur
     }
 }
 
-/// Takes up what an answer says about the endpoint's health: that it has not seen the request, or wants no more of them.
-pub(super) fn note_health(call: &Call<'_>, cluster: &ClusterState, host: &Host) {
+/// Takes up what an answer says about the endpoint's health: that it has not seen the request, which is told, or wants no more
+/// of them.
+pub(super) fn note_health(call: &Call<'_>, cluster: &ClusterState, host: &Host) -> bool {
     let headers = &call.response.headers;
-    if headers.known(Known::NotSent).is_some() {
+    let not_sent = headers.known(Known::NotSent).is_some();
+    if not_sent {
         host.note_failure();
     }
     if !cluster.config().checks.is_empty()
@@ -37,6 +39,7 @@ pub(super) fn note_health(call: &Call<'_>, cluster: &ClusterState, host: &Host) 
     {
         care.report(Report::Unwell { cluster: cluster.config().id, address: host.address() });
     }
+    not_sent
 }
 
 /// Tells outlier detection what the endpoint answered; of gRPC, what its status says.

@@ -3,47 +3,37 @@
 //! admit → filters → route → (answer by itself | pick endpoint → connection → send → retry? → response) → record.
 //!
 //! Every HTTP version comes through here: the client's side is anything that is a [`Downstream`], the endpoint's side an
-//! [`Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
+//! [`super::upstream::Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
     admit::{admit, tunnels},
-    attempt::{self, Failed, Limits},
-    attempted::Attempted,
-    body::{Downstream, Upstream},
+    body::Downstream,
     call::Call,
     choose::{choose, refused},
-    connecting, edit, filter, forget, hash,
+    edit, filter, forget,
     head::BodyLength,
-    headers::Known,
-    local_reply, mirror, outcome,
+    local_reply,
     pump::RequestPump,
-    raw, redirect,
+    redirect,
     reply::{self, Reply},
-    retry::{self, Failure},
-    timeout, trace,
-    tracked::{self, Budget},
-    upstream::Up,
-    whole,
+    router::{self, Way},
+    trace, whole,
 };
 use crate::{
-    balance::PickContext,
-    config::{Action, Forward, Http2Options, Redirect},
+    config::{Action, Redirect},
     overload,
-    pool::{ClusterState, Outcome, Ticket},
+    pool::ClusterState,
     route::Selected,
     telemetry::{LogKind, ResponseFlags, connection::CountedConnection, stats::HttpStats},
-    worker::{Timer, earlier},
+    worker::Timer,
 };
 use std::{
     future::poll_fn,
-    net::SocketAddr,
     rc::Rc,
     task::Poll,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-/// Attempts at most on pooled connections that turn out to be closed, beside those that a policy counts.
-const MAX_STALE: u32 = 3;
 /// How long the last bytes of an answer may take to be taken by the client, when the manager sets no idle timeout.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
 
@@ -216,7 +206,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
                 return answer(call, down, selected, direct.code, location, &direct.body);
             }
         };
-        match proxy(call, down, selected, forward, body, redirects).await? {
+        match router::forward(call, down, selected, forward, body, redirects).await? {
             Way::Done => break,
             Way::Redirected => {
                 call.tally.grpc = call.request.is_grpc();
@@ -226,14 +216,6 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
     }
     drop(upgraded);
     Ok(())
-}
-
-/// How an attempt to proxy ended.
-enum Way {
-    /// The client has its answer.
-    Done,
-    /// The endpoint's redirect became the request.
-    Redirected,
 }
 
 /// Answers as a route says.
@@ -264,242 +246,6 @@ fn answer<'a, D: Downstream>(
     Ok(())
 }
 
-/// Sends the request to an endpoint and its response back, with retries as the policy has them.
-async fn proxy<'a, D: Downstream>(
-    call: &mut Call<'a>,
-    down: &mut D,
-    selected: Selected<'a>,
-    forward: &'a Forward,
-    body: &mut RequestPump,
-    redirects: u32,
-) -> Result<Way, Stop> {
-    let cluster = &call.tally.cluster.clone().ok_or(match forward.no_cluster_code {
-        0 => reply::NO_CLUSTER,
-        code => Reply { code, ..reply::NO_CLUSTER },
-    })?;
-    if let Some(all) = cluster.drops(&call.worker.rng) {
-        return Err(if all { reply::UNCONDITIONAL_DROP_OVERLOAD } else { reply::DROP_OVERLOAD }.into());
-    }
-    // Most requests carry none of the headers by which Envoy's router is told what to do.
-    let asked = call.request.headers.may_have(Known::Envoy);
-    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
-    let _budget = Budget::of_request(cluster, &limits);
-    let ends_here = raw::ends_here(call.request, forward);
-    call.tally.attempts = 1;
-    tell_attempt(call, selected, 0, false, &limits);
-    // How long the answer may take is asked of the request as it came, when it is tried again of what the route makes of it.
-    let asked = edit::for_endpoint(call, selected, forward) || asked;
-    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
-    let policy = policy.as_deref();
-    // Of the request as the endpoint gets it.
-    let policy = policy.filter(|policy| retry::fits(policy, call.request));
-    let mut cookies = Vec::new();
-    // Nobody is given a cookie for a cluster that does not look at it.
-    let hashes = cluster.config().policy.is_hashed();
-    let hash = if hashes { hash::of(call, &forward.hash, &mut cookies) } else { None };
-    if !cookies.is_empty() {
-        call.tally.filters().cookies = cookies;
-    }
-    let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
-    let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
-    cluster.admit(limits.priority).map_err(|_| reply::OVERFLOW)?;
-
-    let safe = call.request.is_safe();
-    let most_kept =
-        forward.replay_limit.map_or_else(|| most_kept(call), |most| usize::try_from(most).unwrap_or(usize::MAX));
-    if policy.is_some_and(retry::keeps_body) || forward.internal_redirect.is_some() {
-        body.keep_for_replay(most_kept);
-    }
-    // Nothing is copied of what no endpoint can get.
-    let mut copies = !forward.mirrors.is_empty() && redirects == 0;
-    let mut attempted = Attempted::default();
-    let (mut retries, mut stale) = (0, 0);
-    let mut sent = false;
-    let mut timed_out = false;
-    let mut retry_ticket: Option<Ticket> = None;
-    loop {
-        let host = attempted
-            .pick(cluster, &call.worker.rng, &context, policy.filter(|_| retries > 0))
-            .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
-        if std::mem::take(&mut copies)
-            && let Some(feeds) = mirror::begin(call, forward)
-        {
-            body.feed(feeds);
-        }
-        call.tally.host = Some(host.clone());
-        call.tally.unsent = false;
-        call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
-        edit::for_attempt(call, forward, &host, retries == 0);
-        if retries > 0 {
-            tell_attempt(call, selected, retries, timed_out, &limits);
-        }
-        if call.tally.trace.is_some() {
-            trace::on_attempt(call, &host, retries + 1);
-        }
-        let active = host.enter();
-        let budget = Budget::of_attempt(cluster, &limits);
-        let (failure, or_else, free, pause) =
-            match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
-                Ok((up, _counted)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_head(call);
-                    }
-                    let policy = policy.filter(|_| !call.tally.interim);
-                    call.response.headers.join_of_answer();
-                    let not_sent = call.response.headers.known(Known::NotSent).is_some();
-                    let failure = outcome::of_answer(call, policy);
-                    outcome::note_health(call, cluster, &host);
-                    outcome::note_answer(call, cluster, &host, failure);
-                    let again = policy
-                        .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
-                    // An answer to half a request may be about that half; "nothing was sent" is not.
-                    if !again || body.kept.unrepeatable || !(body.has_ended() || not_sent) {
-                        if let Some(policy) = policy
-                            && retries >= policy.attempts
-                            && retry::wanted(failure, Some(policy), safe)
-                        {
-                            call.tally.flags |= ResponseFlags::RETRY_LIMIT;
-                        }
-                        if let Some(follow) = &forward.internal_redirect
-                            && redirect::is_meant(call, follow)
-                            && redirect::counted(
-                                cluster,
-                                body.has_ended()
-                                    && !body.kept.unrepeatable
-                                    && redirect::follow(call, follow, redirects),
-                            )
-                        {
-                            call.tally.code = call.response.status;
-                            outcome::give_up(call);
-                            redirect::count(call, cluster, up.wire());
-                            connecting::discard(up, &host, cluster).await;
-                            if !body.redirect(call.request.body == BodyLength::Empty) {
-                                call.request.body = BodyLength::Empty;
-                            }
-                            return Ok(Way::Redirected);
-                        }
-                        return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
-                    }
-                    // Before this response is given up for another.
-                    drop(retry_ticket.take());
-                    if !not_sent {
-                        let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                            outcome::note_overflow(call);
-                            return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
-                        };
-                        retry_ticket = Some(ticket);
-                    }
-                    cluster.stats().retried.count(call.response.status);
-                    outcome::give_up(call);
-                    tracked::ended(call, cluster, 0);
-                    cluster.stats().moved(up.wire());
-                    connecting::discard(up, &host, cluster).await;
-                    let random = call.worker.rng.next();
-                    let pause = policy.and_then(|policy| {
-                        retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random)
-                    });
-                    (failure, reply::REMOTE_RESET, not_sent, pause)
-                }
-                Err(Failed::Stop(stop)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_attempt_ended(call, trace::Ended::of(&stop), None);
-                    }
-                    if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
-                        cluster.stats().rq_timeout.add(1);
-                        cluster.note(&host, Outcome::Timeout);
-                    }
-                    return Err(stop);
-                }
-                Err(Failed::Attempt(failure, reply)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
-                    }
-                    match failure {
-                        Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
-                        // The endpoint had closed it while it was idle: that is no failure.
-                        Failure::Reset { reused: true, answered: false, .. } => {}
-                        _ => cluster.note(&host, Outcome::Failed),
-                    }
-                    let free = failure.is_unsent() && cluster.config().balancing.skip_unreachable;
-                    (failure, reply, free, None)
-                }
-            };
-        // What an endpoint has begun to answer is not repeated, as in Envoy.
-        let policy = policy.filter(|_| !call.tally.interim);
-        timed_out = failure == Failure::PerTryTimeout;
-        // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
-        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
-            && policy.is_some_and(|policy| policy.on.stale);
-        // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
-        let harmless = failure.is_unsent() || retry::harmless(failure, safe);
-        sent |= !harmless;
-        call.tally.unsent = !sent;
-        drop((active, budget));
-        let Some(policy) = policy.filter(|policy| retry::wanted(failure, Some(policy), safe)) else {
-            return Err(or_else.into());
-        };
-        // Once more, at once, and not counted.
-        if was_stale && stale < MAX_STALE && !body.kept.unrepeatable {
-            stale += 1;
-            continue;
-        }
-        // A body that is too long to be kept ends retries before their number does.
-        if retries >= policy.attempts && body.bytes <= most_kept as u64 {
-            call.tally.flags |= ResponseFlags::RETRY_LIMIT;
-        }
-        if retries >= policy.attempts || body.kept.unrepeatable {
-            return Err(or_else.into());
-        }
-        // The budget keeps repeats from adding to the load of apps. What no app has seen adds none, and when an endpoint
-        // vanishes every request to it is repeated at once: in the mesh the number of attempts is bound enough for those.
-        if !free && retry_ticket.is_none() {
-            let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                outcome::note_overflow(call);
-                return Err(or_else.into());
-            };
-            retry_ticket = Some(ticket);
-        }
-        retries += 1;
-        attempted.note(&host, policy);
-        if pause.is_some() {
-            cluster.stats().rq_backoff_limited.add(1);
-        }
-        let pause = pause.unwrap_or_else(|| retry::backoff(policy, retries, call.worker.rng.next()));
-        wait(call, pause, &limits).await?;
-    }
-}
-
-/// Bytes of a request that are kept for another attempt where its route says nothing: what its connection may hold; of HTTP/2, whose
-/// streams have a bound of their own, that one where it is set, and 1 MiB at least where it is not.
-fn most_kept(call: &Call<'_>) -> usize {
-    let (limit, window) = (call.manager.buffer_limit, call.manager.http2.stream_window);
-    match call.is_http2() {
-        false => limit,
-        true if window == Http2Options::default().stream_window => limit.max(1024 * 1024),
-        true => usize::try_from(window).unwrap_or(limit),
-    }
-}
-
-/// Tells the endpoint which attempt this is and how long it may take, as far as the virtual host wants it.
-fn tell_attempt(call: &mut Call<'_>, selected: Selected<'_>, retries: u32, timed_out: bool, limits: &Limits) {
-    if selected.host.attempt_count_in_request {
-        let mut text = [0; 20];
-        call.request.headers.set("x-envoy-attempt-count", decimal(u128::from(retries) + 1, &mut text));
-    }
-    if selected.host.timeout_retry_in_request && retries > 0 {
-        call.request.headers.set("x-envoy-is-timeout-retry", if timed_out { b"true" } else { b"false" });
-    }
-    timeout::tell(call, limits);
-}
-
-/// Where the client wanted to connect, if that is known, or what a header names instead in clusters that allow it.
-fn destination(call: &Call<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
-    let named = cluster.config().original.header.as_deref();
-    let header = named.and_then(|name| call.request.headers.get(name));
-    let address = header.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    address.or(call.conn.wanted())
-}
-
 /// Writes a number; what has more than 20 digits is cut.
 pub(crate) fn decimal(number: u128, text: &mut [u8; 20]) -> &[u8] {
     let mut number = u64::try_from(number).unwrap_or(u64::MAX);
@@ -512,96 +258,6 @@ pub(crate) fn decimal(number: u128, text: &mut [u8; 20]) -> &[u8] {
             return &text[at..];
         }
     }
-}
-
-/// Waits before a retry, but not beyond the route's limit.
-async fn wait(call: &mut Call<'_>, pause: Duration, limits: &Limits) -> Result<(), Stop> {
-    let until = Instant::now() + pause;
-    if limits.deadline.is_some_and(|deadline| deadline <= until) {
-        return Err(limits.timeout(reply::TIMEOUT).into());
-    }
-    loop {
-        let (timer, next) = (&mut *call.timer, earlier(Some(until), call.tally.log_at));
-        poll_fn(|cx| timer.poll(cx, next)).await;
-        if !call.is_due() {
-            return Ok(());
-        }
-        call.log_on();
-    }
-}
-
-/// Passes the response on and keeps the connection for the next request.
-async fn relay<'a, D: Downstream>(
-    call: &mut Call<'a>,
-    down: &mut D,
-    selected: Selected<'a>,
-    mut up: Up,
-    body: &mut RequestPump,
-    limits: Limits,
-) -> Result<(), Stop> {
-    call.note_response();
-    let told = outcome::tells_at_end(call);
-    let tunnel = call.response.body == BodyLength::Tunnel;
-    if tunnel && let Some(protocol) = call.response.headers.known(Known::Upgrade) {
-        call.request.set_upgrade(Some(protocol));
-    }
-    // What is to be spoken instead is part of that answer (RFC 9110, section 15.5.22).
-    let instead = (call.response.status == 426 && !call.is_http2()).then(|| call.response.headers.get("upgrade"));
-    let instead = instead.flatten().map(<[u8]>::to_vec);
-    // What the endpoint's `connection` lists passes, as it does through Envoy.
-    call.response.headers.remove_hop_by_hop(false);
-    // Only a proxy says so, and only to a proxy.
-    call.response.headers.remove_known(Known::NotSent);
-    let mut text = [0; 20];
-    // It counts from the request's end, which a tunnel has not.
-    if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers)
-        && !call.request.wants_tunnel()
-    {
-        call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));
-    }
-    if selected.host.attempt_count_in_response {
-        let count = decimal(u128::from(call.tally.attempts), &mut text);
-        call.response.headers.set("x-envoy-attempt-count", count);
-    }
-    edit::for_client(call, selected);
-    filter::on_response(call);
-    edit::length_of_answer(call);
-    reply::dress(call);
-    if let Some(protocols) = instead {
-        call.response.headers.push(b"upgrade", &protocols);
-    }
-    // A client that has not sent its whole request by now (HTTP/1) may not read us before it has: the end of the
-    // connection stops it.
-    let unfinished = !body.has_ended() && !call.is_http2();
-    let close = call.ends_connection() || unfinished;
-    call.answers();
-    down.send_head(call.request, call.response, close);
-    let mut before = 0;
-    if tunnel {
-        before = body.bytes;
-        *body = RequestPump::new(None);
-        down.tunnel();
-        up.tunnel();
-    }
-    let result = attempt::finish(call, down, &mut up, body, &limits, tunnel).await;
-    if call.tally.trace.is_some() {
-        let ended = result.as_ref().map_or_else(trace::Ended::of, |()| trace::Ended::Whole);
-        let trailers = call.tally.trailers.take();
-        trace::on_attempt_ended(call, ended, trailers.as_deref());
-        call.tally.trailers = trailers;
-    }
-    if told && let Some(host) = &call.tally.host {
-        outcome::count_call(host, &result, call.tally.grpc_status);
-    }
-    call.tally.request_bytes = before + body.read();
-    if let Some(cluster) = &call.tally.cluster {
-        tracked::ended(call, cluster, call.tally.response_bytes);
-    }
-    result?;
-    if let (Some(host), Some(cluster)) = (&call.tally.host, &call.tally.cluster) {
-        connecting::put_back(up, host, cluster);
-    }
-    Ok(())
 }
 
 /// Names a cluster's state, for the signature of the attempt.

@@ -1,6 +1,6 @@
 //! The time limits of a request: of the route, of the request's own headers, of gRPC.
 
-use super::{attempt::Limits, call::Call, head::RequestHead};
+use super::{call::Call, head::RequestHead, limits::Limits};
 use crate::config::{Forward, GrpcTimeout, RetryPolicy};
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! What is counted of requests to clusters that want more than the usual (`track_cluster_stats`): sizes, and how much of their time
 //! they use. Who does not want it pays for looking at a switch.
 
-use super::{attempt::Limits, call::Call, headers::Headers, pipeline::Cluster};
+use super::{call::Call, headers::Headers, limits::Limits, pipeline::Cluster};
 use crate::telemetry::tracked::TrackedStats;
 use std::time::{Duration, Instant};
 
