@@ -204,7 +204,8 @@ mod tests {
 
     fn hosts(ports: &[u16]) -> Vec<(Rc<Host>, f64)> {
         let each = 1.0 / ports.len() as f64;
-        let host = |port: &u16| Rc::new(Host::new(Arc::new(Endpoint::new(([127, 0, 0, 1], *port).into()))));
+        let host =
+            |port: &u16| Rc::new(Host::new(Arc::new(Endpoint::new(([127, 0, 0, 1], *port).into())), Arc::default()));
         ports.iter().map(|port| (host(port), each)).collect()
     }
 
@@ -268,7 +269,7 @@ mod tests {
         let mut endpoint = Endpoint::new(([127, 0, 0, 1], 80).into());
         endpoint.hostname = Some("a.test".into());
         let keys = |endpoint: &Endpoint| {
-            let host = Host::new(Arc::new(endpoint.clone()));
+            let host = Host::new(Arc::new(endpoint.clone()), Arc::default());
             (key(&host, false), key(&host, true))
         };
         assert_eq!(keys(&endpoint), ("127.0.0.1:80".to_owned(), "a.test".to_owned()));

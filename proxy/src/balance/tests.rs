@@ -10,7 +10,7 @@ fn at(port: u16) -> Endpoint {
 }
 
 fn hosts(endpoints: impl IntoIterator<Item = Endpoint>) -> Vec<Rc<Host>> {
-    endpoints.into_iter().map(|endpoint| Rc::new(Host::new(Arc::new(endpoint)))).collect()
+    endpoints.into_iter().map(|endpoint| Rc::new(Host::new(Arc::new(endpoint), Arc::default()))).collect()
 }
 
 fn host(port: u16, weight: u32, health: Health, priority: u32) -> Endpoint {
@@ -282,7 +282,10 @@ fn panic_when_too_few_endpoints_are_usable_then_each_choice_is_told_once() {
         .into_iter()
         .zip(1..)
         .map(|(health, port)| {
-            Rc::new(Host::new(Arc::new(Endpoint { health, ..Endpoint::new(([127, 0, 0, 1], port).into()) })))
+            Rc::new(Host::new(
+                Arc::new(Endpoint { health, ..Endpoint::new(([127, 0, 0, 1], port).into()) }),
+                Arc::default(),
+            ))
         })
         .collect();
     let balancer = balancer(&all, LbPolicy::Random, &Balancing::default());

@@ -24,7 +24,7 @@ fn endpoints(zones: &[Zone]) -> Vec<Endpoint> {
 }
 
 fn hosts(all: impl IntoIterator<Item = Endpoint>) -> Vec<Rc<Host>> {
-    all.into_iter().map(|endpoint| Rc::new(Host::new(Arc::new(endpoint)))).collect()
+    all.into_iter().map(|endpoint| Rc::new(Host::new(Arc::new(endpoint), Arc::default()))).collect()
 }
 
 fn home(own: &str) -> Home {

@@ -114,11 +114,26 @@ pub struct Root {
     pub names: ClusterNames,
     /// Open connections of clients at most, of all listeners together; `None` is as many as this process can have.
     pub most_connections: Option<u64>,
-    /// How long a connection whose listener or filter chain is gone may take to end. With none, one whose chain is gone ends at
-    /// once: it may be no longer allowed.
-    pub drain_time: Duration,
+    /// How connections end whose listener or filter chain is gone.
+    pub drain: Drain,
     /// Where this proxy belongs to, if that is known.
     pub home: Option<Home>,
+}
+
+/// How connections end of which what they belong to is gone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drain {
+    /// How long one may take to end. With none, one whose filter chain is gone ends at once: it may be no longer allowed.
+    pub time: Duration,
+    /// All end with their next answer, instead of more and more of them while the time goes by.
+    pub at_once: bool,
+}
+
+impl Drain {
+    /// How long it takes until all end with their next answer.
+    pub fn over(self) -> Duration {
+        if self.at_once { Duration::ZERO } else { self.time }
+    }
 }
 
 /// Clusters by name, made when it is first asked for.
@@ -133,7 +148,7 @@ impl Default for Root {
             clusters: Vec::new(),
             own: WorkloadLabels::unknown(),
             most_connections: None,
-            drain_time: Duration::ZERO,
+            drain: Drain::default(),
             home: None,
             names: ClusterNames::default(),
         }

@@ -6,7 +6,7 @@ use super::plane::Listening;
 use super::sockets::LiveSockets;
 use super::sources::Feed;
 use crate::admin;
-use crate::config::Locality;
+use crate::config::{Drain, Locality};
 use crate::overload::Overload;
 use crate::tls::CredentialStore;
 use crate::xds::bootstrap::Bootstrap;
@@ -52,7 +52,8 @@ pub fn validate(mut bootstrap: Bootstrap) -> Result<(), RunError> {
 /// When a resource of the bootstrap is refused, an address cannot be had, or the workers cannot be started.
 pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<(), RunError> {
     let sockets = LiveSockets::default();
-    let state = State::new("").binding(sockets.clone()).draining_for(settings.drain_limit);
+    let drain = Drain { time: settings.drain_limit, at_once: settings.drain_at_once };
+    let state = State::new("").binding(sockets.clone()).draining(drain);
     let state = take(state, &mut settings.bootstrap)?;
     let node = leno_xds::json::to_value(&settings.bootstrap.node).unwrap_or_default();
     // The descriptors were only needed to read the file.

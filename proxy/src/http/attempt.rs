@@ -253,6 +253,7 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
         SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
         // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
         SideError::Broken(error) if !up.reused() && !up.answered() && is_alert(&error) => {
+            call.tally.cluster.iter().for_each(|cluster| cluster.stats().tls().connection_error.add(1));
             Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
         }
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),

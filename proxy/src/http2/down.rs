@@ -34,6 +34,11 @@ impl Down {
         self.mux.borrow_mut().count_reset();
     }
 
+    /// The client is told to send no further requests on this connection.
+    pub(super) fn end_connection(&self) {
+        self.mux.borrow_mut().leave();
+    }
+
     /// The endpoint itself says whether the client is to send its body.
     pub(super) fn leave_continue(&mut self) {
         self.owes_continue = false;

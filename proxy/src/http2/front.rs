@@ -56,13 +56,10 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
     let begun = Instant::now();
     let drain = async {
         let registered = worker.register().await;
-        let since = poll_fn(|_| match worker.ends_since(&shared.place) {
-            Some(since) => Poll::Ready(since),
-            None => Poll::Pending,
-        })
-        .await;
+        let mut timer = Timer::default();
+        poll_fn(|cx| timer.poll(cx, worker.last_moment(&shared.place))).await;
         drop(registered);
-        if begun > since {
+        if worker.ends_since(&shared.place).is_some_and(|since| begun > since) {
             tokio::time::sleep(LATE).await;
         }
     };
@@ -142,7 +139,12 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
             manager
         }
         // Its listener or chain is gone: what it asks until it has heard that it should end is answered as before.
-        None if place.is_gone(root.config()) => last.borrow().clone(),
+        None if place.is_gone(root.config()) => {
+            if worker.ends_with_answer(place) {
+                down.end_connection();
+            }
+            last.borrow().clone()
+        }
         // The configuration changed, and the connection belongs nowhere any more.
         None => return down.abort(),
     };

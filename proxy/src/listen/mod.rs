@@ -79,7 +79,7 @@ impl Place {
 
     /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have.
     pub fn is_gone(&self, root: &Root) -> bool {
-        self.listener(root).is_none() || !root.drain_time.is_zero() && self.find(root).is_none()
+        self.listener(root).is_none() || !root.drain.time.is_zero() && self.find(root).is_none()
     }
 
     /// Since when it leads nowhere ([`Self::is_gone`]), as far as anybody has looked; `now` is when it is looked at.

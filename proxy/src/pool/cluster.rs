@@ -58,13 +58,20 @@ impl ClusterState {
         // The one endpoint of a logical name is the same whatever its address is now: connections to the old one go on.
         let logical = config.dns.as_ref().is_some_and(|dns| dns.logical);
         let only = old.values().next().copied().filter(|_| logical && old.len() == 1);
+        let (shared, high, dynamic) = match before {
+            Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
+            None => {
+                let stats = Arc::<ClusterStats>::default();
+                (Shared::new(stats.clone(), Priority::Default), Shared::new(stats, Priority::High), <_>::default())
+            }
+        };
         let hosts: Vec<Rc<Host>> = config
             .endpoints
             .iter()
             .map(|endpoint| match old.get(&endpoint.address).copied().or(only) {
                 Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => host.clone(),
                 Some(host) if same_connection(host, endpoint) => Rc::new(host.renewed(endpoint.clone())),
-                _ => Rc::new(Host::new(endpoint.clone())),
+                _ => Rc::new(Host::new(endpoint.clone(), shared.stats.clone())),
             })
             .collect();
         for (address, host) in old {
@@ -85,13 +92,6 @@ impl ClusterState {
                 }
             }
         }
-        let (shared, high, dynamic) = match before {
-            Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
-            None => {
-                let stats = Arc::<ClusterStats>::default();
-                (Shared::new(stats.clone(), Priority::Default), Shared::new(stats, Priority::High), <_>::default())
-            }
-        };
         let zones = peers.as_deref().map(|peers| Zones { peers, stats: &shared.stats });
         let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng);
         if config.track != Track::default() {
@@ -433,11 +433,12 @@ impl ClusterState {
                 dynamic.clear();
             }
         }
-        let host = Rc::new(Host::new(Arc::new(Endpoint {
+        let endpoint = Endpoint {
             tls: self.config.default_tls.clone(),
             workload: self.config.destination.clone(),
             ..Endpoint::new(address)
-        })));
+        };
+        let host = Rc::new(Host::new(Arc::new(endpoint), self.shared.stats.clone()));
         if let Some(old) = dynamic.insert(address, host.clone()) {
             old.retire();
         }

@@ -7,7 +7,7 @@ use crate::{
         pipe::{self, Shown},
     },
     listen::{Rewound, Stream, set_option, write_header},
-    tls::{Alpn, Connector, KeyPair, TlsError},
+    tls::{Alpn, Connector, KeyPair, TlsError, TlsInfo},
 };
 use nix::errno::Errno;
 use std::{
@@ -188,8 +188,8 @@ async fn connect_with(
 ) -> Result<Connected, ConnectError> {
     let endpoint = host.endpoint();
     let _dial = host.dial();
-    let stats = host.stats();
-    stats.cx_total.add(1);
+    host.stats().cx_total.add(1);
+    let stats = host.stats_of_all();
     // Where the endpoint may choose, what is spoken is known when it has.
     let agreed = cluster.protocol == UpstreamProtocol::Agreed;
     match alpn {
@@ -208,12 +208,18 @@ async fn connect_with(
             if agreed && alpn != Alpn::Tcp {
                 if stream.is_for_http2() { &stats.cx_http2_total } else { &stats.cx_http1_total }.add(1);
             }
+            if let Stream::Tls(tls) = stream {
+                stats.tls().succeeded(&TlsInfo::of(tls.get_ref().1, false, None));
+            }
             host.note_success();
         }
         Err(error) => {
-            if matches!(error, ConnectError::Timeout(..)) {
-                host.stats().cx_connect_timeout.add(1);
+            match error {
+                ConnectError::Timeout(..) => stats.cx_connect_timeout.add(1),
+                ConnectError::Tls(_, error) => stats.tls().failed(error),
+                _ => {}
             }
+            stats.cx_connect_fail.add(1);
             host.stats().cx_connect_fail.add(1);
             host.note_failure();
         }

@@ -19,7 +19,7 @@ use crate::{
     config::{Endpoint, Health},
     http::h1::up,
     http2,
-    telemetry::stats::HostStats,
+    telemetry::stats::{ClusterStats, HostStats},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -61,6 +61,8 @@ pub struct Host {
 struct HostState {
     active: Cell<u32>,
     stats: Arc<HostStats>,
+    /// The numbers of its cluster.
+    all: Arc<ClusterStats>,
     idle: RefCell<Vec<Idle>>,
     http2: Rc<http2::Pool>,
     /// The same by the server name that was sent, where requests decide about it.
@@ -97,9 +99,9 @@ struct Idle {
 }
 
 impl Host {
-    /// A host without connections.
-    pub fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self { endpoint, state: Rc::default() }.note_health()
+    /// A host without connections, of the cluster with these numbers.
+    pub fn new(endpoint: Arc<Endpoint>, all: Arc<ClusterStats>) -> Self {
+        Self { endpoint, state: Rc::new(HostState { all, ..HostState::default() }) }.note_health()
     }
 
     /// The same host after a change of the endpoint that does not concern its connections.
@@ -141,6 +143,11 @@ impl Host {
     /// Its numbers.
     pub fn stats(&self) -> &Arc<HostStats> {
         &self.state.stats
+    }
+
+    /// The numbers of its cluster.
+    pub fn stats_of_all(&self) -> &ClusterStats {
+        &self.state.all
     }
 
     /// Whether it is to be asked for HTTP/2 where it may choose: until it has chosen otherwise.
@@ -472,7 +479,7 @@ mod tests {
 
     #[test]
     fn host_when_it_failed_or_is_slow_to_connect_then_it_is_left_alone_for_a_while() {
-        let host = Host::new(Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into())));
+        let host = Host::new(Arc::new(Endpoint::new(([127, 0, 0, 1], 1).into())), Arc::default());
         let at = |after| host.failed_at(Instant::now() + after);
         host.note_failure();
         assert!(host.failed_lately());

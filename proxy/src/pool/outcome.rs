@@ -155,7 +155,7 @@ mod tests {
             let failed = Failed { check, ..Failed::default() };
             Arc::new(Endpoint { failed, ..Endpoint::new(([127, 0, 0, 1], 1).into()) })
         };
-        let host = Host::new(at(false));
+        let host = Host::new(at(false), Arc::default());
         let fails = |host: &Host| reached(&host.state.tallies, Outcome::Status(500), &settings);
         (0..4).for_each(|_| assert_eq!(fails(&host), []));
         let out = host.renewed(at(true));

@@ -2,6 +2,7 @@
 
 use super::envoy::{CLUSTER, ClusterView, HostNumbers, Scope, Stat, as_part, sum};
 use super::histogram::Counter;
+use super::secured;
 use super::stats::{Breakers, ClusterStats, Gauge, PublishedCluster, Statuses};
 use super::tracked::ZoneStats;
 use crate::config::{Cluster, Health, Limits, pipe::Shown};
@@ -49,6 +50,10 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_rq_tx_reset" = rq_tx_reset,
         "upstream_rq_pending_failure_eject" = rq_pending_failure_eject,
         "upstream_cx_total" = cx_total,
+        "upstream_cx_connect_fail" = cx_connect_fail,
+        "upstream_cx_connect_timeout" = cx_connect_timeout,
+        "upstream_cx_http1_total" = cx_http1_total,
+        "upstream_cx_http2_total" = cx_http2_total,
         "upstream_cx_destroy" = cx_destroy,
         "upstream_cx_max_requests" = cx_max_requests,
         "upstream_cx_idle_timeout" = cx_idle_timeout,
@@ -107,12 +112,10 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
     out.codes("external.", &codes(&|one| one.statuses[0].codes().collect()));
     out.codes("internal.", &codes(&|one| one.statuses[1].codes().collect()));
     out.codes("retry.", &codes(&|one| one.retried.codes().collect()));
+    if view.first.hosts.iter().any(|(endpoint, _)| endpoint.tls.is_some()) || view.tls().next().is_some() {
+        secured::tell(&mut out, "envoy_cluster", view.tls());
+    }
     let hosts = view.hosts();
-    let mut of_hosts = |name: &str, of: fn(&HostNumbers) -> u64| out.add(name, hosts.values().map(of).sum(), false);
-    of_hosts("upstream_cx_connect_fail", |host| host.cx_connect_fail);
-    of_hosts("upstream_cx_connect_timeout", |host| host.cx_connect_timeout);
-    of_hosts("upstream_cx_http1_total", |host| host.cx_http1_total);
-    of_hosts("upstream_cx_http2_total", |host| host.cx_http2_total);
     let gauge = |of: fn(&Breakers) -> &Gauge| sum(view.all.iter().flat_map(|one| &one.stats.breakers).map(of));
     out.add("upstream_cx_active", gauge(|breakers| &breakers.connections), true);
     out.add("upstream_rq_active", gauge(|breakers| &breakers.requests), true);

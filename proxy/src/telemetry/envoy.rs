@@ -4,6 +4,7 @@ use super::clusters;
 use super::histogram::Counter;
 use super::histogram::{Histogram, Summed};
 use super::render::{Exposition, Telemetry};
+use super::secured::{self, TlsStats};
 use super::stats::{ClusterStats, Gauge, HttpStats, ListenerHttpStats, ListenerStats, PublishedCluster};
 use regex::Regex;
 use std::borrow::Cow;
@@ -39,9 +40,6 @@ pub struct ClusterView {
 pub struct HostNumbers {
     pub cx_active: u64,
     pub cx_connect_fail: u64,
-    pub cx_connect_timeout: u64,
-    pub cx_http1_total: u64,
-    pub cx_http2_total: u64,
     pub cx_total: u64,
     pub rq_active: u64,
     pub rq_error: u64,
@@ -104,6 +102,11 @@ impl ClusterView {
         self.all.iter().map(|one| of(&one.stats)).fold(0, u64::wrapping_add)
     }
 
+    /// Of handshakes, of each worker that had one.
+    pub(super) fn tls(&self) -> impl Iterator<Item = &TlsStats> + Clone {
+        self.all.iter().filter_map(|one| one.stats.tls.get().map(|tls| &**tls))
+    }
+
     /// Endpoints by address with their numbers.
     pub fn hosts(&self) -> BTreeMap<SocketAddr, HostNumbers> {
         let mut hosts: BTreeMap<SocketAddr, HostNumbers> = BTreeMap::new();
@@ -112,9 +115,6 @@ impl ClusterView {
             let add = |to: &mut u64, more: u64| *to = to.wrapping_add(more);
             add(&mut sum.cx_active, stats.cx_active.get());
             add(&mut sum.cx_connect_fail, stats.cx_connect_fail.get());
-            add(&mut sum.cx_connect_timeout, stats.cx_connect_timeout.get());
-            add(&mut sum.cx_http1_total, stats.cx_http1_total.get());
-            add(&mut sum.cx_http2_total, stats.cx_http2_total.get());
             add(&mut sum.cx_total, stats.cx_total.get());
             add(&mut sum.rq_active, stats.rq_active.get());
             add(&mut sum.rq_error, stats.rq_error.get());
@@ -519,26 +519,5 @@ fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Sta
     if !all.iter().any(|(_, one)| one.has_tls()) {
         return;
     }
-    out.add("ssl.handshake", counter(|one| &one.tls.handshake), false);
-    out.add("ssl.session_reused", counter(|one| &one.tls.session_reused), false);
-    out.add("ssl.no_certificate", counter(|one| &one.tls.no_certificate), false);
-    out.add("ssl.connection_error", counter(|one| &one.tls.connection_error), false);
-    out.add("ssl.fail_verify_no_cert", counter(|one| &one.tls.fail_verify_no_cert), false);
-    out.add("ssl.fail_verify_error", counter(|one| &one.tls.fail_verify_error), false);
-    out.add("ssl.fail_verify_san", counter(|one| &one.tls.fail_verify_san), false);
-    let mut agreed: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for (_, one) in all {
-        for (key, count) in one.tls.agreed.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            *agreed.entry(*key).or_default() += count;
-        }
-    }
-    for ((kind, value), count) in agreed {
-        let (stat, family) = (format!("ssl.{kind}.{value}"), format!("envoy_listener_ssl_{kind}"));
-        let label = match kind {
-            "versions" => "envoy_ssl_version",
-            "ciphers" => "envoy_ssl_cipher",
-            _ => "envoy_ssl_curve",
-        };
-        out.put(&stat, family, count, false, Some((label, value.to_owned())));
-    }
+    secured::tell(&mut out, "envoy_listener", all.iter().map(|(_, one)| &one.tls));
 }

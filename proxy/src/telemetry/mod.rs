@@ -25,6 +25,7 @@ pub mod policies;
 pub mod process;
 pub mod render;
 pub mod requests;
+pub mod secured;
 pub mod shard;
 pub mod stats;
 pub mod tags;

@@ -1,10 +1,10 @@
 //! Envoy's statistics of clusters, endpoints, connection managers and listeners: counters of one writer each, as the others here.
 
 use super::histogram::{Counter, Histogram};
+use super::secured::TlsStats;
 use super::tracked::{ConnectionEnd, TrackedStats, ZoneStats};
 use super::{ResponseFlags, Wire};
 use crate::config::{Cluster, Endpoint, Priority};
-use crate::tls::{TlsError, TlsInfo};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
@@ -85,6 +85,12 @@ pub struct ClusterStats {
     pub statuses: [Statuses; 2],
     /// Of answers that were given up for another attempt.
     pub retried: Statuses,
+    /// Of handshakes, once there was one.
+    pub tls: OnceLock<Box<TlsStats>>,
+    pub cx_connect_fail: Counter,
+    pub cx_connect_timeout: Counter,
+    pub cx_http1_total: Counter,
+    pub cx_http2_total: Counter,
     pub rq_total: Counter,
     pub rq_completed: Counter,
     pub rq_retry: Counter,
@@ -136,6 +142,11 @@ pub struct ClusterStats {
 }
 
 impl ClusterStats {
+    /// Of handshakes.
+    pub fn tls(&self) -> &TlsStats {
+        self.tls.get_or_init(Box::default)
+    }
+
     /// A connection that has ended.
     pub fn ended(&self, end: ConnectionEnd) {
         let by = usize::from(end.remote);
@@ -216,9 +227,6 @@ pub struct HostStats {
     pub cx_active: Gauge,
     pub cx_total: Counter,
     pub cx_connect_fail: Counter,
-    pub cx_connect_timeout: Counter,
-    pub cx_http1_total: Counter,
-    pub cx_http2_total: Counter,
 }
 
 /// What breaks a connection or is taken out of requests where bytes become messages, written by one worker.
@@ -447,61 +455,6 @@ impl ListenerStats {
     /// Whether there is TLS to tell of.
     pub fn has_tls(&self) -> bool {
         self.secured.load(Relaxed)
-    }
-}
-
-/// Numbers of handshakes with clients, written by one worker.
-#[derive(Debug, Default)]
-#[allow(missing_docs, reason = "each is Envoy's statistic of its name")]
-pub struct TlsStats {
-    pub handshake: Counter,
-    pub session_reused: Counter,
-    pub no_certificate: Counter,
-    pub connection_error: Counter,
-    pub fail_verify_no_cert: Counter,
-    pub fail_verify_error: Counter,
-    pub fail_verify_san: Counter,
-    /// Versions, ciphers and groups by their names; there are few.
-    pub agreed: std::sync::Mutex<std::collections::BTreeMap<(&'static str, &'static str), u64>>,
-}
-
-impl TlsStats {
-    /// A handshake that succeeded.
-    pub fn succeeded(&self, info: &TlsInfo) {
-        self.handshake.add(1);
-        if info.resumed {
-            self.session_reused.add(1);
-        }
-        if info.peer().is_none() {
-            self.no_certificate.add(1);
-        }
-        let mut agreed = self.agreed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let group = info.group.map(|group| ("curves", group));
-        for key in [("versions", info.version), ("ciphers", info.cipher)].into_iter().chain(group) {
-            *agreed.entry(key).or_default() += 1;
-        }
-    }
-
-    /// A handshake that did not.
-    pub fn failed(&self, error: &TlsError) {
-        match error {
-            TlsError::Identity(_) => self.fail_verify_san.add(1),
-            TlsError::Handshake(error) => {
-                match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
-                    Some(rustls::Error::NoCertificatesPresented) => self.fail_verify_no_cert.add(1),
-                    Some(rustls::Error::InvalidCertificate(
-                        rustls::CertificateError::NotValidForName
-                        | rustls::CertificateError::NotValidForNameContext { .. }
-                        | rustls::CertificateError::ApplicationVerificationFailure,
-                    )) => self.fail_verify_san.add(1),
-                    Some(rustls::Error::InvalidCertificate(_)) => self.fail_verify_error.add(1),
-                    Some(_) => self.connection_error.add(1),
-                    // The connection broke.
-                    None => {}
-                }
-            }
-            _ => {}
-        }
     }
 }
 

@@ -143,6 +143,51 @@ pub enum TlsError {
     Config(#[from] rustls::Error),
 }
 
+/// Why a certificate of the peer's is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Distrust {
+    /// There is none.
+    NoCertificate,
+    /// Its names are not those that are expected.
+    Names,
+    /// It is none of the listed ones.
+    Fingerprint,
+    /// No root vouches for it, its time is over, it is revoked, it cannot be read.
+    Path,
+}
+
+impl TlsError {
+    /// What is wrong with the peer's certificate, if that is the reason.
+    pub fn distrust(&self) -> Option<Distrust> {
+        use rustls::{CertificateError, Error};
+        let error = match self {
+            Self::Identity(_) => return Some(Distrust::Names),
+            Self::Handshake(error) => error.get_ref()?.downcast_ref::<Error>()?,
+            _ => return None,
+        };
+        match error {
+            Error::NoCertificatesPresented => Some(Distrust::NoCertificate),
+            Error::InvalidCertificate(CertificateError::Other(other)) => {
+                let trust = other.0.downcast_ref::<trust::Untrusted>();
+                let names = other.0.is::<IdentityError>();
+                Some(match trust {
+                    Some(trust::Untrusted::Names | trust::Untrusted::ServerName(_)) => Distrust::Names,
+                    Some(trust::Untrusted::Fingerprint) => Distrust::Fingerprint,
+                    _ if names => Distrust::Names,
+                    _ => Distrust::Path,
+                })
+            }
+            Error::InvalidCertificate(_) => Some(Distrust::Path),
+            _ => None,
+        }
+    }
+
+    /// Whether one side broke the rules of TLS, or would not agree.
+    pub fn is_of_protocol(&self) -> bool {
+        matches!(self, Self::Handshake(error) if error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()))
+    }
+}
+
 /// What failed in a handshake, in words; our own verdict on an identity is wrapped twice.
 fn cause(error: &std::io::Error) -> String {
     use rustls::{CertificateError, Error};

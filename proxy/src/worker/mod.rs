@@ -179,9 +179,24 @@ impl Worker {
             Some(drain) => Some(drain.max(since) + self.drain_idle.get().max(DRAIN_IDLE)),
             None => {
                 let gone = self.gone_since(place)?;
-                Some((gone.max(since) + DRAIN_IDLE).max(gone + self.root.borrow().config().drain_time))
+                Some((gone.max(since) + DRAIN_IDLE).max(gone + self.root.borrow().config().drain.time))
             }
         }
+    }
+
+    /// Whether a connection of that place, of which what it belongs to is gone, ends with its next answer: more and more of them do
+    /// while the time for it goes by.
+    pub fn ends_with_answer(&self, place: &Place) -> bool {
+        let over = self.root.borrow().config().drain.over();
+        let gone = Asked { inbound: self.gone_since(place), outbound: None, over };
+        gone.ends(Direction::Inbound, |bound| self.rng.below(bound))
+    }
+
+    /// When a connection of that place takes no further request: all are to end, or the time is over in which those do whose listener
+    /// or chain is gone.
+    pub fn last_moment(&self, place: &Place) -> Option<Instant> {
+        let over = || self.root.borrow().config().drain.over();
+        self.draining_since().or_else(|| self.gone_since(place).map(|gone| gone + over()))
     }
 
     fn gone_since(&self, place: &Place) -> Option<Instant> {

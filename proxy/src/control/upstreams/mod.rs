@@ -231,7 +231,7 @@ impl Actor {
             clusters,
             own: self.base.own.clone(),
             most_connections: self.base.most_connections,
-            drain_time: self.base.drain_time,
+            drain: self.base.drain,
             home: self.base.home.clone(),
             ..Root::default()
         })));

@@ -141,7 +141,8 @@ pub fn serve(
             if many {
                 conn.http_stats().iter().for_each(|stats| stats.cx_max_requests_reached.add(1));
             }
-            let last = gone || many || reply.is_some() || matches!(waited, Waited::Last);
+            let last =
+                gone && worker.ends_with_answer(&place) || many || reply.is_some() || matches!(waited, Waited::Last);
             side.begin(&manager, last, ends);
             let call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
             answer(call, &mut side, reply).await;

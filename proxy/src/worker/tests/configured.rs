@@ -90,7 +90,12 @@ fn resources(
         let index = cluster.id.0 as usize;
         slots[index] = Some(cluster);
     }
-    Arc::new(Root { listeners: Listeners::new(listeners), clusters: slots, drain_time, ..Root::default() })
+    Arc::new(Root {
+        listeners: Listeners::new(listeners),
+        clusters: slots,
+        drain: Drain { time: drain_time, at_once: true },
+        ..Root::default()
+    })
 }
 
 /// A static cluster of this name.

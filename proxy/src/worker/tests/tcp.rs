@@ -224,7 +224,7 @@ fn socket_when_it_has_options_then_they_are_set_and_without_them_there_is_no_con
     let connect = |name| {
         let option = (libc::SOL_SOCKET, name, SocketOption::Int(1));
         let config = Cluster { socket_options: Arc::new([option]), ..cluster(&[backend.address]) };
-        let host = crate::pool::Host::new(config.endpoints[0].clone());
+        let host = crate::pool::Host::new(config.endpoints[0].clone(), Arc::default());
         let (_, mut shards) = Telemetry::new(1);
         let worker = Worker::new(0, 1, Arc::default(), shards.remove(0), CredentialStore::new());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

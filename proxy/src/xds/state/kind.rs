@@ -136,9 +136,9 @@ fn log(errors: &[ResourceError]) {
 
 /// The first field of every kind of resource.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Named {
+pub(super) struct Named {
     #[prost(string, tag = "1")]
-    name: String,
+    pub(super) name: String,
 }
 
 /// A resource as state of the world sends it: bare, or in an envelope with its name.

@@ -23,7 +23,7 @@ use super::convert::listener::Parts;
 use super::convert::{Context, Refused};
 use super::rejections::Rejections;
 use super::source::{SourceId, Sources};
-use crate::config::{Cluster, ClusterId, Listener, Locality, RouteTable, SocketSettings};
+use crate::config::{Cluster, ClusterId, Drain, Listener, Locality, RouteTable, SocketSettings};
 use crate::telemetry::WorkloadLabels;
 use crate::telemetry::counters::Counters;
 use crate::tls::material::KeyPair;
@@ -159,7 +159,7 @@ pub struct State {
     context: Context,
     figures: figures::Figures,
     most_connections: Option<u64>,
-    drain_time: Duration,
+    drain: Drain,
     /// How often values of the runtime were taken.
     runtime_loads: u64,
     bootstrap: Option<Raw>,
@@ -212,7 +212,7 @@ impl State {
             figures: figures::Figures::new(&context.counters),
             context,
             most_connections: None,
-            drain_time: Duration::ZERO,
+            drain: Drain::default(),
             // As Envoy counts those of the beginning.
             runtime_loads: 2,
             bootstrap: None,
@@ -261,9 +261,9 @@ impl State {
         self
     }
 
-    /// With how long connections may take to end whose listener or filter chain is gone.
-    pub fn draining_for(mut self, time: Duration) -> Self {
-        self.drain_time = time;
+    /// With how connections end whose listener or filter chain is gone.
+    pub fn draining(mut self, drain: Drain) -> Self {
+        self.drain = drain;
         self
     }
 

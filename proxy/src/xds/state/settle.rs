@@ -267,7 +267,7 @@ impl State {
             clusters,
             own: self.own.clone(),
             most_connections: self.most_connections,
-            drain_time: self.drain_time,
+            drain: self.drain,
             home: self.context.home(),
             ..Root::default()
         }))

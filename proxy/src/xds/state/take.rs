@@ -1,5 +1,6 @@
 //! Taking responses in: what converts is kept, what does not is refused by name.
 
+use super::kind::Named;
 use super::settle::clusters_of;
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
@@ -13,6 +14,7 @@ use leno_xds::envoy::config::route::v3::RouteConfiguration;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, TlsCertificate, secret};
 use leno_xds::envoy::service::discovery::v3::Resource;
 use leno_xds::envoy::service::runtime::v3::Runtime;
+use prost::Message as _;
 use prost_types::Any;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -117,11 +119,16 @@ impl State {
         let Update { version: _, resources, mut removed, whole, unreadable } = update;
         let mut applied = Applied::default();
         let mut refused = Vec::new();
-        if !whole && let Some(twice) = twice(&resources, &removed) {
+        let unusable = match whole {
             // What comes as changes is taken as a whole or not at all, where it contradicts itself.
-            let reason = Refused::new("", format!("is there more than once in one response: {twice}"));
-            self.rejections.send_modify(|rejections| rejections.add(&format!("{} {twice}: {reason}", kind.noun())));
-            refused.push((twice, reason));
+            false => twice(&resources, &removed),
+            // Nothing tells what such a resource stands for: what is not in the response may be meant by it.
+            true if !kind.by_name() => resources.iter().find_map(|resource| foreign(kind, resource)),
+            true => None,
+        };
+        if let Some((name, reason)) = unusable {
+            self.rejections.send_modify(|rejections| rejections.add(&format!("{} {name}: {reason}", kind.noun())));
+            refused.push((name, reason));
             applied.refused = tell(kind, &refused);
             return (applied, refused.into_iter().map(|(name, _)| name).collect());
         }
@@ -171,7 +178,7 @@ impl State {
             };
             let raw = Raw { version, body, since: time };
             let version = raw.version.clone();
-            let taken = match kind {
+            let taken = named_so(kind, &name, &raw.body).and_then(|()| match kind {
                 Kind::Runtime => self.take_layer(&name, raw, now),
                 Kind::Cluster => self.take_cluster(&name, raw, now),
                 Kind::Endpoints => self.take_endpoints(&name, raw),
@@ -179,7 +186,7 @@ impl State {
                 Kind::Listener => self.take_listener(&name, raw, now),
                 Kind::Routes => self.take_routes(&name, raw, now),
                 Kind::Extension => self.take_extension(&name, raw),
-            };
+            });
             self.figures.came(kind, known, taken.is_ok());
             match taken {
                 Ok(()) => {
@@ -463,10 +470,36 @@ impl State {
 }
 
 /// A name that is there more than once among what has changed and what is gone.
-fn twice(resources: &[Resource], removed: &[String]) -> Option<String> {
+fn twice(resources: &[Resource], removed: &[String]) -> Option<(String, Refused)> {
     let mut seen = BTreeSet::new();
     let mut names = resources.iter().map(|resource| &resource.name).chain(removed);
-    names.find(|name| !seen.insert(name.as_str())).cloned()
+    let twice = names.find(|name| !seen.insert(name.as_str()))?;
+    Some((twice.clone(), Refused::new("", format!("is there more than once in one response: {twice}"))))
+}
+
+/// Why a resource is none of this kind, if it is not.
+fn foreign(kind: Kind, resource: &Resource) -> Option<(String, Refused)> {
+    let Resource { name, resource: Some(body), .. } = resource else { return None };
+    let held = leno_xds::json::typed_struct(body).ok().flatten();
+    let body = held.as_ref().unwrap_or(body);
+    let reason = if body.type_url != kind.type_url() {
+        Refused::new("", format!("is a `{}`; nothing of this response is taken", body.type_url))
+    } else if name.is_empty() {
+        Refused::new("name", "is missing, or the message is damaged; nothing of this response is taken")
+    } else {
+        return None;
+    };
+    Some((name.clone(), reason))
+}
+
+/// Checks that a resource that is asked for by name is the one that it says it is.
+fn named_so(kind: Kind, name: &str, body: &Any) -> Result<(), Refused> {
+    let own = Named::decode(body.value.as_slice()).map(|named| named.name).unwrap_or_default();
+    if !kind.by_name() || own == name || body.type_url != kind.type_url() {
+        return Ok(());
+    }
+    let field = if kind == Kind::Endpoints { "cluster_name" } else { "name" };
+    Err(Refused::new(field, format!("is `{own}`, but the resource was sent as `{name}`; use one name")))
 }
 
 /// One line for each refused resource: `<kind> <name>: <reason>`.
