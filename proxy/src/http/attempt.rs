@@ -67,6 +67,7 @@ pub(super) async fn begin<D: Downstream>(
     let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.has_ended())).await;
     call.tally.unconnected += u16::from(acquired.is_err());
     let (mut up, counted) = acquired?;
+    cluster.stats().rq_total.add(1);
     cluster.note(host, Outcome::Connected);
     if call.request.no_authority && matches!(up, Up::Http2(_)) {
         return Err(upstream_failed(call, &up, SideError::Limit("what an authority may be")));

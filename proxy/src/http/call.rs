@@ -242,6 +242,10 @@ pub struct Tally<'a> {
     pub attempts: u16,
     /// Attempts that got no connection.
     pub unconnected: u16,
+    /// It is counted among those that have come.
+    pub begun: bool,
+    /// The status of the proxy's own answer before it became one of gRPC, or another one; 0 where there was none.
+    pub own_code: u16,
     /// The endpoint sent an interim response: there is no further attempt, as in Envoy.
     pub interim: bool,
     /// The endpoint redirected to what no route leads to: formats know neither route nor cluster any more, as in Envoy.
@@ -301,6 +305,8 @@ impl<'a> Tally<'a> {
             unsent: false,
             attempts: 0,
             unconnected: 0,
+            begun: false,
+            own_code: 0,
             interim: false,
             lost: false,
             underscored: false,
@@ -320,6 +326,9 @@ impl Call<'_> {
         let duration = tally.start.elapsed();
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         if let Some(counted) = &self.conn.counted {
+            if !tally.begun {
+                counted.http().count_begun(self.is_http2());
+            }
             counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
             counted.of_listener().count(tally.code);
             if tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION) {
@@ -332,8 +341,12 @@ impl Call<'_> {
             let headers = &self.request.headers;
             let internal = headers.may_have(Known::Envoy) && headers.get("x-envoy-internal") == Some(b"true");
             // What the connection manager answers in an endpoint's place is none of the cluster's answers.
-            let code = if self.manager_answers() { 0 } else { tally.code };
-            cluster.stats().count(code, tally.flags, (attempts, tally.unconnected), micros, internal);
+            let code = match tally.own_code {
+                _ if self.manager_answers() => 0,
+                0 => tally.code,
+                own => own,
+            };
+            cluster.stats().count(code, tally.flags, attempts, micros, internal);
             for group in tally.groups() {
                 group.count(code, tally.flags, (attempts, tally.unconnected), tally.details == reply::TIMEOUT.details);
             }

@@ -184,16 +184,34 @@ impl Copy {
         queue.parts = VecDeque::new();
     }
 
+    /// Counts an answer, or the one that a client would have got instead. A copy is a request of the proxy's own.
+    fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, since: Instant) {
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.cluster.stats().count(code, flags, attempts, micros, true);
+    }
+
     /// Sends it and reads the answer; what goes wrong ends it.
     async fn send(&self) -> Option<()> {
-        self.cluster.admit(Priority::Default).ok()?;
-        let host = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false)?;
-        let (_active, since) = (host.enter(), Instant::now());
+        let since = Instant::now();
+        if self.cluster.admit(Priority::Default).is_err() {
+            self.count(503, ResponseFlags::UPSTREAM_OVERFLOW, 0, since);
+            return None;
+        }
+        let Some(host) = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false) else {
+            self.count(503, ResponseFlags::NO_HEALTHY_UPSTREAM, 0, since);
+            return None;
+        };
+        let _active = host.enter();
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
         let aim = Aim::new(connecting::server_name(&self.head, &self.cluster), None);
         let limit = self.cluster.config().connect_timeout;
         let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, aim);
-        let (mut up, _counted) = tokio::time::timeout(limit, connecting).await.ok()?.ok()?;
+        let Ok(Ok((mut up, _counted))) = tokio::time::timeout(limit, connecting).await else {
+            self.count(503, ResponseFlags::UPSTREAM_CONNECTION_FAILURE, 1, since);
+            self.cluster.note(&host, Outcome::Failed);
+            return None;
+        };
+        self.cluster.stats().rq_total.add(1);
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;
@@ -227,11 +245,16 @@ impl Copy {
         })
         .await;
         self.cluster.stats().moved(up.wire());
+        let dead = self.queue.borrow().dead;
         if answered {
-            // A copy is a request of the proxy's own.
-            let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.cluster.stats().count(response.status, ResponseFlags::default(), (1, 0), micros, true);
+            self.count(response.status, ResponseFlags::none(), 1, since);
             self.cluster.note(&host, Outcome::Status(response.status));
+        } else if Instant::now() >= self.until {
+            self.count(504, ResponseFlags::UPSTREAM_TIMEOUT, 1, since);
+            self.cluster.note(&host, Outcome::Timeout);
+        } else if !dead {
+            self.count(503, ResponseFlags::UPSTREAM_CONNECTION_TERMINATION, 1, since);
+            self.cluster.note(&host, Outcome::Failed);
         }
         if whole {
             connecting::put_back(up, &host, &self.cluster);

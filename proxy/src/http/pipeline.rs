@@ -59,7 +59,8 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
     let mut body = RequestPump::new(None);
     call.tally.grpc = call.request.is_grpc();
     let counted = call.conn.counted.as_ref().map(|counted| counted.http());
-    let _active = counted.map(|stats| stats.begin());
+    let _active = counted.map(|stats| stats.begin(call.is_http2()));
+    call.tally.begun = true;
     let responded = match down.was_reset() {
         // Before anybody took it up: no endpoint hears of it.
         true => Err(Stop::Gone),

@@ -61,12 +61,9 @@ pub(super) fn counted(cluster: &ClusterState, followed: bool) -> bool {
 pub(super) fn count(call: &Call<'_>, cluster: &ClusterState, wire: Wire) {
     cluster.stats().moved(wire);
     let attempts = call.tally.attempts.saturating_sub(call.tally.unconnected);
-    cluster.stats().rq_total.add(attempts.into());
     call.tally.groups().for_each(|group| group.count_redirected(attempts));
     if let Some(counted) = &call.conn.counted {
-        let stats = counted.http();
-        stats.rq_total.add(1);
-        if call.is_http2() { &stats.rq_http2_total } else { &stats.rq_http1_total }.add(1);
+        counted.http().count_begun(call.is_http2());
     }
 }
 

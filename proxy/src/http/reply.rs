@@ -197,6 +197,7 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     let close = close || untrusted && !call.manager.stream_error_on_invalid;
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
     call.tally.details = reply.details;
+    call.tally.own_code = reply.code;
     if reply == CONNECT_FAILURE {
         refused(call);
     }

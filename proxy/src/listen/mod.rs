@@ -109,7 +109,7 @@ impl Place {
 enum Ready {
     Http1(Stream, Buffer, Box<ConnInfo>, Place),
     Http2(Stream, Buffer, Box<ConnInfo>, Place),
-    Tcp(Stream, Buffer, Box<ConnInfo>, Arc<TcpProxy>),
+    Tcp(Stream, Buffer, Box<ConnInfo>, Place, Arc<TcpProxy>),
     Direct(Stream, Arc<[u8]>),
     Echo(Stream, Buffer),
 }
@@ -131,8 +131,8 @@ pub fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr, open: impl S
             Ready::Http2(stream, first, conn, place) => {
                 Box::pin(http2::connection(worker, stream, first, conn, place)).await;
             }
-            Ready::Tcp(stream, first, conn, proxy) => {
-                Box::pin(tcp::serve(worker, stream, first, conn, proxy)).await;
+            Ready::Tcp(stream, first, conn, place, proxy) => {
+                Box::pin(tcp::serve(worker, stream, first, conn, place, proxy)).await;
             }
             Ready::Direct(stream, bytes) => Box::pin(simple::direct(stream, bytes)).await,
             Ready::Echo(stream, first) => Box::pin(simple::echo(stream, first)).await,
@@ -311,7 +311,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         return None;
     }
     let manager = match &chain.network {
-        Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, proxy.clone()), places)),
+        Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, place, proxy.clone()), places)),
         Network::Direct(bytes) => return Some((Ready::Direct(stream, bytes.clone()), places)),
         Network::Echo => return Some((Ready::Echo(stream, first), places)),
         Network::Http(manager) => manager,

@@ -55,9 +55,6 @@ impl ClusterState {
         let old: HashMap<SocketAddr, &Rc<Host>> =
             before.iter().flat_map(|state| &state.hosts).map(|host| (host.address(), host)).collect();
         let old_addresses: HashSet<SocketAddr> = old.keys().copied().collect();
-        // The one endpoint of a logical name is the same whatever its address is now: connections to the old one go on.
-        let logical = config.dns.as_ref().is_some_and(|dns| dns.logical);
-        let only = old.values().next().copied().filter(|_| logical && old.len() == 1);
         let (shared, high, dynamic) = match before {
             Some(before) => (before.shared.clone(), before.high.clone(), before.dynamic.clone()),
             None => {
@@ -68,15 +65,14 @@ impl ClusterState {
         let hosts: Vec<Rc<Host>> = config
             .endpoints
             .iter()
-            .map(|endpoint| match old.get(&endpoint.address).copied().or(only) {
+            .map(|endpoint| match old.get(&endpoint.address).copied() {
                 Some(host) if Arc::ptr_eq(&host.endpoint, endpoint) => host.clone(),
                 Some(host) if same_connection(host, endpoint) => Rc::new(host.renewed(endpoint.clone())),
                 _ => Rc::new(Host::new(endpoint.clone(), shared.stats.clone())),
             })
             .collect();
         for (address, host) in old {
-            match hosts.iter().find(|new| (new.address() == address || logical) && same_connection(new, &host.endpoint))
-            {
+            match hosts.iter().find(|new| new.address() == address && same_connection(new, &host.endpoint)) {
                 None => host.retire(),
                 Some(new) => {
                     let well = |host: &Host| host.endpoint.health != Health::Unhealthy;

@@ -8,7 +8,7 @@ use crate::{
     balance::{self, PickContext},
     config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer, upstream::Up},
-    listen::Stream,
+    listen::{Place, Stream},
     pool::{ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
@@ -56,7 +56,14 @@ struct Told {
 }
 
 /// Serves a connection to its end. `first` was read from it already.
-pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<ConnInfo>, proxy: Arc<TcpProxy>) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: Stream,
+    first: Buffer,
+    conn: Box<ConnInfo>,
+    place: Place,
+    proxy: Arc<TcpProxy>,
+) {
     let start = Instant::now();
     proxy.stats.total.add(1);
     let mut told = Told {
@@ -67,7 +74,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, first: Buffer, conn: Box<
     if proxy.log_starts {
         told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionStart);
     }
-    carry(&worker, stream, first, &conn, &proxy, start, &mut told).await;
+    carry(&worker, stream, first, (&conn, &place), &proxy, start, &mut told).await;
     told.observe();
     if let Some(cluster) = &told.cluster {
         cluster.stats().cx_rx_bytes_total.add(told.sent);
@@ -175,7 +182,7 @@ async fn carry(
     worker: &Rc<Worker>,
     mut stream: Stream,
     first: Buffer,
-    conn: &ConnInfo,
+    (conn, place): (&ConnInfo, &Place),
     proxy: &TcpProxy,
     start: Instant,
     told: &mut Told,
@@ -241,6 +248,9 @@ async fn carry(
         };
         ends.periodic = Some(Periodic { every, next: Instant::now() + every, tell: Box::new(tell) });
     }
+    // In a pod they go on until it leaves: its listeners come and go with services.
+    let drains = !root.config().drain.time.is_zero();
+    ends.gone = drains.then(|| -> Pin<Box<dyn Future<Output = ()>>> { Box::pin(worker.outlived(place)) });
     let moved = match up {
         Way::Direct(mut up, ticket) => {
             if cluster.config().close_on_failure {
@@ -282,6 +292,8 @@ struct Ends<'a> {
     at: Option<Instant>,
     /// The endpoint was found not well.
     lost: Option<Pin<Box<Notified<'a>>>>,
+    /// What it belongs to is gone, and so is the time to end.
+    gone: Option<Pin<Box<dyn Future<Output = ()> + 'a>>>,
     timer: Timer,
     periodic: Option<Periodic<'a>>,
 }
@@ -297,6 +309,9 @@ impl Ends<'_> {
     /// Ready with the reason when it ends; something moved `last`, and so much was received and sent.
     fn poll(&mut self, cx: &mut Context<'_>, last: Instant, moved: (u64, u64)) -> Poll<ResponseFlags> {
         if self.lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(ResponseFlags::none());
+        }
+        if self.gone.as_mut().is_some_and(|gone| gone.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(ResponseFlags::none());
         }
         let rests = (!self.idle.is_zero()).then(|| last + self.idle);

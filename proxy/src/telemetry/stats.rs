@@ -174,20 +174,11 @@ impl ClusterStats {
         }
     }
 
-    /// A request that has ended, after so many microseconds; of its `attempts` so many got no connection.
-    pub fn count(
-        &self,
-        code: u16,
-        flags: ResponseFlags,
-        (attempts, unconnected): (u16, u16),
-        micros: u64,
-        internal: bool,
-    ) {
+    /// A request that has ended, after so many attempts and microseconds. Those that got a connection are counted already.
+    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
         if attempts > 0 && code > 0 {
             self.rq_time[usize::from(internal)].record_thousandths(micros);
         }
-        // What never got a connection is no request to an endpoint yet.
-        self.rq_total.add(u64::from(attempts.saturating_sub(unconnected)));
         // Answers of filters are none of the cluster's.
         if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.rq_completed.add(1);
@@ -365,9 +356,16 @@ impl HttpStats {
     }
 
     /// A request that begins.
-    pub fn begin(&self) -> ActiveRequest<'_> {
+    pub fn begin(&self, http2: bool) -> ActiveRequest<'_> {
         self.rq_active.up();
+        self.count_begun(http2);
         ActiveRequest(self)
+    }
+
+    /// A request has come, or what was meant as one.
+    pub fn count_begun(&self, http2: bool) {
+        self.rq_total.add(1);
+        if http2 { &self.rq_http2_total } else { &self.rq_http1_total }.add(1);
     }
 
     /// An answer that redirects and was not followed.
@@ -386,8 +384,6 @@ impl HttpStats {
 
     /// A request that has ended, after so many microseconds. `details` say what decided about the answer.
     pub fn count(&self, code: u16, flags: ResponseFlags, details: &str, http2: bool, micros: u64) {
-        self.rq_total.add(1);
-        if http2 { &self.rq_http2_total } else { &self.rq_http1_total }.add(1);
         self.rq_time.record_thousandths(micros);
         // Not where an endpoint says so.
         if details == "request_payload_too_large" {

@@ -35,8 +35,11 @@ use std::{
 /// How long a connection without a request is kept at least that should end. Closed at once it could meet a request that is already on
 /// its way, and that the client may not repeat; so the next request is answered, with `connection: close`.
 const DRAIN_IDLE: Duration = Duration::from_secs(1);
-/// Between two looks at idle connections.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Between two looks at idle connections: at most, and at least where they may be idle for a short time only.
+const SWEEP: Duration = Duration::from_secs(1);
+const SWEEP_OFTEN: Duration = Duration::from_millis(50);
+/// How much later than it should a connection may end because it was idle: a fifth of the time.
+const SWEEPS: u32 = 5;
 /// Between two reports of what became of requests, where some cluster takes endpoints out by their rates of success.
 const TELL: Duration = Duration::from_millis(250);
 
@@ -199,6 +202,14 @@ impl Worker {
         self.draining_since().or_else(|| self.gone_since(place).map(|gone| gone + over()))
     }
 
+    /// Waits until what a connection of that place belongs to is gone, and the time is over that it may take to end.
+    pub async fn outlived(self: &Rc<Self>, place: &Place) {
+        let _registered = self.register().await;
+        let mut timer = Timer::default();
+        let over = || self.root.borrow().config().drain.time;
+        poll_fn(|cx| timer.poll(cx, self.gone_since(place).map(|gone| gone + over()))).await;
+    }
+
     fn gone_since(&self, place: &Place) -> Option<Instant> {
         // Who waits was woken then, and looks the first time.
         let last = self.listeners_gone.get()?;
@@ -315,10 +326,15 @@ impl Worker {
         let mut swept = expired;
         loop {
             let rates = self.root().clusters().any(|cluster| cluster.counts_rates());
-            tokio::time::sleep(if rates { TELL } else { SWEEP }).await;
+            let root = self.root();
+            let limits = root.clusters().map(|cluster| cluster.config().idle_timeout);
+            let shortest = limits.filter(|limit| !limit.is_zero()).min();
+            drop(root);
+            let pause = shortest.map_or(SWEEP, |limit| (limit / SWEEPS).clamp(SWEEP_OFTEN, SWEEP));
+            tokio::time::sleep(if rates { TELL.min(pause) } else { pause }).await;
             let root = self.root();
             let now = Instant::now();
-            if now.duration_since(swept) < SWEEP {
+            if now.duration_since(swept) < pause {
                 root.clusters().for_each(|cluster| cluster.tell_counts());
                 continue;
             }

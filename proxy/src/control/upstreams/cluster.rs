@@ -178,7 +178,12 @@ impl Watched {
         // What cannot be found out changes nothing.
         if let Some(mut found) = addresses {
             if logical {
-                found.truncate(1);
+                // Answers come in any order: an address that is still among them stays.
+                let current = name.endpoints.first().map(|endpoint| endpoint.address.ip());
+                match current.filter(|current| found.contains(current)) {
+                    Some(current) => found = vec![current],
+                    None => found.truncate(1),
+                }
                 if found.is_empty() {
                     found.extend(name.endpoints.iter().map(|endpoint| endpoint.address.ip()));
                 }

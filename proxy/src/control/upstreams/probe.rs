@@ -8,7 +8,7 @@ use crate::listen::Stream;
 use crate::pool::{Names, establish};
 use crate::tls::Alpn;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper::{Request, http::request};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -273,7 +273,12 @@ async fn by_http(target: &Target<'_>, probe: &HttpProbe, host: &str, kept: &mut 
         .as_ref()
         .is_some_and(|ServiceName(wanted)| !named.is_some_and(|name| wanted.matches(name.as_bytes())));
     // All of the answer, so that the connection can serve another check.
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok();
+    let body = match Limited::new(response.into_body(), MAX_ANSWER).collect().await {
+        Ok(body) => Some(body),
+        Err(error) if error.is::<LengthLimitError>() => None,
+        // One that breaks off is no answer.
+        Err(error) => return Err(io::Error::other(error)),
+    };
     if body.is_none() || closes {
         *kept = Kept::default();
     }

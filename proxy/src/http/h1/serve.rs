@@ -75,6 +75,8 @@ enum Waited {
     Last,
     /// The whole request did not come in time: its head is not there yet.
     Slow,
+    /// A stream may not be without anything for so long.
+    Stuck,
     Over,
 }
 
@@ -122,6 +124,7 @@ pub fn serve(
                 }
                 Waited::Late => Some(reply::HEAD_TIMEOUT),
                 Waited::Slow => Some(reply::REQUEST_TIMEOUT),
+                Waited::Stuck => Some(reply::late(reply::STREAM_IDLE, false)),
                 Waited::Cut => {
                     let mut call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
                     call.request.clear();
@@ -256,9 +259,11 @@ fn wait<'a>(
                     let first = *first_byte.get_or_insert(now);
                     let (head, whole) = (some(manager.request_head_timeout, first), manager.request_timeout);
                     let whole = whole.map(|limit| first + limit);
-                    let slow = whole.is_some_and(|whole| head.is_none_or(|head| whole < head));
-                    let late = if slow { Waited::Slow } else { Waited::Late };
-                    return timer.poll(cx, earlier(head, whole)).map(|()| late);
+                    let idle = some(manager.stream_idle_timeout, first);
+                    let limits = [(head, Waited::Late), (whole, Waited::Slow), (idle, Waited::Stuck)];
+                    let limits = limits.into_iter().filter_map(|(at, late)| Some((at?, late)));
+                    let Some((at, late)) = limits.min_by_key(|(at, _)| *at) else { return Poll::Pending };
+                    return timer.poll(cx, Some(at)).map(|()| late);
                 }
                 if let Some(heads) = heads.take() {
                     give_back(heads);

@@ -120,6 +120,18 @@ fn request_when_its_head_comes_slowly_then_it_is_cut_off() {
 }
 
 #[test]
+fn request_when_its_head_does_not_end_then_it_is_cut_off_as_a_stream_without_anything() {
+    let matches = vec![route(RouteMatch::default(), forward(Forward::default()))];
+    let manager = HttpManager { stream_idle_timeout: Duration::from_millis(100), ..manager(matches) };
+    let proxy = Proxy::start(1, Network::Http(Arc::new(manager)), Vec::new());
+    let mut client = proxy.client();
+    client.send(b"GET / HT");
+    let answer = client.message(false).unwrap();
+    assert_eq!((answer.status(), answer.body.as_str()), (408, "stream timeout"));
+    assert_eq!(client.rest(), "");
+}
+
+#[test]
 fn request_when_split_at_every_byte_then_the_answer_is_the_same() {
     let backend = Backend::http(|request| ok(&request.body));
     let proxy = Proxy::simple(&[backend.address]);

@@ -165,6 +165,40 @@ fn connection_when_its_filter_chain_is_gone_then_its_next_request_is_answered_wh
 }
 
 #[test]
+fn tcp_when_its_filter_chain_is_gone_then_it_ends_when_the_time_is_over() {
+    let backend = Backend::start(|stream, _| {
+        let mut side = Side::new(stream);
+        side.send(b"hello\n");
+        side.rest();
+    });
+    let chain = |range: &str| {
+        json!({"filter_chains": [{"filter_chain_match": {"source_prefix_ranges": [
+            {"address_prefix": range, "prefix_len": 8}]}, "filters": [tcp_to("c")]}]})
+    };
+    let clusters = [static_cluster("c", &[backend.address])];
+    let mut configured = Configured::start(chain("127.0.0.0"), &clusters);
+    let greeted = |configured: &Configured| {
+        let mut side = Side::connect(configured.address(0));
+        assert_eq!(side.until(b"\n").unwrap(), "hello\n");
+        side
+    };
+    configured.drain_time = Duration::from_millis(500);
+    configured.publish(vec![chain("127.0.0.0")], &clusters);
+    let (mut ends, begun) = (greeted(&configured), Instant::now());
+    configured.publish(vec![chain("10.0.0.0")], &clusters);
+    assert_eq!(ends.rest(), "");
+    assert!(begun.elapsed() >= Duration::from_millis(450), "not before");
+    // What is back in time is not gone.
+    configured.publish(vec![chain("127.0.0.0")], &clusters);
+    let mut stays = greeted(&configured);
+    configured.publish(vec![chain("10.0.0.0")], &clusters);
+    std::thread::sleep(Duration::from_millis(100));
+    configured.publish(vec![chain("127.0.0.0")], &clusters);
+    stays.stream.set_read_timeout(Some(Duration::from_millis(900))).unwrap();
+    assert!(stays.stream.read(&mut [0]).is_err(), "it is still there");
+}
+
+#[test]
 fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_closed() {
     let hello = || http(Action::Direct(DirectResponse { code: 200, body: b"hi".to_vec().into() }));
     let proxy = Proxy::start(1, hello(), Vec::new());

@@ -1,6 +1,7 @@
 //! TLS with certificates of the configuration's own, to clients and to endpoints.
 
 use super::configured::{Configured, answer, filter, static_cluster, tcp_to};
+use super::tracked::numbers;
 use super::*;
 use crate::tls::own_tests::Ca;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
@@ -138,7 +139,7 @@ fn endpoint_when_its_certificate_is_not_for_the_sent_name_then_no_byte_reaches_i
         }}),
         &[],
     );
-    let via = |sni: &str, client: &str| {
+    let via = |sni: &str, client: &str, counts: &str| {
         let mut cluster = static_cluster("up", &[server.address(0)]);
         let (chain, key) = ca.leaf(&[client], -1..1);
         cluster["transport_socket"] = socket(
@@ -153,11 +154,17 @@ fn endpoint_when_its_certificate_is_not_for_the_sent_name_then_no_byte_reaches_i
         let proxy = Configured::start(json!({"default_filter_chain": {"filters": [tcp_to("up")]}}), &[cluster]);
         let mut side = Side::connect(proxy.address(0));
         side.send(get("/").as_bytes());
-        side.message(false).map(|message| message.body)
+        let body = side.message(false).map(|message| message.body);
+        let name = format!("cluster.up.ssl.{counts}");
+        eventually(&name, || numbers(&proxy.proxy.telemetry).get(&name) == Some(&1));
+        body
     };
-    assert_eq!(via("a.example", "client.example").as_deref(), Some("hello"));
-    assert_eq!(via("b.example", "client.example"), None);
-    assert_eq!(via("a.example", "other.example"), None);
+    assert_eq!(via("a.example", "client.example", "handshake").as_deref(), Some("hello"));
+    assert_eq!(via("b.example", "client.example", "fail_verify_san"), None);
+    let before = numbers(&server.proxy.telemetry);
+    assert_eq!(via("a.example", "other.example", "handshake"), None);
+    let name = format!("listener.{}.ssl.fail_verify_san", server.address(0).to_string().replace(':', "_"));
+    eventually(&name, || numbers(&server.proxy.telemetry)[&name] > before[&name]);
 }
 
 #[test]

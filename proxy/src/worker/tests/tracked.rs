@@ -7,7 +7,7 @@ use crate::telemetry::display::{Display, Shown};
 use serde_json::json;
 use std::collections::BTreeMap;
 
-fn numbers(telemetry: &Telemetry) -> BTreeMap<String, u64> {
+pub(super) fn numbers(telemetry: &Telemetry) -> BTreeMap<String, u64> {
     telemetry.stats(Vec::new()).into_iter().map(|stat| (stat.name, stat.value)).collect()
 }
 

@@ -5,6 +5,7 @@ use crate::config::Cluster;
 use crate::xds::convert::Refused;
 use crate::xds::convert::cluster::{Assignment, template};
 use crate::xds::convert::common::unpack;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,7 +58,13 @@ impl State {
         let assignment = match &form.template.endpoints {
             None => Assignment::default(),
             Some(resource) => match self.endpoints.get(resource) {
-                Some(raw) => form.template.endpoints(&mut self.context, unpack(&raw.body)?)?,
+                Some(raw) => {
+                    let mut assignment = form.template.endpoints(&mut self.context, unpack(&raw.body)?)?;
+                    // An endpoint counts once, where it is named first.
+                    let mut seen = HashSet::new();
+                    assignment.endpoints.retain(|endpoint| seen.insert(endpoint.address));
+                    assignment
+                }
                 None => return Ok(None),
             },
         };

@@ -15,6 +15,8 @@ mod files;
 mod kind;
 mod settle;
 mod take;
+#[cfg(test)]
+mod take_tests;
 
 pub use kind::{Kind, Update};
 

@@ -274,6 +274,16 @@ impl State {
     }
 }
 
+/// Every cluster that gets copies of a table's requests, as far as the table names it.
+pub(super) fn mirrors_of(table: &RouteTable) -> BTreeSet<ClusterId> {
+    let routes = table.hosts().iter().flat_map(|host| &host.routes);
+    let mirrors = routes.filter_map(|route| match &route.action {
+        Action::Forward(forward) => Some(&forward.mirrors),
+        Action::Redirect(_) | Action::Direct(_) => None,
+    });
+    mirrors.flatten().filter(|mirror| mirror.cluster_header.is_none()).map(|mirror| mirror.cluster).collect()
+}
+
 /// Every cluster that a table can send a request to.
 pub(super) fn clusters_of(table: &RouteTable) -> BTreeSet<ClusterId> {
     let routes = table.hosts().iter().flat_map(|host| &host.routes);

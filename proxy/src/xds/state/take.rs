@@ -1,7 +1,7 @@
 //! Taking responses in: what converts is kept, what does not is refused by name.
 
 use super::kind::Named;
-use super::settle::clusters_of;
+use super::settle::{clusters_of, mirrors_of};
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{ClusterId, Listener};
@@ -297,7 +297,8 @@ impl State {
         let clusters = clusters_of(&table);
         if validates {
             let known: HashSet<ClusterId> = self.clusters.values().map(|entry| entry.id).collect();
-            if let Some(unknown) = clusters.iter().find(|id| !known.contains(id)) {
+            let mirrors = mirrors_of(&table);
+            if let Some(unknown) = clusters.iter().chain(&mirrors).find(|id| !known.contains(id)) {
                 let name = self.context.cluster_name(*unknown).unwrap_or_default();
                 let reason = format!("is set, and a route names `{name}`, which is no cluster");
                 return Err(Refused::new("validate_clusters", reason));

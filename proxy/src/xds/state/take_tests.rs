@@ -1,0 +1,93 @@
+//! Responses that are damaged, or say of a resource what it is not.
+
+use super::{Kind, State, Update};
+use crate::config::Root;
+use leno_xds::envoy::config::{cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment};
+use leno_xds::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
+use prost_types::Any;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+fn cluster(name: &str) -> Any {
+    let value = json!({"name": name, "type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}});
+    leno_xds::any(&leno_xds::json::from_value::<Cluster>(&value).unwrap())
+}
+
+/// Endpoints that say they are those of `own`, one at each of these ports.
+fn endpoints(own: &str, ports: &[u16]) -> Any {
+    let one =
+        |port: &u16| json!({"endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": port}}}});
+    let all: Vec<Value> = ports.iter().map(one).collect();
+    let value =
+        json!({"cluster_name": own, "endpoints": [{"lb_endpoints": all}, {"priority": 1, "lb_endpoints": all}]});
+    leno_xds::any(&leno_xds::json::from_value::<ClusterLoadAssignment>(&value).unwrap())
+}
+
+/// A response of state of the world.
+fn whole(resources: Vec<Any>) -> Update {
+    DiscoveryResponse { version_info: "2".into(), resources, ..Default::default() }.into()
+}
+
+fn named(name: &str, body: Any) -> Update {
+    vec![Resource { name: name.into(), version: "1".into(), resource: Some(body), ..Default::default() }].into()
+}
+
+struct Fixture(State, Option<Arc<Root>>);
+
+impl Fixture {
+    fn take(&mut self, kind: Kind, update: Update) -> Option<String> {
+        let refused = self.0.apply(kind, update, Instant::now(), SystemTime::now()).refused;
+        self.0.settle(Instant::now());
+        self.1 = self.0.root().or(self.1.take());
+        refused
+    }
+
+    /// Ports of the endpoints of each cluster in force, with their priorities.
+    fn in_force(&self) -> Vec<(String, Vec<(u16, u32)>)> {
+        let clusters = self.1.iter().flat_map(|root| root.clusters.iter().flatten());
+        let places = |cluster: &Arc<crate::config::Cluster>| {
+            cluster.endpoints.iter().map(|endpoint| (endpoint.address.port(), endpoint.priority)).collect()
+        };
+        clusters.map(|cluster| (cluster.name.to_string(), places(cluster))).collect()
+    }
+}
+
+/// A cluster `a` with an endpoint is in force.
+fn fixture() -> Fixture {
+    let mut it = Fixture(State::new("").expecting([]), None);
+    assert_eq!(it.take(Kind::Cluster, whole(vec![cluster("a")])), None);
+    assert_eq!(it.take(Kind::Endpoints, whole(vec![endpoints("a", &[1])])), None);
+    assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)])]);
+    it
+}
+
+#[test]
+fn response_when_a_resource_of_it_is_damaged_or_of_another_kind_then_nothing_of_it_is_taken() {
+    let damaged = Any { type_url: Kind::Cluster.type_url().into(), value: b"\x0a\xff\xff".to_vec() };
+    for bad in [damaged, endpoints("b", &[1])] {
+        let mut it = fixture();
+        for resources in [vec![bad.clone()], vec![cluster("b"), bad.clone()]] {
+            let refused = it.take(Kind::Cluster, whole(resources)).unwrap();
+            assert!(refused.contains("nothing of this response is taken"), "{refused}");
+            assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)])]);
+        }
+        assert_eq!(it.take(Kind::Cluster, whole(vec![])), None, "what is whole is taken again");
+        assert_eq!(it.in_force(), []);
+    }
+}
+
+#[test]
+fn resource_when_it_says_that_it_is_another_then_it_is_refused() {
+    let mut it = fixture();
+    let refused = it.take(Kind::Endpoints, named("a", endpoints("other", &[2]))).unwrap();
+    assert!(refused.contains("is `other`, but the resource was sent as `a`"), "{refused}");
+    assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)])]);
+}
+
+#[test]
+fn endpoint_when_it_is_named_more_than_once_then_it_counts_where_it_is_named_first() {
+    let mut it = fixture();
+    assert_eq!(it.take(Kind::Endpoints, named("a", endpoints("a", &[2, 3, 2]))), None);
+    assert_eq!(it.in_force(), [("a".to_owned(), vec![(2, 0), (3, 0)])]);
+}
