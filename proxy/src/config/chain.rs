@@ -1,6 +1,7 @@
 //! Listeners, how a connection finds one, and how it finds a filter chain in it.
 
 use super::{AccessLog, FilterChains, Gate, Metadata, Network, ServerTls};
+use crate::telemetry::counters::{HttpInspectorStats, TlsInspectorStats};
 use ipnet::IpNet;
 use std::{
     collections::HashMap,
@@ -244,6 +245,10 @@ pub struct Inspect {
     pub tls_off: PortSet,
     /// Ports on which the HTTP inspector is off (known TCP: a server that speaks first must not wait).
     pub http_off: PortSet,
+    /// What the TLS inspector found.
+    pub tls_stats: TlsInspectorStats,
+    /// What the HTTP inspector found.
+    pub http_stats: HttpInspectorStats,
 }
 
 /// A set of ports as inclusive ranges.

@@ -6,6 +6,7 @@
 use crate::{
     config::{Listener, Transport},
     http::buffer::Buffer,
+    telemetry::histogram::Counter,
     tls::client_hello::{self, Inspect},
 };
 use std::{
@@ -63,13 +64,14 @@ pub(super) fn http(bytes: &[u8]) -> Http {
 }
 
 /// Reads as much as the listener's inspectors need, at most as long as the listener waits. What was read stays in `first`.
-/// `None` closes the connection.
+/// `None` closes the connection. That it took too long is counted in `late`.
 pub async fn detect(
     tcp: &mut TcpStream,
     first: &mut Buffer,
     listener: &Listener,
     port: u16,
     deadline: Option<Instant>,
+    late: &Counter,
 ) -> Option<Detected> {
     let inspect = &listener.inspect;
     let mut look_tls = inspect.tls && !inspect.tls_off.contains(port);
@@ -85,13 +87,20 @@ pub async fn detect(
         if look_tls && !bytes.is_empty() {
             match client_hello::inspect(bytes) {
                 Inspect::Hello(hello) => {
+                    let stats = &inspect.tls_stats;
+                    stats.found.add(1);
+                    if hello.server_name.is_some() { &stats.sni_found } else { &stats.sni_not_found }.add(1);
+                    if hello.alpn.is_empty() { &stats.alpn_not_found } else { &stats.alpn_found }.add(1);
                     found.transport = Transport::Tls;
                     found.server_name = hello.server_name;
                     let names = hello.alpn.iter().filter_map(|name| std::str::from_utf8(name).ok());
                     found.protocols = names.map(Arc::from).collect();
                     return Some(found);
                 }
-                Inspect::NotTls => look_tls = false,
+                Inspect::NotTls => {
+                    inspect.tls_stats.not_found.add(1);
+                    look_tls = false;
+                }
                 Inspect::NeedMore => {}
             }
         }
@@ -99,7 +108,15 @@ pub async fn detect(
             if !look_http {
                 return Some(found);
             }
-            if let Some(version) = name(http(bytes)) {
+            let verdict = http(bytes);
+            if let Some(version) = name(verdict) {
+                let stats = &inspect.http_stats;
+                match verdict {
+                    Http::Http10 => stats.http10.add(1),
+                    Http::Http11 => stats.http11.add(1),
+                    Http::Http2 => stats.http2.add(1),
+                    Http::Not | Http::More => stats.not_found.add(1),
+                }
                 found.protocols = version.into_iter().collect();
                 return Some(found);
             }
@@ -113,7 +130,10 @@ pub async fn detect(
         match read(tcp, first, deadline).await {
             Read::Some => {}
             Read::End => ended = true,
-            Read::Timeout => timed_out = true,
+            Read::Timeout => {
+                late.add(1);
+                timed_out = true;
+            }
         }
     }
 }

@@ -232,7 +232,8 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     let id = worker.connection_id();
     let mut visit = Visit::begin(worker, listener, id, (destination, canonical(local)), (source, remote));
     let limit = deadline(listener.detect_timeout);
-    let detected = detect(&mut tcp, &mut first, listener, destination.port(), limit).await?;
+    let stats = worker.shard.listener_stats(&owner.stat_name);
+    let detected = detect(&mut tcp, &mut first, listener, destination.port(), limit, &stats.pre_cx_timeout).await?;
     place.0.transport = detected.transport;
     place.0.server_name = detected.server_name;
     place.0.protocols = detected.protocols;

@@ -204,6 +204,7 @@ pub(super) async fn both(
                 if reset {
                     // Envoy passes that on.
                     (up_close, down_close) = (CloseType::RemoteReset, CloseType::LocalReset);
+                    return over(ResponseFlags::UPSTREAM_REMOTE_RESET);
                 }
                 return over(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
             }

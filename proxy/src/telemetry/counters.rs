@@ -226,6 +226,20 @@ macro_rules! group {
 }
 
 group!(
+    /// What the TLS inspector found.
+    TlsInspectorStats {
+        found = "tls_found", not_found = "tls_not_found", alpn_found = "alpn_found", alpn_not_found = "alpn_not_found",
+        sni_found = "sni_found", sni_not_found = "sni_not_found", too_large = "client_hello_too_large",
+    }
+);
+group!(
+    /// What the HTTP inspector found.
+    HttpInspectorStats {
+        http10 = "http10_found", http11 = "http11_found", http2 = "http2_found", not_found = "http_not_found",
+        parse_error = "parse_error", read_error = "read_error",
+    }
+);
+group!(
     /// What rules of access control decided.
     RbacStats { allowed = "allowed", denied = "denied" }
 );

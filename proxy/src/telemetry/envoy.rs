@@ -508,6 +508,7 @@ fn listener(name: &str, all: &[(usize, Arc<ListenerStats>)], stats: &mut Vec<Sta
     out.add("downstream_cx_active", active, true);
     out.add("downstream_cx_destroy", total.saturating_sub(active), false);
     out.add("downstream_cx_overflow", counter(|one| &one.cx_overflow), false);
+    out.add("downstream_pre_cx_timeout", counter(|one| &one.pre_cx_timeout), false);
     out.add("no_filter_chain_match", counter(|one| &one.no_filter_chain_match), false);
     for (index, one) in all {
         let family = "envoy_listener_worker_downstream_cx";

@@ -442,6 +442,7 @@ pub struct ListenerStats {
     pub cx_overflow: Counter,
     pub cx_length_ms: Histogram,
     pub no_filter_chain_match: Counter,
+    pub pre_cx_timeout: Counter,
     pub tls: TlsStats,
     /// Whether it has chains with TLS.
     pub secured: std::sync::atomic::AtomicBool,

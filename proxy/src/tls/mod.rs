@@ -29,6 +29,7 @@ mod secrets;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod tickets;
 mod trust;
 mod verify;
 

@@ -17,6 +17,7 @@ use super::material::{KeyPair, TrustSettings};
 use super::params::TlsParams;
 use super::secrets::{Slot, Source};
 use super::server::BUFFER_LIMIT;
+use super::tickets::Lasting;
 use super::trust::Verifier;
 use super::{Pace, Secured, TlsError};
 
@@ -38,6 +39,8 @@ pub struct ServerSettings {
     pub disable_stateful_resumption: bool,
     /// No sessions by tickets.
     pub disable_tickets: bool,
+    /// How long a ticket is good; where nothing is said, as long as the keys live that seal it.
+    pub session_lifetime: Option<Duration>,
     /// Where no certificate is for the server name all are looked through for one that fits the client's algorithms best,
     /// not only the first.
     pub full_scan_on_mismatch: bool,
@@ -149,7 +152,11 @@ impl ServerContext {
             config.send_tls13_tickets = 0;
         } else {
             // Sealed with keys of this form's own: no session outlives a change of certificates or trust.
-            config.ticketer = aws_lc_rs::Ticketer::new()?;
+            let inner = aws_lc_rs::Ticketer::new()?;
+            config.ticketer = match settings.session_lifetime {
+                Some(lifetime) => Arc::new(Lasting { inner, lifetime }),
+                None => inner,
+            };
             config.send_tls13_tickets = 1;
         }
         config.session_storage = match settings.disable_stateful_resumption {

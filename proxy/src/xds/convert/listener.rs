@@ -119,7 +119,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         );
     }
     let serves = !filter_chains.is_empty() || default_filter_chain.is_some();
-    let filters = listener_filters(filter_list)?;
+    let filters = listener_filters(context, filter_list)?;
     let mut found = Found::default();
     let buffer_limit = buffer_limit.map_or(HttpManager::default().buffer_limit, |bytes| bytes as usize);
     let around = Around { listener: &name, direction, egress, buffer_limit, tables };

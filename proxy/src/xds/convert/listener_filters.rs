@@ -1,8 +1,9 @@
 //! Listener filters: what is looked at before a filter chain is chosen.
 
 use super::common::{optional, unknown_type};
-use super::{Converted, Refused, Within as _, refuse};
+use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{Inspect, PassTlvs, PortSet, ProxyProtocol};
+use crate::telemetry::counters::{HttpInspectorStats, Scope, TlsInspectorStats};
 use leno_xds::envoy::config::core::v3::{
     ProxyProtocolPassThroughTlVs, proxy_protocol_config::Version, proxy_protocol_pass_through_tl_vs::PassTlVsMatchType,
 };
@@ -30,7 +31,7 @@ pub struct ListenerFilters {
 }
 
 /// The filters of a listener. The PROXY protocol is always read first.
-pub fn listener_filters(values: Vec<ListenerFilter>) -> Converted<ListenerFilters> {
+pub fn listener_filters(context: &Context, values: Vec<ListenerFilter>) -> Converted<ListenerFilters> {
     let mut filters = ListenerFilters::default();
     for (index, value) in values.into_iter().enumerate() {
         let within = format!("listener_filters[{index}]");
@@ -64,9 +65,11 @@ pub fn listener_filters(values: Vec<ListenerFilter>) -> Converted<ListenerFilter
                 close_connection_on_client_hello_parsing_errors
             );
             filters.inspect.tls = true;
+            filters.inspect.tls_stats = TlsInspectorStats::new(&context.counters, &[Scope::part("tls_inspector.")]);
             filters.inspect.tls_off = off;
         } else if let Some(HttpInspector {}) = optional(&any).within(&within)? {
             filters.inspect.http = true;
+            filters.inspect.http_stats = HttpInspectorStats::new(&context.counters, &[Scope::part("http_inspector.")]);
             filters.inspect.http_off = off;
         } else if let Some(OriginalDst {}) = optional(&any).within(&within)? {
             filters.original_dst = true;

@@ -1,5 +1,6 @@
 //! TLS with certificates and trust of the configuration's own: inline, or by the name of any secret.
 
+use super::common::maybe_duration;
 use super::secret::{complete, key_pair, trust, unwatched};
 use super::tls::alpn;
 use super::{Context, Converted, Refused, Within as _, refuse};
@@ -30,8 +31,7 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
         require_client_certificate,
         require_sni,
         disable_stateful_session_resumption,
-        // How long tickets are good is bounded by how long the keys live that seal them.
-        session_timeout: _,
+        session_timeout,
         ocsp_staple_policy,
         full_scan_certs_on_sni_mismatch,
         prefer_client_ciphers,
@@ -57,6 +57,7 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
     }
     let settings = ServerSettings {
         params: common.params,
+        session_lifetime: maybe_duration(session_timeout, "session_timeout")?,
         alpn: common.alpn,
         require_client_certificate: require_client_certificate.unwrap_or(false),
         prefer_client_ciphers,

@@ -1,0 +1,60 @@
+//! Tickets for sessions that a client may resume, good for as long as a configuration says.
+
+use rustls::server::ProducesTickets;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Bytes of the time at the end of what is sealed, in seconds since 1970.
+const TIME: usize = 8;
+
+/// Makes tickets that end after a time of their own.
+#[derive(Debug)]
+pub struct Lasting {
+    /// What seals them; its keys live for a time as well.
+    pub inner: Arc<dyn ProducesTickets>,
+    /// How long one is good, to the second.
+    pub lifetime: Duration,
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl ProducesTickets for Lasting {
+    fn enabled(&self) -> bool {
+        self.inner.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        u32::try_from(self.lifetime.as_secs()).unwrap_or(u32::MAX).min(self.inner.lifetime())
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.inner.encrypt(&[plain, &now().to_be_bytes()].concat())
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        let mut plain = self.inner.decrypt(cipher)?;
+        let time = plain.split_off(plain.len().checked_sub(TIME)?);
+        let age = now().checked_sub(u64::from_be_bytes(time.try_into().ok()?))?;
+        (age <= self.lifetime.as_secs()).then_some(plain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::aws_lc_rs::Ticketer;
+
+    #[test]
+    fn ticket_when_its_time_is_over_then_it_is_none_and_clients_are_told_that_time() {
+        let inner = Ticketer::new().unwrap();
+        let tickets = Lasting { inner: inner.clone(), lifetime: Duration::from_secs(1000) };
+        assert_eq!(tickets.lifetime(), 1000);
+        let ticket = tickets.encrypt(b"session").unwrap();
+        assert_eq!(tickets.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        let old = inner.encrypt(&[b"session", &(now() - 1001).to_be_bytes()[..]].concat()).unwrap();
+        assert_eq!(tickets.decrypt(&old), None);
+        assert_eq!(tickets.decrypt(&inner.encrypt(b"short").unwrap()), None);
+    }
+}
