@@ -1,6 +1,6 @@
 //! Listeners, how a connection finds one, and how it finds a filter chain in it.
 
-use super::{AccessLog, FilterChains, Gate, Metadata, Network, ServerTls};
+use super::{AccessLog, FilterChains, Gate, Metadata, Network, Secured, ServerTls};
 use crate::telemetry::counters::{HttpInspectorStats, TlsInspectorStats};
 use ipnet::IpNet;
 use std::{
@@ -305,6 +305,11 @@ pub struct FilterChain {
 }
 
 impl FilterChain {
+    /// How it tells who its clients are.
+    pub fn secured(&self) -> Secured {
+        Secured::by(self.tls.as_deref())
+    }
+
     /// One in plain text that takes everything.
     pub fn new(name: impl Into<Arc<str>>, network: Network) -> Self {
         Self {
@@ -399,9 +404,13 @@ impl Listener {
     /// Whether there is a chain for what each chain of an older form is for, in the same order.
     fn has_chains_of(&self, older: &Self) -> bool {
         let mut left = self.chains.all().iter();
-        let stays = |old: &FilterChain| left.any(|new| new.matches == old.matches);
+        let stays =
+            |old: &FilterChain| left.any(|new| new.matches == old.matches && old.secured().suffices(new.secured()));
         older.chains.all().iter().all(stays)
-            && (older.chains.default_chain().is_none() || self.chains.default_chain().is_some())
+            && older
+                .chains
+                .default_chain()
+                .is_none_or(|old| self.chains.default_chain().is_some_and(|new| old.secured().suffices(new.secured())))
     }
 
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.

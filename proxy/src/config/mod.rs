@@ -85,7 +85,7 @@ pub use route::{
     VirtualHost,
 };
 pub use template::{TemplateError, UriTemplate};
-pub use tls::{ClientTls, MeshTls, ProxiedTls, ServerTls};
+pub use tls::{ClientTls, MeshTls, ProxiedTls, Secured, ServerTls};
 pub use tracing::{
     CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
     Zipkin,

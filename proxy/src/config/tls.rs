@@ -19,6 +19,34 @@ pub enum ServerTls {
     Own(Arc<ServerContext>),
 }
 
+/// How a filter chain tells who its clients are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Secured {
+    /// Plain text.
+    Not,
+    /// TLS.
+    Tls,
+    /// TLS, and the client shows a certificate.
+    Mutual,
+}
+
+impl Secured {
+    /// What this TLS is.
+    pub fn by(tls: Option<&ServerTls>) -> Self {
+        let mutual = match tls {
+            None => return Self::Not,
+            Some(ServerTls::Mesh { require_client_certificate, .. }) => *require_client_certificate,
+            Some(ServerTls::Own(context)) => context.requires_certificate(),
+        };
+        if mutual { Self::Mutual } else { Self::Tls }
+    }
+
+    /// Whether a connection that was made so may go on where it would be made `now` so.
+    pub fn suffices(self, now: Self) -> bool {
+        self >= now && (self == Self::Not) == (now == Self::Not)
+    }
+}
+
 /// TLS to an endpoint.
 #[derive(Clone, PartialEq, Eq)]
 pub enum ClientTls {

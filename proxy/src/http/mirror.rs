@@ -252,7 +252,7 @@ impl Copy {
         } else if Instant::now() >= self.until {
             self.count(504, ResponseFlags::UPSTREAM_TIMEOUT, 1, since);
             self.cluster.note(&host, Outcome::Timeout);
-        } else if !dead {
+        } else if self.handed.get() || !dead {
             self.count(503, ResponseFlags::UPSTREAM_CONNECTION_TERMINATION, 1, since);
             self.cluster.note(&host, Outcome::Failed);
         }

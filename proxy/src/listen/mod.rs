@@ -16,7 +16,7 @@ pub use socket::{begin, bind};
 pub use stream::{Rewound, Stream};
 
 use crate::{
-    config::{Codec, Facts, FilterChain, Listener, Network, Root, ServerTls, TcpProxy, Transport},
+    config::{Codec, Facts, FilterChain, Listener, Network, Root, Secured, ServerTls, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2, tcp,
     telemetry::{connection::CountedConnection, stats::ListenerStats},
@@ -62,6 +62,8 @@ struct Spot {
     server_name: Option<Box<str>>,
     /// ALPN names or the detected HTTP version.
     protocols: Vec<Arc<str>>,
+    /// How it was made, once that is settled.
+    secured: Option<Secured>,
     /// Since when it leads nowhere.
     gone: Cell<Option<Instant>>,
 }
@@ -92,16 +94,20 @@ impl Place {
         self.0.gone.get()
     }
 
-    /// The filter chain.
+    /// The filter chain. Of one that now wants TLS, or a certificate, connections are none that were made without, nor those with TLS
+    /// of one that has none.
     pub fn find<'r>(&self, root: &'r Root) -> Option<&'r FilterChain> {
-        self.listener(root)?.chain(&Facts {
+        let facts = Facts {
             destination: self.0.destination,
             source: self.0.source,
             direct_source: self.0.direct_source,
             transport: self.0.transport,
             server_name: self.0.server_name.as_deref(),
             application_protocols: &self.0.protocols,
-        })
+        };
+        self.listener(root)?
+            .chain(&facts)
+            .filter(|chain| self.0.secured.is_none_or(|secured| secured.suffices(chain.secured())))
     }
 }
 
@@ -226,6 +232,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         transport: Transport::Raw,
         server_name: None,
         protocols: Vec::new(),
+        secured: None,
         gone: Cell::new(None),
     }));
     let listener = place.listener(root.config())?;
@@ -263,6 +270,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         let of_listener = worker.shard.listener_http_stats(&owner.stat_name, &manager.stat_prefix);
         conn.counted = Some(CountedConnection::new(http, of_listener, chain.tls.is_some()));
     }
+    place.0.secured = Some(chain.secured());
     let places = match gates::limits(&chain.gates).await {
         Ok(places) => places,
         Err(refused) => {

@@ -72,6 +72,11 @@ struct Ready {
 }
 
 impl ServerContext {
+    /// Whether clients must show a certificate.
+    pub fn requires_certificate(&self) -> bool {
+        self.settings.require_client_certificate
+    }
+
     /// A context. Contexts with equal fingerprints are interchangeable.
     pub fn new(
         fingerprint: [u8; 32],

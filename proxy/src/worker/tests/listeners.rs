@@ -1,6 +1,7 @@
 //! What stands before a filter chain and in it: PROXY protocol, chain matching, gates, what serves without an endpoint.
 
 use super::configured::{Configured, answer, filter, static_cluster, tcp_to};
+use super::tls::pair_json;
 use super::*;
 use serde_json::{Value, json};
 
@@ -160,6 +161,23 @@ fn connection_when_its_filter_chain_is_gone_then_its_next_request_is_answered_wh
     let mut side = Side::connect(configured.address(0));
     assert_eq!(side.ask(&get("/")).body, "own");
     configured.publish(vec![one], &[]);
+    side.send(get("/").as_bytes());
+    assert_eq!(side.rest(), "");
+}
+
+#[test]
+fn connection_when_its_filter_chain_wants_tls_from_now_on_then_it_ends() {
+    let ca = crate::tls::own_tests::Ca::new("ca");
+    let (chain, key) = ca.leaf(&["a.example"], -1..1);
+    let plain = json!({"default_filter_chain": {"filters": [answer("plain")]}});
+    let mut secured = plain.clone();
+    secured["default_filter_chain"]["transport_socket"] = json!({"name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {"tls_certificates": [pair_json(&chain, &key)]}}});
+    let mut configured = Configured::start(plain, &[]);
+    let mut side = Side::connect(configured.address(0));
+    assert_eq!(side.ask(&get("/")).body, "plain");
+    configured.publish(vec![secured], &[]);
     side.send(get("/").as_bytes());
     assert_eq!(side.rest(), "");
 }

@@ -61,13 +61,18 @@ impl State {
         if kind.by_name() {
             self.pass_over_unasked(kind, &mut update);
         }
-        // Whatever it says: the server has answered.
-        self.expected.remove(&kind);
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
         let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
         let version = std::mem::take(&mut update.version);
+        let removed = update.removed.clone();
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &version, &names, &refused);
+        // Whatever it says: the server has answered. Each layer of the runtime is asked for by itself.
+        let answered =
+            |name: &String| self.layers.contains_key(name) || refused.contains(name) || removed.contains(name);
+        if kind != Kind::Runtime || self.wanted(kind).iter().all(answered) {
+            self.expected.remove(&kind);
+        }
         if applied.refused.is_none() {
             self.versions.insert(kind, version);
         }
