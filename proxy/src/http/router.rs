@@ -130,8 +130,8 @@ pub(super) async fn forward<'a, D: Downstream>(
                     outcome::note_answer(call, cluster, &host, failure);
                     let again = policy
                         .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
-                    // An answer to half a request may be about that half; "nothing was sent" is not.
-                    if !again || body.kept.unrepeatable || !(body.has_ended() || not_sent) {
+                    // The rest of a request that has not come whole follows what was kept of it.
+                    if !again || body.kept.unrepeatable {
                         if let Some(policy) = policy
                             && retries >= policy.attempts
                             && retry::wanted(failure, Some(policy), safe)

@@ -14,6 +14,9 @@ pub(super) const GOAWAY: u8 = 7;
 pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 
+/// Where the kind stands in a frame's head.
+pub(super) const KIND: usize = 3;
+
 /// Flags.
 pub(super) const END_STREAM: u8 = 0x1;
 pub(super) const ACK: u8 = 0x1;

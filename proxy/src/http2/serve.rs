@@ -14,9 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::Instant;
 
 use super::Down;
+use super::frame::Code;
 use super::guard::Flood;
 use super::keepalive::Keepalive;
-use super::mux::{Incoming, Limits, Mux, Role};
+use super::mux::{Fault, Incoming, Limits, Mux, Role};
 use crate::config::{Http2Keepalive, Http2Options, HttpManager};
 use crate::http::head::RequestHead;
 use crate::http::parse::HeadError;
@@ -36,8 +37,8 @@ pub struct Settings {
     pub max_head_bytes: usize,
     /// Headers of a request; more is [`HeadError::TooMany`].
     pub max_headers: usize,
-    /// From the beginning to the client's connection preface.
-    pub preface_timeout: Duration,
+    /// From the beginning to the client's connection preface, and from the beginning of a head to its end; zero is never.
+    pub head_timeout: Duration,
     /// A connection without streams for so long is closed; zero is never.
     pub idle_timeout: Duration,
     /// A connection takes no more streams after so long.
@@ -56,7 +57,11 @@ impl From<&HttpManager> for Settings {
             options: manager.http2,
             max_head_bytes: manager.max_head_bytes,
             max_headers: manager.max_headers,
-            preface_timeout: manager.request_head_timeout,
+            head_timeout: shortest([
+                manager.request_head_timeout,
+                manager.request_timeout.unwrap_or_default(),
+                manager.stream_idle_timeout,
+            ]),
             idle_timeout: manager.idle_timeout,
             max_duration: manager.max_connection_duration,
             max_requests: manager.max_requests_per_connection,
@@ -64,6 +69,11 @@ impl From<&HttpManager> for Settings {
             malformed_ends: !manager.http2.malformed_ends_stream,
         }
     }
+}
+
+/// The shortest of these limits; zero is none.
+fn shortest<const N: usize>(limits: [Duration; N]) -> Duration {
+    limits.into_iter().filter(|limit| !limit.is_zero()).min().unwrap_or_default()
 }
 
 /// Why a connection takes no more streams, where it is not its client's wish, nor ours as a whole.
@@ -113,11 +123,12 @@ where
         malformed_ends: settings.malformed_ends,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, (&options).into())));
-    greet(&mux, &mut io, settings.preface_timeout).await?;
+    greet(&mux, &mut io, settings.head_timeout).await?;
     let mut keepalive = Keepalive::with(settings.keepalive);
     let mut streams = FuturesUnordered::new();
     let mut drain = pin!(drain);
     let mut idle = Idle::new(settings.idle_timeout);
+    let mut slow = Idle::new(settings.head_timeout);
     let mut age = settings.max_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
     let mut taken = 0u32;
     let mut draining = false;
@@ -178,6 +189,10 @@ where
             tell(Ending::Silent);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client answers no HTTP/2 ping")));
         }
+        if slow.poll(!mux.awaits_head(), cx).is_ready() {
+            let fault = Fault { code: Code::ENHANCE_YOUR_CALM, what: "a head does not end in time" };
+            return Poll::Ready(Err(mux.fail(fault)));
+        }
         if idle.poll(!streams.is_empty(), cx).is_ready() {
             if !mux.is_leaving() {
                 tell(Ending::Idle);
@@ -226,7 +241,10 @@ where
         Poll::Ready(Ok(()))
     });
     let late = || io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 connection preface in time");
-    let greeted = tokio::time::timeout(limit, greeting).await.map_err(|_| late()).flatten();
+    let greeted = match limit.is_zero() {
+        true => greeting.await,
+        false => tokio::time::timeout(limit, greeting).await.map_err(|_| late()).flatten(),
+    };
     if greeted.is_err() {
         // What was the matter, if the client takes it at once.
         let _ = poll_fn(|cx| Poll::Ready(mux.borrow_mut().poll_write(io, cx))).await;

@@ -13,6 +13,11 @@ use crate::http::headers::Headers;
 use crate::telemetry::Wire;
 
 impl Mux {
+    /// Whether a head has begun and not ended.
+    pub(in super::super) fn awaits_head(&self) -> bool {
+        self.block.is_some() || self.partial.get(frame::KIND) == Some(&frame::HEADERS)
+    }
+
     /// Takes in what came.
     ///
     /// # Errors

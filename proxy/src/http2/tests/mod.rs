@@ -31,7 +31,7 @@ fn settings() -> Settings {
         options: Http2Options::default(),
         max_head_bytes: 60 * 1024,
         max_headers: 100,
-        preface_timeout: LIMIT,
+        head_timeout: LIMIT,
         idle_timeout: Duration::from_secs(60),
         max_duration: None,
         max_requests: None,
@@ -359,11 +359,27 @@ async fn connection_when_idle_for_too_long_then_it_is_closed() {
 async fn client_when_it_sends_no_preface_then_it_is_cut_off_in_time() {
     local(async {
         let (_near, far) = tokio::io::duplex(1024);
-        let settings = Settings { preface_timeout: Duration::from_millis(50), ..settings() };
+        let settings = Settings { head_timeout: Duration::from_millis(50), ..settings() };
         let served = serve(far, false, settings, std::future::pending(), |_| {}, |_: Head, _| async {}).await;
         assert_eq!(served.unwrap_err().kind(), io::ErrorKind::TimedOut);
     })
     .await;
+}
+
+#[tokio::test]
+async fn client_when_its_head_does_not_end_then_it_is_cut_off_in_time() {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // A block that wants more, and a frame that is not whole.
+    for begun in [&[0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82][..], &[0, 0, 9, 1, 4, 0, 0, 0, 1, 0x82]] {
+        local(async {
+            let (mut near, far) = tokio::io::duplex(1024);
+            let settings = Settings { head_timeout: Duration::from_millis(50), ..settings() };
+            tokio::io::AsyncWriteExt::write_all(&mut near, &[PREFACE, &SETTINGS, begun].concat()).await.unwrap();
+            let served = serve(far, false, settings, std::future::pending(), |_| {}, |_: Head, _| async {}).await;
+            assert!(served.unwrap_err().to_string().contains("a head does not end in time"));
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
