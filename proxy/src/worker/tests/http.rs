@@ -352,6 +352,30 @@ fn response_when_status_is_retriable_then_the_body_is_sent_again() {
     only_failing.told("URX");
 }
 
+#[test]
+fn answer_when_it_comes_before_the_request_is_whole_then_all_of_the_request_goes_to_the_next_endpoint() {
+    let backend = Backend::start(|stream, served| {
+        let mut side = Side::new(stream);
+        if served == 0 {
+            side.head().unwrap();
+            side.send(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n");
+            side.rest();
+        } else {
+            let request = side.message(true).unwrap();
+            side.send(ok(&request.body).as_bytes());
+        }
+    });
+    let policy = RetryPolicy { on: RetryOn { gateway_error: true, ..RetryOn::default() }, ..RetryPolicy::default() };
+    let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+    let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
+    let mut client = proxy.client();
+    client.send(b"POST / HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\nfirst");
+    eventually("the first answer is given up", || backend.connections.load(Ordering::SeqCst) == 2);
+    client.send(b"later");
+    let answer = client.message(false).unwrap();
+    assert_eq!((answer.status(), answer.body.as_str()), (200, "firstlater"));
+}
+
 fn retry_on_not_sent() -> Action {
     let header = HeaderMatch {
         name: "x-leno-not-sent".into(),
