@@ -66,10 +66,11 @@ pub(super) fn answer<'a, D: Downstream>(
 fn mapped(call: &mut Call<'_>, mapper: Option<&Mapper>, code: u16) -> bool {
     call.tally.code = code;
     let Some(mapper) = mapper else { return false };
-    let before = call.response.headers.known(Known::ContentType).map(<[u8]>::to_vec);
+    // One without a text is none.
+    let before = call.response.headers.known(Known::ContentType).unwrap_or_default().to_vec();
     edit::response(call, &mapper.headers);
     call.tally.code = mapper.status.unwrap_or(code);
-    call.response.headers.known(Known::ContentType) != before.as_deref()
+    call.response.headers.known(Known::ContentType).unwrap_or_default() != before
 }
 
 /// Ends the answer with its body, which was `first` before the mappers, as the format has it, or with that body as the message of gRPC.
