@@ -98,13 +98,17 @@ fn listeners_when_a_file_adds_changes_and_removes_them_open_and_close_their_sock
     write_resources(folder.path(), "cds.yaml", &clusters);
     lds(&[listener("first", first, "a")]);
     let path = |name: &str| folder.path().join(name).display().to_string();
-    let proxy = Proxy::start(&format!(
+    let text = format!(
         "node: {{id: test, cluster: test}}\nadmin: {{address: {}}}\ndynamic_resources:\n  \
          lds_config: {{path_config_source: {{path: {}}}}}\n  cds_config: {{path: {}}}\n",
         socket_address(([127, 0, 0, 1], 0).into()),
         path("lds.yaml"),
         path("cds.yaml"),
-    ));
+    );
+    // What belongs to a listener that goes ends with its next answer, not little by little.
+    let own = tempfile::tempdir().unwrap();
+    let child = crate::process::command(&own, &text).args(["--drain-strategy", "immediate"]).spawn().unwrap();
+    let proxy = Proxy { child, folder: own };
     let port = |address: SocketAddr| address.port().to_string();
     assert!(wait("the listener", || get(first, "/")).ends_with(&port(a)));
     let mut kept = TcpStream::connect(first).unwrap();
