@@ -53,7 +53,8 @@ pub(super) struct Flags {
     /// How long connections may take to end whose listener or filter chain is gone, in seconds; when the process leaves, at most 20.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     drain_time_s: u64,
-    /// How /drain_listeners asks connections to end: more and more of them while the time for it goes by, or all at once.
+    /// How connections end whose listener or filter chain is gone, and those that /drain_listeners asks to: more and more of them with
+    /// an answer while the time for it goes by, or all with their next one.
     #[arg(long, value_enum, default_value_t = DrainStrategy::Gradual)]
     drain_strategy: DrainStrategy,
     /// Writes the address of the admin server to this file.

@@ -32,7 +32,8 @@ pub struct Settings {
     pub workers: usize,
     /// How long connections may take to end when the process leaves; never more than 20 seconds.
     pub drain_limit: Duration,
-    /// The admin server asks all connections at once to end, instead of more and more of them.
+    /// Connections whose listener is gone, and those that the admin server asks to, end all with their next answer, instead of more and
+    /// more of them.
     pub drain_at_once: bool,
     /// Where to write the address of the admin server, if anywhere.
     pub admin_address_path: Option<PathBuf>,
