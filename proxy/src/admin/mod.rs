@@ -22,6 +22,7 @@ mod upstreams;
 pub use log::AdminLogs;
 pub use pages::is_failed;
 
+use crate::config::Drain;
 use crate::control::podinfo::PodInfo;
 use crate::overload::Board;
 use crate::slots::SlotError;
@@ -37,7 +38,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -79,29 +80,6 @@ impl Ports {
     }
 }
 
-/// How connections are asked to end when somebody asks the admin server for it.
-#[derive(Debug, Clone, Copy)]
-pub struct Ways {
-    /// How long that takes before sockets close, where it is to be done gracefully.
-    pub limit: Duration,
-    /// All are asked at once, instead of more and more of them.
-    pub at_once: bool,
-}
-
-impl Ways {
-    /// How long it takes until all are asked.
-    fn over(self) -> Duration {
-        if self.at_once { Duration::ZERO } else { self.limit }
-    }
-}
-
-impl Default for Ways {
-    /// As Envoy.
-    fn default() -> Self {
-        Self { limit: Duration::from_secs(600), at_once: false }
-    }
-}
-
 /// What the servers look at.
 #[derive(Clone)]
 pub struct View {
@@ -124,7 +102,7 @@ pub struct View {
     /// Ends this process in order; `None` where that is not asked of it.
     pub quit: Option<CancellationToken>,
     /// How connections are asked to end.
-    pub ways: Ways,
+    pub drain: Drain,
     /// Listeners whose sockets the admin server has closed.
     pub stopped: Arc<AtomicU64>,
     /// What the pod says about itself.

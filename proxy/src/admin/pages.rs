@@ -274,8 +274,8 @@ fn server_info(view: &View) -> Value {
         "command_line_options": {
             "concurrency": view.workers.get().map_or(0, |workers| workers.connections_by_worker().len()),
             "mode": "Serve", "log_level": leno_runtime::logging::level().unwrap_or_default(),
-            "drain_time": format!("{}s", view.ways.limit.as_secs()),
-            "drain_strategy": if view.ways.at_once { "Immediate" } else { "Gradual" },
+            "drain_time": format!("{}s", view.drain.time.as_secs()),
+            "drain_strategy": if view.drain.at_once { "Immediate" } else { "Gradual" },
             "disable_hot_restart": true, "restart_epoch": 0,
         },
     })
@@ -369,15 +369,15 @@ fn drain(view: &View, query: &Query) -> Result<Answer, Refusal> {
         let state = view.state();
         state.listeners().filter(|one| !inbound_only || one.direction == Direction::Inbound).cloned().collect()
     };
-    let (workers, ways, stopped) = (view.workers.clone(), view.ways, view.stopped.clone());
+    let (workers, drain, stopped) = (view.workers.clone(), view.drain, view.stopped.clone());
     tokio::spawn(async move {
         let Some(workers) = workers.get() else { return };
-        workers.ask_to_close(inbound_only, ways.over()).await;
+        workers.ask_to_close(inbound_only, drain.over()).await;
         if stay {
             return;
         }
         if graceful {
-            tokio::time::sleep(ways.limit).await;
+            tokio::time::sleep(drain.time).await;
         }
         if inbound_only {
             let addresses = listeners.iter().filter(|one| one.bind).flat_map(|one| one.addresses.iter().copied());

@@ -120,7 +120,7 @@ pub struct Root {
     pub home: Option<Home>,
 }
 
-/// How connections end of which what they belong to is gone.
+/// How connections end that are to: what they belong to is gone, or the admin server was asked for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drain {
     /// How long one may take to end. With none, one whose filter chain is gone ends at once: it may be no longer allowed.

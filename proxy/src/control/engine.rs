@@ -1,7 +1,8 @@
 //! What every process that serves traffic has, whoever tells it what to serve: workers, what is in force, figures.
 
 use super::plane::{Listening, Plane};
-use crate::admin::{AdminLogs, View, Ways};
+use crate::admin::{AdminLogs, View};
+use crate::config::Drain;
 use crate::overload::{self, Board, Overload};
 use crate::telemetry::{Telemetry, display::Display};
 use crate::tls::CredentialStore;
@@ -70,7 +71,7 @@ impl Engine {
             workers: self.plane.workers(),
             changes: None,
             quit: None,
-            ways: Ways::default(),
+            drain: Drain::default(),
             stopped: Arc::default(),
             pod: None,
             node: serde_json::Value::Null,

@@ -8,6 +8,7 @@ use super::traffic::Own;
 use super::{DrainRequest, End, RunError};
 use crate::admin::{self, Ports};
 use crate::agent;
+use crate::config::Drain;
 use crate::identity::link::{Link, Target};
 use crate::identity::{Current, Files, Identity};
 use crate::overload::Overload;
@@ -169,8 +170,8 @@ impl Slot<'_> {
             "id": format!("{}.{}", self.settings.pod, self.settings.namespace), "user_agent_name": "leno",
             "user_agent_version": leno_runtime::version(),
         });
-        let ways = admin::Ways { limit: self.settings.drain_limit, ..admin::Ways::default() };
-        let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, ways, ..view };
+        let drain = Drain { time: self.settings.drain_limit, at_once: false };
+        let view = admin::View { pod: Some(self.settings.podinfo.clone()), node, drain, ..view };
         let ports = self.settings.ports;
         let admin = |sockets: &Sockets| {
             let open = stop.child_token();

@@ -89,8 +89,7 @@ pub async fn run(mut settings: Settings, shutdown: CancellationToken) -> Result<
         let logs = admin::AdminLogs::open(&settings.bootstrap.admin_logs)
             .map_err(|(path, source)| RunError::AdminPath(path.into(), source))?;
         let changes = Some(feed.changes.clone());
-        let ways = admin::Ways { limit: settings.drain_limit, at_once: settings.drain_at_once };
-        let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, ways, ..view };
+        let view = admin::View { quit: Some(shutdown.clone()), changes, node, logs, drain, ..view };
         admin::serve_at(listener, &view, &stop);
     }
     local.spawn_local(watch_runtime(engine.state.clone(), feed.changes.clone(), stop.clone()));

@@ -77,10 +77,15 @@ impl Asked {
             Direction::Inbound => self.inbound,
             Direction::Outbound => self.outbound,
         };
-        // As Envoy: in whole seconds, and for certain after half of the time.
-        let half = self.over.as_secs().div_ceil(2);
-        since.is_some_and(|since| half == 0 || below(half) < since.elapsed().as_secs())
+        since.is_some_and(|since| ends_by_now(since, self.over, below))
     }
+}
+
+/// Whether one of the connections ends now of which more and more do from `since` on, and all that are asked when the time is `over`;
+/// `below` draws a number. As in Envoy: in whole seconds, and for certain after half of the time.
+fn ends_by_now(since: Instant, over: Duration, below: impl FnOnce(u64) -> u64) -> bool {
+    let half = over.as_secs().div_ceil(2);
+    half == 0 || below(half) < since.elapsed().as_secs()
 }
 
 /// What belongs to one worker. Lives on its thread only.
@@ -191,8 +196,7 @@ impl Worker {
     /// while the time for it goes by.
     pub fn ends_with_answer(&self, place: &Place) -> bool {
         let over = self.root.borrow().config().drain.over();
-        let gone = Asked { inbound: self.gone_since(place), outbound: None, over };
-        gone.ends(Direction::Inbound, |bound| self.rng.below(bound))
+        self.gone_since(place).is_some_and(|since| ends_by_now(since, over, |bound| self.rng.below(bound)))
     }
 
     /// When a connection of that place takes no further request: all are to end, or the time is over in which those do whose listener

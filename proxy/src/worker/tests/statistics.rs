@@ -27,7 +27,7 @@ fn admin(proxy: &Proxy) -> SocketAddr {
                 health,
                 workers: Arc::new(OnceLock::new()),
                 changes: None,
-                ways: Default::default(),
+                drain: Default::default(),
                 stopped: Arc::default(),
                 quit: Some(tokio_util::sync::CancellationToken::new()),
                 pod: None,

@@ -62,15 +62,16 @@ impl State {
             self.pass_over_unasked(kind, &mut update);
         }
         let unreadable = update.unreadable.iter().map(|(name, _)| name);
-        let names = update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
+        let names: BTreeSet<String> =
+            update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
         let version = std::mem::take(&mut update.version);
-        let removed = update.removed.clone();
+        // Each layer of the runtime is asked for by itself.
+        let mut unanswered = if kind == Kind::Runtime { self.wanted(kind) } else { BTreeSet::new() };
+        unanswered.retain(|name| !names.contains(name) && !update.removed.contains(name));
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &version, &names, &refused);
-        // Whatever it says: the server has answered. Each layer of the runtime is asked for by itself.
-        let answered =
-            |name: &String| self.layers.contains_key(name) || refused.contains(name) || removed.contains(name);
-        if kind != Kind::Runtime || self.wanted(kind).iter().all(answered) {
+        // Whatever it says: the server has answered.
+        if unanswered.iter().all(|name| self.layers.contains_key(name)) {
             self.expected.remove(&kind);
         }
         if applied.refused.is_none() {
@@ -500,8 +501,11 @@ fn foreign(kind: Kind, resource: &Resource) -> Option<(String, Refused)> {
 
 /// Checks that a resource that is asked for by name is the one that it says it is.
 fn named_so(kind: Kind, name: &str, body: &Any) -> Result<(), Refused> {
+    if !kind.by_name() || body.type_url != kind.type_url() {
+        return Ok(());
+    }
     let own = Named::decode(body.value.as_slice()).map(|named| named.name).unwrap_or_default();
-    if !kind.by_name() || own == name || body.type_url != kind.type_url() {
+    if own == name {
         return Ok(());
     }
     let field = if kind == Kind::Endpoints { "cluster_name" } else { "name" };
