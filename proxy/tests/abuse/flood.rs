@@ -1,13 +1,16 @@
-//! More connections than a process has file descriptors. The limit is the process's, so no other test runs beside this one.
+//! More connections than a process has file descriptors. The limit is the process's, so the test has a process to itself.
 
 use crate::support::{Plan, echo_server, start};
 use leno_proxy::config::UpstreamProtocol;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// Set in the process that runs out of descriptors.
+const ALONE: &str = "LENO_TEST_ALONE";
 
 /// Whether a request is answered.
 fn ask(stream: &mut TcpStream) -> bool {
@@ -24,9 +27,19 @@ fn ask(stream: &mut TcpStream) -> bool {
     all.starts_with(b"HTTP/1.1 200")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_new_ones_come_in_later() {
-    let _alone = crate::DESCRIPTORS.write().await;
+#[test]
+fn clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_new_ones_come_in_later() {
+    if std::env::var_os(ALONE).is_some() {
+        return tokio::runtime::Runtime::new().unwrap().block_on(run_out());
+    }
+    let this = "flood::clients_when_descriptors_run_out_then_those_who_are_served_go_on_and_new_ones_come_in_later";
+    let mut alone = Command::new(std::env::current_exe().unwrap());
+    let output = alone.args([this, "--exact", "--nocapture"]).env(ALONE, "1").output().unwrap();
+    let (said, erred) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{erred}");
+}
+
+async fn run_out() {
     let app = echo_server().await;
     let proxy = start(Plan::new(app, UpstreamProtocol::Http1));
     let address = proxy.address;

@@ -122,7 +122,6 @@ async fn proxy(protocol: UpstreamProtocol, manager: HttpManager) -> Proxy {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_served() {
-    let _beside = crate::DESCRIPTORS.read().await;
     let proxy = proxy(UpstreamProtocol::Http1, HttpManager::default()).await;
     let address = proxy.address;
     let opens = |stream: u32| frame(1, 5, stream, &head("GET"));
@@ -187,7 +186,6 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_when_a_head_unpacks_to_much_then_it_is_refused_and_others_are_served() {
-    let _beside = crate::DESCRIPTORS.read().await;
     let proxy = proxy(UpstreamProtocol::Http1, HttpManager::default()).await;
     let address = proxy.address;
     let good = Good::start(address);
@@ -225,7 +223,6 @@ async fn http2_when_a_head_unpacks_to_much_then_it_is_refused_and_others_are_ser
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http1_when_clients_are_slow_then_they_are_cut_off_and_others_are_served() {
-    let _beside = crate::DESCRIPTORS.read().await;
     let manager = HttpManager { request_head_timeout: SLOW, stream_idle_timeout: SLOW, ..HttpManager::default() };
     let proxy = proxy(UpstreamProtocol::Http1, manager).await;
     let address = proxy.address;
@@ -286,7 +283,6 @@ fn dirty(answer: &'static [u8]) -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http1_when_an_endpoint_answers_dirtily_then_no_client_gets_anothers_answer() {
-    let _beside = crate::DESCRIPTORS.read().await;
     for answer in [
         // Two answers to one question: the second is nobody's.
         &b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison"[..],
@@ -341,7 +337,6 @@ fn recorder() -> (SocketAddr, Arc<Mutex<Vec<u8>>>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_when_a_head_hides_a_request_then_the_endpoint_of_http1_sees_none() {
-    let _beside = crate::DESCRIPTORS.read().await;
     let hidden = "GET /smuggled HTTP/1.1\r\nhost: reviews\r\n\r\n";
     let usual = |method, path, authority| {
         [field(":method", method), field(":scheme", "http"), field(":path", path), field(":authority", authority)]

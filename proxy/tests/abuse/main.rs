@@ -2,9 +2,6 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test program: its helpers may fail loudly
 
-/// Who takes the process's descriptors away runs alone, the others beside each other.
-static DESCRIPTORS: tokio::sync::RwLock<()> = tokio::sync::RwLock::const_new(());
-
 mod flood;
 mod hostile;
 #[path = "../support/mod.rs"]
