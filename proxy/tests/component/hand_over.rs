@@ -237,9 +237,12 @@ fn new_connections(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64)
 fn keep_alive(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Vec<Failed> {
     let mut failed = Vec::new();
     while !stop.load(Ordering::Relaxed) {
-        let Ok(mut stream) = TcpStream::connect(address) else {
-            failed.push(Failed::new(true, "no connection"));
-            continue;
+        let mut stream = match TcpStream::connect(address) {
+            Ok(stream) => stream,
+            Err(error) => {
+                failed.push(Failed::new(true, error));
+                continue;
+            }
         };
         let mut first = true;
         while !stop.load(Ordering::Relaxed) {
@@ -267,9 +270,12 @@ fn http2(address: SocketAddr, stop: &AtomicBool, answered: &AtomicU64) -> Vec<Fa
     runtime.block_on(async {
         let mut failed = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            let Ok(stream) = tokio::net::TcpStream::connect(address).await else {
-                failed.push(Failed::new(true, "no connection"));
-                continue;
+            let stream = match tokio::net::TcpStream::connect(address).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    failed.push(Failed::new(true, error));
+                    continue;
+                }
             };
             let mut first = true;
             let hands = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
