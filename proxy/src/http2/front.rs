@@ -6,22 +6,21 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Down, Ending, Flood, PREFACE, Settings, serve};
-use crate::config::{HttpManager, Network};
+use crate::config::HttpManager;
 use crate::http::buffer::Buffer;
 use crate::http::head::{RequestHead, ResponseHead, Version};
 use crate::http::parse::HeadError;
 use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
-use crate::listen::{Place, Stream};
+use crate::listen::{Place, Served, Stream};
 use crate::telemetry::ResponseFlags;
-use crate::worker::{Timer, Worker, WorkerRoot, jittered};
+use crate::worker::{Timer, Worker, jittered};
 
 /// Bytes that are read and forgotten of a client on which is hung up.
 const LAST_WORDS: usize = 64 * 1024;
@@ -36,13 +35,13 @@ const PREMATURE: Duration = Duration::from_secs(1);
 struct Shared {
     conn: Box<ConnInfo>,
     place: Place,
-    /// What served the last of them.
-    manager: RefCell<Arc<HttpManager>>,
+    served: RefCell<Served>,
 }
 
 /// Serves a client's connection to its end. `first` was read from it already.
 pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: Box<ConnInfo>, place: Place) {
-    let Some(manager) = http_manager(&place, &worker.root()) else { return };
+    let Some(served) = Served::find(&place, &worker.root()) else { return };
+    let manager = served.manager().clone();
     if !begins_rightly(&mut stream, &mut first, &manager).await {
         tracing::debug!(client = %conn.remote, "a client that should speak HTTP/2 does not");
         return;
@@ -52,7 +51,7 @@ pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffe
     settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
     let remote = conn.remote;
     let secure = conn.secure;
-    let shared = Rc::new(Shared { conn, place, manager: RefCell::new(manager) });
+    let shared = Rc::new(Shared { conn, place, served: RefCell::new(served) });
     let begun = Instant::now();
     let drain = async {
         let registered = worker.register().await;
@@ -120,34 +119,18 @@ async fn begins_rightly(stream: &mut Stream, first: &mut Buffer, manager: &HttpM
     rightly
 }
 
-fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
-    match &place.find(root.config())?.network {
-        Network::Http(manager) => Some(manager.clone()),
-        _ => None,
-    }
-}
-
 /// Runs one request.
 async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHead, HeadError>, mut down: Down) {
-    let Shared { conn, place, manager: last } = &*shared;
+    let Shared { conn, place, served } = &*shared;
     let root = worker.root();
-    let manager = match http_manager(place, &root) {
-        Some(manager) => {
-            if !Arc::ptr_eq(&manager, &last.borrow()) {
-                last.replace(manager.clone());
-            }
-            manager
-        }
-        // Its listener or chain is gone: what it asks until it has heard that it should end is answered as before.
-        None if place.is_gone(root.config()) => {
-            if worker.ends_with_answer(place) {
-                down.end_connection();
-            }
-            last.borrow().clone()
-        }
-        // The configuration changed, and the connection belongs nowhere any more.
-        None => return down.abort(),
-    };
+    let renewed = served.borrow_mut().renew(place, &root);
+    if !renewed {
+        return down.abort();
+    }
+    let (manager, gone) = (served.borrow().manager().clone(), served.borrow().is_gone());
+    if gone && worker.ends_with_answer(place) {
+        down.end_connection();
+    }
     let (mut request, refused) = match head {
         Ok(request) => (request, None),
         Err(error) => {

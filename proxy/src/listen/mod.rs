@@ -3,6 +3,7 @@
 
 mod detect;
 mod gates;
+mod place;
 mod proxy_protocol;
 mod simple;
 mod socket;
@@ -10,13 +11,14 @@ mod stream;
 mod visit;
 
 pub use detect::{Detected, detect};
+pub use place::{Place, Served};
 pub use proxy_protocol::{Proxied, write_header};
 pub(crate) use socket::set as set_option;
 pub use socket::{begin, bind};
 pub use stream::{Rewound, Stream};
 
 use crate::{
-    config::{Codec, Facts, FilterChain, Listener, Network, Root, Secured, ServerTls, TcpProxy, Transport},
+    config::{Codec, Network, ServerTls, TcpProxy, Transport},
     http::{self, ConnInfo, buffer::Buffer},
     http2, tcp,
     telemetry::{connection::CountedConnection, stats::ListenerStats},
@@ -24,6 +26,7 @@ use crate::{
     worker::Worker,
 };
 use gates::Places;
+use place::Spot;
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -40,76 +43,6 @@ use std::{
 };
 use tokio::{io::AsyncWrite as _, net::TcpStream};
 pub use visit::Visit;
-
-/// Where a connection stands in the configuration: everything by which its filter chain is found, so that it can be found
-/// again when the configuration changed. Boxed, since it is rarely looked at and lies in every connection.
-#[derive(Debug, Clone)]
-pub struct Place(Box<Spot>);
-
-#[derive(Debug, Clone)]
-struct Spot {
-    /// The address of the listening socket, as the listener names it.
-    bound: SocketAddr,
-    /// Where the client wanted to connect.
-    destination: SocketAddr,
-    /// The client, as PROXY protocol told it.
-    source: SocketAddr,
-    /// The other end of the connection.
-    direct_source: SocketAddr,
-    /// Plain text or TLS.
-    transport: Transport,
-    /// The ClientHello's server name.
-    server_name: Option<Box<str>>,
-    /// ALPN names or the detected HTTP version.
-    protocols: Vec<Arc<str>>,
-    /// How it was made, once that is settled.
-    secured: Option<Secured>,
-    /// Since when it leads nowhere.
-    gone: Cell<Option<Instant>>,
-}
-
-impl Place {
-    /// The listener: the virtual one of the destination, or the one that owns the socket.
-    pub fn listener<'r>(&self, root: &'r Root) -> Option<&'r Arc<Listener>> {
-        let owner = root.listeners.bound(self.0.bound)?;
-        if owner.use_original_dst {
-            Some(root.listeners.by_destination(owner.direction, self.0.destination).unwrap_or(owner))
-        } else {
-            Some(owner)
-        }
-    }
-
-    /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have.
-    pub fn is_gone(&self, root: &Root) -> bool {
-        self.listener(root).is_none() || !root.drain.time.is_zero() && self.find(root).is_none()
-    }
-
-    /// Since when it leads nowhere ([`Self::is_gone`]), as far as anybody has looked; `now` is when it is looked at.
-    pub fn gone_since(&self, root: &Root, now: impl FnOnce() -> Instant) -> Option<Instant> {
-        if !self.is_gone(root) {
-            self.0.gone.set(None);
-        } else if self.0.gone.get().is_none() {
-            self.0.gone.set(Some(now()));
-        }
-        self.0.gone.get()
-    }
-
-    /// The filter chain. Of one that now wants TLS, or a certificate, connections are none that were made without, nor those with TLS
-    /// of one that has none.
-    pub fn find<'r>(&self, root: &'r Root) -> Option<&'r FilterChain> {
-        let facts = Facts {
-            destination: self.0.destination,
-            source: self.0.source,
-            direct_source: self.0.direct_source,
-            transport: self.0.transport,
-            server_name: self.0.server_name.as_deref(),
-            application_protocols: &self.0.protocols,
-        };
-        self.listener(root)?
-            .chain(&facts)
-            .filter(|chain| self.0.secured.is_none_or(|secured| secured.suffices(chain.secured())))
-    }
-}
 
 /// A connection of which is known what serves it.
 enum Ready {

@@ -207,13 +207,18 @@ async fn carry(
     };
     let hash = || balance::hash::xx_hash(conn.remote.ip().to_string().as_bytes(), 0);
     let wanted = PickContext { hash: proxy.hash_source_ip.then(hash), labels, destination: conn.wanted() };
-    let Some(cluster) = target.and_then(|id| root.cluster(id)) else {
+    let Some(cluster) = target.and_then(|id| root.cluster(id)).cloned() else {
         told.flags |= ResponseFlags::NO_CLUSTER;
         told.endings.down_reason = Some(NO_ROUTE);
         return;
     };
+    let own = root.config().own.clone();
+    // In a pod connections go on until it leaves: its listeners come and go with services.
+    let drains = !root.config().drain.time.is_zero();
+    // A connection may last for days, and shall not keep a configuration for so long.
+    drop(root);
     told.cluster = Some(cluster.clone());
-    let (up, host) = match open(worker, cluster, conn, proxy, &wanted, start, told).await {
+    let (up, host) = match open(worker, &cluster, conn, proxy, &wanted, start, told).await {
         Some(open) => open,
         None => return,
     };
@@ -226,14 +231,13 @@ async fn carry(
     if proxy.log_connected {
         told.log(worker, conn, proxy, start, LogKind::TcpUpstreamConnected);
     }
-    let own = &root.config().own;
     let peer;
     let (reporter, source, destination, security) = match proxy.direction {
-        Direction::Outbound => (Reporter::Source, own, &host.endpoint().workload, ConnectionSecurity::Unknown),
+        Direction::Outbound => (Reporter::Source, &own, &host.endpoint().workload, ConnectionSecurity::Unknown),
         Direction::Inbound => {
             peer = conn.source(None);
             let mutual = if conn.peer.is_some() { ConnectionSecurity::MutualTls } else { ConnectionSecurity::None };
-            (Reporter::Destination, &peer, own, mutual)
+            (Reporter::Destination, &peer, &own, mutual)
         }
     };
     let service = &cluster.config().service;
@@ -248,8 +252,6 @@ async fn carry(
         };
         ends.periodic = Some(Periodic { every, next: Instant::now() + every, tell: Box::new(tell) });
     }
-    // In a pod they go on until it leaves: its listeners come and go with services.
-    let drains = !root.config().drain.time.is_zero();
     ends.gone = drains.then(|| -> Pin<Box<dyn Future<Output = ()>>> { Box::pin(worker.outlived(place)) });
     let moved = match up {
         Way::Direct(mut up, ticket) => {

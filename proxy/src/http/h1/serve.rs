@@ -14,8 +14,8 @@ use super::{
     down::{Arrival, Connection},
 };
 use crate::{
-    config::{HttpManager, Network, Underscores},
-    listen::{Place, Stream},
+    config::{HttpManager, Underscores},
+    listen::{Place, Served, Stream},
     telemetry::{ResponseFlags, Wire, connection::CountedConnection},
     worker::{Timer, Worker, WorkerRoot, earlier, jittered},
 };
@@ -92,30 +92,23 @@ pub fn serve(
     // What an idle connection holds is counted: nothing that a request needs lies in it.
     async move {
         let mut timer = Timer::default();
-        let mut root = worker.root();
-        let Some(mut manager) = http_manager(&place, &root) else { return };
+        let Some(mut served_by) = Served::find(&place, &worker.root()) else { return };
         let waker = worker.register().await;
-        let ends = connection_end(&worker, &manager);
+        let ends = connection_end(&worker, served_by.manager());
         let mut served = 0u32;
-        let mut gone = false;
         loop {
             let mut heads = None;
-            let waited = wait(&worker, &place, &mut side, &manager, &mut timer, &mut heads, (ends, served)).await;
+            let waited =
+                wait(&worker, &place, &mut side, served_by.manager(), &mut timer, &mut heads, (ends, served)).await;
             if matches!(waited, Waited::Idle | Waited::Last) {
                 conn.http_stats().iter().for_each(|stats| stats.cx_idle_timeout.add(1));
             }
             let Some(mut heads) = heads else { break };
-            let newest = worker.root();
-            if !Rc::ptr_eq(&newest, &root) {
-                root = newest;
-                // Where this connection belongs may have changed, or whether it is still allowed.
-                match http_manager(&place, &root) {
-                    Some(new) => manager = new,
-                    // Its listener or chain is gone: what it asks is answered as before, and then it ends.
-                    None if place.is_gone(root.config()) => gone = true,
-                    None => break,
-                }
+            let root = worker.root();
+            if !served_by.renew(&place, &root) {
+                break;
             }
+            let manager = served_by.manager();
             let reply = match waited {
                 Waited::Request | Waited::Last => None,
                 Waited::Refused(error) => {
@@ -126,7 +119,7 @@ pub fn serve(
                 Waited::Slow => Some(reply::REQUEST_TIMEOUT),
                 Waited::Stuck => Some(reply::late(reply::STREAM_IDLE, false)),
                 Waited::Cut => {
-                    let mut call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
+                    let mut call = call(&worker, &root, manager, &conn, &mut timer, &mut heads);
                     call.request.clear();
                     call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
                     call.tally.details = "downstream_remote_disconnect";
@@ -144,10 +137,12 @@ pub fn serve(
             if many {
                 conn.http_stats().iter().for_each(|stats| stats.cx_max_requests_reached.add(1));
             }
-            let last =
-                gone && worker.ends_with_answer(&place) || many || reply.is_some() || matches!(waited, Waited::Last);
-            side.begin(&manager, last, ends);
-            let call = call(&worker, &root, &manager, &conn, &mut timer, &mut heads);
+            let last = served_by.is_gone() && worker.ends_with_answer(&place)
+                || many
+                || reply.is_some()
+                || matches!(waited, Waited::Last);
+            side.begin(manager, last, ends);
+            let call = call(&worker, &root, manager, &conn, &mut timer, &mut heads);
             answer(call, &mut side, reply).await;
             give_back(heads);
             if !side.can_go_on() {
@@ -164,8 +159,9 @@ pub fn serve(
         if ends.is_some_and(|ends| ends <= Instant::now()) {
             conn.http_stats().iter().for_each(|stats| stats.cx_max_duration_reached.add(1));
         }
-        if side.must_linger() && !manager.delayed_close_timeout.is_zero() {
-            let until = Instant::now() + manager.delayed_close_timeout;
+        let delay = served_by.manager().delayed_close_timeout;
+        if side.must_linger() && !delay.is_zero() {
+            let until = Instant::now() + delay;
             poll_fn(|cx| match side.poll_linger(cx) {
                 Poll::Ready(()) => Poll::Ready(()),
                 Poll::Pending => timer.poll(cx, Some(until)).map(|()| {
@@ -207,13 +203,6 @@ fn answer<'a>(
             Some(reply) => Box::pin(refuse(&mut call, side, reply)).await,
         }
     })
-}
-
-fn http_manager(place: &Place, root: &WorkerRoot) -> Option<Arc<HttpManager>> {
-    match &place.find(root.config())?.network {
-        Network::Http(manager) => Some(manager.clone()),
-        _ => None,
-    }
 }
 
 /// Waits for a request's head, where `served` requests have come before and `ends` is when the connection is old. While nothing has
