@@ -27,6 +27,33 @@ fn root_when_published_then_the_next_request_on_an_open_connection_uses_it() {
     assert_eq!(client.ask(&get("/")).body, "me");
 }
 
+/// A connection may idle for hours, or last for days.
+#[test]
+fn root_when_another_took_its_place_then_no_open_connection_keeps_it() {
+    let http1: fn(&mut Side) = |client| assert_eq!(client.ask(&get("/")).status(), 200);
+    let http2: fn(&mut Side) = |client| {
+        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+        // The settings are acknowledged.
+        assert!(client.until(b"\0\0\0\x04\x01\0\0\0\0").is_some());
+    };
+    let to = || http(forward(Forward::default()));
+    let tcp = || Network::Tcp(Arc::new(TcpProxy::new(vec![TcpTarget::all(FIRST)])));
+    let cases: [(&str, Network, fn(&mut Side)); 3] =
+        [("HTTP/1", to(), http1), ("HTTP/2", to(), http2), ("TCP", tcp(), http1)];
+    let backend = Backend::http(|_| ok(""));
+    for (what, network, open) in cases {
+        let proxy = Proxy::simple(&[backend.address]);
+        let first = root(proxy.address, network, vec![cluster(&[backend.address])]);
+        let kept = Arc::downgrade(&first);
+        proxy.wait(proxy.workers().publish(first));
+        let mut client = proxy.client();
+        open(&mut client);
+        proxy.publish(to(), vec![cluster(&[backend.address])]);
+        eventually(what, || kept.strong_count() == 0);
+        assert_eq!(proxy.workers().connections(), 1, "{what}: it is open still");
+    }
+}
+
 #[test]
 fn request_when_root_changes_under_it_then_it_ends_on_the_old_one() {
     let (sender, receiver) = std::sync::mpsc::channel::<()>();
