@@ -84,7 +84,7 @@ impl Builder {
                 severity: Severity::Failing,
                 reason: Reason::Malformed,
                 field: String::new(),
-                message: format!("the object could not be read and is left out: {message}"),
+                message: format!("the object could not be read, and this form of it has no effect: {message}"),
             });
         }
 

@@ -1,8 +1,8 @@
 //! Objects from a folder of YAML, for tests and for a laptop without a cluster.
 //!
 //! All files that end in `.yaml`, `.yml` or `.json` are read, in the order of their names, each with any number of documents
-//! or a `List`. They are looked at every second and read again when one changed. A file that does not parse at all keeps what it
-//! held before; an object that is malformed is left out and reported, as with Kubernetes.
+//! or a `List`. They are looked at every second and read again when one changed. A file that does not parse at all, or holds something
+//! that is no object of Kubernetes, keeps what it held before; an object that is malformed keeps its last good form, and is reported.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,15 @@ pub const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// Most unknown fields that are named of one object.
 const MAX_UNKNOWN: usize = 16;
+/// Groups of which every kind that has no effect here is named: whoever writes one expects something of it.
+const NAMED_GROUPS: [&str; 6] = [
+    "networking.istio.io",
+    "security.istio.io",
+    "telemetry.istio.io",
+    "gateway.networking.k8s.io",
+    "discovery.k8s.io",
+    "mesh.leno.dev",
+];
 
 /// The folder cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +51,8 @@ pub struct Folder {
     dir: PathBuf,
     signature: Signature,
     files: BTreeMap<PathBuf, Vec<Value>>,
+    /// The last form of each object that could be read.
+    good: BTreeMap<ObjectRef, Value>,
     stores: Stores,
     fresh: bool,
 }
@@ -57,6 +68,7 @@ impl Folder {
             dir: dir.to_owned(),
             signature: Signature::new(),
             files: BTreeMap::new(),
+            good: BTreeMap::new(),
             stores: Stores::default(),
             fresh: true,
         };
@@ -83,7 +95,7 @@ impl Folder {
             }
         }
         self.signature = signature;
-        self.stores = assemble(self.files.values().flatten());
+        self.stores = assemble(self.files.values().flatten(), &mut self.good);
         Ok(true)
     }
 
@@ -143,41 +155,66 @@ fn parse(path: &Path, size: u64) -> Result<Vec<Value>, String> {
             value => documents.push(value),
         }
     }
+    for (index, document) in documents.iter().enumerate() {
+        for field in ["/apiVersion", "/kind", "/metadata/name"] {
+            if document.pointer(field).is_none_or(|value| value.as_str().is_none_or(str::is_empty)) {
+                let field = field[1..].replace('/', ".");
+                return Err(format!("object {} of it has no `{field}`; write one, or remove the object", index + 1));
+            }
+        }
+    }
     Ok(documents)
 }
 
-fn assemble<'a>(documents: impl Iterator<Item = &'a Value>) -> Stores {
+/// Puts all objects together; of one that cannot be read its last good form, which `good` keeps.
+fn assemble<'a>(documents: impl Iterator<Item = &'a Value>, good: &mut BTreeMap<ObjectRef, Value>) -> Stores {
     let mut stores = Stores { mesh: MeshSettings::default(), ..Stores::default() };
+    let mut before = std::mem::take(good);
     for document in documents {
         let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let (group, kind) = (text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group), text("/kind"));
-        let object = ObjectRef::new(group, kind, text("/metadata/namespace"), text("/metadata/name"));
-        let read = match (group, kind) {
-            ("", "Service") => put(&mut stores.services, document, object.clone()),
-            ("discovery.k8s.io", "EndpointSlice") => put(&mut stores.endpoint_slices, document, object.clone()),
-            ("", "Pod") => put(&mut stores.pods, document, object.clone()),
-            ("", "Namespace") => put_global(&mut stores.namespaces, document, &object),
-            ("", "Node") => put_global(&mut stores.nodes, document, &object),
-            ("networking.istio.io", "VirtualService") => {
-                put_whole(&mut stores.virtual_services, document, object.clone())
+        let group = text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
+        let object = ObjectRef::new(group, text("/kind"), text("/metadata/namespace"), text("/metadata/name"));
+        match take(&mut stores, document, &object) {
+            Ok(()) => {
+                good.insert(object, document.clone());
             }
-            ("networking.istio.io", "DestinationRule") => {
-                put_whole(&mut stores.destination_rules, document, object.clone())
+            Err(reason) => {
+                let kept = before.remove(&object).filter(|kept| take(&mut stores, kept, &object).is_ok());
+                match &kept {
+                    Some(_) => tracing::warn!(%object, reason, "an object does not parse; its last good form stays"),
+                    None => tracing::warn!(%object, reason, "an object does not parse and is skipped"),
+                }
+                stores.malformed.insert(in_default_namespace(object.clone()), reason);
+                good.extend(kept.map(|kept| (object, kept)));
             }
-            ("mesh.leno.dev", "MeshInstall") => {
-                read::<MeshInstall>(document).map(|install| stores.mesh = mesh_settings(&install.spec))
-            }
-            _ => {
-                tracing::debug!(%object, "a kind that is not used here");
-                Ok(())
-            }
-        };
-        if let Err(reason) = read {
-            tracing::warn!(%object, reason, "an object does not parse and is skipped");
-            stores.malformed.insert(in_default_namespace(object), reason);
         }
     }
     stores
+}
+
+fn take(stores: &mut Stores, document: &Value, object: &ObjectRef) -> Result<(), String> {
+    match (object.group.as_str(), object.kind.as_str()) {
+        ("", "Service") => put(&mut stores.services, document, object.clone()),
+        ("discovery.k8s.io", "EndpointSlice") => put(&mut stores.endpoint_slices, document, object.clone()),
+        ("", "Pod") => put(&mut stores.pods, document, object.clone()),
+        ("", "Namespace") => put_global(&mut stores.namespaces, document, object),
+        ("", "Node") => put_global(&mut stores.nodes, document, object),
+        ("networking.istio.io", "VirtualService") => put_whole(&mut stores.virtual_services, document, object.clone()),
+        ("networking.istio.io", "DestinationRule") => {
+            put_whole(&mut stores.destination_rules, document, object.clone())
+        }
+        ("mesh.leno.dev", "MeshInstall") => {
+            read::<MeshInstall>(document).map(|install| stores.mesh = mesh_settings(&install.spec))
+        }
+        (group, _) if NAMED_GROUPS.contains(&group) => {
+            tracing::warn!(%object, group, "nothing here uses objects of this kind; it has no effect");
+            Ok(())
+        }
+        _ => {
+            tracing::debug!(%object, "a kind that is not used here");
+            Ok(())
+        }
+    }
 }
 
 fn in_default_namespace(mut object: ObjectRef) -> ObjectRef {
@@ -188,7 +225,8 @@ fn in_default_namespace(mut object: ObjectRef) -> ObjectRef {
 }
 
 fn read<K: DeserializeOwned>(document: &Value) -> Result<K, String> {
-    serde_json::from_value(document.clone()).map_err(|error| error.to_string())
+    // It says in which field.
+    serde_path_to_error::deserialize(document.clone()).map_err(|error| error.to_string())
 }
 
 fn put<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(
@@ -283,6 +321,42 @@ mod tests {
         let mut folder = Folder::open(dir.path()).unwrap();
         assert_eq!(folder.stores().services.len(), 1);
         assert_eq!(folder.stores().malformed.keys().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["bad"]);
+    }
+
+    #[test]
+    fn object_when_it_becomes_malformed_then_its_last_good_form_stays_and_the_field_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("all.yaml");
+        std::fs::write(&path, SERVICE).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        for bad in ["[{port: 80}, {port: [81]}]", "[{port: 80}, {port: [811]}]"] {
+            std::fs::write(&path, SERVICE.replace("[{port: 80}]", bad)).unwrap();
+            assert!(folder.read_again().unwrap());
+            assert_eq!(folder.stores().services.keys().map(ToString::to_string).collect::<Vec<_>>(), ["default/a"]);
+            let reasons: Vec<_> = folder.stores().malformed.values().collect();
+            assert!(reasons.len() == 1 && reasons[0].starts_with("spec.ports[1].port: "), "{reasons:?}");
+        }
+        std::fs::write(&path, SERVICE.replace("80", "8080")).unwrap();
+        assert!(folder.read_again().unwrap());
+        assert!(folder.stores().malformed.is_empty());
+        std::fs::remove_file(&path).unwrap();
+        assert!(folder.read_again().unwrap());
+        assert!(folder.stores().services.is_empty());
+    }
+
+    #[test]
+    fn file_when_it_holds_what_is_no_object_then_what_it_held_stays() {
+        for bad in ["- 1\n", "kind: Service\nmetadata: {name: a}\n", "apiVersion: v1\nmetadata: {name: a}\n", "text\n"]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("all.yaml");
+            std::fs::write(&path, SERVICE).unwrap();
+            let mut folder = Folder::open(dir.path()).unwrap();
+            std::fs::write(&path, bad).unwrap();
+            assert!(folder.read_again().unwrap());
+            assert_eq!(folder.stores().services.len(), 1, "{bad}");
+            assert!(parse(&path, 1).unwrap_err().contains("object 1 of it has no `"), "{bad}");
+        }
     }
 
     #[test]
