@@ -2,7 +2,7 @@
 
 use super::client::{Changes, SharedState};
 use super::source::SourceId;
-use super::state::{Kind, Update};
+use super::state::{Kind, State, Update};
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -49,13 +49,17 @@ impl File {
                         match self.read(&wanted) {
                             Ok(update) => {
                                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                                self.tell_missing(&mut state, &update, wanted);
                                 state.apply(self.kind, update, Instant::now(), SystemTime::now());
                                 drop(state);
                                 changes.tell();
                                 changed.mark_unchanged();
                             }
                             Err(reason) => {
-                                state.lock().unwrap_or_else(PoisonError::into_inner).unreadable(self.kind);
+                                state
+                                    .lock()
+                                    .unwrap_or_else(PoisonError::into_inner)
+                                    .count_lost(self.source, &[self.kind]);
                                 tracing::warn!(path = %self.path.display(), reason, "cannot use a file");
                             }
                         }
@@ -76,6 +80,18 @@ impl File {
                 () = tokio::time::sleep(INTERVAL) => {}
                 _ = changed.changed() => {}
             }
+        }
+    }
+
+    /// A secret that its file does not have, or no longer, stays as it was; that must not go unseen.
+    fn tell_missing(&self, state: &mut State, update: &Update, mut missing: BTreeSet<String>) {
+        if self.kind != Kind::Secret {
+            return;
+        }
+        missing.retain(|name| !update.names().any(|sent| sent == name));
+        for name in missing {
+            tracing::warn!(path = %self.path.display(), secret = name, "is not in the file that should have it");
+            state.count_missing_secret(&name);
         }
     }
 

@@ -22,6 +22,8 @@ struct Updates {
     version: Arc<Number>,
     /// How often it came in another form; only of what is read anew then.
     reloads: Option<Arc<Number>>,
+    /// How often its files changed and could not be used; only of secrets.
+    key_rotation_failed: Option<Arc<Number>>,
 }
 
 impl Updates {
@@ -36,7 +38,13 @@ impl Updates {
             time: counters.gauge(scopes, &format!("{before}update_time")),
             version: counters.gauge(scopes, &format!("{before}version")),
             reloads: None,
+            key_rotation_failed: None,
         }
+    }
+
+    fn rotating(counters: &Counters, scopes: &[Scope<'_>]) -> Self {
+        let key_rotation_failed = Some(counters.counter(scopes, "key_rotation_failed"));
+        Self { key_rotation_failed, ..Self::new(counters, scopes, "") }
     }
 
     fn reloading(counters: &Counters, scopes: &[Scope<'_>]) -> Self {
@@ -55,7 +63,7 @@ impl Updates {
         }
     }
 
-    /// The stream broke on which they come, or could not be had.
+    /// The stream broke on which they come, or could not be had, or what came was no response at all.
     fn lost(&self) {
         self.attempt.add(1);
         self.failure.add(1);
@@ -191,11 +199,12 @@ impl State {
             Kind::Extension => Updates::reloading(counters, &[resource("extension_config_discovery.http_filter.")]),
             // All layers of the runtime are counted together, as in Envoy.
             Kind::Runtime => Updates::new(counters, &[], "runtime."),
-            Kind::Secret | Kind::Cluster | Kind::Listener => Updates::new(counters, &[resource("sds.")], ""),
+            Kind::Secret | Kind::Cluster | Kind::Listener => Updates::rotating(counters, &[resource("sds.")]),
         }
     }
 
-    /// Counts that the stream of a source broke or could not be had: each subscription that it carries has failed once more.
+    /// Counts that the stream of a source broke or could not be had, or that a file holds no response: each subscription that it carries
+    /// has failed once more.
     pub fn count_lost(&mut self, source: SourceId, kinds: &[Kind]) {
         for kind in kinds {
             if let Some(managed) = self.figures.managed(*kind) {
@@ -206,6 +215,18 @@ impl State {
                 self.subscriptions(*kind, &name, Updates::lost);
             }
         }
+    }
+
+    /// Counts that a response has no such secret, though it is the whole of a file that should have it.
+    pub fn count_missing_secret(&mut self, name: &str) {
+        self.subscriptions(Kind::Secret, name, |updates| updates.count(false, ""));
+    }
+
+    /// Counts that files of a secret have changed and cannot be used.
+    pub(super) fn count_failed_rotation(&mut self, name: &str) {
+        self.subscriptions(Kind::Secret, name, |updates| {
+            updates.key_rotation_failed.iter().for_each(|failed| failed.add(1));
+        });
     }
 
     /// Counts that a resource came in another form, where that is counted.

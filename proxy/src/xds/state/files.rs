@@ -90,7 +90,10 @@ impl State {
                     tracing::info!(secret = %name, "its files have changed; read again");
                     self.refusals.remove(&(Kind::Secret, name));
                 }
-                Err(reason) => self.refuse(Kind::Secret, &name, version, &reason, SystemTime::now()),
+                Err(reason) => {
+                    self.count_failed_rotation(&name);
+                    self.refuse(Kind::Secret, &name, version, &reason, SystemTime::now());
+                }
             }
         }
     }

@@ -84,6 +84,14 @@ pub struct Update {
     pub unreadable: Vec<(String, String)>,
 }
 
+impl Update {
+    /// Of all that is sent, readable or not.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        let unreadable = self.unreadable.iter().map(|(name, _)| name);
+        self.resources.iter().map(|resource| &resource.name).chain(unreadable)
+    }
+}
+
 impl From<DeltaDiscoveryResponse> for Update {
     fn from(value: DeltaDiscoveryResponse) -> Self {
         let DeltaDiscoveryResponse {

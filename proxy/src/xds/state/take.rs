@@ -61,9 +61,7 @@ impl State {
         if kind.by_name() {
             self.pass_over_unasked(kind, &mut update);
         }
-        let unreadable = update.unreadable.iter().map(|(name, _)| name);
-        let names: BTreeSet<String> =
-            update.resources.iter().map(|resource| &resource.name).chain(unreadable).cloned().collect();
+        let names: BTreeSet<String> = update.names().cloned().collect();
         let version = std::mem::take(&mut update.version);
         // Each layer of the runtime is asked for by itself.
         let mut unanswered = if kind == Kind::Runtime { self.wanted(kind) } else { BTreeSet::new() };
@@ -113,11 +111,6 @@ impl State {
             self.rejections.send_modify(|rejections| rejections.add(&what));
         }
         self.refusals.insert(key, Refusal { version, reason: reason.clone(), since: time });
-    }
-
-    /// A file or an answer that is no response at all: it is counted, and nothing changes.
-    pub fn unreadable(&mut self, kind: Kind) {
-        self.count_update(kind, "", &BTreeSet::new(), &BTreeSet::from([String::new()]));
     }
 
     /// The same without counting the response; and the names of what is refused.
