@@ -252,12 +252,13 @@ async fn open_http2(
                 return Err(Instead::Http1(Box::new(host.lease(connection, ticket, until, aim.key().map(Into::into)))));
             }
         }
-        let (tls, local, info) = (stream.is_tls(), stream.local_address(), stream.tls_info());
+        let (of_mesh, local, info) = (birth.of_mesh, stream.local_address(), stream.tls_info());
         let heads =
             (config.http1.max_head_bytes.unwrap_or(http2::MAX_RESPONSE_HEAD as usize), config.http1.max_headers);
-        let (connection, drive) = http2::connect_with(stream, tls, local, config.http2, heads, config.http2_keepalive)
-            .await
-            .map_err(|error| ConnectError::Tcp(address, error))?;
+        let (connection, drive) =
+            http2::connect_with(stream, of_mesh, local, config.http2, heads, config.http2_keepalive)
+                .await
+                .map_err(|error| ConnectError::Tcp(address, error))?;
         connection.know(info, birth);
         connection.serve_until(cluster.serves_until(&worker.rng).map(Into::into));
         tokio::task::spawn_local(async move {

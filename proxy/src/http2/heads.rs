@@ -342,9 +342,9 @@ fn write_length(length: u64, encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.header(b"content-length", &digits[at..], out);
 }
 
-/// Writes a request's head for an endpoint; `tls` says that the connection to it is protected. Who we are is told only to those
-/// who can keep it: proxies of the mesh.
-pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
+/// Writes a request's head for an endpoint; `of_mesh` says that both sides have shown certificates of the mesh. Who we are is told
+/// only then.
+pub(super) fn write_request(head: &RequestHead, of_mesh: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
     let connect = head.is_connect();
     encoder.method(if head.upgrade().is_some() { b"CONNECT" } else { head.method() }, out);
     if let Some(protocol) = head.upgrade() {
@@ -358,7 +358,7 @@ pub(super) fn write_request(head: &RequestHead, tls: bool, encoder: &mut Encoder
     if !head.authority().is_empty() {
         encoder.authority(head.authority(), out);
     }
-    write_headers(&head.headers, tls, encoder, out);
+    write_headers(&head.headers, of_mesh, encoder, out);
     match head.body {
         BodyLength::Exact(length) => write_length(length, encoder, out),
         // A body of nothing is told where the client told of it.

@@ -36,7 +36,7 @@ struct Handle {
     state: Rc<State>,
     draining: Cell<bool>,
     limit: usize,
-    tls: bool,
+    of_mesh: bool,
     local: Option<SocketAddr>,
     until: Cell<Option<Instant>>,
     /// What its TLS is known by.
@@ -65,25 +65,26 @@ pub struct Connection(Rc<Handle>);
 /// When the connection breaks.
 pub async fn connect<IO>(
     io: IO,
-    tls: bool,
+    of_mesh: bool,
     local: Option<SocketAddr>,
     options: Http2Options,
 ) -> io::Result<(Connection, impl Future<Output = ConnectionEnd> + use<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    connect_with(io, tls, local, options, (super::MAX_RESPONSE_HEAD as usize, super::MAX_HEADERS), None).await
+    connect_with(io, of_mesh, local, options, (super::MAX_RESPONSE_HEAD as usize, super::MAX_HEADERS), None).await
 }
 
 /// Begins HTTP/2 on a connection. The future that comes with it drives the connection and must be spawned on the worker
 /// (it ends with the connection, which it tells by [`Connection::is_closed`]); at most `options.max_concurrent_streams`
-/// streams are opened at a time, fewer if the endpoint allows fewer. Heads of answers may have so many bytes and headers.
+/// streams are opened at a time, fewer if the endpoint allows fewer. Heads of answers may have so many bytes and headers. Requests
+/// tell who we are where it is `of_mesh`.
 ///
 /// # Errors
 /// When the connection breaks.
 pub async fn connect_with<IO>(
     io: IO,
-    tls: bool,
+    of_mesh: bool,
     local: Option<SocketAddr>,
     options: Http2Options,
     (head_bytes, headers): (usize, usize),
@@ -108,7 +109,7 @@ where
         state: state.clone(),
         draining: Cell::new(false),
         limit: options.max_concurrent_streams as usize,
-        tls,
+        of_mesh,
         local,
         until: Cell::new(None),
         known: RefCell::default(),
@@ -306,7 +307,7 @@ impl Up {
             Some(_) => Some(Tunnel::Upgrade),
             None => head.is_connect().then_some(Tunnel::Connect),
         };
-        self.key = Some(self.handle.mux.borrow_mut().send_request(head, self.handle.tls)?);
+        self.key = Some(self.handle.mux.borrow_mut().send_request(head, self.handle.of_mesh)?);
         Ok(())
     }
 }

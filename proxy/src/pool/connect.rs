@@ -80,6 +80,8 @@ pub struct Birth {
     pub server_name: Option<Box<str>>,
     /// The certificate that this side would show.
     pub shown: Option<Arc<KeyPair>>,
+    /// Both sides have shown certificates of the mesh: who this one is may be told.
+    pub of_mesh: bool,
 }
 
 /// The number of the next connection to an endpoint, of whatever worker.
@@ -261,7 +263,8 @@ pub(crate) async fn establish(
         };
         let tcp = connected.map_err(|error| ConnectError::Tcp(address, error))?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let mut birth = Birth { id, begun, connected: Instant::now(), secured: None, server_name: None, shown: None };
+        let connected = Instant::now();
+        let mut birth = Birth { id, begun, connected, secured: None, server_name: None, shown: None, of_mesh: false };
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
@@ -275,7 +278,7 @@ pub(crate) async fn establish(
         let io = Rewound::new(tcp, Vec::new());
         let stream = match wanted {
             ClientTls::Mesh(mesh) => tls.connect(io, &mesh.expected, &mesh.sni, alpn, limit).await.map(|established| {
-                birth.server_name = established.server_name;
+                (birth.server_name, birth.of_mesh) = (established.server_name, true);
                 established.stream
             }),
             ClientTls::Own(context) => {

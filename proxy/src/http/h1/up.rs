@@ -181,7 +181,7 @@ impl Upstream for Connection {
         self.connecting = head.is_connect();
         // The reader of the last response is done; until the head is read there is no body.
         self.reader = Reader::Exact(0);
-        let secure = self.io.is_tls();
+        let of_mesh = self.birth.as_ref().is_some_and(|birth| birth.of_mesh);
         (self.input.passed, self.output.passed) = (0, 0);
         let out = self.output.tail(1024);
         out.extend_from_slice(head.method());
@@ -197,8 +197,8 @@ impl Upstream for Connection {
             // Said below.
             Known::ContentLength => false,
             Known::Connection | Known::Upgrade => !upgrading,
-            // Who we are is told only to those who can keep it: proxies of the mesh.
-            Known::Peer => secure,
+            // Who we are is told only to proxies of the mesh.
+            Known::Peer => of_mesh,
             _ => true,
         });
         self.writer = match head.body {

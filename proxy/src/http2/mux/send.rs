@@ -12,7 +12,7 @@ use crate::http::headers::Headers;
 
 impl Mux {
     /// Opens a stream with a request's head.
-    pub(in super::super) fn send_request(&mut self, head: &RequestHead, tls: bool) -> Result<Key, SideError> {
+    pub(in super::super) fn send_request(&mut self, head: &RequestHead, of_mesh: bool) -> Result<Key, SideError> {
         if self.peer_leaves || self.next > 0x7fff_ffff {
             return Err(SideError::Refused);
         }
@@ -28,7 +28,7 @@ impl Mux {
             stream.end = if ended { End::Done } else { End::Open };
         }
         let at = self.begin_head();
-        heads::write_request(head, tls, &mut self.encoder, &mut self.out.bytes);
+        heads::write_request(head, of_mesh, &mut self.encoder, &mut self.out.bytes);
         self.finish_head(at, key, ended);
         self.touch();
         Ok(key)

@@ -202,13 +202,13 @@ fn endpoint_when_requests_decide_about_the_server_name_then_its_certificate_must
 }
 
 #[test]
-fn endpoint_when_tls_may_agree_on_the_version_then_each_is_spoken_to_in_its_own() {
+fn endpoint_when_tls_may_agree_on_the_version_then_each_is_spoken_to_in_its_own_and_not_told_what_the_mesh_is() {
     let ca = Ca::new("ca");
     let (chain, key) = ca.leaf(&["a.example"], -1..1);
     let backend = |alpn: &str| {
         let mut manager = answer("hello");
         manager["typed_config"]["route_config"]["response_headers_to_add"] =
-            json!([{"header": {"key": "x-protocol", "value": "%PROTOCOL%"}}]);
+            json!([{"header": {"key": "x-protocol", "value": "%PROTOCOL% %REQ(x-leno-peer)% %REQ(x-other)%"}}]);
         let tls = socket(
             "DownstreamTlsContext",
             json!({"common_tls_context": {
@@ -244,11 +244,11 @@ fn endpoint_when_tls_may_agree_on_the_version_then_each_is_spoken_to_in_its_own(
     let mut client = it.proxy.client();
     let spoken: Vec<String> = (0..8)
         .map(|_| {
-            let answer = client.ask(&get("/"));
+            let answer = client.ask("GET / HTTP/1.1\r\nhost: test\r\nx-leno-peer: me\r\nx-other: one\r\n\r\n");
             assert_eq!(answer.status(), 200);
             answer.header("x-protocol").unwrap().to_owned()
         })
         .collect();
     let of = |version: &str| spoken.iter().filter(|spoken| *spoken == version).count();
-    assert_eq!((of("HTTP/2"), of("HTTP/1.1")), (4, 4), "{spoken:?}");
+    assert_eq!((of("HTTP/2  one"), of("HTTP/1.1  one")), (4, 4), "{spoken:?}");
 }
