@@ -310,6 +310,16 @@ impl FilterChain {
         Secured::by(self.tls.as_deref())
     }
 
+    /// Whether it serves HTTP.
+    pub fn is_http(&self) -> bool {
+        matches!(self.network, Network::Http(_))
+    }
+
+    /// Whether connections of an older form of it may stay.
+    fn keeps_those_of(&self, older: &Self) -> bool {
+        older.secured().suffices(self.secured()) && older.is_http() == self.is_http()
+    }
+
     /// One in plain text that takes everything.
     pub fn new(name: impl Into<Arc<str>>, network: Network) -> Self {
         Self {
@@ -404,13 +414,12 @@ impl Listener {
     /// Whether there is a chain for what each chain of an older form is for, in the same order.
     fn has_chains_of(&self, older: &Self) -> bool {
         let mut left = self.chains.all().iter();
-        let stays =
-            |old: &FilterChain| left.any(|new| new.matches == old.matches && old.secured().suffices(new.secured()));
+        let stays = |old: &FilterChain| left.any(|new| new.matches == old.matches && new.keeps_those_of(old));
         older.chains.all().iter().all(stays)
             && older
                 .chains
                 .default_chain()
-                .is_none_or(|old| self.chains.default_chain().is_some_and(|new| old.secured().suffices(new.secured())))
+                .is_none_or(|old| self.chains.default_chain().is_some_and(|new| new.keeps_those_of(old)))
     }
 
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.

@@ -26,7 +26,7 @@ use crate::{
     worker::Worker,
 };
 use gates::Places;
-use place::Spot;
+use place::{Chosen, Spot};
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -165,7 +165,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         transport: Transport::Raw,
         server_name: None,
         protocols: Vec::new(),
-        secured: None,
+        chosen: None,
         gone: Cell::new(None),
     }));
     let listener = place.listener(root.config())?;
@@ -203,7 +203,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         let of_listener = worker.shard.listener_http_stats(&owner.stat_name, &manager.stat_prefix);
         conn.counted = Some(CountedConnection::new(http, of_listener, chain.tls.is_some()));
     }
-    place.0.secured = Some(chain.secured());
+    place.0.chosen = Some(Chosen { secured: chain.secured(), http: chain.is_http() });
     let places = match gates::limits(&chain.gates).await {
         Ok(places) => places,
         Err(refused) => {

@@ -33,10 +33,19 @@ pub(super) struct Spot {
     pub(super) server_name: Option<Box<str>>,
     /// ALPN names or the detected HTTP version.
     pub(super) protocols: Vec<Arc<str>>,
-    /// How it was made, once that is settled.
-    pub(super) secured: Option<Secured>,
+    /// What of its filter chain cannot change under it, once that is found.
+    pub(super) chosen: Option<Chosen>,
     /// Since when it leads nowhere.
     pub(super) gone: Cell<Option<Instant>>,
+}
+
+/// What a connection was made for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chosen {
+    /// How it was made.
+    pub(super) secured: Secured,
+    /// It carries HTTP.
+    pub(super) http: bool,
 }
 
 impl Place {
@@ -50,9 +59,13 @@ impl Place {
         }
     }
 
-    /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have.
+    /// Whether what a connection belonged to is gone, and it may take the time to end that such ones have. A Service that goes, or changes
+    /// its protocol, leaves its connections with a chain that does not speak theirs.
     pub fn is_gone(&self, root: &Root) -> bool {
-        self.listener(root).is_none() || !root.drain.time.is_zero() && self.find(root).is_none()
+        match self.find(root) {
+            Some(chain) => self.0.chosen.is_some_and(|chosen| chosen.http != chain.is_http()),
+            None => self.listener(root).is_none() || !root.drain.time.is_zero(),
+        }
     }
 
     /// Since when it leads nowhere ([`Self::is_gone`]), as far as anybody has looked; `now` is when it is looked at.
@@ -78,7 +91,7 @@ impl Place {
         };
         self.listener(root)?
             .chain(&facts)
-            .filter(|chain| self.0.secured.is_none_or(|secured| secured.suffices(chain.secured())))
+            .filter(|chain| self.0.chosen.is_none_or(|chosen| chosen.secured.suffices(chain.secured())))
     }
 
     /// The connection manager of the filter chain.

@@ -54,6 +54,25 @@ fn root_when_another_took_its_place_then_no_open_connection_keeps_it() {
     }
 }
 
+/// No request is lost that a client sends before it hears of it.
+#[test]
+fn listener_when_it_becomes_one_of_tcp_then_open_connections_get_one_more_answer_and_end() {
+    let backend = Backend::http(|_| ok("a"));
+    let proxy = Proxy::simple(&[backend.address]);
+    let (mut busy, mut idle) = (proxy.client(), proxy.client());
+    for client in [&mut busy, &mut idle] {
+        assert_eq!(client.ask(&get("/")).body, "a");
+    }
+    let tcp = Network::Tcp(Arc::new(TcpProxy::new(vec![TcpTarget::all(FIRST)])));
+    proxy.publish(tcp, vec![cluster(&[backend.address])]);
+    let answer = busy.ask(&get("/"));
+    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+    assert_eq!((busy.rest(), idle.rest()), (String::new(), String::new()));
+    // A new one is carried as bytes.
+    let mut new = proxy.client();
+    assert_eq!((new.ask(&get("/")).body.as_str(), new.ask(&get("/")).header("connection")), ("a", None));
+}
+
 #[test]
 fn request_when_root_changes_under_it_then_it_ends_on_the_old_one() {
     let (sender, receiver) = std::sync::mpsc::channel::<()>();
