@@ -45,8 +45,18 @@ enum Wake {
     Late(Passed),
 }
 
-/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. With
-/// `ends_here` the endpoint gets bytes and no request. What comes with the connection is the request's place among those under way.
+/// By which connection an attempt is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Line {
+    /// One of the pool, or a new one.
+    Any,
+    /// A new one, where HTTP/1 is spoken and there may be one more.
+    New,
+    /// One of its own: the endpoint gets bytes and no request.
+    Raw,
+}
+
+/// Gets a connection, sends the request (as much as the endpoint takes), and reads the response's head into the call. What comes with the connection is the request's place among those under way.
 pub(super) async fn begin<D: Downstream>(
     call: &mut Call<'_>,
     down: &mut D,
@@ -54,7 +64,7 @@ pub(super) async fn begin<D: Downstream>(
     host: &Rc<Host>,
     body: &mut RequestPump,
     limits: &mut Limits,
-    ends_here: bool,
+    line: Line,
 ) -> Result<(Up, Option<Ticket>), Failed> {
     let asked = call.observed().map(|observed| {
         observed.earlier = observed.up;
@@ -64,7 +74,7 @@ pub(super) async fn begin<D: Downstream>(
     // A request for a tunnel has no end: it counts as whole from the beginning.
     let tunnel = call.request.wants_tunnel();
     let complete = body.has_ended() || tunnel || call.request.body == BodyLength::Empty;
-    let acquired = acquire(call, down, cluster, host, limits, ends_here, (complete, body.has_ended())).await;
+    let acquired = acquire(call, down, cluster, host, limits, line, (complete, body.has_ended())).await;
     call.tally.unconnected += u16::from(acquired.is_err());
     let (mut up, counted) = acquired?;
     cluster.stats().rq_total.add(1);
@@ -280,7 +290,7 @@ async fn acquire<D: Downstream>(
     cluster: &Cluster,
     host: &Rc<Host>,
     limits: &mut Limits,
-    ends_here: bool,
+    line: Line,
     (complete, read): (bool, bool),
 ) -> Result<(Up, Option<Ticket>), Failed> {
     // For a connection a request waits as long as for an answer.
@@ -289,11 +299,12 @@ async fn acquire<D: Downstream>(
     let per_try = limits.per_try.filter(|_| complete).map(|limit| now + limit);
     let idle = limits.idle_deadline(now);
     let until = earlier(earlier(limits.deadline, per_try), earlier(idle, limits.stream));
-    let connected = match ends_here {
-        true => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| (Up::Raw(Box::new(raw)), None)),
-        false => {
+    let connected = match line {
+        Line::Raw => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| (Up::Raw(Box::new(raw)), None)),
+        Line::Any | Line::New => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
             let aim = aim(call.conn, host, server_name(call.request, cluster));
+            let aim = if line == Line::New { aim.unpooled() } else { aim };
             let worker = call.worker;
             let connecting = connection(worker, cluster, host, http2, limits.priority, aim);
             let gone = |cx: &mut Context<'_>| if read { down.poll_gone(cx) } else { Poll::Pending };

@@ -56,7 +56,7 @@ pub(crate) fn aim(conn: &ConnInfo, host: &Host, name: Option<Rc<str>>) -> Aim {
     Aim::new(name, Some((&via, conn.id)))
 }
 
-/// A pooled or a new connection, and the request's place among those under way. Where the cluster or the endpoint has as many
+/// A pooled or a new connection, and the request's place among those under way; one of HTTP/1 is new where the aim says so. Where the cluster or the endpoint has as many
 /// connections as it may, one is waited for without end: who calls has a limit. Nothing is lost when the future is dropped.
 pub(crate) async fn connection(
     worker: &Worker,
@@ -133,7 +133,9 @@ async fn any(
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if let Some(lease) = idle(cluster, host, &aim).await {
+    } else if !aim.is_unpooled()
+        && let Some(lease) = idle(cluster, host, &aim).await
+    {
         return Ok(Up::Http1(lease));
     }
     // Boxed: connecting is rare, and its state would make every request's future large.

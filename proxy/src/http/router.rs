@@ -1,7 +1,7 @@
 //! A request on its way to endpoints: as many attempts as its policy and its answers ask for, until one answer goes to the client.
 
 use super::{
-    attempt::{self, Failed},
+    attempt::{self, Failed, Line},
     attempted::Attempted,
     body::{Downstream, Upstream},
     call::Call,
@@ -33,8 +33,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// Attempts at most on pooled connections that turn out to be closed, beside those that a policy counts.
+/// Attempts at most on connections that end with none of the endpoint's doing, beside those that a policy counts.
 const MAX_STALE: u32 = 3;
+/// The same where the endpoint may have read the request: one that it cannot bear is not to reach it by every connection that it has.
+const MAX_UNKNOWN: u32 = 1;
+
 /// How the way of a routed request ended.
 pub(super) enum Way {
     /// The client has its answer.
@@ -63,7 +66,7 @@ pub(super) async fn forward<'a, D: Downstream>(
     let asked = call.request.headers.may_have(Known::Envoy);
     let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
     let _budget = Budget::of_request(cluster, &limits);
-    let ends_here = raw::ends_here(call.request, forward);
+    let mut line = if raw::ends_here(call.request, forward) { Line::Raw } else { Line::Any };
     call.tally.attempts = 1;
     tell_attempt(call, selected, 0, false, &limits);
     // How long the answer may take is asked of the request as it came, when it is tried again of what the route makes of it.
@@ -117,97 +120,94 @@ pub(super) async fn forward<'a, D: Downstream>(
         }
         let active = host.enter();
         let budget = Budget::of_attempt(cluster, &limits);
-        let (failure, or_else, free, pause) =
-            match attempt::begin(call, down, cluster, &host, body, &mut limits, ends_here).await {
-                Ok((up, _counted)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_head(call);
+        let (failure, or_else, free, pause) = match attempt::begin(call, down, cluster, &host, body, &mut limits, line)
+            .await
+        {
+            Ok((up, _counted)) => {
+                if call.tally.trace.is_some() {
+                    trace::on_head(call);
+                }
+                let policy = policy.filter(|_| !call.tally.interim);
+                call.response.headers.join_of_answer();
+                let failure = outcome::of_answer(call, policy);
+                let not_sent = outcome::note_health(call, cluster, &host);
+                outcome::note_answer(call, cluster, &host, failure);
+                let again = policy
+                    .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
+                // The rest of a request that has not come whole follows what was kept of it.
+                if !again || body.kept.unrepeatable {
+                    if let Some(policy) = policy
+                        && retries >= policy.attempts
+                        && retry::wanted(failure, Some(policy), safe)
+                    {
+                        call.tally.flags |= ResponseFlags::RETRY_LIMIT;
                     }
-                    let policy = policy.filter(|_| !call.tally.interim);
-                    call.response.headers.join_of_answer();
-                    let failure = outcome::of_answer(call, policy);
-                    let not_sent = outcome::note_health(call, cluster, &host);
-                    outcome::note_answer(call, cluster, &host, failure);
-                    let again = policy
-                        .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
-                    // The rest of a request that has not come whole follows what was kept of it.
-                    if !again || body.kept.unrepeatable {
-                        if let Some(policy) = policy
-                            && retries >= policy.attempts
-                            && retry::wanted(failure, Some(policy), safe)
-                        {
-                            call.tally.flags |= ResponseFlags::RETRY_LIMIT;
+                    if let Some(follow) = &forward.internal_redirect
+                        && redirect::is_meant(call, follow)
+                        && redirect::counted(
+                            cluster,
+                            body.has_ended() && !body.kept.unrepeatable && redirect::follow(call, follow, redirects),
+                        )
+                    {
+                        call.tally.code = call.response.status;
+                        outcome::give_up(call);
+                        redirect::count(call, cluster, up.wire());
+                        connecting::discard(up, &host, cluster).await;
+                        if !body.redirect(call.request.body == BodyLength::Empty) {
+                            call.request.body = BodyLength::Empty;
                         }
-                        if let Some(follow) = &forward.internal_redirect
-                            && redirect::is_meant(call, follow)
-                            && redirect::counted(
-                                cluster,
-                                body.has_ended()
-                                    && !body.kept.unrepeatable
-                                    && redirect::follow(call, follow, redirects),
-                            )
-                        {
-                            call.tally.code = call.response.status;
-                            outcome::give_up(call);
-                            redirect::count(call, cluster, up.wire());
-                            connecting::discard(up, &host, cluster).await;
-                            if !body.redirect(call.request.body == BodyLength::Empty) {
-                                call.request.body = BodyLength::Empty;
-                            }
-                            return Ok(Way::Redirected);
-                        }
+                        return Ok(Way::Redirected);
+                    }
+                    return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
+                }
+                // Before this response is given up for another.
+                drop(retry_ticket.take());
+                if !not_sent {
+                    let Ok(ticket) = cluster.begin_retry(limits.priority) else {
+                        outcome::note_overflow(call);
                         return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
-                    }
-                    // Before this response is given up for another.
-                    drop(retry_ticket.take());
-                    if !not_sent {
-                        let Ok(ticket) = cluster.begin_retry(limits.priority) else {
-                            outcome::note_overflow(call);
-                            return relay(call, down, selected, up, body, limits).await.map(|()| Way::Done);
-                        };
-                        retry_ticket = Some(ticket);
-                    }
-                    cluster.stats().retried.count(call.response.status);
-                    outcome::give_up(call);
-                    tracked::ended(call, cluster, 0);
-                    cluster.stats().moved(up.wire());
-                    connecting::discard(up, &host, cluster).await;
-                    let random = call.worker.rng.next();
-                    let pause = policy.and_then(|policy| {
-                        retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random)
-                    });
-                    (failure, reply::REMOTE_RESET, not_sent, pause)
+                    };
+                    retry_ticket = Some(ticket);
                 }
-                Err(Failed::Stop(stop)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_attempt_ended(call, trace::Ended::of(&stop), None);
-                    }
-                    if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
-                        cluster.stats().rq_timeout.add(1);
-                        cluster.note(&host, Outcome::Timeout);
-                    }
-                    return Err(stop);
+                cluster.stats().retried.count(call.response.status);
+                outcome::give_up(call);
+                tracked::ended(call, cluster, 0);
+                cluster.stats().moved(up.wire());
+                connecting::discard(up, &host, cluster).await;
+                let random = call.worker.rng.next();
+                let pause = policy
+                    .and_then(|policy| retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random));
+                (failure, reply::REMOTE_RESET, not_sent, pause)
+            }
+            Err(Failed::Stop(stop)) => {
+                if call.tally.trace.is_some() {
+                    trace::on_attempt_ended(call, trace::Ended::of(&stop), None);
                 }
-                Err(Failed::Attempt(failure, reply)) => {
-                    if call.tally.trace.is_some() {
-                        trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
-                    }
-                    match failure {
-                        Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
-                        // The endpoint had closed it while it was idle: that is no failure.
-                        Failure::Reset { reused: true, answered: false, .. } => {}
-                        _ => cluster.note(&host, Outcome::Failed),
-                    }
-                    let free = failure.is_unsent() && cluster.config().balancing.skip_unreachable;
-                    (failure, reply, free, None)
+                if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
+                    cluster.stats().rq_timeout.add(1);
+                    cluster.note(&host, Outcome::Timeout);
                 }
-            };
+                return Err(stop);
+            }
+            Err(Failed::Attempt(failure, reply)) => {
+                if call.tally.trace.is_some() {
+                    trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
+                }
+                match failure {
+                    Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                    // The endpoint had closed it while it was idle: that is no failure.
+                    Failure::Reset { reused: true, answered: false, .. } => {}
+                    _ => cluster.note(&host, Outcome::Failed),
+                }
+                let free = failure.is_unsent() && cluster.config().balancing.skip_unreachable;
+                (failure, reply, free, None)
+            }
+        };
         // What an endpoint has begun to answer is not repeated, as in Envoy.
         let policy = policy.filter(|_| !call.tally.interim);
         timed_out = failure == Failure::PerTryTimeout;
         // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
-        let was_stale = matches!(failure, Failure::Refused | Failure::Reset { reused: true, answered: false, .. })
-            && policy.is_some_and(|policy| policy.on.stale);
+        let was_stale = retry::harmless(failure, safe) && policy.is_some_and(|policy| policy.on.stale);
         // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
         let harmless = failure.is_unsent() || retry::harmless(failure, safe);
         sent |= !harmless;
@@ -217,8 +217,12 @@ pub(super) async fn forward<'a, D: Downstream>(
             return Err(or_else.into());
         };
         // Once more, at once, and not counted.
-        if was_stale && stale < MAX_STALE && !body.kept.unrepeatable {
+        let unread = matches!(failure, Failure::Refused | Failure::Reset { sent: false, .. });
+        if was_stale && stale < if unread { MAX_STALE } else { MAX_UNKNOWN } && !body.kept.unrepeatable {
             stale += 1;
+            if line == Line::Any && !unread {
+                line = Line::New;
+            }
             continue;
         }
         // A body that is too long to be kept ends retries before their number does.

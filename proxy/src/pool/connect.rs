@@ -113,6 +113,7 @@ pub struct Aim {
     name: Option<Rc<str>>,
     client: Option<Rc<Client>>,
     key: Option<Rc<str>>,
+    unpooled: bool,
 }
 
 /// A client of whom endpoints are told, as [`Via`].
@@ -130,7 +131,18 @@ impl Aim {
         let Some((via, connection)) = via else { return Self { key: name.clone(), name, client: None } };
         let Via { source, destination, tlvs } = *via;
         let key = format!("{}\n{connection}", name.as_deref().unwrap_or_default());
-        Self { name, client: Some(Rc::new(Client { source, destination, tlvs: tlvs.into() })), key: Some(key.into()) }
+        let client = Some(Rc::new(Client { source, destination, tlvs: tlvs.into() }));
+        Self { name, client, key: Some(key.into()), unpooled: false }
+    }
+
+    /// The same by a new connection, even where the pool has one.
+    pub fn unpooled(self) -> Self {
+        Self { unpooled: true, ..self }
+    }
+
+    /// Whether none of the pool is wanted.
+    pub fn is_unpooled(&self) -> bool {
+        self.unpooled
     }
 
     /// By what connections of this aim are known in the pool; `None` for the usual ones.

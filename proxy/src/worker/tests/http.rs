@@ -486,6 +486,42 @@ fn pooled_connection_when_closed_by_endpoint_then_no_request_fails() {
     }
 }
 
+/// One that an app cannot bear does not reach it by each of its connections.
+#[test]
+fn request_when_pooled_connections_break_under_it_then_it_is_repeated_once_by_a_new_one() {
+    for (method, on, attempts, reached) in [
+        ("GET", RetryOn::default(), 0, 2),
+        ("POST", RetryOn::default(), 0, 1),
+        ("GET", RetryOn { reset: true, ..RetryOn::default() }, 2, 4),
+        ("POST", RetryOn { reset: true, ..RetryOn::default() }, 2, 3),
+    ] {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let (seen_by, gate) = (seen.clone(), std::sync::Barrier::new(6));
+        let backend = Backend::start(move |stream, _| {
+            let mut side = Side::new(stream);
+            while let Some(request) = side.message(true) {
+                if request.head.contains(" /crash ") {
+                    seen_by.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+                // All at the same time, so that each has a connection.
+                gate.wait();
+                side.send(ok("warm").as_bytes());
+            }
+        });
+        let on = RetryOn { stale: true, ..on };
+        let policy = RetryPolicy { attempts, on, base_backoff: Duration::from_millis(1), ..RetryPolicy::default() };
+        let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+        let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
+        let mut clients: Vec<Side> = (0..6).map(|_| proxy.client()).collect();
+        clients.iter_mut().for_each(|client| client.send(get("/").as_bytes()));
+        clients.iter_mut().for_each(|client| assert_eq!(client.message(false).unwrap().body, "warm"));
+        let answer = clients[0].ask(&format!("{method} /crash HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n"));
+        assert_eq!(answer.status(), 503);
+        assert_eq!(seen.load(Ordering::SeqCst), reached, "{method} with {attempts} retries");
+    }
+}
+
 #[test]
 fn post_when_connection_breaks_after_it_was_sent_then_it_is_not_repeated() {
     let backend = Backend::start(|stream, _| {
