@@ -169,24 +169,41 @@ pub(super) async fn read<IO: AsyncRead + Unpin>(io: &mut IO, buffer: &mut Buffer
     if got { Read::Some } else { Read::End }
 }
 
-/// Whether an HTTP connection begins with the preface of HTTP/2. `None` when it ended, or nothing came in time.
-pub(super) async fn is_http2<IO: AsyncRead + Unpin>(io: &mut IO, first: &mut Buffer, limit: Duration) -> Option<bool> {
+/// Why nothing came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// The connection ended.
+    Ended,
+    /// It took too long.
+    TooLong,
+}
+
+/// Whether an HTTP connection begins with the preface of HTTP/2.
+///
+/// # Errors
+/// When nothing came.
+pub(super) async fn is_http2<IO: AsyncRead + Unpin>(
+    io: &mut IO,
+    first: &mut Buffer,
+    limit: Duration,
+) -> Result<bool, Silence> {
     let limit = if limit.is_zero() { Duration::from_secs(3600) } else { limit };
     let deadline = Instant::now() + limit;
     loop {
         // No method begins with these letters followed by a blank.
         let count = first.len().min(4);
         if first.bytes()[..count] != PREFACE[..count] {
-            return Some(false);
+            return Ok(false);
         }
         if count == 4 {
-            return Some(true);
+            return Ok(true);
         }
         let empty = first.is_empty();
         match read(io, first, Some(deadline)).await {
             Read::Some => {}
-            Read::End | Read::Timeout if empty => return None,
-            Read::End | Read::Timeout => return Some(false),
+            Read::End if empty => return Err(Silence::Ended),
+            Read::Timeout if empty => return Err(Silence::TooLong),
+            Read::End | Read::Timeout => return Ok(false),
         }
     }
 }

@@ -25,23 +25,21 @@ use crate::{
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
     worker::Worker,
 };
+use detect::Silence;
 use gates::Places;
 use place::{Chosen, Spot};
 use std::{
     cell::Cell,
-    future::poll_fn,
     io,
     net::SocketAddr,
-    pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    task::Poll,
     time::{Duration, Instant},
 };
-use tokio::{io::AsyncWrite as _, net::TcpStream};
+use tokio::net::TcpStream;
 pub use visit::Visit;
 
 /// A connection of which is known what serves it.
@@ -245,10 +243,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     }
     conn.visit = visit;
     if let Err(refused) = gates::policies(&chain.gates, &conn).await {
-        if stream.is_tls() {
-            // The client is told that this is the end, if it takes that at once.
-            let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut stream).poll_shutdown(cx))).await;
-        }
+        stream.say_goodbye().await;
         refused.tell(worker, &conn, &chain.network);
         return None;
     }
@@ -263,7 +258,18 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
         (Codec::Auto, _) => {
             let silent = earliest(manager.idle_timeout, manager.max_connection_duration);
-            detect::is_http2(&mut stream, &mut first, silent).await?
+            match detect::is_http2(&mut stream, &mut first, silent).await {
+                Ok(http2) => http2,
+                Err(silence) => {
+                    let late = conn.http_stats().filter(|_| silence == Silence::TooLong);
+                    late.iter().for_each(|stats| match silent == manager.idle_timeout {
+                        true => stats.cx_idle_timeout.add(1),
+                        false => stats.cx_max_duration_reached.add(1),
+                    });
+                    stream.say_goodbye().await;
+                    return None;
+                }
+            }
         }
     };
     if let Some(counted) = &mut conn.counted {

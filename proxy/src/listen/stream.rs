@@ -2,6 +2,7 @@
 
 use crate::tls::{TlsInfo, TlsStream};
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     os::fd::AsRawFd as _,
@@ -58,6 +59,17 @@ impl Stream {
         }
         if let Err(error) = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "a connection cannot be reset; it is closed");
+        }
+    }
+
+    /// Tells the other side of TLS that nothing was cut off (`close_notify`), unless that had to wait for room.
+    pub async fn say_goodbye(&mut self) {
+        if self.is_tls() {
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut *self).poll_shutdown(cx);
+                Poll::Ready(())
+            })
+            .await;
         }
     }
 

@@ -128,7 +128,7 @@ impl Aim {
     /// For requests that decide about the server name, if they do, and whose client the endpoint is told of, if it is; the number is
     /// that of the client's connection, of which no other client has the same.
     pub fn new(name: Option<Rc<str>>, via: Option<(&Via<'_>, u64)>) -> Self {
-        let Some((via, connection)) = via else { return Self { key: name.clone(), name, client: None } };
+        let Some((via, connection)) = via else { return Self { key: name.clone(), name, ..Self::default() } };
         let Via { source, destination, tlvs } = *via;
         let key = format!("{}\n{connection}", name.as_deref().unwrap_or_default());
         let client = Some(Rc::new(Client { source, destination, tlvs: tlvs.into() }));
@@ -302,7 +302,11 @@ pub(crate) async fn establish(
             // One header is enough; the configuration allows no second.
             ClientTls::Proxied(_) => return Err(ConnectError::Tcp(address, io::ErrorKind::InvalidInput.into())),
         };
-        let stream = stream.map(Stream::Tls).map_err(|error| ConnectError::Tls(address, error))?;
+        let stream = stream.map(Stream::Tls).map_err(|error| match error {
+            // The limit is that of connecting as a whole.
+            TlsError::Timeout(_) => ConnectError::Timeout(address, limit),
+            error => ConnectError::Tls(address, error),
+        })?;
         birth.secured = Some(Instant::now());
         Ok(Connected { stream, birth: Rc::new(birth) })
     };

@@ -149,6 +149,8 @@ impl Half {
         match self.buffer.poll_read(from, cx) {
             Poll::Ready(Ok(0)) => self.ended = true,
             Poll::Ready(Ok(_)) => {}
+            // TLS without a farewell: what was cut off, if anything, is for those to tell who speak on it.
+            Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => self.ended = true,
             Poll::Ready(Err(error)) => return Err(source(error)),
             Poll::Pending => return Ok(Poll::Pending),
         }
@@ -215,6 +217,11 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
+    // What breaks on one side must not look like an end in order on the other.
+    if flags.without(ResponseFlags::STREAM_IDLE_TIMEOUT).without(ResponseFlags::DURATION_TIMEOUT).is_empty() {
+        down.say_goodbye().await;
+        up.say_goodbye().await;
+    }
     Moved {
         received: there.count,
         sent: back.count,

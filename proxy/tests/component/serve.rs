@@ -313,7 +313,7 @@ fn certificates_when_their_files_are_replaced_are_used_without_ending_connection
         path("key.pem"),
         path("")
     );
-    write_resources(folder.path(), "sds.yaml", &[secret]);
+    write_resources(folder.path(), "sds.yaml", std::slice::from_ref(&secret));
     let (backend, address) = (upstream(), free());
     let tls = format!(
         "\n      transport_socket:\n        name: tls\n        typed_config:\n          \
@@ -321,13 +321,73 @@ fn certificates_when_their_files_are_replaced_are_used_without_ending_connection
          common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: own, sds_config: {{path_config_source: {{path: {}}}}}}}]}}",
         path("sds.yaml")
     );
-    let _proxy = Proxy::start(&bootstrap(&[listener("web", address, "a") + &tls], &[cluster("a", backend)]));
+    let proxy = Proxy::start(&bootstrap(&[listener("web", address, "a") + &tls], &[cluster("a", backend)]));
     let mut kept = wait("TLS", || secured(address));
     assert_eq!(shown(&kept), first);
     assert!(ask(&mut kept).starts_with("HTTP/1.1 200"));
     let second = write_certificate(folder.path(), "second.example");
     wait("the other certificate", || secured(address).filter(|stream| shown(stream) == second));
     assert!(ask(&mut kept).starts_with("HTTP/1.1 200"), "the connection of before goes on");
+    // What cannot be used leaves all as it was, and is counted.
+    let counted = |what: &str| {
+        wait(what, || {
+            Some(proxy.admin("/stats")).filter(|all| all.lines().any(|line| line == format!("sds.own.{what}")))
+        });
+        assert_eq!(shown(&wait("TLS", || secured(address))), second, "{what}");
+    };
+    std::fs::write(folder.path().join("key.pem"), "no key").unwrap();
+    counted("key_rotation_failed: 1");
+    write_resources(folder.path(), "sds.yaml", &[secret.replace("name: own", "name: other")]);
+    counted("update_rejected: 1");
+    write_resources(folder.path(), "sds.yaml", &["\n  - [".to_owned()]);
+    counted("update_failure: 1");
+}
+
+/// Who speaks by it must be able to tell an end from a cut.
+#[test]
+fn connections_by_tls_when_they_end_in_time_or_by_one_side_then_nothing_looks_cut_off() {
+    let folder = tempfile::tempdir().unwrap();
+    write_certificate(folder.path(), "web.example");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let tls = format!(
+        "\n      transport_socket:\n        name: tls\n        typed_config:\n          \
+         \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext\n          \
+         common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: {}}}, private_key: {{filename: {}}}}}]}}",
+        path("cert.pem"),
+        path("key.pem")
+    );
+    let last_word = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = last_word.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in last_word.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut all = Vec::new();
+                if stream.read_to_end(&mut all).is_ok() {
+                    let _ = stream.write_all(b"bye");
+                }
+            });
+        }
+    });
+    let (web, tcp) = (free(), free());
+    let idle = "stat_prefix: web\n          common_http_protocol_options: {idle_timeout: 0.3s}";
+    let proxied = format!(
+        "\n  - name: tcp\n    address: {}\n    filter_chains:\n    - filters:\n      - name: tcp\n        typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a, idle_timeout: 0.3s}}",
+        socket_address(tcp)
+    );
+    let listeners = [listener("web", web, "a").replace("stat_prefix: web", idle) + &tls, proxied + &tls];
+    let _proxy = Proxy::start(&bootstrap(&listeners, &[cluster("a", to)]));
+    for address in [web, tcp] {
+        let mut stream = wait("TLS", || secured(address));
+        assert_eq!(stream.read(&mut [0; 16]).unwrap(), 0, "an end in order of one that was idle");
+    }
+    // A client that only closes its half of TCP has its answer.
+    let mut stream = secured(tcp).unwrap();
+    stream.write_all(b"hello").unwrap();
+    stream.sock.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "bye");
 }
 
 type Secured = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{config::HttpManager, listen::Stream, telemetry::Wire};
 use std::{
-    future::poll_fn,
     io::Write as _,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -229,12 +228,8 @@ impl Connection {
 
     /// Tells a client of TLS that nothing was cut off (`close_notify`), unless that had to wait for room.
     pub async fn say_goodbye(&mut self) {
-        if self.io.is_tls() && !self.shut {
-            poll_fn(|cx| {
-                let _ = Pin::new(&mut self.io).poll_shutdown(cx);
-                Poll::Ready(())
-            })
-            .await;
+        if !self.shut {
+            self.io.say_goodbye().await;
         }
     }
 
