@@ -127,27 +127,101 @@ fn escaped(value: &str) -> String {
     out
 }
 
-/// The length of a command such as `REQ(x-id)` before its closing `%`, if it is one that takes no part of the request's
-/// body and that every Envoy knows.
+/// Commands without an argument that tell of the request, its connections or its answer, and that both engines know.
+const PLAIN: [&str; 52] = [
+    "ACCESS_LOG_TYPE",
+    "BYTES_RECEIVED",
+    "BYTES_SENT",
+    "CONNECTION_ID",
+    "CONNECTION_TERMINATION_DETAILS",
+    "DOWNSTREAM_DIRECT_LOCAL_ADDRESS",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS",
+    "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_LOCAL_ADDRESS",
+    "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_LOCAL_PORT",
+    "DOWNSTREAM_LOCAL_URI_SAN",
+    "DOWNSTREAM_PEER_CERT_V_END",
+    "DOWNSTREAM_PEER_CERT_V_START",
+    "DOWNSTREAM_PEER_FINGERPRINT_256",
+    "DOWNSTREAM_PEER_ISSUER",
+    "DOWNSTREAM_PEER_SERIAL",
+    "DOWNSTREAM_PEER_SUBJECT",
+    "DOWNSTREAM_PEER_URI_SAN",
+    "DOWNSTREAM_REMOTE_ADDRESS",
+    "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "DOWNSTREAM_REMOTE_PORT",
+    "DOWNSTREAM_TLS_CIPHER",
+    "DOWNSTREAM_TLS_VERSION",
+    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    "DURATION",
+    "FILTER_CHAIN_NAME",
+    "HOSTNAME",
+    "PROTOCOL",
+    "REQUESTED_SERVER_NAME",
+    "REQUEST_DURATION",
+    "REQUEST_HEADERS_BYTES",
+    "RESPONSE_CODE",
+    "RESPONSE_CODE_DETAILS",
+    "RESPONSE_DURATION",
+    "RESPONSE_FLAGS",
+    "RESPONSE_FLAGS_LONG",
+    "ROUTE_NAME",
+    "START_TIME",
+    "STREAM_ID",
+    "TRACE_ID",
+    "UNIQUE_ID",
+    "UPSTREAM_CLUSTER",
+    "UPSTREAM_HOST",
+    "UPSTREAM_LOCAL_ADDRESS",
+    "UPSTREAM_PROTOCOL",
+    "UPSTREAM_REMOTE_ADDRESS",
+    "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
+    "UPSTREAM_REMOTE_PORT",
+    "UPSTREAM_REQUEST_ATTEMPT_COUNT",
+    "UPSTREAM_TRANSPORT_FAILURE_REASON",
+    "VIRTUAL_CLUSTER_NAME",
+];
+
+/// The length of a command such as `REQ(x-id):8` before its closing `%`, if it is one that takes no part of the request's
+/// body and that every engine knows. The environment and the metadata of proxies are no business of a route's author.
 fn command_len(text: &str) -> Option<usize> {
-    const PLAIN: [&str; 8] = [
-        "PROTOCOL",
-        "DOWNSTREAM_REMOTE_ADDRESS",
-        "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
-        "DOWNSTREAM_LOCAL_ADDRESS",
-        "DOWNSTREAM_PEER_URI_SAN",
-        "UPSTREAM_HOST",
-        "START_TIME",
-        "RESPONSE_FLAGS",
-    ];
-    let len = text.find('%')?;
-    let command = &text[..len];
-    let with_name =
-        command.strip_prefix("REQ(").or_else(|| command.strip_prefix("RESP(")).and_then(|rest| rest.strip_suffix(')'));
-    let named = with_name.is_some_and(|name| {
-        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:?".contains(&byte))
-    });
-    (named || PLAIN.contains(&command)).then_some(len)
+    let name = text.bytes().take_while(|byte| byte.is_ascii_uppercase() || *byte == b'_').count();
+    let (command, rest) = text.split_at(name);
+    let Some(inside) = rest.strip_prefix('(') else {
+        return (rest.starts_with('%') && PLAIN.contains(&command)).then_some(name);
+    };
+    let end = inside.find(')')?;
+    let (argument, rest) = (&inside[..end], &inside[end + 1..]);
+    let known = match command {
+        "REQ" | "RESP" => {
+            !argument.is_empty() && argument.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:?".contains(&byte))
+        }
+        "START_TIME" => is_time_format(argument),
+        _ => false,
+    };
+    let digits = match rest.strip_prefix(':') {
+        Some(limit) if command != "START_TIME" => {
+            Some(limit.bytes().take_while(u8::is_ascii_digit).count()).filter(|count| (1..=5).contains(count))? + 1
+        }
+        _ => 0,
+    };
+    (known && rest[digits..].starts_with('%')).then_some(name + end + 2 + digits)
+}
+
+/// Whether a format of times has only parts that every engine knows.
+fn is_time_format(format: &str) -> bool {
+    let mut parts = format.split('%');
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b" -:/.,_".contains(&byte));
+    let part = |text: &str| {
+        let (digits, text) = text.split_at(text.bytes().take_while(|byte| (b'1'..=b'9').contains(byte)).count());
+        text.starts_with(if digits.is_empty() {
+            &['Y', 'm', 'd', 'H', 'M', 'S', 's', 'T', 'F', 'f'][..]
+        } else {
+            &['f']
+        }) && digits.len() <= 1
+    };
+    parts.next().is_some_and(plain) && parts.all(|text| part(text) && plain(text))
 }
 
 /// A regular expression.
@@ -174,6 +248,21 @@ mod tests {
     fn header_value_when_a_percent_begins_no_command_then_doubled() {
         assert_eq!(escaped("50%"), "50%%");
         assert_eq!(escaped("50%% of %REQ(x-id)% %NOPE% %"), "50%% of %REQ(x-id)% %%NOPE%% %%");
-        assert_eq!(escaped("%START_TIME%"), "%START_TIME%");
+        assert_eq!(escaped("%REQ()% %REQ(a% %REQ(a):% %REQ(a b)%"), "%%REQ()%% %%REQ(a%% %%REQ(a):%% %%REQ(a b)%%");
+        assert_eq!(escaped("%ENVIRONMENT(HOME)% a%20b"), "%%ENVIRONMENT(HOME)%% a%%20b");
+        assert_eq!(escaped("%START_TIME(%Q)%"), "%%START_TIME(%%Q)%%");
+    }
+
+    #[test]
+    fn header_value_when_it_has_commands_that_engines_know_then_they_stay() {
+        for value in [
+            "%START_TIME%",
+            "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+            "at %START_TIME(%s)%: %RESPONSE_CODE%",
+            "%REQ(X-A?:METHOD):3%%RESP(x-b)%",
+            "%UPSTREAM_CLUSTER% of %HOSTNAME%",
+        ] {
+            assert_eq!(escaped(value), value);
+        }
     }
 }
