@@ -174,17 +174,19 @@ fn assemble<'a>(documents: impl Iterator<Item = &'a Value>, good: &mut BTreeMap<
         let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let group = text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
         let object = ObjectRef::new(group, text("/kind"), text("/metadata/namespace"), text("/metadata/name"));
+        let object = in_default_namespace(object);
         match take(&mut stores, document, &object) {
             Ok(()) => {
                 good.insert(object, document.clone());
             }
             Err(reason) => {
-                let kept = before.remove(&object).filter(|kept| take(&mut stores, kept, &object).is_ok());
+                let kept = before.remove(&object).filter(|_| !good.contains_key(&object));
+                let kept = kept.filter(|kept| take(&mut stores, kept, &object).is_ok());
                 match &kept {
                     Some(_) => tracing::warn!(%object, reason, "an object does not parse; its last good form stays"),
                     None => tracing::warn!(%object, reason, "an object does not parse and is skipped"),
                 }
-                stores.malformed.insert(in_default_namespace(object.clone()), reason);
+                stores.malformed.insert(object.clone(), reason);
                 good.extend(kept.map(|kept| (object, kept)));
             }
         }
@@ -235,7 +237,6 @@ fn put<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(
     object: ObjectRef,
 ) -> Result<(), String> {
     let mut read: K = read(document)?;
-    let object = in_default_namespace(object);
     read.meta_mut().namespace = Some(object.namespace.clone());
     store.insert(object.key(), Arc::new(read));
     Ok(())
