@@ -158,6 +158,11 @@ impl Half {
     }
 }
 
+/// Whether no side broke: what does must not look like an end in order on the other.
+pub(super) fn ends_in_order(flags: ResponseFlags) -> bool {
+    flags.without(ResponseFlags::STREAM_IDLE_TIMEOUT).without(ResponseFlags::DURATION_TIMEOUT).is_empty()
+}
+
 /// Copies until both directions are over, one broke, or one of `ends` has come. A direction that ends is ended on the other side too, while
 /// the opposite one goes on.
 pub(super) async fn both(
@@ -217,8 +222,7 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
-    // What breaks on one side must not look like an end in order on the other.
-    if flags.without(ResponseFlags::STREAM_IDLE_TIMEOUT).without(ResponseFlags::DURATION_TIMEOUT).is_empty() {
+    if ends_in_order(flags) {
         down.say_goodbye().await;
         up.say_goodbye().await;
     }

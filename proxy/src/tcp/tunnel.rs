@@ -1,6 +1,9 @@
 //! Tunnels through an HTTP proxy: the endpoint is asked by CONNECT or POST, and the connection's bytes go where that leads.
 
-use super::{Ends, copy::Moved};
+use super::{
+    Ends,
+    copy::{Moved, ends_in_order},
+};
 use crate::{
     config::{HeaderOp, HeaderText, Priority, TcpTunnel},
     http::{
@@ -155,6 +158,11 @@ impl There {
                         break;
                     }
                     Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        up.send_end(None);
+                        self.ended = true;
+                        break;
+                    }
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Client)),
                     Poll::Pending => {
                         ready!(up.poll_flush(cx)).map_err(broken)?;
@@ -241,5 +249,8 @@ pub(super) async fn both(
     .await;
     recorder.received(there.count);
     recorder.sent(back.count);
+    if ends_in_order(flags) {
+        down.say_goodbye().await;
+    }
     Moved { received: there.count, sent: back.count, flags, ..Moved::default() }
 }
