@@ -47,14 +47,14 @@ impl Listeners {
         listeners
     }
 
-    /// Whether a listener of these, or a filter chain of one, is not among those. Both are in the order of their names. One whose
-    /// chains only change their order may be taken for one that has lost some.
-    pub fn any_gone_in(&self, newer: &Self) -> bool {
-        let mut left = newer.all.iter();
-        let stays = |old: &Arc<Listener>| {
-            left.find(|new| new.name == old.name).is_some_and(|new| Arc::ptr_eq(old, new) || new.has_chains_of(old))
+    /// Whether some connections may find another filter chain in those, or none: a listener or a chain came or went, listens elsewhere,
+    /// or serves something else. Both are in the order of their names. One whose chains only change their order counts as well.
+    pub fn lead_elsewhere(&self, newer: &Self) -> bool {
+        let same = |(old, new): (&Arc<Listener>, &Arc<Listener>)| {
+            Arc::ptr_eq(old, new)
+                || old.name == new.name && old.addresses == new.addresses && new.has_the_chains_of(old)
         };
-        !self.all.iter().all(stays)
+        self.all.len() != newer.all.len() || !self.all.iter().zip(&newer.all).all(same)
     }
 
     /// Every listener in the order given.
@@ -411,15 +411,16 @@ impl Listener {
         self.chains.find(facts)
     }
 
-    /// Whether there is a chain for what each chain of an older form is for, in the same order.
-    fn has_chains_of(&self, older: &Self) -> bool {
-        let mut left = self.chains.all().iter();
-        let stays = |old: &FilterChain| left.any(|new| new.matches == old.matches && new.keeps_those_of(old));
-        older.chains.all().iter().all(stays)
-            && older
-                .chains
-                .default_chain()
-                .is_none_or(|old| self.chains.default_chain().is_some_and(|new| new.keeps_those_of(old)))
+    /// Whether its chains are for what those of an older form are for, in the same order.
+    fn has_the_chains_of(&self, older: &Self) -> bool {
+        let (new, old) = (self.chains.all(), older.chains.all());
+        let same = |(new, old): (&FilterChain, &FilterChain)| new.matches == old.matches && new.keeps_those_of(old);
+        new.len() == old.len()
+            && new.iter().zip(old).all(same)
+            && match (self.chains.default_chain(), older.chains.default_chain()) {
+                (Some(new), Some(old)) => new.keeps_those_of(old),
+                (new, old) => new.is_none() && old.is_none(),
+            }
     }
 
     /// Whether an address is one of this listener's own, so that a connection to it would come back for ever.

@@ -123,7 +123,8 @@ pub struct Root {
 /// How connections end that are to: what they belong to is gone, or the admin server was asked for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Drain {
-    /// How long one may take to end. With none, one whose filter chain is gone ends at once: it may be no longer allowed.
+    /// How long one may take to end. With none, one of HTTP that is left with a chain of TCP gets one more answer, and one that no chain
+    /// takes any more gets none: it may be no longer allowed.
     pub time: Duration,
     /// All end with their next answer, instead of more and more of them while the time goes by.
     pub at_once: bool,

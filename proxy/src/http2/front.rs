@@ -39,15 +39,19 @@ struct Shared {
 }
 
 /// Serves a client's connection to its end. `first` was read from it already.
-pub async fn connection(worker: Rc<Worker>, mut stream: Stream, mut first: Buffer, conn: Box<ConnInfo>, place: Place) {
-    let Some(served) = Served::find(&place, &worker.root()) else { return };
-    let manager = served.manager().clone();
-    if !begins_rightly(&mut stream, &mut first, &manager).await {
+pub async fn connection(
+    worker: Rc<Worker>,
+    mut stream: Stream,
+    mut first: Buffer,
+    conn: Box<ConnInfo>,
+    (place, served): (Place, Served),
+) {
+    if !begins_rightly(&mut stream, &mut first, served.manager()).await {
         tracing::debug!(client = %conn.remote, "a client that should speak HTTP/2 does not");
         return;
     }
-    let mut settings = Settings::from(&*manager);
-    let jitter = manager.connection_duration_jitter;
+    let mut settings = Settings::from(&**served.manager());
+    let jitter = served.manager().connection_duration_jitter;
     settings.max_duration = settings.max_duration.map(|limit| jittered(limit, jitter, &worker.rng));
     let remote = conn.remote;
     let secure = conn.secure;
@@ -125,6 +129,8 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
     let root = worker.root();
     let renewed = served.borrow_mut().renew(place, &root);
     if !renewed {
+        // It is not allowed any more, as a connection: no other stream is to come.
+        down.end_connection();
         return down.abort();
     }
     let (manager, gone) = (served.borrow().manager().clone(), served.borrow().is_gone());

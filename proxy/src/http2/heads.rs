@@ -342,8 +342,7 @@ fn write_length(length: u64, encoder: &mut Encoder, out: &mut Vec<u8>) {
     encoder.header(b"content-length", &digits[at..], out);
 }
 
-/// Writes a request's head for an endpoint; `of_mesh` says that both sides have shown certificates of the mesh. Who we are is told
-/// only then.
+/// Writes a request's head for an endpoint; `of_mesh` says that it has shown a certificate of the mesh. Who we are is told only then.
 pub(super) fn write_request(head: &RequestHead, of_mesh: bool, encoder: &mut Encoder, out: &mut Vec<u8>) {
     let connect = head.is_connect();
     encoder.method(if head.upgrade().is_some() { b"CONNECT" } else { head.method() }, out);

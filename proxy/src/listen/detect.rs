@@ -178,7 +178,7 @@ pub(super) enum Silence {
     TooLong,
 }
 
-/// Whether an HTTP connection begins with the preface of HTTP/2.
+/// Whether an HTTP connection begins with the preface of HTTP/2; a `limit` of zero is none.
 ///
 /// # Errors
 /// When nothing came.
@@ -187,8 +187,7 @@ pub(super) async fn is_http2<IO: AsyncRead + Unpin>(
     first: &mut Buffer,
     limit: Duration,
 ) -> Result<bool, Silence> {
-    let limit = if limit.is_zero() { Duration::from_secs(3600) } else { limit };
-    let deadline = Instant::now() + limit;
+    let deadline = (!limit.is_zero()).then(|| Instant::now() + limit);
     loop {
         // No method begins with these letters followed by a blank.
         let count = first.len().min(4);
@@ -199,7 +198,7 @@ pub(super) async fn is_http2<IO: AsyncRead + Unpin>(
             return Ok(true);
         }
         let empty = first.is_empty();
-        match read(io, first, Some(deadline)).await {
+        match read(io, first, deadline).await {
             Read::Some => {}
             Read::End if empty => return Err(Silence::Ended),
             Read::Timeout if empty => return Err(Silence::TooLong),

@@ -44,8 +44,8 @@ pub use visit::Visit;
 
 /// A connection of which is known what serves it.
 enum Ready {
-    Http1(Stream, Buffer, Box<ConnInfo>, Place),
-    Http2(Stream, Buffer, Box<ConnInfo>, Place),
+    Http1(Stream, Buffer, Box<ConnInfo>, Place, Served),
+    Http2(Stream, Buffer, Box<ConnInfo>, Place, Served),
     Tcp(Stream, Buffer, Box<ConnInfo>, Place, Arc<TcpProxy>),
     Direct(Stream, Arc<[u8]>),
     Echo(Stream, Buffer),
@@ -64,9 +64,11 @@ pub fn serve(worker: Rc<Worker>, tcp: TcpStream, bound: SocketAddr, open: impl S
         let Some(preparing) = preparing else { return };
         let Some((ready, _places)) = preparing.await else { return };
         match ready {
-            Ready::Http1(stream, first, conn, place) => http::h1::serve(worker, stream, first, conn, place).await,
-            Ready::Http2(stream, first, conn, place) => {
-                Box::pin(http2::connection(worker, stream, first, conn, place)).await;
+            Ready::Http1(stream, first, conn, place, served) => {
+                http::h1::serve(worker, stream, first, conn, (place, served)).await;
+            }
+            Ready::Http2(stream, first, conn, place, served) => {
+                Box::pin(http2::connection(worker, stream, first, conn, (place, served))).await;
             }
             Ready::Tcp(stream, first, conn, place, proxy) => {
                 Box::pin(tcp::serve(worker, stream, first, conn, place, proxy)).await;
@@ -164,7 +166,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         server_name: None,
         protocols: Vec::new(),
         chosen: None,
-        gone: Cell::new(None),
+        gone: Cell::default(),
     }));
     let listener = place.listener(root.config())?;
     let id = worker.connection_id();
@@ -251,8 +253,11 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         Network::Tcp(proxy) => return Some((Ready::Tcp(stream, first, conn, place, proxy.clone()), places)),
         Network::Direct(bytes) => return Some((Ready::Direct(stream, bytes.clone()), places)),
         Network::Echo => return Some((Ready::Echo(stream, first), places)),
-        Network::Http(manager) => manager,
+        Network::Http(manager) => manager.clone(),
     };
+    // It may be long until the client says something, and the configuration another one then.
+    let served = Served::new(manager.clone(), &root);
+    drop(root);
     let http2 = match (manager.codec, alpn) {
         (Codec::Http1, _) | (Codec::Auto, Some(Alpn::Http1)) => false,
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
@@ -275,7 +280,10 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     if let Some(counted) = &mut conn.counted {
         counted.speaks(http2);
     }
-    let ready = if http2 { Ready::Http2(stream, first, conn, place) } else { Ready::Http1(stream, first, conn, place) };
+    let ready = match http2 {
+        true => Ready::Http2(stream, first, conn, place, served),
+        false => Ready::Http1(stream, first, conn, place, served),
+    };
     Some((ready, places))
 }
 

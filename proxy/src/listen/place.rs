@@ -35,8 +35,8 @@ pub(super) struct Spot {
     pub(super) protocols: Vec<Arc<str>>,
     /// What of its filter chain cannot change under it, once that is found.
     pub(super) chosen: Option<Chosen>,
-    /// Since when it leads nowhere.
-    pub(super) gone: Cell<Option<Instant>>,
+    /// Since when it leads nowhere, and as of which change of listeners that is known.
+    pub(super) gone: Cell<(Option<Instant>, Option<Instant>)>,
 }
 
 /// What a connection was made for.
@@ -68,14 +68,14 @@ impl Place {
         }
     }
 
-    /// Since when it leads nowhere ([`Self::is_gone`]), as far as anybody has looked; `now` is when it is looked at.
-    pub fn gone_since(&self, root: &Root, now: impl FnOnce() -> Instant) -> Option<Instant> {
-        if !self.is_gone(root) {
-            self.0.gone.set(None);
-        } else if self.0.gone.get().is_none() {
-            self.0.gone.set(Some(now()));
+    /// Since when it leads nowhere ([`Self::is_gone`]); listeners have changed last at `change`, and whoever has a place looks then.
+    pub fn gone_since(&self, root: &Root, change: Instant) -> Option<Instant> {
+        let (mut since, known) = self.0.gone.get();
+        if known != Some(change) {
+            since = self.is_gone(root).then(|| since.unwrap_or(change));
+            self.0.gone.set((since, Some(change)));
         }
-        self.0.gone.get()
+        since
     }
 
     /// The filter chain. Of one that now wants TLS, or a certificate, connections are none that were made without, nor those with TLS
@@ -113,10 +113,9 @@ pub struct Served {
 }
 
 impl Served {
-    /// `None` where nothing serves it.
-    pub fn find(place: &Place, root: &Rc<WorkerRoot>) -> Option<Self> {
-        let manager = place.http_manager(root.config())?;
-        Some(Self { manager, root: Rc::downgrade(root), gone: false })
+    /// By this connection manager of that configuration.
+    pub(super) fn new(manager: Arc<HttpManager>, root: &Rc<WorkerRoot>) -> Self {
+        Self { manager, root: Rc::downgrade(root), gone: false }
     }
 
     /// Looks for it again where the configuration is another one. False where the connection belongs nowhere any more, but is not to

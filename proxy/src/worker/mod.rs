@@ -111,7 +111,7 @@ pub struct Worker {
     asked: Cell<Asked>,
     levels: Cell<Levels>,
     /// When a listener or a filter chain last went; while none has, no connection has to look for its own.
-    listeners_gone: Cell<Option<Instant>>,
+    listeners_changed: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
     next_connection: Cell<u64>,
@@ -146,7 +146,7 @@ impl Worker {
             drain_idle: Cell::new(Duration::ZERO),
             asked: Cell::default(),
             levels: Cell::default(),
-            listeners_gone: Cell::new(None),
+            listeners_changed: Cell::new(None),
             wakers: RefCell::default(),
             next_waker: Cell::new(0),
             next_connection: Cell::new(1),
@@ -162,13 +162,13 @@ impl Worker {
     /// Takes up a new configuration.
     pub fn take_up(&self, root: Arc<Root>) {
         let before = self.root();
-        let gone = before.config().listeners.any_gone_in(&root.listeners);
+        let changed = before.config().listeners.lead_elsewhere(&root.listeners);
         let new = WorkerRoot::new(root, Some(&before), self.workers, &self.rng);
         self.shard.publish_clusters(published(&new));
         tell_names(&self.shard, &new);
         *self.root.borrow_mut() = Rc::new(new);
-        if gone {
-            self.listeners_gone.set(Some(Instant::now()));
+        if changed {
+            self.listeners_changed.set(Some(Instant::now()));
             for waker in self.wakers.borrow().values() {
                 waker.wake_by_ref();
             }
@@ -215,9 +215,8 @@ impl Worker {
     }
 
     fn gone_since(&self, place: &Place) -> Option<Instant> {
-        // Who waits was woken then, and looks the first time.
-        let last = self.listeners_gone.get()?;
-        place.gone_since(self.root.borrow().config(), || last)
+        // Who waits was woken then.
+        place.gone_since(self.root.borrow().config(), self.listeners_changed.get()?)
     }
 
     /// A number for a connection, unlike any other of this process.

@@ -86,13 +86,12 @@ pub fn serve(
     stream: Stream,
     first: Buffer,
     conn: Box<ConnInfo>,
-    place: Place,
+    (place, mut served_by): (Place, Served),
 ) -> impl Future<Output = ()> {
     let mut side = Connection::new(stream, first);
     // What an idle connection holds is counted: nothing that a request needs lies in it.
     async move {
         let mut timer = Timer::default();
-        let Some(mut served_by) = Served::find(&place, &worker.root()) else { return };
         let waker = worker.register().await;
         let ends = connection_end(&worker, served_by.manager());
         let mut served = 0u32;

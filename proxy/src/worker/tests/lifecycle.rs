@@ -54,23 +54,49 @@ fn root_when_another_took_its_place_then_no_open_connection_keeps_it() {
     }
 }
 
-/// No request is lost that a client sends before it hears of it.
+/// No request is lost that a client sends before it hears of it, be it its first.
 #[test]
-fn listener_when_it_becomes_one_of_tcp_then_open_connections_get_one_more_answer_and_end() {
+fn connections_when_a_chain_of_tcp_takes_their_place_then_they_get_one_more_answer_and_end() {
     let backend = Backend::http(|_| ok("a"));
-    let proxy = Proxy::simple(&[backend.address]);
-    let (mut busy, mut idle) = (proxy.client(), proxy.client());
-    for client in [&mut busy, &mut idle] {
-        assert_eq!(client.ask(&get("/")).body, "a");
+    let tcp = || Network::Tcp(Arc::new(TcpProxy::new(vec![TcpTarget::all(FIRST)])));
+    for before_others in [false, true] {
+        let proxy = Proxy::simple(&[backend.address]);
+        let (mut busy, mut idle) = (proxy.client(), proxy.client());
+        for client in [&mut busy, &mut idle] {
+            assert_eq!(client.ask(&get("/")).body, "a");
+        }
+        let mut silent = proxy.client();
+        eventually("all clients", || proxy.workers().connections() == 3);
+        if before_others {
+            let local = ChainMatch { source_type: SourceType::SameIpOrLoopback, ..ChainMatch::default() };
+            let chain = FilterChain { matches: local, ..FilterChain::new("tcp", tcp()) };
+            let rest = FilterChain::new("default", http(forward(Forward::default())));
+            let listener = Listener {
+                name: "test".into(),
+                addresses: vec![proxy.address],
+                detect_timeout: Duration::ZERO,
+                continue_on_timeout: true,
+                chains: FilterChains::new(vec![chain], Some(rest)).unwrap(),
+                ..Listener::default()
+            };
+            let root = Root {
+                listeners: Listeners::new(vec![Arc::new(listener)]),
+                clusters: vec![Some(Arc::new(cluster(&[backend.address])))],
+                ..Root::default()
+            };
+            proxy.wait(proxy.workers().publish(Arc::new(root)));
+        } else {
+            proxy.publish(tcp(), vec![cluster(&[backend.address])]);
+        }
+        for client in [&mut busy, &mut silent] {
+            let answer = client.ask(&get("/"));
+            assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+        }
+        assert_eq!((busy.rest(), idle.rest(), silent.rest()), <_>::default());
+        // A new one is carried as bytes.
+        let mut new = proxy.client();
+        assert_eq!((new.ask(&get("/")).body.as_str(), new.ask(&get("/")).header("connection")), ("a", None));
     }
-    let tcp = Network::Tcp(Arc::new(TcpProxy::new(vec![TcpTarget::all(FIRST)])));
-    proxy.publish(tcp, vec![cluster(&[backend.address])]);
-    let answer = busy.ask(&get("/"));
-    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
-    assert_eq!((busy.rest(), idle.rest()), (String::new(), String::new()));
-    // A new one is carried as bytes.
-    let mut new = proxy.client();
-    assert_eq!((new.ask(&get("/")).body.as_str(), new.ask(&get("/")).header("connection")), ("a", None));
 }
 
 #[test]
