@@ -50,7 +50,7 @@ enum Wake {
 pub(super) enum Line {
     /// One of the pool, or a new one.
     Any,
-    /// A new one, where HTTP/1 is spoken and there may be one more.
+    /// A new one, where HTTP/1 is spoken.
     New,
     /// One of its own: the endpoint gets bytes and no request.
     Raw,

@@ -133,10 +133,12 @@ async fn any(
         if let Some(stream) = taken {
             return Ok(Up::Http2(stream));
         }
-    } else if !aim.is_unpooled()
-        && let Some(lease) = idle(cluster, host, &aim).await
-    {
-        return Ok(Up::Http1(lease));
+    } else {
+        // Where none of the pool is wanted one of it gives its place.
+        let pooled = idle(cluster, host, &aim).await;
+        if let Some(lease) = pooled.filter(|_| !aim.is_unpooled()) {
+            return Ok(Up::Http1(lease));
+        }
     }
     // Boxed: connecting is rare, and its state would make every request's future large.
     if !http2 {

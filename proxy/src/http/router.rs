@@ -95,7 +95,7 @@ pub(super) async fn forward<'a, D: Downstream>(
     // Nothing is copied of what no endpoint can get.
     let mut copies = !forward.mirrors.is_empty() && redirects == 0;
     let mut attempted = Attempted::default();
-    let (mut retries, mut stale) = (0, 0);
+    let (mut retries, mut stale, mut unknown) = (0, 0, 0);
     let mut sent = false;
     let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
@@ -218,9 +218,10 @@ pub(super) async fn forward<'a, D: Downstream>(
         };
         // Once more, at once, and not counted.
         let unread = matches!(failure, Failure::Refused | Failure::Reset { sent: false, .. });
-        if was_stale && stale < if unread { MAX_STALE } else { MAX_UNKNOWN } && !body.kept.unrepeatable {
-            stale += 1;
-            if line == Line::Any && !unread {
+        let (count, most) = if unread { (&mut stale, MAX_STALE) } else { (&mut unknown, MAX_UNKNOWN) };
+        if was_stale && *count < most && !body.kept.unrepeatable {
+            *count += 1;
+            if line == Line::Any {
                 line = Line::New;
             }
             continue;
@@ -242,6 +243,9 @@ pub(super) async fn forward<'a, D: Downstream>(
             retry_ticket = Some(ticket);
         }
         retries += 1;
+        if line == Line::New {
+            line = Line::Any;
+        }
         attempted.note(&host, policy);
         if pause.is_some() {
             cluster.stats().rq_backoff_limited.add(1);

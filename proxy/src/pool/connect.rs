@@ -80,7 +80,7 @@ pub struct Birth {
     pub server_name: Option<Box<str>>,
     /// The certificate that this side would show.
     pub shown: Option<Arc<KeyPair>>,
-    /// Both sides have shown certificates of the mesh: who this one is may be told.
+    /// The endpoint has shown a certificate of the mesh: who this side is may be told.
     pub of_mesh: bool,
 }
 

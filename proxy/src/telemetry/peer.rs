@@ -11,7 +11,7 @@ use http::HeaderValue;
 use super::WorkloadLabels;
 use crate::tls::PeerIdentity;
 
-/// Name of the header. Sent only where both sides have shown certificates of the mesh; removed before the request reaches the application.
+/// Name of the header. Sent only to endpoints that have shown a certificate of the mesh; removed before the request reaches the application.
 pub const HEADER: &str = "x-leno-peer";
 
 /// Longest header value that is read, in bytes.

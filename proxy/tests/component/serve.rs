@@ -335,7 +335,8 @@ fn certificates_when_their_files_are_replaced_are_used_without_ending_connection
         });
         assert_eq!(shown(&wait("TLS", || secured(address))), second, "{what}");
     };
-    std::fs::write(folder.path().join("key.pem"), "no key").unwrap();
+    std::fs::write(folder.path().join("fresh"), "no key").unwrap();
+    std::fs::rename(folder.path().join("fresh"), folder.path().join("key.pem")).unwrap();
     counted("key_rotation_failed: 1");
     write_resources(folder.path(), "sds.yaml", &[secret.replace("name: own", "name: other")]);
     counted("update_rejected: 1");
