@@ -186,7 +186,8 @@ const PLAIN: [&str; 52] = [
 /// The length of a command such as `REQ(x-id):8` before its closing `%`, if it is one that takes no part of the request's
 /// body and that every engine knows. The environment and the metadata of proxies are no business of a route's author.
 fn command_len(text: &str) -> Option<usize> {
-    let name = text.bytes().take_while(|byte| byte.is_ascii_uppercase() || *byte == b'_').count();
+    let of_name = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_';
+    let name = text.bytes().take_while(of_name).count();
     let (command, rest) = text.split_at(name);
     let Some(inside) = rest.strip_prefix('(') else {
         return (rest.starts_with('%') && PLAIN.contains(&command)).then_some(name);
@@ -194,9 +195,8 @@ fn command_len(text: &str) -> Option<usize> {
     let end = inside.find(')')?;
     let (argument, rest) = (&inside[..end], &inside[end + 1..]);
     let known = match command {
-        "REQ" | "RESP" => {
-            !argument.is_empty() && argument.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:?".contains(&byte))
-        }
+        "REQ" => are_headers(argument, &[":method", ":path", ":authority", ":scheme"]),
+        "RESP" => are_headers(argument, &[":status"]),
         "START_TIME" => is_time_format(argument),
         _ => false,
     };
@@ -207,6 +207,14 @@ fn command_len(text: &str) -> Option<usize> {
         _ => 0,
     };
     (known && rest[digits..].starts_with('%')).then_some(name + end + 2 + digits)
+}
+
+/// Whether these are the names of a header and, after a `?`, of one that stands in for it; `pseudo` are those that begin with a colon.
+fn are_headers(names: &str, pseudo: &[&str]) -> bool {
+    let token =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    names.split('?').count() <= 2
+        && names.split('?').all(|name| token(name) || pseudo.iter().any(|known| known.eq_ignore_ascii_case(name)))
 }
 
 /// Whether a format of times has only parts that every engine knows.
@@ -242,13 +250,17 @@ pub(super) fn text_matcher(text: &TextMatch) -> Option<StringMatcher> {
 
 #[cfg(test)]
 mod tests {
-    use super::escaped;
+    use super::{PLAIN, escaped};
 
     #[test]
     fn header_value_when_a_percent_begins_no_command_then_doubled() {
         assert_eq!(escaped("50%"), "50%%");
         assert_eq!(escaped("50%% of %REQ(x-id)% %NOPE% %"), "50%% of %REQ(x-id)% %%NOPE%% %%");
         assert_eq!(escaped("%REQ()% %REQ(a% %REQ(a):% %REQ(a b)%"), "%%REQ()%% %%REQ(a%% %%REQ(a):%% %%REQ(a b)%%");
+        for text in ["a?b?c", "a?", "?a", "a:b", ":foo", ":status", "a b", "ä"] {
+            assert_eq!(escaped(&format!("%REQ({text})%")), format!("%%REQ({text})%%"));
+        }
+        assert_eq!(escaped("%RESP(:path)%"), "%%RESP(:path)%%");
         assert_eq!(escaped("%ENVIRONMENT(HOME)% a%20b"), "%%ENVIRONMENT(HOME)%% a%%20b");
         assert_eq!(escaped("%START_TIME(%Q)%"), "%%START_TIME(%%Q)%%");
     }
@@ -260,9 +272,13 @@ mod tests {
             "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
             "at %START_TIME(%s)%: %RESPONSE_CODE%",
             "%REQ(X-A?:METHOD):3%%RESP(x-b)%",
-            "%UPSTREAM_CLUSTER% of %HOSTNAME%",
+            "%REQ(:AUTHORITY)% %RESP(:status)%",
         ] {
             assert_eq!(escaped(value), value);
+        }
+        for name in PLAIN {
+            let value = format!("a %{name}% b");
+            assert_eq!(escaped(&value), value);
         }
     }
 }
