@@ -51,8 +51,7 @@ impl Listeners {
     /// or serves something else. Both are in the order of their names. One whose chains only change their order counts as well.
     pub fn lead_elsewhere(&self, newer: &Self) -> bool {
         let same = |(old, new): (&Arc<Listener>, &Arc<Listener>)| {
-            Arc::ptr_eq(old, new)
-                || old.name == new.name && old.addresses == new.addresses && new.has_the_chains_of(old)
+            Arc::ptr_eq(old, new) || old.name == new.name && new.is_found_as(old) && new.has_the_chains_of(old)
         };
         self.all.len() != newer.all.len() || !self.all.iter().zip(&newer.all).all(same)
     }
@@ -315,9 +314,9 @@ impl FilterChain {
         matches!(self.network, Network::Http(_))
     }
 
-    /// Whether connections of an older form of it may stay.
-    fn keeps_those_of(&self, older: &Self) -> bool {
-        older.secured().suffices(self.secured()) && older.is_http() == self.is_http()
+    /// Whether it asks of connections what an older form does.
+    fn asks_the_same_as(&self, older: &Self) -> bool {
+        older.secured() == self.secured() && older.is_http() == self.is_http()
     }
 
     /// One in plain text that takes everything.
@@ -411,14 +410,21 @@ impl Listener {
         self.chains.find(facts)
     }
 
+    /// Whether connections find it where they find an older form.
+    fn is_found_as(&self, older: &Self) -> bool {
+        self.addresses == older.addresses
+            && (self.bind, self.use_original_dst) == (older.bind, older.use_original_dst)
+            && self.direction == older.direction
+    }
+
     /// Whether its chains are for what those of an older form are for, in the same order.
     fn has_the_chains_of(&self, older: &Self) -> bool {
         let (new, old) = (self.chains.all(), older.chains.all());
-        let same = |(new, old): (&FilterChain, &FilterChain)| new.matches == old.matches && new.keeps_those_of(old);
+        let same = |(new, old): (&FilterChain, &FilterChain)| new.matches == old.matches && new.asks_the_same_as(old);
         new.len() == old.len()
             && new.iter().zip(old).all(same)
             && match (self.chains.default_chain(), older.chains.default_chain()) {
-                (Some(new), Some(old)) => new.keeps_those_of(old),
+                (Some(new), Some(old)) => new.asks_the_same_as(old),
                 (new, old) => new.is_none() && old.is_none(),
             }
     }

@@ -23,13 +23,14 @@ use crate::{
     http2, tcp,
     telemetry::{connection::CountedConnection, stats::ListenerStats},
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
-    worker::Worker,
+    worker::{Timer, Worker},
 };
 use detect::Silence;
 use gates::Places;
 use place::{Chosen, Spot};
 use std::{
     cell::Cell,
+    future::poll_fn,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -263,7 +264,18 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         (Codec::Http2, _) | (Codec::Auto, Some(Alpn::H2)) => true,
         (Codec::Auto, _) => {
             let silent = earliest(manager.idle_timeout, manager.max_connection_duration);
-            match detect::is_http2(&mut stream, &mut first, silent).await {
+            // What it belongs to may go meanwhile, or everything may be to end.
+            let ended = async {
+                let _registered = worker.register().await;
+                let mut timer = Timer::default();
+                poll_fn(|cx| timer.poll(cx, worker.idle_end(&place, begun))).await;
+            };
+            let detected = tokio::select! {
+                biased;
+                detected = detect::is_http2(&mut stream, &mut first, silent) => detected,
+                () = ended => Err(Silence::Ended),
+            };
+            match detected {
                 Ok(http2) => http2,
                 Err(silence) => {
                     let late = conn.http_stats().filter(|_| silence == Silence::TooLong);

@@ -110,7 +110,7 @@ pub struct Worker {
     drain_idle: Cell<Duration>,
     asked: Cell<Asked>,
     levels: Cell<Levels>,
-    /// When a listener or a filter chain last went; while none has, no connection has to look for its own.
+    /// When listeners or filter chains last came, went or changed what they are for; until they have, no connection has to look for its own.
     listeners_changed: Cell<Option<Instant>>,
     wakers: RefCell<HashMap<u64, Waker>>,
     next_waker: Cell<u64>,
