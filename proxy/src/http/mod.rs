@@ -13,6 +13,7 @@ pub mod call;
 mod choose;
 pub mod chunked;
 mod client;
+mod conn;
 mod connecting;
 mod edit;
 pub mod filter;
@@ -50,7 +51,8 @@ mod xfcc;
 
 pub use admit::uuid;
 pub use body::{Downstream, Piece, SideError, Upstream};
-pub use call::{Call, ConnInfo, Tally, grpc_status};
+pub use call::{Call, Tally, grpc_status};
+pub use conn::ConnInfo;
 pub(crate) use connecting::{aim, connection, server_name, speaks_http2};
 pub use head::{BodyLength, RequestHead, ResponseHead, Version};
 pub use headers::{Headers, Known};

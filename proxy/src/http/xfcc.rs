@@ -1,9 +1,6 @@
 //! `x-forwarded-client-cert`: what certificates the clients on a request's way had, as Envoy writes it.
 
-use super::{
-    call::{Call, ConnInfo},
-    headers::Known,
-};
+use super::{call::Call, conn::ConnInfo, headers::Known};
 use crate::{
     config::{CertDetails, ClientCert},
     tls::{

@@ -4,7 +4,8 @@ use super::{
     super::{
         body::Downstream,
         buffer::Buffer,
-        call::{Call, ConnInfo, Tally},
+        call::{Call, Tally},
+        conn::ConnInfo,
         filter,
         head::{RequestHead, ResponseHead},
         parse::{HeadError, HeadLimits, RequestRules},
@@ -136,10 +137,7 @@ pub fn serve(
             if many {
                 conn.http_stats().iter().for_each(|stats| stats.cx_max_requests_reached.add(1));
             }
-            let last = served_by.is_gone() && worker.ends_with_answer(&place)
-                || many
-                || reply.is_some()
-                || matches!(waited, Waited::Last);
+            let last = worker.ends_with_answer(&place) || many || reply.is_some() || matches!(waited, Waited::Last);
             side.begin(manager, last, ends);
             let call = call(&worker, &root, manager, &conn, &mut timer, &mut heads);
             answer(call, &mut side, reply).await;
