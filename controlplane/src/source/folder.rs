@@ -228,7 +228,7 @@ fn in_default_namespace(mut object: ObjectRef) -> ObjectRef {
 
 fn read<K: DeserializeOwned>(document: &Value) -> Result<K, String> {
     // It says in which field.
-    serde_path_to_error::deserialize(document.clone()).map_err(|error| error.to_string())
+    serde_path_to_error::deserialize(document).map_err(|error| error.to_string())
 }
 
 fn put<K: kube::Resource<DynamicType = ()> + DeserializeOwned>(

@@ -58,10 +58,7 @@ pub async fn connection(
     let shared = Rc::new(Shared { conn, place, served: RefCell::new(served) });
     let begun = Instant::now();
     let drain = async {
-        let registered = worker.register().await;
-        let mut timer = Timer::default();
-        poll_fn(|cx| timer.poll(cx, worker.last_moment(&shared.place))).await;
-        drop(registered);
+        worker.until(|| worker.last_moment(&shared.place)).await;
         if worker.ends_since(&shared.place).is_some_and(|since| begun > since) {
             tokio::time::sleep(LATE).await;
         }
@@ -133,8 +130,8 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
         down.end_connection();
         return down.abort();
     }
-    let (manager, gone) = (served.borrow().manager().clone(), served.borrow().is_gone());
-    if gone && worker.ends_with_answer(place) {
+    let manager = served.borrow().manager().clone();
+    if worker.ends_with_answer(place) {
         down.end_connection();
     }
     let (mut request, refused) = match head {

@@ -23,14 +23,13 @@ use crate::{
     http2, tcp,
     telemetry::{connection::CountedConnection, stats::ListenerStats},
     tls::{self, Alpn, TlsError, TlsInfo, TlsStream},
-    worker::{Timer, Worker},
+    worker::Worker,
 };
 use detect::Silence;
 use gates::Places;
 use place::{Chosen, Spot};
 use std::{
     cell::Cell,
-    future::poll_fn,
     io,
     net::SocketAddr,
     rc::Rc,
@@ -265,15 +264,10 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         (Codec::Auto, _) => {
             let silent = earliest(manager.idle_timeout, manager.max_connection_duration);
             // What it belongs to may go meanwhile, or everything may be to end.
-            let ended = async {
-                let _registered = worker.register().await;
-                let mut timer = Timer::default();
-                poll_fn(|cx| timer.poll(cx, worker.idle_end(&place, begun))).await;
-            };
             let detected = tokio::select! {
                 biased;
                 detected = detect::is_http2(&mut stream, &mut first, silent) => detected,
-                () = ended => Err(Silence::Ended),
+                () = worker.until(|| worker.idle_end(&place, begun)) => Err(Silence::Ended),
             };
             match detected {
                 Ok(http2) => http2,

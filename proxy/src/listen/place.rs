@@ -109,24 +109,23 @@ pub struct Served {
     manager: Arc<HttpManager>,
     /// That configuration, which it does not keep alive: the connection may be idle for hours.
     root: Weak<WorkerRoot>,
-    gone: bool,
 }
 
 impl Served {
     /// By this connection manager of that configuration.
     pub(super) fn new(manager: Arc<HttpManager>, root: &Rc<WorkerRoot>) -> Self {
-        Self { manager, root: Rc::downgrade(root), gone: false }
+        Self { manager, root: Rc::downgrade(root) }
     }
 
-    /// Looks for it again where the configuration is another one. False where the connection belongs nowhere any more, but is not to
-    /// end in peace either.
+    /// Looks for it again where the configuration is another one. What is gone stays: what the connection asks until it ends is answered
+    /// as before. False where the connection belongs nowhere any more, but is not to end in peace either.
     pub fn renew(&mut self, place: &Place, root: &Rc<WorkerRoot>) -> bool {
         if std::ptr::eq(self.root.as_ptr(), Rc::as_ptr(root)) {
             return true;
         }
         match place.http_manager(root.config()) {
-            Some(manager) => (self.manager, self.gone) = (manager, false),
-            None if place.is_gone(root.config()) => self.gone = true,
+            Some(manager) => self.manager = manager,
+            None if place.is_gone(root.config()) => {}
             None => return false,
         }
         self.root = Rc::downgrade(root);
@@ -136,10 +135,5 @@ impl Served {
     /// The connection manager.
     pub fn manager(&self) -> &Arc<HttpManager> {
         &self.manager
-    }
-
-    /// Whether its listener or chain is gone: what the connection asks until it ends is answered as before.
-    pub fn is_gone(&self) -> bool {
-        self.gone
     }
 }

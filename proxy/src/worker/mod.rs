@@ -208,10 +208,16 @@ impl Worker {
 
     /// Waits until what a connection of that place belongs to is gone, and the time is over that it may take to end.
     pub async fn outlived(self: &Rc<Self>, place: &Place) {
+        let over = || self.root.borrow().config().drain.time;
+        self.until(|| self.gone_since(place).map(|gone| gone + over())).await;
+    }
+
+    /// Waits until a moment that depends on where connections belong, and on whether they are to end: it is asked again whenever that
+    /// changes.
+    pub async fn until(self: &Rc<Self>, moment: impl Fn() -> Option<Instant>) {
         let _registered = self.register().await;
         let mut timer = Timer::default();
-        let over = || self.root.borrow().config().drain.time;
-        poll_fn(|cx| timer.poll(cx, self.gone_since(place).map(|gone| gone + over()))).await;
+        poll_fn(|cx| timer.poll(cx, moment())).await;
     }
 
     fn gone_since(&self, place: &Place) -> Option<Instant> {
