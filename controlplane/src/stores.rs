@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use leno_core::credential::Credentials;
 use leno_core::{MeshSettings, ObjectKey, ObjectRef};
 use leno_crds::istio::destination_rule::DestinationRule;
 use leno_crds::istio::virtual_service::VirtualService;
@@ -29,6 +30,8 @@ pub struct Stores {
     pub virtual_services: BTreeMap<ObjectKey, Arc<VirtualService>>,
     /// DestinationRules.
     pub destination_rules: BTreeMap<ObjectKey, Arc<DestinationRule>>,
+    /// What is known of the Secrets that DestinationRules name, and of no others.
+    pub credentials: Credentials,
     /// Settings of the whole mesh.
     pub mesh: MeshSettings,
     /// Objects that could not be read as their kind, with the reason.

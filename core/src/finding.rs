@@ -60,6 +60,8 @@ pub enum Reason {
     DelegateNotFound,
     /// A port that is named is not one of the service, or none is named and the service has several.
     PortNotFound,
+    /// A Secret that is named does not exist, may not be read, or does not hold what is needed.
+    CredentialNotFound,
     /// An older object claims the same host.
     Conflict,
     /// The object tries to shape the traffic of another namespace.
@@ -84,6 +86,7 @@ impl Reason {
             Self::SubsetNotFound => "SubsetNotFound",
             Self::DelegateNotFound => "DelegateNotFound",
             Self::PortNotFound => "PortNotFound",
+            Self::CredentialNotFound => "CredentialNotFound",
             Self::Conflict => "Conflict",
             Self::NotPermitted => "NotPermitted",
             Self::NotYetInForce => "NotYetInForce",

@@ -2,6 +2,7 @@
 //!
 //! [`snapshot::Snapshot`] is the mesh at one moment; everything else here is a part of it, or of what is said about it.
 
+pub mod credential;
 pub mod finding;
 pub mod host;
 pub mod identity;

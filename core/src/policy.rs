@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::host::HostPattern;
-use crate::object::ObjectRef;
+use crate::object::{ObjectKey, ObjectRef};
 use crate::service::Labels;
 
 /// The namespaces whose clients see an object.
@@ -320,23 +320,58 @@ pub enum ClientTls {
         /// Names that the server may have; empty is the identities of its workloads.
         names: Vec<String>,
     },
-    /// TLS as servers outside the mesh speak it, without a certificate of the client's.
+    /// TLS as servers outside the mesh speak it.
     Simple(SimpleTls),
 }
 
-/// TLS without a certificate of the client's.
+/// TLS as servers outside the mesh speak it, with a certificate of the client's or without.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SimpleTls {
     /// The server name to ask for; `None` is the request's host.
     pub server_name: Option<String>,
     /// Names that the server's certificate may have; empty is the server name.
     pub names: Vec<String>,
-    /// The file with the authorities; `None` is the system's.
-    pub authorities: Option<String>,
-    /// The file with revoked certificates.
-    pub revoked: Option<String>,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// What the client shows; `None` is nothing.
+    pub certificate: Option<Certificate>,
     /// Whether any certificate is taken.
     pub unverified: bool,
+}
+
+/// The authorities that a server's certificate must come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// Where they are.
+    pub authorities: Authorities,
+    /// The file with revoked certificates, in the proxy's container.
+    pub revoked: Option<String>,
+}
+
+/// Where authorities are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Authorities {
+    /// Those of the system.
+    #[default]
+    System,
+    /// A file in the proxy's container.
+    File(String),
+    /// A Secret.
+    Secret(ObjectKey),
+}
+
+/// What a client shows, with its key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Certificate {
+    /// Files in the proxy's container.
+    Files {
+        /// The certificate and its intermediates.
+        chain: String,
+        /// The key.
+        key: String,
+    },
+    /// A Secret.
+    Secret(ObjectKey),
 }
 
 /// A tunnel through an HTTP proxy.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::credential::Credentials;
 use crate::finding::Finding;
 use crate::host::Host;
 use crate::mesh::MeshSettings;
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub routes: Vec<Arc<RouteRules>>,
     /// Destination policies, the oldest first, then by namespace and name.
     pub policies: Vec<Arc<DestinationPolicy>>,
+    /// What the Secrets hold that policies name.
+    pub credentials: Credentials,
     /// Names of all namespaces.
     pub namespaces: BTreeSet<String>,
     /// Names of the pod labels that some rule asks of its clients: no others matter for what a client is sent.
@@ -80,6 +83,7 @@ impl Snapshot {
             workloads,
             routes,
             policies,
+            credentials,
             namespaces,
             // They follow from routes, policies and services.
             client_labels: _,
@@ -95,6 +99,7 @@ impl Snapshot {
             && *members == other.members
             && *routes == other.routes
             && *policies == other.policies
+            && *credentials == other.credentials
             && *namespaces == other.namespaces
             && *findings == other.findings
             && workloads.iter().all(|(key, workload)| {

@@ -14,7 +14,10 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
     HttpConnectionManager, http_connection_manager::RouteSpecifier,
 };
 
-use crate::translate::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources};
+use crate::translate::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, SECRET};
+
+/// How many types are served.
+pub const KINDS: usize = 5;
 
 /// The types that are served, in the order in which additions are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,6 +26,8 @@ pub enum Kind {
     Cluster,
     /// Endpoints (EDS).
     Endpoints,
+    /// Secrets (SDS).
+    Secret,
     /// Listeners (LDS).
     Listener,
     /// Route configurations (RDS).
@@ -31,7 +36,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which additions are sent.
-    pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoints, Kind::Listener, Kind::Route];
+    pub const ALL: [Kind; KINDS] = [Kind::Cluster, Kind::Endpoints, Kind::Secret, Kind::Listener, Kind::Route];
 
     /// The kind with this type URL.
     pub fn of(type_url: &str) -> Option<Self> {
@@ -43,6 +48,7 @@ impl Kind {
         match self {
             Kind::Cluster => CLUSTER,
             Kind::Endpoints => ENDPOINTS,
+            Kind::Secret => SECRET,
             Kind::Listener => LISTENER,
             Kind::Route => ROUTE,
         }
@@ -53,6 +59,7 @@ impl Kind {
         match self {
             Kind::Cluster => "cds",
             Kind::Endpoints => "eds",
+            Kind::Secret => "sds",
             Kind::Listener => "lds",
             Kind::Route => "rds",
         }
@@ -83,7 +90,7 @@ pub type Entries = BTreeMap<Arc<str>, Arc<Entry>>;
 pub struct Configuration {
     /// Tells configurations of this process apart; grows with time.
     pub id: u64,
-    entries: [Entries; 4],
+    entries: [Entries; KINDS],
     /// Which listeners name a route configuration.
     users: BTreeMap<Arc<str>, Vec<Arc<str>>>,
     affected: Arc<BTreeSet<ObjectRef>>,
@@ -94,6 +101,7 @@ impl Configuration {
     pub fn assemble(id: u64, resources: &Resources, previous: Option<&Configuration>) -> Self {
         let mut made = Configuration { id, ..Configuration::default() };
         made.fill(Kind::Cluster, resources, previous, |_, resource| resource.version.to_owned());
+        made.fill(Kind::Secret, resources, previous, |_, resource| resource.version.to_owned());
         made.fill(Kind::Listener, resources, previous, |_, resource| resource.version.to_owned());
         for (name, entry) in &made.entries[Kind::Listener as usize] {
             for route in &entry.routes {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as Wire};
 use tokio::time::Instant;
 
-use super::configuration::{Configuration, Entry, Kind};
+use super::configuration::{Configuration, Entry, KINDS, Kind};
 
 mod progress;
 mod told;
@@ -141,7 +141,7 @@ pub enum Outcome {
 /// The protocol with one proxy.
 #[derive(Debug)]
 pub struct Session {
-    states: [State; 4],
+    states: [State; KINDS],
     target: Arc<Configuration>,
     has_target: bool,
     last_nonce: u64,
@@ -362,7 +362,7 @@ impl Session {
                 || self.target.get(parent, name).is_none_or(|entry| state.sent_version(name) == Some(&entry.version))
         };
         match kind {
-            Kind::Cluster | Kind::Listener => true,
+            Kind::Cluster | Kind::Secret | Kind::Listener => true,
             Kind::Endpoints => sent(Kind::Cluster, name),
             Kind::Route => self.target.listeners_with(name).iter().all(|listener| sent(Kind::Listener, listener)),
         }
@@ -390,10 +390,10 @@ impl Session {
     }
 
     fn removals(&mut self) -> Option<DeltaDiscoveryResponse> {
-        for kind in [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints] {
+        for kind in [Kind::Listener, Kind::Route, Kind::Cluster, Kind::Endpoints, Kind::Secret] {
             let state = &self.states[kind as usize];
-            // Endpoints to come may wait for a cluster that waits for this one to be told that it has none.
-            let comes_last = kind != Kind::Endpoints && self.has_additions(kind);
+            // Endpoints to come may wait for a cluster that waits for this one to be told that it has none; so may secrets.
+            let comes_last = !matches!(kind, Kind::Endpoints | Kind::Secret) && self.has_additions(kind);
             if !state.subscribed || state.in_flight.is_some() || comes_last {
                 continue;
             }
@@ -436,6 +436,8 @@ impl Session {
             Kind::Cluster => {
                 settled(Kind::Listener) && settled(Kind::Route) && !refusals(Kind::Listener) && !refusals(Kind::Route)
             }
+            // Whoever names one that is gone goes on with what it has.
+            Kind::Secret => true,
             Kind::Endpoints => {
                 let clusters = &self.states[Kind::Cluster as usize];
                 // A proxy that waits for them must be told that there are none.

@@ -13,7 +13,7 @@ use leno_xds::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRe
 use tokio::time::Instant;
 
 use super::Progress;
-use super::configuration::{Configuration, Kind};
+use super::configuration::{Configuration, KINDS, Kind};
 use super::session::{Outcome, Session};
 
 /// The protocol with one proxy.
@@ -21,7 +21,7 @@ use super::session::{Outcome, Session};
 pub struct StateOfTheWorld {
     session: Session,
     /// The names that the proxy asks for, of each kind that it has asked for.
-    names: [Option<BTreeSet<String>>; 4],
+    names: [Option<BTreeSet<String>>; KINDS],
 }
 
 impl StateOfTheWorld {

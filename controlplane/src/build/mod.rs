@@ -56,6 +56,7 @@ impl Builder {
             nodes,
             virtual_services,
             destination_rules,
+            credentials,
             mesh,
             malformed,
         } = stores;
@@ -113,6 +114,7 @@ impl Builder {
             workloads,
             routes,
             policies,
+            credentials: credentials.clone(),
             namespaces: namespaces.keys().map(|key| key.name.clone()).collect(),
             findings,
         })

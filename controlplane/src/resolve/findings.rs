@@ -9,7 +9,7 @@ use leno_core::{Condition, Finding, HostPattern, ObjectRef, Reason, Severity, Sn
 use super::index::Index;
 use super::outbound::Resolver;
 use super::scope::ClientScope;
-use super::silence;
+use super::{secrets, silence};
 
 /// All findings, sorted, each once. They are for clients in the object's own namespace, which every object is for.
 pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
@@ -35,6 +35,7 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
             all.extend(silence::reach(snapshot, &object, &policy.export_to, &policy.host, "spec.host"));
         }
         all.extend(silence::policy(snapshot, policy));
+        all.extend(secrets::missing(snapshot, policy));
     }
     all.extend(conflicts(&snapshot.routes));
     all.into_iter().collect()

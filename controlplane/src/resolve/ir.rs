@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use leno_core::credential::Credentials;
 use leno_core::policy::{Nearest, TrafficPolicy};
 use leno_core::route::{Answer, Cors, Fault, HeaderChanges, HttpMatch, Redirect, Retry, Rewrite, Subnet};
 use leno_core::service::{Identities, Labels, Service};
@@ -20,6 +21,8 @@ pub struct Ir {
     pub mesh: MeshSettings,
     /// What it serves.
     pub workload: WorkloadScope,
+    /// What the Secrets of its namespace hold that policies name.
+    pub credentials: Credentials,
     /// What it can reach: the same for all proxies with an equal client scope.
     pub outbound: Arc<Outbound>,
 }

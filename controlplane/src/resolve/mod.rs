@@ -6,11 +6,12 @@ mod index;
 mod ir;
 mod outbound;
 mod scope;
+mod secrets;
 mod silence;
 
 use std::sync::Arc;
 
-use leno_core::{Finding, Snapshot};
+use leno_core::{Finding, ObjectKey, Snapshot};
 
 pub(crate) use clusters::lies_in;
 pub use findings::findings;
@@ -34,7 +35,9 @@ pub fn outbound(snapshot: &Snapshot, client: &ClientScope) -> (Outbound, Vec<Fin
 
 /// What one proxy is to do, given what it can reach.
 pub fn with_outbound(snapshot: &Snapshot, scope: &Scope, outbound: Arc<Outbound>) -> Ir {
-    Ir { mesh: snapshot.mesh.clone(), workload: scope.workload.clone(), outbound }
+    let own = |(secret, _): &(&ObjectKey, _)| secret.namespace == scope.client.namespace;
+    let credentials = snapshot.credentials.iter().filter(own).map(|(name, held)| (name.clone(), held.clone()));
+    Ir { mesh: snapshot.mesh.clone(), workload: scope.workload.clone(), credentials: credentials.collect(), outbound }
 }
 
 /// The cluster of a name as the client sees it; `None` when the client has no such cluster.

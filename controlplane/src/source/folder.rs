@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::credentials::{self, Secrets};
 use super::{Lane, Source, mesh_settings};
 use crate::stores::Stores;
 
@@ -170,18 +171,19 @@ fn parse(path: &Path, size: u64) -> Result<Vec<Value>, String> {
 fn assemble<'a>(documents: impl Iterator<Item = &'a Value>, good: &mut BTreeMap<ObjectRef, Value>) -> Stores {
     let mut stores = Stores { mesh: MeshSettings::default(), ..Stores::default() };
     let mut before = std::mem::take(good);
+    let mut secrets = Secrets::new();
     for document in documents {
         let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let group = text("/apiVersion").rsplit_once('/').map_or("", |(group, _)| group);
         let object = ObjectRef::new(group, text("/kind"), text("/metadata/namespace"), text("/metadata/name"));
         let object = in_default_namespace(object);
-        match take(&mut stores, document, &object) {
+        match take(&mut stores, &mut secrets, document, &object) {
             Ok(()) => {
                 good.insert(object, document.clone());
             }
             Err(reason) => {
                 let kept = before.remove(&object).filter(|_| !good.contains_key(&object));
-                let kept = kept.filter(|kept| take(&mut stores, kept, &object).is_ok());
+                let kept = kept.filter(|kept| take(&mut stores, &mut secrets, kept, &object).is_ok());
                 match &kept {
                     Some(_) => tracing::warn!(%object, reason, "an object does not parse; its last good form stays"),
                     None => tracing::warn!(%object, reason, "an object does not parse and is skipped"),
@@ -191,15 +193,21 @@ fn assemble<'a>(documents: impl Iterator<Item = &'a Value>, good: &mut BTreeMap<
             }
         }
     }
+    let wanted = stores.destination_rules.values().flat_map(|rule| credentials::named(rule));
+    stores.credentials = credentials::of_all(&secrets, wanted);
     stores
 }
 
-fn take(stores: &mut Stores, document: &Value, object: &ObjectRef) -> Result<(), String> {
+fn take(stores: &mut Stores, secrets: &mut Secrets, document: &Value, object: &ObjectRef) -> Result<(), String> {
     match (object.group.as_str(), object.kind.as_str()) {
         ("", "Service") => put(&mut stores.services, document, object.clone()),
         ("discovery.k8s.io", "EndpointSlice") => put(&mut stores.endpoint_slices, document, object.clone()),
         ("", "Pod") => put(&mut stores.pods, document, object.clone()),
         ("", "Namespace") => put_global(&mut stores.namespaces, document, object),
+        ("", "Secret") => {
+            secrets.insert(object.key(), credentials::credential(&read(document)?));
+            Ok(())
+        }
         ("", "Node") => put_global(&mut stores.nodes, document, object),
         ("networking.istio.io", "VirtualService") => put_whole(&mut stores.virtual_services, document, object.clone()),
         ("networking.istio.io", "DestinationRule") => {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::{FutureExt, select_all};
 use k8s_openapi::api::core::v1::{Container, Namespace, Node, Pod, PodSpec, Service};
@@ -20,6 +21,7 @@ use leno_kubeutil::watch::{Key, Store, Version, spawn};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::credentials::{self, Reader};
 use super::{Lane, Source, mesh_settings};
 use crate::stores::Stores;
 
@@ -27,6 +29,9 @@ use crate::stores::Stores;
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Objects of one page of a list: bounds memory while listing.
 const PAGE: u32 = 500;
+
+/// How long the first configuration waits for Secrets that are named.
+const FIRST_SECRETS: Duration = Duration::from_secs(5);
 
 /// The kinds that are watched, in the order of their receivers.
 const KINDS: [Lane; 8] = [
@@ -50,6 +55,7 @@ pub struct Kubernetes {
     virtual_services: Store<VirtualService>,
     destination_rules: Store<DestinationRule>,
     installs: Store<MeshInstall>,
+    credentials: Reader,
     install: String,
     changes: [watch::Receiver<Version>; 8],
     dirty: [bool; 8],
@@ -59,8 +65,8 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Begins to watch, until `shutdown`. `install` names the MeshInstall whose settings count.
-    pub fn watch(client: &Client, install: &str, shutdown: &CancellationToken) -> Self {
+    /// Begins to watch, until `shutdown`. `install` names the MeshInstall whose settings count; `namespace` is the control plane's.
+    pub fn watch(client: &Client, install: &str, namespace: &str, shutdown: &CancellationToken) -> Self {
         let config = || watcher::Config::default().page_size(PAGE);
         let by_name = config().fields(&format!("metadata.name={install}"));
         let stop = || shutdown.clone();
@@ -91,6 +97,7 @@ impl Kubernetes {
             virtual_services,
             destination_rules,
             installs,
+            credentials: Reader::spawn(client.clone(), namespace, stop()),
             install: install.to_owned(),
             dirty: [true; 8],
             malformed: Default::default(),
@@ -132,6 +139,11 @@ impl Kubernetes {
         if dirty[slot] {
             malformed[slot] = contents(&self.installs).1;
         }
+        if dirty[6] {
+            self.credentials
+                .want(stores.destination_rules.values().flat_map(|rule| credentials::named(rule)).collect());
+        }
+        stores.credentials = self.credentials.seen();
         stores.malformed =
             malformed.iter().flatten().map(|(object, reason)| (object.clone(), reason.clone())).collect();
         if let Some(settings) = self.settings() {
@@ -147,12 +159,20 @@ impl Source for Kubernetes {
                 changes.wait_for(|version| version.synced).await.ok()?;
             }
             self.synced = true;
+            // What DestinationRules name is known now; a proxy that comes early must not be told that it is not there.
+            self.refresh();
+            self.credentials.ready(FIRST_SECRETS).await;
             return Some(Lane::All);
         }
-        let (result, slot, _) = select_all(self.changes.iter_mut().map(|changes| changes.changed().boxed())).await;
-        result.ok()?;
-        self.dirty[slot] = true;
-        Some(KINDS[slot])
+        let changed = select_all(self.changes.iter_mut().map(|changes| changes.changed().boxed()));
+        tokio::select! {
+            (result, slot, _) = changed => {
+                result.ok()?;
+                self.dirty[slot] = true;
+                Some(KINDS[slot])
+            }
+            changed = self.credentials.changed() => changed.map(|()| Lane::All),
+        }
     }
 
     fn stores(&mut self) -> &Stores {

@@ -1,5 +1,6 @@
 //! Where objects come from: Kubernetes, or a folder of YAML. Both keep a [`Stores`] up to date and tell when it changed.
 
+mod credentials;
 pub mod folder;
 pub mod kubernetes;
 

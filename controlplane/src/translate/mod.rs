@@ -16,26 +16,30 @@ mod outbound;
 mod proof;
 mod resources;
 mod routes;
+mod secrets;
 mod tls;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use leno_core::policy::ClientTls;
 use leno_core::service::{Addressing, Engine};
 use leno_core::{ObjectRef, Protocol, Snapshot};
 use leno_xds::any;
 use leno_xds::envoy::config::listener::v3::Listener;
 use leno_xds::envoy::config::route::v3::RouteConfiguration;
+use leno_xds::envoy::extensions::transport_sockets::tls::v3::Secret;
 
 use crate::resolve::{Cluster, ClusterName, Discovery, Ir, Outbound, OutboundService, Scope, cluster_of};
 
 pub use proof::{Refusal, refused_policy, refused_rules};
-pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, TypeUrl};
+pub use resources::{CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resource, Resources, SECRET, TypeUrl};
 
-/// Everything that a proxy is sent but endpoints: listeners, clusters and routes.
+/// Everything that a proxy is sent but endpoints: listeners, clusters, the secrets that these name, and routes.
 pub fn translate(ir: &Ir) -> Resources {
-    Resources { by_type: BTreeMap::from([(LISTENER, listeners(ir)), (CLUSTER, clusters(ir)), (ROUTE, routes(ir))]) }
+    let by_type = [(LISTENER, listeners(ir)), (CLUSTER, clusters(ir)), (SECRET, secrets(ir)), (ROUTE, routes(ir))];
+    Resources { by_type: by_type.into() }
 }
 
 /// The names of the clusters whose endpoints a proxy asks for.
@@ -125,6 +129,18 @@ fn clusters(ir: &Ir) -> Named {
         named.insert(cluster.name.clone(), resource(&cluster, BTreeSet::new()));
     }
     named
+}
+
+fn secrets(ir: &Ir) -> Named {
+    let mut named: BTreeMap<String, (Secret, BTreeSet<ObjectRef>)> = BTreeMap::new();
+    for cluster in all_clusters(&ir.outbound) {
+        let Some(ClientTls::Simple(settings)) = &cluster.policy.tls else { continue };
+        for secret in secrets::of(settings, &ir.credentials) {
+            let (_, origins) = named.entry(secret.name.clone()).or_insert_with(|| (secret, BTreeSet::new()));
+            origins.extend(cluster.origin.iter().chain(&cluster.others).cloned());
+        }
+    }
+    named.into_iter().map(|(name, (secret, origins))| (name, resource(&secret, origins))).collect()
 }
 
 fn routes(ir: &Ir) -> Named {

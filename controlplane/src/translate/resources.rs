@@ -19,6 +19,9 @@ pub const ROUTE: TypeUrl = "type.googleapis.com/envoy.config.route.v3.RouteConfi
 /// Endpoints (EDS).
 pub const ENDPOINTS: TypeUrl = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 
+/// Secrets (SDS).
+pub const SECRET: TypeUrl = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+
 /// One xDS resource. Behind an [`Arc`] everywhere: scopes share what is equal for them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {

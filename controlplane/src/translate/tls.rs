@@ -8,9 +8,8 @@ use leno_core::{Identity, Protocol};
 use leno_xds::any;
 use leno_xds::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
 use leno_xds::envoy::config::core::v3::{
-    ApiConfigSource, ApiVersion, ConfigSource, DataSource, GrpcService, ProxyProtocolConfig, TransportSocket,
-    api_config_source::ApiType, config_source::ConfigSourceSpecifier, data_source, proxy_protocol_config,
-    transport_socket,
+    ApiConfigSource, ApiVersion, ConfigSource, GrpcService, ProxyProtocolConfig, TransportSocket,
+    api_config_source::ApiType, config_source::ConfigSourceSpecifier, proxy_protocol_config, transport_socket,
 };
 use leno_xds::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use leno_xds::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -25,6 +24,7 @@ use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
 };
 use leno_xds::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
+use super::secrets;
 use super::values::ZERO;
 
 /// What a client of the mesh offers by ALPN, so that the server's proxy can tell its connections from those of an app.
@@ -125,11 +125,7 @@ fn matchers(sans: Vec<(SanType, MatchPattern)>) -> Vec<SubjectAltNameMatcher> {
 /// TLS as servers outside the mesh speak it. `alias` is the server name where the settings have none and no request does;
 /// `fallback` is whose certificate it must be where nothing else says. Files are the proxy container's own.
 pub(super) fn simple(tls: &SimpleTls, protocol: Protocol, alias: Option<&str>, fallback: &str) -> TransportSocket {
-    let SimpleTls { server_name, names, authorities, revoked, unverified } = tls;
-    let file = |name: &str| DataSource {
-        specifier: Some(data_source::Specifier::Filename(name.to_owned())),
-        ..Default::default()
-    };
+    let SimpleTls { server_name, names, trust, certificate, unverified } = tls;
     let sni = server_name.as_deref().or(alias).unwrap_or_default();
     let wanted: Vec<(SanType, MatchPattern)> = match (names.as_slice(), sni) {
         // From the request's host, see `auto_san_validation`.
@@ -138,21 +134,31 @@ pub(super) fn simple(tls: &SimpleTls, protocol: Protocol, alias: Option<&str>, f
         ([], sni) => vec![named(sni)],
         (names, _) => names.iter().map(|name| named(name)).collect(),
     };
-    let validation = if *unverified {
-        CertificateValidationContext::default()
-    } else {
-        CertificateValidationContext {
-            trusted_ca: Some(file(authorities.as_deref().unwrap_or(SYSTEM_AUTHORITIES))),
-            crl: revoked.as_deref().map(file),
-            match_typed_subject_alt_names: matchers(wanted),
+    let expected =
+        CertificateValidationContext { match_typed_subject_alt_names: matchers(wanted), ..Default::default() };
+    let validation = match secrets::of_trust(trust) {
+        _ if *unverified => ValidationContextType::ValidationContext(CertificateValidationContext::default()),
+        None => ValidationContextType::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(secrets::file(SYSTEM_AUTHORITIES)),
+            crl: trust.revoked.as_deref().map(secrets::file),
+            ..expected
+        }),
+        Some(name) => ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+            default_validation_context: Some(expected),
+            validation_context_sds_secret_config: Some(secrets::config(name)),
             ..Default::default()
-        }
+        }),
     };
     let alpn = if protocol.is_http2() { vec!["h2".to_owned()] } else { Vec::new() };
     socket(&UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_params: Some(versions()),
-            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            tls_certificate_sds_secret_configs: certificate
+                .iter()
+                .map(secrets::of_certificate)
+                .map(secrets::config)
+                .collect(),
+            validation_context_type: Some(validation),
             alpn_protocols: alpn,
             ..Default::default()
         }),

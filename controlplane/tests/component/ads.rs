@@ -312,3 +312,20 @@ async fn object_when_its_route_is_acknowledged_then_is_no_longer_outstanding() {
     proxy.expect_nothing().await;
     assert!(!outstanding());
 }
+
+#[tokio::test]
+async fn secret_when_asked_for_then_sent_and_when_there_is_none_then_said() {
+    let bank = "kubernetes://shop/bank";
+    let server = server().await;
+    server.configs.set(&shop().with(Kind::Secret, bank, "s1").resources());
+    let mut proxy = server.proxy().await;
+    settle(&mut proxy).await;
+    proxy.subscribe(Kind::Secret, &[bank, "kubernetes://shop/gone"]).await;
+    assert_eq!(names(&proxy.next_and_ack(Kind::Secret).await), [bank]);
+    assert_eq!(proxy.next_and_ack(Kind::Secret).await.removed_resources, ["kubernetes://shop/gone"]);
+    server.configs.set(&shop().with(Kind::Secret, bank, "s2").resources());
+    assert_eq!(names(&proxy.next_and_ack(Kind::Secret).await), [bank]);
+    server.configs.set(&shop().resources());
+    assert_eq!(proxy.next_and_ack(Kind::Secret).await.removed_resources, [bank]);
+    proxy.expect_nothing().await;
+}

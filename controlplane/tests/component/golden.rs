@@ -4,7 +4,8 @@
 //!
 //! ```yaml
 //! # proxy: shop/client-1         the pod whose proxy is meant; any number of them
-//! # show: routes reviews.*       listeners, clusters, routes or endpoints by name; without any such line, all
+//! # absent: kubernetes://shop/gone   a secret that proxies ask for and nobody has, for the judge
+//! # show: routes reviews.*       listeners, clusters, secrets, routes or endpoints by name; without any such line, all
 //! ```
 //!
 //! `xds.yaml` is what the proxies are sent, `status.yaml` what is said about the objects. `UPDATE_GOLDEN=1 cargo test -p
@@ -18,12 +19,12 @@ use leno_controlplane::build::build;
 use leno_controlplane::resolve::{self, Scope, scope_of};
 use leno_controlplane::source::{Source, folder::Folder};
 use leno_controlplane::stores::Stores;
-use leno_controlplane::translate::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources};
+use leno_controlplane::translate::{self, CLUSTER, ENDPOINTS, LISTENER, ROUTE, Resources, SECRET};
 use leno_core::{Finding, ObjectKey, Snapshot};
 use serde_json::{Value, json};
 
-const TYPES: [(&str, &str); 4] =
-    [("listeners", LISTENER), ("clusters", CLUSTER), ("routes", ROUTE), ("endpoints", ENDPOINTS)];
+const TYPES: [(&str, &str); 5] =
+    [("listeners", LISTENER), ("clusters", CLUSTER), ("secrets", SECRET), ("routes", ROUTE), ("endpoints", ENDPOINTS)];
 
 /// Tests begin in the folder of their package, whose path may have been another when they were built.
 fn root() -> &'static Path {

@@ -1,7 +1,7 @@
 //! TLS settings of DestinationRules.
 
-use leno_core::Reason;
-use leno_core::policy::{ClientTls, SimpleTls};
+use leno_core::policy::{Authorities, Certificate, ClientTls, SimpleTls, Trust};
+use leno_core::{ObjectKey, Reason};
 
 use super::report::Report;
 use crate::istio::destination_rule as istio;
@@ -65,31 +65,54 @@ pub(super) fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings
             }
             Some(ClientTls::Mesh { server_name, names: subject_alt_names.clone() })
         }
-        Some(istio::ClientTlsMode::Simple) => {
-            no_effect(&["clientCertificate", "privateKey"], "with SIMPLE the client shows no certificate");
-            if given("credentialName") {
-                let message = "Secrets are not handed to sidecars; leave it out for the authorities that the system \
-                               trusts, or name a file of the proxy's container in caCertificates";
-                report.refuse(Reason::NotPermitted, &format!("{field}.credentialName"), message);
-                return None;
+        Some(mode @ (istio::ClientTlsMode::Simple | istio::ClientTlsMode::Mutual)) => {
+            let mutual = *mode == istio::ClientTlsMode::Mutual;
+            if !mutual {
+                no_effect(&["clientCertificate", "privateKey"], "with SIMPLE the client shows no certificate");
             }
+            let secret = text(credential_name);
+            if let Some(name) = &secret {
+                let all = ["clientCertificate", "privateKey", "caCertificates", "caCrl"];
+                no_effect(if mutual { &all } else { &all[2..] }, "all is taken from the Secret of credentialName");
+                credential(report, name, &format!("{field}.credentialName"));
+            }
+            let secret = secret.map(|name| ObjectKey::new(report.namespace(), name));
+            let certificate = match (&secret, text(client_certificate), text(private_key)) {
+                _ if !mutual => None,
+                (Some(secret), ..) => Some(Certificate::Secret(secret.clone())),
+                (None, Some(chain), Some(key)) => Some(Certificate::Files { chain, key }),
+                (None, chain, _) => {
+                    let name = if chain.is_none() { "clientCertificate" } else { "privateKey" };
+                    let message = "MUTUAL needs clientCertificate and privateKey, or credentialName";
+                    report.refuse(Reason::InvalidValue, &format!("{field}.{name}"), message);
+                    return None;
+                }
+            };
+            let given = text(ca_certificates).filter(|file| file != SYSTEM);
+            let trust = match secret {
+                Some(secret) => Trust { authorities: Authorities::Secret(secret), revoked: None },
+                None => {
+                    Trust { authorities: given.map_or(Authorities::System, Authorities::File), revoked: text(ca_crl) }
+                }
+            };
             Some(ClientTls::Simple(SimpleTls {
                 server_name,
                 names: subject_alt_names.clone(),
-                authorities: text(ca_certificates).filter(|file| file != SYSTEM),
-                revoked: text(ca_crl),
+                trust,
+                certificate,
                 unverified: *insecure_skip_verify == Some(true),
             }))
         }
-        Some(istio::ClientTlsMode::Mutual) => {
-            // A key in a file, or in a Secret that every sidecar were handed, is what the mesh's identities replace.
-            let (name, message) = if given("credentialName") {
-                ("credentialName", "Secrets are not handed to sidecars; use ISTIO_MUTUAL, or SIMPLE")
-            } else {
-                ("privateKey", "keys are not read from files in sidecars; use ISTIO_MUTUAL, or SIMPLE")
-            };
-            report.refuse(Reason::NotPermitted, &format!("{field}.{name}"), message);
-            None
-        }
+    }
+}
+
+/// The name of a Secret: it is handed to workloads of its own namespace alone, so the object must be for some of them.
+fn credential(report: &mut Report<'_>, name: &str, field: &str) {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if name.len() > 253 || !name.bytes().all(fits) {
+        report.refuse(Reason::InvalidValue, field, "write the name of a Secret in the namespace of this object");
+    } else if !report.selective {
+        let message = "a Secret is handed to chosen workloads of its namespace alone; name them in workloadSelector";
+        report.refuse(Reason::NotPermitted, field, message);
     }
 }

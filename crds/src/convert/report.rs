@@ -23,6 +23,8 @@ pub(super) struct Report<'a> {
     pub(super) created: i64,
     /// The domain of the cluster's services, for short names.
     pub(super) domain: &'a str,
+    /// The object is for chosen workloads of its own namespace alone.
+    pub(super) selective: bool,
     findings: Vec<Finding>,
 }
 
@@ -38,6 +40,7 @@ impl<'a> Report<'a> {
             generation: metadata.generation.unwrap_or_default(),
             created: metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_millisecond()),
             domain,
+            selective: false,
             findings: Vec::new(),
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct Case {
     /// Everything that something may answer on: endpoints, and container ports.
     pub(super) served: BTreeSet<SocketAddr>,
     pub(super) requests: Requests,
+    /// Secrets that proxies ask for and nobody has (`# absent:`).
+    pub(super) absent: BTreeSet<String>,
 }
 
 impl Case {
@@ -63,7 +65,9 @@ impl Case {
                 }
             }
         }
-        Ok(Case { input, pods, served, requests })
+        let absent = input.lines().filter_map(|line| line.strip_prefix("# absent: "));
+        let absent = absent.map(|name| name.trim().to_owned()).collect();
+        Ok(Case { input, pods, served, requests, absent })
     }
 
     /// The pods to judge: the one that requests name, those that the case is about (`# proxy:`), and one meshed pod of each

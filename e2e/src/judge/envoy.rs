@@ -10,6 +10,7 @@ use crate::metrics;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     fs::File,
     os::{fd::AsRawFd, unix::process::CommandExt},
     path::Path,
@@ -124,12 +125,12 @@ impl Envoy {
         Ok(())
     }
 
-    /// Waits until everything that the control plane sent is active.
-    pub(super) async fn active(&mut self) -> Result<Taken> {
+    /// Waits until everything that the control plane sent is active; secrets that are `absent` may be waited for.
+    pub(super) async fn active(&mut self, absent: &BTreeSet<String>) -> Result<Taken> {
         let start = Instant::now();
         loop {
             self.process.alive()?;
-            let last = match self.look() {
+            let last = match self.look(absent) {
                 Ok(taken) => return Ok(taken),
                 Err(error) => error,
             };
@@ -153,22 +154,22 @@ impl Envoy {
         self.process.tail(12)
     }
 
-    fn look(&self) -> Result<Taken> {
+    fn look(&self, absent: &BTreeSet<String>) -> Result<Taken> {
         let (status, state) = get(&self.space, ADMIN, "/ready")?;
         let (_, dump) = get(&self.space, ADMIN, "/config_dump")?;
         let dump: Value = serde_json::from_str(&dump).context("/config_dump is not JSON")?;
         self.refused_nothing()?;
-        let taken = judge(&dump)?;
+        let taken = judge(&dump, absent)?;
         ensure!(status == 200, "/ready says {status}: {}", state.trim());
         Ok(taken)
     }
 }
 
-/// Whether a config dump shows everything as active.
+/// Whether a config dump shows everything as active, but for secrets that are `absent`.
 ///
 /// # Errors
 /// With the names of what is warming or in error.
-pub(super) fn judge(dump: &Value) -> Result<Taken> {
+pub(super) fn judge(dump: &Value, absent: &BTreeSet<String>) -> Result<Taken> {
     let mut taken = Taken::default();
     let mut wrong = Vec::new();
     for section in dump["configs"].as_array().into_iter().flatten() {
@@ -203,7 +204,9 @@ pub(super) fn judge(dump: &Value) -> Result<Taken> {
             }
         }
         for secret in list("dynamic_warming_secrets") {
-            wrong.push(format!("secret {} is warming", secret["name"]));
+            if secret["name"].as_str().is_none_or(|name| !absent.contains(name)) {
+                wrong.push(format!("secret {} is warming", secret["name"]));
+            }
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));
@@ -294,7 +297,7 @@ mod tests {
             json!({"name": "b", "active_state": {}}),
             json!({"dynamic_active_clusters": [{"cluster": {"name": "c"}}]}),
         );
-        assert_eq!(judge(&good).unwrap(), Taken { listeners: 2, clusters: 1, routes: 0 });
+        assert_eq!(judge(&good, &BTreeSet::new()).unwrap(), Taken { listeners: 2, clusters: 1, routes: 0 });
     }
 
     #[test]
@@ -314,7 +317,10 @@ mod tests {
             ),
             (json!({"name": "b"}), active, "listener b is not active"),
         ] {
-            assert!(judge(&dump(listener, clusters)).unwrap_err().to_string().contains(words), "{words}");
+            assert!(
+                judge(&dump(listener, clusters), &BTreeSet::new()).unwrap_err().to_string().contains(words),
+                "{words}"
+            );
         }
     }
 }

@@ -170,7 +170,7 @@ impl Judged<'_> {
             let whole = wanted.state_of_the_world;
             Envoy::start(self.program, &own, scratch.path(), &pod.key, &address, credentials, whole)?
         };
-        let taken = envoy.active().await?;
+        let taken = envoy.active(&self.case.absent).await?;
         let senders = Senders { case: self.case, own: &own, others: &others, credentials: self.credentials };
         for (number, request) in requests.iter().enumerate() {
             senders.check(request).await.with_context(|| {

@@ -139,7 +139,8 @@ pub struct ClientTlsSettings {
     /// A file with the authorities that may have issued the server's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
-    /// A Secret that holds the client's certificate, key and authorities, instead of files.
+    /// A Secret in the namespace of this object that holds the client's certificate, key and authorities (`tls.crt`, `tls.key`,
+    /// `ca.crt`), instead of files. Needs a `workloadSelector`, and that the control plane may `get` the Secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_name: Option<String>,
     /// Names that the server's certificate may carry; any one is enough.
