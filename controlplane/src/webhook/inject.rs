@@ -65,7 +65,7 @@ pub fn inject(pod: &Value, mesh: &Mesh) -> Decision {
     let resources = sidecar::resources(&mesh.resources.requests, &mesh.resources.limits, said);
     mark(&mut after, mesh, engine, &resources);
     let probes = if options.rewrite_probes { rewrite_probes(&mut after) } else { ProbePorts::default() };
-    add_volumes(&mut after);
+    add_volumes(&mut after, &options.volumes);
     add_containers(&mut after, mesh, &options, &resources, &probes);
     let patch = difference(pod, &after);
     if patch.is_empty() { Decision::Skip("the pod is injected already") } else { Decision::Patch(patch) }
@@ -106,11 +106,14 @@ fn is_ours(container: &Value) -> bool {
     container["name"].as_str().is_some_and(|name| name == CAPTURE || SLOTS.contains(&name))
 }
 
-fn add_volumes(pod: &mut Value) {
+fn add_volumes(pod: &mut Value, more: &[Value]) {
     let spec = object(object_of(pod).entry("spec"));
     let volumes = array(spec.entry("volumes"));
     let ours = sidecar::volumes(leno_api::AUDIENCE);
     volumes.retain(|volume| ours.iter().all(|own| own["name"] != volume["name"]));
+    let new: Vec<Value> =
+        more.iter().filter(|wanted| volumes.iter().all(|volume| volume["name"] != wanted["name"])).cloned().collect();
+    volumes.extend(new);
     volumes.extend(ours);
 }
 
@@ -158,6 +161,10 @@ fn capture(mesh: &Mesh, options: &Options, probes: &ProbePorts) -> Value {
 
 fn proxy(mesh: &Mesh, options: &Options, resources: &Value, slot: usize) -> Value {
     let slot_number = slot.to_string();
+    let mut mounts = sidecar::mounts();
+    if let Some(mounts) = mounts.as_array_mut() {
+        mounts.extend(options.mounts.iter().cloned());
+    }
     json!({
         "name": SLOTS[slot],
         "image": match options.engine.unwrap_or(mesh.engine) {
@@ -177,7 +184,7 @@ fn proxy(mesh: &Mesh, options: &Options, resources: &Value, slot: usize) -> Valu
         },
         "securityContext": sidecar::security_context(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": sidecar::mounts(),
+        "volumeMounts": mounts,
     })
 }
 

@@ -1,6 +1,7 @@
 //! What a pod's own labels and annotations say about its sidecar: Istio's, and Leno's where Istio has none.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use leno_core::service::{ENGINE_ANNOTATION, Engine};
 use leno_kubeutil::sidecar::RESOURCE_OPTIONS;
@@ -24,6 +25,10 @@ pub(super) struct Options {
     pub(super) rewrite_probes: bool,
     /// What it wants for a sidecar, if not what the mesh has.
     pub(super) engine: Option<Engine>,
+    /// Volumes for the sidecar, besides those of the pod.
+    pub(super) volumes: Vec<Value>,
+    /// Where the sidecar finds volumes.
+    pub(super) mounts: Vec<Value>,
 }
 
 const PORTS: [(&str, &str); 3] = [
@@ -35,6 +40,13 @@ const RANGES: [(&str, &str); 2] = [
     ("traffic.sidecar.istio.io/includeOutboundIPRanges", "--include-outbound-cidrs"),
     ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "--exclude-outbound-cidrs"),
 ];
+
+const VOLUMES: &str = "sidecar.istio.io/userVolume";
+const MOUNTS: &str = "sidecar.istio.io/userVolumeMount";
+/// Most entries of each.
+const MAX_VOLUMES: usize = 32;
+/// Folders of the sidecar's own, and those that hold them.
+const OWN_FOLDERS: [&str; 3] = ["/var/run/leno", "/run/leno", "/etc/leno"];
 
 impl Options {
     /// Reads a pod.
@@ -75,8 +87,49 @@ impl Options {
                 }
             },
         };
-        Ok(Options { engine, capture, rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false") })
+        let (volumes, mounts) = (named(VOLUMES, text(VOLUMES))?, named(MOUNTS, text(MOUNTS))?);
+        for mount in &mounts {
+            let path = mount["mountPath"].as_str().unwrap_or_default();
+            if !path.starts_with('/') || OWN_FOLDERS.iter().any(|own| Path::new(path).starts_with(own)) {
+                return Err(No::Refuse(format!("{MOUNTS}: mountPath {path:?} is no folder for a sidecar's volume")));
+            }
+        }
+        Ok(Options {
+            volumes,
+            mounts,
+            engine,
+            capture,
+            rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false"),
+        })
     }
+}
+
+/// Volumes or mounts: an object by their names, as Istio has it, or a list of objects with a `name`.
+fn named(key: &str, text: Option<&str>) -> Result<Vec<Value>, No> {
+    let no = |wrong: &str| {
+        let example = r#"{"certs": {…}}"#;
+        No::Refuse(format!("{key}: {wrong}; write JSON like {example}, with names that do not begin with leno-"))
+    };
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Vec::new()) };
+    let entries = match serde_json::from_str(text).map_err(|error| no(&error.to_string()))? {
+        Value::Array(entries) => entries,
+        Value::Object(entries) => entries
+            .into_iter()
+            .map(|(name, mut entry)| {
+                if let Some(entry) = entry.as_object_mut() {
+                    entry.insert("name".to_owned(), Value::String(name));
+                }
+                entry
+            })
+            .collect(),
+        _ => return Err(no("it is neither an object nor a list")),
+    };
+    if entries.len() > MAX_VOLUMES {
+        return Err(no(&format!("there are more than {MAX_VOLUMES}")));
+    }
+    let fits =
+        |entry: &Value| entry["name"].as_str().is_some_and(|name| !name.is_empty() && !name.starts_with("leno-"));
+    if entries.iter().all(fits) { Ok(entries) } else { Err(no("an entry has no name of its own")) }
 }
 
 /// A flag with a list. An empty list means nothing for an exclusion, and "none" for an inclusion.

@@ -128,12 +128,42 @@ fn pod_when_an_annotation_makes_no_sense_then_is_refused_with_its_name() {
         ("traffic.sidecar.istio.io/excludeOutboundIPRanges", "10.0.0.0/99"),
         ("sidecar.istio.io/proxyCPU", "much"),
         ("mesh.leno.dev/engine", "nginx"),
+        ("sidecar.istio.io/userVolume", "{not json"),
+        ("sidecar.istio.io/userVolume", r#"{"leno-run": {"emptyDir": {}}}"#),
+        ("sidecar.istio.io/userVolumeMount", r#"[{"mountPath": "/etc/certs"}]"#),
+        ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "/run/leno/x"}}"#),
+        ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "etc"}}"#),
     ] {
         let pod = json!({"metadata": {"annotations": {key: value}}, "spec": {}});
         match inject(&pod, &mesh()) {
             Decision::Refuse(message) => assert!(message.contains(key), "{message}"),
             other => panic!("{key}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn pod_when_it_has_volumes_for_its_sidecar_then_both_slots_have_them_and_the_app_does_not() {
+    for volumes in
+        [r#"{"certs": {"secret": {"secretName": "bank"}}}"#, r#"[{"name": "certs", "secret": {"secretName": "bank"}}]"#]
+    {
+        let mount = r#"{"certs": {"mountPath": "/etc/certs", "readOnly": true}, "data": {"mountPath": "/data"}}"#;
+        let pod = json!({
+            "metadata": {"annotations": {
+                "sidecar.istio.io/userVolume": volumes, "sidecar.istio.io/userVolumeMount": mount,
+            }},
+            "spec": {"containers": [{"name": "app"}], "volumes": [{"name": "data", "emptyDir": {}}]},
+        });
+        let after = injected(&pod);
+        let named: Vec<_> = after["spec"]["volumes"].as_array().unwrap().iter().map(|volume| &volume["name"]).collect();
+        assert_eq!(named, ["data", "certs", "leno-token", "leno-podinfo", "leno-run"]);
+        for slot in [1, 2] {
+            let mounts = after["spec"]["initContainers"][slot]["volumeMounts"].as_array().unwrap();
+            let paths: Vec<_> = mounts.iter().map(|mount| mount["mountPath"].as_str().unwrap()).collect();
+            assert_eq!(paths[3..], ["/etc/certs", "/data"]);
+        }
+        assert!(after["spec"]["containers"][0].get("volumeMounts").is_none());
+        assert_eq!(injected(&after), after, "a second run changes nothing");
     }
 }
 
