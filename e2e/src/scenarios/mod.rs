@@ -11,6 +11,7 @@ mod interrupted;
 pub(crate) mod lifecycle;
 mod meshinstalls;
 mod objects;
+mod origination;
 mod resilience;
 mod security;
 mod traffic;
@@ -67,6 +68,7 @@ const ALL: &[Scenario] = &[
     ("host_when_claimed_twice_then_the_older_wins", objects::two_that_claim_one_host),
     ("field_when_not_in_force_then_status_names_it", objects::fields_not_in_force_are_named),
     ("policies_when_applied_then_in_force", objects::policies_are_in_force),
+    ("client_certificate_when_named_then_shown", origination::client_certificates),
     ("object_when_malformed_in_the_store_then_skipped_and_reported", objects::malformed_object_in_the_store),
     ("mesh_install_when_impossible_then_refused", meshinstalls::refused_at_apply),
     ("mesh_install_when_version_is_unknown_then_old_mesh_stays", meshinstalls::unknown_version),
