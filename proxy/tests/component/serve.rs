@@ -546,3 +546,42 @@ fn listeners_when_they_are_drained_in_time_then_more_and_more_connections_end_an
         proxy.admin("/stats?filter=listener_stopped").contains("listener_manager.listener_stopped: 1").then_some(())
     });
 }
+
+#[test]
+fn management_server_when_it_stands_still_then_is_asked_anew_and_the_best_endpoint_first() {
+    let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (still, ill, last) = (bind(), bind(), bind());
+    let endpoint = |listener: &TcpListener, health: &str| {
+        let address = socket_address(listener.local_addr().unwrap());
+        format!("{{lb_endpoints: [{{health_status: {health}, endpoint: {{address: {address}}}}}]")
+    };
+    let text = format!(
+        "node: {{id: a, cluster: b}}
+dynamic_resources:
+  cds_config: {{ads: {{}}, resource_api_version: V3}}
+  ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{{envoy_grpc: {{cluster_name: server}}}}]}}
+static_resources:
+  clusters:
+  - name: server
+    typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: {{http2_protocol_options: {{connection_keepalive: {{interval: 0.3s, timeout: 0.3s}}}}}}
+    load_assignment: {{cluster_name: server, endpoints: [{}, priority: 1}}, {}}}, {}}}]}}
+",
+        endpoint(&last, "HEALTHY"),
+        endpoint(&ill, "UNHEALTHY"),
+        endpoint(&still, "HEALTHY"),
+    );
+    let _proxy = Proxy::start(&text);
+    for listener in [&still, &ill, &last] {
+        listener.set_nonblocking(true).unwrap();
+    }
+    // Whoever connects is taken, and never hears a word.
+    let mut taken = Vec::new();
+    for number in 1..=3 {
+        let connection = wait(&format!("connection {number}"), || still.accept().ok());
+        taken.push(connection);
+    }
+    assert!(ill.accept().is_err() && last.accept().is_err(), "the healthy endpoint of the first priority takes connections");
+}
