@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 /// How long one look-up may take.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
-/// Addresses of one name at most.
-const MAX_ADDRESSES: usize = 256;
+/// Addresses of one name at most: an answer over TCP, 64 KiB, has no more.
+const MAX_ADDRESSES: usize = 4096;
+/// A time to live with this bit is none (RFC 2181, section 8).
+const NO_TIME: u32 = 1 << 31;
 
 /// Addresses, and how long they are good.
 type Found = (Vec<IpAddr>, Duration);
@@ -66,8 +68,16 @@ async fn ask(resolver: &mut Option<TokioResolver>, dns: &Dns, name: &str) -> Opt
     };
     match tokio::time::timeout(LOOKUP_LIMIT, resolver.lookup_ip(name)).await {
         Ok(Ok(found)) => {
-            let good = found.valid_until().saturating_duration_since(Instant::now());
-            Some((found.iter().take(MAX_ADDRESSES).collect(), good))
+            let senseless = found.as_lookup().answers().iter().any(|record| record.ttl & NO_TIME != 0);
+            let good = match senseless {
+                true => Duration::ZERO,
+                false => found.valid_until().saturating_duration_since(Instant::now()),
+            };
+            let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
+            if addresses.len() == MAX_ADDRESSES {
+                tracing::warn!(name, most = MAX_ADDRESSES, "a name has more addresses than are used");
+            }
+            Some((addresses, good))
         }
         Ok(Err(error)) if error.is_nx_domain() || error.is_no_records_found() => Some((Vec::new(), Duration::ZERO)),
         Ok(Err(error)) => {
@@ -113,6 +123,8 @@ fn build(dns: &Dns) -> Result<TokioResolver, String> {
     };
     // How often is asked is what the configuration says.
     options.cache_size = 0;
+    // Times to live as they are sent.
+    options.positive_max_ttl = Some(Duration::from_secs(u32::MAX.into()));
     builder.build().map_err(|error| error.to_string())
 }
 
