@@ -27,6 +27,8 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// So long and so much is read of a client that was told that the connection ends.
 const LINGER: Duration = Duration::from_secs(1);
 const LAST_WORDS: usize = 64 * 1024;
+/// Work with heads, as [`Mux::effort`] counts it, that a client has at one turn; then other connections have theirs.
+const TURN: u64 = 128 * 1024;
 
 /// The bounds of a connection with a client.
 #[derive(Debug, Clone, Copy)]
@@ -135,6 +137,7 @@ where
 
     let result = poll_fn(|cx| {
         mux.borrow_mut().turn_begins(cx);
+        let until = mux.borrow().effort() + TURN;
         let ended = loop {
             // Streams first: what they write leaves with the write below.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
@@ -166,6 +169,11 @@ where
             }
             if taken != before {
                 continue;
+            }
+            if mux_now.effort() > until {
+                // Woken when sockets have been looked at: the heads that wait here are no reason to let others wait.
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
+                break Poll::Pending;
             }
             match mux_now.poll_read(&mut io, cx) {
                 Poll::Ready(Ok(true)) => {}

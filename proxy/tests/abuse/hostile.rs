@@ -171,6 +171,14 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
         ),
         ("priorities", Box::new(|| Box::new(std::iter::repeat_n(frame(2, 0, 1, &[0, 0, 0, 0, 9]), 100_000)))),
         (
+            "heads far beyond the limits",
+            // Each byte names a header of the static table: `cookie`, without a value.
+            Box::new(|| {
+                let block = [head("GET"), vec![0xa0; 10_000]].concat();
+                Box::new((0..20_000u32).map(move |n| frame(1, 5, 2 * n + 1, &block)))
+            }),
+        ),
+        (
             "streams beyond the limit",
             Box::new(|| Box::new((0..2_000u32).map(|n| frame(1, 4, 2 * n + 1, &head("POST"))))),
         ),

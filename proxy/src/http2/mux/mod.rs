@@ -238,6 +238,8 @@ pub(super) struct Mux {
     /// Bytes of names and values of the last header block.
     block_plain: u64,
     decoder: Decoder,
+    /// See [`Mux::effort`].
+    effort: u64,
     recv_window: i64,
     used: u32,
     incoming: VecDeque<Incoming>,
@@ -303,6 +305,7 @@ impl Mux {
             block_wire: 0,
             block_plain: 0,
             decoder: Decoder::new(),
+            effort: 0,
             recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
             used: 0,
             incoming: VecDeque::new(),
@@ -362,6 +365,11 @@ impl Mux {
         if more > 0 {
             frame::small(&mut self.out.bytes, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
         }
+    }
+
+    /// How much work the heads were that have come so far: their bytes, and so many for each header and each head.
+    pub(super) fn effort(&self) -> u64 {
+        self.effort
     }
 
     /// The next request that came, also if it was reset in the meantime.

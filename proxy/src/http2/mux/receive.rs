@@ -12,6 +12,12 @@ use crate::http::body::Chunk;
 use crate::http::headers::Headers;
 use crate::telemetry::Wire;
 
+/// So many times what is allowed is no mistake.
+const FAR: u64 = 8;
+/// What a head costs whatever it holds, and a header whatever its length: about as much as so many bytes.
+const EFFORT_OF_HEAD: u64 = 512;
+const EFFORT_OF_HEADER: u64 = 32;
+
 impl Mux {
     /// Whether a head has begun and not ended.
     pub(in super::super) fn awaits_head(&self) -> bool {
@@ -158,8 +164,13 @@ impl Mux {
             return self.late(id);
         };
         let client = self.role == Role::Client;
-        // Each would make us reset a stream that is worked for ("MadeYouReset"): the connection ends, as Envoy's does.
         if self.get(key).is_some_and(|stream| stream.ended && stream.reset.is_none()) {
+            if client {
+                // The answer is whole, and others share the connection.
+                self.give_back(None, length);
+                return self.late(id);
+            }
+            // Each would make us reset a stream that is worked for ("MadeYouReset"): the connection ends, as Envoy's does.
             return fault(Code::STREAM_CLOSED, "DATA after the end of the stream");
         }
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
@@ -273,13 +284,19 @@ impl Mux {
     }
 
     fn decode(&mut self, block: &[u8], mut take: impl FnMut(&[u8], &[u8])) -> Result {
-        let mut plain = 0;
+        let (mut plain, mut count) = (0, 0);
         let counted = |name: &[u8], value: &[u8]| {
             plain += (name.len() + value.len()) as u64;
+            count += 1;
             take(name, value);
         };
         let result = self.decoder.decode(block, counted);
         self.block_plain = plain;
+        self.effort += EFFORT_OF_HEAD + plain + EFFORT_OF_HEADER * count;
+        // A head that is a little too long is answered; this one is not meant to be read.
+        if plain > FAR * self.limits.head_bytes as u64 || count > FAR * self.limits.headers as u64 {
+            return fault(Code::ENHANCE_YOUR_CALM, "a head far beyond the limits");
+        }
         result.or_else(|_| fault(Code::COMPRESSION_ERROR, "headers that cannot be read"))
     }
 

@@ -173,3 +173,27 @@ fn data_when_after_the_end_of_a_stream_then_the_connection_ends() {
     let late = [request(1), frame(frame::DATA, 0, 1, b"more")].concat();
     assert_eq!(code(server().receive(&late.into())), Some(Code::STREAM_CLOSED));
 }
+
+#[test]
+fn data_when_an_endpoint_sends_it_after_the_end_of_an_answer_then_others_go_on() {
+    let mut mux = asked();
+    let answer = [
+        frame(frame::HEADERS, frame::END_HEADERS, 1, &[0x88]),
+        frame(frame::DATA, frame::END_STREAM, 1, b"ok"),
+        frame(frame::DATA, 0, 1, b"more"),
+    ];
+    assert_eq!(code(mux.receive(&answer.concat().into())), None);
+    assert!(!mux.is_over());
+}
+
+#[test]
+fn head_when_far_beyond_the_limits_then_the_connection_ends_and_a_little_beyond_then_it_is_answered() {
+    let many = |count: usize| {
+        let fields = [block(&GET), [0, 1, b'a', 0].repeat(count)].concat();
+        let mut server = server();
+        let outcome = code(server.receive(&frame(frame::HEADERS, 5, 1, &fields).into()));
+        (outcome, server.next_request().map(|incoming| incoming.head.is_err()))
+    };
+    assert_eq!(many(LIMITS.headers + 1), (None, Some(true)));
+    assert_eq!(many(8 * LIMITS.headers), (Some(Code::ENHANCE_YOUR_CALM), None));
+}

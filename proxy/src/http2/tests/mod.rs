@@ -447,3 +447,40 @@ async fn client_when_it_opens_and_resets_streams_without_end_then_the_connection
     })
     .await;
 }
+
+#[tokio::test]
+async fn client_when_it_sends_heads_without_end_then_others_have_their_turn_in_between() {
+    local(async {
+        let (mut near, far) = tokio::io::duplex(4 * 1024 * 1024);
+        let served = Rc::new(std::cell::Cell::new(0));
+        let counts = served.clone();
+        let handle = move |head: Head, down: Down| {
+            let counts = counts.clone();
+            async move {
+                counts.set(counts.get() + 1);
+                answer(&head.unwrap(), down, 200, b"").await;
+            }
+        };
+        // All of it is there before the server reads the first byte.
+        let text = |text: &str| [&[0x7f, (text.len() - 127) as u8 | 0x80, 0x0f], text.as_bytes()].concat();
+        let long = text(&"a".repeat(127 + 15 * 128));
+        let block = [&[0x82, 0x86, 0x84, 0x01, 1, b'r', 0x00, 1, b'x'][..], &long].concat();
+        let mut all = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
+        for number in 0..1000u32 {
+            all.extend([0, (block.len() >> 8) as u8, block.len() as u8, 1, 5]);
+            all.extend((2 * number + 1).to_be_bytes());
+            all.extend_from_slice(&block);
+        }
+        tokio::io::AsyncWriteExt::write_all(&mut near, &all).await.unwrap();
+        let server = spawn_local(serve(far, false, settings(), std::future::pending(), |_| {}, handle));
+        let (mut last, mut most) = (0, 0);
+        while served.get() < 1000 {
+            tokio::task::yield_now().await;
+            most = most.max(served.get() - last);
+            last = served.get();
+        }
+        assert!(most <= 150, "{most} requests were served in one turn");
+        server.abort();
+    })
+    .await;
+}
