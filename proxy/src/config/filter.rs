@@ -131,7 +131,7 @@ pub struct Fault {
     /// Requests under a fault at once, in all workers; beyond it requests pass.
     pub max_active: Option<u32>,
     /// Requests under a fault now.
-    pub active: AtomicU32,
+    pub active: Arc<AtomicU32>,
 }
 
 /// A delay.

@@ -19,10 +19,8 @@ use std::{
 pub struct LocalRateLimit {
     /// The status of an answer to what is refused; default 429.
     pub status: u16,
-    /// Its number, unlike that of any other limit of this process.
-    pub id: u64,
-    /// What is taken from.
-    pub buckets: Buckets,
+    /// What is taken from; forms of a limit that follow each other without a change of its own share it.
+    pub buckets: Arc<Buckets>,
     /// Each connection has buckets of its own.
     pub per_connection: bool,
     /// Say when to come again in `retry-after`.
@@ -66,6 +64,8 @@ pub enum HostPolicies {
 /// The buckets of a limit.
 #[derive(Debug, Default)]
 pub struct Buckets {
+    /// Their number, unlike that of any other limit of this process.
+    pub id: u64,
     /// What is taken from when no descriptor fits, and beside a descriptor's own unless `default_too` says otherwise. `None`:
     /// nothing is limited that fits no descriptor.
     pub bucket: Option<TokenBucket>,
@@ -77,6 +77,7 @@ impl Buckets {
     /// The same, full.
     pub fn fresh(&self) -> Self {
         Self {
+            id: self.id,
             bucket: self.bucket.as_ref().map(TokenBucket::fresh),
             descriptors: self.descriptors.iter().map(LimitedDescriptor::fresh).collect(),
         }

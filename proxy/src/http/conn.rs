@@ -96,14 +96,14 @@ impl ConnInfo {
     /// Its own buckets of this limit.
     pub(super) fn buckets(&self, limit: &LocalRateLimit) -> Rc<Buckets> {
         let mut limits = self.limits.borrow_mut();
-        if let Some((_, known)) = limits.iter().find(|(id, _)| *id == limit.id) {
+        if let Some((_, known)) = limits.iter().find(|(id, _)| *id == limit.buckets.id) {
             return known.clone();
         }
         if limits.len() >= MAX_LIMITS {
             limits.remove(0);
         }
         let own = Rc::new(limit.buckets.fresh());
-        limits.push((limit.id, own.clone()));
+        limits.push((limit.buckets.id, own.clone()));
         own
     }
 

@@ -292,6 +292,7 @@ impl State {
     fn take_routes(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let value: RouteConfiguration = unpack(&raw.body)?;
         let validates = value.validate_clusters == Some(true);
+        self.context.limits.begin(&raw.body.value);
         let table = route::table(&mut self.context, value)?;
         let clusters = clusters_of(&table);
         if validates {
@@ -435,6 +436,7 @@ impl State {
     pub(super) fn convert_listener(&mut self, raw: &Raw) -> Result<Parts, Refused> {
         let routes = &self.routes;
         let tables = |name: &str| routes.get(name).and_then(|entry| entry.current.clone());
+        self.context.limits.begin(&raw.body.value);
         listener(&mut self.context, unpack(&raw.body)?, &tables)
     }
 

@@ -3,6 +3,7 @@
 use super::{Kind, State, Update};
 use crate::config::Root;
 use leno_xds::envoy::config::{cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment};
+use leno_xds::envoy::config::{listener::v3::Listener, route::v3::RouteConfiguration};
 use leno_xds::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -90,4 +91,52 @@ fn endpoint_when_it_is_named_more_than_once_then_it_counts_where_it_is_named_fir
     let mut it = fixture();
     assert_eq!(it.take(Kind::Endpoints, named("a", endpoints("a", &[2, 3, 2]))), None);
     assert_eq!(it.in_force(), [("a".to_owned(), vec![(2, 0), (3, 0)])]);
+}
+
+/// A listener whose connection manager is called `name`, with a limit of rates and routes `r` from the stream.
+fn limited(name: &str) -> Any {
+    let limit = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "l", "token_bucket": {"max_tokens": 1, "fill_interval": "1000s"},
+    });
+    let router = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"});
+    let manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": name, "rds": {"route_config_name": "r", "config_source": {"ads": {}}},
+        "http_filters": [{"name": "l", "typed_config": limit}, {"name": "router", "typed_config": router}],
+    });
+    let value = json!({
+        "name": "l", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    });
+    leno_xds::any(&leno_xds::json::from_value::<Listener>(&value).unwrap())
+}
+
+fn routes(paths: &[&str]) -> Any {
+    let route = |path: &&str| json!({"match": {"prefix": path}, "direct_response": {"status": 200}});
+    let all: Vec<Value> = paths.iter().map(route).collect();
+    let value = json!({"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": all}]});
+    leno_xds::any(&leno_xds::json::from_value::<RouteConfiguration>(&value).unwrap())
+}
+
+#[test]
+fn limit_of_rates_when_only_routes_change_then_goes_on_and_when_its_listener_does_then_begins_anew() {
+    let mut it = Fixture(State::new("").expecting([]), None);
+    let buckets = |it: &Fixture| {
+        let root = it.1.as_ref().unwrap();
+        let crate::config::Network::Http(manager) = &root.listeners.all()[0].chains.all()[0].network else {
+            panic!("no HTTP")
+        };
+        manager.filters.iter().find_map(|entry| match &entry.filter {
+            crate::config::HttpFilter::LocalRateLimit(limit) => Some(limit.buckets.clone()),
+            _ => None,
+        })
+    };
+    assert_eq!(it.take(Kind::Listener, whole(vec![limited("a")])), None);
+    assert_eq!(it.take(Kind::Routes, whole(vec![routes(&["/"])])), None);
+    let first = buckets(&it).unwrap();
+    assert_eq!(it.take(Kind::Routes, whole(vec![routes(&["/a", "/"])])), None);
+    assert!(Arc::ptr_eq(&first, &buckets(&it).unwrap()));
+    assert_eq!(it.take(Kind::Listener, whole(vec![limited("b")])), None);
+    assert!(!Arc::ptr_eq(&first, &buckets(&it).unwrap()));
 }

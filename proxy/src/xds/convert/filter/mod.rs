@@ -47,6 +47,7 @@ use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::Denomin
 use prost_types::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 /// The filters before the router, and how the router works. Those whose configurations come by name are added to
 /// `discovered`; while one has not come, and there is no other, requests are answered 500 in its place.
@@ -128,7 +129,9 @@ fn stats(context: &Context, prefix: &str, filter: &HttpFilter) -> FilterStats {
 /// A filter that is known here.
 fn filter(context: &mut Context, prefix: &str, any: &Any) -> Converted<Option<HttpFilter>> {
     Ok(Some(if let Some(value) = optional::<HttpFault>(any)? {
-        HttpFilter::Fault(Arc::new(fault::fault(context, value)?))
+        // All faults of a prefix are counted together, whatever becomes of the listeners around them.
+        let active = context.limits.count(&format!("fault/{prefix}"), AtomicU32::default);
+        HttpFilter::Fault(Arc::new(crate::config::Fault { active, ..fault::fault(context, value)? }))
     } else if let Some(Cors {}) = optional(any)? {
         HttpFilter::Cors
     } else if let Some(value) = optional::<Rbac>(any)? {

@@ -15,6 +15,7 @@ use leno_xds::envoy::extensions::filters::http::local_ratelimit::v3 as xds;
 use leno_xds::envoy::r#type::matcher::v3::AddressMatcher;
 use leno_xds::envoy::r#type::v3::{HttpStatus, TokenBucket as Bucket};
 use leno_xds::xds::core::v3::CidrRange;
+use prost::Message as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A limit of rates that this process enforces by itself.
 pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<LocalRateLimit> {
+    let written = value.encode_to_vec();
     let xds::LocalRateLimit {
         stat_prefix,
         status,
@@ -86,11 +88,13 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         other => return Err(Refused::new("enable_x_ratelimit_headers", format!("{other} is not known to this proxy"))),
     };
     let scope = Scope::bare("envoy_local_http_ratelimit_prefix", &stat_prefix);
+    let bucket = token_bucket.map(bucket).transpose().within("token_bucket")?;
+    let make = || Buckets { id: NEXT.fetch_add(1, Ordering::Relaxed), bucket, descriptors };
+    let buckets = context.limits.of_requests(&written, make);
     Ok(LocalRateLimit {
         stats: RateLimitStats::new(&context.counters, &[scope]),
         status,
-        id: NEXT.fetch_add(1, Ordering::Relaxed),
-        buckets: Buckets { bucket: token_bucket.map(bucket).transpose().within("token_bucket")?, descriptors },
+        buckets,
         per_connection: local_rate_limit_per_downstream_connection,
         retry_after: enable_retry_after_header,
         enabled: filter_enabled.map_or(Ok(0), |value| fraction(context, value)).within("filter_enabled")?,
