@@ -11,6 +11,8 @@ pub struct HttpManager {
     pub stat_prefix: Arc<str>,
     /// Which way the traffic goes.
     pub direction: Direction,
+    /// Connections go on when the admin server is asked to let health checks fail.
+    pub ends_on_changes_only: bool,
     /// The protocol spoken by clients.
     pub codec: Codec,
     /// Where requests go.
@@ -109,6 +111,7 @@ impl Default for HttpManager {
         Self {
             stat_prefix: Arc::from("http"),
             direction: Direction::Outbound,
+            ends_on_changes_only: false,
             codec: Codec::Auto,
             routes: Arc::default(),
             filters: Vec::new(),

@@ -354,7 +354,7 @@ impl Call<'_> {
 
     /// Whether the connection should end with the answer that it is about to carry: since it is time, or to save memory.
     pub(super) fn ends_connection(&self) -> bool {
-        let in_time = self.worker.ends_in_time(self.manager.direction);
+        let in_time = self.worker.ends_in_time(self.manager.direction, self.manager.ends_on_changes_only);
         if in_time && let Some(counted) = &self.conn.counted {
             counted.http().cx_drain_close.add(1);
         }

@@ -243,10 +243,10 @@ impl Worker {
     }
 
     /// Whether a connection of that direction should end with the answer that it is about to carry: draining, or since the admin
-    /// server was asked for it.
-    pub fn ends_in_time(&self, direction: Direction) -> bool {
+    /// server was asked for it; health checks that are to fail count unless its listener cares for changes alone.
+    pub fn ends_in_time(&self, direction: Direction, changes_only: bool) -> bool {
         self.is_draining()
-            || crate::admin::is_failed()
+            || !changes_only && crate::admin::is_failed()
             || self.asked.get().ends(direction, |bound| self.rng.below(bound))
     }
 

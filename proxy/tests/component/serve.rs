@@ -583,5 +583,39 @@ static_resources:
         let connection = wait(&format!("connection {number}"), || still.accept().ok());
         taken.push(connection);
     }
-    assert!(ill.accept().is_err() && last.accept().is_err(), "the healthy endpoint of the first priority takes connections");
+    assert!(
+        ill.accept().is_err() && last.accept().is_err(),
+        "the healthy endpoint of the first priority takes connections"
+    );
+}
+
+#[test]
+fn health_checks_when_they_are_to_fail_then_every_answer_says_so_and_connections_end_where_they_should() {
+    let filter = "http_filters:
+          - name: check
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck
+              pass_through_mode: false
+              headers: [{name: \":path\", string_match: {exact: /healthz}}]";
+    let (usual, lasting) = (free(), free());
+    let listeners = [listener("usual", usual, "a"), listener("lasting", lasting, "a")]
+        .map(|text| text.replace("http_filters:", filter));
+    let listeners = [listeners[0].clone(), format!("{}\n    drain_type: MODIFY_ONLY", listeners[1])];
+    let proxy = Proxy::start(&bootstrap(&listeners, &[cluster("a", upstream())]));
+    wait("the listener", || get(usual, "/"));
+    let told = "x-envoy-immediate-health-check-fail: true";
+    let (mut first, mut second) = (TcpStream::connect(usual).unwrap(), TcpStream::connect(lasting).unwrap());
+    for stream in [&mut first, &mut second] {
+        let answer = again(stream);
+        assert!(!answer.contains(told) && !answer.contains("connection: close"), "{answer}");
+    }
+    assert!(proxy.change("/healthcheck/fail").starts_with("HTTP/1.1 200"));
+    let answer = get(usual, "/healthz").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains(told), "{answer}");
+    let answer = again(&mut first);
+    assert!(answer.contains(told) && answer.contains("connection: close"), "{answer}");
+    let answer = again(&mut second);
+    assert!(answer.contains(told) && !answer.contains("connection: close"), "{answer}");
+    assert!(proxy.change("/healthcheck/ok").starts_with("HTTP/1.1 200"));
+    assert!(!get(usual, "/healthz").unwrap().contains(told));
 }

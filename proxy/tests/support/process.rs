@@ -94,10 +94,19 @@ impl Proxy {
     }
 
     pub fn admin(&self, path: &str) -> String {
+        self.ask("GET", path)
+    }
+
+    /// Asks the admin server for a change.
+    pub fn change(&self, path: &str) -> String {
+        self.ask("POST", path)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> String {
         let address = wait("the admin server's address", || {
             std::fs::read_to_string(self.folder.path().join("admin")).ok()?.parse::<SocketAddr>().ok()
         });
-        get(address, path).expect("an answer of the admin server")
+        ask(address, method, path).expect("an answer of the admin server")
     }
 
     pub fn signal(&self) {
@@ -128,9 +137,13 @@ pub fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// The whole answer, when there is one.
 pub fn get(address: SocketAddr, path: &str) -> Option<String> {
+    ask(address, "GET", path)
+}
+
+fn ask(address: SocketAddr, method: &str, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(LIMIT)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     (!answer.is_empty()).then_some(answer)

@@ -156,6 +156,27 @@ fn unasked<'a>(call: &mut Call<'a>, entry: &'a FilterEntry, setting: Option<&Fil
         };
         call.tally.filters().steps.extend(compression::unasked(own, setting).map(Step::Compress));
     }
+    if let HttpFilter::HealthCheck(_) = &entry.filter {
+        tell_failure(call);
+    }
+}
+
+/// Where health checks are to fail, each answer says so to those who check: they need not wait for their next one.
+fn tell_failure(call: &mut Call<'_>) {
+    if crate::admin::is_failed() {
+        let told = ("x-envoy-immediate-health-check-fail", b"true".to_vec());
+        call.tally.filters().steps.push(Step::Add(vec![told]));
+    }
+}
+
+/// Whether the request is one that a filter answers as a health check.
+pub(super) fn is_health_check(call: &Call<'_>) -> bool {
+    call.manager.filters.iter().any(|entry| match &entry.filter {
+        HttpFilter::HealthCheck(check) if !entry.disabled => {
+            check.headers.iter().all(|header| route::header_matches(header, call.request))
+        }
+        _ => false,
+    })
 }
 
 /// Whether a filter of the chain changes the bodies of requests.
@@ -235,8 +256,10 @@ async fn pass<'a, D: Downstream>(
                 };
                 let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
                 call.tally.filters().steps.push(Step::Add(vec![cluster]));
+                tell_failure(call);
                 return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
             }
+            tell_failure(call);
             Ok(())
         }
         (HttpFilter::Compressor(own), setting) => {

@@ -247,8 +247,10 @@ fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> Option<
     }
     mark = mark.filter(|_| sampling.overall.takes(number));
     let written = mark.unwrap_or(UNTRACED);
+    let checks = super::filter::is_health_check(call);
     if let Some(counted) = &call.conn.counted {
         let reason = match written {
+            _ if checks => 4,
             CLIENT => 0,
             FORCED => 1,
             CHANCE => 2,
@@ -262,7 +264,7 @@ fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> Option<
         id[MARK] = written;
         call.request.headers.set("x-request-id", &id);
     }
-    mark
+    mark.filter(|_| !checks)
 }
 
 fn is_reason(mark: u8) -> bool {

@@ -217,6 +217,7 @@ pub fn manager(
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
         direction,
+        ends_on_changes_only: false,
         codec,
         routes,
         filters,

@@ -65,7 +65,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         per_connection_buffer_high_watermark_timeout: _,
         metadata,
         deprecated_v1,
-        drain_type: _,
+        drain_type,
         listener_filters: filter_list,
         listener_filters_timeout,
         continue_on_listener_filters_timeout,
@@ -122,7 +122,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     let filters = listener_filters(context, filter_list)?;
     let mut found = Found::default();
     let buffer_limit = buffer_limit.map_or(HttpManager::default().buffer_limit, |bytes| bytes as usize);
-    let around = Around { listener: &name, direction, egress, buffer_limit, tables };
+    let only_changes = drain_type == i32::from(xds::listener::DrainType::ModifyOnly);
+    let around = Around { listener: &name, direction, egress, only_changes, buffer_limit, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {
         let value = chain(context, value, &around, &mut found);

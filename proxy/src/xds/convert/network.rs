@@ -38,6 +38,8 @@ pub struct Around<'a> {
     pub direction: Direction,
     /// Whether the listener says that its traffic goes out.
     pub egress: bool,
+    /// Connections end because of a change of the listener, and not because health checks are to fail.
+    pub only_changes: bool,
     /// Bytes of a request's body that may be kept for another attempt where its route does not say.
     pub buffer_limit: usize,
     /// Route tables by name.
@@ -195,6 +197,7 @@ fn terminal(
 ) -> Converted<Network> {
     if let Some(value) = optional::<HttpConnectionManager>(any)? {
         let mut manager = manager(context, value, (around.direction, around.egress), around.tables, found)?;
+        manager.ends_on_changes_only = around.only_changes;
         manager.buffer_limit = around.buffer_limit;
         return Ok(Network::Http(Arc::new(manager)));
     }
