@@ -189,7 +189,8 @@ fn written_endpoints(state: &State) -> Vec<Value> {
     let of = |(_, raw): (&str, &Raw)| {
         let mut endpoints = leno_xds::json::any_to_value(&raw.body).ok()?.get_mut("load_assignment")?.take();
         endpoints["@type"] = json!("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment");
-        Some(json!({"endpoint_config": endpoints}))
+        let kind = "type.googleapis.com/envoy.admin.v3.EndpointsConfigDump.StaticEndpointConfig";
+        Some(json!({"@type": kind, "endpoint_config": endpoints}))
     };
     state.raws(Kind::Cluster).filter_map(of).collect()
 }

@@ -49,6 +49,7 @@ pub(super) fn check_target(
             head.set_authority(authority);
             (head.has_scheme, head.secure) = (true, secure.is_some());
             match rest.get(end) {
+                Some(b'#') => return Err(HeadError::Url),
                 None => head.set_path(b"/"),
                 // A query alone is no path, and is not taken for one later.
                 Some(_) => head.set_path(&rest[end..]),

@@ -147,7 +147,7 @@ impl Request {
         self.fields.count += 1;
         // The method and what else has a place of its own is kept in the store of the headers.
         std::mem::swap(&mut self.head.headers, &mut self.fields.headers);
-        let good = !value.is_empty() && value.iter().all(|&b| b > 0x20 && b != 0x7f);
+        let mut good = !value.is_empty() && value.iter().all(|&b| b > 0x20 && b != 0x7f);
         let bit = match name {
             b":method" => {
                 self.head.set_method(value);
@@ -157,6 +157,7 @@ impl Request {
                 METHOD
             }
             b":scheme" => {
+                good &= is_scheme(value);
                 self.head.secure = value.eq_ignore_ascii_case(b"https");
                 self.head.has_scheme = true;
                 SCHEME
@@ -340,6 +341,12 @@ fn write_length(length: u64, encoder: &mut Encoder, out: &mut Vec<u8>) {
         }
     }
     encoder.header(b"content-length", &digits[at..], out);
+}
+
+/// A letter, then letters, digits, `+`, `-` and `.` (RFC 3986, section 3.1).
+fn is_scheme(value: &[u8]) -> bool {
+    value.first().is_some_and(u8::is_ascii_alphabetic)
+        && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
 }
 
 /// Writes a request's head for an endpoint; `of_mesh` says that it has shown a certificate of the mesh. Who we are is told only then.

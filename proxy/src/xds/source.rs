@@ -3,7 +3,7 @@
 // Deprecated fields are named like all others.
 #![allow(deprecated)]
 
-use super::convert::common::{maybe_duration, stream_backoff};
+use super::convert::common::{grpc_metadata, maybe_duration, stream_backoff};
 use super::convert::{Converted, Refused, Within as _, refuse, refuse_set};
 use super::management::Server;
 use super::state::Kind;
@@ -278,16 +278,12 @@ impl Sources {
         };
         let server = self.servers.get(&cluster_name).ok_or_else(missing)?.clone();
         server.check().within("envoy_grpc.cluster_name")?;
-        let metadata = initial_metadata.into_iter().map(|header| {
-            let xds::HeaderValue { key, value, raw_value } = header;
-            refuse_set(&raw_value, "initial_metadata.raw_value")?;
-            Ok((key.to_ascii_lowercase(), value))
-        });
+        let metadata = grpc_metadata(initial_metadata).within("initial_metadata")?;
         Ok(Grpc {
             protocol,
             server,
             authority: (!authority.is_empty()).then_some(authority),
-            metadata: metadata.collect::<Converted<_>>()?,
+            metadata: metadata.into_iter().map(|(name, value)| (name.into(), value)).collect(),
             node_always,
             backoff: stream_backoff(retry_policy.or(outer_retry_policy), "retry_policy")?,
             rate: None,

@@ -30,10 +30,12 @@ use leno_xds::envoy::config::bootstrap::v3 as xds;
 use leno_xds::envoy::config::bootstrap::v3::{bootstrap::StaticResources, cluster_manager::OutlierDetection};
 use leno_xds::envoy::config::cluster::v3::Cluster;
 use leno_xds::envoy::config::core::v3::{
-    Address, Node, Pipe, TypedExtensionConfig, address, node::UserAgentVersionType,
+    Address, BuildVersion, Node, Pipe, TypedExtensionConfig, address, node::UserAgentVersionType,
 };
 use leno_xds::envoy::extensions::access_loggers::{file::v3::FileAccessLog, stream::v3::StdoutAccessLog};
 use leno_xds::envoy::service::discovery::v3::Resource;
+use leno_xds::envoy::r#type::v3::SemanticVersion;
+use prost_types::value::Kind as ValueKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -253,13 +255,23 @@ fn one_of(value: TypedExtensionConfig, types: &[&str]) -> Converted<()> {
     }
 }
 
-/// Says what we are, where the bootstrap does not.
+/// The release of Envoy whose configuration is understood.
+const ENVOY: (u32, u32, u32) = (1, 40, 0);
+
+/// How this proxy introduces itself to servers, where its bootstrap does not say.
 fn introduce(mut node: Node) -> Node {
     if node.user_agent_name.is_empty() {
         "leno".clone_into(&mut node.user_agent_name);
     }
-    node.user_agent_version_type
-        .get_or_insert_with(|| UserAgentVersionType::UserAgentVersion(leno_runtime::version().to_string()));
+    // Servers that ask for the version mean that of the API: what a release of Envoy may be sent.
+    let own = prost_types::Value { kind: Some(ValueKind::StringValue(leno_runtime::version().to_string())) };
+    node.user_agent_version_type.get_or_insert_with(|| {
+        let (major_number, minor_number, patch) = ENVOY;
+        UserAgentVersionType::UserAgentBuildVersion(BuildVersion {
+            version: Some(SemanticVersion { major_number, minor_number, patch }),
+            metadata: Some(prost_types::Struct { fields: [("leno.version".to_owned(), own)].into() }),
+        })
+    });
     node
 }
 

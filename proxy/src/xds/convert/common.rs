@@ -2,6 +2,7 @@
 
 use super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use crate::config::{HeaderOp, HeaderText, OptionTime, SocketOption};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use leno_xds::envoy::config::core::v3::{
     Address, BackoffStrategy, CidrRange, DataSource, HeaderValue, HeaderValueOption, Metadata, RetryPolicy,
     SocketAddress, SocketOption as XdsOption, address, data_source, header_value_option::HeaderAppendAction,
@@ -284,4 +285,19 @@ pub fn text<'a>(fields: &'a Struct, name: &str) -> Option<&'a str> {
         Some(Value { kind: Some(Kind::StringValue(text)) }) => Some(text),
         _ => None,
     }
+}
+
+/// Headers of calls to a gRPC service: names and values. What `-bin` names end in is bytes, and travels as base64.
+pub fn grpc_metadata(values: Vec<HeaderValue>) -> Converted<Vec<(Box<str>, String)>> {
+    let one = |HeaderValue { key, value, raw_value }| {
+        let name = header_name(&key).within("key")?;
+        let value = match (name.ends_with("-bin"), raw_value.is_empty()) {
+            (true, true) => STANDARD.encode(value),
+            (true, false) => STANDARD.encode(raw_value),
+            (false, true) => super::edge::header_value(value, "value")?,
+            (false, false) => return Err(Refused::new("raw_value", "is for names that end in -bin; write `value`")),
+        };
+        Ok((name, value))
+    };
+    values.into_iter().map(one).collect()
 }

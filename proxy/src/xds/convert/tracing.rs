@@ -9,7 +9,7 @@ use crate::config::{
 };
 use crate::telemetry::LogFormat;
 use leno_xds::envoy::config::core::v3::{
-    GrpcService, HeaderValue, HttpService, HttpUri, TypedExtensionConfig, grpc_service, http_uri,
+    GrpcService, HttpService, HttpUri, TypedExtensionConfig, grpc_service, http_uri,
 };
 use leno_xds::envoy::config::route::v3 as route;
 use leno_xds::envoy::config::trace::v3::{
@@ -340,12 +340,8 @@ pub(super) fn grpc(value: GrpcService) -> Converted<Called> {
     } = value;
     refuse!(retry_policy);
     let authority = if authority.is_empty() { cluster_name.clone() } else { authority };
-    let mut metadata = Vec::with_capacity(initial_metadata.len());
-    for HeaderValue { key, value, raw_value } in initial_metadata {
-        refuse!(raw_value);
-        let name = super::common::header_name(&key).within("initial_metadata.key")?;
-        metadata.push((name, super::edge::header_value(value, "initial_metadata.value")?.into()));
-    }
+    let metadata = super::common::grpc_metadata(initial_metadata).within("initial_metadata")?;
+    let metadata = metadata.into_iter().map(|(name, value)| (name, value.into())).collect();
     let authority = super::edge::header_value(authority, "envoy_grpc.authority")?.into();
     Ok((cluster_name, (authority, metadata), timeout))
 }
