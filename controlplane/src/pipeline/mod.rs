@@ -6,6 +6,7 @@
 
 mod publish;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,17 +84,22 @@ pub async fn run<C: Compile>(
     let mut builder = C::Builder::default();
     let mut joins = publisher.joins();
     loop {
-        let since = tokio::select! {
-            () = shutdown.cancelled() => return,
-            since = debounce(&mut source) => match since {
-                Some(since) => since,
-                None => return,
-            },
-            // A new pod connected: nothing changed but who listens.
-            Ok(()) = joins.changed() => {
-                let publisher = publisher.clone();
-                tokio::task::spawn_blocking(move || publisher.join()).await.ok();
-                continue;
+        let since = {
+            // One for all who connect meanwhile: dropped, it would forget the change that it has seen.
+            let mut quiet = pin!(debounce(&mut source));
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    since = &mut quiet => match since {
+                        Some(since) => break since,
+                        None => return,
+                    },
+                    // A new pod connected: nothing changed but who listens.
+                    Ok(()) = joins.changed() => {
+                        let publisher = publisher.clone();
+                        tokio::task::spawn_blocking(move || publisher.join()).await.ok();
+                    }
+                }
             }
         };
         let stores = source.stores().clone();

@@ -199,7 +199,13 @@ async fn pipeline_when_things_change_then_makes_and_tells_only_what_is_needed() 
         }
     };
     tokio::time::timeout(WAIT, found).await.expect("three times");
+    assert_eq!(FINDINGS.load(Ordering::Relaxed), 3);
+
+    // A pod that connects while a change waits for quiet does not make it forgotten.
+    feed.send((Lane::All, stores("c4", &["a"]))).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let _late = publisher.follow(&peer("shop", "two"));
+    next(&mut one).await;
     shutdown.cancel();
     task.await.unwrap();
-    assert_eq!(FINDINGS.load(Ordering::Relaxed), 3);
 }
