@@ -22,7 +22,8 @@ use leno_xds::envoy::extensions::filters::listener::http_inspector::v3::HttpInsp
 use leno_xds::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
 use leno_xds::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    CodecType, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, UpgradeConfig,
+    CodecType, ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
+    SetCurrentClientCertDetails, UpgradeConfig,
 };
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager, HttpFilter, Rds, http_filter,
@@ -70,6 +71,8 @@ pub(super) struct HttpNeeds {
     pub(super) cors: bool,
     /// A route injects faults.
     pub(super) fault: bool,
+    /// The app is told who the client is, by `x-forwarded-client-cert`; what clients say of themselves there is never passed on.
+    pub(super) certificate: bool,
 }
 
 /// Speaks HTTP.
@@ -103,6 +106,16 @@ pub(super) fn http(stat_prefix: &str, routes: Routes, needs: HttpNeeds) -> Filte
         request_headers_timeout: seconds(REQUEST_HEAD_SECONDS),
         access_log: vec![access_log()],
         use_remote_address: Some(false),
+        forward_client_cert_details: match needs.certificate {
+            true => ForwardClientCertDetails::SanitizeSet.into(),
+            false => ForwardClientCertDetails::Sanitize.into(),
+        },
+        set_current_client_cert_details: needs.certificate.then(|| SetCurrentClientCertDetails {
+            subject: Some(true),
+            dns: true,
+            uri: true,
+            ..Default::default()
+        }),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..Default::default() }],
         normalize_path: Some(true),
         merge_slashes: false,

@@ -89,7 +89,8 @@ pub(super) fn listener(ir: &Ir) -> Listener {
 fn chains(ir: &Ir, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<FilterChain> {
     let label = port.map_or_else(|| "virtualInbound".to_owned(), |port| port.to_string());
     let stat_prefix = port.map_or_else(|| INBOUND_PASSTHROUGH.to_owned(), |port| format!("inbound_0.0.0.0_{port}"));
-    let speaks_http = || http(&stat_prefix, Routes::Inline(Box::new(routes(port, cluster))), HttpNeeds::default());
+    let needs = HttpNeeds { certificate: true, ..HttpNeeds::default() };
+    let speaks_http = || http(&stat_prefix, Routes::Inline(Box::new(routes(port, cluster))), needs);
     let passes = || tcp(&stat_prefix, cluster);
     let make = |name: &str, takes: Takes, filter| made(ir, port, &format!("{label}-{name}"), &takes, filter);
     let mut chains = Vec::new();

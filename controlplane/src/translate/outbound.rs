@@ -119,6 +119,7 @@ fn of_address(
     let needs = HttpNeeds {
         cors: port.http.iter().any(|route| route.cors.is_some()),
         fault: port.http.iter().any(|route| route.fault.is_some()),
+        certificate: false,
     };
     let routes = Routes::Named(format!("{}:{}", service.service.host, port.number));
     let mut listener = Listener {

@@ -172,7 +172,7 @@ fn virtual_host(
     clusters: &Clusters<'_>,
 ) -> xds::VirtualHost {
     let routes = routes.iter().map(|entry| route(entry, port, clusters)).collect();
-    xds::VirtualHost { name, domains, routes, ..Default::default() }
+    xds::VirtualHost { name, domains, routes, include_request_attempt_count: true, ..Default::default() }
 }
 
 fn any_path() -> xds::RouteMatch {

@@ -409,6 +409,9 @@ fn injected(report: &mut Report<'_>, fault: &istio::HttpFaultInjection, field: &
             (None, Some(percent)) => report.share(f64::from(*percent), &format!("{field}.percent")),
             (None, None) => 0,
         };
+        if fixed_delay.is_none() && exponential_delay.is_none() {
+            report.remark(Reason::NoEffect, &format!("{field}.fixedDelay"), "without it nothing is delayed; write one");
+        }
         report.duration(fixed_delay.clone(), &format!("{field}.fixedDelay")).map(|duration| (duration, share))
     });
     let abort = abort.as_ref().and_then(|abort| {

@@ -53,8 +53,12 @@ pub(super) fn ported_policy(
         let number = port.as_ref().and_then(|PortSelector { number }| *number);
         let policy = one_policy(report, load_balancer, connection_pool, outlier_detection, tls, &field);
         match report.port(number, &format!("{field}.port.number")) {
+            Some(number) if converted.ports.contains_key(&number) => {
+                let message = format!("port {number} stands above already, and that counts; take one of them out");
+                report.remark(Reason::NoEffect, &format!("{field}.port.number"), message);
+            }
             Some(number) => {
-                converted.ports.entry(number).or_insert(policy);
+                converted.ports.insert(number, policy);
             }
             None => report.refuse(Reason::InvalidValue, &format!("{field}.port"), "name the service's port by number"),
         }

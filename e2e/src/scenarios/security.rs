@@ -28,6 +28,14 @@ pub(super) fn mutual_tls_by_default(bed: &Bed) -> Result<()> {
             Ok(Some(()))
         })?;
     }
+    // The app knows who asks, and nobody can say so for himself.
+    let forged = ["-H", "x-forwarded-client-cert=URI=spiffe://cluster.local/ns/lab/sa/king"];
+    for (namespace, url) in [(LAB, "http://solo/"), (OUTSIDE, "http://solo.lab/")] {
+        let answer = bed.ask(namespace, CLIENT, &[&[url][..], &forged].concat())?;
+        let told = answer["body"]["headers"]["x-forwarded-client-cert"].as_str().unwrap_or_default();
+        let from_lab = told.contains("URI=spiffe://cluster.local/ns/lab/sa/client") && told.contains("By=spiffe://");
+        ensure(!told.contains("king") && from_lab == (namespace == LAB), || format!("from {namespace}: {told:?}"))?;
+    }
     Ok(())
 }
 
