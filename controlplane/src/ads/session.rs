@@ -5,7 +5,7 @@
 //!
 //! - One response of a kind is under way at a time. Configurations that arrive meanwhile replace each other, so a slow proxy
 //!   costs no memory and gets the newest when it is ready.
-//! - Additions go in the order clusters, endpoints, listeners, routes. Endpoints follow their cluster, routes their listener,
+//! - Additions go in the order clusters, endpoints, secrets, listeners, routes. Nothing waits for secrets. Endpoints follow their cluster, routes their listener,
 //!   and listeners and routes wait until clusters and endpoints are acknowledged, so nothing is sent into a cluster that
 //!   is not there yet.
 //! - A stock Envoy acknowledges clusters only when all that are new to it have their endpoints. So endpoints that it waits for do

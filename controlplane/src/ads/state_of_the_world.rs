@@ -2,7 +2,7 @@
 //! warms, the same make before break.
 //!
 //! A response for listeners or clusters holds everything that the proxy is to have of them, and what it leaves out is removed;
-//! one for endpoints or routes holds what is new or changed, and what is gone is not spoken of: no listener names it any
+//! one for endpoints, secrets or routes holds what is new or changed, and what is gone is not spoken of: no listener names it any
 //! longer. Nobody knows what a proxy holds when it connects, so it is sent everything: what it had and should not have any
 //! longer goes at once, and not, as with the delta protocol, after all that uses it.
 

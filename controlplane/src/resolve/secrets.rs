@@ -5,14 +5,14 @@ use leno_core::{Condition, Finding, ObjectKey, Reason, Severity, Snapshot};
 
 use super::findings::{Named, Object as _};
 
-/// What is wrong with the Secrets of a policy. Connections that need them fail until it is mended.
+/// What is wrong with the Secrets of a policy. Sidecars that have had them once go on with what they have.
 pub(super) fn missing(snapshot: &Snapshot, policy: &DestinationPolicy) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut look = |held: &TrafficPolicy, field: String| {
         if let Some(ClientTls::Simple(settings)) = &held.tls
             && let Some((secret, wrong)) = wrong(snapshot, settings)
         {
-            let message = format!("{wrong}; until then connections to the service fail (Secret {secret})");
+            let message = format!("{wrong}; sidecars that do not have it yet cannot connect (Secret {secret})");
             for (origin, generation) in policy.origins() {
                 let object = Named { origin, generation };
                 let reason = Reason::CredentialNotFound;

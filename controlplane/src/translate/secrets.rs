@@ -32,7 +32,7 @@ pub(super) fn of(settings: &SimpleTls, credentials: &Credentials) -> Vec<Secret>
     let held = |secret: &ObjectKey| credentials.get(secret).and_then(|held| held.as_deref().ok());
     if let Some(certificate) = certificate {
         let value = match certificate {
-            Certificate::Files { chain, key } => Some(pair(file(chain), file(key), folder_of(chain))),
+            Certificate::Files { chain, key } => Some(pair(file(chain), file(key), folder_of(&[chain, key]))),
             Certificate::Secret(secret) => held(secret)
                 .filter(|held| !held.chain.is_empty() && !held.key.is_empty())
                 .map(|Credential { chain, key, .. }| pair(inline(chain), inline(key), None)),
@@ -42,7 +42,11 @@ pub(super) fn of(settings: &SimpleTls, credentials: &Credentials) -> Vec<Secret>
     if let Some(name) = of_trust(trust).filter(|_| !unverified) {
         let value = match &trust.authorities {
             Authorities::System => None,
-            Authorities::File(path) => Some(trusted(file(path), trust.revoked.as_deref().map(file), folder_of(path))),
+            Authorities::File(path) => {
+                let files: Vec<&str> = std::iter::once(path.as_str()).chain(trust.revoked.as_deref()).collect();
+                Some(trusted(file(path), trust.revoked.as_deref().map(file), folder_of(&files)))
+            }
+
             Authorities::Secret(secret) => held(secret).filter(|held| !held.authorities.is_empty()).map(|held| {
                 let revoked = (!held.revoked.is_empty()).then(|| inline(&held.revoked));
                 trusted(inline(&held.authorities), revoked, None)
@@ -86,9 +90,12 @@ fn inline(text: &str) -> DataSource {
     DataSource { specifier: Some(Specifier::InlineString(text.to_owned())), ..Default::default() }
 }
 
-/// The folder that changes when a file does: Kubernetes swaps a link in it.
-fn folder_of(path: &str) -> Option<WatchedDirectory> {
-    let folder = Path::new(path).parent()?.to_str().filter(|folder| !folder.is_empty())?;
+/// The folder that changes when one of these files does: Kubernetes swaps a link in it. `None` where there are several: Envoy
+/// watches one, and each file by itself where it is told none.
+fn folder_of(paths: &[&str]) -> Option<WatchedDirectory> {
+    let folder = Path::new(paths.first()?).parent()?;
+    let shared = paths.iter().all(|path| Path::new(path).parent() == Some(folder));
+    let folder = folder.to_str().filter(|folder| shared && !folder.is_empty())?;
     Some(WatchedDirectory { path: folder.to_owned(), ..Default::default() })
 }
 

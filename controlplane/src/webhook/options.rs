@@ -45,7 +45,7 @@ const VOLUMES: &str = "sidecar.istio.io/userVolume";
 const MOUNTS: &str = "sidecar.istio.io/userVolumeMount";
 /// Most entries of each.
 const MAX_VOLUMES: usize = 32;
-/// Folders of the sidecar's own, and those that hold them.
+/// Folders of the sidecar's own.
 const OWN_FOLDERS: [&str; 3] = ["/var/run/leno", "/run/leno", "/etc/leno"];
 
 impl Options {
@@ -90,7 +90,7 @@ impl Options {
         let (volumes, mounts) = (named(VOLUMES, text(VOLUMES))?, named(MOUNTS, text(MOUNTS))?);
         for mount in &mounts {
             let path = mount["mountPath"].as_str().unwrap_or_default();
-            if !path.starts_with('/') || OWN_FOLDERS.iter().any(|own| Path::new(path).starts_with(own)) {
+            if !is_free(Path::new(path)) {
                 return Err(No::Refuse(format!("{MOUNTS}: mountPath {path:?} is no folder for a sidecar's volume")));
             }
         }
@@ -102,6 +102,12 @@ impl Options {
             rewrite_probes: text("sidecar.istio.io/rewriteAppHTTPProbers") != Some("false"),
         })
     }
+}
+
+/// Whether a volume may be mounted there: not over what the sidecar has of its own, nor over what holds that.
+fn is_free(path: &Path) -> bool {
+    let plain = path.is_absolute() && path.components().all(|part| !matches!(part, std::path::Component::ParentDir));
+    plain && OWN_FOLDERS.iter().all(|own| !path.starts_with(own) && !Path::new(own).starts_with(path))
 }
 
 /// Volumes or mounts: an object by their names, as Istio has it, or a list of objects with a `name`.

@@ -106,11 +106,21 @@ pub(super) fn client_tls(report: &mut Report<'_>, tls: &istio::ClientTlsSettings
     }
 }
 
+/// Whether a Secret can be called so that a `credentialName` names: a DNS subdomain (RFC 1123). The name with `-cacert` is of the one beside it.
+pub fn is_secret_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    let good = name.bytes().all(fits) && ends(bytes.first()) && ends(bytes.last()) && !name.contains("..");
+    good && name.len() <= 246 && !name.ends_with("-cacert")
+}
+
 /// The name of a Secret: it is handed to workloads of its own namespace alone, so the object must be for some of them.
 fn credential(report: &mut Report<'_>, name: &str, field: &str) {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    if name.len() > 253 || !name.bytes().all(fits) {
-        report.refuse(Reason::InvalidValue, field, "write the name of a Secret in the namespace of this object");
+    if !is_secret_name(name) {
+        let message =
+            "write the name of a Secret in the namespace of this object; that of authorities alone without -cacert";
+        report.refuse(Reason::InvalidValue, field, message);
     } else if !report.selective {
         let message = "a Secret is handed to chosen workloads of its namespace alone; name them in workloadSelector";
         report.refuse(Reason::NotPermitted, field, message);

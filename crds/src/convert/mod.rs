@@ -16,6 +16,7 @@ mod policy;
 mod report;
 mod virtual_service;
 
+pub use client_tls::is_secret_name;
 pub use destination_rule::destination_rule;
 pub use not_yet::{Feature, not_yet};
 pub use virtual_service::virtual_service;

@@ -133,6 +133,8 @@ fn pod_when_an_annotation_makes_no_sense_then_is_refused_with_its_name() {
         ("sidecar.istio.io/userVolumeMount", r#"[{"mountPath": "/etc/certs"}]"#),
         ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "/run/leno/x"}}"#),
         ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "etc"}}"#),
+        ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "/run"}}"#),
+        ("sidecar.istio.io/userVolumeMount", r#"{"certs": {"mountPath": "/run/x/../leno"}}"#),
     ] {
         let pod = json!({"metadata": {"annotations": {key: value}}, "spec": {}});
         match inject(&pod, &mesh()) {
