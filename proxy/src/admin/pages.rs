@@ -7,6 +7,7 @@ use super::statistics::{prometheus, reset_counters, stats};
 use super::{View, dump, upstreams};
 use crate::config::Direction;
 use crate::xds::bootstrap::NotTaken;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, StatusCode};
 use leno_runtime::http::{Answer, Routes, text};
@@ -33,12 +34,32 @@ pub fn is_failed() -> bool {
     FAILED.load(Ordering::Relaxed)
 }
 
+/// Bytes of a form at most.
+const MAX_FORM: usize = 64 * 1024;
+const FORM: &[u8] = b"application/x-www-form-urlencoded";
+
 /// What is asked for after the `?`.
 pub(super) struct Query(BTreeMap<String, String>);
 
 impl Query {
     pub(super) fn of(request: &Request<Incoming>) -> Self {
-        let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        Self::parsed(request.uri().query().unwrap_or_default())
+    }
+
+    /// The same of the form that a request with nothing behind a `?` has as its body.
+    async fn of_form(request: &mut Request<Incoming>) -> Result<Self, Refusal> {
+        let asked = Self::of(request);
+        let is_form = request.headers().get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes() == FORM);
+        if !asked.0.is_empty() || !is_form {
+            return Ok(asked);
+        }
+        let form = Limited::new(request.body_mut(), MAX_FORM).collect().await;
+        let form = form.map_err(|error| (StatusCode::BAD_REQUEST, format!("the form cannot be read: {error}\n")))?;
+        Ok(Self::parsed(&String::from_utf8_lossy(&form.to_bytes())))
+    }
+
+    fn parsed(text: &str) -> Self {
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
         let pair = |pair: &str| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             (decoded(name), decoded(value))
@@ -91,7 +112,7 @@ type Page = fn(&View, &Query) -> Result<Answer, Refusal>;
 
 fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: Page) -> Routes {
     let view = view.clone();
-    routes.add(path, help, move |request| {
+    routes.add(path, help, move |mut request| {
         let view = view.clone();
         async move {
             let asked = (!view.logs.is_empty()).then(|| Asked {
@@ -101,7 +122,11 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
                 headers: request.headers().clone(),
             });
             let begun = Instant::now();
-            let answer = dressed(answer(&view, &request, post, page));
+            let query = match post && request.method() == Method::POST {
+                true => Query::of_form(&mut request).await,
+                false => Ok(Query::of(&request)),
+            };
+            let answer = dressed(answer(&view, request.method(), query, post, page));
             if let Some(asked) = asked {
                 let sent = answer.body().size_hint().exact().unwrap_or(0);
                 view.logs.write(&asked, answer.status(), usize::try_from(sent).unwrap_or(usize::MAX), begun.elapsed());
@@ -111,8 +136,7 @@ fn page(routes: Routes, view: &View, path: &str, help: &str, post: bool, page: P
     })
 }
 
-fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> Answer {
-    let method = request.method();
+fn answer(view: &View, method: &Method, query: Result<Query, Refusal>, post: bool, page: Page) -> Answer {
     // What changes nothing may be asked for either way, as of Envoy.
     let fits = *method == Method::POST || !post && matches!(*method, Method::GET | Method::HEAD);
     if !fits {
@@ -120,7 +144,7 @@ fn answer(view: &View, request: &Request<Incoming>, post: bool, page: Page) -> A
         let words = format!("Method {method} not allowed, {others} required.");
         return text(StatusCode::METHOD_NOT_ALLOWED, words);
     }
-    page(view, &Query::of(request)).unwrap_or_else(|(code, words)| text(code, words))
+    query.and_then(|query| page(view, &query)).unwrap_or_else(|(code, words)| text(code, words))
 }
 
 /// Every page.

@@ -137,7 +137,7 @@ where
 
     let result = poll_fn(|cx| {
         mux.borrow_mut().turn_begins(cx);
-        let until = mux.borrow().effort() + TURN;
+        let (until, had) = (mux.borrow().effort() + TURN, taken);
         let ended = loop {
             // Streams first: what they write leaves with the write below.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
@@ -201,7 +201,7 @@ where
             let fault = Fault { code: Code::ENHANCE_YOUR_CALM, what: "a head does not end in time" };
             return Poll::Ready(Err(mux.fail(fault)));
         }
-        if idle.poll(!streams.is_empty(), cx).is_ready() {
+        if idle.poll(!streams.is_empty() || taken != had, cx).is_ready() {
             if !mux.is_leaving() {
                 tell(Ending::Idle);
             }

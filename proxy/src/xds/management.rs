@@ -138,7 +138,9 @@ fn keepalive(value: &Cluster) -> Converted<Option<Http2Keepalive>> {
 
 /// The address that the cluster wants connections to come from.
 fn source(value: &Cluster) -> Option<IpAddr> {
-    value.upstream_bind_config.as_ref()?.source_address.as_ref()?.address.parse().ok()
+    let source: IpAddr = value.upstream_bind_config.as_ref()?.source_address.as_ref()?.address.parse().ok()?;
+    // Any address is the same as none said.
+    Some(source).filter(|source| !source.is_unspecified())
 }
 
 fn places(value: &Cluster) -> Converted<Vec<(Rank, Place)>> {
@@ -249,20 +251,24 @@ async fn dial(grpc: &Grpc, place: &Place, resolver: &Resolver) -> Result<Channel
     }
 }
 
-/// Connects from an address of ours to the first address of the server that is of its family.
+/// Connects from an address of ours to the server's addresses of its family, one after the other.
 async fn connect_from(source: IpAddr, resolver: &Resolver, host: &str, port: u16) -> Result<TcpStream, String> {
     let addresses = resolver.resolve(host).await.map_err(|error| error.to_string())?;
-    let alike = addresses.into_iter().find(|address| address.is_ipv4() == source.is_ipv4());
-    let address = alike.ok_or_else(|| format!("no address of {host} is of the family of {source}"))?;
-    let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let connecting = async {
-        let socket = socket?;
-        socket.bind((source, 0).into())?;
-        let stream = socket.connect((address, port).into()).await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    };
-    connecting.await.map_err(|error: std::io::Error| format!("from {source}: {error}"))
+    let mut reason = format!("no address of {host} is of its family");
+    for address in addresses.into_iter().filter(|address| address.is_ipv4() == source.is_ipv4()) {
+        let connecting = async {
+            let socket = if source.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            socket.bind((source, 0).into())?;
+            let stream = socket.connect((address, port).into()).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        match connecting.await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(format!("from {source}: {reason}"))
 }
 
 /// Speaks TLS on a connection, where the server's cluster says so.

@@ -111,7 +111,7 @@ fn call<T: Send + 'static>(
     queue: mpsc::Receiver<T>,
     plan: &Plan<'_>,
 ) -> Result<Call<impl Stream<Item = T> + Send + 'static>, String> {
-    // As they are written, those too whose names say that they are binary: nothing is encoded.
+    // As they go over the wire: the bytes of `-bin` names are base64 already.
     let mut headers = http::HeaderMap::new();
     for (name, value) in plan.metadata {
         let name: http::HeaderName = name.parse().map_err(|_| format!("`{name}` is no name of a header"))?;

@@ -227,8 +227,9 @@ fn trace_id(tracer: &Tracer, trace: u128) -> String {
 
 /// Why a request is traced, if it is; its id is marked with the reason.
 fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> Option<u8> {
+    let checks = super::filter::is_health_check(call);
     if !tracing.marks.by_id {
-        return Some(CHANCE);
+        return (!checks).then_some(CHANCE);
     }
     let headers = &call.request.headers;
     let id = headers.known(Known::RequestId).map(<[u8]>::to_vec)?;
@@ -247,7 +248,6 @@ fn decide(call: &mut Call<'_>, tracing: &Tracing, sampling: Sampling) -> Option<
     }
     mark = mark.filter(|_| sampling.overall.takes(number));
     let written = mark.unwrap_or(UNTRACED);
-    let checks = super::filter::is_health_check(call);
     if let Some(counted) = &call.conn.counted {
         let reason = match written {
             _ if checks => 4,

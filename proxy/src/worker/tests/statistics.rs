@@ -160,6 +160,9 @@ fn admin_pages_when_they_change_something_then_they_want_post() {
     ] {
         assert_eq!(ask(at, method, path).status(), status, "{method} {path}");
     }
+    // As a form, the values are those of a `?`.
+    let form = "POST /runtime_modify HTTP/1.1\r\nhost: t\r\ncontent-type: application/x-www-form-urlencoded\r\ncontent-length: 3\r\n\r\na=b";
+    assert_eq!(Side::connect(at).ask(form).status(), 501);
     let missing = ask(at, "GET", "/nope").body;
     assert!(missing.starts_with("invalid path. admin commands are:\n"), "{missing}");
     assert!(missing.contains("\n  /quitquitquit (POST): ") && missing.contains("\n  /stats: "), "{missing}");

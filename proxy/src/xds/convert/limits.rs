@@ -50,7 +50,8 @@ fn shared<T>(known: &mut HashMap<String, Weak<T>>, key: &str, make: impl FnOnce(
     if let Some(value) = known.get(key).and_then(Weak::upgrade) {
         return value;
     }
-    if known.len() >= 1024 {
+    // When it would grow: what is left decides when to look again.
+    if known.len() >= 1024 && known.len() == known.capacity() {
         known.retain(|_, value| value.strong_count() > 0);
     }
     let value = Arc::new(make());
