@@ -30,6 +30,8 @@ pub struct Measurement {
     pub proxy: &'static str,
     /// CPU time of all of the proxy's threads by request, in microseconds.
     pub cpu_us_per_request: Option<f64>,
+    /// What of it the kernel used for the proxy; null where too little was used to tell.
+    pub kernel_us_per_request: Option<f64>,
     /// Requests a second, as many as there could be.
     pub rps: Option<f64>,
     /// Latency that half of the requests had at most, at [`Measurement::latency_rps`].
@@ -118,6 +120,7 @@ impl Bench {
             case: case.name,
             proxy: peer.name(),
             cpu_us_per_request: None,
+            kernel_us_per_request: None,
             rps: None,
             p50_us: None,
             p99_us: None,
@@ -161,15 +164,18 @@ impl Bench {
         envoy: Option<f64>,
     ) -> Result<()> {
         let reading = || pids.iter().map(|&pid| usage::cpu(pid)).collect::<Vec<_>>();
+        let modes = || pids.iter().map(|&pid| usage::modes(pid)).sum::<usage::Modes>();
         // Pools fill, buffers grow; it is not counted.
         self.load(case, to, None, Duration::from_millis(300)).ok();
-        let before = reading();
+        let (before, modes_before) = (reading(), modes());
         let brought = self.load(case, to, None, self.time)?;
-        let after = reading();
+        let (after, modes_after) = (reading(), modes());
         ensure!(brought.done > 0, "nothing was answered");
         let threads: Vec<u64> =
             before.iter().zip(&after).flat_map(|(before, after)| usage::spent(before, after)).collect();
-        row.cpu_us_per_request = Some(threads.iter().sum::<u64>() as f64 / 1000.0 / brought.done as f64);
+        let cpu = threads.iter().sum::<u64>() as f64 / 1000.0 / brought.done as f64;
+        row.cpu_us_per_request = Some(cpu);
+        row.kernel_us_per_request = modes_after.since(modes_before).kernel_share().map(|share| cpu * share);
         row.rps = Some(brought.rate);
         row.failed = brought.failed;
         [row.p50_us, row.p99_us, row.p999_us] = brought.quantiles;

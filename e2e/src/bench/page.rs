@@ -49,6 +49,11 @@ fn figure(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
+/// CPU time by request that is the proxy's own and not the kernel's, in microseconds.
+fn own_code(row: &Measurement) -> Option<f64> {
+    Some(row.cpu_us_per_request? - row.kernel_us_per_request?)
+}
+
 /// The measured part of the page.
 fn tables(rows: &[Measurement], versions: &[(Peer, String)], missing: &[String]) -> Result<String> {
     let mut text = String::new();
@@ -61,19 +66,21 @@ fn tables(rows: &[Measurement], versions: &[(Peer, String)], missing: &[String])
     }
     writeln!(
         text,
-        "\n| case | proxy | CPU µs | of Envoy's | requests/s | p50 µs | p99 µs | p99.9 µs | memory MiB | system calls | spread |"
+        "\n| case | proxy | CPU µs | of Envoy's | kernel µs | own code of Envoy's | requests/s | p50 µs | p99 µs | p99.9 µs | memory MiB | system calls | spread |"
     )?;
-    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
+    writeln!(text, "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
     let mut last = "";
     for row in rows {
         let envoy = rows.iter().find(|other| other.case == row.case && other.proxy == Peer::Envoy.name());
         writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {:.1} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.1} | {} | {} |",
             if row.case == last { "" } else { row.case },
             row.proxy,
             figure(row.cpu_us_per_request, 1),
             times(ratio(row.cpu_us_per_request, envoy.and_then(|row| row.cpu_us_per_request))),
+            figure(row.kernel_us_per_request, 1),
+            times(ratio(own_code(row), envoy.and_then(own_code))),
             figure(row.rps, 0),
             figure(row.p50_us, 0),
             figure(row.p99_us, 0),

@@ -52,6 +52,46 @@ pub fn spent(before: &Cpu, after: &Cpu) -> Vec<u64> {
     spent
 }
 
+/// CPU time by who ran, in ticks of the kernel's clock (a hundredth of a second).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Modes {
+    user: u64,
+    kernel: u64,
+}
+
+/// Fewer ticks than these tell nothing of shares.
+const FEW_TICKS: u64 = 50;
+
+impl Modes {
+    /// What was used since then.
+    pub fn since(self, before: Self) -> Self {
+        Self { user: self.user.saturating_sub(before.user), kernel: self.kernel.saturating_sub(before.kernel) }
+    }
+
+    /// The kernel's share; `None` where there is too little to tell.
+    pub fn kernel_share(self) -> Option<f64> {
+        let all = self.user + self.kernel;
+        (all >= FEW_TICKS).then(|| self.kernel as f64 / all as f64)
+    }
+}
+
+impl std::iter::Sum for Modes {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self { user: sum.user + one.user, kernel: sum.kernel + one.kernel })
+    }
+}
+
+/// The CPU time that the tree has used so far, by who ran.
+pub fn modes(root: u32) -> Modes {
+    let of = |pid: u32| -> Option<Modes> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name of the program, in brackets, may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+        Some(Modes { user: fields.next()?.parse().ok()?, kernel: fields.next()?.parse().ok()? })
+    };
+    tree(root).into_iter().filter_map(of).sum()
+}
+
 /// Resident memory of the tree, in bytes.
 pub fn resident(root: u32) -> u64 {
     let of = |pid: u32| -> Option<u64> {
@@ -92,6 +132,20 @@ mod tests {
         let before = Cpu::from([(1, 100)]);
         let after = Cpu::from([(1, 150), (2, 70)]);
         assert_eq!(spent(&before, &after), [70, 50]);
+    }
+
+    #[test]
+    fn modes_when_a_process_works_then_its_share_is_told_and_little_work_tells_nothing() {
+        let modes = |user, kernel| Modes { user, kernel };
+        assert_eq!(modes(130, 60).since(modes(100, 30)).kernel_share(), Some(0.5));
+        assert_eq!(modes(110, 30).since(modes(100, 30)).kernel_share(), None);
+        let begin = std::time::Instant::now();
+        let before = super::modes(std::process::id());
+        while begin.elapsed() < Duration::from_millis(600) {
+            std::hint::black_box(begin.elapsed());
+        }
+        let used = super::modes(std::process::id()).since(before);
+        assert!(used.user + used.kernel > 0, "{used:?}");
     }
 
     #[test]
