@@ -171,10 +171,11 @@ impl RequestHead {
 
     /// Whether it is a gRPC call.
     pub fn is_grpc(&self) -> bool {
-        // Several types are one that is none (Envoy joins them).
+        // Several types are one, joined by a comma, as in Envoy: what is looked at is how it begins.
         let known = super::headers::Known::ContentType;
         let mut types = self.headers.known_values(known);
-        self.headers.may_have(known) && types.next().is_some_and(is_grpc_type) && types.next().is_none()
+        let Some(first) = types.next().filter(|_| self.headers.may_have(known)) else { return false };
+        is_grpc_type(first) && (first.contains(&b'+') || types.next().is_none())
     }
 }
 
@@ -226,5 +227,25 @@ pub fn reason(status: u16) -> &'static str {
         status => {
             http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("Unknown")
         }
+    }
+}
+
+#[cfg(test)]
+mod grpc_tests {
+    use super::RequestHead;
+
+    #[test]
+    fn request_when_it_has_several_types_then_the_beginning_of_all_decides() {
+        let of = |types: &[&str]| {
+            let mut head = RequestHead::default();
+            types.iter().for_each(|kind| head.headers.push(b"content-type", kind.as_bytes()));
+            head.is_grpc()
+        };
+        assert!(
+            of(&["application/grpc"])
+                && of(&["application/grpc+proto"])
+                && of(&["application/grpc+proto", "text/plain"])
+        );
+        assert!(!of(&[]) && !of(&["application/grpc", "text/plain"]) && !of(&["text/plain", "application/grpc"]));
     }
 }
