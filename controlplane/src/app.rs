@@ -118,7 +118,8 @@ pub async fn run(flags: Flags) -> Result<(), AppError> {
             let ca = Ca::from_dir(flags.ca_dir.as_deref().unwrap_or("/etc/leno/ca".as_ref()))?;
             let client = leno_kubeutil::client::connect("leno-control-plane").await?;
             let Some(trust_domain) = trust_domain(&client, &flags.mesh_install, &shutdown).await else { return Ok(()) };
-            let source = Kubernetes::watch(&client, &flags.mesh_install, &flags.namespace, &stop);
+            let account = format!("{}:{OWN_ACCOUNT}", flags.namespace);
+            let source = Kubernetes::watch(&client, &flags.mesh_install, &account, &stop);
             let settings = webhook::Settings::new(&flags, source.installs());
             let webhook = Some((listen(flags.webhook_address).await?, settings));
             let world = World {

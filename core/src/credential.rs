@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use crate::object::ObjectKey;
 
+/// The end of the name of a Secret with the authorities alone, which stands beside one without, as in Istio.
+pub const AUTHORITIES_SUFFIX: &str = "-cacert";
+
 /// Certificates and a key, as PEM; what is not there is empty. Debug output tells only what there is.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credential {

@@ -13,9 +13,9 @@ use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use leno_core::ObjectKey;
-use leno_core::credential::{Credential, Credentials};
+use leno_core::credential::{AUTHORITIES_SUFFIX, Credential, Credentials};
 use leno_crds::convert::is_secret_name;
-use leno_crds::istio::destination_rule::{DestinationRule, DestinationRuleSpec};
+use leno_crds::istio::destination_rule::DestinationRule;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -27,10 +27,6 @@ pub const MAX_SECRETS: usize = 32;
 const AT_A_TIME: usize = 16;
 /// How long one may take.
 const LIMIT: Duration = Duration::from_secs(5);
-/// The end of the name of a Secret with the authorities alone, which stands beside one without, as in Istio.
-const AUTHORITIES_SUFFIX: &str = "-cacert";
-/// What the account of the control plane is called.
-const ACCOUNT: &str = "leno-control-plane";
 
 /// What is known of one.
 type Held = Result<Arc<Credential>, String>;
@@ -41,9 +37,7 @@ pub(super) type Secrets = BTreeMap<ObjectKey, Credential>;
 /// The Secrets that an object names, as far as conversion lets it: those of rules for chosen workloads, by names that there can be.
 pub(super) fn named(rule: &DestinationRule) -> BTreeSet<ObjectKey> {
     let namespace = rule.metadata.namespace.clone().unwrap_or_default();
-    let chosen =
-        |spec: &&DestinationRuleSpec| spec.workload_selector.as_ref().is_some_and(|of| !of.match_labels.is_empty());
-    let spec = Some(&rule.spec).filter(chosen);
+    let spec = Some(&rule.spec).filter(|spec| spec.chooses_workloads());
     let policies = spec.into_iter().flat_map(|spec| {
         std::iter::once(&spec.traffic_policy).chain(spec.subsets.iter().map(|subset| &subset.traffic_policy)).flatten()
     });
@@ -81,16 +75,6 @@ fn beside(key: &ObjectKey) -> ObjectKey {
     ObjectKey::new(&key.namespace, format!("{}{AUTHORITIES_SUFFIX}", key.name))
 }
 
-/// One Secret out of it and of the one beside it.
-fn joined(own: Option<Credential>, beside: Option<Credential>) -> Option<Credential> {
-    match (own, beside) {
-        (Some(own), Some(beside)) if own.authorities.is_empty() => {
-            Some(Credential { authorities: beside.authorities, revoked: beside.revoked, ..own })
-        }
-        (own, beside) => own.or(beside),
-    }
-}
-
 /// Asks for Secrets, and knows what came.
 pub(super) struct Reader {
     wanted: watch::Sender<BTreeSet<ObjectKey>>,
@@ -98,13 +82,13 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Reads until `shutdown`. `namespace` is where the control plane runs.
-    pub(super) fn spawn(client: Client, namespace: &str, shutdown: CancellationToken) -> Self {
+    /// Reads until `shutdown`. `account` is the control plane's, as `namespace:name`.
+    pub(super) fn spawn(client: Client, account: &str, shutdown: CancellationToken) -> Self {
         let (wanted, asked) = watch::channel(BTreeSet::new());
         let (told, found) = watch::channel(Arc::default());
-        let namespace = namespace.to_owned();
+        let account = account.to_owned();
         tokio::spawn(async move {
-            shutdown.run_until_cancelled(read(client, namespace, asked, told)).await;
+            shutdown.run_until_cancelled(read(client, account, asked, told)).await;
         });
         Reader { wanted, found }
     }
@@ -138,7 +122,7 @@ impl Reader {
 
 async fn read(
     client: Client,
-    namespace: String,
+    account: String,
     mut asked: watch::Receiver<BTreeSet<ObjectKey>>,
     told: watch::Sender<Arc<Credentials>>,
 ) {
@@ -168,9 +152,9 @@ async fn read(
             );
         }
         let reads = few.into_iter().map(|key| {
-            let (client, namespace) = (&client, &namespace);
+            let (client, account) = (&client, &account);
             async move {
-                let held = tokio::time::timeout(LIMIT, secret(client, namespace, &key)).await;
+                let held = tokio::time::timeout(LIMIT, secret(client, account, &key)).await;
                 (key, held)
             }
         });
@@ -207,7 +191,7 @@ fn limited(wanted: BTreeSet<ObjectKey>) -> (Vec<ObjectKey>, Vec<ObjectKey>) {
 }
 
 /// What a Secret holds, or why nobody can have it.
-async fn secret(client: &Client, namespace: &str, key: &ObjectKey) -> Result<Held, kube::Error> {
+async fn secret(client: &Client, account: &str, key: &ObjectKey) -> Result<Held, kube::Error> {
     let api: Api<Secret> = Api::namespaced(client.clone(), &key.namespace);
     let get = async |name: &str| match api.get_opt(name).await {
         Ok(found) => Ok(found.as_ref().map_or(Found::Missing, |found| Found::There(credential(found)))),
@@ -220,7 +204,7 @@ async fn secret(client: &Client, namespace: &str, key: &ObjectKey) -> Result<Hel
         Found::There(own) if !own.authorities.is_empty() => Found::Missing,
         _ => get(&beside(key).name).await?,
     };
-    Ok(judged(key, namespace, own, other))
+    Ok(judged(key, account, own, other))
 }
 
 /// What asking for a Secret brought.
@@ -230,41 +214,44 @@ enum Found {
     Forbidden,
 }
 
-/// One Secret and the one beside it together.
-fn judged(key: &ObjectKey, namespace: &str, own: Found, other: Found) -> Held {
-    let (forbidden, lacks) = match (&own, &other) {
-        (Found::Forbidden, Found::There(_)) => (false, false),
-        (Found::Forbidden, _) => (true, false),
-        (Found::There(own), Found::Forbidden) => (false, own.authorities.is_empty() && own.chain.is_empty()),
-        _ => (false, false),
+/// One Secret and the one beside it together. `account` is that of the control plane.
+fn judged(key: &ObjectKey, account: &str, own: Found, other: Found) -> Held {
+    let held = match (own, other) {
+        (Found::There(own), Found::There(other)) if own.authorities.is_empty() => {
+            Credential { authorities: other.authorities, revoked: other.revoked, ..own }
+        }
+        (Found::There(own), Found::Forbidden) if own.authorities.is_empty() && own.chain.is_empty() => {
+            return Err(ungranted(account, key));
+        }
+        (Found::There(held), _) | (_, Found::There(held)) => held,
+        (Found::Forbidden, _) => return Err(ungranted(account, key)),
+        (Found::Missing, _) => return Err(missing(key)),
     };
-    if forbidden || lacks {
-        return Err(ungranted(namespace, key));
-    }
-    let there = |found| match found {
-        Found::There(credential) => Some(credential),
-        Found::Missing | Found::Forbidden => None,
-    };
-    joined(there(own), there(other)).map(Arc::new).ok_or_else(|| missing(key))
+    Ok(Arc::new(held))
 }
 
 fn missing(key: &ObjectKey) -> String {
     format!("there is no Secret {}; make one with tls.crt, tls.key and ca.crt", key.name)
 }
 
-fn ungranted(namespace: &str, key: &ObjectKey) -> String {
+fn ungranted(account: &str, key: &ObjectKey) -> String {
     let ObjectKey { namespace: of, name } = key;
     format!(
         "the control plane may not read the Secret; allow it: kubectl -n {of} create role read-{name} --verb=get \
          --resource=secrets --resource-name={name} --resource-name={name}{AUTHORITIES_SUFFIX} && kubectl -n {of} create \
-         rolebinding read-{name} --role=read-{name} --serviceaccount={namespace}:{ACCOUNT}"
+         rolebinding read-{name} --role=read-{name} --serviceaccount={account}"
     )
 }
 
-/// What Secrets hold that were read all at once, each with the one beside it.
+/// What Secrets hold that were read all at once, each with the one beside it: nobody keeps any from being read.
 pub(super) fn of_all(secrets: &Secrets, wanted: impl Iterator<Item = ObjectKey>) -> Credentials {
-    let found = |key: &ObjectKey| joined(secrets.get(key).cloned(), secrets.get(&beside(key)).cloned());
-    wanted.map(|key| (key.clone(), found(&key).map(Arc::new).ok_or_else(|| missing(&key)))).collect()
+    let found = |key: &ObjectKey| secrets.get(key).cloned().map_or(Found::Missing, Found::There);
+    wanted
+        .map(|key| {
+            let held = judged(&key, "", found(&key), found(&beside(&key)));
+            (key, held)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -278,7 +265,7 @@ mod tests {
     #[test]
     fn secret_when_it_or_the_one_beside_it_may_not_be_read_then_what_there_is_counts_or_the_grant_is_told() {
         let key = ObjectKey::new("shop", "bank");
-        let judge = |own, other| judged(&key, "leno-system", own, other);
+        let judge = |own, other| judged(&key, "leno-system:leno-control-plane", own, other);
         let told = |held: Held| held.expect_err("nobody may have it");
         let grant = "--resource-name=bank --resource-name=bank-cacert";
         for (own, other) in [(Found::Forbidden, Found::Forbidden), (Found::Forbidden, Found::Missing)] {

@@ -65,8 +65,9 @@ pub struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// Begins to watch, until `shutdown`. `install` names the MeshInstall whose settings count; `namespace` is the control plane's.
-    pub fn watch(client: &Client, install: &str, namespace: &str, shutdown: &CancellationToken) -> Self {
+    /// Begins to watch, until `shutdown`. `install` names the MeshInstall whose settings count; `account` is the control plane's,
+    /// as `namespace:name`.
+    pub fn watch(client: &Client, install: &str, account: &str, shutdown: &CancellationToken) -> Self {
         let config = || watcher::Config::default().page_size(PAGE);
         let by_name = config().fields(&format!("metadata.name={install}"));
         let stop = || shutdown.clone();
@@ -97,7 +98,7 @@ impl Kubernetes {
             virtual_services,
             destination_rules,
             installs,
-            credentials: Reader::spawn(client.clone(), namespace, stop()),
+            credentials: Reader::spawn(client.clone(), account, stop()),
             install: install.to_owned(),
             dirty: [true; 8],
             malformed: Default::default(),

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use leno_core::ObjectKey;
-use leno_core::credential::{Credential, Credentials};
+use leno_core::credential::{AUTHORITIES_SUFFIX, Credential, Credentials};
 use leno_core::policy::{Authorities, Certificate, SimpleTls, Trust};
 use leno_xds::envoy::config::core::v3::{ConfigSource, DataSource, WatchedDirectory, data_source::Specifier};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
@@ -18,9 +18,6 @@ use super::values::ads;
 
 /// How long a cluster waits for its secrets before it is there without.
 const PATIENCE: prost_types::Duration = prost_types::Duration { seconds: 2, nanos: 0 };
-
-/// What a secret with authorities is called after the Secret that it comes from.
-const AUTHORITIES_SUFFIX: &str = "-cacert";
 
 /// The secrets that these settings name, as far as they can be had.
 pub(super) fn of(settings: &SimpleTls, credentials: &Credentials) -> Vec<Secret> {
@@ -46,7 +43,6 @@ pub(super) fn of(settings: &SimpleTls, credentials: &Credentials) -> Vec<Secret>
                 let files: Vec<&str> = std::iter::once(path.as_str()).chain(trust.revoked.as_deref()).collect();
                 Some(trusted(file(path), trust.revoked.as_deref().map(file), folder_of(&files)))
             }
-
             Authorities::Secret(secret) => held(secret).filter(|held| !held.authorities.is_empty()).map(|held| {
                 let revoked = (!held.revoked.is_empty()).then(|| inline(&held.revoked));
                 trusted(inline(&held.authorities), revoked, None)

@@ -1,5 +1,6 @@
 //! TLS settings of DestinationRules.
 
+use leno_core::credential::AUTHORITIES_SUFFIX;
 use leno_core::policy::{Authorities, Certificate, ClientTls, SimpleTls, Trust};
 use leno_core::{ObjectKey, Reason};
 
@@ -112,7 +113,7 @@ pub fn is_secret_name(name: &str) -> bool {
     let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = name.as_bytes();
     let good = name.bytes().all(fits) && ends(bytes.first()) && ends(bytes.last()) && !name.contains("..");
-    good && name.len() <= 246 && !name.ends_with("-cacert")
+    good && name.len() + AUTHORITIES_SUFFIX.len() <= 253 && !name.ends_with(AUTHORITIES_SUFFIX)
 }
 
 /// The name of a Secret: it is handed to workloads of its own namespace alone, so the object must be for some of them.

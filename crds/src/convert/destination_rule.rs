@@ -18,7 +18,7 @@ pub fn destination_rule(object: &istio::DestinationRule, domain: &str) -> Conver
     let istio::DestinationRule { metadata, spec, status: _ } = object;
     let istio::DestinationRuleSpec { host, traffic_policy, subsets, export_to, workload_selector } = spec;
     let mut report = Report::new("DestinationRule", metadata, domain);
-    report.selective = workload_selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty());
+    report.selective = spec.chooses_workloads();
 
     let pattern = HostPattern::resolve(host, report.namespace(), domain).unwrap_or_else(|error| {
         report.refuse(Reason::InvalidValue, "spec.host", error.to_string());

@@ -70,6 +70,13 @@ pub struct DestinationRuleSpec {
     pub workload_selector: Option<WorkloadSelector>,
 }
 
+impl DestinationRuleSpec {
+    /// Whether it is for chosen workloads of its namespace: a selector without labels chooses all.
+    pub fn chooses_workloads(&self) -> bool {
+        self.workload_selector.as_ref().is_some_and(|selector| !selector.match_labels.is_empty())
+    }
+}
+
 /// A named group of a service's endpoints, usually one version of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
