@@ -1,6 +1,7 @@
 //! What certificates and keys are made of: a chain with its key, and what a peer's certificate must satisfy. Both are read
 //! when the configuration or a secret arrives, never in a handshake.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -66,6 +67,9 @@ impl KeyPair {
 pub struct TrustSettings {
     /// The roots; each is trusted whatever signed it, as is a leaf that is one of them.
     pub roots: Option<Arc<Roots>>,
+    /// Roots by the trust domain that a certificate's SPIFFE ID names; where they are set, they count instead of
+    /// [`Self::roots`], and certificates of other trust domains, or without such a name, are refused.
+    pub domains: Option<Arc<BTreeMap<Box<str>, Roots>>>,
     /// Revocation lists; with any, each certificate of a path needs one that does not name it.
     pub crls: Option<Arc<Vec<webpki::CertRevocationList<'static>>>>,
     /// Only the leaf is looked up in the revocation lists.
@@ -92,6 +96,7 @@ impl TrustSettings {
         let list = |a: &[[u8; 32]], b: &[[u8; 32]]| a.iter().chain(b).copied().collect();
         TrustSettings {
             roots: other.roots.clone().or_else(|| self.roots.clone()),
+            domains: other.domains.clone().or_else(|| self.domains.clone()),
             crls: other.crls.clone().or_else(|| self.crls.clone()),
             only_leaf_crl: self.only_leaf_crl || other.only_leaf_crl,
             allow_expired: self.allow_expired || other.allow_expired,
@@ -111,7 +116,12 @@ impl TrustSettings {
 
     /// Whether anything is looked at in a certificate.
     pub fn verifies(&self) -> bool {
-        self.roots.is_some() || self.is_particular()
+        self.has_roots() || self.is_particular()
+    }
+
+    /// Whether a path to a root is asked for.
+    pub fn has_roots(&self) -> bool {
+        self.roots.is_some() || self.domains.is_some()
     }
 }
 
@@ -130,7 +140,14 @@ impl Roots {
     /// # Errors
     /// When it does not parse or holds no certificate; in words.
     pub fn from_pem(pem: &[u8]) -> Result<Self, String> {
-        let certificates = certificates(pem)?;
+        Self::new(certificates(pem)?)
+    }
+
+    /// Trusts these.
+    ///
+    /// # Errors
+    /// When one does not parse or there is none; in words.
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, String> {
         if certificates.is_empty() {
             return Err("holds no certificate".into());
         }

@@ -222,6 +222,38 @@ async fn certificate_when_expired_or_revoked_then_it_is_refused_unless_allowed()
 }
 
 #[tokio::test]
+async fn certificate_when_roots_are_of_trust_domains_then_its_spiffe_id_tells_which_count() {
+    let (one, other) = (Ca::new("one"), Ca::new("other"));
+    let roots = |ca: &Ca| Roots::from_pem(ca.pem().as_bytes()).unwrap();
+    let domains = [("one.example".into(), roots(&one)), ("other.example".into(), roots(&other))];
+    let trust = TrustSettings { domains: Some(Arc::new(domains.into())), ..TrustSettings::default() };
+    let own = Ca::new("own");
+    let server = |trust: TrustSettings| {
+        let settings = ServerSettings { require_client_certificate: true, ..ServerSettings::default() };
+        server(settings, vec![own.pair(&["a"])], Some(trust))
+    };
+    let shown = |ca: &Ca, name: &str| client(to(""), Some(ca.pair(&[name])), None);
+    let taken = async |client: ClientContext| shake(&server(trust.clone()), &client).await.0.is_ok();
+    assert!(taken(shown(&one, "spiffe://one.example/ns/a")).await);
+    assert!(taken(shown(&other, "spiffe://other.example/ns/a")).await);
+    for (ca, name) in [
+        // A domain's authority speaks for nobody of another one.
+        (&other, "spiffe://one.example/ns/a"),
+        (&one, "spiffe://third.example/ns/a"),
+        (&one, "spiffe://one.example"),
+        (&one, "one.example"),
+    ] {
+        assert!(!taken(shown(ca, name)).await, "{name}");
+    }
+    // Names are a condition besides.
+    let names =
+        vec![SanMatch { kind: SanKind::Uri, text: Arc::new(StringMatch::Exact("spiffe://one.example/ns/b".into())) }];
+    let particular = server(TrustSettings { names, ..trust.clone() });
+    assert!(shake(&particular, &shown(&one, "spiffe://one.example/ns/a")).await.0.is_err());
+    assert!(shake(&particular, &shown(&one, "spiffe://one.example/ns/b")).await.0.is_ok());
+}
+
+#[tokio::test]
 async fn certificate_when_its_fingerprint_is_listed_then_it_needs_no_root() {
     let ca = Ca::new("ca");
     let good = ca.pair(&["a"]);

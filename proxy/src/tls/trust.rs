@@ -31,6 +31,9 @@ pub enum Untrusted {
     /// Its key is for something else.
     #[error("certificate of the peer: its keyUsage has no digitalSignature")]
     KeyUsage,
+    /// It names no workload of a trusted domain as SPIFFE wants it (SPIFFE X.509-SVID, sections 2 to 5).
+    #[error("certificate of the peer: names no workload of a trust domain that is trusted")]
+    Domain,
     /// None of the conditions on its names holds.
     #[error("certificate of the peer: none of its names is expected")]
     Names,
@@ -66,12 +69,9 @@ pub struct Verifier {
 impl Verifier {
     /// A verifier of clients' certificates, which may be missing unless they are `mandatory`.
     pub fn of_clients(settings: TrustSettings, mandatory: bool) -> Self {
-        let hints = match &settings.roots {
-            Some(roots) if !settings.suppress_client_ca_list => {
-                roots.anchors.iter().map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect()
-            }
-            _ => Vec::new(),
-        };
+        let all = settings.roots.as_deref().into_iter().chain(settings.domains.iter().flat_map(|all| all.values()));
+        let told = all.filter(|_| !settings.suppress_client_ca_list).flat_map(|roots| &roots.anchors);
+        let hints = told.map(|anchor| DistinguishedName::in_sequence(&anchor.subject)).collect();
         Self { settings, of: Of::Clients, mandatory, match_server_name: false, hints }
     }
 
@@ -108,7 +108,11 @@ impl Verifier {
         if self.of == Of::Clients && !facts.may_sign {
             return Err(Untrusted::KeyUsage);
         }
-        if let Some(roots) = &self.settings.roots {
+        let roots = match &self.settings.domains {
+            Some(domains) => Some(domain(&facts).and_then(|name| domains.get(name)).ok_or(Untrusted::Domain)?),
+            None => self.settings.roots.as_deref(),
+        };
+        if let Some(roots) = roots {
             self.path(roots, leaf, intermediates, &facts, now)?;
         }
         if self.match_server_name {
@@ -201,6 +205,13 @@ impl Verifier {
             _ => Ok(()),
         }
     }
+}
+
+/// The trust domain of the workload that a leaf is for; authorities are none.
+fn domain(facts: &CertificateFacts) -> Option<&str> {
+    let uri = facts.uris.first().filter(|_| !facts.is_authority)?;
+    let (domain, _) = uri.strip_prefix("spiffe://")?.split_once('/')?;
+    Some(domain)
 }
 
 /// A moment at which the leaf and all intermediates are valid, if there is one.

@@ -1,7 +1,7 @@
 //! Certificates, keys and trust as a configuration or a secret brings them.
 
 use super::common::unpack;
-use super::{Context, Converted, Refused, Within as _, matcher, refuse};
+use super::{Context, Converted, Refused, Within as _, matcher, refuse, spiffe};
 use crate::tls::SecretValue;
 use crate::tls::facts::Hasher;
 use crate::tls::material::{KeyPair, Roots, TrustSettings, revocation_lists};
@@ -136,12 +136,7 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
         max_verify_depth,
         suppress_client_ca_list,
     } = value;
-    refuse!(
-        ca_certificate_provider_instance,
-        system_root_certs,
-        require_signed_certificate_timestamp,
-        custom_validator_config
-    );
+    refuse!(ca_certificate_provider_instance, system_root_certs, require_signed_certificate_timestamp);
     let accept_untrusted = match TrustChainVerification::try_from(trust_chain_verification) {
         Ok(TrustChainVerification::VerifyTrustChain) => false,
         Ok(TrustChainVerification::AcceptUntrusted) => true,
@@ -159,6 +154,21 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
         let roots = Roots::from_pem(&pem).map_err(|reason| Refused::new("trusted_ca", reason))?;
         settings.roots = Some(Arc::new(roots));
     }
+    if let Some(own) = custom_validator_config {
+        // Nobody is to think that the validator looks at them.
+        let others = [
+            (settings.roots.is_some(), "trusted_ca"),
+            (crl.is_some(), "crl"),
+            (!verify_certificate_hash.is_empty(), "verify_certificate_hash"),
+            (!verify_certificate_spki.is_empty(), "verify_certificate_spki"),
+            (!match_subject_alt_names.is_empty(), "match_subject_alt_names"),
+        ];
+        if let Some((_, field)) = others.into_iter().find(|(set, _)| *set) {
+            return Err(Refused::new(field, "means nothing to a custom validator; leave it out"));
+        }
+        let domains = spiffe::trust_domains(own, hash).within("custom_validator_config")?;
+        settings.domains = Some(Arc::new(domains));
+    }
     if let Some(pem) = data(crl, hash).within("crl")? {
         let lists = revocation_lists(&pem).map_err(|reason| Refused::new("crl", reason))?;
         settings.crls = Some(Arc::new(lists));
@@ -174,6 +184,10 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
     }
     for (index, value) in match_typed_subject_alt_names.into_iter().enumerate() {
         let name = typed_name(value).within(format_args!("match_typed_subject_alt_names[{index}]"))?;
+        if settings.domains.is_some() && name.kind != SanKind::Uri {
+            let reason = "is not URI, the only kind that the SPIFFE validator looks at";
+            return Err(Refused::new("san_type", reason).within(format_args!("match_typed_subject_alt_names[{index}]")));
+        }
         settings.names.push(name);
     }
     for (index, value) in match_subject_alt_names.into_iter().enumerate() {
@@ -185,7 +199,7 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
 
 /// Checks what only the whole of a trust can tell, after everything has been merged that belongs to it.
 pub fn complete(trust: &TrustSettings) -> Converted<()> {
-    if !trust.names.is_empty() && trust.roots.is_none() {
+    if !trust.names.is_empty() && !trust.has_roots() {
         let reason = "is missing; names are worth nothing in certificates that anybody could have made";
         return Err(Refused::new("trusted_ca", reason));
     }
