@@ -115,7 +115,7 @@ fn settle_any(value: &mut Value, pool: &DescriptorPool, depth: usize) {
         *value = Value::Null;
         return;
     }
-    replace_typed_struct(value);
+    replace_typed_struct(value, pool);
     let Some(name) = value.get("@type").and_then(Value::as_str).map(|url| type_name(url).to_owned()) else { return };
     let Some(message) = pool.get_message_by_name(&name) else { return };
     if name.starts_with("google.protobuf.") {
@@ -131,14 +131,18 @@ fn settle_any(value: &mut Value, pool: &DescriptorPool, depth: usize) {
     }
 }
 
-/// Puts what a `TypedStruct` holds in its place.
-fn replace_typed_struct(value: &mut Value) {
+/// Puts what a `TypedStruct` holds in its place, if its type is known: whoever reads an unknown one decides about it.
+fn replace_typed_struct(value: &mut Value, pool: &DescriptorPool) {
     let Value::Object(fields) = value else { return };
     let url = fields.get("@type").and_then(Value::as_str);
     if !url.is_some_and(|url| TYPED_STRUCTS.contains(&type_name(url))) {
         return;
     }
     let inner = fields.get("type_url").or_else(|| fields.get("typeUrl")).cloned();
+    let known = |url: &Value| url.as_str().is_some_and(|url| pool.get_message_by_name(type_name(url)).is_some());
+    if inner.as_ref().is_some_and(|url| !known(url)) {
+        return;
+    }
     let held = fields.remove("value").unwrap_or_else(|| Value::Object(Map::new()));
     if let (Some(inner), Value::Object(mut held)) = (inner, held) {
         held.insert("@type".to_owned(), inner);

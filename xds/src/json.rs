@@ -173,10 +173,18 @@ pub(crate) struct TypedStruct {
     pub(crate) value: Option<prost_types::Struct>,
 }
 
-/// What an `Any` holds that is written as a `TypedStruct` (a type's name beside its JSON form); `None` for any other.
+/// The type of what an `Any` holds, also where that is written as a `TypedStruct`.
+pub fn type_inside(any: &prost_types::Any) -> String {
+    let held = crate::forms::TYPED_STRUCTS.contains(&type_name(&any.type_url));
+    let held = held.then(|| TypedStruct::decode(any.value.as_slice()).ok()).flatten();
+    held.map_or_else(|| any.type_url.clone(), |held| held.type_url)
+}
+
+/// What an `Any` holds that is written as a `TypedStruct` (a type's name beside its JSON form); `None` for any other, and where
+/// the named type is unknown to this crate.
 ///
 /// # Errors
-/// When the named type is unknown to this crate, or the JSON is no form of it.
+/// When the JSON is no form of the named type.
 pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, JsonError> {
     let outer = type_name(&any.type_url);
     if !crate::forms::TYPED_STRUCTS.contains(&outer) {
@@ -185,8 +193,7 @@ pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, 
     let TypedStruct { type_url, value } = TypedStruct::decode(any.value.as_slice())
         .map_err(|source| JsonError::Bytes { type_name: outer.to_owned(), source })?;
     let inner = type_name(&type_url);
-    let descriptor =
-        descriptors()?.get_message_by_name(inner).ok_or_else(|| JsonError::UnknownType(inner.to_owned()))?;
+    let Some(descriptor) = descriptors()?.get_message_by_name(inner) else { return Ok(None) };
     let fields = value.unwrap_or_default().fields;
     let message = deserialize(descriptor, crate::forms::object(fields, 0))?;
     Ok(Some(prost_types::Any { type_url, value: message.encode_to_vec() }))

@@ -14,8 +14,6 @@ pub fn normal(line: &str, own: &str) -> String {
         "x-request-id" if uuid(value) => Some("<uuid>"),
         "traceparent" => Some("<trace>"),
         "b3" | "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} characters>", value.len()),
-        // Each proxy names itself.
-        "server" if matches!(value, "envoy" | "leno" | "leno-proxy") => Some("<self>"),
         _ => None,
     };
     match masked {

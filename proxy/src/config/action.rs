@@ -1,7 +1,7 @@
 //! What a route does with a request.
 
 use super::{
-    ClusterId, FilterSettings, HeaderOps, Labels, Priority, RetryPolicy, UriTemplate,
+    BodyFormat, ClusterId, FilterSettings, HeaderOps, Labels, Priority, RetryPolicy, UriTemplate,
     hash::HashPolicy,
     matcher::{RegexError, RegexMatch, re2_substitution},
     ratelimit::RateLimitPolicy,
@@ -278,4 +278,6 @@ pub struct DirectResponse {
     pub code: u16,
     /// The body, at most 4 KiB unless the table says otherwise (the control side checks).
     pub body: Box<[u8]>,
+    /// How the body is written, which stands in it as `%LOCAL_REPLY_BODY%`.
+    pub format: Option<BodyFormat>,
 }

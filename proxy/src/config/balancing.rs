@@ -81,6 +81,9 @@ pub struct Balancing {
     /// Endpoints that could not be connected lately are chosen only when there is nobody else, and repeats of what could not be sent
     /// do not count for the retry budget. Envoy gives such endpoints their turn, and counts all repeats; a cluster's metadata asks for this (`leno`, `skip_unreachable`), as those of the mesh do.
     pub skip_unreachable: bool,
+    /// When endpoints come or go, connections to the others are closed as soon as they are idle: clients that a hash leads to
+    /// an endpoint are then not served by an earlier one.
+    pub drain_on_change: bool,
 }
 
 impl Default for Balancing {
@@ -97,6 +100,7 @@ impl Default for Balancing {
             hash_by_hostname: false,
             subsets: None,
             skip_unreachable: false,
+            drain_on_change: false,
         }
     }
 }

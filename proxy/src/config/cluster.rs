@@ -1,8 +1,8 @@
 //! Clusters: where requests go, how an endpoint is chosen, and the limits on the way.
 
 use super::{
-    Balancing, Care, ClientTls, ClusterId, Dns, EndpointCheck, HealthCheck, Http2Options, Labels, LbPolicy, Locality,
-    Metadata, OutlierDetection, SocketOption, Spread,
+    Balancing, Care, ClientTls, ClusterId, Dns, EndpointCheck, HashPolicy, HeaderNames, HealthCheck, Http2Options,
+    Labels, LbPolicy, Locality, Metadata, OutlierDetection, RetryPolicy, SocketOption, Spread,
 };
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use std::{
@@ -70,6 +70,10 @@ pub struct Cluster {
     pub protocol: UpstreamProtocol,
     /// The header whose host is sent as server name (and `:authority` is the request's own host); `None`: the name in TLS.
     pub server_name: Option<Box<str>>,
+    /// When its requests are tried again, whatever their routes say.
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// By what its requests are hashed, whatever their routes say; none leaves it to them.
+    pub hash: Arc<[HashPolicy]>,
     /// TLS for endpoints that are not listed (original destinations).
     pub default_tls: Option<Arc<ClientTls>>,
     /// Source addresses for connections of this cluster.
@@ -137,6 +141,8 @@ impl Cluster {
             http2_keepalive: None,
             protocol: UpstreamProtocol::Http1,
             server_name: None,
+            retry: None,
+            hash: Arc::default(),
             default_tls: None,
             bind: None,
             socket_options: Arc::default(),
@@ -362,8 +368,8 @@ pub struct SourceBind {
 /// How HTTP/1 is spoken to endpoints, and what their answers may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http1Upstream {
-    /// Names of headers are written like `Content-Type`.
-    pub proper_case: bool,
+    /// How names of headers are written; [`HeaderNames::Kept`] is about those of answers.
+    pub names: HeaderNames,
     /// Trailers pass, in both directions; default true.
     pub trailers: bool,
     /// The length of an answer that has chunks is dropped; default false: such an answer is refused.
@@ -383,6 +389,12 @@ impl Http1Upstream {
 
 impl Default for Http1Upstream {
     fn default() -> Self {
-        Self { proper_case: false, trailers: true, chunked_length: false, max_headers: 100, max_head_bytes: None }
+        Self {
+            names: HeaderNames::Plain,
+            trailers: true,
+            chunked_length: false,
+            max_headers: 100,
+            max_head_bytes: None,
+        }
     }
 }

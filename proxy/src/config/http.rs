@@ -88,8 +88,8 @@ pub struct HttpManager {
     pub absolute_urls: bool,
     /// The length of a request of HTTP/1 that has chunks is dropped; default false: such a request is refused.
     pub chunked_length: bool,
-    /// Names of headers are written to clients of HTTP/1 in the form `Content-Type`; default false: as they came.
-    pub proper_case: bool,
+    /// How names of headers are written to clients of HTTP/1; [`HeaderNames::Kept`] is about those of requests.
+    pub names: HeaderNames,
     /// A request that breaks a rule does not cost its connection of HTTP/1, where it was read to its end; default false.
     pub stream_error_on_invalid: bool,
     /// A line is also written when a request has begun; default false.
@@ -145,7 +145,7 @@ impl Default for HttpManager {
             accept_http_10: true,
             default_host_for_http_10: None,
             proxy_100_continue: false,
-            proper_case: false,
+            names: HeaderNames::Plain,
             http1_trailers: true,
             any_method: true,
             chunked_length: false,
@@ -228,6 +228,22 @@ pub enum Codec {
     Http2,
 }
 
+/// How names of headers are written in HTTP/1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderNames {
+    /// As they came; those that the proxy writes by itself, or anew (`host`, `content-length`), in small letters.
+    #[default]
+    Plain,
+    /// In the form `Content-Type`.
+    Proper,
+    /// Those that came are written as they came, the proxy's own versions of them too; others in small letters, or in the form
+    /// `Content-Type` where `others_proper`. The other side of the proxy writes them so.
+    Kept {
+        /// Names that did not come are written in the form `Content-Type`.
+        others_proper: bool,
+    },
+}
+
 /// How requests are sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RouterOptions {
@@ -237,17 +253,50 @@ pub struct RouterOptions {
     pub respect_expected_timeout: bool,
     /// Where a request is traced, each attempt has a span of its own.
     pub start_child_span: bool,
+    /// Headers of the kinds that steer the router whose values must be good, or the request is answered with 400.
+    pub strict: StrictHeaders,
+}
+
+/// Which headers are looked at strictly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StrictHeaders(u8);
+
+impl StrictHeaders {
+    /// The headers that may be looked at, those that list conditions of retries first.
+    pub const NAMES: [&str; 5] = [
+        "x-envoy-retry-on",
+        "x-envoy-retry-grpc-on",
+        "x-envoy-max-retries",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-upstream-rq-per-try-timeout-ms",
+    ];
+
+    /// Adds one by its name; false when it is none of them.
+    pub fn add(&mut self, name: &str) -> bool {
+        let at = Self::NAMES.iter().position(|known| *known == name);
+        self.0 |= at.map_or(0, |at| 1 << at);
+        at.is_some()
+    }
+
+    /// Which of [`Self::NAMES`] they are.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::NAMES.len()).filter(move |at| self.0 & 1 << at != 0)
+    }
 }
 
 /// Explicit limits of an HTTP/2 connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Http2Options {
-    /// Streams at once; default 100.
+    /// Streams at once; default 1024.
     pub max_concurrent_streams: u32,
-    /// Flow control window of a stream in bytes; default 256 KiB: what a client far away may send before it hears from us.
+    /// Flow control window of a stream in bytes, what a peer may send before it hears from us; default 1 MiB.
     pub stream_window: u32,
-    /// Flow control window of the connection in bytes; default 1 MiB.
+    /// What it grows to while all that comes is used at once, so that a peer far away is not held back; default 16 MiB.
+    pub most_stream_window: u32,
+    /// Flow control window of the connection in bytes, what may wait here of all its streams; default 4 MiB.
     pub connection_window: u32,
+    /// What it grows to likewise; default 24 MiB.
+    pub most_connection_window: u32,
     /// Clients may ask for tunnels of other protocols, such as WebSocket, by extended CONNECT (RFC 8441); default false.
     pub allow_connect: bool,
     /// Frames without payload that a peer may send one after the other; default 1, more disconnects it.
@@ -265,9 +314,11 @@ pub struct Http2Options {
 impl Default for Http2Options {
     fn default() -> Self {
         Self {
-            max_concurrent_streams: 100,
-            stream_window: 256 * 1024,
-            connection_window: 1024 * 1024,
+            max_concurrent_streams: 1024,
+            stream_window: 1024 * 1024,
+            most_stream_window: 16 * 1024 * 1024,
+            connection_window: 4 * 1024 * 1024,
+            most_connection_window: 24 * 1024 * 1024,
             allow_connect: false,
             max_empty_frames: 1,
             max_priority_frames: 100,

@@ -68,7 +68,8 @@ pub use health::{
     Probe, Report, ServiceName, Statuses,
 };
 pub use http::{
-    Codec, EscapedSlashes, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader, StripPort, Underscores,
+    Codec, EscapedSlashes, HeaderNames, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader,
+    StrictHeaders, StripPort, Underscores,
 };
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};

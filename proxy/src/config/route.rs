@@ -39,6 +39,8 @@ pub struct TableOptions {
     pub ignore_path_parameters: bool,
     /// Header changes go from the table's to the route's, so that the most specific one is made last.
     pub most_specific_headers_win: bool,
+    /// Headers that are taken from requests of clients outside; lower case.
+    pub internal_only: Box<[Box<str>]>,
 }
 
 /// Why a route table is refused.

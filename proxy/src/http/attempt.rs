@@ -303,7 +303,7 @@ async fn acquire<D: Downstream>(
         Line::Raw => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| (Up::Raw(Box::new(raw)), None)),
         Line::Any | Line::New => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
-            let aim = aim(call.conn, host, server_name(call.request, cluster));
+            let aim = aim(call.conn, host, server_name(call.request, cluster, host));
             let aim = if line == Line::New { aim.unpooled() } else { aim };
             let worker = call.worker;
             let connecting = connection(worker, cluster, host, http2, limits.priority, aim);

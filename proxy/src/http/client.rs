@@ -96,7 +96,12 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
     let outside = edge.use_remote_address && !internal;
     if internal {
         headers.push(b"x-envoy-internal", b"true");
-    } else if headers.may_have(Known::Envoy) {
+    } else {
+        for name in &call.manager.routes.options.internal_only {
+            headers.remove(name);
+        }
+    }
+    if !internal && headers.may_have(Known::Envoy) {
         let named = |name: &[u8], list: &[&str]| list.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
         headers.remove_if(|name, _, known| {
             known == Known::Envoy && (named(name, INTERNAL_ONLY) || outside && named(name, EDGE_ONLY))

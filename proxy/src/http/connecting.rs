@@ -32,16 +32,16 @@ pub(crate) fn speaks_http2(http2: bool, cluster: &Cluster, host: &Host) -> bool 
 
 /// The server name that the request decides about, where the cluster wants that: its host without the port, or what another
 /// header says. An address is told to nobody, and must be in the endpoint's certificate all the same.
-pub(crate) fn server_name(request: &RequestHead, cluster: &Cluster) -> Option<Rc<str>> {
-    let header = cluster.config().server_name.as_deref()?;
+pub(crate) fn server_name(request: &RequestHead, cluster: &Cluster, host: &Host) -> Option<Rc<str>> {
+    let (header, tls) = (cluster.config().server_name.as_deref()?, host.endpoint().tls.as_deref()?);
     let value = match header {
         ":authority" | "host" => request.authority(),
         name => request.headers.get(name).filter(|value| !value.is_empty()).unwrap_or(request.authority()),
     };
     let name = String::from_utf8_lossy(crate::route::without_port(value));
     let name = name.trim_start_matches('[').trim_end_matches(']');
-    let strict = match cluster.config().default_tls.as_deref() {
-        Some(ClientTls::Own(context)) => context.settings().match_server_name,
+    let strict = match tls {
+        ClientTls::Own(context) => context.settings().match_server_name,
         _ => false,
     };
     (strict || !name.is_empty() && name.parse::<std::net::IpAddr>().is_err()).then(|| name.into())

@@ -70,6 +70,44 @@ pub struct RequestHead {
     pub keep_alive: bool,
     /// Bytes of the head that lines about headers do not count: the first line, the end, and a blank a header (HTTP/1).
     pub around: u32,
+    /// How its headers' names were written, where that is to be kept.
+    pub spelling: Option<Box<Spelling>>,
+}
+
+/// How names of headers were written that came, where all of those names are to leave so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spelling {
+    names: Vec<Box<[u8]>>,
+    others_proper: bool,
+}
+
+impl Spelling {
+    /// Of these names; others are brought into the form `Content-Type` where `others_proper`.
+    pub fn of<'n>(names: impl Iterator<Item = &'n [u8]>, others_proper: bool) -> Box<Self> {
+        Box::new(Self { names: names.map(Into::into).collect(), others_proper })
+    }
+
+    /// Writes the names of header lines so.
+    pub fn apply(&self, lines: &mut [u8]) {
+        for line in lines.split_mut(|byte| *byte == b'\n') {
+            let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+            let name = &mut line[..end];
+            match self.names.iter().find(|came| came.eq_ignore_ascii_case(name)) {
+                Some(came) => name.copy_from_slice(came),
+                None if self.others_proper => proper_name(name),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Brings a name into the form `Content-Type`.
+pub(crate) fn proper_name(name: &mut [u8]) {
+    let mut begins = true;
+    for byte in name {
+        *byte = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
+        begins = !byte.is_ascii_alphanumeric();
+    }
 }
 
 impl RequestHead {
@@ -192,6 +230,8 @@ pub struct ResponseHead {
     pub keep_alive: bool,
     /// Bytes of the head that lines about headers do not count: the first line, the end, and a blank a header (HTTP/1).
     pub around: u32,
+    /// How its headers' names were written, where that is to be kept.
+    pub spelling: Option<Box<Spelling>>,
 }
 
 impl ResponseHead {

@@ -18,7 +18,7 @@ pub(super) fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, config: &Lo
     let mapper = config.mappers.iter().find(|mapper| holds(mapper, call, reply.code));
     let code = mapper.and_then(|mapper| mapper.status).unwrap_or(reply.code);
     let own = call.tally.filters.as_ref().map(|state| state.reply.clone()).unwrap_or_default();
-    let first = own.body.map_or_else(|| reply::text(call, reply), Into::into);
+    let first = own.body.unwrap_or_else(|| reply::text(call, reply));
     let text = mapper.and_then(|mapper| mapper.body.as_deref()).map_or_else(|| first.as_bytes(), str::as_bytes);
     let grpc = call.tally.grpc;
     reply::begin(call, reply.code);
@@ -41,7 +41,7 @@ pub(super) fn answer<'a, D: Downstream>(
     down: &mut D,
     selected: Selected<'a>,
     (code, location): (u16, Option<Vec<u8>>),
-    body: &[u8],
+    (body, kind): (&[u8], Option<&str>),
     close: bool,
 ) {
     let manager = call.manager;
@@ -54,6 +54,9 @@ pub(super) fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
+    if let Some(kind) = kind {
+        call.response.headers.set("content-type", kind.as_bytes());
+    }
     let typed = mapped(call, mapper, own);
     call.response.status = if grpc { 200 } else { code };
     let text = mapper.and_then(|mapper| mapper.body.as_deref()).map_or(body, str::as_bytes);
@@ -107,7 +110,8 @@ fn holds(mapper: &Mapper, call: &Call<'_>, code: u16) -> bool {
     mapper.filter.holds(&LogEntry { code, ..call.entry() }, &|| call.worker.rng.next())
 }
 
-fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {
+/// A body in its format.
+pub(super) fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
     format.format.write_body(&LogEntry { code, local_reply: Some(body), ..call.entry() }, &mut out);
     out

@@ -203,7 +203,7 @@ impl Copy {
         };
         let _active = host.enter();
         let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
-        let aim = Aim::new(connecting::server_name(&self.head, &self.cluster), None);
+        let aim = Aim::new(connecting::server_name(&self.head, &self.cluster, &host), None);
         let limit = self.cluster.config().connect_timeout;
         let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, aim);
         let Ok(Ok((mut up, _counted))) = tokio::time::timeout(limit, connecting).await else {

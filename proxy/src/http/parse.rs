@@ -6,10 +6,11 @@
 
 use super::{
     framing::{Connection, Framing},
-    head::{BodyLength, RequestHead, ResponseHead, Version},
+    head::{BodyLength, RequestHead, ResponseHead, Spelling, Version},
     headers::{Headers, Known},
     target::{check_authority, check_target},
 };
+use crate::config::HeaderNames;
 use std::mem::MaybeUninit;
 
 /// Room for headers on the stack while a head is read; where more are allowed, it is on the heap.
@@ -75,6 +76,8 @@ pub struct HeadLimits {
     pub headers: usize,
     /// An answer's length beside chunks is dropped; else it is refused.
     pub chunked_length: bool,
+    /// Whether to take down how names are written.
+    pub names: HeaderNames,
 }
 
 /// What of a request's head is refused before anything of it is believed.
@@ -147,6 +150,16 @@ const METHODS: [&str; 35] = [
     "UNSUBSCRIBE",
 ];
 
+/// How the names are written, where that is to be taken down.
+fn spelling(limits: HeadLimits, headers: &[httparse::Header<'_>]) -> Option<Box<Spelling>> {
+    match limits.names {
+        HeaderNames::Kept { others_proper } => {
+            Some(Spelling::of(headers.iter().map(|header| header.name.as_bytes()), others_proper))
+        }
+        HeaderNames::Plain | HeaderNames::Proper => None,
+    }
+}
+
 /// Headers that `connection` may list at most; Envoy's limit.
 const MAX_LISTED: usize = 9;
 
@@ -200,6 +213,8 @@ pub fn request(
     // Two blanks, the version, two ends of lines, and a blank a header.
     head.around = (skipped + method.len() + target.len() + 14 + parsed.headers.len()) as u32;
     let mut framing = Framing::default();
+    let mut misframed = None;
+    head.spelling = spelling(limits, parsed.headers);
     let (mut hosts, mut expectations) = (0, 0);
     let mut connection = Connection::default();
     let mut upgrade = None;
@@ -213,7 +228,7 @@ pub fn request(
         match known {
             Known::Other => {}
             Known::ContentLength | Known::TransferEncoding => {
-                framing.see(known, header.value, rules.chunked_length)?;
+                misframed = misframed.or(framing.see(known, header.value, rules.chunked_length).err());
             }
             Known::Connection => connection.see(header.value),
             Known::ProxyConnection => connection.see_proxy(header.value),
@@ -234,7 +249,11 @@ pub fn request(
     if hosts > 1 {
         return Err(HeadError::Malformed("there must be exactly one host"));
     }
+    // A target that is none is told first: what follows it need not be what it seems.
     check_target(method, target, rules, head)?;
+    if let Some(error) = misframed {
+        return Err(error);
+    }
     head.headers.remove_known(Known::Host);
     if head.expects_continue {
         head.headers.remove_known(Known::Expect);
@@ -317,6 +336,7 @@ pub fn response(
     // The version, the status, two blanks, two ends of lines, and a blank a header.
     head.around = (parsed.reason.map_or(0, str::len) + 17 + parsed.headers.len()) as u32;
     let base = head.headers.keep(raw);
+    head.spelling = spelling(limits, parsed.headers);
     let mut framing = Framing::default();
     let mut connection = Connection::default();
     for header in parsed.headers.iter() {
@@ -406,7 +426,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 16, chunked_length: false };
+    const LIMITS: HeadLimits =
+        HeadLimits { bytes: 4096, headers: 16, chunked_length: false, names: HeaderNames::Plain };
 
     /// What a request's head came to, in a form that can be compared.
     fn read(bytes: &[u8]) -> Result<Option<(usize, String)>, HeadError> {

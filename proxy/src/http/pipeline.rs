@@ -20,7 +20,7 @@ use super::{
     trace, whole,
 };
 use crate::{
-    config::{Action, Redirect},
+    config::{Action, BodyFormat, Redirect},
     overload,
     pool::ClusterState,
     route::Selected,
@@ -197,14 +197,14 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             Action::Redirect(redirect) => {
                 counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 let location = redirect::location(call, selected, redirect);
-                return answer(call, down, selected, redirect.code, Some(location), b"");
+                return answer(call, down, selected, redirect.code, Some(location), (b"", None));
             }
             Action::Direct(direct) => {
                 counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 // With a status that leads elsewhere Envoy names the place where the client already is.
                 let leads = matches!(direct.code, 201 | 300..=399);
                 let location = leads.then(|| redirect::location(call, selected, &Redirect::default()));
-                return answer(call, down, selected, direct.code, location, &direct.body);
+                return answer(call, down, selected, direct.code, location, (&direct.body, direct.format.as_ref()));
             }
         };
         match router::forward(call, down, selected, forward, body, redirects).await? {
@@ -226,13 +226,17 @@ fn answer<'a, D: Downstream>(
     selected: Selected<'a>,
     code: u16,
     location: Option<Vec<u8>>,
-    body: &[u8],
+    (body, format): (&[u8], Option<&BodyFormat>),
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
     let close = call.ends_connection() || code == 400 && !call.is_http2();
+    // The body is written before there is a status, as in Envoy.
+    let written = format.map(|format| local_reply::write(format, call, 0, &String::from_utf8_lossy(body)));
+    let body = written.as_deref().unwrap_or(body);
+    let kind = format.map(|format| &*format.content_type);
     if call.manager.local_replies.is_some() || call.tally.grpc {
-        local_reply::answer(call, down, selected, (code, location), body, close);
+        local_reply::answer(call, down, selected, (code, location), (body, kind), close);
         return Ok(());
     }
     reply::begin(call, code);
@@ -240,6 +244,9 @@ fn answer<'a, D: Downstream>(
         call.response.headers.push(b"location", &location);
     }
     edit::for_client(call, selected);
+    if let Some(kind) = kind {
+        call.response.headers.set("content-type", kind.as_bytes());
+    }
     // What the route changes does not know it yet, what filters change does.
     call.tally.code = code;
     reply::content_type(call, body, None);

@@ -40,6 +40,8 @@ const fn refusal(code: u16, body: &'static str, flags: ResponseFlags, details: &
     Reply { code, body, flags, details, close: true }
 }
 
+/// A header that is looked at strictly has no good value.
+pub const NOT_GOOD: Reply = reply(400, "", ResponseFlags::INVALID_ENVOY_HEADERS, "request_headers_failed_strict_check");
 /// No virtual host or route matches.
 pub const NO_ROUTE: Reply = reply(404, "", ResponseFlags::NO_ROUTE, "route_not_found");
 /// Memory runs short.
@@ -208,7 +210,7 @@ fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close:
     if let Some(config) = call.manager.local_replies.as_deref() {
         return local_reply::send(call, down, config, reply, close);
     }
-    let body = own.body.map_or_else(|| text(call, reply), Cow::Borrowed);
+    let body = own.body.unwrap_or_else(|| text(call, reply));
     let body = &*body;
     if call.tally.grpc {
         begin(call, reply.code);

@@ -1,7 +1,7 @@
 //! Decides whether a request is tried again. Pure: what happened and the policy in, yes or no out.
 
 use super::{head::RequestHead, headers::Headers};
-use crate::config::{HeaderMatch, HeaderTest, RetryOn, RetryPolicy};
+use crate::config::{HeaderMatch, HeaderTest, RetryOn, RetryPolicy, StrictHeaders};
 use std::{
     borrow::Cow,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -171,6 +171,21 @@ pub fn effective<'p>(
         }
     }
     policy
+}
+
+/// The first header whose value is not what it must be, of those that are looked at strictly (see [`StrictHeaders::NAMES`]).
+pub fn not_good(strict: StrictHeaders, headers: &Headers) -> Option<usize> {
+    strict.iter().find(|at| {
+        let Some(value) = headers.get(StrictHeaders::NAMES[*at]) else { return false };
+        let Ok(text) = std::str::from_utf8(value) else { return true };
+        let mut conditions = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let mut known = RetryOn::default();
+        match at {
+            0 => conditions.any(|condition| !known.add(condition)),
+            1 => conditions.any(|condition| !known.add_grpc(condition)),
+            _ => text.trim().parse::<u64>().is_err(),
+        }
+    })
 }
 
 /// Whether the policy is for this request, as far as its headers tell.

@@ -5,7 +5,7 @@ use super::{
     attempted::Attempted,
     body::{Downstream, Upstream},
     call::Call,
-    connecting, edit, filter, hash,
+    connecting, edit, filter, forget, hash,
     head::BodyLength,
     headers::Known,
     limits::Limits,
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Forward, Http2Options},
+    config::{Forward, Http2Options, StrictHeaders},
     pool::{Outcome, Ticket},
     route::Selected,
     telemetry::ResponseFlags,
@@ -59,32 +59,50 @@ pub(super) async fn forward<'a, D: Downstream>(
         0 => reply::NO_CLUSTER,
         code => Reply { code, ..reply::NO_CLUSTER },
     })?;
+    if let Some(at) = retry::not_good(call.manager.router.strict, &call.request.headers) {
+        let name = StrictHeaders::NAMES[at];
+        let value = String::from_utf8_lossy(call.request.headers.get(name).unwrap_or_default()).into_owned();
+        let own = &mut call.tally.filters().reply;
+        own.body = Some(format!("invalid header '{name}' with value '{value}'").into());
+        own.details = Some(format!("{}{{{name}}}", reply::NOT_GOOD.details).into());
+        return Err(reply::NOT_GOOD.into());
+    }
     if let Some(all) = cluster.drops(&call.worker.rng) {
         return Err(if all { reply::UNCONDITIONAL_DROP_OVERLOAD } else { reply::DROP_OVERLOAD }.into());
     }
     // Most requests carry none of the headers by which Envoy's router is told what to do.
     let asked = call.request.headers.may_have(Known::Envoy);
-    let mut limits = timeout::limits(call, forward, forward.retry.as_deref(), asked);
+    // What the cluster says counts instead of what the route does.
+    let (own, hashed_by) = (cluster.config().retry.as_deref(), &cluster.config().hash);
+    let policy = own.or(forward.retry.as_deref());
+    let mut limits = timeout::limits(call, forward, policy, asked);
     let _budget = Budget::of_request(cluster, &limits);
     let mut line = if raw::ends_here(call.request, forward) { Line::Raw } else { Line::Any };
     call.tally.attempts = 1;
     tell_attempt(call, selected, 0, false, &limits);
     // How long the answer may take is asked of the request as it came, when it is tried again of what the route makes of it.
     let asked = edit::for_endpoint(call, selected, forward) || asked;
-    let policy = retry::effective(forward.retry.as_deref(), call.request, asked);
+    let policy = retry::effective(policy, call.request, asked);
     let policy = policy.as_deref();
     // Of the request as the endpoint gets it.
     let policy = policy.filter(|policy| retry::fits(policy, call.request));
     let mut cookies = Vec::new();
     // Nobody is given a cookie for a cluster that does not look at it.
     let hashes = cluster.config().policy.is_hashed();
-    let hash = if hashes { hash::of(call, &forward.hash, &mut cookies) } else { None };
+    let hashed_by = if hashed_by.is_empty() { &forward.hash[..] } else { hashed_by };
+    let hash = if hashes { hash::of(call, hashed_by, &mut cookies) } else { None };
     if !cookies.is_empty() {
         call.tally.filters().cookies = cookies;
     }
     let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
     let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
-    cluster.admit(limits.priority).map_err(|_| reply::OVERFLOW)?;
+    if cluster.admit(limits.priority).is_err() {
+        // Where no connection is free, a client may send its request to the end as if one had been made.
+        if !cluster.has_free_connection(limits.priority) {
+            forget::rest(call, down, body).await;
+        }
+        return Err(reply::OVERFLOW.into());
+    }
 
     let safe = call.request.is_safe();
     let most_kept =

@@ -118,7 +118,9 @@ where
     let limits = Limits {
         streams: options.max_concurrent_streams,
         stream_window: options.stream_window,
+        most_stream_window: options.most_stream_window,
         connection_window: options.connection_window,
+        most_connection_window: options.most_connection_window,
         head_bytes: settings.max_head_bytes,
         headers: settings.max_headers,
         connect: options.allow_connect,

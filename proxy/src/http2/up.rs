@@ -24,6 +24,10 @@ use crate::telemetry::Wire;
 use crate::telemetry::tracked::ConnectionEnd;
 use crate::tls::TlsInfo;
 
+/// How often a connection's task reads at once: then those who wait for the bytes send them on while they are at hand in the
+/// processor's cache, and an endpoint that sends without end keeps nobody from being served.
+const READS: usize = 2;
+
 /// What the connection's task and its users share.
 struct State {
     active: Cell<u32>,
@@ -96,7 +100,9 @@ where
     let limits = Limits {
         streams: 0,
         stream_window: options.stream_window,
+        most_stream_window: options.most_stream_window,
         connection_window: options.connection_window,
+        most_connection_window: options.most_connection_window,
         head_bytes,
         headers,
         connect: false,
@@ -157,8 +163,9 @@ fn turn<IO: AsyncRead + AsyncWrite + Unpin>(
     active: bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
-    loop {
+    for read in 1..=READS {
         match mux.poll_read(io, cx)? {
+            Poll::Ready(true) if read == READS => cx.waker().wake_by_ref(),
             Poll::Ready(true) => {}
             Poll::Ready(false) => return Poll::Ready(Ok(())),
             Poll::Pending => break,

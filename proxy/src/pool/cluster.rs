@@ -6,7 +6,10 @@ use super::{
 };
 use crate::{
     balance::{Balancer, Peers, PickContext, Rng, Zones},
-    config::{Cluster, ClusterKind, Endpoint, Health, Home, LbPolicy, Limits, OutlierDetection, Priority, Track},
+    config::{
+        Cluster, ClusterKind, Endpoint, Health, Home, LbPolicy, Limits, OutlierDetection, Priority, Track,
+        UpstreamProtocol,
+    },
     telemetry::stats::{ClusterStats, PublishedCluster},
 };
 use std::{
@@ -95,6 +98,9 @@ impl ClusterState {
         }
         if old_addresses != hosts.iter().map(|host| host.address()).collect::<HashSet<_>>() {
             shared.stats.membership_change.add(1);
+            if config.balancing.drain_on_change {
+                hosts.iter().for_each(|host| host.drain());
+            }
         }
         let workers = workers.max(1);
         let published = Arc::new(PublishedCluster {
@@ -162,6 +168,14 @@ impl ClusterState {
             return Err(Overflow);
         }
         Ok(())
+    }
+
+    /// Whether another request could be sent at once, by a connection that is there; told from the counts alone.
+    pub fn has_free_connection(&self, priority: Priority) -> bool {
+        let (shared, _) = self.breakers(priority);
+        let shares = self.config().protocol != UpstreamProtocol::Http1;
+        let needed = if shares { 0 } else { shared.requests.get() };
+        shared.connections.get() > needed
     }
 
     /// Whether there are as many requests as may be.

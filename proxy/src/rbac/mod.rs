@@ -7,7 +7,7 @@ pub mod matching;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{HeaderMatch, StringMatch};
+use crate::config::{HeaderMatch, StringMatch, UriTemplate};
 use crate::tls::TlsInfo;
 use ipnet::IpNet;
 use std::{net::SocketAddr, sync::Arc};
@@ -91,6 +91,8 @@ pub enum Permission {
     Header(HeaderMatch),
     /// The path of the request without its query.
     Path(StringMatch),
+    /// A template of it.
+    Template(UriTemplate),
     /// The address to which the client connected.
     DestinationIp(IpNet),
     /// The ports, inclusive, to one of which the client connected.
@@ -213,6 +215,7 @@ impl Permission {
             Self::Any => true,
             Self::Header(header) => facts.header(header),
             Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),
+            Self::Template(template) => facts.path().is_some_and(|text| template.matches(text)),
             Self::DestinationIp(net) => contains(net, facts.destination()),
             Self::DestinationPorts(from, to) => (*from..=*to).contains(&facts.destination().port()),
             Self::Constant(holds) => *holds,

@@ -2,14 +2,14 @@
 //!
 //! `LENO_FUZZ_ROUNDS` says how many inputs each gets (20,000), `LENO_FUZZ_SEED` begins elsewhere.
 
-use leno_proxy::config::EscapedSlashes;
+use leno_proxy::config::{EscapedSlashes, HeaderNames};
 use leno_proxy::http::chunked::{Chunked, Step};
 use leno_proxy::http::parse::{self, HeadLimits, RequestRules};
 use leno_proxy::http::path::{self, Outcome, Rules};
 use leno_proxy::http::{BodyLength, Headers, RequestHead, ResponseHead};
 use leno_proxy::tls::client_hello::{self, Inspect};
 
-const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 64, chunked_length: false };
+const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 64, chunked_length: false, names: HeaderNames::Plain };
 
 /// Random numbers that are the same in every run (xorshift64*).
 struct Dice(u64);

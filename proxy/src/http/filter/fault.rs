@@ -20,6 +20,7 @@ use crate::{
     worker::earlier,
 };
 use std::{
+    borrow::Cow,
     future::poll_fn,
     sync::atomic::{AtomicU32, Ordering},
     task::Poll,
@@ -75,7 +76,7 @@ pub(super) async fn pass<'a, D: Downstream>(
     told(|stats| &stats.aborts);
     let state = call.tally.filters();
     state.reply.grpc = grpc;
-    state.reply.body = Some(&*abort.body).filter(|body| !body.is_empty());
+    state.reply.body = Some(Cow::Borrowed(&*abort.body)).filter(|body| !body.is_empty());
     let (body, flags) = ("fault filter abort", ResponseFlags::FAULT_INJECTED);
     Err(Reply { code, body, flags, details: "fault_filter_abort", close: false }.into())
 }

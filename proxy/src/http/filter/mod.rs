@@ -64,7 +64,7 @@ pub struct State<'a> {
 #[derive(Debug, Default, Clone)]
 pub struct Details<'a> {
     /// The body, instead of the usual one.
-    pub(super) body: Option<&'a str>,
+    pub(super) body: Option<Cow<'a, str>>,
     /// The status for gRPC.
     pub(super) grpc: Option<u16>,
     /// What is changed about it before its status is known.

@@ -5,9 +5,10 @@ use super::super::{
     buffer::Buffer,
     chunked::{Chunked, Step},
     decimal,
-    head::BodyLength,
+    head::{BodyLength, Spelling, proper_name},
     headers::{Headers, Known},
 };
+use crate::config::HeaderNames;
 use std::{
     io::Write as _,
     task::{Context, Poll, ready},
@@ -206,15 +207,17 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
     headers.write_lines(out, |known| known != Known::ContentLength && !known.is_hop_by_hop());
 }
 
-/// Brings the names of header lines into the form `Content-Type`.
-pub(crate) fn proper_names(lines: &mut [u8]) {
-    for line in lines.split_mut(|byte| *byte == b'\n') {
-        let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
-        let mut begins = true;
-        for byte in &mut line[..end] {
-            *byte = if begins { byte.to_ascii_uppercase() } else { byte.to_ascii_lowercase() };
-            begins = !byte.is_ascii_alphanumeric();
+/// Writes the names of header lines as they came, where that was kept, else as is said for the side that gets them.
+pub(crate) fn names(lines: &mut [u8], spelling: Option<&Spelling>, form: HeaderNames) {
+    match (spelling, form) {
+        (Some(spelling), _) => spelling.apply(lines),
+        (None, HeaderNames::Proper) => {
+            for line in lines.split_mut(|byte| *byte == b'\n') {
+                let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+                proper_name(&mut line[..end]);
+            }
         }
+        (None, HeaderNames::Plain | HeaderNames::Kept { .. }) => {}
     }
 }
 

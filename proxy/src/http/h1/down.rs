@@ -12,7 +12,11 @@ use super::{
     },
     body::{self, Reader, Writer},
 };
-use crate::{config::HttpManager, listen::Stream, telemetry::Wire};
+use crate::{
+    config::{HeaderNames, HttpManager},
+    listen::Stream,
+    telemetry::Wire,
+};
 use std::{
     io::Write as _,
     pin::Pin,
@@ -32,7 +36,7 @@ pub struct Connection {
     /// The client waits for `100 Continue`, which it gets of us as soon as somebody wants the body.
     owes_continue: bool,
     /// Names of headers are written in the form `Content-Type`.
-    proper_case: bool,
+    names: HeaderNames,
     /// What could not be read began as a HEAD, so that nothing may follow the head of its answer.
     to_head: bool,
     /// Trailers pass, in both directions.
@@ -77,7 +81,7 @@ impl Connection {
             reader: Reader::Exact(0),
             writer: Writer::Plain,
             owes_continue: false,
-            proper_case: false,
+            names: HeaderNames::Plain,
             to_head: false,
             trailers: true,
             max_trailers: usize::MAX,
@@ -180,7 +184,7 @@ impl Connection {
     pub fn begin(&mut self, manager: &HttpManager, last: bool, ends: Option<Instant>) {
         self.closing |= last;
         self.ends = ends;
-        self.proper_case = manager.proper_case;
+        self.names = manager.names;
         self.trailers = manager.http1_trailers;
         self.max_trailers = manager.max_headers;
         // Else it is the endpoint's to say.
@@ -271,9 +275,7 @@ impl Downstream for Connection {
         let _ = write!(out, "HTTP/1.1 {} {}\r\n", head.status, reason(head.status));
         let before = out.len();
         body::headers(out, &head.headers);
-        if self.proper_case {
-            body::proper_names(&mut out[before..]);
-        }
+        body::names(&mut out[before..], head.spelling.as_deref(), self.names);
         self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
     }
@@ -346,9 +348,7 @@ impl Downstream for Connection {
         } else if request.version == Version::Http10 {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
-        if self.proper_case {
-            body::proper_names(&mut out[before..]);
-        }
+        body::names(&mut out[before..], head.spelling.as_deref(), self.names);
         self.heads.1 += (out.len() - before) as u32;
         out.extend_from_slice(b"\r\n");
     }

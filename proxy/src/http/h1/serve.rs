@@ -217,6 +217,7 @@ fn wait<'a>(
         bytes: manager.max_head_bytes,
         headers: manager.max_headers,
         chunked_length: manager.chunked_length,
+        names: manager.names,
     };
     let rules = RequestRules {
         http_10: manager.accept_http_10,

@@ -226,9 +226,7 @@ impl Upstream for Connection {
             out.extend_from_slice(protocol);
             out.extend_from_slice(b"\r\n");
         }
-        if self.options.proper_case {
-            body::proper_names(&mut out[before..]);
-        }
+        body::names(&mut out[before..], head.spelling.as_deref(), self.options.names);
         self.heads = (0, (out.len() - before) as u32);
         out.extend_from_slice(b"\r\n");
     }
@@ -263,6 +261,7 @@ impl Upstream for Connection {
             bytes: self.options.head_bytes(),
             headers: self.options.max_headers,
             chunked_length: self.options.chunked_length,
+            names: self.options.names,
         };
         loop {
             if !self.input.is_empty() {

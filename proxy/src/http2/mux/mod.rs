@@ -47,8 +47,12 @@ pub(super) struct Limits {
     pub(super) streams: u32,
     /// Bytes of a stream that it may send ahead.
     pub(super) stream_window: u32,
+    /// What that grows to while all that comes is used at once.
+    pub(super) most_stream_window: u32,
     /// Bytes of all streams that it may send ahead.
     pub(super) connection_window: u32,
+    /// What that grows to likewise.
+    pub(super) most_connection_window: u32,
     /// Bytes of a head, counted as RFC 9113, section 6.5.2 does.
     pub(super) head_bytes: usize,
     /// Headers of a head.
@@ -115,6 +119,8 @@ struct Stream {
     /// What follows the head is no body.
     tunnel: bool,
     recv_window: i64,
+    /// What the peer may send ahead, as it is now.
+    window: u32,
     /// Bytes that were used and not yet given back to the peer's window.
     used: u32,
     reset: Option<Reset>,
@@ -241,6 +247,8 @@ pub(super) struct Mux {
     /// See [`Mux::effort`].
     effort: u64,
     recv_window: i64,
+    /// What the peer may send ahead on all streams, as it is now.
+    window: u32,
     used: u32,
     incoming: VecDeque<Incoming>,
     /// Streams that were opened and reset before they were taken up, in this turn: they are no longer open to the client.
@@ -307,6 +315,7 @@ impl Mux {
             decoder: Decoder::new(),
             effort: 0,
             recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
+            window: limits.connection_window.max(FIRST_WINDOW),
             used: 0,
             incoming: VecDeque::new(),
             early_resets: 0,
@@ -494,6 +503,7 @@ impl Mux {
         stream.id = id;
         // The peer may not have heard of a smaller window yet.
         stream.recv_window = self.limits.stream_window.max(FIRST_WINDOW).into();
+        stream.window = self.limits.stream_window;
         stream.send_window = self.first_send_window;
         self.ids.insert(id, slot);
         Key { slot, id }

@@ -220,24 +220,26 @@ impl Mux {
         if count == 0 || self.death.is_some() {
             return;
         }
-        let window = self.limits.connection_window.max(super::FIRST_WINDOW);
         self.used += count;
-        if self.used >= window / 2 {
+        if self.used >= self.window / 2 {
             let used = std::mem::take(&mut self.used);
-            self.recv_window += i64::from(used);
-            self.write_window(0, used);
+            let waits = i64::from(self.window) - self.recv_window - i64::from(used);
+            let more = used + growth(&mut self.window, self.limits.most_connection_window, waits);
+            self.recv_window += i64::from(more);
+            self.write_window(0, more);
         }
-        let half = self.limits.stream_window / 2;
+        let most = self.limits.most_stream_window;
         if let Some(key) = key
             && let Some(stream) = self.get_mut(key)
             && !stream.ended
             && stream.reset.is_none()
         {
             stream.used += count;
-            if stream.used >= half {
+            if stream.used >= stream.window / 2 {
                 let used = std::mem::take(&mut stream.used);
-                stream.recv_window += i64::from(used);
-                self.write_window(key.id, used);
+                let more = used + growth(&mut stream.window, most, stream.data.len() as i64);
+                stream.recv_window += i64::from(more);
+                self.write_window(key.id, more);
             }
         }
     }
@@ -365,5 +367,34 @@ impl Mux {
                 stream.wake();
             }
         }
+    }
+}
+
+/// By how much a window grows of whose bytes so many wait: twofold up to the most, if little waits. Who reads slowly is not
+/// sent more.
+fn growth(window: &mut u32, most: u32, waits: i64) -> u32 {
+    let more = (*window).min(most.saturating_sub(*window));
+    match waits <= i64::from(*window / 8) {
+        true => {
+            *window += more;
+            more
+        }
+        false => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::growth;
+
+    #[test]
+    fn window_when_all_is_used_at_once_then_grows_up_to_the_most() {
+        let mut window = 100;
+        assert_eq!((growth(&mut window, 350, 0), window), (100, 200));
+        assert_eq!((growth(&mut window, 350, 26), window), (0, 200), "much waits");
+        assert_eq!((growth(&mut window, 350, 25), window), (150, 350));
+        assert_eq!((growth(&mut window, 350, 0), window), (0, 350));
+        let mut named = 500;
+        assert_eq!((growth(&mut named, 350, 0), named), (0, 500));
     }
 }

@@ -7,7 +7,9 @@ use crate::http2::mux::{Fault, Limits, Mux, Role};
 const LIMITS: Limits = Limits {
     streams: 100,
     stream_window: 65_535,
+    most_stream_window: 65_535,
     connection_window: 65_535,
+    most_connection_window: 65_535,
     head_bytes: 8192,
     headers: 100,
     connect: true,

@@ -18,7 +18,9 @@ impl Dice {
 const LIMITS: Limits = Limits {
     streams: 10,
     stream_window: 70_000,
+    most_stream_window: 300_000,
     connection_window: 100_000,
+    most_connection_window: 400_000,
     head_bytes: 8192,
     headers: 20,
     connect: true,

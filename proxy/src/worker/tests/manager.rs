@@ -3,6 +3,7 @@
 use super::configured::{Configured, filter, static_cluster};
 use super::tls::{connect, pair_json, socket};
 use super::*;
+use crate::config::HeaderNames;
 use crate::telemetry::{Comparison, LogFilter};
 use crate::tls::own_tests::Ca;
 use prost_types::value::Kind;
@@ -314,9 +315,19 @@ fn continue_when_the_endpoint_refuses_then_the_client_does_not_send() {
 
 #[test]
 fn names_of_headers_when_proper_case_is_wanted_then_the_client_gets_it() {
-    let (_backend, proxy) = with(|manager| manager.proper_case = true);
+    let (_backend, proxy) = with(|manager| manager.names = HeaderNames::Proper);
     let answer = proxy.get("/");
     assert!(answer.head.contains("\nX-Envoy-Upstream-Service-Time: "), "{}", answer.head);
+}
+
+#[test]
+fn names_of_headers_when_kept_then_those_that_the_proxy_writes_anew_are_spelled_as_they_came() {
+    let (_backend, proxy) = with(|manager| manager.names = HeaderNames::Kept { others_proper: true });
+    let answer = proxy.client().ask("POST / HTTP/1.1\r\nHOST: a\r\nContent-LENGTH: 2\r\nx-FOO: b\r\n\r\nhi");
+    let seen = answer.body.to_owned() + &answer.head;
+    for line in ["\nHOST: a", "\nContent-LENGTH: 2", "\nx-FOO: b", "\nX-Forwarded-Proto: http"] {
+        assert!(seen.contains(line), "{line} {seen}");
+    }
 }
 
 #[test]

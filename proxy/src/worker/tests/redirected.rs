@@ -43,7 +43,11 @@ fn connection_when_redirected_then_its_original_destination_decides() {
     alone(|| {
         greet("127.0.0.50:9999");
         greet("[::1]:9999");
-        let proxy = Proxy::start(1, http(Action::Direct(DirectResponse { code: 200, body: Box::default() })), vec![]);
+        let proxy = Proxy::start(
+            1,
+            http(Action::Direct(DirectResponse { code: 200, body: Box::default(), format: None })),
+            vec![],
+        );
         let v6 = TcpListener::bind("[::1]:0").unwrap();
         let addresses = vec![proxy.address, v6.local_addr().unwrap()];
         let listener = |name: &str, addresses: Vec<SocketAddr>, bind, network| {
@@ -59,7 +63,8 @@ fn connection_when_redirected_then_its_original_destination_decides() {
         };
         let targets = vec![TcpTarget::all(FIRST)];
         let passthrough = TcpProxy { idle_timeout: LIMIT, ..TcpProxy::new(targets) };
-        let say = |text: &str| http(Action::Direct(DirectResponse { code: 200, body: text.as_bytes().into() }));
+        let say =
+            |text: &str| http(Action::Direct(DirectResponse { code: 200, body: text.as_bytes().into(), format: None }));
         let cluster = Cluster {
             bind: Some(SourceBind { v4: Some([127, 0, 0, 6].into()), v6: "::6".parse().ok() }),
             ..Cluster::new(FIRST, "PassthroughCluster", ClusterKind::OriginalDst)

@@ -142,7 +142,8 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     let shown = leno_xds::any(&xds::Bootstrap { static_resources: None, ..value.clone() });
     let xds::Bootstrap {
         node,
-        node_context_params,
+        // They go into names of the newer scheme (`xdstp:`), which is refused.
+        node_context_params: _,
         static_resources,
         dynamic_resources,
         cluster_manager,
@@ -186,7 +187,6 @@ fn bootstrap(value: xds::Bootstrap) -> Converted<Bootstrap> {
     } = value;
     stats::flushes(stats_flush_interval, stats_flush, stats_eviction)?;
     refuse!(
-        node_context_params,
         hds_config,
         flags_path,
         stats_sinks,

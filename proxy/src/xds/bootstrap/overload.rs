@@ -19,9 +19,15 @@ const MOST: usize = 32;
 const SHORTEST: Duration = Duration::from_millis(10);
 
 pub(super) fn overload(value: OverloadManager) -> Converted<Overload> {
-    let OverloadManager { refresh_interval, resource_monitors, actions, loadshed_points, buffer_factory_config } =
-        value;
-    refuse!(loadshed_points, buffer_factory_config);
+    let OverloadManager {
+        refresh_interval,
+        resource_monitors,
+        actions,
+        loadshed_points,
+        // From which size on streams count for an action that is refused here.
+        buffer_factory_config: _,
+    } = value;
+    refuse!(loadshed_points);
     for (count, field) in [(resource_monitors.len(), "resource_monitors"), (actions.len(), "actions")] {
         if count > MOST {
             return Err(Refused::new(field, format!("are more than {MOST}")));

@@ -15,7 +15,8 @@ use prost_types::{Struct, Value, value::Kind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Prefixes of keys that Envoy itself looks at: setting one changes what the proxy does, and this one looks at few of them.
-const ENVOYS_OWN: [&str; 6] = ["envoy.", "overload.", "re2.", "upstream.", "health_check.", "outlier_detection."];
+const ENVOYS_OWN: [&str; 6] =
+    ["envoy.resource_limits.", "overload.", "re2.", "upstream.", "health_check.", "outlier_detection."];
 
 /// Keys of Envoy's own that are taken: the first by [`Layers::most_connections`], those about zones by [`Layers::zones`], the others
 /// since they are about its engine of regular expressions; those of this proxy have bounds of their own.
@@ -423,6 +424,8 @@ mod tests {
                 "upstream.zone_routing.enabled": 0,
                 "upstream": {"zone_routing": {"min_cluster_size": "3", "force_local_zone": {"min_size": 0}}},
                 "envoy.reloadable_features.no_extension_lookup_by_name": false,
+                "envoy.features.enable_all_deprecated_features": true,
+                "envoy.made.up": 1,
                 "envoy": {"resource_limits": {"listener": {"edge": {"connection_limit": 7}}}},
             }},
         ]}))

@@ -2,7 +2,7 @@
 
 use super::cluster::labels::LABELS;
 use super::common::{filter_metadata, header_name, header_ops, maybe_duration, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, refuse_set, retry};
+use super::{Context, Converted, Refused, Within as _, filter, local_reply, matcher, refuse, refuse_set, retry};
 use crate::config::{
     Action, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps,
     HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate,
@@ -85,7 +85,7 @@ pub(super) fn action(
             (Action::Redirect(Box::new(redirect(value, matches).within("redirect")?)), None)
         }
         Some(xds::route::Action::DirectResponse(value)) => {
-            (Action::Direct(direct(value, defaults.direct_body).within("direct_response")?), None)
+            (Action::Direct(direct(context, value, defaults.direct_body).within("direct_response")?), None)
         }
         Some(xds::route::Action::FilterAction(_)) => return unsupported("filter_action"),
         Some(xds::route::Action::NonForwardingAction(_)) => return unsupported("non_forwarding_action"),
@@ -351,7 +351,7 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
 }
 
 /// `None` where the policy hashes nothing.
-fn hash(value: route_action::HashPolicy) -> Converted<Option<HashPolicy>> {
+pub(super) fn hash(value: route_action::HashPolicy) -> Converted<Option<HashPolicy>> {
     let route_action::HashPolicy { terminal, policy_specifier } = value;
     let source = match policy_specifier {
         Some(PolicySpecifier::Header(hash_policy::Header { header_name: name, regex_rewrite: rewrite })) => {
@@ -567,9 +567,8 @@ fn redirect(value: xds::RedirectAction, matches: &RouteMatch) -> Converted<Redir
     Ok(Redirect { code, scheme, host, port, path, rewrite, strip_query })
 }
 
-fn direct(value: xds::DirectResponseAction, most: usize) -> Converted<DirectResponse> {
+fn direct(context: &mut Context, value: xds::DirectResponseAction, most: usize) -> Converted<DirectResponse> {
     let xds::DirectResponseAction { status, body, body_format } = value;
-    refuse!(body_format);
     let code = u16::try_from(status)
         .ok()
         .filter(|code| (200..600).contains(code))
@@ -578,7 +577,8 @@ fn direct(value: xds::DirectResponseAction, most: usize) -> Converted<DirectResp
     if body.len() > most {
         return Err(Refused::new("body", format!("has more than {most} bytes")));
     }
-    Ok(DirectResponse { code, body: body.into() })
+    let format = body_format.map(|format| local_reply::format(context, format)).transpose().within("body_format")?;
+    Ok(DirectResponse { code, body: body.into(), format })
 }
 
 /// The bytes of a source; of a file, one more than allowed at most, as they are now.

@@ -47,7 +47,7 @@ pub fn optional<M: Message + Name + Default>(any: &Any) -> Converted<Option<M>> 
 
 /// The refusal of a packed message of a type that is not known here.
 pub fn unknown_type(any: &Any) -> Refused {
-    Refused::new("", format!("`{}` is not supported by this proxy", any.type_url))
+    Refused::new("", format!("`{}` is not supported by this proxy", leno_xds::json::type_inside(any)))
 }
 
 /// A duration that is not negative.

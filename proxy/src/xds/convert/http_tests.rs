@@ -2,8 +2,8 @@
 
 use super::{Context, Refused, http, listener::Found};
 use crate::config::{
-    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HttpManager, LogTarget, Proportion, ServerHeader,
-    StripPort, Underscores,
+    CertDetails, ClientCert, Detection, Direction, EscapedSlashes, HeaderNames, HttpManager, LogTarget, Proportion,
+    ServerHeader, StripPort, Underscores,
 };
 use crate::telemetry::{Comparison, LogFilter, LogFormat, LogNeeds, LogSink};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ fn manager(fields: Value) -> Result<HttpManager, Refused> {
 fn manager_without_fields_is_envoys_and_costs_nothing() {
     let manager = manager(json!({})).unwrap();
     assert!(manager.edge.is_none() && manager.local_replies.is_none());
-    assert_eq!(manager.server_header, ServerHeader::Overwrite("leno".into()));
+    assert_eq!(manager.server_header, ServerHeader::Overwrite("envoy".into()));
     assert!(
         !manager.accept_http_10 && !manager.normalize_path && !manager.merge_slashes && manager.generate_request_id
     );
@@ -125,7 +125,10 @@ fn manager_with_limits_and_rules_is_converted() {
     assert_eq!((manager.underscores, manager.escaped_slashes), (Underscores::Drop, EscapedSlashes::Redirect));
     assert_eq!(manager.max_requests_per_connection, Some(9));
     assert!(
-        manager.accept_http_10 && manager.proper_case && manager.proxy_100_continue && manager.stream_error_on_invalid
+        manager.accept_http_10
+            && manager.names == HeaderNames::Proper
+            && manager.proxy_100_continue
+            && manager.stream_error_on_invalid
     );
     assert_eq!(manager.default_host_for_http_10.as_deref(), Some("fallback"));
     assert_eq!(manager.http2.max_empty_frames, 5);
@@ -162,7 +165,6 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
         (json!({"proxy_status_config": {}}), "proxy_status_config"),
         (json!({"forward_proto_config": {}}), "forward_proto_config"),
         (json!({"set_current_client_cert_details": {"format": "JSON"}}), "set_current_client_cert_details.format"),
-        (json!({"internal_address_config": {"unix_sockets": true}}), "internal_address_config.unix_sockets"),
         (
             json!({"upgrade_configs": [{"upgrade_type": "CONNECT", "filters": [{"name": "a"}]}]}),
             "upgrade_configs[0].filters",

@@ -33,6 +33,17 @@ fn chain(matches: Value) -> Value {
 }
 
 #[test]
+fn tcp_proxy_when_the_server_name_names_the_cluster_then_it_need_not_name_one() {
+    let chain = json!({"filters": [
+        filter("network.sni_cluster.v3.SniCluster", json!({})),
+        filter("network.tcp_proxy.v3.TcpProxy", json!({"stat_prefix": "t", "cluster": ""}))
+    ]});
+    let parts = converted(json!({"filter_chains": [chain]})).unwrap();
+    let Network::Tcp(proxy) = &parts.listener.chains.all()[0].network else { panic!("TCP") };
+    assert!(proxy.by_server_name && proxy.targets.is_empty());
+}
+
+#[test]
 fn listener_with_everything_that_is_supported_is_converted() {
     let parts = converted(json!({
         "listener_filters": [

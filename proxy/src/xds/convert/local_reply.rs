@@ -34,7 +34,8 @@ fn mapper(context: &mut Context, value: ResponseMapper) -> Converted<Mapper> {
     })
 }
 
-fn format(context: &mut Context, value: SubstitutionFormatString) -> Converted<BodyFormat> {
+/// How the body of an answer of the proxy's own is written.
+pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> Converted<BodyFormat> {
     if value.format.is_none() {
         return Err(Refused::new("format", "is missing"));
     }

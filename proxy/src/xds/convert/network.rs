@@ -268,7 +268,14 @@ fn tcp_proxy(
     }
     let targets = match cluster_specifier {
         Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) => {
-            vec![TcpTarget { labels: wanted(None), ..TcpTarget::all(context.cluster(&name).within("cluster")?) }]
+            // Where none is named, the server name names it, or nothing does.
+            match name.is_empty() {
+                true => Vec::new(),
+                false => {
+                    let cluster = context.cluster(&name).within("cluster")?;
+                    vec![TcpTarget { labels: wanted(None), ..TcpTarget::all(cluster) }]
+                }
+            }
         }
         Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(value)) => {
             let tcp::tcp_proxy::WeightedCluster { clusters } = value;
@@ -281,13 +288,13 @@ fn tcp_proxy(
                     targets.push(TcpTarget { cluster, weight, labels: wanted(metadata_match.as_ref()) });
                 }
             }
+            if targets.is_empty() {
+                return Err(Refused::new("weighted_clusters.clusters", "has no weight above zero"));
+            }
             targets
         }
         None => return Err(Refused::new("cluster_specifier", "is missing")),
     };
-    if targets.is_empty() {
-        return Err(Refused::new("weighted_clusters.clusters", "has no weight above zero"));
-    }
     found.clusters.extend(targets.iter().map(|target| target.cluster));
     let max_duration = maybe_duration(max_downstream_connection_duration, "max_downstream_connection_duration")?;
     let jitter = max_downstream_connection_duration_jitter_percentage.map_or(0.0, |Percent { value }| value);

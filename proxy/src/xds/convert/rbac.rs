@@ -1,7 +1,7 @@
 //! Rules of role-based access control, for connections and for requests.
 
 use super::common::{cidr, port};
-use super::{Converted, Refused, Within as _, matcher, rbac_matching, refuse};
+use super::{Converted, Refused, Within as _, action, matcher, rbac_matching, refuse};
 use crate::config::StringMatch;
 use crate::rbac::{Action, Decider, Permission, Policy, Principal, Rules};
 use leno_xds::envoy::config::rbac::v3 as xds;
@@ -117,7 +117,7 @@ fn permission(value: xds::Permission, depth: usize) -> Converted<Permission> {
         }
         Rule::Metadata(value) => Permission::Constant(metadata(value).within("metadata")?),
         Rule::Matcher(_) => return unsupported("matcher"),
-        Rule::UriTemplate(_) => return unsupported("uri_template"),
+        Rule::UriTemplate(value) => Permission::Template(action::uri_template(value).within("uri_template")?),
         Rule::SourcedMetadata(value) => Permission::Constant(sourced(value).within("sourced_metadata")?),
     })
 }

@@ -45,7 +45,7 @@ pub fn table(context: &mut Context, value: xds::RouteConfiguration) -> Converted
         metadata: _,
         route_specifiers,
     } = value;
-    refuse!(vhds, internal_only_headers, cluster_specifier_plugins, route_specifiers);
+    refuse!(vhds, cluster_specifier_plugins, route_specifiers);
     let headers = HeaderOps {
         request: header_ops(context, request_headers_to_add, request_headers_to_remove, "request_headers")?,
         response: header_ops(context, response_headers_to_add, response_headers_to_remove, "response_headers")?,
@@ -66,6 +66,7 @@ pub fn table(context: &mut Context, value: xds::RouteConfiguration) -> Converted
         host_header: Some(vhost_header).filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase().into()),
         ignore_path_parameters: ignore_path_parameters_in_path_matching,
         most_specific_headers_win: most_specific_header_mutations_wins,
+        internal_only: internal_only_headers.into_iter().map(|name| name.to_ascii_lowercase().into()).collect(),
     };
     (table.options, table.filters) = (options, filters);
     Ok(table)

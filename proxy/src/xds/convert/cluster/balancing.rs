@@ -178,14 +178,15 @@ fn common_settings(balancing: &mut Balancing, value: Option<CommonLbConfig>) -> 
         ignore_new_hosts_until_first_hc,
         close_connections_on_host_set_change,
         consistent_hashing_lb_config,
-        override_host_status,
+        // Which endpoints a stateful session may name; that filter is refused.
+        override_host_status: _,
         locality_config_specifier,
     }) = value
     else {
         return Ok(());
     };
     balancing.ignore_unchecked = ignore_new_hosts_until_first_hc;
-    refuse!(close_connections_on_host_set_change, override_host_status);
+    balancing.drain_on_change = close_connections_on_host_set_change;
     if let Some(percent) = percent(healthy_panic_threshold, "common_lb_config.healthy_panic_threshold")? {
         balancing.panic_threshold = rounded(percent);
     }
@@ -387,7 +388,53 @@ fn one_extension(
         balancing.by_locality = true;
         return Ok(Some(policy));
     }
+    if let Some(config) = optional::<extensions::subset::v3::Subset>(any)? {
+        return by_subset(balancing, config, kind, depth).map(Some);
+    }
     Ok(None)
+}
+
+/// The newer form of [`LbSubsetConfig`], with the policy that chooses in a subset.
+fn by_subset(
+    balancing: &mut Balancing,
+    value: extensions::subset::v3::Subset,
+    kind: ClusterKind,
+    depth: usize,
+) -> Converted<LbPolicy> {
+    use extensions::subset::v3::{Subset, subset::LbSubsetSelector as NewSelector};
+    let Subset {
+        fallback_policy,
+        default_subset,
+        subset_selectors,
+        allow_redundant_keys,
+        locality_weight_aware,
+        scale_locality_weight,
+        panic_mode_any,
+        list_as_any,
+        metadata_fallback_policy,
+        subset_lb_policy,
+    } = value;
+    refuse!(allow_redundant_keys);
+    let inner = subset_lb_policy.ok_or_else(|| Refused::new("subset_lb_policy", "is missing"))?;
+    if depth >= MAX_DEPTH {
+        return Err(Refused::new("subset_lb_policy", "is too deep"));
+    }
+    // The same numbers mean the same in both forms.
+    let older = |value: NewSelector| {
+        let NewSelector { keys, single_host_per_subset, fallback_policy, fallback_keys_subset } = value;
+        LbSubsetSelector { keys, single_host_per_subset, fallback_policy, fallback_keys_subset }
+    };
+    balancing.subsets = Some(subset_settings(LbSubsetConfig {
+        fallback_policy,
+        default_subset,
+        subset_selectors: subset_selectors.into_iter().map(older).collect(),
+        locality_weight_aware,
+        scale_locality_weight,
+        panic_mode_any,
+        list_as_any,
+        metadata_fallback_policy,
+    })?);
+    by_extension(balancing, inner, kind, depth + 1).within("subset_lb_policy")
 }
 
 fn locality(balancing: &mut Balancing, value: Option<common::LocalityLbConfig>) -> Converted<()> {

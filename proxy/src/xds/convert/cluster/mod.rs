@@ -32,12 +32,14 @@ use leno_xds::envoy::config::cluster::v3::cluster::{
 use leno_xds::envoy::config::core::v3::Metadata;
 use leno_xds::envoy::extensions::clusters::dns::v3::DnsCluster;
 use leno_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use leno_xds::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Key of the HTTP options among a cluster's typed options.
+const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 /// Metadata by which a transport socket is chosen.
 const SOCKET_MATCH: &str = "envoy.transport_socket_match";
@@ -163,7 +165,6 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         stats_matcher,
         transport_socket_matcher,
         filters,
-        upstream_config,
         connection_pool_per_downstream_connection,
         queuing_policies
     );
@@ -298,7 +299,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         upstream::common_options(&mut cluster, common).within("common_http_protocol_options")?;
     }
     if let Some(options) = upstream_http_protocol_options {
-        upstream::server_name(&mut cluster, options).within("upstream_http_protocol_options")?;
+        upstream::server_name(&mut cluster, &mut matches, options).within("upstream_http_protocol_options")?;
     }
     upstream::http1_options(&mut cluster, http_protocol_options).within("http_protocol_options")?;
     if http2_protocol_options.is_some() {
@@ -312,20 +313,19 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         }
         Err(_) => return Err(Refused::new("protocol_selection", "is not known to this proxy")),
     }
+    upstream_config.map_or(Ok(()), upstream::usual).within("upstream_config")?;
     for (key, any) in typed_extension_protocol_options {
         let within = format!("typed_extension_protocol_options[{key}]");
+        if key == TCP_OPTIONS && optional::<TcpProtocolOptions>(&any).within(&within)?.is_some() {
+            // How long a connection waits for a client; none is made before its client is there.
+            continue;
+        }
         match optional::<HttpProtocolOptions>(&any).within(&within)? {
-            Some(options) if key == HTTP_OPTIONS => upstream::http_options(&mut cluster, options).within(within)?,
+            Some(options) if key == HTTP_OPTIONS => {
+                upstream::http_options(&mut cluster, &mut matches, options).within(within)?;
+            }
             _ => return Err(unknown_type(&any).within(within)),
         }
-    }
-    if cluster.server_name.is_some() && matches.iter().any(|candidate| candidate.tls.is_some()) {
-        let field = "transport_socket_matches";
-        return Err(Refused::new(field, "is not supported together with a server name from requests"));
-    }
-    if cluster.protocol == UpstreamProtocol::Agreed && !matches.is_empty() {
-        let field = "transport_socket_matches";
-        return Err(Refused::new(field, "is not supported together with auto_config"));
     }
     let mut template = Template { cluster, endpoints, matches };
     for (index, check) in health_checks.into_iter().enumerate() {

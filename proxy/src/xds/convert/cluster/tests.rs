@@ -98,10 +98,6 @@ fn cluster_when_a_policy_cannot_be_put_in_force_then_it_is_refused_by_its_path()
         (json!({"lb_policy": "CLUSTER_PROVIDED"}), "lb_policy"),
         (json!({"load_balancing_policy": {}}), "load_balancing_policy.policies"),
         (
-            json!({"common_lb_config": {"close_connections_on_host_set_change": true}}),
-            "common_lb_config.close_connections_on_host_set_change",
-        ),
-        (
             json!({"common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 50}}}),
             "common_lb_config.consistent_hashing_lb_config.hash_balance_factor",
         ),

@@ -1,17 +1,19 @@
 //! Connections to endpoints: source addresses, keep-alive, the options of HTTP.
 
-use super::super::common::{maybe_duration, optional, socket, socket_options as socket_options_of};
-use super::super::{Converted, Refused, Within as _, http, refuse, refuse_set};
-use super::outlier;
+use super::super::common::{maybe_duration, optional, socket, socket_options as socket_options_of, unknown_type};
+use super::super::{Converted, Refused, Within as _, action, http, refuse, refuse_set, retry};
+use super::{SocketMatch, outlier};
 use crate::config::{
     ClientTls, Cluster, MAX_HEADERS, OptionTime, SocketOption, SourceBind, TcpKeepalive, UpstreamProtocol,
 };
 use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
-    TcpKeepalive as XdsKeepalive, UpstreamHttpProtocolOptions,
+    TcpKeepalive as XdsKeepalive, TypedExtensionConfig, UpstreamHttpProtocolOptions,
 };
 use leno_xds::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
+use leno_xds::envoy::extensions::upstreams::http::generic::v3::GenericConnectionPoolProto;
+use leno_xds::envoy::extensions::upstreams::http::http::v3::HttpConnectionPoolProto;
 use leno_xds::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
@@ -144,27 +146,53 @@ pub(super) fn http2_options(cluster: &mut Cluster, value: Option<Http2ProtocolOp
     Ok(())
 }
 
+/// TLS as a cluster has it by default and by the labels of endpoints.
+fn sockets<'a>(
+    cluster: &'a mut Cluster,
+    matches: &'a mut [SocketMatch],
+) -> impl Iterator<Item = &'a mut Option<Arc<ClientTls>>> {
+    std::iter::once(&mut cluster.default_tls).chain(matches.iter_mut().map(|candidate| &mut candidate.tls))
+}
+
 /// The server name, and the name that the certificate must have, from each request.
-pub(super) fn server_name(cluster: &mut Cluster, value: UpstreamHttpProtocolOptions) -> Converted<()> {
+pub(super) fn server_name(
+    cluster: &mut Cluster,
+    matches: &mut [SocketMatch],
+    value: UpstreamHttpProtocolOptions,
+) -> Converted<()> {
     let UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = value;
     if auto_sni {
         let header = if override_auto_sni_header.is_empty() { ":authority" } else { &override_auto_sni_header };
         cluster.server_name = Some(header.to_ascii_lowercase().into());
     }
-    match (auto_san_validation, cluster.default_tls.as_deref()) {
-        (false, _) | (true, None) => Ok(()),
-        (true, Some(ClientTls::Own(context))) if auto_sni => {
-            cluster.default_tls = Some(Arc::new(ClientTls::Own(Arc::new(context.matching_server_name()))));
-            Ok(())
+    for tls in sockets(cluster, matches).filter(|_| auto_san_validation) {
+        match tls.as_deref() {
+            None => {}
+            Some(ClientTls::Own(context)) if auto_sni => {
+                *tls = Some(Arc::new(ClientTls::Own(Arc::new(context.matching_server_name()))));
+            }
+            Some(_) => {
+                let reason = "is only supported with auto_sni and certificates of its own";
+                return Err(Refused::new("auto_san_validation", reason));
+            }
         }
-        (true, Some(_)) => {
-            Err(Refused::new("auto_san_validation", "is only supported with auto_sni and certificates of its own"))
-        }
+    }
+    Ok(())
+}
+
+/// Connections as they are made where nothing is said: of HTTP, and of TCP for tunnels.
+pub(super) fn usual(value: TypedExtensionConfig) -> Converted<()> {
+    let TypedExtensionConfig { name: _, typed_config } = value;
+    let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
+    let generic = optional::<GenericConnectionPoolProto>(&any).within("typed_config")?.is_some();
+    match generic || optional::<HttpConnectionPoolProto>(&any).within("typed_config")?.is_some() {
+        true => Ok(()),
+        false => Err(unknown_type(&any).within("typed_config")),
     }
 }
 
 /// The version on which TLS agrees.
-fn agreed(cluster: &mut Cluster, value: AutoHttpConfig) -> Converted<()> {
+fn agreed(cluster: &mut Cluster, matches: &mut [SocketMatch], value: AutoHttpConfig) -> Converted<()> {
     let AutoHttpConfig {
         http_protocol_options,
         http2_protocol_options,
@@ -174,17 +202,22 @@ fn agreed(cluster: &mut Cluster, value: AutoHttpConfig) -> Converted<()> {
     refuse!(http3_protocol_options, alternate_protocols_cache_options);
     http1_options(cluster, http_protocol_options).within("http_protocol_options")?;
     http2_options(cluster, http2_protocol_options).within("http2_protocol_options")?;
-    match cluster.default_tls.as_deref() {
-        Some(ClientTls::Own(context)) => {
-            cluster.default_tls = Some(Arc::new(ClientTls::Own(Arc::new(context.offering_both()))));
-            Ok(())
-        }
-        _ => Err(Refused::new("", "needs TLS with certificates of its own, by which the version is agreed on")),
+    for tls in sockets(cluster, matches) {
+        let Some(ClientTls::Own(context)) = tls.as_deref() else {
+            let reason = "needs TLS with certificates of its own, by which the version is agreed on, for all endpoints";
+            return Err(Refused::new("", reason));
+        };
+        *tls = Some(Arc::new(ClientTls::Own(Arc::new(context.offering_both()))));
     }
+    Ok(())
 }
 
 /// The typed options of HTTP.
-pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) -> Converted<()> {
+pub(super) fn http_options(
+    cluster: &mut Cluster,
+    matches: &mut [SocketMatch],
+    value: HttpProtocolOptions,
+) -> Converted<()> {
     let HttpProtocolOptions {
         common_http_protocol_options,
         upstream_http_protocol_options,
@@ -197,7 +230,7 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
         upstream_protocol_options,
     } = value;
     if let Some(options) = upstream_http_protocol_options {
-        server_name(cluster, options).within("upstream_http_protocol_options")?;
+        server_name(cluster, matches, options).within("upstream_http_protocol_options")?;
     }
     // Where nothing but what ends them is there, they change nothing.
     let only_codec = http_filters.iter().all(|filter| match &filter.config_type {
@@ -205,7 +238,13 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
         _ => false,
     });
     refuse_set(&!only_codec, "http_filters")?;
-    refuse!(header_validation_config, request_mirror_policies, hash_policy, retry_policy);
+    refuse!(header_validation_config, request_mirror_policies);
+    cluster.retry = retry_policy.map(retry::policy).transpose().within("retry_policy")?.map(Arc::new);
+    let mut hash = Vec::with_capacity(hash_policy.len());
+    for (index, value) in hash_policy.into_iter().enumerate() {
+        hash.extend(action::hash(value).within(format_args!("hash_policy[{index}]"))?);
+    }
+    cluster.hash = hash.into();
     if let (Some(value), Some(outliers)) = (outlier_detection, &mut cluster.outliers) {
         let failures = outlier::failures(value).within("outlier_detection")?;
         Arc::make_mut(outliers).failures = failures.map(Arc::new);
@@ -242,7 +281,7 @@ pub(super) fn http_options(cluster: &mut Cluster, value: HttpProtocolOptions) ->
             UpstreamProtocol::Follow
         }
         Some(UpstreamProtocolOptions::AutoConfig(config)) => {
-            agreed(cluster, config).within("auto_config")?;
+            agreed(cluster, matches, config).within("auto_config")?;
             UpstreamProtocol::Agreed
         }
     };

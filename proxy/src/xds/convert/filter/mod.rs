@@ -19,7 +19,7 @@ use super::common::{optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, matcher, refuse};
 use crate::config::{
     CountedMethods, FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions,
-    Share,
+    Share, StrictHeaders,
 };
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
 use crate::telemetry::policies::PolicyCounts;
@@ -105,6 +105,11 @@ pub fn chain(
                 entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
             }
             None if is_optional => {}
+            // Routes that switch it on are answered as those are for which its configuration has not come.
+            None if disabled => {
+                let (filter, stats) = (HttpFilter::Missing, FilterStats::None);
+                entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
+            }
             None => return Err(unknown_type(&any).within(within)),
         }
     }
@@ -233,11 +238,19 @@ fn router(value: Router) -> Converted<RouterOptions> {
         upstream_http_filters,
         reject_connect_request_early_data: _,
     } = value;
-    refuse!(upstream_log, strict_check_headers, upstream_http_filters);
+    refuse!(upstream_log, upstream_http_filters);
+    let mut strict = StrictHeaders::default();
+    for (index, name) in strict_check_headers.iter().enumerate() {
+        if !strict.add(&name.to_ascii_lowercase()) {
+            let reason = format!("`{name}` is none of {}", StrictHeaders::NAMES.join(", "));
+            return Err(Refused::new(format!("strict_check_headers[{index}]"), reason));
+        }
+    }
     Ok(RouterOptions {
         suppress_envoy_headers,
         respect_expected_timeout: respect_expected_rq_timeout,
         start_child_span,
+        strict,
     })
 }
 
