@@ -1,7 +1,7 @@
 //! What a route does with a request.
 
 use super::{
-    BodyFormat, ClusterId, FilterSettings, HeaderOps, Labels, Priority, RetryPolicy, UriTemplate,
+    ClusterId, FilterSettings, HeaderOps, Labels, Priority, RetryPolicy, UriTemplate,
     hash::HashPolicy,
     matcher::{RegexError, RegexMatch, re2_substitution},
     ratelimit::RateLimitPolicy,
@@ -279,5 +279,7 @@ pub struct DirectResponse {
     /// The body, at most 4 KiB unless the table says otherwise (the control side checks).
     pub body: Box<[u8]>,
     /// How the body is written, which stands in it as `%LOCAL_REPLY_BODY%`.
-    pub format: Option<BodyFormat>,
+    pub format: Option<Arc<LogFormat>>,
+    /// The `content-type`, whatever the route adds; none leaves it to that.
+    pub content_type: Option<Arc<str>>,
 }

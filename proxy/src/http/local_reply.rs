@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{BodyFormat, LocalReplies, Mapper},
     route::Selected,
-    telemetry::{LogEntry, grpc_of_http},
+    telemetry::{LogEntry, LogFormat, grpc_of_http},
 };
 
 /// Answers with the reply as the configuration changes it.
@@ -85,7 +85,7 @@ fn finish<D: Downstream>(
     (first, text): (&[u8], &[u8]),
     close: bool,
 ) {
-    let written = format.map(|format| write(format, call, code, &String::from_utf8_lossy(text)));
+    let written = format.map(|format| write(&format.format, call, code, &String::from_utf8_lossy(text)));
     let body = written.as_deref().unwrap_or(text);
     let content_type = format.map(|format| &*format.content_type).filter(|_| !typed);
     if call.tally.grpc {
@@ -111,8 +111,8 @@ fn holds(mapper: &Mapper, call: &Call<'_>, code: u16) -> bool {
 }
 
 /// A body in its format.
-pub(super) fn write(format: &BodyFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {
+pub(super) fn write(format: &LogFormat, call: &Call<'_>, code: u16, body: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(256);
-    format.format.write_body(&LogEntry { code, local_reply: Some(body), ..call.entry() }, &mut out);
+    format.write_body(&LogEntry { code, local_reply: Some(body), ..call.entry() }, &mut out);
     out
 }

@@ -20,11 +20,11 @@ use super::{
     trace, whole,
 };
 use crate::{
-    config::{Action, BodyFormat, Redirect},
+    config::{Action, Redirect},
     overload,
     pool::ClusterState,
     route::Selected,
-    telemetry::{LogKind, ResponseFlags, connection::CountedConnection, stats::HttpStats},
+    telemetry::{LogFormat, LogKind, ResponseFlags, connection::CountedConnection, stats::HttpStats},
     worker::Timer,
 };
 use std::{
@@ -197,14 +197,21 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
             Action::Redirect(redirect) => {
                 counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 let location = redirect::location(call, selected, redirect);
-                return answer(call, down, selected, redirect.code, Some(location), (b"", None));
+                return answer(call, down, selected, redirect.code, Some(location), (b"", None, None));
             }
             Action::Direct(direct) => {
                 counted.iter().for_each(|stats| stats.router_direct_response.add(1));
                 // With a status that leads elsewhere Envoy names the place where the client already is.
                 let leads = matches!(direct.code, 201 | 300..=399);
                 let location = leads.then(|| redirect::location(call, selected, &Redirect::default()));
-                return answer(call, down, selected, direct.code, location, (&direct.body, direct.format.as_ref()));
+                return answer(
+                    call,
+                    down,
+                    selected,
+                    direct.code,
+                    location,
+                    (&direct.body, direct.format.as_deref(), direct.content_type.as_deref()),
+                );
             }
         };
         match router::forward(call, down, selected, forward, body, redirects).await? {
@@ -226,7 +233,7 @@ fn answer<'a, D: Downstream>(
     selected: Selected<'a>,
     code: u16,
     location: Option<Vec<u8>>,
-    (body, format): (&[u8], Option<&BodyFormat>),
+    (body, format, kind): (&[u8], Option<&LogFormat>, Option<&str>),
 ) -> Result<(), Stop> {
     call.tally.details = "direct_response";
     // What a 400 is the answer to may be followed by more of it.
@@ -234,7 +241,6 @@ fn answer<'a, D: Downstream>(
     // The body is written before there is a status, as in Envoy.
     let written = format.map(|format| local_reply::write(format, call, 0, &String::from_utf8_lossy(body)));
     let body = written.as_deref().unwrap_or(body);
-    let kind = format.map(|format| &*format.content_type);
     if call.manager.local_replies.is_some() || call.tally.grpc {
         local_reply::answer(call, down, selected, (code, location), (body, kind), close);
         return Ok(());

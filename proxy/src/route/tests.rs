@@ -15,7 +15,7 @@ fn request(method: &str, authority: &str, path: &str, headers: &[(&str, &str)]) 
 }
 
 fn route(name: &str, matches: RouteMatch) -> Arc<Route> {
-    let action = Action::Direct(DirectResponse { code: 200, body: Box::default(), format: None });
+    let action = Action::Direct(DirectResponse { code: 200, body: Box::default(), format: None, content_type: None });
     Arc::new(Route::new(name, matches, action))
 }
 

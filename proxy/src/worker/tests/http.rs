@@ -293,7 +293,10 @@ fn request_when_route_redirects_answers_or_rewrites_then_so() {
     let edited = Arc::new(Route { headers, ..Route::new("edited", at("/old/"), forward(rewrite)) });
     let routes = vec![
         route(at("/go"), Action::Redirect(Box::new(redirect))),
-        route(at("/fixed"), Action::Direct(DirectResponse { code: 418, body: (*b"short").into(), format: None })),
+        route(
+            at("/fixed"),
+            Action::Direct(DirectResponse { code: 418, body: (*b"short").into(), format: None, content_type: None }),
+        ),
         edited,
     ];
     let proxy = Proxy::start(1, Network::Http(Arc::new(manager(routes))), vec![cluster(&[backend.address])]);

@@ -23,7 +23,10 @@ fn root_when_published_then_the_next_request_on_an_open_connection_uses_it() {
     assert_eq!(client.ask(&get("/")).body, "0");
     proxy.publish(http(forward(Forward::default())), vec![cluster(&[backends[1].address])]);
     assert_eq!(client.ask(&get("/")).body, "1");
-    proxy.publish(http(Action::Direct(DirectResponse { code: 200, body: (*b"me").into(), format: None })), vec![]);
+    proxy.publish(
+        http(Action::Direct(DirectResponse { code: 200, body: (*b"me").into(), format: None, content_type: None })),
+        vec![],
+    );
     assert_eq!(client.ask(&get("/")).body, "me");
 }
 
@@ -113,7 +116,10 @@ fn request_when_root_changes_under_it_then_it_ends_on_the_old_one() {
     let mut client = proxy.client();
     client.send(get("/").as_bytes());
     eventually("the request at the back end", || backend.connections.load(Ordering::SeqCst) == 1);
-    proxy.publish(http(Action::Direct(DirectResponse { code: 200, body: (*b"new").into(), format: None })), vec![]);
+    proxy.publish(
+        http(Action::Direct(DirectResponse { code: 200, body: (*b"new").into(), format: None, content_type: None })),
+        vec![],
+    );
     assert_eq!(proxy.get("/").body, "new");
     sender.send(()).unwrap();
     assert_eq!(client.message(false).unwrap().body, "old");

@@ -218,7 +218,14 @@ fn tcp_when_its_filter_chain_is_gone_then_it_ends_when_the_time_is_over() {
 
 #[test]
 fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_closed() {
-    let hello = || http(Action::Direct(DirectResponse { code: 200, body: b"hi".to_vec().into(), format: None }));
+    let hello = || {
+        http(Action::Direct(DirectResponse {
+            code: 200,
+            body: b"hi".to_vec().into(),
+            format: None,
+            content_type: None,
+        }))
+    };
     let proxy = Proxy::start(1, hello(), Vec::new());
     let plain = root(proxy.address, hello(), Vec::new());
     let limited = Root { listeners: plain.listeners.clone(), most_connections: Some(2), ..Root::default() };

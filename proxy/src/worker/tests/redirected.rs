@@ -45,7 +45,7 @@ fn connection_when_redirected_then_its_original_destination_decides() {
         greet("[::1]:9999");
         let proxy = Proxy::start(
             1,
-            http(Action::Direct(DirectResponse { code: 200, body: Box::default(), format: None })),
+            http(Action::Direct(DirectResponse { code: 200, body: Box::default(), format: None, content_type: None })),
             vec![],
         );
         let v6 = TcpListener::bind("[::1]:0").unwrap();
@@ -63,8 +63,14 @@ fn connection_when_redirected_then_its_original_destination_decides() {
         };
         let targets = vec![TcpTarget::all(FIRST)];
         let passthrough = TcpProxy { idle_timeout: LIMIT, ..TcpProxy::new(targets) };
-        let say =
-            |text: &str| http(Action::Direct(DirectResponse { code: 200, body: text.as_bytes().into(), format: None }));
+        let say = |text: &str| {
+            http(Action::Direct(DirectResponse {
+                code: 200,
+                body: text.as_bytes().into(),
+                format: None,
+                content_type: None,
+            }))
+        };
         let cluster = Cluster {
             bind: Some(SourceBind { v4: Some([127, 0, 0, 6].into()), v6: "::6".parse().ok() }),
             ..Cluster::new(FIRST, "PassthroughCluster", ClusterKind::OriginalDst)

@@ -89,7 +89,12 @@ fn detecting(proxy: &Proxy, detect_timeout: Duration, clusters: Vec<Cluster>) {
             chain(
                 "http",
                 ChainMatch { application_protocols: vec![http11], ..ChainMatch::default() },
-                http(Action::Direct(DirectResponse { code: 200, body: (*b"http").into(), format: None })),
+                http(Action::Direct(DirectResponse {
+                    code: 200,
+                    body: (*b"http").into(),
+                    format: None,
+                    content_type: None,
+                })),
             ),
             chain(
                 "sni",

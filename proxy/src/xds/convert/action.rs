@@ -4,11 +4,14 @@ use super::cluster::labels::LABELS;
 use super::common::{filter_metadata, header_name, header_ops, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, filter, local_reply, matcher, refuse, refuse_set, retry};
 use crate::config::{
-    Action, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps,
-    HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate,
-    RegexRewrite, RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
+    Action, BodyFormat, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource,
+    HeaderOps, HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect,
+    RedirectPredicate, RegexRewrite, RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
 };
-use leno_xds::envoy::config::core::v3::{DataSource, Metadata, TypedExtensionConfig, data_source::Specifier};
+use leno_xds::envoy::config::core::v3::{
+    DataSource, Metadata, SubstitutionFormatString, TypedExtensionConfig, data_source::Specifier,
+    substitution_format_string::Format,
+};
 use leno_xds::envoy::config::route::v3 as xds;
 use leno_xds::envoy::config::route::v3::{
     CorsPolicy, InternalRedirectPolicy,
@@ -577,8 +580,32 @@ fn direct(context: &mut Context, value: xds::DirectResponseAction, most: usize) 
     if body.len() > most {
         return Err(Refused::new("body", format!("has more than {most} bytes")));
     }
-    let format = body_format.map(|format| local_reply::format(context, format)).transpose().within("body_format")?;
-    Ok(DirectResponse { code, body: body.into(), format })
+    let mut direct = DirectResponse { code, body: body.into(), format: None, content_type: None };
+    let Some(format) = body_format else { return Ok(direct) };
+    let (typed, fixed) = (!format.content_type.is_empty(), fixed(&format));
+    match fixed {
+        Some(bytes) => {
+            direct.body = bytes.into();
+            direct.content_type = typed.then(|| format.content_type.into());
+        }
+        None => {
+            let BodyFormat { content_type, format } = local_reply::format(context, format).within("body_format")?;
+            direct.content_type = Some(content_type).filter(|_| typed || format.is_json());
+            direct.format = Some(format);
+        }
+    }
+    Ok(direct)
+}
+
+/// What a format writes that has no operators and is no text, such as an image.
+fn fixed(format: &SubstitutionFormatString) -> Option<Vec<u8>> {
+    match &format.format {
+        Some(Format::TextFormatSource(DataSource { specifier: Some(Specifier::InlineBytes(bytes)), .. })) => {
+            let plain = !bytes.contains(&b'%') && std::str::from_utf8(bytes).is_err();
+            plain.then(|| bytes.clone())
+        }
+        _ => None,
+    }
 }
 
 /// The bytes of a source; of a file, one more than allowed at most, as they are now.
