@@ -24,6 +24,8 @@ pub struct Edge {
     pub client_cert: ClientCert,
     /// The scheme of every request, whatever the connection is.
     pub secure: Option<bool>,
+    /// The scheme that an endpoint is told is that of the connection to it.
+    pub secure_as_endpoint: bool,
     /// Appended to `via` of requests and responses.
     pub via: Option<Arc<str>>,
     /// Name of the node's cluster, and of the node, for `user-agent` and the headers that name the caller.

@@ -63,7 +63,7 @@ pub enum HttpFilter {
     GrpcStats(Arc<GrpcStats>),
     /// Makes calls of gRPC out of those of gRPC-Web.
     GrpcWeb,
-    /// Its configuration has not come: answers 500.
+    /// Its configuration has not come, or is of a type that is not known here (where it is switched off): answers 500.
     Missing,
     /// Answers health checks.
     HealthCheck(Arc<HealthFilter>),

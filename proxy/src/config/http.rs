@@ -259,7 +259,10 @@ pub struct RouterOptions {
 
 /// Which headers are looked at strictly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct StrictHeaders(u8);
+pub struct StrictHeaders {
+    order: [u8; Self::NAMES.len()],
+    count: u8,
+}
 
 impl StrictHeaders {
     /// The headers that may be looked at, those that list conditions of retries first.
@@ -273,14 +276,17 @@ impl StrictHeaders {
 
     /// Adds one by its name; false when it is none of them.
     pub fn add(&mut self, name: &str) -> bool {
-        let at = Self::NAMES.iter().position(|known| *known == name);
-        self.0 |= at.map_or(0, |at| 1 << at);
-        at.is_some()
+        let Some(at) = Self::NAMES.iter().position(|known| *known == name) else { return false };
+        if !self.iter().any(|known| known == at) {
+            self.order[usize::from(self.count)] = at as u8;
+            self.count += 1;
+        }
+        true
     }
 
-    /// Which of [`Self::NAMES`] they are.
+    /// Which of [`Self::NAMES`] they are, in the order in which they are looked at.
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..Self::NAMES.len()).filter(move |at| self.0 & 1 << at != 0)
+        self.order.into_iter().take(self.count.into()).map(usize::from)
     }
 }
 

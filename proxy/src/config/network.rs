@@ -115,7 +115,7 @@ pub struct TcpProxy {
     pub stat_prefix: Arc<str>,
     /// Which way the traffic goes.
     pub direction: Direction,
-    /// Where to; chosen by weight once a connection.
+    /// Where to; chosen by weight once a connection. May be empty where the server name tells it.
     pub targets: Vec<TcpTarget>,
     /// Where a ClientHello names a server, the cluster of that name is the target.
     pub by_server_name: bool,

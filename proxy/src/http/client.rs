@@ -51,6 +51,7 @@ pub(super) fn find(call: &mut Call<'_>) -> Result<bool, Stop> {
         internal: Vec::new(),
         client_cert: ClientCert::Sanitize,
         secure: None,
+        secure_as_endpoint: false,
         via: None,
         user_agent: None,
         preserve_request_id: false,

@@ -202,6 +202,9 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
 
 /// Names the endpoint itself where the route wants that.
 pub(super) fn for_attempt(call: &mut Call<'_>, forward: &Forward, host: &Host, first: bool) {
+    if call.manager.edge.as_deref().is_some_and(|edge| edge.secure_as_endpoint) {
+        call.request.secure = host.endpoint().tls.is_some();
+    }
     if let (Some(HostRewrite::Endpoint), Some(name)) = (forward.host.as_ref(), &host.endpoint().hostname) {
         match first {
             true => set_host(call, name.as_bytes(), forward.append_forwarded_host),

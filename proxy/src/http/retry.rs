@@ -181,7 +181,7 @@ pub fn not_good(strict: StrictHeaders, headers: &Headers) -> Option<usize> {
         let mut conditions = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let mut known = RetryOn::default();
         match at {
-            0 => conditions.any(|condition| !known.add(condition)),
+            0 => conditions.any(|condition| condition == RetryOn::STALE || !known.add(condition)),
             1 => conditions.any(|condition| !known.add_grpc(condition)),
             _ => text.trim().parse::<u64>().is_err(),
         }

@@ -38,8 +38,8 @@ pub struct CertificateFacts {
     pub not_after: SystemTime,
     /// Its key may sign, as a handshake wants it: `keyUsage` is not there or has `digitalSignature`.
     pub may_sign: bool,
-    /// It may sign other certificates.
-    pub is_authority: bool,
+    /// It may sign other certificates, or does not say what its key is for.
+    pub may_be_authority: bool,
     /// SHA-256 of the certificate.
     pub sha256: [u8; 32],
     /// SHA-256 of its public key (SubjectPublicKeyInfo).
@@ -63,8 +63,8 @@ impl CertificateFacts {
             not_before: time(parsed.validity().not_before.timestamp()),
             not_after: time(parsed.validity().not_after.timestamp()),
             may_sign: parsed.key_usage().ok()?.is_none_or(|usage| usage.value.digital_signature()),
-            is_authority: parsed.is_ca()
-                || parsed.key_usage().ok()?.is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()),
+            may_be_authority: parsed.is_ca()
+                || parsed.key_usage().ok()?.is_none_or(|usage| usage.value.key_cert_sign() || usage.value.crl_sign()),
             sha256: sha256(certificate.as_ref()),
             spki_sha256: sha256(parsed.public_key().raw),
         };

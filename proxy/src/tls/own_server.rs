@@ -137,7 +137,9 @@ impl ServerContext {
         };
         let asks = settings.require_client_certificate || trust.as_ref().is_some_and(TrustSettings::verifies);
         // Whoever asks for names or for certificates of his own wants one, unless any is taken.
+        // So does the SPIFFE validator, whatever else is said.
         let mandatory = settings.require_client_certificate
+            || trust.as_ref().is_some_and(|trust| trust.domains.is_some())
             || trust.as_ref().is_some_and(|trust| trust.is_particular() && !trust.accept_untrusted);
         let verifier = asks.then(|| Arc::new(Verifier::of_clients(trust.unwrap_or_default(), mandatory)));
         let choice = Arc::new(Choice {

@@ -17,7 +17,7 @@ use webpki::{
 use super::facts::CertificateFacts;
 use super::material::{Roots, TrustSettings};
 use super::params::algorithms;
-use super::sans::dns_matches;
+use super::sans::{SanKind, SanMatch, dns_matches};
 
 /// Why a certificate is refused.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +87,7 @@ impl Verifier {
 
     /// Itself, where certificates that fail are taken all the same: only a second look tells which they are.
     pub fn is_lenient(&self) -> Option<&Self> {
-        self.settings.accept_untrusted.then_some(self)
+        (self.settings.accept_untrusted && self.settings.domains.is_none()).then_some(self)
     }
 
     /// Verifies a chain, leaf first. `server_name` is the one that was asked for, if there is one.
@@ -115,14 +115,18 @@ impl Verifier {
         if let Some(roots) = roots {
             self.path(roots, leaf, intermediates, &facts, now)?;
         }
-        if self.match_server_name {
-            if let Some(name) = server_name
-                && !facts.dns.iter().any(|pattern| dns_matches(pattern, name))
-                && !name.parse().is_ok_and(|address: IpAddr| facts.ips.contains(&address))
-            {
-                return Err(Untrusted::ServerName(name.to_owned()));
-            }
-        } else if !self.settings.names.is_empty() && !self.settings.names.iter().any(|name| name.holds(&facts)) {
+        let spiffe = self.settings.domains.is_some();
+        if self.match_server_name
+            && let Some(name) = server_name
+            && !facts.dns.iter().any(|pattern| dns_matches(pattern, name))
+            && !name.parse().is_ok_and(|address: IpAddr| facts.ips.contains(&address))
+        {
+            return Err(Untrusted::ServerName(name.to_owned()));
+        }
+        // A SPIFFE ID is the only name that counts beside trust domains.
+        let holds = |name: &SanMatch| (!spiffe || name.kind == SanKind::Uri) && name.holds(&facts);
+        let names = &self.settings.names;
+        if (spiffe || !self.match_server_name) && !names.is_empty() && !names.iter().any(holds) {
             return Err(Untrusted::Names);
         }
         let (hashes, spki) = (&self.settings.hashes, &self.settings.spki);
@@ -201,15 +205,16 @@ impl Verifier {
 
     fn verdict(&self, result: Result<(), Untrusted>) -> Result<(), Error> {
         match result {
-            Err(error) if !self.settings.accept_untrusted => Err(refusal(error)),
+            Err(error) if self.is_lenient().is_none() => Err(refusal(error)),
             _ => Ok(()),
         }
     }
 }
 
-/// The trust domain of the workload that a leaf is for; authorities are none.
+/// The trust domain of the workload that a leaf is for; authorities are none, nor is what has several names.
 fn domain(facts: &CertificateFacts) -> Option<&str> {
-    let uri = facts.uris.first().filter(|_| !facts.is_authority)?;
+    let [uri] = &facts.uris[..] else { return None };
+    let uri = Some(uri).filter(|_| !facts.may_be_authority)?;
     let (domain, _) = uri.strip_prefix("spiffe://")?.split_once('/')?;
     Some(domain)
 }

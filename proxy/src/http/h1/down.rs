@@ -35,7 +35,7 @@ pub struct Connection {
     writer: Writer,
     /// The client waits for `100 Continue`, which it gets of us as soon as somebody wants the body.
     owes_continue: bool,
-    /// Names of headers are written in the form `Content-Type`.
+    /// How names of headers are written.
     names: HeaderNames,
     /// What could not be read began as a HEAD, so that nothing may follow the head of its answer.
     to_head: bool,

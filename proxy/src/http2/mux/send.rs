@@ -223,12 +223,12 @@ impl Mux {
         self.used += count;
         if self.used >= self.window / 2 {
             let used = std::mem::take(&mut self.used);
-            let waits = i64::from(self.window) - self.recv_window - i64::from(used);
-            let more = used + growth(&mut self.window, self.limits.most_connection_window, waits);
+            let bounds = (self.limits.connection_window, self.limits.most_connection_window);
+            let more = regulated(&mut self.window, self.recv_window, used, bounds);
             self.recv_window += i64::from(more);
             self.write_window(0, more);
         }
-        let most = self.limits.most_stream_window;
+        let bounds = (self.limits.stream_window, self.limits.most_stream_window);
         if let Some(key) = key
             && let Some(stream) = self.get_mut(key)
             && !stream.ended
@@ -237,7 +237,7 @@ impl Mux {
             stream.used += count;
             if stream.used >= stream.window / 2 {
                 let used = std::mem::take(&mut stream.used);
-                let more = used + growth(&mut stream.window, most, stream.data.len() as i64);
+                let more = regulated(&mut stream.window, stream.recv_window, used, bounds);
                 stream.recv_window += i64::from(more);
                 self.write_window(key.id, more);
             }
@@ -245,6 +245,9 @@ impl Mux {
     }
 
     fn write_window(&mut self, id: u32, more: u32) {
+        if more == 0 {
+            return;
+        }
         self.tail = None;
         frame::small(&mut self.out.bytes, frame::WINDOW_UPDATE, 0, id, &more.to_be_bytes());
         self.touch();
@@ -370,31 +373,42 @@ impl Mux {
     }
 }
 
-/// By how much a window grows of whose bytes so many wait: twofold up to the most, if little waits. Who reads slowly is not
-/// sent more.
-fn growth(window: &mut u32, most: u32, waits: i64) -> u32 {
-    let more = (*window).min(most.saturating_sub(*window));
-    match waits <= i64::from(*window / 8) {
-        true => {
-            *window += more;
-            more
-        }
-        false => 0,
+/// How many bytes the peer may send more, of which so many were used and `left` is what it may send already: more than that
+/// where little waits to be used (the window grows twofold, up to the second of the bounds), less where much does, down to the first.
+fn regulated(window: &mut u32, left: i64, used: u32, (least, most): (u32, u32)) -> u32 {
+    let waits = i64::from(*window) - left - i64::from(used);
+    if waits <= i64::from(*window / 4) {
+        let more = (*window).min(most.saturating_sub(*window));
+        *window += more;
+        used + more
+    } else if waits > i64::from(*window / 2) {
+        let less = used.min(window.saturating_sub(least));
+        *window -= less;
+        used - less
+    } else {
+        used
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::growth;
+    use super::regulated;
 
     #[test]
-    fn window_when_all_is_used_at_once_then_grows_up_to_the_most() {
+    fn window_when_all_is_used_at_once_then_grows_and_when_much_waits_then_shrinks() {
+        // Half of it was used, and the rest has not come.
         let mut window = 100;
-        assert_eq!((growth(&mut window, 350, 0), window), (100, 200));
-        assert_eq!((growth(&mut window, 350, 26), window), (0, 200), "much waits");
-        assert_eq!((growth(&mut window, 350, 25), window), (150, 350));
-        assert_eq!((growth(&mut window, 350, 0), window), (0, 350));
-        let mut named = 500;
-        assert_eq!((growth(&mut named, 350, 0), named), (0, 500));
+        assert_eq!((regulated(&mut window, 50, 50, (100, 350)), window), (150, 200));
+        assert_eq!((regulated(&mut window, 100, 100, (100, 350)), window), (250, 350));
+        assert_eq!((regulated(&mut window, 175, 175, (100, 350)), window), (175, 350));
+        // All of it has come.
+        assert_eq!((regulated(&mut window, 0, 175, (100, 350)), window), (175, 350));
+        // More waits than was used.
+        assert_eq!((regulated(&mut window, 0, 100, (100, 350)), window), (0, 250));
+        assert_eq!((regulated(&mut window, 0, 100, (200, 350)), window), (50, 200));
+        assert_eq!((regulated(&mut window, 0, 100, (200, 350)), window), (100, 200));
+        // One that was named stays as it is.
+        let mut named = 100;
+        assert_eq!((regulated(&mut named, 50, 50, (100, 100)), named), (50, 100));
     }
 }

@@ -69,6 +69,7 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
         return Err(Refused::new("original_ip_detection_extensions", "and `xff_num_trusted_hops` exclude each other"));
     }
     let marks = marks(request_id_extension).within("request_id_extension")?;
+    let (secure, secure_as_endpoint) = scheme(scheme_header_transformation).within("scheme_header_transformation")?;
     let edge = Edge {
         use_remote_address,
         trusted_hops: xff_num_trusted_hops,
@@ -77,7 +78,8 @@ pub fn edge(context: &mut Context, fields: Fields) -> Converted<Option<Box<Edge>
         detection: each(original_ip_detection_extensions, "original_ip_detection_extensions", detection)?,
         internal: internal(internal_address_config).within("internal_address_config")?,
         client_cert: client_cert(forward_client_cert_details, set_current_client_cert_details)?,
-        secure: scheme(scheme_header_transformation).within("scheme_header_transformation")?,
+        secure,
+        secure_as_endpoint,
         via: if via.is_empty() { None } else { Some(header_value(via, "via")?.into()) },
         user_agent: add_user_agent.then(|| (context.node_cluster.as_str().into(), context.node.as_str().into())),
         preserve_request_id: preserve_external_request_id,
@@ -101,6 +103,7 @@ fn is_special(edge: &Edge) -> bool {
         || !edge.internal.is_empty()
         || edge.client_cert != ClientCert::Sanitize
         || edge.secure.is_some()
+        || edge.secure_as_endpoint
         || edge.via.is_some()
         || edge.user_agent.is_some()
         || edge.request_id_in_response
@@ -211,14 +214,14 @@ fn client_cert(mode: i32, set: Option<SetCurrentClientCertDetails>) -> Converted
     })
 }
 
-fn scheme(value: Option<SchemeHeaderTransformation>) -> Converted<Option<bool>> {
-    let Some(SchemeHeaderTransformation { match_upstream, transformation }) = value else { return Ok(None) };
-    refuse!(match_upstream);
+/// Whether the scheme of every request is that of TLS, and whether it is that of the connection to its endpoint.
+fn scheme(value: Option<SchemeHeaderTransformation>) -> Converted<(Option<bool>, bool)> {
+    let Some(SchemeHeaderTransformation { match_upstream, transformation }) = value else { return Ok((None, false)) };
     match transformation {
-        None => Ok(None),
+        None => Ok((None, match_upstream)),
         Some(Transformation::SchemeToOverwrite(scheme)) => match scheme.as_str() {
-            "http" => Ok(Some(false)),
-            "https" => Ok(Some(true)),
+            "http" => Ok((Some(false), false)),
+            "https" => Ok((Some(true), false)),
             _ => Err(Refused::new("scheme_to_overwrite", "is neither `http` nor `https`")),
         },
     }

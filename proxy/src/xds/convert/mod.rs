@@ -33,7 +33,7 @@ mod rbac_matching;
 pub mod retry;
 pub mod route;
 pub mod secret;
-mod spiffe;
+pub(crate) mod spiffe;
 #[cfg(test)]
 mod tests;
 pub mod tls;

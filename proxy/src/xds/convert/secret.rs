@@ -162,6 +162,7 @@ pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converte
             (!verify_certificate_hash.is_empty(), "verify_certificate_hash"),
             (!verify_certificate_spki.is_empty(), "verify_certificate_spki"),
             (!match_subject_alt_names.is_empty(), "match_subject_alt_names"),
+            (settings.accept_untrusted, "trust_chain_verification"),
         ];
         if let Some((_, field)) = others.into_iter().find(|(set, _)| *set) {
             return Err(Refused::new(field, "means nothing to a custom validator; leave it out"));

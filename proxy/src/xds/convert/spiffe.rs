@@ -6,11 +6,12 @@ use super::{Converted, Refused, Within as _, refuse, refuse_set};
 use crate::tls::facts::Hasher;
 use crate::tls::material::Roots;
 use base64::Engine as _;
-use leno_xds::envoy::config::core::v3::TypedExtensionConfig;
+use leno_xds::envoy::config::core::v3::{DataSource, TypedExtensionConfig};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
     SpiffeCertValidatorConfig, spiffe_cert_validator_config::TrustDomain,
 };
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -72,10 +73,26 @@ pub(super) fn trust_domains(value: TypedExtensionConfig, hash: &mut Hasher) -> C
 fn domain(value: TrustDomain, hash: &mut Hasher) -> Converted<(Box<str>, Roots)> {
     let TrustDomain { name, trust_bundle, workload_trust_domain } = value;
     refuse!(workload_trust_domain);
+    refuse_set(
+        &trust_bundle.as_ref().and_then(|source| source.watched_directory.as_ref()),
+        "trust_bundle.watched_directory",
+    )?;
     let pem = data(trust_bundle, hash).within("trust_bundle")?;
     let pem = pem.ok_or_else(|| Refused::new("trust_bundle", "is missing"))?;
+    if CertificateRevocationListDer::pem_slice_iter(&pem).next().is_some() {
+        return Err(Refused::new("trust_bundle", "holds a revocation list, which is not looked at here; take it out"));
+    }
     let roots = Roots::from_pem(&pem).map_err(|reason| Refused::new("trust_bundle", reason))?;
     Ok((name.into(), roots))
+}
+
+/// The files that name its roots.
+pub(crate) fn sources(value: Option<TypedExtensionConfig>) -> Vec<DataSource> {
+    let config = value.and_then(|value| value.typed_config);
+    let config = config.and_then(|any| optional::<SpiffeCertValidatorConfig>(&any).ok().flatten());
+    let Some(SpiffeCertValidatorConfig { trust_domains, trust_bundles }) = config else { return Vec::new() };
+    let of_domains = trust_domains.into_iter().filter_map(|domain| domain.trust_bundle);
+    trust_bundles.into_iter().chain(of_domains).collect()
 }
 
 /// The roots of a bundle map; in words, why there are none.

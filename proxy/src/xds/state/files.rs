@@ -2,6 +2,7 @@
 //! a platform mounts do.
 
 use super::{Kind, Raw, State};
+use crate::xds::convert::spiffe;
 use crate::xds::files::{Stamp, stamp};
 use leno_xds::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
@@ -103,13 +104,19 @@ impl State {
 fn names(body: &Any) -> Vec<String> {
     let Ok(Some(Secret { name: _, r#type })) = leno_xds::unpack(body) else { return Vec::new() };
     let sources = match r#type {
-        Some(secret::Type::TlsCertificate(certificate)) => [certificate.certificate_chain, certificate.private_key],
-        Some(secret::Type::ValidationContext(context)) => [context.trusted_ca, context.crl],
-        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) | None => [None, None],
+        Some(secret::Type::TlsCertificate(certificate)) => {
+            [certificate.certificate_chain, certificate.private_key].into_iter().flatten().collect()
+        }
+        Some(secret::Type::ValidationContext(context)) => {
+            let mut sources = spiffe::sources(context.custom_validator_config);
+            sources.extend([context.trusted_ca, context.crl].into_iter().flatten());
+            sources
+        }
+        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) | None => Vec::new(),
     };
     let file = |source: DataSource| match source.specifier {
         Some(Specifier::Filename(path)) => Some(path),
         _ => None,
     };
-    sources.into_iter().flatten().filter_map(file).collect()
+    sources.into_iter().filter_map(file).collect()
 }

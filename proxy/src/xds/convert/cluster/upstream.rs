@@ -13,7 +13,6 @@ use leno_xds::envoy::config::core::v3::{
 use leno_xds::envoy::extensions::filters::http::upstream_codec::v3::UpstreamCodec;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_filter;
 use leno_xds::envoy::extensions::upstreams::http::generic::v3::GenericConnectionPoolProto;
-use leno_xds::envoy::extensions::upstreams::http::http::v3::HttpConnectionPoolProto;
 use leno_xds::envoy::extensions::upstreams::http::v3::{
     HttpProtocolOptions,
     http_protocol_options::{
@@ -184,10 +183,9 @@ pub(super) fn server_name(
 pub(super) fn usual(value: TypedExtensionConfig) -> Converted<()> {
     let TypedExtensionConfig { name: _, typed_config } = value;
     let any = typed_config.ok_or_else(|| Refused::new("typed_config", "is missing"))?;
-    let generic = optional::<GenericConnectionPoolProto>(&any).within("typed_config")?.is_some();
-    match generic || optional::<HttpConnectionPoolProto>(&any).within("typed_config")?.is_some() {
-        true => Ok(()),
-        false => Err(unknown_type(&any).within("typed_config")),
+    match optional::<GenericConnectionPoolProto>(&any).within("typed_config")? {
+        Some(GenericConnectionPoolProto {}) => Ok(()),
+        None => Err(unknown_type(&any).within("typed_config")),
     }
 }
 

@@ -104,6 +104,9 @@ pub fn chain(
                 let stats = stats(context, prefix, &filter);
                 entries.push(FilterEntry { name: name.into(), disabled, filter, stats });
             }
+            None if index == last && (is_optional || disabled) => {
+                return Err(Refused::new("", "is the last filter: that must be the router").within(within));
+            }
             None if is_optional => {}
             // Routes that switch it on are answered as those are for which its configuration has not come.
             None if disabled => {
@@ -278,6 +281,8 @@ fn setting(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>>
         Some(FilterConfig { config: Some(any), is_optional, disabled: false }) => {
             match one(context, &any).within("config")? {
                 None if !is_optional => Err(unknown_type(&any).within("config")),
+                // It is switched on all the same.
+                None => Ok(Some(FilterSetting::On)),
                 setting => Ok(setting),
             }
         }

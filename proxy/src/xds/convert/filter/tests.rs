@@ -120,6 +120,11 @@ fn filter_of_an_unknown_type_is_left_out_only_where_it_is_optional() {
     };
     assert!(filters(vec![unknown(true)]).unwrap().is_empty());
     assert!(filters(vec![unknown(false)]).unwrap_err().reason.contains("google.protobuf.Empty"));
+    // One that is switched off is there for routes that switch it on, which it then answers.
+    let mut off = unknown(false);
+    off["disabled"] = json!(true);
+    let found = filters(vec![off]).unwrap();
+    assert!(matches!(&found[..], [FilterEntry { disabled: true, filter: HttpFilter::Missing, .. }]));
 }
 
 #[test]
@@ -144,7 +149,7 @@ fn settings_are_converted_switched_off_or_refused() {
         matches!(said("wrapped"), Some(FilterSetting::Cors(_)))
             && matches!(said("plain"), Some(FilterSetting::Cors(_)))
     );
-    assert!(said("gone").is_none() && said("other").is_none());
+    assert!(matches!(said("gone"), Some(FilterSetting::On)) && said("other").is_none());
     let refused = table(json!({"u": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}})).unwrap_err();
     assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[u]");
     let limit = typed("local_ratelimit.v3.LocalRateLimit", json!({"stat_prefix": "l"}));
