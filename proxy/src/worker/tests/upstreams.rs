@@ -159,6 +159,25 @@ fn connection_when_it_is_old_then_it_serves_no_more_requests() {
 }
 
 #[test]
+fn connections_when_endpoints_come_then_end_where_the_cluster_wants_it() {
+    for (drain_on_change, connections) in [(false, 1), (true, 2)] {
+        let (stays, comes) = (answering(200), answering(200));
+        let with = |endpoints: &[SocketAddr]| {
+            let balancing = Arc::new(Balancing { drain_on_change, ..Balancing::default() });
+            Cluster { balancing, ..cluster(endpoints) }
+        };
+        let proxy = start(with(&[stays.address]));
+        assert_eq!(proxy.get("/").status(), 200);
+        proxy.publish(http(forward(Forward::default())), vec![with(&[stays.address, comes.address])]);
+        for _ in 0..4 {
+            assert_eq!(proxy.get("/").status(), 200);
+        }
+        assert_eq!(comes.connections.load(Ordering::SeqCst), 1);
+        assert_eq!(stays.connections.load(Ordering::SeqCst), connections);
+    }
+}
+
+#[test]
 fn destination_when_a_header_names_it_then_that_is_connected() {
     let backend = answering(200);
     let original = OriginalDst { header: Some("x-envoy-original-dst-host".into()), port: None };
