@@ -1,5 +1,6 @@
 //! What we send, and what the handles of streams do.
 
+use std::cell::Cell;
 use std::task::{Context, Poll};
 
 use super::super::frame::{self, Code, Head};
@@ -223,8 +224,11 @@ impl Mux {
         self.used += count;
         if self.used >= self.window / 2 {
             let used = std::mem::take(&mut self.used);
-            let bounds = (self.limits.connection_window, self.limits.most_connection_window);
+            let before = self.window;
+            let most = before.saturating_add(spare()).min(self.limits.most_connection_window);
+            let bounds = (self.least_window(), most);
             let more = regulated(&mut self.window, self.recv_window, used, bounds);
+            grew(i64::from(self.window) - i64::from(before));
             self.recv_window += i64::from(more);
             self.write_window(0, more);
         }
@@ -242,6 +246,11 @@ impl Mux {
                 self.write_window(key.id, more);
             }
         }
+    }
+
+    /// What the peer may send ahead on all streams in the beginning.
+    fn least_window(&self) -> u32 {
+        self.limits.connection_window.max(super::FIRST_WINDOW)
     }
 
     fn write_window(&mut self, id: u32, more: u32) {
@@ -371,6 +380,31 @@ impl Mux {
             }
         }
     }
+}
+
+impl Drop for Mux {
+    fn drop(&mut self) {
+        grew(i64::from(self.least_window()) - i64::from(self.window));
+    }
+}
+
+/// Bytes by which the windows of a worker's connections may grow, all together: peers of whom each had much used at once, and then
+/// has it used no more, can make it hold no more than that beside what they may send in the beginning.
+const MOST_GROWN: i64 = 64 * 1024 * 1024;
+
+thread_local! {
+    /// By how much they have grown.
+    static GROWN: Cell<i64> = const { Cell::new(0) };
+}
+
+/// By how much a window may still grow.
+fn spare() -> u32 {
+    u32::try_from(MOST_GROWN - GROWN.get()).unwrap_or(0)
+}
+
+/// A window has grown, or shrunk.
+fn grew(bytes: i64) {
+    GROWN.set(GROWN.get() + bytes);
 }
 
 /// How many bytes the peer may send more, of which so many were used and `left` is what it may send already: more than that
