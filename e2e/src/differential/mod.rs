@@ -125,6 +125,7 @@ fn at_random(session: &Session, options: &Options, report: &mut Report<'_>) -> R
                 failing.push(random::alone(&outcome.case, &outcome.case.requests[first]));
             }
             if let Some(folder) = &options.failing {
+                std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
                 for number in unexplained {
                     let alone = random::alone(&outcome.case, &outcome.case.requests[number]);
                     let file = folder.join(format!("{}-{}.yaml", outcome.case.name, number + 1));

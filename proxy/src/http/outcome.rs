@@ -71,6 +71,20 @@ pub(super) fn count_call(host: &Host, result: &Result<(), Stop>, status: Option<
     }
 }
 
+/// Tells outlier detection of an answer that broke off on the endpoint's side: to a client that is no better than none.
+pub(super) fn note_broken(cluster: &ClusterState, host: &Host, result: &Result<(), Stop>) {
+    const THEIRS: [ResponseFlags; 3] = [
+        ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+        ResponseFlags::UPSTREAM_REMOTE_RESET,
+        ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+    ];
+    if let Err(Stop::Abort(flags, _)) = result
+        && THEIRS.into_iter().any(|theirs| flags.contains(theirs))
+    {
+        cluster.note_for_outliers(host, Outcome::Failed);
+    }
+}
+
 /// A retry would have been more than the cluster allows.
 pub(super) fn note_overflow(call: &mut Call<'_>) {
     call.tally.flags |= ResponseFlags::UPSTREAM_OVERFLOW;

@@ -383,6 +383,9 @@ async fn relay<'a, D: Downstream>(
     if told && let Some(host) = &call.tally.host {
         outcome::count_call(host, &result, call.tally.grpc_status);
     }
+    if let (false, Some(host), Some(cluster)) = (tunnel, &call.tally.host, &call.tally.cluster) {
+        outcome::note_broken(cluster, host, &result);
+    }
     call.tally.request_bytes = before + body.read();
     if let Some(cluster) = &call.tally.cluster {
         tracked::ended(call, cluster, call.tally.response_bytes);
