@@ -89,15 +89,19 @@ impl Spelling {
 
     /// Writes the names of header lines so.
     pub fn apply(&self, lines: &mut [u8]) {
-        for line in lines.split_mut(|byte| *byte == b'\n') {
-            let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
-            let name = &mut line[..end];
-            match self.names.iter().find(|came| came.eq_ignore_ascii_case(name)) {
-                Some(came) => name.copy_from_slice(came),
-                None if self.others_proper => proper_name(name),
-                None => {}
-            }
-        }
+        each_name(lines, |name| match self.names.iter().find(|came| came.eq_ignore_ascii_case(name)) {
+            Some(came) => name.copy_from_slice(came),
+            None if self.others_proper => proper_name(name),
+            None => {}
+        });
+    }
+}
+
+/// Lets every name of header lines be changed in place.
+pub(crate) fn each_name(lines: &mut [u8], change: impl Fn(&mut [u8])) {
+    for line in lines.split_mut(|byte| *byte == b'\n') {
+        let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
+        change(&mut line[..end]);
     }
 }
 

@@ -5,7 +5,7 @@ use super::super::{
     buffer::Buffer,
     chunked::{Chunked, Step},
     decimal,
-    head::{BodyLength, Spelling, proper_name},
+    head::{BodyLength, Spelling, each_name, proper_name},
     headers::{Headers, Known},
 };
 use crate::config::HeaderNames;
@@ -211,12 +211,7 @@ pub(crate) fn headers(out: &mut Vec<u8>, headers: &Headers) {
 pub(crate) fn names(lines: &mut [u8], spelling: Option<&Spelling>, form: HeaderNames) {
     match (spelling, form) {
         (Some(spelling), _) => spelling.apply(lines),
-        (None, HeaderNames::Proper) => {
-            for line in lines.split_mut(|byte| *byte == b'\n') {
-                let end = line.iter().position(|byte| *byte == b':').unwrap_or(0);
-                proper_name(&mut line[..end]);
-            }
-        }
+        (None, HeaderNames::Proper) => each_name(lines, proper_name),
         (None, HeaderNames::Plain | HeaderNames::Kept { .. }) => {}
     }
 }

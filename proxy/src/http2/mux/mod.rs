@@ -63,6 +63,13 @@ pub(super) struct Limits {
     pub(super) malformed_ends: bool,
 }
 
+impl Limits {
+    /// Bytes of all streams that the peer may send ahead in the beginning: a smaller window it cannot be told of.
+    fn first_window(&self) -> u32 {
+        self.connection_window.max(FIRST_WINDOW)
+    }
+}
+
 /// Which side we are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
@@ -314,8 +321,8 @@ impl Mux {
             block_plain: 0,
             decoder: Decoder::new(),
             effort: 0,
-            recv_window: limits.connection_window.max(FIRST_WINDOW).into(),
-            window: limits.connection_window.max(FIRST_WINDOW),
+            recv_window: limits.first_window().into(),
+            window: limits.first_window(),
             used: 0,
             incoming: VecDeque::new(),
             early_resets: 0,

@@ -226,7 +226,7 @@ impl Mux {
             let used = std::mem::take(&mut self.used);
             let before = self.window;
             let most = before.saturating_add(spare()).min(self.limits.most_connection_window);
-            let bounds = (self.least_window(), most);
+            let bounds = (self.limits.first_window(), most);
             let more = regulated(&mut self.window, self.recv_window, used, bounds);
             grew(i64::from(self.window) - i64::from(before));
             self.recv_window += i64::from(more);
@@ -246,11 +246,6 @@ impl Mux {
                 self.write_window(key.id, more);
             }
         }
-    }
-
-    /// What the peer may send ahead on all streams in the beginning.
-    fn least_window(&self) -> u32 {
-        self.limits.connection_window.max(super::FIRST_WINDOW)
     }
 
     fn write_window(&mut self, id: u32, more: u32) {
@@ -384,7 +379,7 @@ impl Mux {
 
 impl Drop for Mux {
     fn drop(&mut self) {
-        grew(i64::from(self.least_window()) - i64::from(self.window));
+        grew(i64::from(self.limits.first_window()) - i64::from(self.window));
     }
 }
 

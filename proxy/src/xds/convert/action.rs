@@ -2,16 +2,13 @@
 
 use super::cluster::labels::LABELS;
 use super::common::{filter_metadata, header_name, header_ops, maybe_duration, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, filter, local_reply, matcher, refuse, refuse_set, retry};
+use super::{Context, Converted, Refused, Within as _, direct, filter, matcher, refuse, refuse_set, retry};
 use crate::config::{
-    Action, BodyFormat, ClusterId, ConnectHere, DirectResponse, Forward, GrpcTimeout, HashPolicy, HashSource,
-    HeaderOps, HostRewrite, InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect,
-    RedirectPredicate, RegexRewrite, RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
+    Action, ClusterId, ConnectHere, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps, HostRewrite,
+    InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate, RegexRewrite,
+    RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
 };
-use leno_xds::envoy::config::core::v3::{
-    DataSource, Metadata, SubstitutionFormatString, TypedExtensionConfig, data_source::Specifier,
-    substitution_format_string::Format,
-};
+use leno_xds::envoy::config::core::v3::{Metadata, TypedExtensionConfig};
 use leno_xds::envoy::config::route::v3 as xds;
 use leno_xds::envoy::config::route::v3::{
     CorsPolicy, InternalRedirectPolicy,
@@ -30,7 +27,6 @@ use leno_xds::envoy::extensions::internal_redirect::{
 use leno_xds::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use leno_xds::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 use leno_xds::envoy::r#type::matcher::v3::RegexMatchAndSubstitute;
-use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,7 +84,7 @@ pub(super) fn action(
             (Action::Redirect(Box::new(redirect(value, matches).within("redirect")?)), None)
         }
         Some(xds::route::Action::DirectResponse(value)) => {
-            (Action::Direct(direct(context, value, defaults.direct_body).within("direct_response")?), None)
+            (Action::Direct(direct::direct(context, value, defaults.direct_body).within("direct_response")?), None)
         }
         Some(xds::route::Action::FilterAction(_)) => return unsupported("filter_action"),
         Some(xds::route::Action::NonForwardingAction(_)) => return unsupported("non_forwarding_action"),
@@ -568,58 +564,4 @@ fn redirect(value: xds::RedirectAction, matches: &RouteMatch) -> Converted<Redir
         port => Some(super::common::port(port).within("port_redirect")?),
     };
     Ok(Redirect { code, scheme, host, port, path, rewrite, strip_query })
-}
-
-fn direct(context: &mut Context, value: xds::DirectResponseAction, most: usize) -> Converted<DirectResponse> {
-    let xds::DirectResponseAction { status, body, body_format } = value;
-    let code = u16::try_from(status)
-        .ok()
-        .filter(|code| (200..600).contains(code))
-        .ok_or_else(|| Refused::new("status", format!("{status} is not a status between 200 and 599")))?;
-    let body = body.map(|body| data(body, most)).transpose().within("body")?.unwrap_or_default();
-    if body.len() > most {
-        return Err(Refused::new("body", format!("has more than {most} bytes")));
-    }
-    let mut direct = DirectResponse { code, body: body.into(), format: None, content_type: None };
-    let Some(format) = body_format else { return Ok(direct) };
-    let (typed, fixed) = (!format.content_type.is_empty(), fixed(&format));
-    match fixed {
-        Some(bytes) => {
-            direct.body = bytes.into();
-            direct.content_type = typed.then(|| format.content_type.into());
-        }
-        None => {
-            let BodyFormat { content_type, format } = local_reply::format(context, format).within("body_format")?;
-            direct.content_type = Some(content_type).filter(|_| typed || format.is_json());
-            direct.format = Some(format);
-        }
-    }
-    Ok(direct)
-}
-
-/// What a format writes that has no operators and is no text, such as an image.
-fn fixed(format: &SubstitutionFormatString) -> Option<Vec<u8>> {
-    match &format.format {
-        Some(Format::TextFormatSource(DataSource { specifier: Some(Specifier::InlineBytes(bytes)), .. })) => {
-            let plain = !bytes.contains(&b'%') && std::str::from_utf8(bytes).is_err();
-            plain.then(|| bytes.clone())
-        }
-        _ => None,
-    }
-}
-
-/// The bytes of a source; of a file, one more than allowed at most, as they are now.
-fn data(value: DataSource, most: usize) -> Converted<Vec<u8>> {
-    let DataSource { watched_directory, specifier } = value;
-    refuse!(watched_directory);
-    match specifier {
-        Some(Specifier::Filename(path)) => {
-            let mut bytes = Vec::new();
-            let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
-            let read = std::fs::File::open(&path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
-            read.map_err(|error| Refused::new("filename", format!("`{path}` cannot be read: {error}")))?;
-            Ok(bytes)
-        }
-        specifier => super::common::inline(DataSource { watched_directory: None, specifier }),
-    }
 }

@@ -13,6 +13,7 @@ pub mod access_log;
 mod action;
 pub mod cluster;
 pub mod common;
+mod direct;
 mod edge;
 pub mod filter;
 mod grpc_log;
