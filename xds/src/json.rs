@@ -29,7 +29,7 @@ pub enum JsonError {
     },
     /// The text is no YAML.
     #[error("neither YAML nor JSON: {0}")]
-    Text(#[from] serde_yaml::Error),
+    Text(#[from] crate::yaml::YamlError),
     /// The JSON does not fit the message, or the message has an `Any` of an unknown type.
     #[error("{type_name} and its JSON form do not fit: {source}")]
     Json {
@@ -204,7 +204,7 @@ pub fn typed_struct(any: &prost_types::Any) -> Result<Option<prost_types::Any>, 
 /// # Errors
 /// When the text is neither, as [`from_value`], or when a value breaks one of the rules that the API's files state.
 pub fn from_text<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    checked(&serde_yaml::from_str::<Value>(text)?)
+    checked(&crate::yaml::read(text)?)
 }
 
 fn checked<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
@@ -218,7 +218,7 @@ fn checked<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
 /// # Errors
 /// When the text is neither YAML nor JSON, or something else than a resource is wrong with it.
 pub fn response(text: &str) -> Result<(DiscoveryResponse, Vec<(String, JsonError)>), JsonError> {
-    let mut value = serde_yaml::from_str::<Value>(text)?;
+    let mut value = crate::yaml::read(text)?;
     let list = value.get_mut("resources").and_then(Value::as_array_mut).map(std::mem::take);
     let Some(resources) = list else { return Ok((checked(&value)?, Vec::new())) };
     let mut response: DiscoveryResponse = checked(&value)?;

@@ -8,6 +8,7 @@ pub mod client;
 mod forms;
 pub mod json;
 pub mod rules;
+pub mod yaml;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::panic, rustdoc::all)]
 mod generated {
