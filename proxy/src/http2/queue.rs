@@ -7,7 +7,7 @@ use bytes::{Buf as _, Bytes};
 use crate::http::body::Chunk;
 
 /// From so many bytes on a piece is shared: it keeps what was read with it ([`super::mux::READ`]) from being used again, so that
-/// a queue holds at most eight times the memory of its bytes.
+/// a queue holds at most sixteen times the memory of its bytes.
 pub(super) const LARGE: usize = 8 * 1024;
 
 /// Bytes in their order: large pieces, then those that were copied. Bounded by whoever fills it.

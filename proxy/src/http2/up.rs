@@ -24,10 +24,6 @@ use crate::telemetry::Wire;
 use crate::telemetry::tracked::ConnectionEnd;
 use crate::tls::TlsInfo;
 
-/// How often a connection's task reads at once: then those who wait for the bytes send them on while they are at hand in the
-/// processor's cache, and an endpoint that sends without end keeps nobody from being served.
-const READS: usize = 2;
-
 /// What the connection's task and its users share.
 struct State {
     active: Cell<u32>,
@@ -163,13 +159,12 @@ fn turn<IO: AsyncRead + AsyncWrite + Unpin>(
     active: bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
-    for read in 1..=READS {
-        match mux.poll_read(io, cx)? {
-            Poll::Ready(true) if read == READS => cx.waker().wake_by_ref(),
-            Poll::Ready(true) => {}
-            Poll::Ready(false) => return Poll::Ready(Ok(())),
-            Poll::Pending => break,
-        }
+    match mux.poll_read(io, cx)? {
+        // Those who wait for the bytes send them on while they are at hand in the processor's cache; and an endpoint that sends
+        // without end keeps nobody from being served.
+        Poll::Ready(true) => cx.waker().wake_by_ref(),
+        Poll::Ready(false) => return Poll::Ready(Ok(())),
+        Poll::Pending => {}
     }
     if keepalive.poll(active, mux, cx).is_ready() {
         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

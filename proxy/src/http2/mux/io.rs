@@ -11,12 +11,12 @@ use tokio_util::io::poll_read_buf;
 
 use super::super::frame::Code;
 use super::outbox::SLICES;
-use super::{Fault, Mux, ROOM};
+use super::{Fault, Mux};
 
 /// With so many bytes waiting, nothing more is read.
-const DEAF: usize = 4 * ROOM;
+const DEAF: usize = 256 * 1024;
 /// Bytes that are read at once.
-pub(in super::super) const READ: usize = 64 * 1024;
+pub(in super::super) const READ: usize = 128 * 1024;
 /// With less room than this left, memory is taken anew.
 const LEAST: usize = READ / 2;
 

@@ -29,8 +29,9 @@ use crate::http::headers::Headers;
 use crate::http::parse::HeadError;
 use crate::telemetry::Wire;
 
-/// Bytes of bodies that wait to be written to the connection; heads and answers to questions come on top.
-const ROOM: usize = 64 * 1024;
+/// Bytes of bodies that wait to be written to the connection: what one turn of reading brings, so that it leaves in one piece.
+/// Heads and answers to questions come on top.
+const ROOM: usize = 192 * 1024;
 /// Memory of a stream or of the connection that is kept for the next one.
 const KEEP: usize = 4 * 1024;
 /// Streams that are kept as memory when they are over.

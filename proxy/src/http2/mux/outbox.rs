@@ -8,7 +8,7 @@ use bytes::{Buf as _, Bytes};
 use super::KEEP;
 
 /// Pieces that are written at once.
-pub(super) const SLICES: usize = 16;
+pub(super) const SLICES: usize = 64;
 
 /// Bytes in the order in which they go. Bounded by those who fill it ([`super::ROOM`]).
 #[derive(Default)]
