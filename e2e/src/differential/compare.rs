@@ -11,7 +11,7 @@ pub fn normal(line: &str, own: &str) -> String {
         "x-envoy-upstream-service-time" => Some("<ms>"),
         // What is left of a timeout at a later attempt.
         "x-envoy-expected-rq-timeout-ms" => return format!("{place}: {}", rounded(value)),
-        "x-request-id" if uuid(value) => Some("<uuid>"),
+        "x-request-id" if value.get(..36).is_some_and(uuid) => return format!("{place}: <uuid>{}", &value[36..]),
         "traceparent" => Some("<trace>"),
         "b3" | "x-b3-traceid" | "x-b3-spanid" => return format!("{place}: <{} characters>", value.len()),
         _ => None,
@@ -131,6 +131,8 @@ mod tests {
         assert_eq!(normal("header location: http://127.1.1.1:1/", "127.1.1.1"), "header location: http://<proxy>:1/");
         assert_eq!(normal("header x: 127.1.1.10", "127.1.1.1"), "header x: 127.1.1.10");
         assert_eq!(normal("header x-request-id: mine", "127.1.1.1"), "header x-request-id: mine");
+        let told = "header x-request-id: 391f4a4c-1f2e-4a3b-9c4d-5e6f7a8b9c0d,100%";
+        assert_eq!(normal(told, "127.1.1.1"), "header x-request-id: <uuid>,100%");
     }
 
     #[test]

@@ -74,8 +74,8 @@ pub(super) fn request_in_order(call: &mut Call<'_>, ops: &[HeaderOp]) {
             Some(HeaderText::Literal(value)) => call.request.headers.change(op, value.as_bytes()),
             Some(HeaderText::Format { format, keep_empty }) => {
                 let mut value = Vec::new();
-                // Nothing is decided about the answer yet.
-                format.write_header(&LogEntry { code_details: None, ..call.entry() }, &mut value);
+                // Nothing is decided about the answer yet, whatever interim one the client was sent.
+                format.write_header(&LogEntry { code_details: None, status: 0, ..call.entry() }, &mut value);
                 if *keep_empty || !value.is_empty() {
                     call.request.headers.change(op, &value);
                 }
@@ -111,8 +111,8 @@ pub(super) fn valued(call: &Call<'_>, ops: &[HeaderOp], answered: bool) -> Vec<(
             Some(HeaderText::Literal(text)) => value.extend_from_slice(text.as_bytes()),
             Some(HeaderText::Format { format, keep_empty }) => {
                 let entry = call.entry();
-                let code_details = entry.code_details.filter(|_| answered);
-                format.write_header(&LogEntry { code_details, ..entry }, &mut value);
+                let (code_details, status) = if answered { (entry.code_details, entry.status) } else { (None, 0) };
+                format.write_header(&LogEntry { code_details, status, ..entry }, &mut value);
                 if value.is_empty() && !keep_empty {
                     return None;
                 }

@@ -249,10 +249,10 @@ pub fn request(
     if hosts > 1 {
         return Err(HeadError::Malformed("there must be exactly one host"));
     }
-    // A target that is none is told first: what follows it need not be what it seems.
-    check_target(method, target, rules, head)?;
-    if let Some(error) = misframed {
-        return Err(error);
+    // A target that is none is told first: what follows it need not be what it seems. One that is only not for this connection is not.
+    match (check_target(method, target, rules, head), misframed) {
+        (Ok(()) | Err(HeadError::Insecure), Some(error)) | (Err(error), _) => return Err(error),
+        (Ok(()), None) => {}
     }
     head.headers.remove_known(Known::Host);
     if head.expects_continue {

@@ -259,7 +259,10 @@ pub(super) fn of_route(call: &mut Call<'_>) {
         }
     }
     if let Some(own) = call.tally.filters.as_ref().map(|state| state.reply.headers) {
+        // As in Envoy: what a filter adds to its own answer is made before there is one.
+        let status = std::mem::take(&mut call.response.status);
         super::edit::response(call, own);
+        call.response.status = status;
     }
 }
 

@@ -86,7 +86,8 @@ impl Downstream for Down {
         }
         self.begun = true;
         let to_head = request.method() == b"HEAD";
-        mux.send_response(self.key, head, to_head, to_head || head.body == BodyLength::Empty);
+        // What answers HEAD may have trailers, too.
+        mux.send_response(self.key, head, to_head, head.body == BodyLength::Empty);
     }
 
     fn send_data(&mut self, data: Chunk<'_>) {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::heads::INVALID_HEADER;
 use super::{Down, Ending, Flood, PREFACE, Settings, serve};
 use crate::config::HttpManager;
 use crate::http::buffer::Buffer;
@@ -179,6 +180,18 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
 /// Tells a client why its request is not taken.
 async fn refuse(call: &mut Call<'_>, down: &mut Down, error: HeadError) {
     tracing::debug!(client = %call.conn.remote, %error, "request refused");
+    if down.broke_rules() {
+        // Its stream is reset already: nothing is answered.
+        call.tally.flags |= ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR;
+        call.tally.details = match error {
+            HeadError::Malformed(INVALID_HEADER) => "http2.invalid.header.field",
+            _ => "http2.violation.of.messaging.rule",
+        };
+        if let Some(stats) = call.conn.http_stats() {
+            stats.rq_rx_reset.add(1);
+        }
+        return call.record();
+    }
     let reply = Reply {
         code: error.status(),
         // It may be an answer to HEAD, which has none: what was refused was not read to the end.

@@ -29,6 +29,9 @@ pub(super) fn is_of_a_connection(name: &[u8], value: &[u8]) -> bool {
     }
 }
 
+/// What is wrong with a header that has a character that none has; Envoy tells it apart from what else may be wrong.
+pub(super) const INVALID_HEADER: &str = "a header with a character that none has";
+
 /// What both kinds of head have in common.
 struct Fields {
     headers: Headers,
@@ -79,7 +82,7 @@ impl Fields {
             return;
         }
         if !is_name(name) || !is_value(value) {
-            self.malformed = Some("a header with a character that none has");
+            self.malformed = Some(INVALID_HEADER);
             return;
         }
         match name {
@@ -183,12 +186,15 @@ impl Request {
         self.seen |= bit;
     }
 
-    /// The head, or why it is refused; and how long its body says that it is. `None` when it is malformed: the stream is reset.
+    /// The head, or why it is refused; and how long its body says that it is.
+    ///
+    /// # Errors
+    /// When it is malformed: the stream is reset, and says what is wrong.
     #[allow(clippy::type_complexity, reason = "a head and a length, each of which may be wanting")]
-    pub(super) fn finish(mut self, ended: bool) -> Result<(Result<RequestHead, HeadError>, Option<u64>), ()> {
+    pub(super) fn finish(mut self, ended: bool) -> Result<(Result<RequestHead, HeadError>, Option<u64>), &'static str> {
         // What is both is malformed: it is cut at once, and not answered again and again.
-        if self.fields.malformed.is_some() {
-            return Err(());
+        if let Some(what) = self.fields.malformed {
+            return Err(what);
         }
         if let Some(error) = self.fields.is_beyond() {
             return Ok((Err(error), None));
@@ -207,7 +213,11 @@ impl Request {
         let hosts = head.headers.may_have(Known::Host) && head.headers.known_values(Known::Host).nth(1).is_some();
         let wrong = self.seen & wanted != wanted || self.seen & unwanted != 0 || hosts;
         if wrong || ended && length.is_some_and(|length| length > 0) {
-            return Err(());
+            return Err(if wrong {
+                "pseudo-headers that do not go together"
+            } else {
+                "a body that is shorter than its length"
+            });
         }
         // Extended CONNECT is seen as the upgrade of HTTP/1 that it stands for (RFC 8441, section 5), CONNECT as it is.
         let plain = connect && (!extended || head.upgrade() == Some(b"bytestream"));
@@ -215,7 +225,7 @@ impl Request {
             head.set_upgrade(None);
             head.set_path(b"");
         } else if head.path().is_empty() {
-            return Err(());
+            return Err("an empty path");
         } else if connect {
             head.set_method(b"GET");
             // What follows is no body.
@@ -382,6 +392,7 @@ pub(super) fn write_response(head: &ResponseHead, to_head: bool, encoder: &mut E
     write_headers(&head.headers, true, encoder, out);
     match head.body {
         BodyLength::Exact(length) => write_length(length, encoder, out),
+        _ if matches!(head.status, 100..=199 | 204) => {}
         // What a GET would have been told is told for HEAD and 304 as well.
         _ if to_head || head.status == 304 => {
             if let Some(length) = head.headers.known(Known::ContentLength).filter(|value| is_value(value)) {
@@ -389,11 +400,7 @@ pub(super) fn write_response(head: &ResponseHead, to_head: bool, encoder: &mut E
             }
         }
         // And that it is empty is told where the endpoint said so.
-        BodyLength::Empty
-            if !matches!(head.status, 100..=199 | 204) && head.headers.known(Known::ContentLength).is_some() =>
-        {
-            write_length(0, encoder, out);
-        }
+        BodyLength::Empty if head.headers.known(Known::ContentLength).is_some() => write_length(0, encoder, out),
         _ => {}
     }
 }

@@ -127,7 +127,7 @@ where
         malformed_ends: settings.malformed_ends,
     };
     let mux = Rc::new(RefCell::new(Mux::new(Role::Server, limits, (&options).into())));
-    greet(&mux, &mut io, settings.head_timeout).await?;
+    let greeted = greet(&mux, &mut io, settings.head_timeout).await;
     let mut keepalive = Keepalive::with(settings.keepalive);
     let mut streams = FuturesUnordered::new();
     let mut drain = pin!(drain);
@@ -137,7 +137,7 @@ where
     let mut taken = 0u32;
     let mut draining = false;
 
-    let result = poll_fn(|cx| {
+    let served = poll_fn(|cx| {
         mux.borrow_mut().turn_begins(cx);
         let (until, had) = (mux.borrow().effort() + TURN, taken);
         let ended = loop {
@@ -213,13 +213,21 @@ where
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
-    })
-    .await;
+    });
+    let result = match greeted {
+        Ok(()) => served.await,
+        Err(error) => Err(error),
+    };
 
     if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
         tell(mux.borrow().flood().map_or(Ending::Faulty, Ending::Flooded));
     }
     mux.borrow_mut().lose(result.as_ref().err());
+    // What was no request and ended the connection is told of as well.
+    let incoming = std::iter::from_fn(|| mux.borrow_mut().next_request());
+    for Incoming { key, head } in incoming.filter(|incoming| incoming.head.is_err()) {
+        streams.push(handle(head, Down::new(mux.clone(), key, false, false)));
+    }
     // The streams know by now, or when they are polled, that the connection is gone; they count and log their requests.
     let farewell = async {
         let streams = async { while streams.next().await.is_some() {} };
@@ -251,16 +259,10 @@ where
         Poll::Ready(Ok(()))
     });
     let late = || io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 connection preface in time");
-    let greeted = match limit.is_zero() {
+    match limit.is_zero() {
         true => greeting.await,
         false => tokio::time::timeout(limit, greeting).await.map_err(|_| late()).flatten(),
-    };
-    if greeted.is_err() {
-        // What was the matter, if the client takes it at once.
-        let _ = poll_fn(|cx| Poll::Ready(mux.borrow_mut().poll_write(io, cx))).await;
-        let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut *io).poll_shutdown(cx))).await;
     }
-    greeted
 }
 
 /// Reads on for a moment, so that what the client still sends does not reset the connection before it has read our last words.

@@ -14,7 +14,8 @@ use leno_api::identity::v1::workload_certificates_client::WorkloadCertificatesCl
 use leno_api::identity::v1::workload_certificates_server::{WorkloadCertificates, WorkloadCertificatesServer};
 use leno_api::identity::v1::{SignRequest, SignResponse};
 use leno_proxy::config::UpstreamProtocol;
-use tokio::net::TcpListener;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
 async fn request_when_versions_differ_in_any_way_then_body_and_trailers_pass() {
@@ -43,6 +44,44 @@ async fn request_when_versions_differ_in_any_way_then_body_and_trailers_pass() {
         proxy.until_metric("istio_requests_total", labels, 12.0).await;
         proxy.until_log("\"POST /echo?x=1 HTTP/2\" 200 - via_upstream").await;
         proxy.until_log("\"POST /echo?x=1 HTTP/1.1\" 200 - via_upstream").await;
+        proxy.workers.stop();
+    }
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// Headers as they stand in a frame where no table is used.
+fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
+}
+
+#[tokio::test]
+async fn request_when_malformed_then_its_line_says_so_whether_it_ends_its_stream_or_its_connection() {
+    let whole = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    let server = echo_server().await;
+    for malformed_ends_stream in [false, true] {
+        let mut plan = Plan::new(server, UpstreamProtocol::Http1);
+        plan.manager.http2.malformed_ends_stream = malformed_ends_stream;
+        let proxy = start(plan);
+        let mut client = TcpStream::connect(proxy.address).await.unwrap();
+        for (stream, more, details) in [
+            (1, ("X-Large", "1"), "http2.invalid.header.field"),
+            (3, ("te", "gzip"), "http2.violation.of.messaging.rule"),
+        ] {
+            let greeting = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat();
+            let head = frame(1, 5, stream, &block(&[&whole[..], &[more]].concat()));
+            if stream == 1 || !malformed_ends_stream {
+                client = TcpStream::connect(proxy.address).await.unwrap();
+                client.write_all(&greeting).await.unwrap();
+            }
+            client.write_all(&head).await.unwrap();
+            proxy.until_log(&format!("0 DPE {details}")).await;
+        }
         proxy.workers.stop();
     }
 }

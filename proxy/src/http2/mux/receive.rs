@@ -10,6 +10,7 @@ use super::faults::{Result, fault};
 use super::{Block, Incoming, Key, Leaving, Mux, PING_ALIVE, PING_LEAVE, Ping, Reset, Role};
 use crate::http::body::Chunk;
 use crate::http::headers::Headers;
+use crate::http::parse::HeadError;
 use crate::telemetry::Wire;
 
 /// So many times what is allowed is no mistake.
@@ -324,8 +325,20 @@ impl Mux {
                 self.incoming.push_back(Incoming { key, head });
                 Ok(())
             }
-            Err(()) if self.limits.malformed_ends => fault(Code::PROTOCOL_ERROR, "a malformed request"),
-            _ => {
+            malformed => {
+                // Whoever serves requests is told, for the log.
+                let ends = malformed.is_err() && self.limits.malformed_ends;
+                let what = malformed.err().unwrap_or("a stream that depends on itself");
+                let key = self.open(id);
+                let plain_received = self.block_plain;
+                if let Some(stream) = self.get_mut(key) {
+                    stream.wire = Wire { received: wire, head_received: wire, plain_received, ..Wire::default() };
+                    stream.end_early(Reset::Own(what));
+                }
+                self.incoming.push_back(Incoming { key, head: Err(HeadError::Malformed(what)) });
+                if ends {
+                    return fault(Code::PROTOCOL_ERROR, "a malformed request");
+                }
                 self.refuse(id, Code::PROTOCOL_ERROR);
                 self.count_fault()
             }

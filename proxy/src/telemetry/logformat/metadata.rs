@@ -47,8 +47,13 @@ pub(super) fn operator(w: &Written<'_>) -> Option<Result<Operator, FormatError>>
         }
         _ => return None,
     };
-    let mut keys = rest.split(':').map(Into::into);
-    let (filter, path): (Option<Box<str>>, Vec<Box<str>>) = (keys.next(), keys.collect());
+    // The older form: `NAME(["FILTER", "KEY", "KEY"])`.
+    let mut keys: Vec<Box<str>> = match serde_json::from_str(rest) {
+        Ok(keys) => keys,
+        Err(_) => rest.split(':').map(Into::into).collect(),
+    };
+    let path = keys.split_off(keys.len().min(1));
+    let filter = keys.pop();
     // A filter without a name has none, but may be asked for.
     let filter = filter.filter(|_| !argument.is_empty() && path.len() <= MAX_PATH);
     Some(filter.ok_or_else(|| w.malformed()).map(|filter| Operator::Metadata(of, filter, path, w.limit())))

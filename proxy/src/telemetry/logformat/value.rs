@@ -203,10 +203,7 @@ fn field_value<'e, Q: HeaderLookup, S: HeaderLookup>(
         Field::Path => entry.path.map(|text| Borrowed(text.as_bytes())),
         Field::Authority => entry.authority.map(|text| Borrowed(text.as_bytes())),
         Field::Scheme => entry.scheme.map(|text| Borrowed(text.as_bytes())),
-        Field::Status => {
-            let status = if entry.status > 0 { entry.status } else { entry.code };
-            (status > 0).then(|| Owned(status.to_string().into_bytes()))
-        }
+        Field::Status => (entry.status > 0).then(|| Owned(entry.status.to_string().into_bytes())),
         Field::RequestHeader(name) => entry.request.header(name).map(Borrowed),
         Field::ResponseHeader(name) => entry.response.header(name).map(Borrowed),
         Field::ResponseTrailer(name) => entry.trailers.header(name).map(Borrowed),

@@ -168,7 +168,9 @@ fn forward(
     };
     forward.host = match host_rewrite_specifier {
         None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => Some(HostRewrite::Literal(text.into())),
+        Some(HostRewriteSpecifier::HostRewriteLiteral(text)) => {
+            (!text.is_empty()).then(|| HostRewrite::Literal(text.into()))
+        }
         Some(HostRewriteSpecifier::HostRewrite(text)) => {
             Some(HostRewrite::Format(context.text_format(&text, false).within("host_rewrite")?))
         }
@@ -502,9 +504,9 @@ fn cluster_weight(context: &mut Context, value: ClusterWeight) -> Converted<Weig
         _ if !name.is_empty() => return Err(Refused::new("cluster_header", "cannot stand beside name")),
         header => (ClusterId(u32::MAX), Some(routed_header(header).within("cluster_header")?)),
     };
-    let host = host_rewrite_specifier.map(|value| {
+    let host = host_rewrite_specifier.and_then(|value| {
         let cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(text) = value;
-        text.into()
+        (!text.is_empty()).then(|| text.into())
     });
     Ok(WeightedCluster {
         cluster,
@@ -540,12 +542,16 @@ fn redirect(value: xds::RedirectAction, matches: &RouteMatch) -> Converted<Redir
     let scheme = match scheme_rewrite_specifier {
         None | Some(SchemeRewriteSpecifier::HttpsRedirect(false)) => None,
         Some(SchemeRewriteSpecifier::HttpsRedirect(true)) => Some("https".into()),
-        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => Some(scheme.into_boxed_str()),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (!scheme.is_empty()).then(|| scheme.into_boxed_str()),
     };
     let (path, rewrite) = match path_rewrite_specifier {
         None => (None, None),
-        // As in Envoy: that leaves the path as it is.
-        Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if prefix.is_empty() => (None, None),
+        // As in Envoy: those leave the path as it is.
+        Some(PathRewriteSpecifier::PrefixRewrite(path) | PathRewriteSpecifier::PathRedirect(path))
+            if path.is_empty() =>
+        {
+            (None, None)
+        }
         Some(PathRewriteSpecifier::PathRedirect(path)) => (Some(path.into_boxed_str()), None),
         Some(PathRewriteSpecifier::PrefixRewrite(prefix)) => {
             no_template(matches, "prefix_rewrite")?;
