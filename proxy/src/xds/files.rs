@@ -49,18 +49,24 @@ impl File {
                         match self.read(&wanted) {
                             Ok(update) => {
                                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-                                self.tell_missing(&mut state, &update, wanted);
+                                let missing = self.missing(&mut state, &update, wanted);
                                 state.apply(self.kind, update, Instant::now(), SystemTime::now());
+                                let why = format!("is not in {}", self.path.display());
+                                state.fail(self.kind, missing, &why, SystemTime::now());
                                 drop(state);
                                 changes.tell();
                                 changed.mark_unchanged();
                             }
                             Err(reason) => {
-                                state
-                                    .lock()
-                                    .unwrap_or_else(PoisonError::into_inner)
-                                    .count_lost(self.source, &[self.kind]);
-                                tracing::warn!(path = %self.path.display(), reason, "cannot use a file");
+                                let path = self.path.display();
+                                tracing::warn!(%path, reason, "cannot use a file");
+                                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                                state.count_lost(self.source, &[self.kind]);
+                                let why = format!("cannot use {path}: {reason}");
+                                state.fail(self.kind, wanted, &why, SystemTime::now());
+                                drop(state);
+                                changes.tell();
+                                changed.mark_unchanged();
                             }
                         }
                         taken = now;
@@ -83,16 +89,13 @@ impl File {
         }
     }
 
-    /// A secret that its file does not have, or no longer, stays as it was; that must not go unseen.
-    fn tell_missing(&self, state: &mut State, update: &Update, mut missing: BTreeSet<String>) {
-        if self.kind != Kind::Secret {
-            return;
+    /// What is to be in the file and is not, or no longer: it stays as it was, and that must not go unseen.
+    fn missing(&self, state: &mut State, update: &Update, mut wanted: BTreeSet<String>) -> BTreeSet<String> {
+        wanted.retain(|name| !update.names().any(|sent| sent == name));
+        if self.kind == Kind::Secret {
+            wanted.iter().for_each(|name| state.count_missing_secret(name));
         }
-        missing.retain(|name| !update.names().any(|sent| sent == name));
-        for name in missing {
-            tracing::warn!(path = %self.path.display(), secret = name, "is not in the file that should have it");
-            state.count_missing_secret(&name);
-        }
+        wanted
     }
 
     fn read(&self, wanted: &BTreeSet<String>) -> Result<Update, String> {

@@ -15,17 +15,13 @@ impl State {
         self.settled = Some(now);
         self.expire(now);
         self.look_at_files(now);
-        let late = |(_, entry): &(&String, &ClusterEntry)| {
-            // What lacks nothing waits for something that is not refused, and not for time to pass.
-            let mut lacks = self.lacks_of(entry).peekable();
-            let late = |since| lacks.peek().is_some() && lacks.all(|(kind, name)| self.is_late(kind, name, since, now));
-            entry.since.is_some_and(late)
-        };
-        let late: Vec<_> = self.clusters.iter().filter(late).map(|(name, _)| name.clone()).collect();
-        for name in late {
+        let missed: Vec<_> =
+            self.clusters.iter().filter(|(_, entry)| self.misses(entry, now)).map(|(name, _)| name.clone()).collect();
+        for name in missed {
             let Some(mut entry) = self.clusters.remove(&name) else { continue };
-            tracing::warn!(cluster = %name, "what it needs did not come in time; using the cluster without");
-            let lacking = self.lacks_of(&entry).map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
+            tracing::warn!(cluster = %name, "what it needs did not come in time, or was refused; using the cluster without");
+            let lacking = self.lacks_of(&entry).filter(|(kind, name)| !self.is_refused(*kind, name));
+            let lacking = lacking.map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
             lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
             let built = entry.form.template.build(Assignment::default(), &self.own);
             self.bring_into_force(&name, &mut entry, Some(built));
@@ -141,7 +137,7 @@ impl State {
     /// wait for what has come and was refused: one bad table is not to keep the others from serving.
     fn is_warm(&self, entry: &ListenerEntry, since: Instant, now: Instant) -> bool {
         let ListenerEntry { parts, current, .. } = entry;
-        let bad = |kind, name: &str| current.is_none() && self.refusals.contains_key(&(kind, name.to_owned()));
+        let bad = |kind, name: &str| current.is_none() && self.is_refused(kind, name);
         self.lacks(parts).all(|(kind, name)| bad(kind, name) || self.is_late(kind, name, since, now))
             // A table that has come and waits for clusters does so for a bounded time.
             && parts.routes.iter().all(|name| self.has_table(name) || !self.routes.contains_key(name))
@@ -165,6 +161,16 @@ impl State {
         let secrets = entry.form.secrets.iter().filter(|name| !self.context.secrets.has(name));
         let endpoints = entry.form.template.endpoints.iter().filter(|name| !self.endpoints.contains_key(*name));
         secrets.map(|name| (Kind::Secret, name.as_str())).chain(endpoints.map(|name| (Kind::Endpoints, name.as_str())))
+    }
+
+    /// Whether a cluster has waited long enough for what it lacks. A first form does not wait for what has come and was refused, as
+    /// [`Self::is_warm`] has it for listeners.
+    fn misses(&self, entry: &ClusterEntry, now: Instant) -> bool {
+        let Some(since) = entry.since else { return false };
+        let bad = |kind, name: &str| entry.built.is_none() && self.is_refused(kind, name);
+        // What lacks nothing waits for something that is not refused, and not for time to pass.
+        let mut lacks = self.lacks_of(entry).peekable();
+        lacks.peek().is_some() && lacks.all(|(kind, name)| bad(kind, name) || self.is_late(kind, name, since, now))
     }
 
     /// Until when something is waited for, by what was said where it comes from; `None` is without limit.
@@ -194,7 +200,12 @@ impl State {
 
     /// Whether the configuration of a filter has come, good or bad: a bad one is not waited for.
     fn is_decided(&self, name: &str) -> bool {
-        self.extensions.contains_key(name) || self.refusals.contains_key(&(Kind::Extension, name.to_owned()))
+        self.extensions.contains_key(name) || self.is_refused(Kind::Extension, name)
+    }
+
+    /// Whether what came by that name was refused, as Envoy sees it an end of waiting as good as any other.
+    fn is_refused(&self, kind: Kind, name: &str) -> bool {
+        self.refusals.contains_key(&(kind, name.to_owned()))
     }
 
     /// Whether a resource has come whose newest form is not in force yet, though it may be soon. What waits for longer, as a server

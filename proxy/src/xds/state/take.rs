@@ -102,6 +102,15 @@ impl State {
         update.unreadable.retain(|(name, _)| asked(name));
     }
 
+    /// What a source has for these is not there, or of no use: they are waited for no longer, nor is a first response of their kind.
+    /// What came earlier stays.
+    pub fn fail(&mut self, kind: Kind, names: impl IntoIterator<Item = String>, why: &str, time: SystemTime) {
+        self.expected.remove(&kind);
+        for name in names {
+            self.refuse(kind, &name, String::new(), &Refused::new("", why), time);
+        }
+    }
+
     /// Remembers why a resource is not taken.
     pub(super) fn refuse(&mut self, kind: Kind, name: &str, version: String, reason: &Refused, time: SystemTime) {
         tracing::warn!(kind = kind.noun(), name, version, %reason, "refused a resource; its last good form stays");

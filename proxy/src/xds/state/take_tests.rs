@@ -93,6 +93,32 @@ fn endpoint_when_it_is_named_more_than_once_then_it_counts_where_it_is_named_fir
     assert_eq!(it.in_force(), [("a".to_owned(), vec![(2, 0), (3, 0)])]);
 }
 
+#[test]
+fn endpoints_when_refused_or_not_in_their_file_then_nobody_waits_for_them_and_later_ones_count() {
+    let refused = |it: &mut Fixture| {
+        let name = json!({"cluster_name": "b", "endpoints": [{"lb_endpoints": [
+            {"endpoint": {"address": {"socket_address": {"address": "a.name", "port_value": 1}}}}]}]});
+        let body = leno_xds::any(&leno_xds::json::from_value::<ClusterLoadAssignment>(&name).unwrap());
+        assert!(it.take(Kind::Endpoints, named("b", body)).is_some());
+    };
+    let missing = |it: &mut Fixture| {
+        it.0.fail(Kind::Endpoints, ["b".to_owned()], "is not in the file", SystemTime::now());
+        it.take(Kind::Endpoints, whole(vec![]));
+    };
+    for bad in [&refused as &dyn Fn(&mut Fixture), &missing] {
+        let mut it = Fixture(State::new("").expecting([]), None);
+        it.take(Kind::Cluster, whole(vec![cluster("a"), cluster("b")]));
+        it.take(Kind::Endpoints, named("a", endpoints("a", &[1])));
+        assert_eq!(it.in_force(), [], "`b` is waited for");
+        bad(&mut it);
+        assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)]), ("b".to_owned(), vec![])]);
+        assert!(it.0.refusals().contains_key(&(Kind::Endpoints, "b".to_owned())), "it is told");
+        it.take(Kind::Endpoints, named("b", endpoints("b", &[2])));
+        assert_eq!(it.in_force()[1], ("b".to_owned(), vec![(2, 0)]));
+        assert!(it.0.refusals().is_empty());
+    }
+}
+
 /// A listener whose connection manager is called `name`, with a limit of rates and routes `r` from the stream.
 fn limited(name: &str) -> Any {
     let limit = json!({
