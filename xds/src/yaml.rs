@@ -53,14 +53,14 @@ struct Reader {
     anchors: HashMap<usize, Value>,
     aliased: usize,
     document: Option<Value>,
-    documents: usize,
 }
 
-/// Reads one document, or JSON, which is read by its own rules.
+/// Reads the first document, as Envoy does, or JSON, which is read by its own rules. A mark of the order of bytes may stand before it.
 ///
 /// # Errors
-/// When it is neither, holds more than one document, a key that is no scalar, or is too deep.
+/// When it is neither, holds a key twice or one that is no scalar, or is too deep.
 pub fn read(text: &str) -> Result<Value, YamlError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if text.trim_start().starts_with('{')
         && let Ok(value) = serde_json::from_str(text)
     {
@@ -69,6 +69,9 @@ pub fn read(text: &str) -> Result<Value, YamlError> {
     let mut reader = Reader::default();
     for event in Parser::new_from_str(text) {
         let (event, span) = event?;
+        if event == Event::DocumentEnd {
+            break;
+        }
         reader.take(event).map_err(|what| shape(span, what))?;
     }
     Ok(reader.document.unwrap_or_default())
@@ -81,10 +84,8 @@ fn shape(span: Span, what: &'static str) -> YamlError {
 impl Reader {
     fn take(&mut self, event: Event<'_>) -> Result<(), &'static str> {
         match event {
-            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
-            Event::DocumentStart(_) => {
-                self.documents += 1;
-                if self.documents > 1 { Err("a second document; one is configuration") } else { Ok(()) }
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {
+                Ok(())
             }
             Event::Alias(anchor) => {
                 let value = self.anchors.get(&anchor).ok_or("an alias inside of what it stands for")?;
@@ -244,6 +245,7 @@ mod tests {
     fn document_when_of_json_then_keeps_its_numbers() {
         assert_eq!(read(" {\"a\": 1.5, \"b\": [18446744073709551615]}").unwrap(), json!({"a": 1.5, "b": [u64::MAX]}));
         assert_eq!(read("").unwrap(), Value::Null);
+        assert_eq!(read("\u{feff}a: 1\n---\nb: 2\n").unwrap(), json!({"a": 1}));
         assert_eq!(read("{a: 1, b: [c, {d: e}]} # flow").unwrap(), json!({"a": 1, "b": ["c", {"d": "e"}]}));
     }
 
@@ -265,7 +267,6 @@ mod tests {
         for (text, wanted) in [
             ("a: 1\na: 2\n", "line 2 column 4: a key for the second time"),
             ("? [a]\n: b\n", "a key that is a list or a map"),
-            ("a: 1\n---\nb: 2\n", "a second document"),
             ("a: *nothing\n", "line 1"),
             ("a: [1\n", "line"),
             (&"[".repeat(200), "more than 100"),

@@ -191,6 +191,8 @@ pub(super) async fn begin<D: Downstream>(
     let heard = body.has_ended() || body.blocked;
     match wake {
         Wake::Head => {
+            // What kept an earlier attempt from its endpoint is not this one's.
+            call.tally.transport_failure = None;
             call.tally.upstream_time = Some(began.elapsed());
             tracked::answered(call, cluster);
             Ok((up, counted))

@@ -343,8 +343,10 @@ async fn relay<'a, D: Downstream>(
     // Only a proxy says so, and only to a proxy.
     call.response.headers.remove_known(Known::NotSent);
     let mut text = [0; 20];
-    // It counts from the request's end, which a tunnel has not.
+    // It counts from the request's end, which a tunnel has not, nor a request that is answered before it is whole.
+    let whole = body.has_ended() || call.request.body == BodyLength::Empty;
     if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers)
+        && whole
         && !call.request.wants_tunnel()
     {
         call.response.headers.set("x-envoy-upstream-service-time", decimal(time.as_millis(), &mut text));

@@ -45,6 +45,9 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A connection takes no more streams after so long.
     pub max_duration: Option<Duration>,
+    /// A client that was told that we leave, and does not say that it heard, may open streams for so long; and one that does not
+    /// take our last words is waited for as long.
+    pub drain_timeout: Duration,
     /// Streams of the connection at most.
     pub max_requests: Option<u32>,
     /// When the client is asked whether it is still there; `None` is [`super::keepalive::INTERVAL`], while there are streams.
@@ -66,6 +69,7 @@ impl From<&HttpManager> for Settings {
             ]),
             idle_timeout: manager.idle_timeout,
             max_duration: manager.max_connection_duration,
+            drain_timeout: manager.drain_timeout.max(Duration::from_millis(1)),
             max_requests: manager.max_requests_per_connection,
             keepalive: manager.http2_keepalive,
             malformed_ends: !manager.http2.malformed_ends_stream,
@@ -133,6 +137,7 @@ where
     let mut drain = pin!(drain);
     let mut idle = Idle::new(settings.idle_timeout);
     let mut slow = Idle::new(settings.head_timeout);
+    let (mut unheard, mut unread) = (Idle::new(settings.drain_timeout), Idle::new(settings.drain_timeout));
     let mut age = settings.max_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
     let mut taken = 0u32;
     let mut draining = false;
@@ -208,6 +213,15 @@ where
                 tell(Ending::Idle);
             }
             mux.leave();
+        }
+        if unheard.poll(!mux.is_told(), cx).is_ready() {
+            mux.heard();
+        }
+        if unread.poll(!mux.has_left(), cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client does not read our last words",
+            )));
         }
         if ready_or_pending(mux.poll_write(&mut io, cx))? && mux.has_left() {
             return Poll::Ready(Ok(()));

@@ -420,6 +420,19 @@ impl Mux {
         }
     }
 
+    /// Whether the client was told, and has not said that it heard.
+    pub(super) fn is_told(&self) -> bool {
+        self.leaving == Leaving::Told
+    }
+
+    /// The client has heard that we leave, or has had time enough to: what it opens now is not served.
+    pub(super) fn heard(&mut self) {
+        if self.is_told() {
+            self.leaving = Leaving::Last(self.last);
+            self.go_away(self.last, Code::NO_ERROR, "");
+        }
+    }
+
     /// Whether the client was told, has heard it, and has nothing open any more.
     pub(super) fn has_left(&self) -> bool {
         self.ids.is_empty() && self.incoming.is_empty() && matches!(self.leaving, Leaving::Last(_))

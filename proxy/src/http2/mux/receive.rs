@@ -533,9 +533,8 @@ impl Mux {
             frame::small(&mut self.out.bytes, frame::PING, frame::ACK, 0, &payload);
         } else if payload == PING_ALIVE && self.ping == Ping::Sent {
             self.ping = Ping::Answered;
-        } else if payload == PING_LEAVE && self.leaving == Leaving::Told {
-            self.leaving = Leaving::Last(self.last);
-            self.go_away(self.last, Code::NO_ERROR, "");
+        } else if payload == PING_LEAVE {
+            self.heard();
         }
         Ok(())
     }

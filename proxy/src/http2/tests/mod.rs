@@ -34,6 +34,7 @@ fn settings() -> Settings {
         head_timeout: LIMIT,
         idle_timeout: Duration::from_secs(60),
         max_duration: None,
+        drain_timeout: LIMIT,
         max_requests: None,
         malformed_ends: true,
     }
@@ -364,6 +365,24 @@ async fn client_when_it_sends_no_preface_then_it_is_cut_off_in_time() {
         assert_eq!(served.unwrap_err().kind(), io::ErrorKind::TimedOut);
     })
     .await;
+}
+
+#[tokio::test]
+async fn client_when_told_that_we_leave_and_it_does_not_say_that_it_heard_then_the_connection_ends_all_the_same() {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // It reads, or it does not even do that.
+    for room in [1024, PREFACE.len() + SETTINGS.len()] {
+        local(async {
+            let (mut near, far) = tokio::io::duplex(room);
+            let short = Duration::from_millis(50);
+            let settings = Settings { idle_timeout: short, drain_timeout: short, ..settings() };
+            let begun = std::time::Instant::now();
+            tokio::io::AsyncWriteExt::write_all(&mut near, &[PREFACE, &SETTINGS].concat()).await.unwrap();
+            let _ = serve(far, false, settings, std::future::pending(), |_| {}, |_: Head, _| async {}).await;
+            assert!(begun.elapsed() >= 2 * short);
+        })
+        .await;
+    }
 }
 
 #[tokio::test]
