@@ -157,7 +157,7 @@ pub(super) async fn begin<D: Downstream>(
                 whole = Some(if request.body == BodyLength::Empty { last } else { Instant::now() });
             }
             let (blocked, owes) = (body.blocked, !body.has_ended());
-            let progress = Progress { whole, blocked, last, owes, answered: false };
+            let progress = Progress { whole, blocked, last, owes, answered: false, slow_client: false };
             limits.poll(cx, timer, progress, log_at).map(|passed| passed.map(Wake::Late))
         })
         .await;
@@ -471,6 +471,7 @@ pub(super) async fn finish<D: Downstream>(
                 last: since,
                 owes: !ended && !tunnel,
                 answered: true,
+                slow_client: !tunnel && response.waits_for(down),
             };
             limits.poll(cx, timer, progress, log_at).map(|passed| passed.map(|passed| Err(cut(passed))))
         })

@@ -54,6 +54,8 @@ pub(super) struct Progress {
     pub(super) owes: bool,
     /// The response's head has come.
     pub(super) answered: bool,
+    /// The client has not taken what has come of the response: the endpoint is not waited for.
+    pub(super) slow_client: bool,
 }
 
 /// The limit that has passed.
@@ -93,8 +95,13 @@ impl Limits {
         progress: Progress,
         log_at: Option<Instant>,
     ) -> Poll<Option<Passed>> {
-        let Progress { whole, blocked, last, owes, answered } = progress;
+        let Progress { whole, blocked, last, owes, answered, slow_client } = progress;
         self.begin_route(whole);
+        if slow_client && let (Some(deadline), Some(limit)) = (self.deadline, self.route) {
+            let now = Instant::now();
+            // What the client was waited for does not count; the endpoint has its time again.
+            self.deadline = Some(if deadline <= now { now + limit } else { deadline });
+        }
         let waits = whole.or(blocked.then_some(last));
         let passes = [
             (Passed::Route, self.deadline.or(waits.zip(self.route).map(|(since, limit)| since + limit))),
@@ -102,7 +109,7 @@ impl Limits {
             (Passed::Stream, self.stream),
             (Passed::Attempt, self.attempt),
             (Passed::PerTry, waits.zip(self.per_try).filter(|_| !answered).map(|(since, limit)| since + limit)),
-            (Passed::PerTryIdle, waits.and(self.per_try_idle).map(|limit| last + limit)),
+            (Passed::PerTryIdle, waits.and(self.per_try_idle).filter(|_| !slow_client).map(|limit| last + limit)),
             (Passed::Idle, self.idle_deadline(last)),
         ];
         let next = passes.iter().fold(log_at, |next, (_, at)| earlier(next, *at));

@@ -66,6 +66,8 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
         true => Err(Stop::Gone),
         false => respond(call, down, &mut body).await,
     };
+    // Of a stream that we have reset nothing is left to be sent.
+    let cut = call.is_http2() && matches!(responded, Err(Stop::Abort(..)));
     match responded {
         Ok(()) => call.tally.moments.ended = true,
         Err(Stop::Reply(reply)) => {
@@ -91,7 +93,7 @@ pub async fn run<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
         }
         Err(Stop::Gone) => gone(call, down),
     }
-    if down.queued() > 0 {
+    if down.queued() > 0 && !cut {
         flush(call, down).await;
     }
     let wire = down.wire();

@@ -420,6 +420,11 @@ impl ResponsePump {
         self
     }
 
+    /// Whether there is something that the client does not take.
+    pub(super) fn waits_for<D: Downstream>(&self, down: &D) -> bool {
+        down.queued() > 0 || self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty())
+    }
+
     /// Moves what can be moved; ready when all of the response was sent.
     pub fn poll<D: Downstream, U: Upstream>(
         &mut self,

@@ -71,6 +71,54 @@ fn client_when_it_leaves_while_its_endpoint_takes_nothing_more_then_the_endpoint
 }
 
 #[test]
+fn answer_when_its_client_takes_it_slowly_then_the_time_of_its_endpoint_does_not_count() {
+    const LONG: usize = 24 << 20;
+    let long = Backend::http(|request| match request.head.contains("/chunks") {
+        true => format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{LONG:x}\r\n{}\r\n0\r\n\r\n",
+            "x".repeat(LONG)
+        ),
+        false => ok(&"x".repeat(LONG)),
+    });
+    let limit = Some(Duration::from_millis(200));
+    let proxy = Proxy::start(
+        1,
+        http(forward(Forward { timeout: limit, ..Forward::default() })),
+        vec![cluster(&[long.address])],
+    );
+    for path in ["/", "/chunks"] {
+        let mut client = proxy.client();
+        client.send(get(path).as_bytes());
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(client.message(false).expect("all of it").body.len(), LONG, "{path}");
+    }
+    // Over HTTP/2, with a window that is opened late.
+    let mut client = proxy.client().stream;
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    // `GET http://t/`, by the static table but for the host.
+    client.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01t").unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    for stream in [0, 1] {
+        client.write_all(&[b"\0\0\x04\x08\0\0\0\0", &[stream][..], b"\x7f\0\0\0"].concat()).unwrap();
+    }
+    let (mut head, mut bytes) = ([0; 9], 0);
+    loop {
+        client.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        client.read_exact(&mut payload).unwrap();
+        match head[3] {
+            0 => bytes += payload.len(),
+            3 | 7 => panic!("reset after {bytes} bytes"),
+            _ => {}
+        }
+        if head[3] <= 1 && head[4] & 1 != 0 {
+            break;
+        }
+    }
+    assert_eq!(bytes, LONG);
+}
+
+#[test]
 fn endpoint_when_it_answers_101_over_http2_then_that_is_no_answer() {
     let backend = Backend::start(|mut stream, _| {
         let mut preface = [0; 24];
