@@ -145,9 +145,9 @@ fn hosts(request: &mut RequestHead, manager: &HttpManager, local_port: u16) {
     if let Some((start, port)) = port_start(&host)
         && (manager.strip_port == StripPort::Any
             || manager.strip_port == StripPort::Matching && port == u32::from(local_port))
-        && !request.is_connect()
     {
         host.truncate(start);
+        request.connect_port = request.is_connect().then_some(port);
     }
     if host != request.authority() {
         request.set_authority(&host);

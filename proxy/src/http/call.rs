@@ -202,8 +202,10 @@ impl Call<'_> {
             if !tally.begun {
                 counted.http().count_begun(self.is_http2());
             }
-            counted.http().count(tally.code, tally.flags, tally.details, self.is_http2(), micros);
-            counted.of_listener().count(tally.code);
+            // What a filter tells of the proxy's health is no answer of a service.
+            let code = if tally.details == "health_check_ok" { 0 } else { tally.code };
+            counted.http().count(code, tally.flags, tally.details, self.is_http2(), micros);
+            counted.of_listener().count(code);
             if tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION) {
                 counted.end.set(ClientEnd { active: true, ..counted.end.get() });
             }

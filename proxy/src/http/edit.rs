@@ -166,6 +166,12 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
         changed |= !ops.request.is_empty();
     }
     length_of_request(call);
+    if let Some(port) = call.request.connect_port.take()
+        && selected.target.is_none_or(|target| target.host.is_none())
+    {
+        let whole = [call.request.authority(), format!(":{port}").as_bytes()].concat();
+        call.request.set_authority(&whole);
+    }
     match forward.host.as_ref() {
         Some(HostRewrite::Literal(host)) => set_host(call, host.as_bytes(), forward.append_forwarded_host),
         Some(HostRewrite::Header(name)) => {

@@ -57,6 +57,8 @@ pub struct RequestHead {
     pub has_scheme: bool,
     /// Its authority was rewritten to what none is. HTTP/1 passes it on as a header, HTTP/2 has no place for it.
     pub no_authority: bool,
+    /// The port that was taken off the authority of CONNECT: without it nobody can be connected to.
+    pub connect_port: Option<u32>,
     /// How long its body is.
     pub body: BodyLength,
     method: Span,

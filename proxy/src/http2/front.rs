@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::heads::INVALID_HEADER;
-use super::{Down, Ending, Flood, PREFACE, Settings, serve};
+use super::{Down, Ending, Event, Flood, PREFACE, Settings, Trouble, serve};
 use crate::config::HttpManager;
 use crate::http::buffer::Buffer;
 use crate::http::head::{RequestHead, ResponseHead, Version};
@@ -20,7 +20,7 @@ use crate::http::parse::HeadError;
 use crate::http::reply::{self, Reply};
 use crate::http::{Call, ConnInfo, Downstream, Tally, pipeline};
 use crate::listen::{Place, Served, Stream};
-use crate::telemetry::ResponseFlags;
+use crate::telemetry::{ResponseFlags, stats::CodecStats};
 use crate::worker::{Timer, Worker, jittered};
 
 /// Bytes that are read and forgotten of a client on which is hung up.
@@ -65,8 +65,12 @@ pub async fn connection(
         }
     };
     let handle = |head, down| request(worker.clone(), shared.clone(), head, down);
-    let tell = |ending| {
+    let tell = |event| {
         let Some(stats) = shared.conn.http_stats() else { return };
+        let ending = match event {
+            Event::Ends(ending) => ending,
+            Event::Trouble(trouble) => return count(&stats.codecs, trouble),
+        };
         match ending {
             Ending::Idle => stats.cx_idle_timeout.add(1),
             Ending::Old => stats.cx_max_duration_reached.add(1),
@@ -87,6 +91,16 @@ pub async fn connection(
             visit.reset();
         }
     }
+}
+
+/// Counts what a client or we had trouble with.
+fn count(stats: &CodecStats, trouble: Trouble) {
+    let Trouble { resets_received, resets_sent, malformed, oversized, farewells } = trouble;
+    stats.rx_reset.add(resets_received.into());
+    stats.tx_reset.add(resets_sent.into());
+    stats.rx_messaging_error.add(malformed.into());
+    stats.header_overflow.add(oversized.into());
+    stats.goaway_sent.add(farewells.into());
 }
 
 /// Whether the client begins with the connection preface. One that does not is hung up on in order: closed with bytes of it

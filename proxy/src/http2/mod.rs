@@ -27,8 +27,9 @@ mod up;
 pub use down::Down;
 pub use front::connection;
 pub use guard::Flood;
+pub use mux::Trouble;
 pub use pool::{Pool, Swept};
-pub use serve::{Ending, Settings, serve};
+pub use serve::{Ending, Event, Settings, serve};
 pub use up::{Connection, Up, connect, connect_with};
 
 /// What every client begins with (RFC 9113, section 3.4).

@@ -17,7 +17,7 @@ use super::Down;
 use super::frame::Code;
 use super::guard::Flood;
 use super::keepalive::Keepalive;
-use super::mux::{Fault, Incoming, Limits, Mux, Role};
+use super::mux::{Fault, Incoming, Limits, Mux, Role, Trouble};
 use crate::config::{Http2Keepalive, Http2Options, HttpManager};
 use crate::http::head::RequestHead;
 use crate::http::parse::HeadError;
@@ -99,9 +99,19 @@ pub enum Ending {
     Faulty,
 }
 
+/// What is told of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// It takes no more streams.
+    Ends(Ending),
+    /// Frames told of trouble.
+    Trouble(Trouble),
+}
+
 /// Serves a connection until it ends. `handle` runs one request each: it gets the head, or why it was refused (it then
 /// answers with [`HeadError::status`]), and the stream. When `drain` is ready, the client is told to open no more streams
-/// (GOAWAY), those that are open end in peace, and the connection closes. `tell` is told once of each other reason for that.
+/// (GOAWAY), those that are open end in peace, and the connection closes. `tell` is told once of each other reason for that, and of
+/// frames that tell of trouble.
 ///
 /// # Errors
 /// When the connection breaks or the client breaks the protocol. Requests that were under way have then ended.
@@ -110,7 +120,7 @@ pub async fn serve<IO, H, F>(
     tls: bool,
     settings: Settings,
     drain: impl Future<Output = ()>,
-    tell: impl Fn(Ending),
+    tell: impl Fn(Event),
     mut handle: H,
 ) -> io::Result<()>
 where
@@ -151,13 +161,13 @@ where
             let mux_now = &mut *mux.borrow_mut();
             let old = age.as_mut().is_some_and(|age| age.as_mut().poll(cx).is_ready());
             if old {
-                tell(Ending::Old);
+                tell(Event::Ends(Ending::Old));
                 age = None;
             }
             if !draining {
                 let many = settings.max_requests.is_some_and(|most| taken >= most);
                 if many {
-                    tell(Ending::WornOut);
+                    tell(Event::Ends(Ending::WornOut));
                 }
                 draining = old || many || mux_now.is_leaving() || drain.as_mut().poll(cx).is_ready();
                 if draining {
@@ -197,11 +207,12 @@ where
         };
         let mux = &mut *mux.borrow_mut();
         mux.turn_ends();
+        mux.take_trouble().into_iter().for_each(|trouble| tell(Event::Trouble(trouble)));
         if ended.is_ready() {
             return ended;
         }
         if keepalive.poll(!streams.is_empty(), mux, cx).is_ready() {
-            tell(Ending::Silent);
+            tell(Event::Ends(Ending::Silent));
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client answers no HTTP/2 ping")));
         }
         if slow.poll(!mux.awaits_head(), cx).is_ready() {
@@ -210,7 +221,7 @@ where
         }
         if idle.poll(!streams.is_empty() || taken != had, cx).is_ready() {
             if !mux.is_leaving() {
-                tell(Ending::Idle);
+                tell(Event::Ends(Ending::Idle));
             }
             mux.leave();
         }
@@ -234,7 +245,7 @@ where
     };
 
     if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
-        tell(mux.borrow().flood().map_or(Ending::Faulty, Ending::Flooded));
+        tell(Event::Ends(mux.borrow().flood().map_or(Ending::Faulty, Ending::Flooded)));
     }
     mux.borrow_mut().lose(result.as_ref().err());
     // What was no request and ended the connection is told of as well.
@@ -254,6 +265,7 @@ where
         tokio::join!(streams, last_words);
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    mux.borrow_mut().take_trouble().into_iter().for_each(|trouble| tell(Event::Trouble(trouble)));
     result
 }
 

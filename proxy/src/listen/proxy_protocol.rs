@@ -104,7 +104,7 @@ fn v1(bytes: &[u8]) -> Result<Parsed, &'static str> {
                 let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
                 (digits && ip.is_ipv4() == (family == "TCP4")).then_some(SocketAddr::new(ip, port.parse().ok()?))
             };
-            Some((address(source, source_port).ok_or(BAD)?, address(destination, destination_port).ok_or(BAD)?))
+            Some(ends(address(source, source_port).ok_or(BAD)?, address(destination, destination_port).ok_or(BAD)?)?)
         }
         _ => return Err(BAD),
     };
@@ -125,7 +125,7 @@ fn v2(bytes: &[u8], pass: &PassTlvs) -> Result<Parsed, &'static str> {
         return Ok(Parsed::Header(16 + length, Said { addresses: None, tlvs: Vec::new() }));
     }
     const SHORT: &str = "its header is shorter than its addresses";
-    let (addresses, rest) = match head[13] {
+    let ((source, destination), rest) = match head[13] {
         // Of streams and of datagrams alike, as Envoy takes them.
         0x11 | 0x12 => {
             let (part, rest) = rest.split_first_chunk::<12>().ok_or(SHORT)?;
@@ -143,7 +143,17 @@ fn v2(bytes: &[u8], pass: &PassTlvs) -> Result<Parsed, &'static str> {
         }
         _ => return Err("its address family is not supported"),
     };
-    Ok(Parsed::Header(16 + length, Said { addresses: Some(addresses), tlvs: tlvs(rest, pass)? }))
+    let addresses = Some(ends(source, destination)?);
+    Ok(Parsed::Header(16 + length, Said { addresses, tlvs: tlvs(rest, pass)? }))
+}
+
+/// Both ends of a connection, which are of one host each: nobody connects from or to a group of them, or from nowhere.
+fn ends(source: SocketAddr, destination: SocketAddr) -> Result<(SocketAddr, SocketAddr), &'static str> {
+    let unicast = |ip: IpAddr| !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST);
+    match unicast(source.ip()) && unicast(destination.ip()) {
+        true => Ok((source, destination)),
+        false => Err("an address in it is none of a host"),
+    }
 }
 
 fn socket(ip: IpAddr, port: &[u8]) -> SocketAddr {
@@ -260,6 +270,10 @@ mod tests {
             &b"PROXY TCP4 1.2.3.4 10.0.0.1 5\r\n"[..],
             b"PROXY TCP6 1.2.3.4 10.0.0.1 5 80\r\n",
             b"PROXY TCP4 1.2.3.4 10.0.0.1 5 +80\r\n",
+            b"PROXY TCP4 224.0.0.1 10.0.0.1 5 80\r\n",
+            b"PROXY TCP4 0.0.0.0 10.0.0.1 5 80\r\n",
+            b"PROXY TCP4 1.2.3.4 255.255.255.255 5 80\r\n",
+            b"PROXY TCP6 ff02::1 ::1 5 80\r\n",
             b"PROXY TCP4 1.2.3.4 10.0.0.1 5 80000\r\n",
             b"PROXY TCP4 1.2.3.4 10.0.0.1 5 80\n",
             b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c............",

@@ -86,6 +86,9 @@ pub fn used(all: &[Stat]) -> impl Fn(&Stat) -> bool + use<> {
             return totals.contains(&format!("{counted}_total"));
         }
         if let Some((cluster, what)) = name.split_once(".circuit_breakers.default.") {
+            if what.starts_with("remaining_") {
+                return true;
+            }
             let asked = || totals.contains(&format!("{cluster}.upstream_rq_total"));
             return what.ends_with("_open") && what != "rq_retry_open" && asked();
         }
@@ -472,6 +475,11 @@ fn codecs<'h>(all: impl Iterator<Item = &'h Arc<HttpStats>>, stats: &mut Vec<Sta
             ("http2.inbound_priority_frames_flood", &one.priority_frames_flood),
             ("http2.inbound_window_update_frames_flood", &one.window_update_frames_flood),
             ("http2.outbound_control_flood", &one.outbound_control_flood),
+            ("http2.rx_reset", &one.rx_reset),
+            ("http2.tx_reset", &one.tx_reset),
+            ("http2.rx_messaging_error", &one.rx_messaging_error),
+            ("http2.header_overflow", &one.header_overflow),
+            ("http2.goaway_sent", &one.goaway_sent),
         ] {
             *told.entry(name).or_default() += counter.get();
         }

@@ -232,6 +232,11 @@ pub struct CodecStats {
     pub priority_frames_flood: Counter,
     pub window_update_frames_flood: Counter,
     pub outbound_control_flood: Counter,
+    pub rx_reset: Counter,
+    pub tx_reset: Counter,
+    pub rx_messaging_error: Counter,
+    pub header_overflow: Counter,
+    pub goaway_sent: Counter,
 }
 
 /// Why an answer that redirects was not followed, as [`HttpStats::redirects_passed`] counts it.

@@ -78,6 +78,8 @@ enum Waited {
     Slow,
     /// A stream may not be without anything for so long.
     Stuck,
+    /// A stream may not last for so long.
+    Lasted,
     Over,
 }
 
@@ -118,6 +120,7 @@ pub fn serve(
                 Waited::Late => Some(reply::HEAD_TIMEOUT),
                 Waited::Slow => Some(reply::REQUEST_TIMEOUT),
                 Waited::Stuck => Some(reply::late(reply::STREAM_IDLE, false)),
+                Waited::Lasted => Some(reply::late(reply::MAX_DURATION, false)),
                 Waited::Cut => {
                     let mut call = call(&worker, &root, manager, &conn, &mut timer, &mut heads);
                     call.request.clear();
@@ -247,7 +250,9 @@ fn wait<'a>(
                     let (head, whole) = (some(manager.request_head_timeout, first), manager.request_timeout);
                     let whole = whole.map(|limit| first + limit);
                     let idle = some(manager.stream_idle_timeout, first);
-                    let limits = [(head, Waited::Late), (whole, Waited::Slow), (idle, Waited::Stuck)];
+                    let longest = some(manager.max_stream_duration.unwrap_or_default(), first);
+                    let limits =
+                        [(head, Waited::Late), (whole, Waited::Slow), (idle, Waited::Stuck), (longest, Waited::Lasted)];
                     let limits = limits.into_iter().filter_map(|(at, late)| Some((at?, late)));
                     let Some((at, late)) = limits.min_by_key(|(at, _)| *at) else { return Poll::Pending };
                     return timer.poll(cx, Some(at)).map(|()| late);

@@ -107,6 +107,7 @@ impl Mux {
         if self.death.is_some() {
             return;
         }
+        self.trouble.resets_sent += 1;
         self.tail = None;
         frame::small(&mut self.out.bytes, frame::RST_STREAM, 0, id, &code.0.to_be_bytes());
         self.remember(id);

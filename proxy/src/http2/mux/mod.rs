@@ -213,6 +213,21 @@ enum Death {
     Faulty(&'static str, Rc<str>),
 }
 
+/// Frames that tell of trouble, since they were last asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Streams that the peer reset.
+    pub resets_received: u32,
+    /// Streams that we reset.
+    pub resets_sent: u32,
+    /// Messages that broke the rules.
+    pub malformed: u32,
+    /// Heads beyond the limits.
+    pub oversized: u32,
+    /// How often the peer was told that the connection ends.
+    pub farewells: u32,
+}
+
 /// A request that came: its stream, its head or why it is refused, and whether its body is over.
 pub(super) struct Incoming {
     pub(super) key: Key,
@@ -299,6 +314,7 @@ pub(super) struct Mux {
     driver: Option<Waker>,
     /// The driver will look anyway.
     woken: bool,
+    trouble: Trouble,
 }
 
 /// What a ping of ours carries: the keepalive's, and that which tells that the client has heard of the end.
@@ -352,6 +368,7 @@ impl Mux {
             ping: Ping::None,
             driver: None,
             woken: false,
+            trouble: Trouble::default(),
         };
         mux.greet();
         mux
@@ -464,7 +481,14 @@ impl Mux {
         answered
     }
 
+    /// Frames that told of trouble since this was last asked.
+    pub(super) fn take_trouble(&mut self) -> Option<Trouble> {
+        let trouble = std::mem::take(&mut self.trouble);
+        (trouble != Trouble::default()).then_some(trouble)
+    }
+
     fn go_away(&mut self, last: u32, code: Code, what: &str) {
+        self.trouble.farewells += 1;
         self.tail = None;
         let mut payload = Vec::with_capacity(8 + what.len());
         payload.extend_from_slice(&last.to_be_bytes());

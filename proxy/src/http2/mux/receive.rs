@@ -315,6 +315,7 @@ impl Mux {
         self.decode(block, |name, value| request.take(name, value))?;
         match request.finish(end) {
             Ok((head, promised)) if !dependent => {
+                self.trouble.oversized += u32::from(matches!(head, Err(HeadError::TooLong | HeadError::TooMany)));
                 let key = self.open(id);
                 let plain_received = self.block_plain;
                 if let Some(stream) = self.get_mut(key) {
@@ -327,6 +328,7 @@ impl Mux {
             }
             malformed => {
                 // Whoever serves requests is told, for the log.
+                self.trouble.malformed += 1;
                 let ends = malformed.is_err() && self.limits.malformed_ends;
                 let what = malformed.err().unwrap_or("a stream that depends on itself");
                 let key = self.open(id);
@@ -451,6 +453,7 @@ impl Mux {
             return fault(Code::PROTOCOL_ERROR, "RST_STREAM of a stream that was never opened");
         }
         let Some(key) = self.find(id) else { return Ok(()) };
+        self.trouble.resets_received += 1;
         let (role, code) = (self.role, Code(payload.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes))));
         let Some(stream) = self.get_mut(key).filter(|stream| stream.reset.is_none()) else { return Ok(()) };
         stream.end_early(Reset::Peer(code));

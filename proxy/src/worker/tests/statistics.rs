@@ -271,6 +271,27 @@ fn usedonly_when_a_gauge_is_zero_again_then_it_is_told_and_what_never_was_is_not
 }
 
 #[test]
+fn stats_when_clients_of_http2_make_trouble_then_it_is_counted() {
+    let proxy = Proxy::simple(&[]);
+    let at = admin(&proxy);
+    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // A request without a path is malformed and ends its connection; one that is reset ends for itself.
+    for frames in [
+        &b"\0\0\x02\x01\x05\0\0\0\x01\x82\x86"[..],
+        b"\0\0\x06\x01\x04\0\0\0\x01\x82\x86\x84\x01\x01t\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08",
+    ] {
+        let mut client = proxy.client();
+        client.send(&[&greeting[..], frames].concat());
+        let stats = || ask(at, "GET", "/stats?filter=http2").body;
+        let wanted = match frames.len() {
+            11 => &["http2.rx_messaging_error: 1", "http2.goaway_sent: 1"][..],
+            _ => &["http2.rx_reset: 1"],
+        };
+        eventually("the numbers", || wanted.iter().all(|line| stats().lines().any(|told| told == *line)));
+    }
+}
+
+#[test]
 fn stats_when_requests_end_before_they_are_there_then_it_is_told_why() {
     let backend = Backend::http(|request| match request.head.contains("/cut") {
         true => "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nx".to_owned(),
