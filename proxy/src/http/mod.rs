@@ -40,6 +40,7 @@ mod redirect;
 pub mod reply;
 pub mod retry;
 mod router;
+pub mod rules;
 pub(crate) mod target;
 mod timeout;
 mod trace;

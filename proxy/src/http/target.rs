@@ -1,9 +1,6 @@
 //! Targets of requests, and what an authority may be: of a host and of a URL.
 
-use super::{
-    head::RequestHead,
-    parse::{HeadError, RequestRules},
-};
+use super::{head::RequestHead, parse::HeadError, rules::RequestRules};
 
 /// Makes path and authority of the request's target.
 pub(super) fn check_target(

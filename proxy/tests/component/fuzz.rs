@@ -4,9 +4,12 @@
 
 use leno_proxy::config::{EscapedSlashes, HeaderNames};
 use leno_proxy::http::chunked::{Chunked, Step};
-use leno_proxy::http::parse::{self, HeadLimits, RequestRules};
 use leno_proxy::http::path::{self, Outcome, Rules};
 use leno_proxy::http::{BodyLength, Headers, RequestHead, ResponseHead};
+use leno_proxy::http::{
+    parse::{self, HeadLimits},
+    rules::RequestRules,
+};
 use leno_proxy::tls::client_hello::{self, Inspect};
 
 const LIMITS: HeadLimits = HeadLimits { bytes: 4096, headers: 64, chunked_length: false, names: HeaderNames::Plain };

@@ -8,7 +8,8 @@ use super::{
         decimal,
         head::{BodyLength, RequestHead, ResponseHead, Version, reason},
         headers::{Headers, Known},
-        parse::{self, HeadError, HeadLimits, RequestRules},
+        parse::{self, HeadError, HeadLimits},
+        rules::RequestRules,
     },
     body::{self, Reader, Writer},
 };

@@ -8,9 +8,10 @@ use super::{
         conn::ConnInfo,
         filter,
         head::{RequestHead, ResponseHead},
-        parse::{HeadError, HeadLimits, RequestRules},
+        parse::{HeadError, HeadLimits},
         pipeline,
         reply::{self, Reply},
+        rules::RequestRules,
     },
     down::{Arrival, Connection},
 };
