@@ -96,11 +96,11 @@ pub async fn connection(
 /// Counts what a client or we had trouble with.
 fn count(stats: &CodecStats, trouble: Trouble) {
     let Trouble { resets_received, resets_sent, malformed, oversized, farewells } = trouble;
-    stats.rx_reset.add(resets_received.into());
-    stats.tx_reset.add(resets_sent.into());
-    stats.rx_messaging_error.add(malformed.into());
-    stats.header_overflow.add(oversized.into());
-    stats.goaway_sent.add(farewells.into());
+    stats.rx_reset.add(resets_received);
+    stats.tx_reset.add(resets_sent);
+    stats.rx_messaging_error.add(malformed);
+    stats.header_overflow.add(oversized);
+    stats.goaway_sent.add(farewells);
 }
 
 /// Whether the client begins with the connection preface. One that does not is hung up on in order: closed with bytes of it

@@ -45,8 +45,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// A connection takes no more streams after so long.
     pub max_duration: Option<Duration>,
-    /// A client that was told that we leave, and does not say that it heard, may open streams for so long; and one that does not
-    /// take our last words is waited for as long.
+    /// A client that was told that we leave, and does not say that it heard, may open streams for so long; and one that takes
+    /// nothing of our last words is waited for as long, and then for a moment more.
     pub drain_timeout: Duration,
     /// Streams of the connection at most.
     pub max_requests: Option<u32>,
@@ -66,6 +66,7 @@ impl From<&HttpManager> for Settings {
                 manager.request_head_timeout,
                 manager.request_timeout.unwrap_or_default(),
                 manager.stream_idle_timeout,
+                manager.max_stream_duration.unwrap_or_default(),
             ]),
             idle_timeout: manager.idle_timeout,
             max_duration: manager.max_connection_duration,
@@ -228,14 +229,18 @@ where
         if unheard.poll(!mux.is_told(), cx).is_ready() {
             mux.heard();
         }
+        let before = mux.written();
+        if ready_or_pending(mux.poll_write(&mut io, cx))? && mux.has_left() {
+            return Poll::Ready(Ok(()));
+        }
+        if mux.written() != before {
+            unread = Idle::new(settings.drain_timeout);
+        }
         if unread.poll(!mux.has_left(), cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the client does not read our last words",
             )));
-        }
-        if ready_or_pending(mux.poll_write(&mut io, cx))? && mux.has_left() {
-            return Poll::Ready(Ok(()));
         }
         Poll::Pending
     });

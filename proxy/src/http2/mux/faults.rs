@@ -56,6 +56,7 @@ impl Mux {
 
     /// The body of one stream is none, its head was fine: whoever serves it, now or soon, is told.
     pub(super) fn cut_short(&mut self, key: Key, code: Code, what: &'static str) -> Result {
+        self.trouble.malformed += 1;
         self.refuse(key.id, code);
         if let Some(stream) = self.get_mut(key) {
             stream.end_early(Reset::Own(what));
@@ -66,6 +67,7 @@ impl Mux {
 
     /// The peer broke the rules in one stream; if that made a message malformed, that may end the whole connection.
     pub(super) fn wrong(&mut self, key: Key, code: Code, what: &'static str) -> Result {
+        self.trouble.malformed += 1;
         match code {
             Code::PROTOCOL_ERROR if self.limits.malformed_ends => fault(code, what),
             code => self.stream_fault(key, code, what),

@@ -11,10 +11,10 @@ use tokio_util::io::poll_read_buf;
 
 use super::super::frame::Code;
 use super::outbox::SLICES;
-use super::{Fault, Mux};
+use super::{Fault, Mux, ROOM};
 
-/// With so many bytes waiting, nothing more is read.
-const DEAF: usize = 256 * 1024;
+/// With so many bytes waiting, nothing more is read: heads and answers to questions on top of what bodies may take.
+const DEAF: usize = 2 * ROOM;
 /// Bytes that are read at once.
 pub(in super::super) const READ: usize = 128 * 1024;
 /// With less room than this left, memory is taken anew.
@@ -83,6 +83,7 @@ impl Mux {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.out.advance(count);
+            self.written = self.written.wrapping_add(count as u64);
             self.unflushed = true;
             self.tail = None;
         }

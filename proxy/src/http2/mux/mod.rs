@@ -5,27 +5,28 @@
 //! they write in one turn leaves in one system call. Bounds: streams by the limit that the peer was told, the bytes of each by
 //! its window, the bytes that wait to be written by [`ROOM`] and the answers that a peer may ask for by the guard.
 
+mod ending;
 mod faults;
 mod io;
+mod messages;
 mod outbox;
 mod receive;
 mod send;
+mod stream;
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::io::{Error, ErrorKind};
-use std::rc::Rc;
-use std::task::{Context, Waker};
+use std::hash::BuildHasherDefault;
+use std::task::Waker;
 
+use ending::{Death, Leaving};
 use outbox::Outbox;
+pub(super) use stream::Key;
+use stream::{End, Ids, Reset, Stream};
 
 use super::frame::{self, Code};
 use super::guard::{Allowance, Flood, Guard};
 use super::hpack::{Decoder, Encoder};
-use super::queue::Queue;
-use crate::http::body::SideError;
 use crate::http::head::RequestHead;
-use crate::http::headers::Headers;
 use crate::http::parse::HeadError;
 use crate::telemetry::Wire;
 
@@ -85,116 +86,6 @@ pub(super) struct Fault {
     pub(super) what: &'static str,
 }
 
-/// Why a stream ended before it was complete.
-#[derive(Debug, Clone, Copy)]
-enum Reset {
-    /// The peer said so.
-    Peer(Code),
-    /// The peer broke the rules in it.
-    Own(&'static str),
-    /// The peer says that it did nothing for it.
-    Unserved,
-}
-
-/// How a body that we send ends.
-#[derive(Default)]
-enum End {
-    #[default]
-    Open,
-    /// When what waits is written, with trailers.
-    Due(Option<Box<Headers>>),
-    Done,
-}
-
-#[derive(Default)]
-struct Stream {
-    id: u32,
-    /// Received: the head of an answer, the body, the trailers.
-    head: Option<(u16, Headers)>,
-    /// The head came.
-    headed: bool,
-    data: Queue,
-    trailers: Option<Box<Headers>>,
-    ended: bool,
-    /// Heads of interim answers that nobody has taken yet.
-    interim: Vec<(u16, Headers)>,
-    /// How many of them came, up to [`super::MAX_INTERIM`]; later ones are forgotten.
-    interims: u8,
-    /// Bytes that its `content-length` still promises.
-    promised: Option<u64>,
-    /// No body is read whatever the length says (an answer to HEAD).
-    bodiless: bool,
-    /// What follows the head is no body.
-    tunnel: bool,
-    recv_window: i64,
-    /// What the peer may send ahead, as it is now.
-    window: u32,
-    /// Bytes that were used and not yet given back to the peer's window.
-    used: u32,
-    reset: Option<Reset>,
-    /// Sent: bytes that wait for a window or for room.
-    waiting: Queue,
-    end: End,
-    send_window: i64,
-    /// It stands in the queue of those that can send.
-    queued: bool,
-    waker: Option<Waker>,
-    /// Bytes of its frames.
-    wire: Wire,
-}
-
-impl Stream {
-    fn waits(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Says why it ends, if nothing did before; what waits is not sent any more.
-    fn end_early(&mut self, reset: Reset) {
-        self.reset.get_or_insert(reset);
-        self.waiting.clear(KEEP);
-    }
-
-    fn listen(&mut self, cx: &Context<'_>) {
-        match &self.waker {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            _ => self.waker = Some(cx.waker().clone()),
-        }
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = &self.waker {
-            waker.wake_by_ref();
-        }
-    }
-}
-
-/// A stream of a connection, for as long as it has not been closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key {
-    slot: u32,
-    id: u32,
-}
-
-/// Stream ids grow by two: their own hash is good enough.
-#[derive(Default)]
-struct Ids(u64);
-
-impl Hasher for Ids {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u32(byte.into());
-        }
-    }
-
-    fn write_u32(&mut self, id: u32) {
-        self.0 = (self.0 ^ u64::from(id)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
 /// A header block of which more is to come.
 struct Block {
     id: u32,
@@ -203,45 +94,25 @@ struct Block {
     bytes: Vec<u8>,
 }
 
-/// What became of the connection.
-#[derive(Debug, Clone)]
-enum Death {
-    /// The peer closed it.
-    Ended,
-    Broken(ErrorKind, Rc<str>),
-    /// It broke a rule that concerns all of it.
-    Faulty(&'static str, Rc<str>),
-}
-
 /// Frames that tell of trouble, since they were last asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Trouble {
     /// Streams that the peer reset.
-    pub resets_received: u32,
+    pub resets_received: u64,
     /// Streams that we reset.
-    pub resets_sent: u32,
+    pub resets_sent: u64,
     /// Messages that broke the rules.
-    pub malformed: u32,
+    pub malformed: u64,
     /// Heads beyond the limits.
-    pub oversized: u32,
+    pub oversized: u64,
     /// How often the peer was told that the connection ends.
-    pub farewells: u32,
+    pub farewells: u64,
 }
 
 /// A request that came: its stream, its head or why it is refused, and whether its body is over.
 pub(super) struct Incoming {
     pub(super) key: Key,
     pub(super) head: Result<RequestHead, HeadError>,
-}
-
-/// How far we are with leaving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Leaving {
-    No,
-    /// The client is told; what it sent before it heard is still served.
-    Told,
-    /// Streams above this one are not served.
-    Last(u32),
 }
 
 /// A ping of ours.
@@ -291,6 +162,8 @@ pub(super) struct Mux {
     /// Streams that have bytes and a window.
     sendable: VecDeque<Key>,
     unflushed: bool,
+    /// Bytes that the socket has taken.
+    written: u64,
     /// Nothing is read until what waits is written.
     deaf: bool,
     // Streams.
@@ -352,6 +225,7 @@ impl Mux {
             send_window: FIRST_WINDOW.into(),
             sendable: VecDeque::new(),
             unflushed: false,
+            written: 0,
             deaf: false,
             streams: Vec::new(),
             free: Vec::new(),
@@ -401,6 +275,11 @@ impl Mux {
         }
     }
 
+    /// Bytes that the socket has taken so far.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
     /// How much work the heads were that have come so far: their bytes, and so many for each header and each head.
     pub(super) fn effort(&self) -> u64 {
         self.effort
@@ -427,42 +306,9 @@ impl Mux {
         self.peer_leaves || self.death.is_some() || self.next > 0x7fff_ffff
     }
 
-    /// Tells a client to open no more streams; those that are open, and those that it opens before it hears, are served.
-    pub(super) fn leave(&mut self) {
-        if self.leaving == Leaving::No && self.death.is_none() {
-            self.leaving = Leaving::Told;
-            self.go_away(0x7fff_ffff, Code::NO_ERROR, "");
-            frame::small(&mut self.out.bytes, frame::PING, 0, 0, &PING_LEAVE);
-            self.touch();
-        }
-    }
-
-    /// Whether the client was told, and has not said that it heard.
-    pub(super) fn is_told(&self) -> bool {
-        self.leaving == Leaving::Told
-    }
-
-    /// The client has heard that we leave, or has had time enough to: what it opens now is not served.
-    pub(super) fn heard(&mut self) {
-        if self.is_told() {
-            self.leaving = Leaving::Last(self.last);
-            self.go_away(self.last, Code::NO_ERROR, "");
-        }
-    }
-
-    /// Whether the client was told, has heard it, and has nothing open any more.
-    pub(super) fn has_left(&self) -> bool {
-        self.ids.is_empty() && self.incoming.is_empty() && matches!(self.leaving, Leaving::Last(_))
-    }
-
     /// Whether the client's preface has come.
     pub(super) fn is_greeted(&self) -> bool {
         self.preface == 0
-    }
-
-    /// Whether we are leaving.
-    pub(super) fn is_leaving(&self) -> bool {
-        self.leaving != Leaving::No
     }
 
     /// Asks for a sign of life.
@@ -485,40 +331,6 @@ impl Mux {
     pub(super) fn take_trouble(&mut self) -> Option<Trouble> {
         let trouble = std::mem::take(&mut self.trouble);
         (trouble != Trouble::default()).then_some(trouble)
-    }
-
-    fn go_away(&mut self, last: u32, code: Code, what: &str) {
-        self.trouble.farewells += 1;
-        self.tail = None;
-        let mut payload = Vec::with_capacity(8 + what.len());
-        payload.extend_from_slice(&last.to_be_bytes());
-        payload.extend_from_slice(&code.0.to_be_bytes());
-        payload.extend_from_slice(what.as_bytes());
-        frame::small(&mut self.out.bytes, frame::GOAWAY, 0, 0, &payload);
-    }
-
-    /// Ends the connection because of the peer's fault: it is told, and every stream fails.
-    pub(super) fn fail(&mut self, fault: Fault) -> Error {
-        self.go_away(self.last, fault.code, fault.what);
-        let text = format!("{}: {}", fault.code, fault.what);
-        self.die(Death::Faulty(fault.what, text.as_str().into()));
-        Error::new(ErrorKind::InvalidData, text)
-    }
-
-    /// The connection is gone: `None` when the peer closed it. Every stream that is not complete fails.
-    pub(super) fn lose(&mut self, error: Option<&Error>) {
-        self.die(match error {
-            None => Death::Ended,
-            Some(error) => Death::Broken(error.kind(), error.to_string().into()),
-        });
-    }
-
-    fn die(&mut self, death: Death) {
-        self.death.get_or_insert(death);
-        self.sendable.clear();
-        for stream in &self.streams {
-            stream.wake();
-        }
     }
 
     /// Bytes of a stream's frames so far.
@@ -591,29 +403,5 @@ impl Mux {
     /// Whether we ended the stream because the peer broke the rules in it.
     pub(super) fn broke_rules(&self, key: Key) -> bool {
         self.get(key).is_some_and(|stream| matches!(stream.reset, Some(Reset::Own(_))))
-    }
-
-    /// Why a stream cannot go on; what the peer is to blame for in an answer is told apart.
-    fn error(&self, key: Key) -> Option<SideError> {
-        let broken = |kind, text: String| SideError::Broken(Error::new(kind, text));
-        let death = || {
-            Some(match self.death.as_ref()? {
-                Death::Ended => SideError::Ended,
-                Death::Broken(kind, text) => broken(*kind, text.to_string()),
-                Death::Faulty(what, _) if self.role == Role::Client => SideError::Head(HeadError::Malformed(what)),
-                Death::Faulty(_, text) => broken(ErrorKind::InvalidData, text.to_string()),
-            })
-        };
-        let Some(stream) = self.get(key) else { return Some(death().unwrap_or(SideError::Ended)) };
-        match stream.reset {
-            Some(Reset::Unserved | Reset::Peer(Code::REFUSED_STREAM)) => Some(SideError::Refused),
-            Some(Reset::Peer(Code::PROTOCOL_ERROR)) if self.role == Role::Client => {
-                Some(SideError::Head(HeadError::Malformed("it says that the protocol was breached")))
-            }
-            Some(Reset::Peer(code)) => Some(SideError::Reset(code.to_string())),
-            Some(Reset::Own(what)) if self.role == Role::Client => Some(SideError::Head(HeadError::Malformed(what))),
-            Some(Reset::Own(what)) => Some(broken(ErrorKind::InvalidData, what.to_owned())),
-            None => death(),
-        }
     }
 }

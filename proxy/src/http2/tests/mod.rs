@@ -386,6 +386,29 @@ async fn client_when_told_that_we_leave_and_it_does_not_say_that_it_heard_then_t
 }
 
 #[tokio::test]
+async fn client_when_told_that_we_leave_and_it_reads_slowly_then_it_gets_all_of_its_last_answer() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    const LONG: usize = 4096;
+    local(async {
+        let (mut near, far) = tokio::io::duplex(128);
+        let settings = Settings { max_requests: Some(1), drain_timeout: Duration::from_millis(50), ..settings() };
+        let handle = |head: Head, down| async move { answer(&head.unwrap(), down, 200, &[b'x'; LONG]).await };
+        let server = spawn_local(serve(far, false, settings, std::future::pending(), |_| {}, handle));
+        near.write_all(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat()).await.unwrap();
+        // `GET http://t/`.
+        near.write_all(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01t").await.unwrap();
+        let (mut came, mut piece) = (Vec::new(), [0; 128]);
+        while let Ok(count @ 1..) = near.read(&mut piece).await {
+            came.extend_from_slice(&piece[..count]);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(came.iter().filter(|byte| **byte == b'x').count() >= LONG, "{} bytes came", came.len());
+        server.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn client_when_its_head_does_not_end_then_it_is_cut_off_in_time() {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     // A block that wants more, and a frame that is not whole.
