@@ -9,12 +9,12 @@ use serde_json::{Map, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Levels of lists and maps in each other at most; messages in JSON may not be deeper either.
+/// Levels of lists and maps in each other at most, what aliases stand for included; messages in JSON may not be deeper either.
 const DEPTH: usize = 100;
-/// Values that aliases (`*name`) may stand for altogether.
+/// Values that are kept for aliases (`*name`), and that these stand for, altogether.
 const ALIASED: usize = 1_000_000;
-/// Whole numbers beyond are texts: JSON's numbers do not tell them apart.
-const EXACT: u64 = 1 << 53;
+/// What is wrong with more than [`DEPTH`].
+const DEEP: &str = "more than 100 lists and maps in each other";
 
 /// Why a text is no YAML, or none that is configuration.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +50,8 @@ struct Key {
 #[derive(Default)]
 struct Reader {
     open: Vec<(Open, usize)>,
-    anchors: HashMap<usize, Value>,
+    /// What may be referred to, how many values that is, and how deep.
+    anchors: HashMap<usize, (Value, usize, usize)>,
     aliased: usize,
     document: Option<Value>,
 }
@@ -88,24 +89,21 @@ impl Reader {
                 Ok(())
             }
             Event::Alias(anchor) => {
-                let value = self.anchors.get(&anchor).ok_or("an alias inside of what it stands for")?;
-                self.aliased += size(value);
-                if self.aliased > ALIASED {
-                    return Err("aliases stand for more than a million values");
+                let (value, count, depth) = self.anchors.get(&anchor).ok_or("an alias inside of what it stands for")?;
+                if self.open.len() + depth > DEPTH {
+                    return Err(DEEP);
                 }
-                let value = value.clone();
+                let (value, count) = (value.clone(), *count);
+                self.charge(count)?;
                 self.add(value, None)
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let ignored = tag.as_deref().is_some_and(|tag| tag.suffix == "ignore");
                 if let Some((Open::Map { key: key @ None, .. }, _)) = self.open.last_mut() {
                     *key = Some(Key { name: text.clone().into_owned(), ignored });
-                    if anchor > 0 {
-                        self.anchors.insert(anchor, scalar(text, style, tag.as_deref()));
-                    }
-                    return Ok(());
+                    return self.keep(anchor, &scalar(text, style, tag.as_deref()));
                 }
-                self.add(scalar(text, style, tag.as_deref()), (anchor > 0).then_some(anchor))
+                self.add(scalar(text, style, tag.as_deref()), Some(anchor))
             }
             Event::SequenceStart(anchor, _) => self.begin(Open::List(Vec::new()), anchor),
             Event::MappingStart(anchor, _) => self.begin(Open::Map { fields: Map::new(), key: None }, anchor),
@@ -119,7 +117,7 @@ impl Reader {
 
     fn begin(&mut self, open: Open, anchor: usize) -> Result<(), &'static str> {
         if self.open.len() >= DEPTH {
-            return Err("more than 100 lists and maps in each other");
+            return Err(DEEP);
         }
         if matches!(self.open.last(), Some((Open::Map { key: None, .. }, _))) {
             return Err("a key that is a list or a map");
@@ -128,10 +126,27 @@ impl Reader {
         Ok(())
     }
 
+    /// Counts values that are there for aliases.
+    fn charge(&mut self, count: usize) -> Result<(), &'static str> {
+        self.aliased += count;
+        if self.aliased > ALIASED { Err("aliases stand for more than a million values") } else { Ok(()) }
+    }
+
+    /// Keeps a value that has an anchor, which is none where that is 0.
+    fn keep(&mut self, anchor: usize, value: &Value) -> Result<(), &'static str> {
+        if anchor == 0 {
+            return Ok(());
+        }
+        let (count, depth) = extent(value);
+        self.charge(count)?;
+        self.anchors.insert(anchor, (value.clone(), count, depth));
+        Ok(())
+    }
+
     /// A value is complete: it goes where it belongs.
     fn add(&mut self, value: Value, anchor: Option<usize>) -> Result<(), &'static str> {
-        if let Some(anchor) = anchor.filter(|anchor| *anchor > 0) {
-            self.anchors.insert(anchor, value.clone());
+        if let Some(anchor) = anchor {
+            self.keep(anchor, &value)?;
         }
         match self.open.last_mut() {
             None => self.document = Some(value),
@@ -153,20 +168,25 @@ impl Reader {
     }
 }
 
-/// How many values a value consists of.
-fn size(value: &Value) -> usize {
-    1 + match value {
-        Value::Array(values) => values.iter().map(size).sum(),
-        Value::Object(fields) => fields.values().map(size).sum::<usize>(),
-        _ => 0,
-    }
+/// How many values a value consists of, and how many of them are in each other.
+fn extent(value: &Value) -> (usize, usize) {
+    let both = |(count, depth): (usize, usize), value| {
+        let (more, deeper) = extent(value);
+        (count + more, depth.max(deeper))
+    };
+    let (count, depth) = match value {
+        Value::Array(values) => values.iter().fold((0, 0), both),
+        Value::Object(fields) => fields.values().fold((0, 0), both),
+        _ => return (1, 0),
+    };
+    (count + 1, depth + 1)
 }
 
-/// What a scalar is: a text where it stands in quotes or as a block, or is tagged as one; else what it looks like.
+/// What a scalar is: a text where it stands in quotes or as a block, or has the tag `!`; else what it looks like, whatever its tag.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle, tag: Option<&Tag>) -> Value {
     let as_text = match tag {
         None => style != ScalarStyle::Plain,
-        Some(tag) => tag.is_yaml_core_schema() && tag.suffix == "str",
+        Some(tag) => format!("{}{}", tag.handle, tag.suffix) == "!",
     };
     if as_text {
         return Value::String(text.into_owned());
@@ -191,7 +211,8 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-/// A whole number: decimal, with a leading zero octal, with `0x` hexadecimal.
+/// A whole number: decimal, with a leading zero octal, with `0x` hexadecimal. Of more than 32 bits it is a text of decimal digits, which
+/// is as good for a field of 64 bits.
 fn whole(text: &str) -> Option<Value> {
     let (sign, digits) = match text.as_bytes().first()? {
         b'-' => (-1, &text[1..]),
@@ -205,8 +226,8 @@ fn whole(text: &str) -> Option<Value> {
     };
     // A second sign is none.
     let digits = Some(digits).filter(|digits| digits.starts_with(|c: char| c.is_ascii_hexdigit()))?;
-    let value = u64::from_str_radix(digits, radix).ok().filter(|value| *value <= EXACT)?;
-    Some(Value::from(sign * i64::try_from(value).ok()?))
+    let value = sign * i64::from_str_radix(digits, radix).ok()?;
+    Some(i32::try_from(value).map_or_else(|_| Value::String(value.to_string()), Value::from))
 }
 
 #[cfg(test)]
@@ -218,7 +239,7 @@ mod tests {
     fn scalar_when_written_as_envoy_users_do_then_is_what_envoy_takes_it_for() {
         let text = "whole: [1, 0, -5, +5, 0123, 0x1F, 007, -0x10]\n\
                     texts: [0o17, 0b11, 1_000, 1.5, 1.0, 1.10, 1e3, .5, 5., .inf, .nan, 08, 0x, 1.2.3, 2024-01-01, '12:30', nUll, tRUE, +-5, -]\n\
-                    large: [9007199254740993, 18446744073709551616, -9223372036854775809]\n\
+                    large: [20240131120000, 0x1FFFFFFFF, 9223372036854775807, 18446744073709551616]\n\
                     yes: [true, True, TRUE, y, Y, yes, Yes, YES, on, On, ON]\n\
                     no: [false, n, N, no, No, off, OFF]\n\
                     none: [~, null, Null, NULL, ]\n\
@@ -230,11 +251,11 @@ mod tests {
             "whole": [1, 0, -5, 5, 83, 31, 7, -16],
             "texts": ["0o17", "0b11", "1_000", "1.5", "1.0", "1.10", "1e3", ".5", "5.", ".inf", ".nan", "08", "0x", "1.2.3",
                 "2024-01-01", "12:30", "nUll", "tRUE", "+-5"],
-            "large": ["9007199254740993", "18446744073709551616", "-9223372036854775809"],
+            "large": ["20240131120000", "8589934591", "9223372036854775807", "18446744073709551616"],
             "yes": [true, true, true, true, true, true, true, true, true, true, true],
             "no": [false, false, false, false, false, false, false],
             "none": [null, null, null, null],
-            "quoted": ["1", "yes", "null", "5", 5],
+            "quoted": ["1", "yes", "null", 5, 5],
             "empty": null,
             "block": "5\n",
         });
@@ -260,6 +281,11 @@ mod tests {
             bomb += &format!("a{level}: &a{level} [{list}]\n");
         }
         assert!(read(&bomb).unwrap_err().to_string().contains("million"));
+        let mut deep = String::from("a0: &a0 [x]\n");
+        for level in 1..200 {
+            deep += &format!("a{level}: &a{level} [*a{}]\n", level - 1);
+        }
+        assert!(read(&deep).unwrap_err().to_string().contains("more than 100"));
     }
 
     #[test]

@@ -46,6 +46,10 @@ impl File {
                     let now = Some((stamp, wanted));
                     if now != taken {
                         let wanted = now.as_ref().map(|(_, wanted)| wanted.clone()).unwrap_or_default();
+                        if let Some((_, before)) = &taken {
+                            let gone = before.difference(&wanted).cloned().collect();
+                            state.lock().unwrap_or_else(PoisonError::into_inner).forget(self.kind, &gone);
+                        }
                         match self.read(&wanted) {
                             Ok(update) => {
                                 let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,7 +15,7 @@ impl State {
         let id = self.context.cluster(name)?;
         let secrets = template.secrets();
         let form = ClusterForm { raw, template, secrets };
-        let built = self.build(&form)?;
+        let built = self.build(&form, false)?;
         let before = self.clusters.remove(name);
         if let Some(before) = &before {
             self.used_no_more(name, before);
@@ -50,25 +50,24 @@ impl State {
         }
     }
 
-    /// The cluster, if everything that it needs is there.
-    fn build(&mut self, form: &ClusterForm) -> Result<Option<Arc<Cluster>>, Refused> {
-        if !form.secrets.iter().all(|name| self.context.secrets.has(name)) {
+    /// The cluster, if everything that it needs is there. One in force may do without secrets: connections that want them fail.
+    fn build(&mut self, form: &ClusterForm, in_force: bool) -> Result<Option<Arc<Cluster>>, Refused> {
+        if !in_force && !form.secrets.iter().all(|name| self.context.secrets.has(name)) {
             return Ok(None);
         }
-        let assignment = match &form.template.endpoints {
-            None => Assignment::default(),
-            Some(resource) => match self.endpoints.get(resource) {
-                Some(raw) => {
-                    let mut assignment = form.template.endpoints(&mut self.context, unpack(&raw.body)?)?;
-                    // An endpoint counts once, where it is named first.
-                    let mut seen = HashSet::new();
-                    assignment.endpoints.retain(|endpoint| seen.insert(endpoint.address));
-                    assignment
-                }
-                None => return Ok(None),
-            },
-        };
-        Ok(Some(form.template.build(assignment, &self.own)))
+        let assignment = self.assignment(form)?;
+        Ok(assignment.map(|assignment| form.template.build(assignment, &self.own)))
+    }
+
+    /// The endpoints of a cluster, if they have come.
+    pub(super) fn assignment(&mut self, form: &ClusterForm) -> Result<Option<Assignment>, Refused> {
+        let Some(resource) = &form.template.endpoints else { return Ok(Some(Assignment::default())) };
+        let Some(raw) = self.endpoints.get(resource) else { return Ok(None) };
+        let mut assignment = form.template.endpoints(&mut self.context, unpack(&raw.body)?)?;
+        // An endpoint counts once, where it is named first.
+        let mut seen = HashSet::new();
+        assignment.endpoints.retain(|endpoint| seen.insert(endpoint.address));
+        Ok(Some(assignment))
     }
 
     fn note(&mut self, entry: &ClusterEntry) {
@@ -100,9 +99,9 @@ impl State {
     pub(super) fn rebuild(&mut self, names: &[String]) -> Result<(), Refused> {
         let mut taken: Vec<_> = names.iter().filter_map(|name| self.clusters.remove_entry(name)).collect();
         let mut build = |entry: &ClusterEntry| {
-            let newest = self.build(&entry.form)?;
+            let newest = self.build(&entry.form, entry.since.is_none())?;
             let active = match (&newest, &entry.active) {
-                (None, Some(active)) => self.build(active)?,
+                (None, Some(active)) => self.build(active, true)?,
                 _ => None,
             };
             Ok((newest, active))

@@ -23,7 +23,8 @@ impl State {
             let lacking = self.lacks_of(&entry).filter(|(kind, name)| !self.is_refused(*kind, name));
             let lacking = lacking.map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
             lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
-            let built = entry.form.template.build(Assignment::default(), &self.own);
+            let assignment = self.assignment(&entry.form).ok().flatten().unwrap_or_default();
+            let built = entry.form.template.build(assignment, &self.own);
             self.bring_into_force(&name, &mut entry, Some(built));
             self.warming.remove(&entry.id);
             self.clusters.insert(name, entry);
@@ -204,7 +205,7 @@ impl State {
     }
 
     /// Whether what came by that name was refused, as Envoy sees it an end of waiting as good as any other.
-    fn is_refused(&self, kind: Kind, name: &str) -> bool {
+    pub(super) fn is_refused(&self, kind: Kind, name: &str) -> bool {
         self.refusals.contains_key(&(kind, name.to_owned()))
     }
 

@@ -69,7 +69,7 @@ impl State {
         let (applied, refused) = self.take_in(kind, update, now, time);
         self.count_update(kind, &version, &names, &refused);
         // Whatever it says: the server has answered.
-        if unanswered.iter().all(|name| self.layers.contains_key(name)) {
+        if unanswered.iter().all(|name| self.has_layer(name)) {
             self.expected.remove(&kind);
         }
         if applied.refused.is_none() {
@@ -105,10 +105,17 @@ impl State {
     /// What a source has for these is not there, or of no use: they are waited for no longer, nor is a first response of their kind.
     /// What came earlier stays.
     pub fn fail(&mut self, kind: Kind, names: impl IntoIterator<Item = String>, why: &str, time: SystemTime) {
-        self.expected.remove(&kind);
         for name in names {
             self.refuse(kind, &name, String::new(), &Refused::new("", why), time);
         }
+        if kind != Kind::Runtime || self.wanted(kind).iter().all(|name| self.has_layer(name)) {
+            self.expected.remove(&kind);
+        }
+    }
+
+    /// Whether a layer of the runtime has come, good or bad.
+    fn has_layer(&self, name: &str) -> bool {
+        self.layers.contains_key(name) || self.is_refused(Kind::Runtime, name)
     }
 
     /// Remembers why a resource is not taken.
