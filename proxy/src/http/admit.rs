@@ -147,7 +147,9 @@ fn hosts(request: &mut RequestHead, manager: &HttpManager, local_port: u16) {
             || manager.strip_port == StripPort::Matching && port == u32::from(local_port))
     {
         host.truncate(start);
-        request.connect_port = request.is_connect().then_some(port);
+        // Without it nobody can be connected to: it is put back when a route is found.
+        let connects = request.is_connect() || request.version == Version::Http2 && request.wants_tunnel();
+        request.connect_port = connects.then_some(port);
     }
     if host != request.authority() {
         request.set_authority(&host);
@@ -155,7 +157,7 @@ fn hosts(request: &mut RequestHead, manager: &HttpManager, local_port: u16) {
 }
 
 /// Where the colon before a host's port is, and the port.
-fn port_start(host: &[u8]) -> Option<(usize, u32)> {
+pub(super) fn port_start(host: &[u8]) -> Option<(usize, u32)> {
     let colon = host.iter().rposition(|&b| b == b':')?;
     let digits = &host[colon + 1..];
     // Inside of brackets is an address.

@@ -396,6 +396,8 @@ pub(super) async fn finish<D: Downstream>(
     let (mut received, mut ended) = (None, None);
     let (keeps, mut began) = (call.manager.log_needs.observed, None);
     let (http1, mut left, mut faulty, mut theirs) = (!call.is_http2(), false, false, false);
+    // The endpoint of a tunnel over HTTP/1 ended it first: to logs its connection broke, as in Envoy.
+    let mut hung_up = false;
     if tunnel {
         (limits.route, limits.deadline) = (None, None);
     }
@@ -414,7 +416,10 @@ pub(super) async fn finish<D: Downstream>(
             }
             if !answered {
                 match response.poll(cx, down, up, &mut moved) {
-                    Poll::Ready(Ok(())) => answered = true,
+                    Poll::Ready(Ok(())) => {
+                        answered = true;
+                        hung_up = tunnel && !body.done && matches!(up, Up::Http1(_));
+                    }
                     Poll::Ready(Err(PumpError::Sink(_))) => return Poll::Ready(Some(Err(Stop::Gone))),
                     Poll::Ready(Err(PumpError::Source(error))) => {
                         // An answer of HTTP/1 that is cut is one that breaks the protocol.
@@ -489,6 +494,9 @@ pub(super) async fn finish<D: Downstream>(
     if left {
         call.tally.flags |= ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
         call.tally.details = "downstream_remote_disconnect";
+    } else if hung_up {
+        call.tally.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION;
+        call.tally.details = "upstream_reset_after_response_started{connection_termination}";
     }
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();

@@ -203,7 +203,7 @@ impl Call<'_> {
                 counted.http().count_begun(self.is_http2());
             }
             // What a filter tells of the proxy's health is no answer of a service.
-            let code = if tally.details == "health_check_ok" { 0 } else { tally.code };
+            let code = if tally.details == filter::HEALTH_CHECK { 0 } else { tally.code };
             counted.http().count(code, tally.flags, tally.details, self.is_http2(), micros);
             counted.of_listener().count(code);
             if tally.flags.contains(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION) {
@@ -392,7 +392,7 @@ impl Call<'_> {
         entry.upstream_host_name = tally.host.as_ref().and_then(|host| host.endpoint().hostname.as_deref());
         entry.grpc = self.request.is_grpc();
         entry.grpc_status = tally.grpc_status;
-        entry.health_check = tally.details == "health_check_ok";
+        entry.health_check = tally.details == filter::HEALTH_CHECK;
         entry.attempts = tally.attempts;
         entry.downstream_direct_local = Some(self.conn.direct_local);
         entry.downstream_direct_remote = Some(self.conn.direct());

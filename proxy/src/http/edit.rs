@@ -1,6 +1,7 @@
 //! What a route changes about the heads of requests and responses.
 
 use super::{
+    admit::port_start,
     call::Call,
     head::BodyLength,
     headers::{Headers, Known},
@@ -167,7 +168,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
     }
     length_of_request(call);
     if let Some(port) = call.request.connect_port.take()
-        && selected.target.is_none_or(|target| target.host.is_none())
+        && port_start(call.request.authority()).is_none()
     {
         let whole = [call.request.authority(), format!(":{port}").as_bytes()].concat();
         call.request.set_authority(&whole);

@@ -10,6 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often the end of a route's limit is put off for a slow client: it has ten times the limit altogether.
+const MOST_PUT_OFF: u8 = 9;
+
 /// The limits of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -23,6 +26,8 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// When `route` ends; known once the request has ended.
     pub(super) deadline: Option<Instant>,
+    /// How often it was put off for a client that had not taken what was there of the response.
+    pub(super) put_off: u8,
     /// When the whole request must have come.
     pub(super) request: Option<Instant>,
     /// When the stream has lasted too long, whatever it does.
@@ -97,10 +102,16 @@ impl Limits {
     ) -> Poll<Option<Passed>> {
         let Progress { whole, blocked, last, owes, answered, slow_client } = progress;
         self.begin_route(whole);
-        if slow_client && let (Some(deadline), Some(limit)) = (self.deadline, self.route) {
+        // What the client was waited for does not count, within bounds: it holds the endpoint.
+        if slow_client
+            && self.put_off < MOST_PUT_OFF
+            && let (Some(deadline), Some(limit)) = (self.deadline, self.route)
+        {
             let now = Instant::now();
-            // What the client was waited for does not count; the endpoint has its time again.
-            self.deadline = Some(if deadline <= now { now + limit } else { deadline });
+            if deadline <= now {
+                self.put_off += 1;
+                self.deadline = Some(now + limit);
+            }
         }
         let waits = whole.or(blocked.then_some(last));
         let passes = [

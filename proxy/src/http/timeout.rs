@@ -73,6 +73,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
     }
     let limited = |limit: Duration| Some(limit).filter(|limit| !limit.is_zero());
     Limits {
+        put_off: 0,
         route: limited(route),
         per_try: limited(per_try),
         per_try_idle: policy.and_then(|policy| policy.per_try_idle_timeout).and_then(limited),

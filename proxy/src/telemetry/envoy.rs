@@ -85,10 +85,11 @@ pub fn used(all: &[Stat]) -> impl Fn(&Stat) -> bool + use<> {
         if let Some(counted) = name.strip_suffix("_active") {
             return totals.contains(&format!("{counted}_total"));
         }
+        // They are there only where they are asked for.
+        if name.contains(".circuit_breakers.") && name.contains(".remaining_") {
+            return true;
+        }
         if let Some((cluster, what)) = name.split_once(".circuit_breakers.default.") {
-            if what.starts_with("remaining_") {
-                return true;
-            }
             let asked = || totals.contains(&format!("{cluster}.upstream_rq_total"));
             return what.ends_with("_open") && what != "rq_retry_open" && asked();
         }

@@ -169,6 +169,9 @@ fn tell_failure(call: &mut Call<'_>) {
     }
 }
 
+/// How Envoy names what the health check filter answers by itself.
+pub(super) const HEALTH_CHECK: &str = "health_check_ok";
+
 /// Whether the request is one that a filter answers as a health check.
 pub(super) fn is_health_check(call: &Call<'_>) -> bool {
     call.manager.filters.iter().any(|entry| match &entry.filter {
@@ -257,7 +260,7 @@ async fn pass<'a, D: Downstream>(
                 let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
                 call.tally.filters().steps.push(Step::Add(vec![cluster]));
                 tell_failure(call);
-                return Err(Reply { code, body: "", flags, details: "health_check_ok", close: false }.into());
+                return Err(Reply { code, body: "", flags, details: HEALTH_CHECK, close: false }.into());
             }
             tell_failure(call);
             Ok(())
