@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Plan, Proxy, echo_server, in_time, start};
+use crate::support::{Plan, Proxy, echo_server, field, frame, in_time, start};
 use leno_proxy::config::{HttpManager, UpstreamProtocol};
 
 /// What a well-behaved client may have to wait for one answer, on a machine that does much else.
@@ -56,25 +56,8 @@ impl Good {
     }
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = payload.len();
-    let mut frame = vec![(length >> 16) as u8, (length >> 8) as u8, length as u8, kind, flags];
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
 /// Makes the frames of a flood.
 type Frames = Box<dyn Fn() -> Box<dyn Iterator<Item = Vec<u8>>> + Send + Sync>;
-
-/// A header field that is not indexed, with its name.
-fn field(name: &str, value: &str) -> Vec<u8> {
-    let mut field = vec![0, name.len() as u8];
-    field.extend_from_slice(name.as_bytes());
-    field.push(value.len() as u8);
-    field.extend_from_slice(value.as_bytes());
-    field
-}
 
 fn head(method: &str) -> Vec<u8> {
     [field(":method", method), field(":scheme", "http"), field(":path", "/bytes/1"), field(":authority", "reviews")]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::{Client, LIMIT, Plan, echo, echo_server, get, in_time, post, start};
+use crate::support::{Client, LIMIT, Plan, echo, echo_server, field, frame, get, in_time, post, start};
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body_util::BodyExt;
@@ -48,18 +48,6 @@ async fn request_when_versions_differ_in_any_way_then_body_and_trailers_pass() {
     }
 }
 
-/// A frame of HTTP/2.
-fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(payload.len()).unwrap();
-    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
-}
-
-/// Headers as they stand in a frame where no table is used.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
-}
-
 #[tokio::test]
 async fn request_when_malformed_then_its_line_says_so_whether_it_ends_its_stream_or_its_connection() {
     let whole = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
@@ -74,7 +62,12 @@ async fn request_when_malformed_then_its_line_says_so_whether_it_ends_its_stream
             (3, ("te", "gzip"), "http2.violation.of.messaging.rule"),
         ] {
             let greeting = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat();
-            let head = frame(1, 5, stream, &block(&[&whole[..], &[more]].concat()));
+            let head = frame(
+                1,
+                5,
+                stream,
+                &whole.iter().chain([&more]).flat_map(|(name, value)| field(name, value)).collect::<Vec<_>>(),
+            );
             if stream == 1 || !malformed_ends_stream {
                 client = TcpStream::connect(proxy.address).await.unwrap();
                 client.write_all(&greeting).await.unwrap();

@@ -30,6 +30,24 @@ pub async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| panic!("{what}: not done in {LIMIT:?}"))
 }
 
+/// A frame of HTTP/2.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len();
+    let mut frame = vec![(length >> 16) as u8, (length >> 8) as u8, length as u8, kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// A header field that is not indexed, with its name.
+pub fn field(name: &str, value: &str) -> Vec<u8> {
+    let mut field = vec![0, name.len() as u8];
+    field.extend_from_slice(name.as_bytes());
+    field.push(value.len() as u8);
+    field.extend_from_slice(value.as_bytes());
+    field
+}
+
 /// A proxy with one worker and one cluster.
 pub struct Proxy {
     pub address: SocketAddr,
