@@ -134,12 +134,11 @@ impl State {
         self.listeners.insert(name, entry);
     }
 
-    /// Whether everything is there that the newest form of a listener needs, or has been waited for long enough. A first form does not
-    /// wait for what has come and was refused: one bad table is not to keep the others from serving.
+    /// Whether everything is there that the newest form of a listener needs, or has been waited for long enough.
     fn is_warm(&self, entry: &ListenerEntry, since: Instant, now: Instant) -> bool {
         let ListenerEntry { parts, current, .. } = entry;
-        let bad = |kind, name: &str| current.is_none() && self.is_refused(kind, name);
-        self.lacks(parts).all(|(kind, name)| bad(kind, name) || self.is_late(kind, name, since, now))
+        let first = current.is_none();
+        self.lacks(parts).all(|(kind, name)| self.is_over(first, kind, name, since, now))
             // A table that has come and waits for clusters does so for a bounded time.
             && parts.routes.iter().all(|name| self.has_table(name) || !self.routes.contains_key(name))
             && (now >= since + WARMING_LIMIT || parts.clusters.iter().all(|id| !self.warming.contains(id)))
@@ -164,19 +163,24 @@ impl State {
         secrets.map(|name| (Kind::Secret, name.as_str())).chain(endpoints.map(|name| (Kind::Endpoints, name.as_str())))
     }
 
-    /// Whether a cluster has waited long enough for what it lacks. A first form does not wait for what has come and was refused, as
-    /// [`Self::is_warm`] has it for listeners.
+    /// Whether a cluster has waited long enough for what it lacks.
     fn misses(&self, entry: &ClusterEntry, now: Instant) -> bool {
         let Some(since) = entry.since else { return false };
-        let bad = |kind, name: &str| entry.built.is_none() && self.is_refused(kind, name);
+        let first = entry.built.is_none();
         // What lacks nothing waits for something that is not refused, and not for time to pass.
         let mut lacks = self.lacks_of(entry).peekable();
-        lacks.peek().is_some() && lacks.all(|(kind, name)| bad(kind, name) || self.is_late(kind, name, since, now))
+        lacks.peek().is_some() && lacks.all(|(kind, name)| self.is_over(first, kind, name, since, now))
     }
 
     /// Until when something is waited for, by what was said where it comes from; `None` is without limit.
     fn limit(&self, kind: Kind, name: &str, since: Instant) -> Option<Instant> {
         self.context.sources.limit(kind, name).map(|limit| since + limit)
+    }
+
+    /// Whether the wait for something is over. A `first` form does not wait for what has come and was refused: one that is bad is not
+    /// to keep the others from serving.
+    fn is_over(&self, first: bool, kind: Kind, name: &str, since: Instant, now: Instant) -> bool {
+        first && self.is_refused(kind, name) || self.is_late(kind, name, since, now)
     }
 
     fn is_late(&self, kind: Kind, name: &str, since: Instant, now: Instant) -> bool {
