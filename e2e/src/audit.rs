@@ -1,6 +1,10 @@
 //! What Leno writes to the cluster, from the API server's audit log.
 
-use crate::{bed::Bed, cluster::Target, install::SYSTEM};
+use crate::{
+    bed::Bed,
+    cluster::Target,
+    install::{MESH, SYSTEM},
+};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
@@ -49,8 +53,9 @@ impl Audit {
             })
             .filter(|event| !matches!(event["objectRef"]["resource"].as_str(), Some("leases" | "tokenreviews")))
             .map(|event| {
+                let body = event.get("requestObject").map(|body| format!(": {body}")).unwrap_or_default();
                 format!(
-                    "{} {} {}/{} at {}",
+                    "{} {} {}/{} at {}{body}",
                     event["verb"],
                     event["objectRef"]["resource"],
                     event["objectRef"]["namespace"],
@@ -84,11 +89,12 @@ impl Audit {
     /// With what was written.
     pub fn stays_quiet(&self, bed: &Bed, window: Duration, mut meanwhile: impl FnMut() -> Result<()>) -> Result<()> {
         let from = self.end()?;
+        let before = bed.get(&MESH)?["status"].to_string();
         bed.stays("at rest", window, || {
             meanwhile()?;
             let seen = self.writes(from)?;
             std::thread::sleep(Duration::from_secs(1));
-            if seen.is_empty() { Ok(()) } else { bail!("{} writes: {}", seen.len(), seen.join("; ")) }
+            if seen.is_empty() { Ok(()) } else { bail!("{} writes: {}; before: {before}", seen.len(), seen.join("; ")) }
         })
     }
 }

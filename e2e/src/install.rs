@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// The namespace that the operator is installed to.
 pub const SYSTEM: &str = "leno-system";
 
+/// The MeshInstall of the scenarios and the demo, for kubectl.
+pub const MESH: [&str; 2] = ["meshinstall", "default"];
+
 /// How long a mesh may take to be ready before it is an error.
 const READY: Duration = Duration::from_secs(120);
 

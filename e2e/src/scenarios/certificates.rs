@@ -2,13 +2,11 @@
 
 use crate::{
     bed::{Bed, condition_of, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
 };
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::time::Duration;
-
-const MESH: [&str; 2] = ["meshinstall", "default"];
 
 /// The mesh's certificates as its status has them.
 fn certificates(bed: &Bed) -> Result<Value> {

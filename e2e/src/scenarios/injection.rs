@@ -1,10 +1,10 @@
 //! What injection does to pods, and what it leaves to them: their probes, their jobs, their init containers, and their life
 //! while the sidecar is killed or swapped.
 
-use super::resilience::{MESH, OPERATOR, operator_is_gone, scale};
+use super::resilience::{OPERATOR, operator_is_gone, scale};
 use crate::{
     bed::{Bed, condition_of, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::{App, LAB, OUTSIDE, image, restricted},
 };
 use anyhow::{Context, Result};

@@ -1,11 +1,11 @@
 //! An install whose operator dies at each single write: a program that knows nothing of the one before goes on from what it
 //! finds, and writes nothing that is there already, or this would never end.
 
-use super::resilience::{MESH, OPERATOR, operator_is_gone, scale};
+use super::resilience::{OPERATOR, operator_is_gone, scale};
 use crate::{
     bed::{Bed, condition_of, ensure},
     gate::Gate,
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::namespace,
 };
 use anyhow::{Context, Result};

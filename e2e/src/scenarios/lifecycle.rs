@@ -3,7 +3,7 @@
 use crate::{
     audit::Audit,
     bed::{Bed, condition_of, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::{LAB, namespace},
 };
 use anyhow::{Context, Result};
@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
 
 const CLIENT: &str = "deploy/client";
-const MESH: [&str; 2] = ["meshinstall", "default"];
 const CONTROL_PLANE: [&str; 4] = ["deployment", "leno-control-plane-default", "-n", SYSTEM];
 /// How long nothing may be written while nothing changes.
 const AT_REST: Duration = Duration::from_secs(120);

@@ -2,7 +2,7 @@
 
 use crate::{
     bed::{Bed, condition_of, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::LAB,
 };
 use anyhow::Result;
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const CLIENT: &str = "deploy/client";
-const MESH: [&str; 2] = ["meshinstall", "default"];
 const TOLD: Duration = Duration::from_secs(30);
 const CONTROL_PLANE: [&str; 4] = ["deployment", "leno-control-plane-default", "-n", SYSTEM];
 

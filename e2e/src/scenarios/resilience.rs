@@ -2,7 +2,7 @@
 
 use crate::{
     bed::{Bed, Load, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::{App, LAB},
 };
 use anyhow::{Context, Result};
@@ -10,7 +10,6 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 
 const CLIENT: &str = "deploy/client";
-pub(super) const MESH: [&str; 2] = ["meshinstall", "default"];
 pub(super) const OPERATOR: &str = "deployment/leno-operator";
 const CONTROL_PLANE: &str = "deployment/leno-control-plane-default";
 const SELECTOR: &str = "app.kubernetes.io/name=leno-control-plane,app.kubernetes.io/instance=default";

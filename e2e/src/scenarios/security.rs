@@ -2,6 +2,7 @@
 
 use crate::{
     bed::{Bed, ensure},
+    install::{MESH, SYSTEM},
     lab::{App, LAB, OUTSIDE},
     metrics::sum,
 };
@@ -10,7 +11,6 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 const CLIENT: &str = "deploy/client";
-const MESH: [&str; 2] = ["meshinstall", "default"];
 
 fn requests_by_policy(bed: &Bed, policy: &str) -> Result<f64> {
     let labels = [("reporter", "destination"), ("connection_security_policy", policy), ("response_code", "200")];
@@ -140,7 +140,7 @@ pub(super) fn impostor_is_refused(bed: &Bed) -> Result<()> {
 }
 
 pub(super) fn rbac_of_the_control_plane_has_no_write(bed: &Bed) -> Result<()> {
-    let account = format!("system:serviceaccount:{}:leno-control-plane", crate::install::SYSTEM);
+    let account = format!("system:serviceaccount:{}:leno-control-plane", SYSTEM);
     let may = |verb: &str, resource: &str| {
         let output =
             bed.command("kubectl")?.args(["auth", "can-i", verb, resource, "-A", "--as", &account]).output()?;
@@ -177,7 +177,7 @@ pub(super) fn rbac_of_the_control_plane_has_no_write(bed: &Bed) -> Result<()> {
 pub(super) fn operator_is_held_to_what_it_needs(bed: &Bed) -> Result<()> {
     // kubectl reads what it patches; the operator itself may not, so that it is lent the right for as long.
     const LENT: [&str; 2] = ["clusterrolebinding", "leno-operator-lent-view"];
-    let subject = format!("--serviceaccount={}:leno-operator", crate::install::SYSTEM);
+    let subject = format!("--serviceaccount={}:leno-operator", SYSTEM);
     bed.kubectl(&["create", LENT[0], LENT[1], "--clusterrole=view", &subject])?;
     let result = what_the_operator_may(bed);
     bed.kubectl(&["delete", LENT[0], LENT[1]])?;
@@ -185,7 +185,7 @@ pub(super) fn operator_is_held_to_what_it_needs(bed: &Bed) -> Result<()> {
 }
 
 fn what_the_operator_may(bed: &Bed) -> Result<()> {
-    let account = format!("system:serviceaccount:{}:leno-operator", crate::install::SYSTEM);
+    let account = format!("system:serviceaccount:{}:leno-operator", SYSTEM);
     let pod = bed.pod(LAB, "app=echo")?;
     let name = pod["metadata"]["name"].as_str().context("no name")?.to_owned();
     let outside = bed.pod(OUTSIDE, "app=client")?;

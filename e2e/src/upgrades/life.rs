@@ -1,10 +1,10 @@
 //! What goes on in the life of a mesh besides upgrades: scaling, another root, a neighbour, the end, and rest.
 
-use super::{MOVED, Run, fleet::FLEET, mesh, mesh::MESH};
+use super::{MOVED, Run, fleet::FLEET, mesh};
 use crate::{
     audit::Audit,
     bed::{Bed, ensure},
-    install::SYSTEM,
+    install::{MESH, SYSTEM},
     lab::{App, namespace},
     scenarios::lifecycle,
 };

@@ -1,7 +1,10 @@
 //! The MeshInstall as an upgrade changes it: what is asked for, and what its status says.
 
 use super::fleet::{FLEET, is_ready};
-use crate::bed::{Bed, condition_of, ensure};
+use crate::{
+    bed::{Bed, condition_of, ensure},
+    install::MESH,
+};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::{
@@ -9,8 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The MeshInstall of all scenarios.
-pub const MESH: [&str; 2] = ["meshinstall", "default"];
 /// Between two looks at the status.
 const LOOK: Duration = Duration::from_millis(700);
 
