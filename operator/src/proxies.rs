@@ -33,6 +33,9 @@ pub const QUEUE: usize = 64;
 const EVERY: Duration = Duration::from_secs(1);
 /// What a replica said counts for so long after its stream ended: its proxies are about to tell another one.
 const GRACE: Duration = Duration::from_secs(10);
+/// The same of one proxy that has left it. Replicas are heard once a second each, so that the one that it went to may be heard
+/// later than the one that it left.
+const MOVE: Duration = Duration::from_secs(3);
 /// Largest message of a replica, bytes.
 const MAX_MESSAGE: usize = 16 << 20;
 
@@ -147,6 +150,8 @@ type Place = (Key, u32);
 struct Arrived {
     report: ProxyReport,
     at: Instant,
+    /// Since when the proxy is not connected there any more.
+    left: Option<Instant>,
 }
 
 /// What one replica said.
@@ -179,7 +184,9 @@ impl Table {
                     said.proxies.clear();
                 }
                 for ProxyRef { namespace, pod, slot } in gone {
-                    said.proxies.remove(&(Key::new(namespace, pod), slot));
+                    if let Some(arrived) = said.proxies.get_mut(&(Key::new(namespace, pod), slot)) {
+                        arrived.left.get_or_insert(now);
+                    }
                 }
                 for report in proxies {
                     let place = (Key::new(report.namespace.clone(), report.pod.clone()), report.slot);
@@ -187,18 +194,24 @@ impl Table {
                         tracing::warn!(limit = MAX_PROXIES, "more proxies report than are remembered");
                         break;
                     }
-                    said.proxies.insert(place, Arrived { report, at: now });
+                    said.proxies.insert(place, Arrived { report, at: now, left: None });
                 }
                 self.changed = true;
             }
         }
     }
 
-    /// Forgets replicas that have been gone for a while.
+    /// Forgets replicas that have been gone for a while, and proxies that went nowhere else.
     fn forget(&mut self, now: Instant) {
-        let before = self.replicas.len();
+        let size = |replicas: &BTreeMap<String, Said>| {
+            (replicas.len(), replicas.values().map(|said| said.proxies.len()).sum::<usize>())
+        };
+        let before = size(&self.replicas);
         self.replicas.retain(|_, said| said.gone.is_none_or(|gone| now - gone < GRACE));
-        self.changed |= self.replicas.len() != before;
+        for said in self.replicas.values_mut() {
+            said.proxies.retain(|_, arrived| arrived.left.is_none_or(|left| now - left < MOVE));
+        }
+        self.changed |= size(&self.replicas) != before;
     }
 
     /// Everything, if it has changed since the last call.
@@ -221,11 +234,11 @@ impl Table {
     }
 }
 
-/// The larger, the newer: a later process, then one that has counted more, then what came later.
-fn age(arrived: &Arrived) -> (u64, u64, Instant) {
+/// The larger, the newer: a proxy that is still there, a later process, then one that has counted more, then what came later.
+fn age(arrived: &Arrived) -> (bool, u64, u64, Instant) {
     let requests = |counts: &Option<Counts>| counts.as_ref().map_or(0, |counts| counts.requests);
     let counted = requests(&arrived.report.inbound).saturating_add(requests(&arrived.report.outbound));
-    (arrived.report.serving_since_ms, counted, arrived.at)
+    (arrived.left.is_none(), arrived.report.serving_since_ms, counted, arrived.at)
 }
 
 /// What of a report does not change by itself while a proxy serves.
@@ -306,15 +319,35 @@ mod tests {
         assert!(table.snapshot().unwrap().is_empty());
     }
 
+    fn left(pod: &str) -> ProxiesReport {
+        let gone = vec![ProxyRef { namespace: "shop".to_owned(), pod: pod.to_owned(), slot: 0 }];
+        ProxiesReport { full: false, proxies: Vec::new(), gone }
+    }
+
     #[test]
-    fn table_when_a_proxy_goes_forgets_it_at_once() {
+    fn table_when_a_proxy_goes_forgets_it_after_a_moment() {
         let (mut table, now) = (Table::default(), Instant::now());
         table.hear(said("a", true, vec![report("one", 0, 5, 70), report("two", 0, 5, 70)]), now);
-        let gone = vec![ProxyRef { namespace: "shop".to_owned(), pod: "one".to_owned(), slot: 0 }];
-        let message = ProxiesReport { full: false, proxies: Vec::new(), gone };
-        table.hear(Message::Report("a".to_owned(), message), now);
+        table.hear(Message::Report("a".to_owned(), left("one")), now);
+        table.forget(now + MOVE / 2);
+        assert_eq!(of(&table.snapshot().unwrap(), "one").len(), 1, "another replica may have it already");
+        table.forget(now + MOVE);
         let snapshot = table.snapshot().unwrap();
         assert_eq!((of(&snapshot, "one").len(), of(&snapshot, "two").len()), (0, 1));
+    }
+
+    #[test]
+    fn table_when_a_proxy_moves_to_another_replica_is_never_without_it() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        table.hear(said("a", true, vec![report("one", 0, 5, 70)]), now);
+        table.hear(Message::Report("a".to_owned(), left("one")), now);
+        table.forget(now + EVERY);
+        assert_eq!(of(&table.snapshot().unwrap(), "one"), [report("one", 0, 5, 70)]);
+        // A process that began anew meanwhile has counted nothing and does not serve yet: what is there counts.
+        table.hear(said("b", true, vec![report("one", 0, 0, 0)]), now + EVERY);
+        assert_eq!(of(&table.snapshot().unwrap(), "one"), [report("one", 0, 0, 0)]);
+        table.forget(now + MOVE);
+        assert_eq!(of(&table.snapshot().unwrap(), "one"), [report("one", 0, 0, 0)]);
     }
 
     #[test]
