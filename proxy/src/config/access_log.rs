@@ -112,12 +112,12 @@ impl AccessLog {
     /// What these logs together need beyond what is known anyway.
     pub fn needs(logs: &[Self]) -> LogNeeds {
         let of = |log: &Self| {
-            let told = log.filter.as_ref().is_some_and(LogFilter::needs_told);
+            let dynamic = log.filter.as_ref().is_some_and(LogFilter::needs_dynamic);
             let needs = match &log.target {
                 LogTarget::Lines { format, .. } => format.needs(),
-                LogTarget::Entries(_) => LogNeeds { told: true, observed: true },
+                LogTarget::Entries(_) => LogNeeds { dynamic: true, observed: true },
             };
-            needs.with(LogNeeds { told, ..LogNeeds::default() })
+            needs.with(LogNeeds { dynamic, ..LogNeeds::default() })
         };
         logs.iter().fold(LogNeeds::default(), |needs, log| needs.with(of(log)))
     }

@@ -1,6 +1,7 @@
 //! How a cluster chooses among its endpoints, as configured.
 
 use super::ClusterId;
+use prost_types::{Struct, Value, value::Kind};
 use std::{sync::Arc, time::Duration};
 
 /// How an endpoint is chosen among the ones that may be.
@@ -203,6 +204,9 @@ pub enum LabelValue {
     Object(Vec<(Arc<str>, LabelValue)>),
 }
 
+/// The namespace of metadata whose fields are labels.
+pub const LABELS: &str = "envoy.lb";
+
 /// Labels: of an endpoint (what it has), or of a request (what its endpoint must have). Sorted by name.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Labels(Box<[(Arc<str>, LabelValue)]>);
@@ -212,6 +216,11 @@ impl Labels {
     pub fn new(labels: impl IntoIterator<Item = (Arc<str>, LabelValue)>) -> Self {
         let sorted: std::collections::BTreeMap<_, _> = labels.into_iter().collect();
         Self(sorted.into_iter().collect())
+    }
+
+    /// Fields of metadata as labels.
+    pub fn of(fields: &Struct) -> Self {
+        Self::new(fields.fields.iter().map(|(name, value)| (name.as_str().into(), label(value))))
     }
 
     /// The labels, sorted by name.
@@ -241,6 +250,20 @@ impl Labels {
     /// These with `more` on top.
     pub fn with(&self, more: &Labels) -> Labels {
         Self::new(self.0.iter().chain(more.0.iter()).cloned())
+    }
+}
+
+fn label(value: &Value) -> LabelValue {
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => LabelValue::Null,
+        Some(Kind::BoolValue(value)) => LabelValue::Bool(*value),
+        // Both zeros are the same number.
+        Some(Kind::NumberValue(value)) => LabelValue::Number((value + 0.0).to_bits()),
+        Some(Kind::StringValue(text)) => LabelValue::Text(text.as_str().into()),
+        Some(Kind::ListValue(list)) => LabelValue::List(list.values.iter().map(label).collect()),
+        Some(Kind::StructValue(fields)) => {
+            LabelValue::Object(fields.fields.iter().map(|(name, value)| (name.as_str().into(), label(value))).collect())
+        }
     }
 }
 

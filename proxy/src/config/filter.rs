@@ -1,7 +1,7 @@
 //! HTTP filters: what a request passes through before its route acts, and what routes change about it.
 
 use super::{
-    ClusterId, Compressor, CompressorSetting, Decompressor, GrpcStats, HeaderOp,
+    ClusterId, Compressor, CompressorSetting, Decompressor, FixedMetadata, GrpcStats, HeaderOp, HeaderToMetadata,
     matcher::{HeaderMatch, StringMatch},
     ratelimit::LocalRateLimit,
 };
@@ -67,6 +67,10 @@ pub enum HttpFilter {
     Missing,
     /// Answers health checks.
     HealthCheck(Arc<HealthFilter>),
+    /// Sets metadata by what heads say.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// Sets metadata.
+    SetMetadata(Arc<[FixedMetadata]>),
 }
 
 /// What a route, virtual host, table or weighted target says about filters, by their names.
@@ -111,6 +115,8 @@ pub enum FilterSetting {
     Buffer(u64),
     /// It works like this.
     Compressor(CompressorSetting),
+    /// It works like this.
+    HeaderToMetadata(Arc<HeaderToMetadata>),
 }
 
 /// Delays and ends of requests on purpose.

@@ -24,6 +24,7 @@ mod http;
 mod local_reply;
 mod matcher;
 mod metadata;
+mod metadata_filters;
 mod network;
 pub(crate) mod pipe;
 mod ratelimit;
@@ -35,6 +36,7 @@ mod template;
 mod tests;
 mod tls;
 mod tracing;
+mod value_match;
 
 pub use access_log::{AccessLog, EntryLog, LogCounts, LogServer, LogStream, LogTarget};
 pub use action::{
@@ -42,8 +44,8 @@ pub use action::{
     Redirect, RedirectPredicate, RegexRewrite, TargetChoice, WeightedCluster,
 };
 pub use balancing::{
-    Balancing, Fallback, HashFunction, Home, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector, SlowStart,
-    Spread, Subsets, ZoneAware, ZoneChanges,
+    Balancing, Fallback, HashFunction, Home, LABELS, LabelValue, Labels, LbPolicy, Locality, RingHash, Selector,
+    SlowStart, Spread, Subsets, ZoneAware, ZoneChanges,
 };
 pub use chain::{
     ChainMatch, Direction, Facts, FilterChain, Inspect, KeepAlive, Listener, Listeners, OpenLimit, OptionTime,
@@ -74,6 +76,7 @@ pub use http::{
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
 pub use metadata::Metadata;
+pub use metadata_filters::{FixedMetadata, HeaderToMetadata, MetadataEntry, MetadataFrom, MetadataKind, MetadataRule};
 pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
@@ -91,6 +94,7 @@ pub use tracing::{
     CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
     Zipkin,
 };
+pub use value_match::{MetadataMatch, ValueMatch};
 
 use crate::telemetry::WorkloadLabels;
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -4,6 +4,7 @@ use super::{
     HeaderOp,
     matcher::{HeaderMatch, QueryMatch},
 };
+use crate::rbac::Source;
 use crate::telemetry::counters::RateLimitStats;
 use lru::LruCache;
 use std::{
@@ -167,6 +168,21 @@ pub enum RateLimitAction {
         /// The entry's key.
         key: Box<str>,
         /// Without it the descriptor has no such entry, and is none otherwise.
+        skip_if_absent: bool,
+    },
+    /// A text in metadata.
+    Metadata {
+        /// Whose.
+        of: Source,
+        /// The namespace.
+        filter: Box<str>,
+        /// The way to it.
+        path: Vec<Box<str>>,
+        /// The entry's key.
+        key: Box<str>,
+        /// What counts where there is none; empty is nothing.
+        default: Box<str>,
+        /// Without one the descriptor has no such entry, and is none otherwise.
         skip_if_absent: bool,
     },
     /// The client's IP address.

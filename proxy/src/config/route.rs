@@ -1,7 +1,7 @@
 //! Route tables: virtual hosts by domain, routes in order, and what a route does.
 
 use super::{
-    Action, Decorator, FilterSettings, HeaderOps, Metadata, RouteTracing, UriTemplate,
+    Action, Decorator, FilterSettings, HeaderOps, Metadata, MetadataMatch, RouteTracing, UriTemplate,
     matcher::{HeaderMatch, QueryMatch, RegexMatch, StringMatch},
     ratelimit::RateLimitPolicy,
 };
@@ -19,6 +19,8 @@ pub struct RouteTable {
     pub options: TableOptions,
     /// Settings of filters for the whole table; those of virtual hosts and routes come first.
     pub filters: FilterSettings,
+    /// Something in it asks for what filters find out.
+    pub asks_dynamic: bool,
     hosts: Vec<VirtualHost>,
     exact: HashMap<Box<str>, usize>,
     /// `*.example.com` as `.example.com`, longest first.
@@ -251,6 +253,8 @@ pub struct RouteMatch {
     pub query: Vec<QueryMatch>,
     /// Conditions on cookies.
     pub cookies: Vec<CookieMatch>,
+    /// Conditions on what filters found out: nothing yet, but where an endpoint's redirect shows the way to a route.
+    pub metadata: Vec<MetadataMatch>,
     /// Only gRPC calls.
     pub grpc: bool,
     /// Whether the client showed a certificate.
@@ -280,6 +284,7 @@ impl Default for RouteMatch {
             headers: Vec::new(),
             query: Vec::new(),
             cookies: Vec::new(),
+            metadata: Vec::new(),
             grpc: false,
             certificate_presented: None,
             certificate_validated: None,

@@ -112,8 +112,8 @@ pub enum TagValue {
     Literal(Box<str>),
     /// A header of the request, or this where it has none; empty is no tag.
     Header(Box<str>, Box<str>),
-    /// Made for each request; empty is no tag.
-    Format(Arc<LogFormat>),
+    /// Made for each request, or this where that gives nothing; empty is no tag.
+    Format(Arc<LogFormat>, Box<str>),
 }
 
 /// Who makes spans, and where they go.

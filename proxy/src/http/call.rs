@@ -11,16 +11,19 @@ use crate::{
     config::{AccessLog, Direction, HttpManager, Route},
     overload,
     pool::{ClusterState, Host},
+    rbac::Source,
     route::Selected,
     telemetry::{
-        self, CloseType, ConnectionSecurity, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Reporter,
-        RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels, connection::ClientEnd,
-        nanos, requests::RequestGroup,
+        self, CloseType, ConnectionSecurity, DynamicMetadata, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed,
+        Reporter, RequestProtocol, RequestRecord, ResponseFlags, ServiceLabels, Wire, WorkloadLabels,
+        connection::ClientEnd, nanos, requests::RequestGroup,
     },
     tls::PeerIdentity,
     worker::{Timer, Worker, WorkerRoot, earlier},
 };
+use prost_types::Value;
 use std::{
+    borrow::Cow,
     future::{Future, poll_fn},
     net::SocketAddr,
     rc::Rc,
@@ -424,12 +427,36 @@ impl Call<'_> {
             listener: self.conn.listener_metadata.as_ref(),
             chain: self.conn.chain_metadata.as_ref(),
         };
-        entry.told = tally.filters.as_ref().map_or(&[], |state| &state.told);
+        entry.dynamic = self.dynamic();
         entry.observed = tally.observed.as_deref();
         // It is looked for when there is a cluster to go to.
         entry.virtual_cluster = tally.virtual_cluster().filter(|_| tally.attempts > 0).and_then(RequestGroup::name);
         entry.route_name = route.map(|route| &*route.name).filter(|name| !name.is_empty());
         entry
+    }
+
+    /// What filters have found out about the request.
+    pub(super) fn dynamic(&self) -> Option<&DynamicMetadata> {
+        self.tally.filters.as_ref().map(|state| &state.dynamic)
+    }
+
+    /// Forgets what filters have found out; whether that was something.
+    pub(super) fn forget_dynamic(&mut self) -> bool {
+        let found = self.tally.filters.as_mut().map(|state| std::mem::take(&mut state.dynamic));
+        found.is_some_and(|dynamic| !dynamic.is_empty())
+    }
+
+    /// A value of metadata; all of a namespace is none.
+    pub(super) fn metadata_of(&self, of: Source, filter: &str, path: &[Box<str>]) -> Option<Cow<'_, Value>> {
+        match of {
+            Source::Request => self.dynamic()?.at(filter, path).map(Cow::Borrowed),
+            Source::Route => self.tally.route?.metadata.as_ref()?.value(filter, path).map(Cow::Owned),
+        }
+    }
+
+    /// Whether something asks for what filters find out.
+    pub(super) fn asks_dynamic(&self) -> bool {
+        self.manager.log_needs.dynamic || self.manager.routes.asks_dynamic
     }
 
     /// Where is kept what lines ask for, if they do.

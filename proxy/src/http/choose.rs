@@ -19,7 +19,7 @@ pub(super) fn refused(call: &mut Call<'_>) {
 /// told so unless a filter answers before.
 pub(super) fn choose<'a>(call: &mut Call<'a>) -> (Option<Selected<'a>>, bool) {
     let manager = call.manager;
-    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
+    let asker = Asker { certificate: Certificate::of(call), dynamic: call.dynamic(), rng: &call.worker.rng };
     let choice = route::select(&manager.routes, call.request, asker);
     // An endpoint's redirect may have had one before.
     (call.tally.route, call.tally.selected, call.tally.cluster) = (None, None, None);

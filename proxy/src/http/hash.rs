@@ -41,7 +41,7 @@ fn one(call: &Call<'_>, source: &HashSource, cookies: &mut Vec<Vec<u8>>) -> Opti
             values.sort();
             Some(values.iter().fold(0, |seed, value| xx_hash(value, seed)))
         }
-        HashSource::Cookie { name, ttl, path, attributes } => match (route::cookie(request, name), ttl) {
+        HashSource::Cookie { name, ttl, path, attributes } => match (route::cookie(&request.headers, name), ttl) {
             (Some(value), _) if !value.is_empty() => Some(xx_hash(value, 0)),
             (_, None) => None,
             (_, Some(ttl)) => {

@@ -166,10 +166,14 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
     admit(call).inspect_err(|_| refused(call))?;
     let mut upgraded = None;
     for redirects in 0.. {
-        let (selected, needs_tls) = choose(call);
+        let (mut selected, mut needs_tls) = choose(call);
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
         if redirects > 0 {
             call.log_redirected();
+            // What filters found out about the one counts for the other no more.
+            if call.forget_dynamic() {
+                (selected, needs_tls) = choose(call);
+            }
         }
         if call.manager.log_starts && redirects == 0 {
             call.log_as(LogKind::DownstreamStart);

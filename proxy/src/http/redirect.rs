@@ -120,7 +120,7 @@ fn try_follow(call: &mut Call<'_>, follow: &InternalRedirect, before: u32) -> Re
         request.body = BodyLength::Empty;
     }
     // A redirect to what has no route is the client's to follow.
-    let asker = Asker { certificate: Certificate::of(call), rng: &call.worker.rng };
+    let asker = Asker { certificate: Certificate::of(call), dynamic: call.dynamic(), rng: &call.worker.rng };
     let target = match route::select(&call.manager.routes, call.request, asker) {
         Choice::None => {
             *call.request = unchanged;

@@ -21,13 +21,14 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Forward, Http2Options, StrictHeaders},
+    config::{Forward, Http2Options, LABELS, Labels, StrictHeaders},
     pool::{Outcome, Ticket},
     route::Selected,
     telemetry::ResponseFlags,
     worker::earlier,
 };
 use std::{
+    borrow::Cow,
     future::poll_fn,
     net::SocketAddr,
     time::{Duration, Instant, SystemTime},
@@ -94,8 +95,8 @@ pub(super) async fn forward<'a, D: Downstream>(
     if !cookies.is_empty() {
         call.tally.filters().cookies = cookies;
     }
-    let labels = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
-    let context = PickContext { hash, labels, ..PickContext::to(destination(call, cluster)) };
+    let labels = labels(call, selected, forward);
+    let context = PickContext { hash, labels: labels.as_deref(), ..PickContext::to(destination(call, cluster)) };
     if cluster.admit(limits.priority).is_err() {
         // Where no connection is free, a client may send its request to the end as if one had been made.
         if !cluster.has_free_connection(limits.priority) {
@@ -397,4 +398,16 @@ async fn relay<'a, D: Downstream>(
         connecting::put_back(up, host, cluster);
     }
     Ok(())
+}
+
+/// What the request asks of its endpoint's labels: what the route does, with what filters found out on top.
+fn labels<'a>(call: &Call<'_>, selected: Selected<'a>, forward: &'a Forward) -> Option<Cow<'a, Labels>> {
+    let of_route = selected.target.and_then(|target| target.labels.as_deref()).or(forward.labels.as_deref());
+    match call.dynamic().and_then(|dynamic| dynamic.fields(LABELS)) {
+        None => of_route.map(Cow::Borrowed),
+        Some(fields) => {
+            let found = Labels::of(fields);
+            Some(Cow::Owned(of_route.map_or_else(|| found.clone(), |labels| labels.with(&found))))
+        }
+    }
 }

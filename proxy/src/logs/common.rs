@@ -1,7 +1,7 @@
 //! What entries of HTTP and of TCP have in common.
 
 use crate::config::{EntryLog, TagValue, pipe};
-use crate::telemetry::{HeaderLookup, LogEntry, LogKind, ResponseFlags, Told, ToldValue};
+use crate::telemetry::{DynamicMetadata, HeaderLookup, LogEntry, LogKind, ResponseFlags};
 use crate::tls::facts::CertificateFacts;
 use leno_xds::envoy::config::core::v3::{
     Address, Metadata, Pipe, SocketAddress, address, socket_address::PortSpecifier,
@@ -14,7 +14,6 @@ use leno_xds::envoy::data::accesslog::v3::{
         certificate_properties::{SubjectAltName, subject_alt_name::San},
     },
 };
-use prost_types::{Struct, Value, value::Kind};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -63,7 +62,7 @@ pub(super) fn common<Q: HeaderLookup, S: HeaderLookup>(log: &EntryLog, entry: &L
         upstream_local_address: entry.upstream_local.map(told_address),
         upstream_cluster: text(entry.upstream_host.and(entry.upstream_cluster).map(|[_, name]| name)),
         response_flags: flags(entry.flags),
-        metadata: metadata(entry.told),
+        metadata: entry.dynamic.filter(|dynamic| !dynamic.is_empty()).map(metadata),
         upstream_transport_failure_reason: text(entry.transport_failure),
         route_name: text(entry.route_name),
         downstream_direct_remote_address: entry.downstream_direct_remote.map(told_address),
@@ -130,21 +129,10 @@ fn certificate(facts: &CertificateFacts) -> CertificateProperties {
     }
 }
 
-/// What filters told: values by names, of each filter. What is told last goes before what was told earlier.
-fn metadata(told: &[Told]) -> Option<Metadata> {
-    if told.is_empty() {
-        return None;
-    }
-    let mut filters: BTreeMap<String, Struct> = BTreeMap::new();
-    for one in told {
-        let kind = match &one.value {
-            ToldValue::Text(text) => Kind::StringValue(text.to_string()),
-            ToldValue::Flag(flag) => Kind::BoolValue(*flag),
-        };
-        let fields = &mut filters.entry(one.filter.to_owned()).or_default().fields;
-        fields.insert(one.name(), Value { kind: Some(kind) });
-    }
-    Some(Metadata { filter_metadata: filters, ..Metadata::default() })
+/// What filters found out.
+fn metadata(dynamic: &DynamicMetadata) -> Metadata {
+    let filters = dynamic.iter().map(|(namespace, fields)| (namespace.to_owned(), fields.clone()));
+    Metadata { filter_metadata: filters.collect(), ..Metadata::default() }
 }
 
 fn tags<Q: HeaderLookup, S: HeaderLookup>(log: &EntryLog, entry: &LogEntry<'_, Q, S>) -> BTreeMap<String, String> {
@@ -161,10 +149,10 @@ fn tags<Q: HeaderLookup, S: HeaderLookup>(log: &EntryLog, entry: &LogEntry<'_, Q
                 };
                 value.map_or_else(|| default.to_string(), clean)
             }
-            TagValue::Format(format) => {
+            TagValue::Format(format, default) => {
                 let mut value = Vec::new();
                 format.write_header(entry, &mut value);
-                clean(&value)
+                if value.is_empty() { default.to_string() } else { clean(&value) }
             }
         };
         if !value.is_empty() {

@@ -104,7 +104,7 @@ fn wanted<'e>(names: &[Box<str>], value: impl Fn(&str) -> Option<Cow<'e, [u8]>>)
 mod tests {
     use super::*;
     use crate::config::{ClusterId, CustomTag, LogCounts, LogServer, LogStream, TagValue};
-    use crate::telemetry::{LogKind, ResponseFlags, Told, ToldValue};
+    use crate::telemetry::{DynamicMetadata, LogKind, ResponseFlags};
     use leno_xds::envoy::data::accesslog::v3::AccessLogType;
     use prost_types::value::Kind;
     use std::sync::Arc;
@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn request_when_it_has_ended_then_its_entry_tells_what_is_known_and_bytes_that_are_no_text_are_marked() {
         let (request, response) = (headers(&[("x-a", b"a\xffb"), ("x-request-id", b"id")]), headers(&[("x-b", b"c")]));
-        let told = [Told { filter: "f", prefix: "".into(), key: "k", value: ToldValue::Flag(true) }];
+        let mut dynamic = DynamicMetadata::default();
+        dynamic.set("f", "k".to_owned(), Kind::BoolValue(true));
         let entry = LogEntry {
             kind: LogKind::DownstreamEnd,
             method: Some("GET"),
@@ -157,7 +158,7 @@ mod tests {
             status: 200,
             flags: ResponseFlags::UPSTREAM_TIMEOUT | ResponseFlags::CONNECT_ATTEMPTS,
             upstream_cluster: Some(["shown", "real"]),
-            told: &told,
+            dynamic: Some(&dynamic),
             ..LogEntry::new(SystemTime::UNIX_EPOCH, Duration::from_millis(1500), &request, &response)
         };
         let told = http(&log(), &entry);

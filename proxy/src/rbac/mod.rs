@@ -7,10 +7,11 @@ pub mod matching;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{HeaderMatch, StringMatch, UriTemplate};
+use crate::config::{HeaderMatch, MetadataMatch, StringMatch, UriTemplate};
 use crate::tls::TlsInfo;
 use ipnet::IpNet;
-use std::{net::SocketAddr, sync::Arc};
+use prost_types::Value;
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 
 /// What is known of a connection or a request.
 pub trait Facts {
@@ -45,6 +46,21 @@ pub trait Facts {
     fn path(&self) -> Option<&[u8]> {
         None
     }
+
+    /// The value that a condition is about. A connection has no metadata.
+    fn metadata(&self, of: Source, wanted: &MetadataMatch) -> Option<Cow<'_, Value>> {
+        let _ = (of, wanted);
+        None
+    }
+}
+
+/// Whose metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// What filters found out about the request.
+    Request,
+    /// What is written beside its route.
+    Route,
 }
 
 /// What the policies together mean.
@@ -99,8 +115,8 @@ pub enum Permission {
     DestinationPorts(u16, u16),
     /// The server name of the ClientHello (an empty one where there is none).
     ServerName(StringMatch),
-    /// What holds always, or never.
-    Constant(bool),
+    /// A value of metadata.
+    Metadata(Source, MetadataMatch),
     /// The opposite.
     Not(Box<Permission>),
 }
@@ -126,8 +142,8 @@ pub enum Principal {
     Header(HeaderMatch),
     /// The path of the request without its query.
     Path(StringMatch),
-    /// What holds always, or never.
-    Constant(bool),
+    /// A value of metadata.
+    Metadata(Source, MetadataMatch),
     /// The opposite.
     Not(Box<Principal>),
 }
@@ -144,30 +160,43 @@ pub enum Decider {
 impl Rules {
     /// Whether one of them asks for headers of a request.
     pub fn look_at_headers(&self) -> bool {
-        fn of_permission(permission: &Permission) -> bool {
-            match permission {
-                Permission::And(all) | Permission::Or(all) => all.iter().any(of_permission),
-                Permission::Not(other) => of_permission(other),
-                Permission::Header(_) => true,
-                _ => false,
+        self.ask(|permission| matches!(permission, Permission::Header(_)), |one| matches!(one, Principal::Header(_)))
+    }
+
+    fn ask(&self, permission: fn(&Permission) -> bool, principal: fn(&Principal) -> bool) -> bool {
+        fn of_permission(one: &Permission, asks: fn(&Permission) -> bool) -> bool {
+            match one {
+                Permission::And(all) | Permission::Or(all) => all.iter().any(|one| of_permission(one, asks)),
+                Permission::Not(other) => of_permission(other, asks),
+                other => asks(other),
             }
         }
-        fn of_principal(principal: &Principal) -> bool {
-            match principal {
-                Principal::And(all) | Principal::Or(all) => all.iter().any(of_principal),
-                Principal::Not(other) => of_principal(other),
-                Principal::Header(_) => true,
-                _ => false,
+        fn of_principal(one: &Principal, asks: fn(&Principal) -> bool) -> bool {
+            match one {
+                Principal::And(all) | Principal::Or(all) => all.iter().any(|one| of_principal(one, asks)),
+                Principal::Not(other) => of_principal(other, asks),
+                other => asks(other),
             }
         }
-        let asks = |policy: &Policy| {
-            policy.permissions.iter().any(of_permission) || policy.principals.iter().any(of_principal)
-        };
-        self.policies.iter().any(asks)
+        self.policies.iter().any(|policy| {
+            policy.permissions.iter().any(|one| of_permission(one, permission))
+                || policy.principals.iter().any(|one| of_principal(one, principal))
+        })
     }
 }
 
 impl Decider {
+    /// Whether it asks for what filters find out about a request.
+    pub fn asks_dynamic(&self) -> bool {
+        match self {
+            Self::Rules(rules) => rules.ask(
+                |permission| matches!(permission, Permission::Metadata(Source::Request, _)),
+                |principal| matches!(principal, Principal::Metadata(Source::Request, _)),
+            ),
+            Self::Matching(_) => false,
+        }
+    }
+
     /// Decides.
     pub fn decide(&self, facts: &impl Facts) -> Verdict<'_> {
         match self {
@@ -218,7 +247,7 @@ impl Permission {
             Self::Template(template) => facts.path().is_some_and(|text| template.matches(text)),
             Self::DestinationIp(net) => contains(net, facts.destination()),
             Self::DestinationPorts(from, to) => (*from..=*to).contains(&facts.destination().port()),
-            Self::Constant(holds) => *holds,
+            Self::Metadata(of, wanted) => wanted.holds(facts.metadata(*of, wanted).as_deref()),
             Self::ServerName(name) => name.matches(facts.server_name().unwrap_or_default().as_bytes()),
             Self::Not(one) => !one.matches(facts),
         }
@@ -234,7 +263,7 @@ impl Principal {
             Self::Authenticated(name) => authenticated(name.as_ref(), facts.tls()),
             Self::SourceIp(net) => contains(net, facts.source()),
             Self::DirectSourceIp(net) => contains(net, facts.direct_source()),
-            Self::Constant(holds) => *holds,
+            Self::Metadata(of, wanted) => wanted.holds(facts.metadata(*of, wanted).as_deref()),
             Self::RemoteIp(net) => contains(net, facts.remote()),
             Self::Header(header) => facts.header(header),
             Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),

@@ -9,7 +9,8 @@ use crate::{
         CookieMatch, HeaderMatch, PathMatch, PathRewrite, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
         WeightedCluster,
     },
-    http::{Call, Known, RequestHead},
+    http::{Call, Headers, Known, RequestHead},
+    telemetry::DynamicMetadata,
 };
 use std::{borrow::Cow, sync::Arc};
 
@@ -61,6 +62,8 @@ impl Certificate {
 pub struct Asker<'w> {
     /// The client's certificate.
     pub certificate: Certificate,
+    /// What filters found out.
+    pub dynamic: Option<&'w DynamicMetadata>,
     /// Chance, for shares.
     pub rng: &'w Rng,
 }
@@ -123,6 +126,10 @@ fn matches(want: &RouteMatch, path: &[u8], request: &RequestHead, asker: Asker<'
         && want.headers.iter().all(|header| header_matches(header, request))
         && want.query.iter().all(|query| query.matches(request.query()))
         && want.cookies.iter().all(|cookie| cookie_matches(cookie, request))
+        && want
+            .metadata
+            .iter()
+            .all(|wanted| wanted.holds(asker.dynamic.and_then(|all| all.at(&wanted.filter, &wanted.path))))
         && (!want.grpc || request.is_grpc())
         && asked(want.certificate_presented, asker.certificate.presented)
         && asked(want.certificate_validated, asker.certificate.validated)
@@ -160,20 +167,23 @@ pub fn header_value<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, 
         ":path" => Some(request.path()).filter(|path| !path.is_empty()).map(Cow::Borrowed),
         ":authority" | "host" => Some(Cow::Borrowed(request.authority())),
         ":scheme" => request.scheme().map(|scheme| Cow::Borrowed(scheme.as_bytes())),
-        name => {
-            let named = request.headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(name.as_bytes()));
-            let mut values = named.map(|(_, value, _)| value);
-            let first = values.next().map(Cow::Borrowed);
-            values.fold(first, |sum, value| {
-                sum.map(|sum| {
-                    let mut joined = sum.into_owned();
-                    joined.push(b',');
-                    joined.extend_from_slice(value);
-                    Cow::Owned(joined)
-                })
-            })
-        }
+        name => joined(&request.headers, name),
     }
+}
+
+/// All values of a header joined by `,`.
+pub fn joined<'r>(headers: &'r Headers, name: &str) -> Option<Cow<'r, [u8]>> {
+    let named = headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(name.as_bytes()));
+    let mut values = named.map(|(_, value, _)| value);
+    let first = values.next().map(Cow::Borrowed);
+    values.fold(first, |sum, value| {
+        sum.map(|sum| {
+            let mut joined = sum.into_owned();
+            joined.push(b',');
+            joined.extend_from_slice(value);
+            Cow::Owned(joined)
+        })
+    })
 }
 
 /// Whether a condition on a header of the request holds.
@@ -185,12 +195,12 @@ pub fn header_matches(want: &HeaderMatch, request: &RequestHead) -> bool {
 }
 
 fn cookie_matches(want: &CookieMatch, request: &RequestHead) -> bool {
-    cookie(request, &want.name).is_some_and(|value| want.test.matches(value)) != want.invert
+    cookie(&request.headers, &want.name).is_some_and(|value| want.test.matches(value)) != want.invert
 }
 
 /// The value of a cookie, without the quotes around it.
-pub fn cookie<'r>(request: &'r RequestHead, name: &str) -> Option<&'r [u8]> {
-    let lines = request.headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(b"cookie"));
+pub fn cookie<'r>(headers: &'r Headers, name: &str) -> Option<&'r [u8]> {
+    let lines = headers.iter().filter(|(have, ..)| have.eq_ignore_ascii_case(b"cookie"));
     let mut pairs = lines.flat_map(|(_, line, _)| line.split(|&b| b == b';')).map(<[u8]>::trim_ascii);
     pairs.find_map(|pair| {
         let at = pair.iter().position(|&b| b == b'=')?;

@@ -29,7 +29,7 @@ fn path(path: PathMatch) -> RouteMatch {
 }
 
 fn found(table: &RouteTable, request: &RequestHead) -> Option<String> {
-    match select(table, request, Asker { certificate: Certificate::default(), rng: &Rng::new(1) }) {
+    match select(table, request, Asker { certificate: Certificate::default(), dynamic: None, rng: &Rng::new(1) }) {
         Choice::Route(selected) => Some(selected.route.name.to_string()),
         Choice::NeedsTls => Some("needs TLS".to_owned()),
         Choice::None => None,

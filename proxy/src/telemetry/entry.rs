@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::ResponseFlags;
+use super::{DynamicMetadata, ResponseFlags};
 use crate::config::Metadata;
 use crate::pool::Birth;
 use crate::tls::TlsInfo;
@@ -129,35 +129,6 @@ impl LogKind {
             Self::DownstreamEnd => 6,
             Self::TcpConnectionStart => 14,
         }
-    }
-}
-
-/// What a filter tells about a request, for who asks for dynamic metadata.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// The filter, as configuration names it.
-    pub filter: &'static str,
-    /// What configuration wants to stand before the name.
-    pub prefix: Arc<str>,
-    /// What is told.
-    pub key: &'static str,
-    /// What the filter found.
-    pub value: ToldValue,
-}
-
-/// A value that a filter tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToldValue {
-    /// A text.
-    Text(Arc<str>),
-    /// Yes or no.
-    Flag(bool),
-}
-
-impl Told {
-    /// The whole name.
-    pub fn name(&self) -> String {
-        format!("{}{}", self.prefix, self.key)
     }
 }
 
@@ -432,8 +403,8 @@ pub struct LogEntry<'a, Q, S> {
     pub trace: Option<(&'a str, &'a str)>,
     /// Metadata of where it went.
     pub metadata: Known<'a>,
-    /// What filters told.
-    pub told: &'a [Told],
+    /// What filters found out.
+    pub dynamic: Option<&'a DynamicMetadata>,
     /// What was kept, where a line asks for it.
     pub observed: Option<&'a Observed>,
 }
@@ -492,7 +463,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             forced: false,
             trace: None,
             metadata: Known::default(),
-            told: &[],
+            dynamic: None,
             observed: None,
         }
     }

@@ -11,8 +11,8 @@ use tokio::sync::{Notify, mpsc};
 pub const BATCH_BYTES: usize = 16 * 1024;
 /// Most bytes that a worker holds for one place while the writer is behind; further lines are dropped.
 pub const MAX_PENDING_BYTES: usize = 64 * 1024;
-/// Most batches on their way from one worker; with [`MAX_PENDING_BYTES`] this bounds log memory to 576 KiB a worker
-/// (and 64 KiB for each further place), or 1 MiB when single lines are long.
+/// Most batches on their way from one worker. With [`BATCH_BYTES`] and what is held for each place this bounds the memory of lines
+/// to 576 KiB a worker and 64 KiB for each further place; where single lines are longer than a batch, to as many of them.
 pub const MAX_BATCHES: usize = 32;
 /// A line waits at most this long in the worker.
 pub const FLUSH_DELAY: Duration = Duration::from_millis(100);

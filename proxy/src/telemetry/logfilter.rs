@@ -1,7 +1,7 @@
 //! Which requests and connections are logged, and which answers a mapper of local replies changes.
 
-use super::{HeaderLookup, LogEntry, ResponseFlags, Told, ToldValue};
-use crate::config::{HeaderMatch, StringMatch};
+use super::{HeaderLookup, LogEntry, ResponseFlags};
+use crate::config::{HeaderMatch, MetadataMatch};
 
 /// A condition, decided when the configuration comes as far as it can be.
 #[derive(Debug, Clone)]
@@ -41,61 +41,17 @@ pub enum LogFilter {
         /// Those that are not about these.
         exclude: bool,
     },
-    /// By what filters told.
-    Told(ToldMatch),
+    /// By what filters found out.
+    Metadata {
+        /// What the value must be; Envoy has no ear for the opposite here.
+        wanted: MetadataMatch,
+        /// What holds where there is no such value.
+        missing: bool,
+    },
     /// Those for which each holds.
     All(Vec<LogFilter>),
     /// Those for which one holds.
     Any(Vec<LogFilter>),
-}
-
-/// A condition on what a filter told.
-#[derive(Debug, Clone)]
-pub struct ToldMatch {
-    /// The filter.
-    pub filter: Box<str>,
-    /// The way to the value among what it told.
-    pub path: Vec<Box<str>>,
-    /// What the value must be.
-    pub test: ToldTest,
-    /// What holds where it told nothing of the kind.
-    pub untold: bool,
-}
-
-/// What a value must be that was told: a text or a flag, since filters tell nothing else.
-#[derive(Debug, Clone)]
-pub enum ToldTest {
-    /// Such a text.
-    Text(StringMatch),
-    /// Such a flag.
-    Flag(bool),
-    /// There, or not.
-    Present(bool),
-    /// One of these.
-    Any(Vec<ToldTest>),
-    /// Something that is neither.
-    Never,
-}
-
-impl ToldTest {
-    fn holds(&self, value: &ToldValue) -> bool {
-        match self {
-            Self::Text(text) => matches!(value, ToldValue::Text(value) if text.matches(value.as_bytes())),
-            Self::Flag(wanted) => matches!(value, ToldValue::Flag(value) if value == wanted),
-            Self::Present(wanted) => *wanted,
-            Self::Any(tests) => tests.iter().any(|test| test.holds(value)),
-            Self::Never => false,
-        }
-    }
-}
-
-impl ToldMatch {
-    fn holds(&self, told: &[Told]) -> bool {
-        // What is told last goes before what was told earlier.
-        let mut of_filter = told.iter().rev().filter(|told| told.filter == &*self.filter);
-        let value = of_filter.find(|told| self.path.iter().map(AsRef::as_ref).eq([told.name().as_str()]));
-        value.map_or(self.untold, |told| self.test.holds(&told.value))
-    }
 }
 
 /// How a number is compared.
@@ -123,11 +79,11 @@ impl Comparison {
 }
 
 impl LogFilter {
-    /// Whether it asks for what filters tell.
-    pub fn needs_told(&self) -> bool {
+    /// Whether it asks for what filters find out.
+    pub fn needs_dynamic(&self) -> bool {
         match self {
-            Self::Told(_) => true,
-            Self::All(filters) | Self::Any(filters) => filters.iter().any(Self::needs_told),
+            Self::Metadata { .. } => true,
+            Self::All(filters) | Self::Any(filters) => filters.iter().any(Self::needs_dynamic),
             _ => false,
         }
     }
@@ -161,7 +117,10 @@ impl LogFilter {
                 named != *exclude
             }
             Self::Kinds { kinds, exclude } => (kinds & (1 << entry.kind.number()) != 0) != *exclude,
-            Self::Told(wanted) => wanted.holds(entry.told),
+            Self::Metadata { wanted, missing } => {
+                let value = entry.dynamic.and_then(|dynamic| dynamic.at(&wanted.filter, &wanted.path));
+                value.map_or(*missing, |value| wanted.test.holds(Some(value)))
+            }
             Self::All(filters) => filters.iter().all(|filter| filter.holds(entry, random)),
             Self::Any(filters) => filters.iter().any(|filter| filter.holds(entry, random)),
         }
@@ -200,7 +159,10 @@ pub fn leading(id: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{StringMatch, ValueMatch};
+    use crate::telemetry::DynamicMetadata;
     use crate::telemetry::LogKind;
+    use prost_types::value::Kind;
     use std::time::{Duration, SystemTime};
 
     fn entry(headers: &http::HeaderMap) -> LogEntry<'_, &http::HeaderMap, ()> {
@@ -231,25 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn told_when_a_filter_told_it_then_the_text_decides_and_else_what_is_said_for_that() {
+    fn metadata_when_a_filter_set_it_then_its_value_decides_and_else_what_is_said_for_that() {
         let headers = http::HeaderMap::new();
-        let told = |key, value| Told { filter: "envoy.common", prefix: "".into(), key, value };
-        let all = [told("flag", ToldValue::Flag(true)), told("access_log_hint", ToldValue::Text("true".into()))];
-        let entry = LogEntry { told: &all, ..entry(&headers) };
-        let wanted = |filter: &str, path: &str, test, untold| {
-            let wanted = ToldMatch { filter: filter.into(), path: vec![path.into()], test, untold };
-            LogFilter::Told(wanted).holds(&entry, &|| 0)
+        let mut dynamic = DynamicMetadata::default();
+        dynamic.set("envoy.common", "access_log_hint".to_owned(), Kind::StringValue("true".to_owned()));
+        let entry = LogEntry { dynamic: Some(&dynamic), ..entry(&headers) };
+        let wanted = |filter: &str, path: &str, text: &str, missing| {
+            let test = ValueMatch::Text(StringMatch::Exact(text.into()));
+            let wanted = MetadataMatch { filter: filter.into(), path: vec![path.into()], test, invert: false };
+            LogFilter::Metadata { wanted, missing }.holds(&entry, &|| 0)
         };
-        let exact = |text: &str| ToldTest::Text(StringMatch::Exact(text.into()));
-        assert!(wanted("envoy.common", "access_log_hint", exact("true"), false));
-        assert!(!wanted("envoy.common", "access_log_hint", exact("false"), true));
-        assert!(wanted("envoy.common", "access_log_hint", ToldTest::Any(vec![exact("x"), exact("true")]), false));
-        assert!(!wanted("envoy.common", "access_log_hint", ToldTest::Never, true), "it is no number");
-        assert!(wanted("envoy.common", "flag", ToldTest::Flag(true), false));
-        assert!(!wanted("envoy.common", "flag", ToldTest::Flag(false), true));
-        assert!(!wanted("envoy.common", "flag", exact("true"), true), "it is no text");
-        assert!(wanted("envoy.common", "other", exact("true"), true));
-        assert!(!wanted("other", "access_log_hint", exact("true"), false));
+        assert!(wanted("envoy.common", "access_log_hint", "true", false));
+        assert!(!wanted("envoy.common", "access_log_hint", "false", true));
+        assert!(wanted("envoy.common", "other", "true", true));
+        assert!(!wanted("other", "access_log_hint", "true", false));
         assert!(LogFilter::Any(vec![LogFilter::All(Vec::new())]).holds(&entry, &|| 0));
     }
 

@@ -11,6 +11,7 @@ mod clusters;
 pub mod connection;
 pub mod counters;
 pub mod display;
+pub mod dynamic;
 pub mod entry;
 pub mod envoy;
 pub mod flags;
@@ -32,15 +33,16 @@ pub mod tags;
 pub mod tally;
 pub mod tracked;
 
+pub use dynamic::DynamicMetadata;
 pub use entry::{
-    CloseType, Connecting, Endings, HeaderLookup, Known, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Told,
-    ToldValue, Wire, nanos,
+    CloseType, Connecting, Endings, HeaderLookup, Known, LogEntry, LogKind, Moments, NOT_A_STATUS, Observed, Wire,
+    nanos,
 };
 pub use flags::ResponseFlags;
 pub use labels::{ConnectionSecurity, Reporter, RequestProtocol, ServiceLabels, WorkloadLabels};
 pub(crate) use logfilter::grpc_of_http;
-pub use logfilter::{Comparison, LogFilter, ToldMatch, ToldTest};
-pub use logformat::{FormatError, LogFormat, LogNeeds};
+pub use logfilter::{Comparison, LogFilter};
+pub use logformat::{FormatError, LogFormat, LogNeeds, MetadataOf};
 pub use logsink::{LogSink, LogSinks};
 pub use render::{Exposition, Telemetry};
 pub use shard::{RequestRecord, Shard, TcpRecord, TcpRecorder};

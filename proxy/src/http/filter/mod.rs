@@ -8,6 +8,7 @@ mod compression;
 mod cors;
 mod fault;
 mod grpc_web;
+mod metadata;
 mod ratelimit;
 mod rbac;
 
@@ -20,10 +21,10 @@ use super::{
 use crate::{
     config::{
         Action, Decompressor, FilterEntry, FilterSetting, FilterSettings, GrpcCalls, GrpcMessages, HeaderMutation,
-        HeaderOp, HttpFilter, MessagesOf,
+        HeaderOp, HeaderToMetadata, HttpFilter, MessagesOf,
     },
     route::{self, Selected},
-    telemetry::{ResponseFlags, Told, requests::RequestGroup},
+    telemetry::{DynamicMetadata, ResponseFlags, requests::RequestGroup},
 };
 use std::{borrow::Cow, sync::Arc};
 
@@ -56,8 +57,8 @@ pub struct State<'a> {
     pub(super) grpc_calls: Option<Arc<GrpcCalls>>,
     /// Counts the messages of the answer.
     pub(super) grpc_messages: Option<Box<GrpcMessages>>,
-    /// What filters tell about the request, where lines ask for it.
-    pub(super) told: Vec<Told>,
+    /// What filters found out about the request.
+    pub(super) dynamic: DynamicMetadata,
 }
 
 /// What a filter's own answer has that others have not.
@@ -86,6 +87,8 @@ enum Step<'a> {
     GrpcWeb(bool),
     /// Counts its messages.
     GrpcStats,
+    /// Looks at its head.
+    Metadata(&'a HeaderToMetadata),
 }
 
 /// Leads the request through the filters.
@@ -118,9 +121,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
                 Ok(())
             }
         };
-        if let HttpFilter::HeaderMutation(own) = &entry.filter {
-            mutate_response(call, selected, entry, own);
-        }
+        at_response(call, selected, entry, setting);
         if stopped.is_ok() {
             stopped = passed;
         }
@@ -141,9 +142,33 @@ pub(super) fn on_refused<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>
             continue;
         }
         unasked(call, entry, setting);
-        if let HttpFilter::HeaderMutation(own) = &entry.filter {
-            mutate_response(call, selected, entry, own);
+        at_response(call, selected, entry, setting);
+    }
+}
+
+/// What a filter does to any answer, whether the request came to it or not.
+fn at_response<'a>(
+    call: &mut Call<'a>,
+    selected: Option<Selected<'a>>,
+    entry: &'a FilterEntry,
+    setting: Option<&'a FilterSetting>,
+) {
+    match &entry.filter {
+        HttpFilter::HeaderMutation(own) => mutate_response(call, selected, entry, own),
+        HttpFilter::HeaderToMetadata(own) => {
+            let used = headers_to_metadata(own, setting);
+            if !used.response.is_empty() {
+                call.tally.filters().steps.push(Step::Metadata(used));
+            }
         }
+        _ => {}
+    }
+}
+
+fn headers_to_metadata<'a>(own: &'a HeaderToMetadata, setting: Option<&'a FilterSetting>) -> &'a HeaderToMetadata {
+    match setting {
+        Some(FilterSetting::HeaderToMetadata(of_route)) => of_route,
+        _ => own,
     }
 }
 
@@ -299,6 +324,14 @@ async fn pass<'a, D: Downstream>(
             }
             Ok(())
         }
+        (HttpFilter::HeaderToMetadata(own), setting) => {
+            metadata::of_request(call, headers_to_metadata(own, setting));
+            Ok(())
+        }
+        (HttpFilter::SetMetadata(all), _) => {
+            metadata::fixed(call, all);
+            Ok(())
+        }
         (HttpFilter::Missing, _) => {
             let flags = ResponseFlags::NO_FILTER_CONFIG;
             Err(Reply { code: 500, body: "", flags, details: "", close: false }.into())
@@ -393,6 +426,7 @@ pub(super) fn on_response(call: &mut Call<'_>) {
             Step::Decompress(decompressor) => compression::open_response(call, decompressor),
             Step::GrpcWeb(text) => grpc_web::on_response(call, text),
             Step::GrpcStats => count_messages(call),
+            Step::Metadata(filter) => metadata::of_response(call, filter),
         }
     }
 }

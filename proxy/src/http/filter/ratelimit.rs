@@ -11,6 +11,7 @@ use crate::{
     route::{self, Selected},
     telemetry::ResponseFlags,
 };
+use prost_types::value::Kind;
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 type Descriptor<'a> = Vec<(&'a str, Cow<'a, [u8]>)>;
@@ -202,6 +203,17 @@ fn descriptor<'a>(
                     Some(value) => entries.push((key, Cow::Borrowed(value))),
                     None if *skip_if_absent => {}
                     None => return None,
+                }
+            }
+            RateLimitAction::Metadata { of, filter, path, key, default, skip_if_absent } => {
+                let found = call.metadata_of(*of, filter, path).and_then(|value| value.into_owned().kind);
+                match found {
+                    Some(Kind::StringValue(text)) if !text.is_empty() => {
+                        entries.push((key, Cow::Owned(text.into_bytes())));
+                    }
+                    _ if !default.is_empty() => entries.push((key, Cow::Borrowed(default.as_bytes()))),
+                    _ if *skip_if_absent => {}
+                    _ => return None,
                 }
             }
             RateLimitAction::RemoteAddress => entries.push(("remote_address", address(call.client().ip()))),

@@ -5,13 +5,16 @@ use super::{
     refusal,
 };
 use crate::{
-    config::{FilterStats, HeaderMatch, Rbac},
-    rbac::{Facts, Verdict},
+    config::{FilterStats, HeaderMatch, MetadataMatch, Rbac},
+    rbac::{Facts, Source, Verdict},
     route,
-    telemetry::{Told, ToldValue},
     tls::TlsInfo,
 };
-use std::{net::SocketAddr, sync::Arc};
+use prost_types::{Value, value::Kind};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+
+/// Where it is told what rules decided.
+const NAMESPACE: &str = "envoy.filters.http.rbac";
 
 /// Lets the request pass, or answers 403. What is told has the prefixes of the rules that count, or else those of the `filter`.
 pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
@@ -25,10 +28,10 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
                 policies.count(policy, verdict.allowed, true);
             }
         }
-        if call.manager.log_needs.told {
+        if call.asks_dynamic() {
             tell(
                 call,
-                or(&rbac.shadow_prefix, &filter.shadow_prefix),
+                &or(&rbac.shadow_prefix, &filter.shadow_prefix),
                 ["shadow_engine_result", "shadow_effective_policy_id"],
                 verdict,
             );
@@ -42,18 +45,16 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
             policies.count(policy, verdict.allowed, false);
         }
     }
-    if call.manager.log_needs.told {
+    if call.asks_dynamic() {
         tell(
             call,
-            or(&rbac.prefix, &filter.prefix),
+            &or(&rbac.prefix, &filter.prefix),
             ["enforced_engine_result", "enforced_effective_policy_id"],
             verdict,
         );
     }
-    if let Some(logged) = verdict.logged.filter(|_| call.manager.log_needs.told) {
-        let value = ToldValue::Flag(logged);
-        let told = Told { filter: "envoy.common", prefix: Arc::default(), key: "access_log_hint", value };
-        call.tally.filters().told.push(told);
+    if let Some(logged) = verdict.logged.filter(|_| call.asks_dynamic()) {
+        call.tally.filters().dynamic.set("envoy.common", "access_log_hint".to_owned(), Kind::BoolValue(logged));
     }
     if verdict.allowed {
         return Ok(());
@@ -65,16 +66,15 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
 }
 
 /// Tells what rules decided, and by which policy.
-fn tell(call: &mut Call<'_>, prefix: Arc<str>, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
-    let told = |key, value: Arc<str>| Told {
-        filter: "envoy.filters.http.rbac",
-        prefix: prefix.clone(),
-        key,
-        value: ToldValue::Text(value),
+fn tell(call: &mut Call<'_>, prefix: &str, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
+    let dynamic = &mut call.tally.filters().dynamic;
+    let mut tell = |key: &str, text: &str| {
+        dynamic.set(NAMESPACE, format!("{prefix}{key}"), Kind::StringValue(text.to_owned()));
     };
-    let told_list = &mut call.tally.filters().told;
-    told_list.push(told(result, if verdict.allowed { "allowed" } else { "denied" }.into()));
-    told_list.extend(verdict.policy.map(|name| told(policy, name.clone())));
+    tell(result, if verdict.allowed { "allowed" } else { "denied" });
+    if let Some(name) = verdict.policy {
+        tell(policy, name);
+    }
 }
 
 impl Facts for Call<'_> {
@@ -108,5 +108,9 @@ impl Facts for Call<'_> {
 
     fn path(&self) -> Option<&[u8]> {
         Some(self.request.path_only())
+    }
+
+    fn metadata(&self, of: Source, wanted: &MetadataMatch) -> Option<Cow<'_, Value>> {
+        self.metadata_of(of, &wanted.filter, &wanted.path)
     }
 }

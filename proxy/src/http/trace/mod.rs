@@ -430,7 +430,10 @@ fn tag_value<'t>(call: &'t Call<'_>, tag: &'t CustomTag) -> Option<Cow<'t, [u8]>
             };
             Cow::Borrowed(value.unwrap_or(default.as_bytes()))
         }
-        TagValue::Format(format) => Cow::Owned(text(call, format).into_bytes()),
+        TagValue::Format(format, default) => match text(call, format) {
+            text if text.is_empty() => Cow::Borrowed(default.as_bytes()),
+            text => Cow::Owned(text.into_bytes()),
+        },
     };
     (!value.is_empty()).then_some(value)
 }

@@ -244,6 +244,9 @@ pub(super) fn shortest(value: f64) -> String {
         }
         None => scientific,
     };
+    if value.is_nan() {
+        return "null".to_owned();
+    }
     let fixed = if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value}") };
     if scientific.len() < fixed.len() { scientific } else { fixed }
 }

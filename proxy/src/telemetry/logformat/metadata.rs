@@ -1,26 +1,31 @@
-//! Operators about metadata: what servers of configuration wrote beside routes, clusters and endpoints, and what filters tell.
+//! Operators about metadata: what servers of configuration wrote beside routes, clusters and endpoints, and what filters find out.
 
 use super::FormatError;
 use super::json::shortest;
 use super::operator::{Operator, Written};
 use super::value::{Given, foreign};
-use crate::telemetry::{LogEntry, Told, ToldValue};
+use crate::telemetry::LogEntry;
 use prost_types::{ListValue, Struct, Value, value::Kind};
-use std::collections::BTreeMap;
 
 /// Names of members on the way to a value at most.
 const MAX_PATH: usize = 16;
 
 /// Whose metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Of {
-    /// What filters told about the request.
+pub enum Of {
+    /// What filters found out about the request.
     Request,
+    /// Its route's.
     Route,
+    /// Its virtual host's.
     VirtualHost,
+    /// Its cluster's.
     Cluster,
+    /// Its endpoint's.
     Endpoint,
+    /// The listener's.
     Listener,
+    /// The filter chain's.
     Chain,
 }
 
@@ -69,7 +74,10 @@ pub(super) fn give<Q, S>(
     out: &mut Vec<u8>,
 ) -> Given {
     let kept = match of {
-        Of::Request => return told(entry.told, filter, path, limit, out),
+        Of::Request => {
+            let value = entry.dynamic.and_then(|dynamic| dynamic.value(filter, path));
+            return shown(value, limit, out);
+        }
         Of::Route => entry.metadata.route,
         Of::VirtualHost => entry.metadata.virtual_host,
         Of::Cluster => entry.metadata.cluster,
@@ -77,41 +85,17 @@ pub(super) fn give<Q, S>(
         Of::Listener => entry.metadata.listener,
         Of::Chain => entry.metadata.chain,
     };
-    match kept.and_then(|kept| kept.value(filter, path)).and_then(|value| value.kind) {
+    shown(kept.and_then(|kept| kept.value(filter, path)), limit, out)
+}
+
+fn shown(value: Option<Value>, limit: usize, out: &mut Vec<u8>) -> Given {
+    match value.and_then(|value| value.kind) {
         None | Some(Kind::NullValue(_)) => Given::Nothing,
         Some(Kind::StringValue(text)) => foreign(Some(&text.as_bytes()[..text.floor_char_boundary(limit)]), out),
         Some(kind) => {
             json(Some(&kind), out);
             Given::Json
         }
-    }
-}
-
-/// What filters told: values by names.
-fn told(all: &[Told], filter: &str, path: &[Box<str>], limit: usize, out: &mut Vec<u8>) -> Given {
-    let of_filter = all.iter().filter(|told| told.filter == filter);
-    if path.is_empty() {
-        let kind = |told: &Told| match &told.value {
-            ToldValue::Text(text) => Kind::StringValue(text.to_string()),
-            ToldValue::Flag(flag) => Kind::BoolValue(*flag),
-        };
-        let value = |told: &Told| Value { kind: Some(kind(told)) };
-        let fields: BTreeMap<String, Value> = of_filter.map(|told| (told.name(), value(told))).collect();
-        if fields.is_empty() {
-            return Given::Nothing;
-        }
-        json(Some(&Kind::StructValue(Struct { fields })), out);
-        return Given::Json;
-    }
-    // What is told last goes before what was told earlier.
-    match of_filter.rev().find(|told| path.iter().map(AsRef::as_ref).eq([told.name().as_str()])).map(|told| &told.value)
-    {
-        Some(ToldValue::Text(text)) => foreign(Some(&text.as_bytes()[..text.floor_char_boundary(limit)]), out),
-        Some(ToldValue::Flag(flag)) => {
-            json(Some(&Kind::BoolValue(*flag)), out);
-            Given::Json
-        }
-        None => Given::Nothing,
     }
 }
 

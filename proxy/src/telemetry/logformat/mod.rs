@@ -18,14 +18,16 @@ mod value;
 
 use super::{HeaderLookup, LogEntry};
 use json::JsonFormat;
+pub use metadata::Of as MetadataOf;
 pub(crate) use metadata::json_of;
 use operator::Operator;
 use prost_types::Struct;
 use value::{Given, give_text};
 pub(crate) use value::{request_bytes, response_bytes};
 
-/// Longest value in a line, in bytes before escaping; what is longer is cut.
-pub const MAX_VALUE_BYTES: usize = 2048;
+/// Longest value in a line, header or body, in bytes before escaping; what is longer is cut. Nothing of a head is, as long as heads
+/// are as long as they may be by default.
+pub const MAX_VALUE_BYTES: usize = 64 * 1024;
 
 /// Envoy's default text format.
 pub const ENVOY: &str = concat!(
@@ -64,8 +66,8 @@ pub enum FormatError {
 /// What lines need that is only found out, or kept, where one asks for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogNeeds {
-    /// What filters tell about a request.
-    pub told: bool,
+    /// What filters find out about a request.
+    pub dynamic: bool,
     /// What is [`Observed`](super::Observed) of it.
     pub observed: bool,
 }
@@ -74,7 +76,7 @@ impl LogNeeds {
     /// What both need together.
     #[must_use]
     pub fn with(self, other: Self) -> Self {
-        Self { told: self.told || other.told, observed: self.observed || other.observed }
+        Self { dynamic: self.dynamic || other.dynamic, observed: self.observed || other.observed }
     }
 }
 
@@ -117,6 +119,11 @@ impl LogFormat {
     /// Names the operator that is not known or not well-formed.
     pub fn text(text: &str, omit: bool) -> Result<Self, FormatError> {
         Ok(Self(Form::Text { operators: pieces(text)?, omit }))
+    }
+
+    /// A value of metadata alone; what is not known is nothing.
+    pub fn metadata(of: MetadataOf, filter: Box<str>, path: Vec<Box<str>>) -> Self {
+        Self(Form::Text { operators: vec![Operator::Metadata(of, filter, path, MAX_VALUE_BYTES)], omit: true })
     }
 
     /// Compiles a format of JSON: a line is one object. With `omit` what is not known is left out instead of `null`.

@@ -146,7 +146,7 @@ impl Operator {
     /// Adds what it needs beyond what is known anyway.
     pub(super) fn add_needs(&self, needs: &mut LogNeeds) {
         match self {
-            Self::Metadata(Of::Request, ..) => needs.told = true,
+            Self::Metadata(Of::Request, ..) => needs.dynamic = true,
             Self::Observed(_) | Self::Certificate(Owner::Endpoint | Owner::Own, _) => needs.observed = true,
             Self::Span(from, to, _) => needs.observed |= from.is_observed() || to.is_observed(),
             Self::First(choices, _) => choices.iter().for_each(|choice| choice.add_needs(needs)),

@@ -4,7 +4,7 @@ use super::common::{inline, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, grpc_log, matcher};
 use crate::config::{AccessLog, LogTarget};
 use crate::telemetry::logformat::ENVOY;
-use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags, ToldMatch};
+use crate::telemetry::{Comparison, FormatError, LogFilter, LogFormat, LogNeeds, ResponseFlags};
 use leno_xds::envoy::config::accesslog::v3::{
     self as xds, AccessLogFilter, AndFilter, ComparisonFilter, DurationFilter, GrpcStatusFilter, HeaderFilter,
     LogTypeFilter, MetadataFilter, NotHealthCheckFilter, OrFilter, ResponseFlagFilter, RuntimeFilter, StatusCodeFilter,
@@ -138,11 +138,13 @@ pub(super) fn built_in(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
 }
 
 /// Refuses a format whose operators are only answered in lines of logs.
-pub(super) fn answered_anywhere(format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
+pub(super) fn answered_anywhere(context: &mut Context, format: Arc<LogFormat>) -> Converted<Arc<LogFormat>> {
     let format = built_in(format)?;
-    match format.needs() == LogNeeds::default() {
-        true => Ok(format),
-        false => Err(Refused::new("", "has an operator that this proxy answers in access logs only")),
+    let LogNeeds { dynamic, observed } = format.needs();
+    context.asks_dynamic |= dynamic;
+    match observed {
+        false => Ok(format),
+        true => Err(Refused::new("", "has an operator that this proxy answers in access logs only")),
     }
 }
 
@@ -222,7 +224,7 @@ fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<
         }
         Some(FilterSpecifier::AndFilter(AndFilter { filters })) => Ok(LogFilter::All(each(filters, "and_filter")?)),
         Some(FilterSpecifier::OrFilter(OrFilter { filters })) => Ok(LogFilter::Any(each(filters, "or_filter")?)),
-        Some(FilterSpecifier::MetadataFilter(value)) => told(value).within("metadata_filter"),
+        Some(FilterSpecifier::MetadataFilter(value)) => metadata(value).within("metadata_filter"),
         Some(FilterSpecifier::ExtensionFilter(_)) => {
             Err(Refused::new("extension_filter", "is not supported by this proxy"))
         }
@@ -230,16 +232,14 @@ fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<
     }
 }
 
-/// A condition on what filters told. Without one it holds, or not, as is said for what is not there.
-fn told(value: MetadataFilter) -> Converted<LogFilter> {
+/// A condition on what filters found out. Without one it holds, or not, as is said for what is not there.
+fn metadata(value: MetadataFilter) -> Converted<LogFilter> {
     let MetadataFilter { matcher: wanted, match_if_key_not_found } = value;
-    let untold = match_if_key_not_found.unwrap_or(true);
+    let missing = match_if_key_not_found.unwrap_or(true);
     let Some(wanted) = wanted else {
-        return Ok(if untold { LogFilter::All(Vec::new()) } else { LogFilter::Any(Vec::new()) });
+        return Ok(if missing { LogFilter::All(Vec::new()) } else { LogFilter::Any(Vec::new()) });
     };
-    // Envoy has no ear for `invert` here.
-    let (filter, path, test) = matcher::told(wanted).within("matcher")?;
-    Ok(LogFilter::Told(ToldMatch { filter, path, test, untold }))
+    Ok(LogFilter::Metadata { wanted: matcher::metadata(wanted).within("matcher")?, missing })
 }
 
 fn bits(numbers: &[i32], most: u32) -> Option<u32> {

@@ -1,12 +1,11 @@
 //! What routes do with requests.
 
-use super::cluster::labels::LABELS;
 use super::common::{filter_metadata, header_name, header_ops, maybe_duration, optional, unknown_type};
 use super::{Context, Converted, Refused, Within as _, direct, filter, matcher, refuse, refuse_set, retry};
 use crate::config::{
     Action, ClusterId, ConnectHere, Forward, GrpcTimeout, HashPolicy, HashSource, HeaderOps, HostRewrite,
-    InternalRedirect, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate, RegexRewrite,
-    RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
+    InternalRedirect, LABELS, Labels, Mirror, PathMatch, PathRewrite, Priority, Redirect, RedirectPredicate,
+    RegexRewrite, RetryPolicy, RouteMatch, TargetChoice, UriTemplate, WeightedCluster,
 };
 use leno_xds::envoy::config::core::v3::{Metadata, TypedExtensionConfig};
 use leno_xds::envoy::config::route::v3 as xds;
@@ -229,7 +228,7 @@ fn forward(
     for (index, value) in upgrade_configs.into_iter().enumerate() {
         upgrade(&mut forward, value).within(format_args!("upgrade_configs[{index}]"))?;
     }
-    forward.rate_limits = filter::rate_limits(rate_limits).within("rate_limits")?;
+    forward.rate_limits = filter::rate_limits(context, rate_limits).within("rate_limits")?;
     forward.include_host_rate_limits = include_vh_rate_limits.unwrap_or(false);
     Ok((forward, cors))
 }
@@ -237,7 +236,7 @@ fn forward(
 /// What a route asks of an endpoint's labels.
 fn labels(metadata: Option<&Metadata>) -> Option<Arc<Labels>> {
     let fields = filter_metadata(metadata, LABELS)?;
-    Some(Arc::new(super::cluster::labels::labels(fields)))
+    Some(Arc::new(Labels::of(fields)))
 }
 
 fn upgrade(forward: &mut Forward, value: UpgradeConfig) -> Converted<()> {
@@ -447,7 +446,7 @@ pub(super) fn uri_template(value: TypedExtensionConfig) -> Converted<UriTemplate
     UriTemplate::pattern(&path_template).map_err(|error| Refused::new("typed_config.path_template", error.to_string()))
 }
 
-fn regex_rewrite(value: RegexMatchAndSubstitute) -> Converted<RegexRewrite> {
+pub(super) fn regex_rewrite(value: RegexMatchAndSubstitute) -> Converted<RegexRewrite> {
     let RegexMatchAndSubstitute { pattern, substitution } = value;
     RegexRewrite::new(&matcher::pattern(pattern.unwrap_or_default()), &substitution)
         .map_err(|error| Refused::new("pattern", error.to_string()))

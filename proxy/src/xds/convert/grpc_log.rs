@@ -190,7 +190,7 @@ mod tests {
             (json!({"buffer_size_bytes": 5_000_000}), "buffer_size_bytes"),
             (json!({"buffer_flush_interval": "0s"}), "buffer_flush_interval"),
             (json!({"grpc_stream_retry_policy": {"retry_on": "5xx"}}), "grpc_stream_retry_policy.retry_on"),
-            (json!({"custom_tags": [{"tag": "a", "metadata": {}}]}), "custom_tags[0].metadata"),
+            (json!({"custom_tags": [{"tag": "a", "metadata": {}}]}), "custom_tags[0].metadata.kind"),
         ] {
             let refused = read(&mut Context::new(""), changes).unwrap_err();
             assert_eq!(refused.field, format!("common_config.{field}"));

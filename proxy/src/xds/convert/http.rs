@@ -10,6 +10,7 @@ use crate::config::{
     AccessLog, Codec, Direction, EscapedSlashes, HeaderNames, Http1Upstream, Http2Keepalive, Http2Options, HttpManager,
     MAX_HEADERS, RouteTable, ServerHeader, StripPort, Underscores,
 };
+use crate::telemetry::LogNeeds;
 use crate::xds::state::Kind;
 use leno_xds::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use leno_xds::envoy::config::core::v3::http1_protocol_options::HeaderKeyFormat;
@@ -40,6 +41,20 @@ pub type Tables<'a> = &'a dyn Fn(&str) -> Option<Arc<RouteTable>>;
 /// A connection manager. What it takes from the stream by name is added to `found`; where a route configuration has not
 /// come, the manager has no routes. Traces name its traffic outgoing where `egress` says so.
 pub fn manager(
+    context: &mut Context,
+    value: HttpConnectionManager,
+    direction: (Direction, bool),
+    tables: Tables<'_>,
+    found: &mut Found,
+) -> Converted<HttpManager> {
+    let before = std::mem::take(&mut context.asks_dynamic);
+    let manager = all_of(context, value, direction, tables, found);
+    let dynamic = std::mem::replace(&mut context.asks_dynamic, before);
+    let needs = LogNeeds { dynamic, ..LogNeeds::default() };
+    manager.map(|manager| HttpManager { log_needs: manager.log_needs.with(needs), ..manager })
+}
+
+fn all_of(
     context: &mut Context,
     value: HttpConnectionManager,
     (direction, egress): (Direction, bool),

@@ -241,15 +241,43 @@ fn log_needs_when_a_line_asks_for_more_then_the_manager_knows_and_other_texts_ma
     let needs = |format: Value| manager(logs(format)).unwrap().log_needs;
     assert_eq!(needs(json!({"text_format": "%PROTOCOL% %CLUSTER_METADATA(a:b)%"})), LogNeeds::default());
     let told = needs(json!({"text_format": "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%"}));
-    assert_eq!(told, LogNeeds { told: true, observed: false });
+    assert_eq!(told, LogNeeds { dynamic: true, observed: false });
     let observed = needs(json!({"json_format": {"a": {"b": ["<%DOWNSTREAM_WIRE_BYTES_SENT%>"]}}}));
-    assert_eq!(observed, LogNeeds { told: false, observed: true });
+    assert_eq!(observed, LogNeeds { dynamic: false, observed: true });
     let metadata = json!({"@type": "type.googleapis.com/envoy.extensions.formatter.metadata.v3.Metadata"});
     let both = json!({
         "text_format": "%METADATA(DYNAMIC:a)%%UPSTREAM_PEER_SUBJECT%",
         "formatters": [{"name": "m", "typed_config": metadata}],
     });
-    assert_eq!(needs(both), LogNeeds { told: true, observed: true });
+    assert_eq!(needs(both), LogNeeds { dynamic: true, observed: true });
+
+    // Beside lines, other texts and conditions ask too, and tables say so themselves.
+    let asks = |fields: Value| manager(fields).unwrap().log_needs.dynamic;
+    assert!(asks(json!({"local_reply_config": {"body_format": {"text_format": "%DYNAMIC_METADATA(a:b)%"}}})));
+    let tag = json!({"tag": "a", "metadata": {"kind": {"request": {}}, "metadata_key": {"key": "a", "path": [{"key": "b"}]}}});
+    assert!(asks(json!({"tracing": {"custom_tags": [tag]}})));
+    let value = json!({"filter": "a", "path": [{"key": "b"}], "value": {"present_match": true}});
+    let rules = |permission: Value| {
+        let policies = json!({"p": {"permissions": [{"not_rule": permission}], "principals": [{"any": true}]}});
+        json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC", "rules": {"policies": policies}})
+    };
+    let filters = |permission: Value| {
+        let router = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"});
+        let all = [("rbac", rules(permission)), ("router", router)];
+        json!({"http_filters": all.map(|(name, config)| json!({"name": name, "typed_config": config}))})
+    };
+    assert!(asks(filters(json!({"metadata": value}))));
+    assert!(!asks(filters(json!({"sourced_metadata": {"metadata_matcher": value, "metadata_source": "ROUTE"}}))));
+    let route = |matches: Value, header: &str| {
+        let to_add = json!([{"header": {"key": "x", "value": header}}]);
+        let route = json!({"match": matches, "direct_response": {"status": 200}, "response_headers_to_add": to_add});
+        let table = json!({"virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [route]}]});
+        let manager = manager(json!({"route_config": table})).unwrap();
+        (manager.routes.asks_dynamic, manager.log_needs.dynamic)
+    };
+    assert_eq!(route(json!({"prefix": "/"}), "%PROTOCOL%"), (false, false));
+    assert_eq!(route(json!({"prefix": "/"}), "%DYNAMIC_METADATA(a:b)%"), (true, false));
+    assert_eq!(route(json!({"prefix": "/", "dynamic_metadata": [value]}), "a"), (true, false));
 
     let body = json!({"local_reply_config": {"body_format": {"text_format": "%UPSTREAM_TLS_VERSION%"}}});
     assert_eq!(manager(body).unwrap_err().field, "local_reply_config.body_format");
@@ -277,7 +305,7 @@ fn tracing_when_it_has_what_is_not_supported_then_the_field_is_named() {
         (json!({"tracing": {"verbose": true}}), "tracing.verbose"),
         (
             json!({"tracing": {"custom_tags": [{"tag": "a", "metadata": {"kind": {"request": {}}}}]}}),
-            "tracing.custom_tags[0].metadata",
+            "tracing.custom_tags[0].metadata.metadata_key",
         ),
     ] {
         assert_eq!(manager(fields).unwrap_err().field, field);

@@ -40,7 +40,8 @@ pub(super) fn format(context: &mut Context, value: SubstitutionFormatString) -> 
         return Err(Refused::new("format", "is missing"));
     }
     let content_type = value.content_type.clone();
-    let format = access_log::format(context, value).and_then(access_log::answered_anywhere)?;
+    let format = access_log::format(context, value)?;
+    let format = access_log::answered_anywhere(context, format)?;
     let content_type = match content_type.is_empty() {
         true if format.is_json() => "application/json".to_owned(),
         true => "text/plain".to_owned(),

@@ -1,17 +1,18 @@
 //! Conditions on text, headers and query parameters.
 
 use super::{Converted, Refused, Within as _};
-use crate::config::{CookieMatch, HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexMatch, StringMatch};
-use crate::telemetry::ToldTest;
+use crate::config::{
+    CookieMatch, HeaderMatch, HeaderTest, MetadataMatch, QueryMatch, QueryTest, RegexMatch, StringMatch, ValueMatch,
+};
 use leno_xds::envoy::config::route::v3::{
     CookieMatcher, HeaderMatcher, QueryParameterMatcher, header_matcher::HeaderMatchSpecifier,
     query_parameter_matcher::QueryParameterMatchSpecifier,
 };
 use leno_xds::envoy::r#type::matcher::v3::{
-    MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, metadata_matcher,
-    string_matcher::MatchPattern, value_matcher,
+    DoubleMatcher, MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, double_matcher, list_matcher,
+    metadata_matcher, string_matcher::MatchPattern, value_matcher,
 };
-use leno_xds::envoy::r#type::v3::Int64Range;
+use leno_xds::envoy::r#type::v3::{DoubleRange, Int64Range};
 use leno_xds::xds::r#type::matcher::v3 as xds;
 
 /// A regular expression; the engine is always one with the meaning of RE2.
@@ -60,22 +61,9 @@ pub fn xds_string(value: xds::StringMatcher) -> Converted<StringMatch> {
     string(StringMatcher { ignore_case, match_pattern })
 }
 
-/// Whether a condition on metadata holds where there is none at all.
-pub fn holds_without_metadata(value: MetadataMatcher) -> Converted<bool> {
+/// A condition on a value of metadata.
+pub fn metadata(value: MetadataMatcher) -> Converted<MetadataMatch> {
     let MetadataMatcher { filter, path, value, invert } = value;
-    if filter.is_empty() {
-        return Err(Refused::new("filter", "is empty"));
-    }
-    if path.is_empty() {
-        return Err(Refused::new("path", "is empty"));
-    }
-    let value = value.ok_or_else(|| Refused::new("value", "is missing"))?;
-    Ok(holds_for_nothing(value, 0).within("value")? != invert)
-}
-
-/// A condition on what filters tell: the filter, the way to the value, and what it must be.
-pub fn told(value: MetadataMatcher) -> Converted<(Box<str>, Vec<Box<str>>, ToldTest)> {
-    let MetadataMatcher { filter, path, value, invert: _ } = value;
     if filter.is_empty() {
         return Err(Refused::new("filter", "is empty"));
     }
@@ -88,49 +76,37 @@ pub fn told(value: MetadataMatcher) -> Converted<(Box<str>, Vec<Box<str>>, ToldT
         return Err(Refused::new("path", "is empty"));
     }
     let value = value.ok_or_else(|| Refused::new("value", "is missing"))?;
-    Ok((filter.into(), path, told_test(value, 0).within("value")?))
+    Ok(MetadataMatch { filter: filter.into(), path, test: value_match(value, 0).within("value")?, invert })
 }
 
-fn told_test(value: ValueMatcher, depth: usize) -> Converted<ToldTest> {
+/// A condition on a value.
+fn value_match(value: ValueMatcher, depth: usize) -> Converted<ValueMatch> {
     use value_matcher::MatchPattern as Pattern;
     if depth > 8 {
         return Err(Refused::new("", "is nested more than 8 times"));
     }
-    match value.match_pattern {
-        Some(Pattern::PresentMatch(present)) => Ok(ToldTest::Present(present)),
+    Ok(match value.match_pattern {
+        Some(Pattern::NullMatch(value_matcher::NullMatch {})) => ValueMatch::Null,
+        Some(Pattern::PresentMatch(present)) => ValueMatch::Present(present),
+        Some(Pattern::BoolMatch(wanted)) => ValueMatch::Bool(wanted),
+        Some(Pattern::StringMatch(value)) => ValueMatch::Text(string(value).within("string_match")?),
+        Some(Pattern::DoubleMatch(DoubleMatcher { match_pattern })) => match match_pattern {
+            Some(double_matcher::MatchPattern::Exact(number)) => ValueMatch::Number(number),
+            Some(double_matcher::MatchPattern::Range(DoubleRange { start, end })) => ValueMatch::Range(start, end),
+            None => return Err(Refused::new("double_match.match_pattern", "is missing")),
+        },
         Some(Pattern::OrMatch(OrMatcher { value_matchers })) => {
-            let each = |one| told_test(one, depth + 1).within("or_match");
-            Ok(ToldTest::Any(value_matchers.into_iter().map(each).collect::<Converted<_>>()?))
+            let each = |one| value_match(one, depth + 1).within("or_match");
+            ValueMatch::Any(value_matchers.into_iter().map(each).collect::<Converted<_>>()?)
         }
-        Some(Pattern::StringMatch(value)) => Ok(ToldTest::Text(string(value).within("string_match")?)),
-        Some(Pattern::BoolMatch(wanted)) => Ok(ToldTest::Flag(wanted)),
-        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::ListMatch(_)) => Ok(ToldTest::Never),
-        None => Err(Refused::new("match_pattern", "is missing")),
-    }
-}
-
-/// Whether a condition on a value holds for one that is not there.
-fn holds_for_nothing(value: ValueMatcher, depth: usize) -> Converted<bool> {
-    use value_matcher::MatchPattern as Pattern;
-    if depth > 8 {
-        return Err(Refused::new("", "is nested more than 8 times"));
-    }
-    match value.match_pattern {
-        // Envoy never takes a value for absent, whatever is asked for.
-        Some(Pattern::PresentMatch(_)) => Ok(false),
-        Some(Pattern::OrMatch(OrMatcher { value_matchers })) => {
-            let mut any = false;
-            for one in value_matchers {
-                any |= holds_for_nothing(one, depth + 1).within("or_match")?;
+        Some(Pattern::ListMatch(value)) => match value.match_pattern {
+            Some(list_matcher::MatchPattern::OneOf(one)) => {
+                ValueMatch::List(Box::new(value_match(*one, depth + 1).within("list_match.one_of")?))
             }
-            Ok(any)
-        }
-        Some(Pattern::StringMatch(value)) => string(value).within("string_match").map(|_| false),
-        Some(Pattern::NullMatch(_) | Pattern::DoubleMatch(_) | Pattern::BoolMatch(_) | Pattern::ListMatch(_)) => {
-            Ok(false)
-        }
-        None => Err(Refused::new("match_pattern", "is missing")),
-    }
+            None => return Err(Refused::new("list_match.match_pattern", "is missing")),
+        },
+        None => return Err(Refused::new("match_pattern", "is missing")),
+    })
 }
 
 /// A condition on a header.

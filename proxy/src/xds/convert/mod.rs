@@ -153,6 +153,8 @@ pub struct Context {
     pub sinks: LogSinks,
     /// Where is written which endpoints outlier detection takes out.
     pub outlier_log: Option<Arc<LogSink>>,
+    /// Something that was converted asks for what filters find out. Whoever converts what must know takes it.
+    pub asks_dynamic: bool,
     formats: BTreeMap<(String, bool), Arc<LogFormat>>,
     workloads: Shared<WorkloadLabels>,
     services: Shared<ServiceLabels>,
@@ -227,7 +229,8 @@ impl Context {
     /// # Errors
     /// When it does not compile, or has such an operator.
     pub fn text_format(&mut self, text: &str, omit: bool) -> Converted<Arc<LogFormat>> {
-        self.log_format(text, omit).and_then(access_log::answered_anywhere)
+        let format = self.log_format(text, omit)?;
+        access_log::answered_anywhere(self, format)
     }
 
     /// The one object for these labels: telemetry knows a workload by its address.

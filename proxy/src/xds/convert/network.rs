@@ -1,7 +1,6 @@
 //! The network filters of a filter chain: gates that connections must pass, and at the end what serves them.
 
 use super::access_log::access_logs;
-use super::cluster::labels::labels;
 use super::common::{
     duration, filter_metadata, header_ops, header_text, log_interval, maybe_duration, optional, unknown_type,
 };
@@ -10,7 +9,8 @@ use super::http::{Tables, manager};
 use super::listener::Found;
 use super::{Context, Converted, Refused, Within as _, rbac, refuse, secret};
 use crate::config::{
-    Bucket, ConnectionLimit, Direction, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
+    Bucket, ConnectionLimit, Direction, Gate, LABELS, Labels, Network, NetworkRateLimit, NetworkRbac, TcpProxy,
+    TcpTarget, TcpTunnel,
 };
 use crate::rbac::Decider;
 use crate::telemetry::counters::{ConnectionLimitStats, ConnectionRateStats, RbacStats, Scope, ShadowStats, TcpStats};
@@ -250,9 +250,9 @@ fn tcp_proxy(
     refuse!(on_demand, downstream_idle_timeout, upstream_idle_timeout, proxy_protocol_tlvs, upstream_connect_mode);
     let (log_starts, log_connected, every) = log_when(access_log_options).within("access_log_options")?;
     // What a target asks for goes before what the filter does.
-    let common = filter_metadata(metadata_match.as_ref(), "envoy.lb").map(labels);
+    let common = filter_metadata(metadata_match.as_ref(), LABELS).map(Labels::of);
     let wanted = |own: Option<&Metadata>| {
-        let own = filter_metadata(own, "envoy.lb").map(labels);
+        let own = filter_metadata(own, LABELS).map(Labels::of);
         match (&common, own) {
             (Some(common), Some(own)) => Some(Arc::new(common.with(&own))),
             (Some(common), None) => Some(Arc::new(common.clone())),

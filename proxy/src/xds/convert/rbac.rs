@@ -2,11 +2,11 @@
 
 use super::common::{cidr, port};
 use super::{Converted, Refused, Within as _, action, matcher, rbac_matching, refuse};
-use crate::config::StringMatch;
-use crate::rbac::{Action, Decider, Permission, Policy, Principal, Rules};
+use crate::config::{MetadataMatch, StringMatch};
+use crate::rbac::{Action, Decider, Permission, Policy, Principal, Rules, Source};
 use leno_xds::envoy::config::rbac::v3 as xds;
 use leno_xds::envoy::config::rbac::v3::{permission::Rule, principal::Identifier};
-use leno_xds::envoy::r#type::matcher::v3::{MetadataMatcher, PathMatcher, path_matcher};
+use leno_xds::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use leno_xds::envoy::r#type::v3::Int32Range;
 use leno_xds::xds::r#type::matcher::v3::Matcher;
 
@@ -115,10 +115,13 @@ fn permission(value: xds::Permission, depth: usize) -> Converted<Permission> {
         Rule::RequestedServerName(value) => {
             Permission::ServerName(matcher::string(value).within("requested_server_name")?)
         }
-        Rule::Metadata(value) => Permission::Constant(metadata(value).within("metadata")?),
+        Rule::Metadata(value) => Permission::Metadata(Source::Request, matcher::metadata(value).within("metadata")?),
         Rule::Matcher(_) => return unsupported("matcher"),
         Rule::UriTemplate(value) => Permission::Template(action::uri_template(value).within("uri_template")?),
-        Rule::SourcedMetadata(value) => Permission::Constant(sourced(value).within("sourced_metadata")?),
+        Rule::SourcedMetadata(value) => {
+            let (of, wanted) = sourced(value).within("sourced_metadata")?;
+            Permission::Metadata(of, wanted)
+        }
     })
 }
 
@@ -146,28 +149,27 @@ fn principal(value: xds::Principal, depth: usize) -> Converted<Principal> {
         Identifier::RemoteIp(value) => Principal::RemoteIp(cidr(value).within("remote_ip")?),
         Identifier::Header(value) => Principal::Header(matcher::header(value).within("header")?),
         Identifier::UrlPath(value) => Principal::Path(path(value).within("url_path")?),
-        Identifier::Metadata(value) => Principal::Constant(metadata(value).within("metadata")?),
-        Identifier::SourcedMetadata(value) => Principal::Constant(sourced(value).within("sourced_metadata")?),
+        Identifier::Metadata(value) => {
+            Principal::Metadata(Source::Request, matcher::metadata(value).within("metadata")?)
+        }
+        Identifier::SourcedMetadata(value) => {
+            let (of, wanted) = sourced(value).within("sourced_metadata")?;
+            Principal::Metadata(of, wanted)
+        }
         Identifier::NotId(value) => Principal::Not(Box::new(principal(*value, depth + 1).within("not_id")?)),
         _ => return unsupported("identifier"),
     })
 }
 
-/// Whether a condition on what filters found out holds: no filter of this proxy finds out anything but the RBAC filter itself.
-fn metadata(value: MetadataMatcher) -> Converted<bool> {
-    if value.filter.starts_with("envoy.filters.http.rbac") {
-        return Err(Refused::new("filter", "is a filter whose findings are only told to access logs"));
-    }
-    matcher::holds_without_metadata(value)
-}
-
-fn sourced(value: xds::SourcedMetadata) -> Converted<bool> {
+fn sourced(value: xds::SourcedMetadata) -> Converted<(Source, MetadataMatch)> {
     let xds::SourcedMetadata { metadata_matcher, metadata_source } = value;
-    if metadata_source != i32::from(xds::MetadataSource::Dynamic) {
-        return Err(Refused::new("metadata_source", "other than DYNAMIC is not supported by this proxy"));
-    }
-    let matcher = metadata_matcher.ok_or_else(|| Refused::new("metadata_matcher", "is missing"))?;
-    metadata(matcher).within("metadata_matcher")
+    let of = match xds::MetadataSource::try_from(metadata_source) {
+        Ok(xds::MetadataSource::Dynamic) => Source::Request,
+        Ok(xds::MetadataSource::Route) => Source::Route,
+        Err(_) => return Err(Refused::new("metadata_source", "is not known to this proxy")),
+    };
+    let wanted = metadata_matcher.ok_or_else(|| Refused::new("metadata_matcher", "is missing"))?;
+    Ok((of, matcher::metadata(wanted).within("metadata_matcher")?))
 }
 
 fn path(value: PathMatcher) -> Converted<StringMatch> {

@@ -1,9 +1,8 @@
 //! Retry policies.
 
-use super::cluster::labels::{LABELS, labels};
 use super::common::{filter_metadata, maybe_duration, optional, positive, unknown_type};
 use super::{Converted, Refused, Within as _, matcher, refuse};
-use crate::config::{LabelValue, Labels, RateLimitedBackoff, RetryOn, RetryPolicy};
+use crate::config::{LABELS, LabelValue, Labels, RateLimitedBackoff, RetryOn, RetryPolicy};
 use leno_xds::envoy::config::route::v3::{
     HedgePolicy, RetryPolicy as Policy,
     retry_policy::{
@@ -128,7 +127,7 @@ fn predicate(value: RetryHostPredicate) -> Converted<Avoided> {
         return Ok(Avoided::With(canary()));
     }
     if let Some(OmitHostMetadataConfig { metadata_match }) = optional(&any).within("typed_config")? {
-        let labels = filter_metadata(metadata_match.as_ref(), LABELS).map(labels).unwrap_or_default();
+        let labels = filter_metadata(metadata_match.as_ref(), LABELS).map(Labels::of).unwrap_or_default();
         // Of nothing that is asked for nobody is left out.
         return Ok(if labels.is_empty() { Avoided::Nothing } else { Avoided::With(labels) });
     }

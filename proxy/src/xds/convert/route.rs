@@ -23,6 +23,15 @@ const CORS: &str = "envoy.filters.http.cors";
 
 /// A route configuration.
 pub fn table(context: &mut Context, value: xds::RouteConfiguration) -> Converted<RouteTable> {
+    let before = std::mem::take(&mut context.asks_dynamic);
+    let table = all_of(context, value);
+    let asks_dynamic = std::mem::replace(&mut context.asks_dynamic, before);
+    let mut table = table?;
+    table.asks_dynamic = asks_dynamic;
+    Ok(table)
+}
+
+fn all_of(context: &mut Context, value: xds::RouteConfiguration) -> Converted<RouteTable> {
     let xds::RouteConfiguration {
         name,
         virtual_hosts,
@@ -142,7 +151,7 @@ fn virtual_host(context: &mut Context, value: xds::VirtualHost, table: &Defaults
         attempt_count_in_request: include_request_attempt_count,
         attempt_count_in_response: include_attempt_count_in_response,
         timeout_retry_in_request: include_is_timeout_retry_header,
-        rate_limits: filter::rate_limits(rate_limits).within("rate_limits")?,
+        rate_limits: filter::rate_limits(context, rate_limits).within("rate_limits")?,
         metadata: crate::config::Metadata::of(metadata.as_ref()),
     })
 }
@@ -235,7 +244,7 @@ pub fn origin(metadata: Option<&Metadata>) -> Option<Arc<str>> {
     super::common::text(super::common::filter_metadata(metadata, "istio")?, "config").map(Arc::from)
 }
 
-fn route_match(context: &Context, value: xds::RouteMatch) -> Converted<RouteMatch> {
+fn route_match(context: &mut Context, value: xds::RouteMatch) -> Converted<RouteMatch> {
     let xds::RouteMatch {
         case_sensitive,
         runtime_fraction,
@@ -280,20 +289,21 @@ fn route_match(context: &Context, value: xds::RouteMatch) -> Converted<RouteMatc
         .map(|(index, value)| matcher::cookie(value).within(format_args!("cookies[{index}]")))
         .collect::<Converted<_>>()?;
     let TlsContextMatchOptions { presented, validated } = tls_context.unwrap_or_default();
-    let mut fraction =
+    let fraction =
         runtime_fraction.map(|value| filter::fraction(context, value)).transpose().within("runtime_fraction")?;
-    for (index, value) in dynamic_metadata.into_iter().enumerate() {
-        // No request has any when its route is chosen: nothing here sets some before.
-        if !matcher::holds_without_metadata(value).within(format_args!("dynamic_metadata[{index}]"))? {
-            fraction = Some(0);
-        }
-    }
+    let metadata: Vec<_> = dynamic_metadata
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| matcher::metadata(value).within(format_args!("dynamic_metadata[{index}]")))
+        .collect::<Converted<_>>()?;
+    context.asks_dynamic |= !metadata.is_empty();
     Ok(RouteMatch {
         path,
         case_sensitive: case_sensitive.unwrap_or(true),
         headers,
         query,
         cookies,
+        metadata,
         grpc: grpc.is_some_and(|GrpcRouteMatchOptions {}| true),
         certificate_presented: presented,
         certificate_validated: validated,

@@ -2,12 +2,12 @@
 
 use super::access_log::built_in;
 use super::common::{header_ops, maybe_duration, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, refuse};
+use super::{Context, Converted, Refused, Within as _, filter, refuse};
 use crate::config::{
     CustomTag, Decorator, Marks, Proportion, RouteTracing, Sampler, Sampling, SpanTransport, TagValue, Tracer, Tracing,
     Zipkin,
 };
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, MetadataOf};
 use leno_xds::envoy::config::core::v3::{
     GrpcService, HttpService, HttpUri, TypedExtensionConfig, grpc_service, http_uri,
 };
@@ -22,6 +22,7 @@ use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::
 use leno_xds::envoy::extensions::tracers::opentelemetry::samplers::v3::{
     AlwaysOnSamplerConfig, ParentBasedSamplerConfig, TraceIdRatioBasedSamplerConfig,
 };
+use leno_xds::envoy::r#type::metadata::v3::metadata_kind;
 use leno_xds::envoy::r#type::tracing::v3::{self as tags, custom_tag};
 use leno_xds::envoy::r#type::v3::{FractionalPercent, Percent, fractional_percent::DenominatorType};
 use prost_types::Any;
@@ -190,13 +191,27 @@ fn tag(context: &mut Context, value: tags::CustomTag, compile: Compile) -> Conve
         Some(custom_tag::Type::RequestHeader(custom_tag::Header { name, default_value })) => {
             TagValue::Header(name.to_ascii_lowercase().into(), default_value.into())
         }
-        Some(custom_tag::Type::Value(text)) => TagValue::Format(compile(context, &text).within("value")?),
-        Some(custom_tag::Type::Metadata(_)) => {
-            return Err(Refused::new("metadata", "is not supported by this proxy"));
+        Some(custom_tag::Type::Value(text)) => {
+            TagValue::Format(compile(context, &text).within("value")?, Box::default())
         }
+        Some(custom_tag::Type::Metadata(value)) => of_metadata(context, value).within("metadata")?,
         None => return Err(Refused::new("type", "is missing")),
     };
     Ok(Some(CustomTag { name: name.into(), value }))
+}
+
+fn of_metadata(context: &mut Context, value: custom_tag::Metadata) -> Converted<TagValue> {
+    let custom_tag::Metadata { kind, metadata_key, default_value } = value;
+    let of = match kind.and_then(|kind| kind.kind) {
+        Some(metadata_kind::Kind::Request(metadata_kind::Request {})) => MetadataOf::Request,
+        Some(metadata_kind::Kind::Route(metadata_kind::Route {})) => MetadataOf::Route,
+        Some(metadata_kind::Kind::Cluster(metadata_kind::Cluster {})) => MetadataOf::Cluster,
+        Some(metadata_kind::Kind::Host(metadata_kind::Host {})) => MetadataOf::Endpoint,
+        None => return Err(Refused::new("kind", "is missing")),
+    };
+    context.asks_dynamic |= of == MetadataOf::Request;
+    let (filter, path) = filter::metadata_key(metadata_key).within("metadata_key")?;
+    Ok(TagValue::Format(Arc::new(LogFormat::metadata(of, filter, path)), default_value.into()))
 }
 
 fn tracer(context: &mut Context, value: Http) -> Converted<Tracer> {

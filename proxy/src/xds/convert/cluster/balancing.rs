@@ -2,9 +2,8 @@
 
 use super::super::common::{duration, optional, percent, unknown_type};
 use super::super::{Converted, Refused, Within as _, refuse, refuse_set};
-use super::labels::labels;
 use crate::config::{
-    Balancing, ClusterKind, Fallback, HashFunction, LbPolicy, RingHash, Selector, SlowStart, Subsets, ZoneAware,
+    Balancing, ClusterKind, Fallback, HashFunction, Labels, LbPolicy, RingHash, Selector, SlowStart, Subsets, ZoneAware,
 };
 use leno_xds::envoy::config::cluster::v3 as xds;
 use leno_xds::envoy::config::cluster::v3::cluster::{
@@ -246,7 +245,7 @@ fn subset_settings(value: LbSubsetConfig) -> Converted<Subsets> {
     Ok(Subsets {
         selectors,
         fallback,
-        default: default_subset.as_ref().map(labels).unwrap_or_default(),
+        default: default_subset.as_ref().map(Labels::of).unwrap_or_default(),
         list_as_any,
         panic_any: panic_mode_any,
         by_locality: locality_weight_aware,

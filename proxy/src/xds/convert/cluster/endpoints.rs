@@ -2,8 +2,8 @@
 
 use super::super::common::{address, filter_metadata, port, text};
 use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
-use super::{SOCKET_MATCH, Template, labels};
-use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Failed, Health, Locality, Spread, pipe};
+use super::{SOCKET_MATCH, Template};
+use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Failed, Health, LABELS, Labels, Locality, Spread, pipe};
 use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::config::core::v3::{self as core, HealthStatus, SocketAddress, socket_address::PortSpecifier};
 use leno_xds::envoy::config::endpoint::v3 as eds;
@@ -112,7 +112,7 @@ impl Template {
             (workload, identity) => WorkloadLabels::from_endpoint(workload.unwrap_or_default(), identity),
         };
         let tls = self.tls_for(socket_labels.unwrap_or(&Struct::default()));
-        let labels = filter_metadata(metadata.as_ref(), labels::LABELS).map(labels::labels).unwrap_or_default();
+        let labels = filter_metadata(metadata.as_ref(), LABELS).map(Labels::of).unwrap_or_default();
         let pipe = self.pipe(&address).within("endpoint.address.pipe")?;
         let (name, address) = match &pipe {
             Some((_, known)) => (None, *known),

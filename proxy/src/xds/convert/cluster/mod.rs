@@ -8,7 +8,6 @@ mod balancing;
 pub mod dns;
 mod endpoints;
 mod health;
-pub mod labels;
 mod limits;
 mod outlier;
 #[cfg(test)]

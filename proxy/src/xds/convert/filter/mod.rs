@@ -5,6 +5,7 @@ mod cors;
 pub mod discovery;
 mod fault;
 mod lua;
+mod metadata;
 mod mutation;
 mod ratelimit;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod tests;
 
 pub use cors::legacy as legacy_cors;
 use discovery::Discovered;
+pub use metadata::key as metadata_key;
 pub use mutation::list as header_mutations;
 pub use ratelimit::policies as rate_limits;
 
@@ -21,6 +23,7 @@ use crate::config::{
     CountedMethods, FilterEntry, FilterSetting, FilterSettings, FilterStats, HealthFilter, HttpFilter, RouterOptions,
     Share, StrictHeaders,
 };
+use crate::rbac::Decider;
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, Scope, ShadowStats};
 use crate::telemetry::policies::PolicyCounts;
 use leno_xds::envoy::config::core::v3::{
@@ -36,11 +39,13 @@ use leno_xds::envoy::extensions::filters::http::{
     grpc_stats::v3::{FilterConfig as GrpcStats, filter_config::PerMethodStatSpecifier},
     grpc_web::v3::GrpcWeb,
     header_mutation::v3::{HeaderMutation, HeaderMutationPerRoute},
+    header_to_metadata::v3::Config as HeaderToMetadata,
     health_check::v3::HealthCheck as Check,
     local_ratelimit::v3::LocalRateLimit,
     lua::v3::{Lua, LuaPerRoute},
     rbac::v3::{Rbac, RbacPerRoute},
     router::v3::Router,
+    set_metadata::v3::Config as SetMetadata,
 };
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::{HttpFilter as Entry, http_filter};
 use leno_xds::envoy::r#type::v3::{FractionalPercent, fractional_percent::DenominatorType};
@@ -143,7 +148,7 @@ fn filter(context: &mut Context, prefix: &str, any: &Any) -> Converted<Option<Ht
     } else if let Some(Cors {}) = optional(any)? {
         HttpFilter::Cors
     } else if let Some(value) = optional::<Rbac>(any)? {
-        HttpFilter::Rbac(Arc::new(rbac(value)?))
+        HttpFilter::Rbac(Arc::new(rbac(context, value)?))
     } else if let Some(value) = optional::<LocalRateLimit>(any)? {
         HttpFilter::LocalRateLimit(Arc::new(ratelimit::local(context, value)?))
     } else if let Some(HeaderMutation { mutations, most_specific_header_mutations_wins }) = optional(any)? {
@@ -164,12 +169,16 @@ fn filter(context: &mut Context, prefix: &str, any: &Any) -> Converted<Option<Ht
         HttpFilter::Decompressor(Arc::new(compression::decompressor(context, prefix, value)?))
     } else if let Some(value) = optional::<Check>(any)? {
         HttpFilter::HealthCheck(Arc::new(health_check(context, value)?))
+    } else if let Some(value) = optional::<HeaderToMetadata>(any)? {
+        HttpFilter::HeaderToMetadata(Arc::new(metadata::headers(value)?))
+    } else if let Some(value) = optional::<SetMetadata>(any)? {
+        HttpFilter::SetMetadata(metadata::fixed(value)?)
     } else {
         return Ok(None);
     }))
 }
 
-fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
+fn rbac(context: &mut Context, value: Rbac) -> Converted<crate::config::Rbac> {
     let Rbac {
         rules,
         rules_stat_prefix,
@@ -179,9 +188,12 @@ fn rbac(value: Rbac) -> Converted<crate::config::Rbac> {
         shadow_rules_stat_prefix,
         track_per_rule_stats: by_policy,
     } = value;
+    let rules = super::rbac::decider(rules, matcher, ["rules", "matcher"])?;
+    let shadow = super::rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?;
+    context.asks_dynamic |= rules.iter().chain(&shadow).any(Decider::asks_dynamic);
     Ok(crate::config::Rbac {
-        rules: super::rbac::decider(rules, matcher, ["rules", "matcher"])?,
-        shadow: super::rbac::decider(shadow_rules, shadow_matcher, ["shadow_rules", "shadow_matcher"])?,
+        rules,
+        shadow,
         prefix: rules_stat_prefix.into(),
         shadow_prefix: shadow_rules_stat_prefix.into(),
         by_policy,
@@ -296,7 +308,7 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
     } else if let Some(value) = optional::<CorsPolicy>(any)? {
         FilterSetting::Cors(Arc::new(cors::policy(context, value)?))
     } else if let Some(RbacPerRoute { rbac: value }) = optional(any)? {
-        FilterSetting::Rbac(value.map(rbac).transpose().within("rbac")?.map(Arc::new))
+        FilterSetting::Rbac(value.map(|value| rbac(context, value)).transpose().within("rbac")?.map(Arc::new))
     } else if let Some(value) = optional::<LocalRateLimit>(any)? {
         if value.token_bucket.is_none() {
             return Err(Refused::new("token_bucket", "is missing; a setting of a route must have one"));
@@ -305,6 +317,8 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
     } else if let Some(HeaderMutationPerRoute { mutations }) = optional(any)? {
         let mutation = mutation::mutations(context, mutations.unwrap_or_default()).within("mutations")?;
         FilterSetting::HeaderMutation(Arc::new(mutation))
+    } else if let Some(value) = optional::<HeaderToMetadata>(any)? {
+        FilterSetting::HeaderToMetadata(Arc::new(metadata::of_route(value)?))
     } else if let Some(value) = optional::<CompressorPerRoute>(any)? {
         match compression::of_route(value)? {
             Some(setting) => FilterSetting::Compressor(setting),

@@ -2,10 +2,11 @@
 
 use super::super::common::{cidr, duration, header_ops};
 use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
-use super::fraction;
+use super::{fraction, metadata};
 use crate::config::{
     Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
 };
+use crate::rbac::Source;
 use crate::telemetry::counters::{RateLimitStats, Scope};
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::route::v3 as route;
@@ -107,7 +108,7 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         )?,
         response_headers: header_ops(context, response_headers_to_add, Vec::new(), "response_headers")?,
         stage,
-        policies: policies(rate_limits).within("rate_limits")?,
+        policies: policies(context, rate_limits).within("rate_limits")?,
         host_policies,
         default_too: always_consume_default_token_bucket.unwrap_or(true),
         headers,
@@ -139,10 +140,13 @@ fn descriptor(value: LocalRateLimitDescriptor, most: u32) -> Converted<LimitedDe
 }
 
 /// What requests count as. Those with a `disable_key` are for limits that others enforce: here they count as nothing.
-pub fn policies(values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
-    let converted =
-        values.into_iter().enumerate().map(|(index, value)| policy(value).within(format_args!("[{index}]")));
-    converted.filter_map(Result::transpose).collect()
+pub fn policies(context: &mut Context, values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
+    let one = |(index, value)| policy(value).within(format_args!("[{index}]"));
+    let converted: Vec<RateLimitPolicy> =
+        values.into_iter().enumerate().map(one).filter_map(Result::transpose).collect::<Converted<_>>()?;
+    let asks = |action: &RateLimitAction| matches!(action, RateLimitAction::Metadata { of: Source::Request, .. });
+    context.asks_dynamic |= converted.iter().flat_map(|policy| &policy.actions).any(asks);
+    Ok(converted)
 }
 
 fn policy(value: route::RateLimit) -> Converted<Option<RateLimitPolicy>> {
@@ -229,8 +233,41 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
             }
         }
         Some(ActionSpecifier::SourceCluster(_)) => return unsupported("source_cluster"),
-        Some(ActionSpecifier::DynamicMetadata(_)) => return unsupported("dynamic_metadata"),
-        Some(ActionSpecifier::Metadata(_)) => return unsupported("metadata"),
+        // The older form of the next.
+        Some(ActionSpecifier::DynamicMetadata(value)) => {
+            let action::DynamicMetaData { descriptor_key, metadata_key, default_value } = value;
+            let (filter, path) = metadata::key(metadata_key).within("dynamic_metadata.metadata_key")?;
+            RateLimitAction::Metadata {
+                of: Source::Request,
+                filter,
+                path,
+                key: descriptor_key.into(),
+                default: default_value.into(),
+                skip_if_absent: false,
+            }
+        }
+        Some(ActionSpecifier::Metadata(value)) => {
+            let action::MetaData { descriptor_key, metadata_key, default_value, source, skip_if_absent } = value;
+            let of = match action::meta_data::Source::try_from(source) {
+                Ok(action::meta_data::Source::Dynamic) => Source::Request,
+                Ok(action::meta_data::Source::RouteEntry) => Source::Route,
+                _ => {
+                    return Err(Refused::new(
+                        "metadata.source",
+                        "is neither DYNAMIC nor ROUTE_ENTRY; others are not supported",
+                    ));
+                }
+            };
+            let (filter, path) = metadata::key(metadata_key).within("metadata.metadata_key")?;
+            RateLimitAction::Metadata {
+                of,
+                filter,
+                path,
+                key: descriptor_key.into(),
+                default: default_value.into(),
+                skip_if_absent,
+            }
+        }
         Some(ActionSpecifier::Extension(_)) => return unsupported("extension"),
         Some(ActionSpecifier::RemoteAddressMatch(value)) => {
             let action::RemoteAddressMatch { descriptor_value, descriptor_key, default_value, address_matcher } = value;

@@ -36,6 +36,37 @@ fn settings(table: &RouteTable) -> &FilterSettings {
 }
 
 #[test]
+fn rule_of_metadata_that_says_nothing_or_too_much_is_refused_by_its_path() {
+    let entry = || json!({"key": "k"});
+    for (rule, field) in [
+        (json!({"on_header_present": entry()}), "header"),
+        (json!({"header": "a", "cookie": "b", "on_header_present": entry()}), "cookie"),
+        (json!({"header": "a"}), "on_header_present"),
+        (json!({"header": "a", "on_header_present": {}}), "on_header_present.key"),
+        (json!({"header": "a", "on_header_missing": entry()}), "on_header_missing.value"),
+        (json!({"cookie": "a", "remove": true, "on_header_present": entry()}), "remove"),
+        (json!({"header": ":path", "remove": true, "on_header_present": entry()}), "remove"),
+        (
+            json!({"header": "a", "on_header_present": {"key": "k", "value": "v", "regex_value_rewrite": {}}}),
+            "on_header_present.regex_value_rewrite",
+        ),
+        (
+            json!({"header": "a", "on_header_present": {
+                "key": "k", "regex_value_rewrite": {"pattern": {"regex": "("}, "substitution": ""},
+            }}),
+            "on_header_present.regex_value_rewrite.pattern",
+        ),
+    ] {
+        let refused = filter("header_to_metadata.v3.Config", json!({"response_rules": [rule]})).unwrap_err();
+        assert_eq!(refused.field, format!("http_filters[0].typed_config.response_rules[0].{field}"));
+    }
+    let empty = json!({"f": typed("header_to_metadata.v3.Config", json!({}))});
+    let refused = table(empty).unwrap_err();
+    assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[f].request_rules");
+    assert!(filter("header_to_metadata.v3.Config", json!({})).is_ok(), "routes may say more");
+}
+
+#[test]
 fn fault_with_every_part_is_converted() {
     let fault = filter(
         "fault.v3.HTTPFault",
@@ -104,6 +135,12 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             json!({"mutations": {"query_parameter_mutations": [{"append": {"record": {"key": "a", "value": 1}}}]}}),
             "mutations.query_parameter_mutations[0].append.record.value",
         ),
+        (
+            "set_metadata.v3.Config",
+            json!({"metadata": [{"metadata_namespace": "a", "typed_value": {"@type": format!("{HTTP}.cors.v3.Cors")}}]}),
+            "metadata[0].typed_value",
+        ),
+        ("set_metadata.v3.Config", json!({"metadata": [{"value": {}}]}), "metadata[0].metadata_namespace"),
         ("buffer.v3.Buffer", json!({}), "max_request_bytes"),
         ("health_check.v3.HealthCheck", json!({"pass_through_mode": true}), "pass_through_mode"),
     ] {
