@@ -4,7 +4,7 @@ use crate::config::{Balancing, Spread};
 
 /// What a priority has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub struct Counts {
     /// Endpoints, whatever their health.
     pub(super) all: u64,
     /// Endpoints that are out of the reckoning.
@@ -18,6 +18,16 @@ pub(super) struct Counts {
 }
 
 impl Counts {
+    /// Whether there is nobody at all.
+    pub fn is_empty(&self) -> bool {
+        self.all == 0
+    }
+
+    /// Whether somebody is healthy or degraded.
+    pub fn has_usable(&self) -> bool {
+        self.healthy + self.degraded > 0
+    }
+
     /// Whether less than this percentage of those that count is usable.
     pub(super) fn are_too_few(&self, threshold: u8) -> bool {
         let known = self.all - self.excluded;

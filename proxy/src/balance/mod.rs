@@ -18,6 +18,7 @@ mod zone;
 #[cfg(test)]
 mod zone_tests;
 
+pub use load::Counts;
 pub use rng::Rng;
 pub use subset::MAX_SUBSETS;
 pub use zone::{Peers, Zones};
@@ -27,7 +28,6 @@ use crate::{
     pool::Host,
 };
 use group::Group;
-use load::Counts;
 use std::{cell::Cell, collections::HashMap, net::SocketAddr, rc::Rc, sync::Arc};
 use subset::SubsetTable;
 use zone::{Places, Zoning};
@@ -93,7 +93,12 @@ impl Balancer {
 
     /// Whether an endpoint is there that is healthy or degraded.
     pub fn has_usable(&self) -> bool {
-        self.plan.usable
+        self.plan.counts.iter().any(Counts::has_usable)
+    }
+
+    /// What each priority has, from the first.
+    pub fn counts(&self) -> &[Counts] {
+        &self.plan.counts
     }
 
     /// Chooses one. Where [`Balancing::skip_unreachable`] is set, those that could not be connected lately ([`Host::failed_lately`]) are
@@ -144,8 +149,8 @@ struct Plan {
     /// Running sums of percentages, and the group that each leads to; of a plan without endpoints, none.
     shares: Vec<(u32, usize)>,
     empty: bool,
-    /// Some endpoint is healthy or degraded.
-    usable: bool,
+    /// What each priority has.
+    counts: Vec<Counts>,
     skip_unreachable: bool,
 }
 
@@ -165,7 +170,6 @@ impl Plan {
         }
         let counts: Vec<Counts> = priorities.iter().map(|hosts| count(hosts)).collect();
         let loads = load::loads(&counts, balancing, spread);
-        let usable = counts.iter().any(|counts| counts.healthy + counts.degraded > 0);
         let mut plan = Self {
             groups: Vec::new(),
             zoning: whole
@@ -175,7 +179,7 @@ impl Plan {
             panics: Vec::new(),
             shares: Vec::new(),
             empty: all.is_empty(),
-            usable,
+            counts,
             skip_unreachable: balancing.skip_unreachable,
         };
         if plan.empty {
@@ -287,6 +291,19 @@ impl Plan {
         let all = || group.hosts().skip(from).chain(group.hosts().take(from));
         all().find(good).or_else(|| all().find(|host| !tried(host))).or_else(|| group.pick(policy, rng, hash, 0))
     }
+}
+
+/// A priority at random, by the load that each gets for what it has.
+pub fn choose_priority(priorities: &[Counts], balancing: &Balancing, rng: &Rng) -> Option<usize> {
+    let loads = load::loads(priorities, balancing, Spread::default());
+    let drawn = rng.below(100) as u32 + 1;
+    let healthy = loads.iter().map(|load| load.healthy).enumerate();
+    let shares = healthy.chain(loads.iter().map(|load| load.degraded).enumerate());
+    let mut sum = 0;
+    shares.into_iter().find_map(|(at, percent)| {
+        sum += percent;
+        (percent > 0 && drawn <= sum).then_some(at)
+    })
 }
 
 fn count(hosts: &[Rc<Host>]) -> Counts {

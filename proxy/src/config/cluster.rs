@@ -50,6 +50,8 @@ pub struct Cluster {
     pub ignore_health_on_removal: bool,
     /// Which address [`ClusterKind::OriginalDst`] means.
     pub original: OriginalDst,
+    /// The clusters that [`ClusterKind::Aggregate`] stands for, the first ones first.
+    pub members: Box<[ClusterId]>,
     /// How long a connection (TCP and TLS together) may take; default 10 s.
     pub connect_timeout: Duration,
     /// An idle pooled connection is closed after this; default one hour, zero is never.
@@ -131,6 +133,7 @@ impl Cluster {
             close_on_failure: false,
             ignore_health_on_removal: false,
             original: OriginalDst::default(),
+            members: Box::default(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
             max_requests_per_connection: 0,
@@ -165,6 +168,15 @@ pub enum ClusterKind {
     Dns,
     /// The address to which the client wanted to connect.
     OriginalDst,
+    /// Those of other clusters ([`Cluster::members`]).
+    Aggregate,
+}
+
+impl ClusterKind {
+    /// Whether the endpoint follows from what the cluster is, and not from a policy of its own.
+    pub fn chooses_itself(self) -> bool {
+        matches!(self, Self::OriginalDst | Self::Aggregate)
+    }
 }
 
 /// Which address an original destination is.

@@ -266,7 +266,7 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
         SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
         // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
         SideError::Broken(error) if !up.reused() && !up.answered() && is_alert(&error) => {
-            call.tally.cluster.iter().for_each(|cluster| cluster.stats().tls().connection_error.add(1));
+            call.tally.owner.iter().for_each(|owner| owner.stats().tls().connection_error.add(1));
             Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
         }
         SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
@@ -500,14 +500,16 @@ pub(super) async fn finish<D: Downstream>(
     }
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();
-    if let Some(cluster) = &call.tally.cluster {
-        cluster.stats().moved(wire);
+    if let Some(owner) = &call.tally.owner {
+        owner.stats().moved(wire);
         if faulty {
-            cluster.stats().cx_protocol_error.add(1);
+            owner.stats().cx_protocol_error.add(1);
         }
         if result.is_err() && !theirs && matches!(up, Up::Http2(_)) {
-            cluster.stats().rq_tx_reset.add(1);
+            owner.stats().rq_tx_reset.add(1);
         }
+    }
+    if let Some(cluster) = &call.tally.cluster {
         match &result {
             Err(Stop::Abort(_, "response_timeout")) => cluster.stats().rq_timeout.add(1),
             Err(Stop::Abort(_, "upstream_per_try_idle_timeout")) => cluster.stats().rq_per_try_idle_timeout.add(1),

@@ -3,7 +3,7 @@
 use crate::{
     balance::{PickContext, Rng},
     config::RetryPolicy,
-    pool::{ClusterState, Host},
+    pool::{Chosen, ClusterState, Find, Host},
 };
 use std::{cell::Cell, net::SocketAddr, rc::Rc};
 
@@ -22,12 +22,12 @@ pub(super) struct Attempted {
 
 impl Attempted {
     /// Takes note of an attempt that is followed by another.
-    pub(super) fn note(&mut self, host: &Host, policy: &RetryPolicy) {
+    pub(super) fn note(&mut self, Chosen { host, priority, .. }: &Chosen, policy: &RetryPolicy) {
         if policy.avoid_tried {
             self.hosts.push(host.address());
         }
         if let Some(every) = policy.other_priorities {
-            self.priorities.push(host.endpoint().priority);
+            self.priorities.push(*priority);
             self.due |= (self.priorities.len() as u32).is_multiple_of(every.max(1));
         }
     }
@@ -35,11 +35,12 @@ impl Attempted {
     /// Chooses the endpoint of the next attempt. `again` is the policy of an attempt that is not the first.
     pub(super) fn pick(
         &mut self,
-        cluster: &ClusterState,
+        cluster: &Rc<ClusterState>,
+        find: Find<'_>,
         rng: &Rng,
         context: &PickContext<'_>,
         again: Option<&RetryPolicy>,
-    ) -> Option<Rc<Host>> {
+    ) -> Option<Chosen> {
         let unwanted = again.map_or(&[][..], |policy| &policy.avoid_labels);
         let left = Cell::new(again.map_or(0, |policy| policy.choices));
         let hosts = &self.hosts;
@@ -53,15 +54,12 @@ impl Attempted {
         if std::mem::take(&mut self.due) {
             let bit = |priority: &u32| 1u128.checked_shl(*priority).unwrap_or(0);
             self.passed_over |= self.priorities.iter().map(bit).fold(0, |all, bit| all | bit);
-            if !cluster.can_pass_over(self.passed_over, rng) {
+            if !cluster.can_pass_over(find, self.passed_over, rng) {
                 // All were tried: from the beginning.
                 self.passed_over = 0;
                 self.priorities.clear();
             }
         }
-        match self.passed_over {
-            0 => cluster.pick(rng, context, tried),
-            passed_over => cluster.pick_passing_over(passed_over, rng, context, tried),
-        }
+        cluster.choose(find, rng, context, self.passed_over, tried)
     }
 }

@@ -92,6 +92,8 @@ pub struct Tally<'a> {
     pub(super) selected: Option<Selected<'a>>,
     /// The cluster.
     pub cluster: Option<Rc<ClusterState>>,
+    /// The one whose the endpoint is: the cluster itself, or one of those that it stands for.
+    pub owner: Option<Rc<ClusterState>>,
     /// The endpoint.
     pub host: Option<Rc<Host>>,
     /// This side's address towards the endpoint.
@@ -168,6 +170,7 @@ impl<'a> Tally<'a> {
             route: None,
             selected: None,
             cluster: None,
+            owner: None,
             host: None,
             upstream_local: None,
             upstream_time: None,

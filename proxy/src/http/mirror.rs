@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Forward, Mirror, Priority},
-    pool::{Aim, ClusterState, Outcome},
+    config::{ClusterKind, Forward, Mirror, Priority},
+    pool::{Aim, Chosen, ClusterState, Outcome},
     telemetry::ResponseFlags,
     worker::{Timer, Worker},
 };
@@ -190,28 +190,35 @@ impl Copy {
         self.cluster.stats().count(code, flags, attempts, micros, true);
     }
 
+    /// Where it goes.
+    fn choose(&self) -> Option<Chosen> {
+        let root = self.worker.root();
+        let context = PickContext::to(self.destination);
+        self.cluster.choose(&|id| root.cluster(id).cloned(), &self.worker.rng, &context, 0, |_| false)
+    }
+
     /// Sends it and reads the answer; what goes wrong ends it.
     async fn send(&self) -> Option<()> {
         let since = Instant::now();
-        if self.cluster.admit(Priority::Default).is_err() {
+        if self.cluster.config().kind != ClusterKind::Aggregate && self.cluster.admit(Priority::Default).is_err() {
             self.count(503, ResponseFlags::UPSTREAM_OVERFLOW, 0, since);
             return None;
         }
-        let Some(host) = self.cluster.pick(&self.worker.rng, &PickContext::to(self.destination), |_| false) else {
+        let Some(Chosen { cluster, host, .. }) = self.choose() else {
             self.count(503, ResponseFlags::NO_HEALTHY_UPSTREAM, 0, since);
             return None;
         };
         let _active = host.enter();
-        let http2 = connecting::speaks_http2(self.http2, &self.cluster, &host);
-        let aim = Aim::new(connecting::server_name(&self.head, &self.cluster, &host), None);
-        let limit = self.cluster.config().connect_timeout;
-        let connecting = connecting::connection(&self.worker, &self.cluster, &host, http2, Priority::Default, aim);
+        let http2 = connecting::speaks_http2(self.http2, &cluster, &host);
+        let aim = Aim::new(connecting::server_name(&self.head, &cluster, &host), None);
+        let limit = cluster.config().connect_timeout;
+        let connecting = connecting::connection(&self.worker, &cluster, &host, http2, Priority::Default, aim);
         let Ok(Ok((mut up, _counted))) = tokio::time::timeout(limit, connecting).await else {
             self.count(503, ResponseFlags::UPSTREAM_CONNECTION_FAILURE, 1, since);
-            self.cluster.note(&host, Outcome::Failed);
+            cluster.note(&host, Outcome::Failed);
             return None;
         };
-        self.cluster.stats().rq_total.add(1);
+        cluster.stats().rq_total.add(1);
         up.send_head(&self.head);
         let (mut timer, mut response) = (Timer::default(), ResponseHead::default());
         let mut sent = false;
@@ -244,20 +251,20 @@ impl Copy {
             }
         })
         .await;
-        self.cluster.stats().moved(up.wire());
+        cluster.stats().moved(up.wire());
         let dead = self.queue.borrow().dead;
         if answered {
             self.count(response.status, ResponseFlags::none(), 1, since);
-            self.cluster.note(&host, Outcome::Status(response.status));
+            cluster.note(&host, Outcome::Status(response.status));
         } else if Instant::now() >= self.until {
             self.count(504, ResponseFlags::UPSTREAM_TIMEOUT, 1, since);
-            self.cluster.note(&host, Outcome::Timeout);
+            cluster.note(&host, Outcome::Timeout);
         } else if self.handed.get() || !dead {
             self.count(503, ResponseFlags::UPSTREAM_CONNECTION_TERMINATION, 1, since);
-            self.cluster.note(&host, Outcome::Failed);
+            cluster.note(&host, Outcome::Failed);
         }
         if whole {
-            connecting::put_back(up, &host, &self.cluster);
+            connecting::put_back(up, &host, &cluster);
         }
         Some(())
     }

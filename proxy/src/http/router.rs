@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{Forward, Http2Options, LABELS, Labels, StrictHeaders},
+    config::{ClusterKind, Forward, Http2Options, LABELS, Labels, StrictHeaders},
     pool::{Outcome, Ticket},
     route::Selected,
     telemetry::ResponseFlags,
@@ -89,7 +89,7 @@ pub(super) async fn forward<'a, D: Downstream>(
     let policy = policy.filter(|policy| retry::fits(policy, call.request));
     let mut cookies = Vec::new();
     // Nobody is given a cookie for a cluster that does not look at it.
-    let hashes = cluster.config().policy.is_hashed();
+    let hashes = cluster.looks_at_hashes(&|id| call.root.cluster(id).cloned());
     let hashed_by = if hashed_by.is_empty() { &forward.hash[..] } else { hashed_by };
     let hash = if hashes { hash::of(call, hashed_by, &mut cookies) } else { None };
     if !cookies.is_empty() {
@@ -97,7 +97,8 @@ pub(super) async fn forward<'a, D: Downstream>(
     }
     let labels = labels(call, selected, forward);
     let context = PickContext { hash, labels: labels.as_deref(), ..PickContext::to(destination(call, cluster)) };
-    if cluster.admit(limits.priority).is_err() {
+    // What stands for others has no requests of its own.
+    if cluster.config().kind != ClusterKind::Aggregate && cluster.admit(limits.priority).is_err() {
         // Where no connection is free, a client may send its request to the end as if one had been made.
         if !cluster.has_free_connection(limits.priority) {
             forget::rest(call, down, body).await;
@@ -119,27 +120,30 @@ pub(super) async fn forward<'a, D: Downstream>(
     let mut timed_out = false;
     let mut retry_ticket: Option<Ticket> = None;
     loop {
-        let host = attempted
-            .pick(cluster, &call.worker.rng, &context, policy.filter(|_| retries > 0))
+        let find = |id| call.root.cluster(id).cloned();
+        let chosen = attempted
+            .pick(cluster, &find, &call.worker.rng, &context, policy.filter(|_| retries > 0))
             .ok_or(reply::NO_HEALTHY_UPSTREAM)?;
+        let (owner, host) = (&chosen.cluster, &chosen.host);
         if std::mem::take(&mut copies)
             && let Some(feeds) = mirror::begin(call, forward)
         {
             body.feed(feeds);
         }
+        call.tally.owner = Some(owner.clone());
         call.tally.host = Some(host.clone());
         call.tally.unsent = false;
         call.tally.attempts = u16::try_from(retries + 1).unwrap_or(u16::MAX);
-        edit::for_attempt(call, forward, &host, retries == 0);
+        edit::for_attempt(call, forward, host, retries == 0);
         if retries > 0 {
             tell_attempt(call, selected, retries, timed_out, &limits);
         }
         if call.tally.trace.is_some() {
-            trace::on_attempt(call, &host, retries + 1);
+            trace::on_attempt(call, host, retries + 1);
         }
         let active = host.enter();
         let budget = Budget::of_attempt(cluster, &limits);
-        let (failure, or_else, free, pause) = match attempt::begin(call, down, cluster, &host, body, &mut limits, line)
+        let (failure, or_else, free, pause) = match attempt::begin(call, down, owner, host, body, &mut limits, line)
             .await
         {
             Ok((up, _counted)) => {
@@ -149,8 +153,8 @@ pub(super) async fn forward<'a, D: Downstream>(
                 let policy = policy.filter(|_| !call.tally.interim);
                 call.response.headers.join_of_answer();
                 let failure = outcome::of_answer(call, policy);
-                let not_sent = outcome::note_health(call, cluster, &host);
-                outcome::note_answer(call, cluster, &host, failure);
+                let not_sent = outcome::note_health(call, owner, host);
+                outcome::note_answer(call, owner, host, failure);
                 let again = policy
                     .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
                 // The rest of a request that has not come whole follows what was kept of it.
@@ -171,7 +175,7 @@ pub(super) async fn forward<'a, D: Downstream>(
                         call.tally.code = call.response.status;
                         outcome::give_up(call);
                         redirect::count(call, cluster, up.wire());
-                        connecting::discard(up, &host, cluster).await;
+                        connecting::discard(up, host, owner).await;
                         if !body.redirect(call.request.body == BodyLength::Empty) {
                             call.request.body = BodyLength::Empty;
                         }
@@ -191,8 +195,8 @@ pub(super) async fn forward<'a, D: Downstream>(
                 cluster.stats().retried.count(call.response.status);
                 outcome::give_up(call);
                 tracked::ended(call, cluster, 0);
-                cluster.stats().moved(up.wire());
-                connecting::discard(up, &host, cluster).await;
+                owner.stats().moved(up.wire());
+                connecting::discard(up, host, owner).await;
                 let random = call.worker.rng.next();
                 let pause = policy
                     .and_then(|policy| retry::asked_backoff(policy, &call.response.headers, SystemTime::now(), random));
@@ -204,7 +208,7 @@ pub(super) async fn forward<'a, D: Downstream>(
                 }
                 if matches!(&stop, Stop::Reply(reply) if reply.details == reply::TIMEOUT.details) {
                     cluster.stats().rq_timeout.add(1);
-                    cluster.note(&host, Outcome::Timeout);
+                    owner.note(host, Outcome::Timeout);
                 }
                 return Err(stop);
             }
@@ -213,10 +217,10 @@ pub(super) async fn forward<'a, D: Downstream>(
                     trace::on_attempt_ended(call, trace::Ended::by(&reply), None);
                 }
                 match failure {
-                    Failure::PerTryTimeout => cluster.note(&host, Outcome::Timeout),
+                    Failure::PerTryTimeout => owner.note(host, Outcome::Timeout),
                     // The endpoint had closed it while it was idle: that is no failure.
                     Failure::Reset { reused: true, answered: false, .. } => {}
-                    _ => cluster.note(&host, Outcome::Failed),
+                    _ => owner.note(host, Outcome::Failed),
                 }
                 let free = failure.is_unsent() && cluster.config().balancing.skip_unreachable;
                 (failure, reply, free, None)
@@ -265,7 +269,7 @@ pub(super) async fn forward<'a, D: Downstream>(
         if line == Line::New {
             line = Line::Any;
         }
-        attempted.note(&host, policy);
+        attempted.note(&chosen, policy);
         if pause.is_some() {
             cluster.stats().rq_backoff_limited.add(1);
         }
@@ -386,16 +390,16 @@ async fn relay<'a, D: Downstream>(
     if told && let Some(host) = &call.tally.host {
         outcome::count_call(host, &result, call.tally.grpc_status);
     }
-    if let (false, Some(host), Some(cluster)) = (tunnel, &call.tally.host, &call.tally.cluster) {
-        outcome::note_broken(cluster, host, &result);
+    if let (false, Some(host), Some(owner)) = (tunnel, &call.tally.host, &call.tally.owner) {
+        outcome::note_broken(owner, host, &result);
     }
     call.tally.request_bytes = before + body.read();
     if let Some(cluster) = &call.tally.cluster {
         tracked::ended(call, cluster, call.tally.response_bytes);
     }
     result?;
-    if let (Some(host), Some(cluster)) = (&call.tally.host, &call.tally.cluster) {
-        connecting::put_back(up, host, cluster);
+    if let (Some(host), Some(owner)) = (&call.tally.host, &call.tally.owner) {
+        connecting::put_back(up, host, owner);
     }
     Ok(())
 }

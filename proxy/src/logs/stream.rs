@@ -7,7 +7,7 @@
 use crate::balance::PickContext;
 use crate::config::{LogServer, LogStream, Priority};
 use crate::http::{self, BodyLength, Piece, RequestHead, ResponseHead, Upstream, upstream::Up};
-use crate::pool::{Active, Aim, Host, Ticket};
+use crate::pool::{Active, Aim, Chosen, Ticket};
 use crate::worker::Worker;
 use crate::xds::backoff::Backoff;
 use std::cell::RefCell;
@@ -200,7 +200,9 @@ impl Open {
         let root = worker.root();
         let cluster = root.cluster(server.cluster)?;
         cluster.admit(Priority::Default).ok()?;
-        let host: Rc<Host> = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
+        let find = |id| root.cluster(id).cloned();
+        let Chosen { cluster, host, .. } = cluster.choose(&find, &worker.rng, &PickContext::to(None), 0, |_| false)?;
+        let cluster = &cluster;
         let head = head(server);
         let http2 = http::speaks_http2(true, cluster, &host);
         let aim = Aim::new(http::server_name(&head, cluster, &host), None);

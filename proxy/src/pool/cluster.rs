@@ -5,7 +5,7 @@ use super::{
     breakers::{Count, Overflow, Place, Shared, Ticket},
 };
 use crate::{
-    balance::{Balancer, Peers, PickContext, Rng, Zones},
+    balance::{Balancer, Counts, Peers, PickContext, Rng, Zones},
     config::{
         Cluster, ClusterKind, Endpoint, Health, Home, LbPolicy, Limits, OutlierDetection, Priority, Track,
         UpstreamProtocol,
@@ -375,6 +375,8 @@ impl ClusterState {
                 }
                 picked
             }
+            // Its endpoints are others' ([`Self::choose`]).
+            ClusterKind::Aggregate => None,
             ClusterKind::OriginalDst => {
                 let mut destination = context.destination?;
                 if let Some(port) = self.config.original.port {
@@ -385,10 +387,9 @@ impl ClusterState {
         }
     }
 
-    /// Whether an endpoint of another priority than these (one bit each) can serve.
-    pub fn can_pass_over(&self, priorities: u128, rng: &Rng) -> bool {
-        matches!(self.config.kind, ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns)
-            && self.without(priorities, rng).has_usable()
+    /// What each priority has, from the first.
+    pub fn counts(&self) -> &[Counts] {
+        self.balancer.counts()
     }
 
     /// As [`Self::pick`], from the endpoints of other priorities than these (one bit each).
@@ -403,7 +404,7 @@ impl ClusterState {
     }
 
     /// A balancer over the endpoints of other priorities.
-    fn without(&self, priorities: u128, rng: &Rng) -> Rc<Balancer> {
+    pub(super) fn without(&self, priorities: u128, rng: &Rng) -> Rc<Balancer> {
         let mut partial = self.partial.borrow_mut();
         if let Some((_, balancer)) = partial.iter().find(|(without, _)| *without == priorities) {
             return balancer.clone();

@@ -5,11 +5,13 @@
 //! and the busy ones are closed when they become idle.
 
 mod breakers;
+mod choose;
 mod cluster;
 mod connect;
 mod outcome;
 
 pub use breakers::{Overflow, Ticket};
+pub use choose::{Chosen, Find};
 pub use cluster::{Admission, ClusterState};
 pub use connect::{Aim, Birth, ConnectError, Connected, DELAYED, IMMEDIATE, Via, connect, connect_for, connect_via};
 pub(crate) use connect::{Names, establish};

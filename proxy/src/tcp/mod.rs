@@ -9,7 +9,7 @@ use crate::{
     config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::{Place, Stream},
-    pool::{ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
+    pool::{Chosen, ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
     telemetry::{
@@ -40,6 +40,8 @@ struct Told {
     wall: Option<SystemTime>,
     flags: ResponseFlags,
     cluster: Option<Rc<ClusterState>>,
+    /// The one whose the endpoint is.
+    owner: Option<Rc<ClusterState>>,
     host: Option<Rc<Host>>,
     local: Option<std::net::SocketAddr>,
     connected: bool,
@@ -76,9 +78,9 @@ pub async fn serve(
     }
     carry(&worker, stream, first, (&conn, &place), &proxy, start, &mut told).await;
     told.observe();
-    if let Some(cluster) = &told.cluster {
-        cluster.stats().cx_rx_bytes_total.add(told.sent);
-        cluster.stats().cx_tx_bytes_total.add(told.received);
+    if let Some(owner) = &told.owner {
+        owner.stats().cx_rx_bytes_total.add(told.sent);
+        owner.stats().cx_tx_bytes_total.add(told.received);
     }
     told.count(&proxy.stats);
     told.log(&worker, &conn, &proxy, start, LogKind::TcpConnectionEnd);
@@ -218,10 +220,12 @@ async fn carry(
     // A connection may last for days, and shall not keep a configuration for so long.
     drop(root);
     told.cluster = Some(cluster.clone());
-    let (up, host) = match open(worker, &cluster, conn, proxy, &wanted, start, told).await {
-        Some(open) => open,
-        None => return,
-    };
+    let (up, Chosen { cluster: owner, host, .. }) =
+        match open(worker, &cluster, conn, proxy, &wanted, start, told).await {
+            Some(open) => open,
+            None => return,
+        };
+    told.owner = Some(owner.clone());
     let _active = host.enter();
     told.connected = true;
     told.local = match &up {
@@ -255,7 +259,7 @@ async fn carry(
     ends.gone = drains.then(|| -> Pin<Box<dyn Future<Output = ()>>> { Box::pin(worker.outlived(place)) });
     let moved = match up {
         Way::Direct(mut up, ticket) => {
-            if cluster.config().close_on_failure {
+            if owner.config().close_on_failure {
                 ends.lost = Some(Box::pin(host.lost()));
             }
             let moved = copy::both(&mut stream, &mut up.stream, first, ends, &recorder).await;
@@ -354,7 +358,7 @@ async fn open(
     wanted: &PickContext<'_>,
     start: Instant,
     told: &mut Told,
-) -> Option<(Way, Rc<Host>)> {
+) -> Option<(Way, Chosen)> {
     let mut tried = Vec::new();
     for attempt in 0..proxy.connect_attempts.max(1) {
         if let (Some((base, max)), Some(before)) = (proxy.backoff, attempt.checked_sub(1)) {
@@ -362,20 +366,25 @@ async fn open(
             let drawn = worker.rng.below(u64::try_from(longest.as_micros()).unwrap_or(u64::MAX).max(1));
             tokio::time::sleep(Duration::from_micros(drawn)).await;
         }
-        let Some(host) = cluster.pick(&worker.rng, wanted, |host| tried.contains(&host.address())) else {
+        let tried_already = |host: &Host| tried.contains(&host.address());
+        let root = worker.root();
+        let chosen = cluster.choose(&|id| root.cluster(id).cloned(), &worker.rng, wanted, 0, tried_already);
+        drop(root);
+        let Some(chosen) = chosen else {
             told.flags |= ResponseFlags::NO_HEALTHY_UPSTREAM;
             told.endings.down_reason = Some(NO_ENDPOINT);
             return None;
         };
+        let (owner, host) = (&chosen.cluster, &chosen.host);
         if let Some(observed) = &mut told.observed {
             observed.attempted.push((host.address(), host.endpoint().hostname.clone()));
         }
         told.host = Some(host.clone());
         told.attempts = told.attempts.saturating_add(1);
         let connected = match &proxy.tunnel {
-            None => connect_once(worker, cluster, &host, conn).await.map(|(up, ticket)| Way::Direct(up, ticket)),
+            None => connect_once(worker, owner, host, conn).await.map(|(up, ticket)| Way::Direct(up, ticket)),
             Some(wanted) => {
-                let up = Box::pin(tunnel::open(worker, cluster, &host, conn, wanted, proxy.idle_timeout)).await;
+                let up = Box::pin(tunnel::open(worker, owner, host, conn, wanted, proxy.idle_timeout)).await;
                 up.map(|(up, ticket)| Way::Tunnel(Box::new(up), ticket))
             }
         };
@@ -392,8 +401,8 @@ async fn open(
                     };
                     observed.connected(birth, start);
                 }
-                cluster.note_connection(&host, Outcome::Connected);
-                return Some((way, host));
+                owner.note_connection(host, Outcome::Connected);
+                return Some((way, chosen));
             }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
@@ -402,10 +411,10 @@ async fn open(
             }
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
-                cluster.stats().rq_pending_failure_eject.add(1);
+                owner.stats().rq_pending_failure_eject.add(1);
                 told.failure = Some(error.reason());
                 let timeout = matches!(error, ConnectError::Timeout(..));
-                cluster.note_connection(&host, if timeout { Outcome::Timeout } else { Outcome::Failed });
+                owner.note_connection(host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());
             }
         }

@@ -12,7 +12,7 @@ use super::{otlp, span::Span, zipkin};
 use crate::{
     balance::PickContext,
     config::{HeaderText, Priority, SpanTransport, Tracer},
-    pool::Aim,
+    pool::{Aim, Chosen},
     worker::{Timer, Worker},
 };
 use std::{
@@ -162,7 +162,9 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     body.extend_from_slice(&message);
     let head = head(tracer, body.len() as u64);
     cluster.admit(Priority::Default).ok()?;
-    let host = cluster.pick(&worker.rng, &PickContext::to(None), |_| false)?;
+    let find = |id| root.cluster(id).cloned();
+    let Chosen { cluster, host, .. } = cluster.choose(&find, &worker.rng, &PickContext::to(None), 0, |_| false)?;
+    let cluster = &cluster;
     let _active = host.enter();
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
     let aim = Aim::new(connecting::server_name(&head, cluster, &host), None);

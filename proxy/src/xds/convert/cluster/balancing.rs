@@ -60,10 +60,13 @@ fn by_name(
 ) -> Converted<LbPolicy> {
     use xds::cluster::LbPolicy as Name;
     let name = Name::try_from(lb_policy).map_err(|_| Refused::new("lb_policy", "is not known to this proxy"))?;
-    if kind == ClusterKind::OriginalDst {
+    if kind.chooses_itself() {
         return match name {
             Name::ClusterProvided => Ok(LbPolicy::RoundRobin),
-            _ => Err(Refused::new("lb_policy", "of a cluster of original destinations is CLUSTER_PROVIDED")),
+            _ => Err(Refused::new(
+                "lb_policy",
+                "of an aggregate cluster, or one of original destinations, is CLUSTER_PROVIDED",
+            )),
         };
     }
     match (name, config) {
@@ -99,9 +102,10 @@ fn by_name(
         (Name::LeastRequest, _) => Ok(LbPolicy::LeastRequest { choices: 2 }),
         (Name::RingHash, _) => ring(None, None, HashFunction::XxHash),
         (Name::Maglev, _) => maglev(None),
-        (Name::ClusterProvided, _) => {
-            Err(Refused::new("lb_policy", "CLUSTER_PROVIDED is only for clusters of original destinations"))
-        }
+        (Name::ClusterProvided, _) => Err(Refused::new(
+            "lb_policy",
+            "CLUSTER_PROVIDED is only for aggregate clusters and those of original destinations",
+        )),
         (Name::LoadBalancingPolicyConfig, _) => Err(Refused::new("load_balancing_policy", "is missing")),
     }
 }
@@ -311,12 +315,12 @@ fn one_extension(
     if let Some(config) = optional::<extensions::cluster_provided::v3::ClusterProvided>(any)? {
         let extensions::cluster_provided::v3::ClusterProvided {} = config;
         return match kind {
-            ClusterKind::OriginalDst => Ok(Some(LbPolicy::RoundRobin)),
-            _ => Err(Refused::new("", "is only for clusters of original destinations")),
+            kind if kind.chooses_itself() => Ok(Some(LbPolicy::RoundRobin)),
+            _ => Err(Refused::new("", "is only for aggregate clusters and those of original destinations")),
         };
     }
-    if kind == ClusterKind::OriginalDst {
-        return Err(Refused::new("", "of a cluster of original destinations is ClusterProvided"));
+    if kind.chooses_itself() {
+        return Err(Refused::new("", "of an aggregate cluster, or one of original destinations, is ClusterProvided"));
     }
     if let Some(config) = optional::<extensions::round_robin::v3::RoundRobin>(any)? {
         let extensions::round_robin::v3::RoundRobin { slow_start_config, locality_lb_config } = config;

@@ -19,7 +19,7 @@ pub use upstream::Sockets;
 
 use super::common::{filter_metadata, is_set, optional, port, positive, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
-use crate::config::{ClientTls, Cluster, ClusterKind, Dns, OriginalDst, Probe, Track, UpstreamProtocol};
+use crate::config::{ClientTls, Cluster, ClusterId, ClusterKind, Dns, OriginalDst, Probe, Track, UpstreamProtocol};
 use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
 use crate::telemetry::{ServiceLabels, WorkloadLabels};
 use leno_xds::envoy::config::cluster::v3 as xds;
@@ -29,7 +29,7 @@ use leno_xds::envoy::config::cluster::v3::cluster::{
     TransportSocketMatch,
 };
 use leno_xds::envoy::config::core::v3::Metadata;
-use leno_xds::envoy::extensions::clusters::dns::v3::DnsCluster;
+use leno_xds::envoy::extensions::clusters::{aggregate::v3::ClusterConfig as Aggregate, dns::v3::DnsCluster};
 use leno_xds::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use leno_xds::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
 use prost_types::{ListValue, Struct, Value, value::Kind};
@@ -171,7 +171,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     positive(cleanup_interval, "cleanup_interval")?;
     preconnect(preconnect_policy).within("preconnect_policy")?;
     let id = context.cluster(&name).within("name")?;
-    let (kind, logical, found_by) = kind(cluster_discovery_type)?;
+    let Shape { kind, logical, found_by, members } = shape(context, cluster_discovery_type)?;
     let endpoints = match (kind, eds_cluster_config) {
         (ClusterKind::Eds, Some(EdsClusterConfig { eds_config, service_name })) => {
             let resource = if service_name.is_empty() { name.clone() } else { service_name };
@@ -196,6 +196,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         _ => tls::client(context, transport_socket).within("transport_socket")?,
     };
     let mut cluster = Cluster::new(id, name.as_str(), kind);
+    cluster.members = members;
     if !alt_stat_name.is_empty() {
         cluster.observability_name = alt_stat_name.into();
     }
@@ -360,27 +361,57 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
     Ok(template)
 }
 
-/// How endpoints are found, and whether names stand for one endpoint each.
-fn kind(value: Option<ClusterDiscoveryType>) -> Converted<(ClusterKind, bool, Option<DnsCluster>)> {
+/// What a cluster's type says.
+struct Shape {
+    /// How endpoints are found.
+    kind: ClusterKind,
+    /// Whether names stand for one endpoint each.
+    logical: bool,
+    /// What the extension says that finds them by name.
+    found_by: Option<DnsCluster>,
+    /// The clusters that it stands for.
+    members: Box<[ClusterId]>,
+}
+
+impl From<ClusterKind> for Shape {
+    fn from(kind: ClusterKind) -> Self {
+        Self { kind, logical: false, found_by: None, members: Box::default() }
+    }
+}
+
+fn shape(context: &mut Context, value: Option<ClusterDiscoveryType>) -> Converted<Shape> {
     let kind = match value {
-        None => return Ok((ClusterKind::Static, false, None)),
+        None => return Ok(ClusterKind::Static.into()),
         Some(ClusterDiscoveryType::Type(kind)) => DiscoveryType::try_from(kind),
         Some(ClusterDiscoveryType::ClusterType(xds::cluster::CustomClusterType { name, typed_config })) => {
             let any = typed_config.unwrap_or_default();
-            return match optional::<DnsCluster>(&any).within("cluster_type.typed_config")? {
-                Some(own) => Ok((ClusterKind::Dns, own.all_addresses_in_single_endpoint, Some(own))),
-                None => Err(Refused::new("cluster_type", format!("`{name}` is not supported by this proxy"))),
-            };
+            if let Some(own) = optional::<DnsCluster>(&any).within("cluster_type.typed_config")? {
+                let logical = own.all_addresses_in_single_endpoint;
+                return Ok(Shape { logical, found_by: Some(own), ..ClusterKind::Dns.into() });
+            }
+            if let Some(Aggregate { clusters }) = optional(&any).within("cluster_type.typed_config")? {
+                let members = members(context, &clusters).within("cluster_type.typed_config")?;
+                return Ok(Shape { members, ..ClusterKind::Aggregate.into() });
+            }
+            return Err(Refused::new("cluster_type", format!("`{name}` is not supported by this proxy")));
         }
     };
     match kind {
-        Ok(DiscoveryType::Static) => Ok((ClusterKind::Static, false, None)),
-        Ok(DiscoveryType::Eds) => Ok((ClusterKind::Eds, false, None)),
-        Ok(DiscoveryType::StrictDns) => Ok((ClusterKind::Dns, false, None)),
-        Ok(DiscoveryType::LogicalDns) => Ok((ClusterKind::Dns, true, None)),
-        Ok(DiscoveryType::OriginalDst) => Ok((ClusterKind::OriginalDst, false, None)),
+        Ok(DiscoveryType::Static) => Ok(ClusterKind::Static.into()),
+        Ok(DiscoveryType::Eds) => Ok(ClusterKind::Eds.into()),
+        Ok(DiscoveryType::StrictDns) => Ok(ClusterKind::Dns.into()),
+        Ok(DiscoveryType::LogicalDns) => Ok(Shape { logical: true, ..ClusterKind::Dns.into() }),
+        Ok(DiscoveryType::OriginalDst) => Ok(ClusterKind::OriginalDst.into()),
         Err(_) => Err(Refused::new("type", "is not known to this proxy")),
     }
+}
+
+/// The clusters that one stands for. They need not be there yet.
+fn members(context: &mut Context, names: &[String]) -> Converted<Box<[ClusterId]>> {
+    if names.is_empty() {
+        return Err(Refused::new("clusters", "is empty; name the clusters that it stands for, the first ones first"));
+    }
+    names.iter().enumerate().map(|(at, name)| context.cluster(name).within(format_args!("clusters[{at}]"))).collect()
 }
 
 fn original(value: OriginalDstLbConfig) -> Converted<OriginalDst> {

@@ -91,6 +91,30 @@ fn endpoints_when_the_cluster_is_that_of_the_proxies_then_they_have_no_later_pri
 }
 
 #[test]
+fn aggregate_when_it_names_no_clusters_or_chooses_otherwise_then_it_is_refused_by_its_path() {
+    let aggregate = |clusters: Value, mut more: Value| {
+        let kind = "type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig";
+        let own = json!({"@type": kind, "clusters": clusters});
+        more["name"] = json!("all");
+        more["cluster_type"] = json!({"name": "envoy.clusters.aggregate", "typed_config": own});
+        let mut context = Context::new("cluster.local");
+        let ids = [context.cluster("a").unwrap(), context.cluster("b").unwrap()];
+        let template = template(&mut context, leno_xds::json::from_value(&more).unwrap());
+        template.map(|template| (template.cluster.kind, *template.cluster.members == ids))
+    };
+    let provided = || json!({"lb_policy": "CLUSTER_PROVIDED"});
+    assert_eq!(aggregate(json!(["a", "b"]), provided()), Ok((ClusterKind::Aggregate, true)));
+    for (clusters, more, path) in [
+        (json!([]), provided(), "cluster_type.typed_config.clusters"),
+        (json!(["a", ""]), provided(), "cluster_type.typed_config.clusters[1]"),
+        (json!(["a"]), json!({"lb_policy": "RANDOM"}), "lb_policy"),
+        (json!(["a"]), json!({"lb_policy": "CLUSTER_PROVIDED", "load_assignment": {}}), "load_assignment"),
+    ] {
+        assert_eq!(aggregate(clusters, more).unwrap_err().field, path);
+    }
+}
+
+#[test]
 fn cluster_when_a_policy_cannot_be_put_in_force_then_it_is_refused_by_its_path() {
     for (value, path) in [
         (json!({"lb_policy": "MAGLEV", "maglev_lb_config": {"table_size": 10}}), "maglev_lb_config.table_size"),
