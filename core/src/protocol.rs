@@ -13,6 +13,8 @@ pub enum Protocol {
     Http2,
     /// gRPC, which is HTTP/2.
     Grpc,
+    /// gRPC, of clients that may speak gRPC-Web: their calls are made calls of gRPC.
+    GrpcWeb,
     /// Anything else over TCP.
     Tcp,
     /// TLS of the application's own, which is passed on unopened.
@@ -31,6 +33,7 @@ impl fmt::Display for Protocol {
             Self::Http => "HTTP",
             Self::Http2 => "HTTP/2",
             Self::Grpc => "gRPC",
+            Self::GrpcWeb => "gRPC-Web",
             Self::Tcp => "TCP",
             Self::Tls => "TLS",
             Self::Auto => "detected",
@@ -46,9 +49,9 @@ impl Protocol {
             return protocol;
         }
         let prefix = name.split('-').next().unwrap_or_default();
-        // `grpc-web` is the one protocol whose name has a dash; it is carried by HTTP/1.1.
+        // The one protocol whose name has a dash.
         if name == "grpc-web" || name.starts_with("grpc-web-") {
-            return Self::Http;
+            return Self::GrpcWeb;
         }
         match Self::parse(prefix) {
             Some(protocol) => protocol,
@@ -60,9 +63,10 @@ impl Protocol {
     /// A protocol by its name, in any case; `None` when the name says nothing.
     fn parse(name: &str) -> Option<Self> {
         Some(match name.to_ascii_lowercase().as_str() {
-            "http" | "grpc-web" | "kubernetes.io/ws" => Self::Http,
+            "http" | "kubernetes.io/ws" => Self::Http,
             "http2" | "h2c" | "kubernetes.io/h2c" => Self::Http2,
             "grpc" => Self::Grpc,
+            "grpc-web" => Self::GrpcWeb,
             "tls" | "https" | "kubernetes.io/wss" => Self::Tls,
             "tcp" | "mongo" | "mysql" | "redis" => Self::Tcp,
             _ => return None,
@@ -71,7 +75,7 @@ impl Protocol {
 
     /// Whether HTTP of any version is known to be spoken.
     pub fn is_http(self) -> bool {
-        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb)
     }
 
     /// Whether it is known that no HTTP is spoken in the open.
@@ -81,7 +85,7 @@ impl Protocol {
 
     /// Whether HTTP/2 is known to be spoken.
     pub fn is_http2(self) -> bool {
-        matches!(self, Self::Http2 | Self::Grpc)
+        matches!(self, Self::Http2 | Self::Grpc | Self::GrpcWeb)
     }
 }
 
@@ -95,7 +99,9 @@ mod tests {
         assert_eq!(Protocol::of_port(None, "http-web", 80), Protocol::Http);
         assert_eq!(Protocol::of_port(None, "http", 80), Protocol::Http);
         assert_eq!(Protocol::of_port(None, "https", 443), Protocol::Tls);
-        assert_eq!(Protocol::of_port(None, "grpc-web", 80), Protocol::Http);
+        assert_eq!(Protocol::of_port(None, "grpc-web", 80), Protocol::GrpcWeb);
+        assert_eq!(Protocol::of_port(Some("grpc-web"), "http", 80), Protocol::GrpcWeb);
+        assert_eq!(Protocol::of_port(None, "grpc-website", 80), Protocol::Grpc);
         assert_eq!(Protocol::of_port(Some("kubernetes.io/h2c"), "", 80), Protocol::Http2);
         assert_eq!(Protocol::of_port(Some("kubernetes.io/ws"), "tcp", 80), Protocol::Http);
         assert_eq!(Protocol::of_port(Some("kubernetes.io/wss"), "http", 80), Protocol::Tls);

@@ -1,8 +1,8 @@
 //! Which rules and which policy hold for a service, as a client sees it.
 //!
 //! A namespace shapes its own outbound traffic and its own services, not another's: only objects of the client's namespace
-//! and of the service's count, and the client's own come first. Among those of one namespace the more specific host wins,
-//! then the oldest, then namespace and name.
+//! and of the service's count, and those of the mesh's own, whose objects are for everybody. The client's come first, then the
+//! service's, then the mesh's. Among those of one namespace the more specific host wins, then the oldest, then namespace and name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl<'a> Index<'a> {
             .filter(|(_, rules)| rules.export_to.includes(&client.namespace))
             .filter(|(_, rules)| have_some(rules))
             .filter_map(|(rank, rules)| {
-                let side = side(&rules.origin.namespace, client, service)?;
+                let side = self.side(&rules.origin.namespace, client, service)?;
                 Some(((side, rank, rules.created, &rules.origin), rules))
             })
             .min_by(|(a, _), (b, _)| a.cmp(b))
@@ -89,7 +89,7 @@ impl<'a> Index<'a> {
             .of(&service.host)
             .filter(|(_, policy)| policy.export_to.includes(&client.namespace))
             .filter_map(|(rank, policy)| {
-                let side = side(&policy.origin.namespace, client, service)?;
+                let side = self.side(&policy.origin.namespace, client, service)?;
                 // One for certain clients comes before one for all, and is for clients of its own namespace only.
                 let chosen = match &policy.clients {
                     None => 1,
@@ -145,6 +145,12 @@ impl<'a> Index<'a> {
         Ok(ClusterName { port: number, subset: subset.clone().unwrap_or_default(), host: host.clone() })
     }
 
+    /// 0 for an object of the client's namespace, 1 for one of the service's, 2 for one of the mesh's, `None` for others.
+    fn side(&self, namespace: &str, client: &ClientScope, service: &Service) -> Option<u8> {
+        let own = [&client.namespace, &service.key.namespace, &self.snapshot.mesh.system_namespace];
+        own.iter().position(|own| *own == namespace).map(|at| at as u8)
+    }
+
     /// What a person may have meant.
     fn hint(&self, host: &Host) -> String {
         let domain = &self.snapshot.mesh.domain;
@@ -178,17 +184,6 @@ pub(super) struct Missing {
     pub(super) reason: Reason,
     pub(super) field: String,
     pub(super) message: String,
-}
-
-/// 0 for an object of the client's namespace, 1 for one of the service's, `None` for others.
-fn side(namespace: &str, client: &ClientScope, service: &Service) -> Option<u8> {
-    if namespace == client.namespace {
-        Some(0)
-    } else if namespace == service.key.namespace {
-        Some(1)
-    } else {
-        None
-    }
 }
 
 /// The subsets that a policy gives a service.

@@ -23,7 +23,7 @@ fn services<'a>(snapshot: &'a Snapshot, pattern: &'a HostPattern) -> Vec<&'a Arc
 }
 
 /// Who is left out of what an object says about a host: it shapes the traffic of its own namespace, and of others only to its
-/// own services.
+/// own services. Objects of the mesh's own namespace are for everybody.
 pub(super) fn reach(
     snapshot: &Snapshot,
     object: &dyn Object,
@@ -39,7 +39,8 @@ pub(super) fn reach(
         // There is another finding.
         return None;
     }
-    if !meant.is_empty() && meant.iter().all(|service| service.key.namespace == *own) {
+    let is_mesh = *own == snapshot.mesh.system_namespace;
+    if !meant.is_empty() && (is_mesh || meant.iter().all(|service| service.key.namespace == *own)) {
         return None;
     }
     let foreign = match (pattern, meant.first()) {

@@ -17,6 +17,7 @@ use leno_xds::envoy::config::route::v3::RouteConfiguration;
 use leno_xds::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
 use leno_xds::envoy::extensions::filters::http::cors::v3::Cors;
 use leno_xds::envoy::extensions::filters::http::fault::v3::HttpFault;
+use leno_xds::envoy::extensions::filters::http::grpc_web::v3::GrpcWeb;
 use leno_xds::envoy::extensions::filters::http::router::v3::Router;
 use leno_xds::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use leno_xds::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
@@ -71,6 +72,8 @@ pub(super) struct HttpNeeds {
     pub(super) cors: bool,
     /// A route injects faults.
     pub(super) fault: bool,
+    /// Calls of gRPC-Web are made calls of gRPC.
+    pub(super) grpc_web: bool,
     /// The app is told who the client is, by `x-forwarded-client-cert`; what clients say of themselves there is never passed on.
     pub(super) certificate: bool,
 }
@@ -83,6 +86,9 @@ pub(super) fn http(stat_prefix: &str, routes: Routes, needs: HttpNeeds) -> Filte
     }
     if needs.fault {
         http_filters.push(http_filter(FAULT, any(&HttpFault::default())));
+    }
+    if needs.grpc_web {
+        http_filters.push(http_filter("envoy.filters.http.grpc_web", any(&GrpcWeb {})));
     }
     http_filters.push(http_filter("envoy.filters.http.router", any(&Router::default())));
     let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });

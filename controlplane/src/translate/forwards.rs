@@ -65,7 +65,8 @@ pub(super) fn forwarded(
             let HeaderChanges { authority, request, response } = &only.headers;
             changes.request = merged(&changes.request, request);
             changes.response = merged(&changes.response, response);
-            host_rewrite = authority.clone().or(host_rewrite);
+            // As where there are several: what the rule says goes before what its destination does.
+            host_rewrite = host_rewrite.or(authority.clone());
             ClusterSpecifier::Cluster(cluster(&only.cluster))
         }
         several => {

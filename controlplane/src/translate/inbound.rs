@@ -89,13 +89,14 @@ pub(super) fn listener(ir: &Ir) -> Listener {
 fn chains(ir: &Ir, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<FilterChain> {
     let label = port.map_or_else(|| "virtualInbound".to_owned(), |port| port.to_string());
     let stat_prefix = port.map_or_else(|| INBOUND_PASSTHROUGH.to_owned(), |port| format!("inbound_0.0.0.0_{port}"));
-    let needs = HttpNeeds { certificate: true, ..HttpNeeds::default() };
+    let grpc_web = protocol == Protocol::GrpcWeb;
+    let needs = HttpNeeds { certificate: true, grpc_web, ..HttpNeeds::default() };
     let speaks_http = || http(&stat_prefix, Routes::Inline(Box::new(routes(port, cluster))), needs);
     let passes = || tcp(&stat_prefix, cluster);
     let make = |name: &str, takes: Takes, filter| made(ir, port, &format!("{label}-{name}"), &takes, filter);
     let mut chains = Vec::new();
     match protocol {
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => {
             let all = Takes::Mesh(&[ALPN_HTTP1, ALPN_HTTP2, ALPN_TCP]);
             chains.push(make("mtls-http", all, speaks_http()));
         }
@@ -109,7 +110,7 @@ fn chains(ir: &Ir, port: Option<u16>, protocol: Protocol, cluster: &str) -> Vec<
     }
     if ir.mesh.mtls == MtlsMode::Permissive {
         match protocol {
-            Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => {
                 chains.push(make("plain-http", Takes::Plain, speaks_http()));
             }
             Protocol::Tcp | Protocol::Tls => chains.push(make("plain-tcp", Takes::Plain, passes())),

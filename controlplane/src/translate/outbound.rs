@@ -119,6 +119,7 @@ fn of_address(
     let needs = HttpNeeds {
         cors: port.http.iter().any(|route| route.cors.is_some()),
         fault: port.http.iter().any(|route| route.fault.is_some()),
+        grpc_web: port.protocol == Protocol::GrpcWeb,
         certificate: false,
     };
     let routes = Routes::Named(format!("{}:{}", service.service.host, port.number));
@@ -135,7 +136,7 @@ fn of_address(
         ..Default::default()
     };
     match port.protocol {
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => {
             listener.filter_chains = vec![chain("http", http(&stat_prefix, routes, needs))];
         }
         Protocol::Tcp | Protocol::Tls => {
@@ -282,7 +283,8 @@ pub(super) fn by_host(ir: &Ir, number: u16) -> Listener {
     };
     let services = ir.outbound.services.iter().flat_map(|service| &service.ports).filter(|port| port.number == number);
     let hosts = ir.outbound.hosts.iter().flat_map(|host| &host.routes).filter(|(port, _)| *port == number);
-    let mut needs = HttpNeeds::default();
+    let grpc_web = services.clone().any(|port| port.protocol == Protocol::GrpcWeb);
+    let mut needs = HttpNeeds { grpc_web, ..HttpNeeds::default() };
     for route in services.flat_map(|port| &port.http).chain(hosts.flat_map(|(_, routes)| routes)) {
         needs.cors |= route.cors.is_some();
         needs.fault |= route.fault.is_some();

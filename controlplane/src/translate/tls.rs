@@ -65,7 +65,7 @@ pub(super) fn client(expected: &Expected<'_>, protocol: Protocol, server_name: &
     };
     let alpn = match protocol {
         Protocol::Http => ALPN_HTTP1,
-        Protocol::Http2 | Protocol::Grpc => ALPN_HTTP2,
+        Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb => ALPN_HTTP2,
         Protocol::Tcp | Protocol::Tls | Protocol::Auto => ALPN_TCP,
     };
     socket(&UpstreamTlsContext {

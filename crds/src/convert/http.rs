@@ -168,7 +168,11 @@ fn http_match<'a>(
     let (method, authority) = (one(method, "method"), one(authority, "authority"));
     let mut all = |texts: &BTreeMap<String, istio::StringMatch>, name: &str, lower: bool| {
         let convert = |(key, text): (&String, &istio::StringMatch)| {
-            let text = report.text(text, &format!("{field}.{name}[{key}]"));
+            // As in Istio: this is no regular expression, but stands for whatever may be there.
+            let text = match text.kind() {
+                Some(istio::StringMatchKind::Regex("*")) => TextMatch::Present,
+                _ => report.text(text, &format!("{field}.{name}[{key}]")),
+            };
             (if lower { key.to_ascii_lowercase() } else { key.clone() }, text)
         };
         texts.iter().map(convert).collect::<BTreeMap<_, _>>()

@@ -1,7 +1,7 @@
 //! Rules as a tree: conditions in order, and what follows from the first that holds (`xds.type.matcher.v3.Matcher`).
 
 use super::{Action, Facts, Verdict, contains};
-use crate::config::{HeaderMatch, StringMatch};
+use crate::config::StringMatch;
 use ipnet::IpNet;
 use std::{borrow::Cow, net::SocketAddr, sync::Arc};
 
@@ -34,8 +34,9 @@ pub enum Condition {
     Or(Vec<Condition>),
     /// The opposite.
     Not(Box<Condition>),
-    /// A header of the request.
-    Header(HeaderMatch),
+    /// All values of a header of the request together, with commas between them, by its lower-case name; where there is none, it
+    /// does not hold.
+    Header(Box<str>, StringMatch),
     /// A text about the connection; where there is none, it does not hold.
     Text(Input, StringMatch),
     /// An address in one of these networks.
@@ -119,7 +120,7 @@ impl Condition {
         match self {
             Self::And(all) | Self::Or(all) => all.iter().any(Self::is_of_requests),
             Self::Not(one) => one.is_of_requests(),
-            Self::Header(_) => true,
+            Self::Header(..) => true,
             Self::Text(..) | Self::Address(..) => false,
         }
     }
@@ -129,7 +130,7 @@ impl Condition {
             Self::And(all) => all.iter().all(|one| one.holds(facts)),
             Self::Or(all) => all.iter().any(|one| one.holds(facts)),
             Self::Not(one) => !one.holds(facts),
-            Self::Header(header) => facts.header(header),
+            Self::Header(name, wanted) => facts.joined(name).is_some_and(|text| wanted.matches(&text)),
             Self::Text(input, wanted) => input.of(facts).is_some_and(|text| wanted.matches(text.as_bytes())),
             Self::Address(end, networks) => {
                 let address = end.of(facts);

@@ -42,6 +42,12 @@ pub trait Facts {
         wanted.matches(None::<&[u8]>)
     }
 
+    /// All values of a header with commas between them, by its lower-case name. A connection has none.
+    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let _ = name;
+        None
+    }
+
     /// The path of a request without its query.
     fn path(&self) -> Option<&[u8]> {
         None

@@ -95,7 +95,7 @@ pub(super) fn pass<'a>(
         let origin = headers[0].1.clone();
         call.tally.filters().steps.push(Step::Cors(Answer { origin, credentials, expose }));
     }
-    call.tally.filters().steps.push(Step::Add(headers));
+    call.tally.filters().steps.push(Step::Set(headers));
     Err(PREFLIGHT.into())
 }
 

@@ -36,8 +36,11 @@ pub(super) fn on_request(call: &mut Call<'_>) -> Option<bool> {
 
 /// Makes a response of gRPC-Web out of one of gRPC: its trailers end the body. Of one that is none only the status is told.
 pub(super) fn on_response(call: &mut Call<'_>, text: bool) {
-    let is_grpc = call.response.status == 200 && is_grpc(&call.response.headers);
     let body = call.response.body;
+    // Of a call that ends with its head the status is all that there is to it, whatever else the head says.
+    let ends = body == BodyLength::Empty || call.request.method() == b"HEAD";
+    let is_grpc = ends && call.response.headers.get("grpc-status").is_some()
+        || call.response.status == 200 && is_grpc(&call.response.headers);
     let headers = &mut call.response.headers;
     headers.remove_known(Known::ContentLength);
     let kind = if text { TEXT[1] } else { BINARY[1] };

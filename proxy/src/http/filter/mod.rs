@@ -80,6 +80,8 @@ enum Step<'a> {
     Headers(&'a [HeaderOp]),
     Trailers(&'a [HeaderOp]),
     /// Sets these.
+    Set(Vec<(&'static str, Vec<u8>)>),
+    /// Adds these to what is there.
     Add(Vec<(&'static str, Vec<u8>)>),
     Compress(compression::Asked<'a>),
     Decompress(&'a Decompressor),
@@ -190,7 +192,7 @@ fn unasked<'a>(call: &mut Call<'a>, entry: &'a FilterEntry, setting: Option<&Fil
 fn tell_failure(call: &mut Call<'_>) {
     if crate::admin::is_failed() {
         let told = ("x-envoy-immediate-health-check-fail", b"true".to_vec());
-        call.tally.filters().steps.push(Step::Add(vec![told]));
+        call.tally.filters().steps.push(Step::Set(vec![told]));
     }
 }
 
@@ -283,7 +285,7 @@ async fn pass<'a, D: Downstream>(
                     false => (200, ResponseFlags::none()),
                 };
                 let cluster = ("x-envoy-upstream-healthchecked-cluster", check.cluster.as_bytes().to_vec());
-                call.tally.filters().steps.push(Step::Add(vec![cluster]));
+                call.tally.filters().steps.push(Step::Set(vec![cluster]));
                 tell_failure(call);
                 return Err(Reply { code, body: "", flags, details: HEALTH_CHECK, close: false }.into());
             }
@@ -417,9 +419,14 @@ pub(super) fn on_response(call: &mut Call<'_>) {
                 let changes = edit::valued(call, ops, true);
                 call.tally.filters().trailing.get_or_insert_default().add(changes);
             }
-            Step::Add(headers) => {
+            Step::Set(headers) => {
                 for (name, value) in headers {
                     call.response.headers.set(name, &value);
+                }
+            }
+            Step::Add(headers) => {
+                for (name, value) in headers {
+                    call.response.headers.push(name.as_bytes(), &value);
                 }
             }
             Step::Compress(asked) => compression::on_response(call, &asked),

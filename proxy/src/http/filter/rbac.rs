@@ -106,6 +106,10 @@ impl Facts for Call<'_> {
         route::header_matches(wanted, self.request)
     }
 
+    fn joined(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        route::header_value(name, self.request)
+    }
+
     fn path(&self) -> Option<&[u8]> {
         Some(self.request.path_only())
     }

@@ -2,7 +2,7 @@
 
 use super::common::{cidr, optional, unknown_type};
 use super::{Converted, Refused, Within as _, matcher};
-use crate::config::{HeaderMatch, HeaderTest, StringMatch};
+use crate::config::StringMatch;
 use crate::rbac::{
     Action,
     matching::{Condition, End, Input, Matching, Then},
@@ -158,9 +158,7 @@ fn of_text(any: &Any, wanted: StringMatch) -> Converted<Condition> {
         if header_name.is_empty() {
             return Err(Refused::new("header_name", "is empty"));
         }
-        let name = header_name.to_ascii_lowercase().into();
-        let (test, invert, missing_as_empty) = (HeaderTest::Text(wanted), false, false);
-        return Ok(Condition::Header(HeaderMatch { name, test, invert, missing_as_empty }));
+        return Ok(Condition::Header(header_name.to_ascii_lowercase().into(), wanted));
     }
     match input_of(any)? {
         Some(input) => Ok(Condition::Text(input, wanted)),
