@@ -304,7 +304,7 @@ pub struct OutlierDetection {
     pub max_ejection_percent: Option<u32>,
     /// The share that must be healthy, in percent.
     pub min_health_percent: Option<u32>,
-    /// Statuses besides 5xx that count as failures.
+    /// The statuses that count as failures; those of 5xx where there are none.
     pub statuses: Vec<u16>,
 }
 

@@ -207,8 +207,8 @@ pub struct HeaderChanges {
 pub struct HeaderChange {
     /// Headers that replace those of the same name.
     pub set: BTreeMap<String, String>,
-    /// Headers that are added to those of the same name.
-    pub add: BTreeMap<String, String>,
+    /// Headers that are added to those of the same name, in this order.
+    pub add: Vec<(String, String)>,
     /// Headers that are removed.
     pub remove: Vec<String>,
 }

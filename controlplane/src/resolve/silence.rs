@@ -241,8 +241,8 @@ const WITHOUT_OUTLIERS: &str = "without outlierDetection no endpoint counts as f
 /// Whether the policy says who takes over from what is near.
 fn fails_over(policy: &TrafficPolicy) -> bool {
     match policy.balancing.as_ref().and_then(|balancing| balancing.locality.as_ref()) {
-        Some(LocalityBalancing::Nearest(Nearest { labels, regions, always, zone_aware })) => {
-            !always && (!labels.is_empty() || !regions.is_empty() || zone_aware.is_some())
+        Some(LocalityBalancing::Nearest(Nearest { labels, regions, always, zone_aware: _ })) => {
+            !always && (!labels.is_empty() || !regions.is_empty())
         }
         Some(LocalityBalancing::Off | LocalityBalancing::Shares(_)) | None => false,
     }

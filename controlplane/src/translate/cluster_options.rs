@@ -174,13 +174,13 @@ fn server_names(tls: Option<&ClientTls>) -> Option<UpstreamHttpProtocolOptions> 
     })
 }
 
-/// Which answers count as failures, where it is not 5xx alone.
+/// Which answers count as failures, where it is not 5xx: these and no others.
 fn failures(outliers: &OutlierDetection) -> Option<HttpOutliers> {
     if outliers.statuses.is_empty() {
         return None;
     }
     let statuses: Vec<String> = outliers.statuses.iter().map(u16::to_string).collect();
-    let pattern = MatchPattern::SafeRegex(regex(&format!("5[0-9][0-9]|{}", statuses.join("|"))));
+    let pattern = MatchPattern::SafeRegex(regex(&statuses.join("|")));
     let header = HeaderMatcher {
         name: ":status".to_owned(),
         header_match_specifier: Some(HeaderMatchSpecifier::StringMatch(StringMatcher {

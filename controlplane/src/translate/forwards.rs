@@ -36,6 +36,7 @@ const HOST_ATTEMPTS: i64 = 5;
 const PRIORITY_UPDATES: i32 = 2;
 /// What becomes of a request that is forwarded. Changes of headers that destinations make are taken out of `changes`, or put
 /// into them.
+#[allow(deprecated)] // What is meant to replace `max_grpc_timeout` bounds all attempts together, and ends them in another way.
 pub(super) fn forwarded(
     forward: &Forward,
     matching: Option<&HttpMatch>,
@@ -117,6 +118,8 @@ pub(super) fn forwarded(
             substitution: replacement,
         }),
         timeout: Some(timeout.map_or(ZERO, duration)),
+        // A call of gRPC has as long as its client says, but no longer than that.
+        max_grpc_timeout: Some(timeout.map_or(ZERO, duration)),
         retry_policy: retries(retry.as_ref()),
         request_mirror_policies: mirrors
             .iter()
@@ -148,7 +151,7 @@ fn without_prefix(replacement: &str, matching: Option<&HttpMatch>) -> Option<Str
 /// What a rule changes and then its destination, which has the last word.
 fn merged(rule: &HeaderChange, own: &HeaderChange) -> HeaderChange {
     let mut merged = rule.clone();
-    merged.add.retain(|header, _| !own.set.contains_key(header));
+    merged.add.retain(|(header, _)| !own.set.contains_key(header));
     merged.set.extend(own.set.clone());
     merged.add.extend(own.add.clone());
     merged.remove.extend(own.remove.iter().cloned());

@@ -2,7 +2,6 @@
 //! authorities, server names. What no request can carry would make a proxy refuse all routes that stand beside it, so that it
 //! is refused here, where the object and the field are known.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use leno_core::Reason;
@@ -61,11 +60,9 @@ pub(super) fn header_changes(report: &mut Report<'_>, headers: &istio::Headers, 
             let message = format!("more than {MAX_CHANGES} headers are set and added; leave some out");
             report.refuse(Reason::InvalidValue, &format!("{field}.{name}"), message);
         }
-        let lower = |headers: &BTreeMap<String, String>| {
-            headers.iter().map(|(header, value)| (header.to_ascii_lowercase(), value.clone())).collect()
-        };
+        let lower = |(header, value): (&String, &String)| (header.to_ascii_lowercase(), value.clone());
         let remove = remove.iter().map(|header| header.to_ascii_lowercase()).collect();
-        HeaderChange { set: lower(set), add: lower(add), remove }
+        HeaderChange { set: set.iter().map(lower).collect(), add: add.iter().map(lower).collect(), remove }
     };
     let request = one(&request, "request");
     HeaderChanges { authority, request, response: one(response, "response") }

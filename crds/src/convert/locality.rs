@@ -72,7 +72,8 @@ pub(super) fn by_zone(
     let labels = labels(report, failover_priority, &format!("{field}.failoverPriority"));
     let regions = regions(report, failover, &format!("{field}.failover"));
     let zone_aware = Some(u64::from(min_cluster_size.unwrap_or(MIN_CLUSTER_SIZE)));
-    LocalityBalancing::Nearest(Nearest { labels, regions, always: false, zone_aware })
+    // Regions are told apart whether or not somebody looks after endpoints.
+    LocalityBalancing::Nearest(Nearest { labels, regions, always: true, zone_aware })
 }
 
 /// `label` or `label=value`.

@@ -117,6 +117,8 @@ pub enum FilterSetting {
     Compressor(CompressorSetting),
     /// It works like this.
     HeaderToMetadata(Arc<HeaderToMetadata>),
+    /// It sets this as well.
+    SetMetadata(Arc<[FixedMetadata]>),
 }
 
 /// Delays and ends of requests on purpose.

@@ -72,6 +72,8 @@ pub struct Tally<'a> {
     pub grpc: bool,
     /// Why the response is what it is.
     pub flags: ResponseFlags,
+    /// The same that is told once an answer of the proxy's own comes to filters.
+    pub late_flags: ResponseFlags,
     /// The status that the client was told; 0 when there was none.
     pub code: u16,
     /// What decided about the response, as Envoy names it.
@@ -160,6 +162,7 @@ impl<'a> Tally<'a> {
             wall: logs.then(SystemTime::now),
             grpc: false,
             flags: ResponseFlags::none(),
+            late_flags: ResponseFlags::none(),
             code: 0,
             details: "via_upstream",
             request_bytes: 0,
@@ -352,6 +355,7 @@ impl Call<'_> {
         self.response.clear();
         let tally = &mut self.tally;
         tally.details = details;
+        (tally.flags, tally.code) = (ResponseFlags::none(), 0);
         tally.interim = false;
         if let Some(observed) = &mut tally.observed {
             (observed.up, observed.earlier) = Default::default();

@@ -207,6 +207,10 @@ impl RequestPump {
         limit: usize,
     ) -> Poll<Result<bool, SideError>> {
         self.keep_for_replay(limit);
+        // It may have come whole before, for another limit.
+        if self.kept.bytes() > limit {
+            return Poll::Ready(Ok(false));
+        }
         while !self.ended {
             match ready!(Self::next(&self.ahead, cx, down))? {
                 Piece::Data(data) => {

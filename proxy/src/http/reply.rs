@@ -189,8 +189,8 @@ pub fn send<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, clos
     if reply.flags != ResponseFlags::RATE_LIMITED && reply.flags != ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR {
         call.tally.flags |= reply.flags;
     }
+    call.tally.late_flags = reply.flags;
     answer(call, down, reply, close);
-    call.tally.flags |= reply.flags;
 }
 
 fn answer<D: Downstream>(call: &mut Call<'_>, down: &mut D, reply: Reply, close: bool) {
@@ -392,6 +392,11 @@ pub fn finish<D: Downstream>(call: &mut Call<'_>, down: &mut D, body: &[u8], clo
         // For filters and formats; the side that sends it writes its own.
         let mut text = [0; 20];
         call.response.headers.set("content-length", super::pipeline::decimal(body.len() as u128, &mut text));
+    }
+    // From here on it is known.
+    call.tally.flags |= std::mem::take(&mut call.tally.late_flags);
+    if let Some(state) = &mut call.tally.filters {
+        state.dynamic.merge(std::mem::take(&mut state.late));
     }
     filter::on_response(call);
     edit::length_of_answer(call);

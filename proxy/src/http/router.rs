@@ -113,7 +113,7 @@ pub(super) async fn forward<'a, D: Downstream>(
         body.keep_for_replay(most_kept);
     }
     // Nothing is copied of what no endpoint can get.
-    let mut copies = !forward.mirrors.is_empty() && redirects == 0;
+    let mut copies = !forward.mirrors.is_empty();
     let mut attempted = Attempted::default();
     let (mut retries, mut stale, mut unknown) = (0, 0, 0);
     let mut sent = false;

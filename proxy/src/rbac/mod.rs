@@ -58,6 +58,11 @@ pub trait Facts {
         let _ = (of, wanted);
         None
     }
+
+    /// Whether there is a route whose metadata could be looked at.
+    fn has_route(&self) -> bool {
+        false
+    }
 }
 
 /// Whose metadata.
@@ -253,7 +258,7 @@ impl Permission {
             Self::Template(template) => facts.path().is_some_and(|text| template.matches(text)),
             Self::DestinationIp(net) => contains(net, facts.destination()),
             Self::DestinationPorts(from, to) => (*from..=*to).contains(&facts.destination().port()),
-            Self::Metadata(of, wanted) => wanted.holds(facts.metadata(*of, wanted).as_deref()),
+            Self::Metadata(of, wanted) => metadata(facts, *of, wanted),
             Self::ServerName(name) => name.matches(facts.server_name().unwrap_or_default().as_bytes()),
             Self::Not(one) => !one.matches(facts),
         }
@@ -269,7 +274,7 @@ impl Principal {
             Self::Authenticated(name) => authenticated(name.as_ref(), facts.tls()),
             Self::SourceIp(net) => contains(net, facts.source()),
             Self::DirectSourceIp(net) => contains(net, facts.direct_source()),
-            Self::Metadata(of, wanted) => wanted.holds(facts.metadata(*of, wanted).as_deref()),
+            Self::Metadata(of, wanted) => metadata(facts, *of, wanted),
             Self::RemoteIp(net) => contains(net, facts.remote()),
             Self::Header(header) => facts.header(header),
             Self::Path(path) => facts.path().is_some_and(|text| path.matches(text)),
@@ -285,6 +290,11 @@ fn authenticated(name: Option<&StringMatch>, tls: Option<&TlsInfo>) -> bool {
     let Some(peer) = Some(tls).filter(|tls| tls.verified).and_then(TlsInfo::peer) else { return name.matches(b"") };
     let one = |text: &str| name.matches(text.as_bytes());
     peer.uris.iter().any(|uri| one(uri)) || peer.dns.iter().any(|dns| one(dns)) || one(&peer.subject)
+}
+
+/// Whether a condition on metadata holds. Without a route none on its metadata does, nor the opposite of one.
+fn metadata(facts: &impl Facts, of: Source, wanted: &MetadataMatch) -> bool {
+    (of == Source::Request || facts.has_route()) && wanted.holds(facts.metadata(of, wanted).as_deref())
 }
 
 fn contains(net: &IpNet, address: SocketAddr) -> bool {

@@ -163,7 +163,7 @@ pub struct OutlierDetection {
     #[schemars(range(min = 0, max = 100))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_health_percent: Option<i32>,
-    /// Statuses that count as failures, besides those above.
+    /// The statuses that count as failures. When empty, all of 5xx.
     #[schemars(schema_with = "crate::schema::http_statuses")]
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub outlier_detection_http_error_codes: Vec<u32>,

@@ -1,10 +1,13 @@
 //! Compresses and decompresses: which bodies, and what heads then say. The rules are Envoy's.
 
-use super::super::{
-    call::Call,
-    head::BodyLength,
-    headers::{Headers, Known},
-    recode::Recode,
+use super::{
+    super::{
+        call::Call,
+        head::BodyLength,
+        headers::{Headers, Known},
+        recode::Recode,
+    },
+    is_off, settings,
 };
 use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, HttpFilter};
 use crate::telemetry::counters::{CompressorStats, DecompressorStats};
@@ -217,7 +220,9 @@ enum Why {
 fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> (Option<Coding>, Why) {
     let mut offered: Vec<(Coding, bool)> = Vec::new();
     for entry in &call.manager.filters {
+        let setting = || settings(call, call.tally.selected).find_map(|settings| settings.get(&entry.name));
         if let HttpFilter::Compressor(compressor) = &entry.filter
+            && !is_off(entry, setting())
             && fits(&compressor.responses, content_type)
         {
             let coding = compressor.library.coding();

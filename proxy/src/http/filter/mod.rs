@@ -59,6 +59,8 @@ pub struct State<'a> {
     pub(super) grpc_messages: Option<Box<GrpcMessages>>,
     /// What filters found out about the request.
     pub(super) dynamic: DynamicMetadata,
+    /// The same that is told once the answer of a filter comes to others.
+    pub(super) late: DynamicMetadata,
 }
 
 /// What a filter's own answer has that others have not.
@@ -103,7 +105,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
     let mut stopped = Ok(());
     for entry in &call.manager.filters {
         let setting = settings(call, selected).find_map(|settings| settings.get(&entry.name));
-        if matches!(setting, Some(FilterSetting::Off)) || entry.disabled && setting.is_none() {
+        if is_off(entry, setting) {
             continue;
         }
         // A filter that answers by itself ends the way; those behind it still see the answer.
@@ -330,8 +332,11 @@ async fn pass<'a, D: Downstream>(
             metadata::of_request(call, headers_to_metadata(own, setting));
             Ok(())
         }
-        (HttpFilter::SetMetadata(all), _) => {
-            metadata::fixed(call, all);
+        (HttpFilter::SetMetadata(own), setting) => {
+            metadata::fixed(call, own);
+            if let Some(FilterSetting::SetMetadata(of_route)) = setting {
+                metadata::fixed(call, of_route);
+            }
             Ok(())
         }
         (HttpFilter::Missing, _) => {
@@ -339,6 +344,11 @@ async fn pass<'a, D: Downstream>(
             Err(Reply { code: 500, body: "", flags, details: "", close: false }.into())
         }
     }
+}
+
+/// Whether a filter does not work for requests of which this is said.
+fn is_off(entry: &FilterEntry, setting: Option<&FilterSetting>) -> bool {
+    matches!(setting, Some(FilterSetting::Off)) || entry.disabled && setting.is_none()
 }
 
 /// What is said about filters for this request, the most specific first.

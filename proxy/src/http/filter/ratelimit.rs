@@ -1,7 +1,7 @@
 //! Limits of rates that this process enforces by itself.
 
 use super::{
-    super::{call::Call, pipeline::Stop},
+    super::{call::Call, head::RequestHead, pipeline::Stop},
     Step, edit, falls, refusal,
 };
 use crate::{
@@ -172,6 +172,14 @@ fn descriptors<'a>(
     policies.filter_map(|policy| descriptor(call, policy, selected)).filter(|entries| !entries.is_empty()).collect()
 }
 
+/// The first value of a header, be it empty; or of a pseudo header.
+fn first<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
+    match name.starts_with(':') || name == "host" {
+        true => route::header_value(name, request),
+        false => request.headers.get(name).map(Cow::Borrowed),
+    }
+}
+
 fn descriptor<'a>(
     call: &'a Call<'_>,
     policy: &'a RateLimitPolicy,
@@ -187,13 +195,11 @@ fn descriptor<'a>(
                 let cluster = call.root.config().clusters.get(target.cluster.0 as usize)?.as_ref()?;
                 entries.push(("destination_cluster", Cow::Borrowed(cluster.name.as_bytes())));
             }
-            RateLimitAction::Header { name, key, skip_if_absent } => {
-                match route::header_value(name, request).filter(|value| !value.is_empty()) {
-                    Some(value) => entries.push((key, value)),
-                    None if *skip_if_absent => {}
-                    None => return None,
-                }
-            }
+            RateLimitAction::Header { name, key, skip_if_absent } => match first(name, request) {
+                Some(value) => entries.push((key, value)),
+                None if *skip_if_absent => {}
+                None => return None,
+            },
             RateLimitAction::Query { name, key, skip_if_absent } => {
                 let mut pairs = request.query().split(|&b| b == b'&').filter_map(|pair| {
                     let at = pair.iter().position(|&b| b == b'=')?;

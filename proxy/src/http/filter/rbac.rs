@@ -8,6 +8,7 @@ use crate::{
     config::{FilterStats, HeaderMatch, MetadataMatch, Rbac},
     rbac::{Facts, Source, Verdict},
     route,
+    telemetry::DynamicMetadata,
     tls::TlsInfo,
 };
 use prost_types::{Value, value::Kind};
@@ -19,6 +20,8 @@ const NAMESPACE: &str = "envoy.filters.http.rbac";
 /// Lets the request pass, or answers 403. What is told has the prefixes of the rules that count, or else those of the `filter`.
 pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
     let or = |own: &Arc<str>, else_of: &Arc<str>| if own.is_empty() { else_of.clone() } else { own.clone() };
+    let asked = call.asks_dynamic();
+    let mut found = DynamicMetadata::default();
     // Shadow rules change nothing: what they would do is counted and told.
     if let Some(rules) = &rbac.shadow {
         let verdict = rules.decide(&*call);
@@ -28,37 +31,35 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
                 policies.count(policy, verdict.allowed, true);
             }
         }
-        if call.asks_dynamic() {
-            tell(
-                call,
-                &or(&rbac.shadow_prefix, &filter.shadow_prefix),
-                ["shadow_engine_result", "shadow_effective_policy_id"],
-                verdict,
-            );
+        if asked {
+            let prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
+            tell(&mut found, &prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
         }
     }
-    let Some(rules) = &rbac.rules else { return Ok(()) };
-    let verdict = rules.decide(&*call);
-    if let FilterStats::Rbac(stats, _, policies) = stats {
-        if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
-        if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
-            policies.count(policy, verdict.allowed, false);
+    let verdict = rbac.rules.as_ref().map(|rules| rules.decide(&*call));
+    if let Some(verdict) = verdict {
+        if let FilterStats::Rbac(stats, _, policies) = stats {
+            if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
+            if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
+                policies.count(policy, verdict.allowed, false);
+            }
+        }
+        if asked {
+            let prefix = or(&rbac.prefix, &filter.prefix);
+            tell(&mut found, &prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
+        }
+        if let Some(logged) = verdict.logged.filter(|_| asked) {
+            found.set("envoy.common", "access_log_hint".to_owned(), Kind::BoolValue(logged));
         }
     }
-    if call.asks_dynamic() {
-        tell(
-            call,
-            &or(&rbac.prefix, &filter.prefix),
-            ["enforced_engine_result", "enforced_effective_policy_id"],
-            verdict,
-        );
+    let denied = verdict.filter(|verdict| !verdict.allowed);
+    if !found.is_empty() {
+        let state = call.tally.filters();
+        // Who is refused is not told by which policy, whatever his route tells of metadata.
+        let told = if denied.is_some() { &mut state.late } else { &mut state.dynamic };
+        told.merge(found);
     }
-    if let Some(logged) = verdict.logged.filter(|_| call.asks_dynamic()) {
-        call.tally.filters().dynamic.set("envoy.common", "access_log_hint".to_owned(), Kind::BoolValue(logged));
-    }
-    if verdict.allowed {
-        return Ok(());
-    }
+    let Some(verdict) = denied else { return Ok(()) };
     let policy = verdict.policy.map_or("none", |name| name);
     let details = format!("rbac_access_denied_matched_policy[{}]", policy.replace(char::is_whitespace, "_"));
     call.tally.filters().reply.details = Some(details.into());
@@ -66,10 +67,9 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
 }
 
 /// Tells what rules decided, and by which policy.
-fn tell(call: &mut Call<'_>, prefix: &str, [result, policy]: [&'static str; 2], verdict: Verdict<'_>) {
-    let dynamic = &mut call.tally.filters().dynamic;
+fn tell(found: &mut DynamicMetadata, prefix: &str, [result, policy]: [&str; 2], verdict: Verdict<'_>) {
     let mut tell = |key: &str, text: &str| {
-        dynamic.set(NAMESPACE, format!("{prefix}{key}"), Kind::StringValue(text.to_owned()));
+        found.set(NAMESPACE, format!("{prefix}{key}"), Kind::StringValue(text.to_owned()));
     };
     tell(result, if verdict.allowed { "allowed" } else { "denied" });
     if let Some(name) = verdict.policy {
@@ -112,6 +112,10 @@ impl Facts for Call<'_> {
 
     fn path(&self) -> Option<&[u8]> {
         Some(self.request.path_only())
+    }
+
+    fn has_route(&self) -> bool {
+        self.tally.route.is_some()
     }
 
     fn metadata(&self, of: Source, wanted: &MetadataMatch) -> Option<Cow<'_, Value>> {

@@ -319,6 +319,8 @@ fn one(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>> {
         FilterSetting::HeaderMutation(Arc::new(mutation))
     } else if let Some(value) = optional::<HeaderToMetadata>(any)? {
         FilterSetting::HeaderToMetadata(Arc::new(metadata::of_route(value)?))
+    } else if let Some(value) = optional::<SetMetadata>(any)? {
+        FilterSetting::SetMetadata(metadata::fixed(value)?)
     } else if let Some(value) = optional::<CompressorPerRoute>(any)? {
         match compression::of_route(value)? {
             Some(setting) => FilterSetting::Compressor(setting),
