@@ -24,7 +24,7 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
                 // For gateways.
                 continue;
             }
-            all.extend(silence::reach(snapshot, rules.as_ref(), &rules.export_to, pattern, &field));
+            all.extend(silence::reach(snapshot, rules.as_ref(), &rules.export_to, pattern, &field, true));
         }
         all.extend(silence::rules(snapshot, rules));
     }
@@ -32,7 +32,14 @@ pub fn findings(snapshot: &Snapshot) -> Vec<Finding> {
         for (origin, generation) in policy.origins() {
             let object = Named { origin, generation };
             all.extend(unknown_host(snapshot, &object, &policy.host, "spec.host"));
-            all.extend(silence::reach(snapshot, &object, &policy.export_to, &policy.host, "spec.host"));
+            all.extend(silence::reach(
+                snapshot,
+                &object,
+                &policy.export_to,
+                &policy.host,
+                "spec.host",
+                policy.clients.is_none(),
+            ));
         }
         all.extend(silence::policy(snapshot, policy));
         all.extend(secrets::missing(snapshot, policy));

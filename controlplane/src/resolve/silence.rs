@@ -23,13 +23,15 @@ fn services<'a>(snapshot: &'a Snapshot, pattern: &'a HostPattern) -> Vec<&'a Arc
 }
 
 /// Who is left out of what an object says about a host: it shapes the traffic of its own namespace, and of others only to its
-/// own services. Objects of the mesh's own namespace are for everybody.
+/// own services. Objects of the mesh's own namespace are for everybody, but for those that
+/// choose their clients.
 pub(super) fn reach(
     snapshot: &Snapshot,
     object: &dyn Object,
     export_to: &ExportTo,
     pattern: &HostPattern,
     field: &str,
+    for_all_clients: bool,
 ) -> Option<Finding> {
     let own = &object.origin().namespace;
     let meant = services(snapshot, pattern);
@@ -39,7 +41,7 @@ pub(super) fn reach(
         // There is another finding.
         return None;
     }
-    let is_mesh = *own == snapshot.mesh.system_namespace;
+    let is_mesh = for_all_clients && *own == snapshot.mesh.system_namespace;
     if !meant.is_empty() && (is_mesh || meant.iter().all(|service| service.key.namespace == *own)) {
         return None;
     }

@@ -283,8 +283,8 @@ pub(super) fn by_host(ir: &Ir, number: u16) -> Listener {
     };
     let services = ir.outbound.services.iter().flat_map(|service| &service.ports).filter(|port| port.number == number);
     let hosts = ir.outbound.hosts.iter().flat_map(|host| &host.routes).filter(|(port, _)| *port == number);
-    let grpc_web = services.clone().any(|port| port.protocol == Protocol::GrpcWeb);
-    let mut needs = HttpNeeds { grpc_web, ..HttpNeeds::default() };
+    // Who else is reached on the port by host may speak gRPC-Web as it is.
+    let mut needs = HttpNeeds::default();
     for route in services.flat_map(|port| &port.http).chain(hosts.flat_map(|(_, routes)| routes)) {
         needs.cors |= route.cors.is_some();
         needs.fault |= route.fault.is_some();

@@ -49,19 +49,25 @@ pub(super) struct Load {
 
 /// The load of each priority; the percentages are together 100 (of no priority at all, nothing).
 pub(super) fn loads(priorities: &[Counts], balancing: &Balancing, spread: Spread) -> Vec<Load> {
-    let usable = |part: u64, all: u64| {
+    loads_of(priorities, balancing, |_| spread)
+}
+
+/// As [`loads`], of priorities that each have their own arithmetic, by their places.
+pub(super) fn loads_of(priorities: &[Counts], balancing: &Balancing, spread: impl Fn(usize) -> Spread) -> Vec<Load> {
+    let usable = |spread: Spread, part: u64, all: u64| {
         let percent = (u64::from(spread.overprovisioning) * part).checked_div(all).unwrap_or(0);
         percent.min(100) as u32
     };
-    let shares = |counts: &Counts| {
+    let shares = |(at, counts): (usize, &Counts)| {
+        let spread = spread(at);
         let Counts { all, excluded, healthy, degraded, weights: [weight, healthy_weight, degraded_weight] } = *counts;
         if spread.weighted_health {
-            (usable(healthy_weight, weight), usable(degraded_weight, weight))
+            (usable(spread, healthy_weight, weight), usable(spread, degraded_weight, weight))
         } else {
-            (usable(healthy, all - excluded), usable(degraded, all - excluded))
+            (usable(spread, healthy, all - excluded), usable(spread, degraded, all - excluded))
         }
     };
-    let (healthy, degraded): (Vec<u32>, Vec<u32>) = priorities.iter().map(shares).unzip();
+    let (healthy, degraded): (Vec<u32>, Vec<u32>) = priorities.iter().enumerate().map(shares).unzip();
     let available = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
     let mut loads = vec![Load::default(); priorities.len()];
     spread_by_health(&mut loads, &healthy, &degraded, available);

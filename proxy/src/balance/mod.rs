@@ -78,9 +78,34 @@ impl Balancer {
         zones: Option<Zones<'_>>,
         rng: &Rng,
     ) -> Self {
+        Self::of(all, policy, balancing, spread, zones, rng, None)
+    }
+
+    /// As [`Self::new`], but whoever is chosen is of this level.
+    pub fn of_level(
+        all: &[Rc<Host>],
+        policy: LbPolicy,
+        balancing: &Balancing,
+        spread: Spread,
+        zones: Option<Zones<'_>>,
+        rng: &Rng,
+        level: Level,
+    ) -> Self {
+        Self::of(all, policy, balancing, spread, zones, rng, Some(level))
+    }
+
+    fn of(
+        all: &[Rc<Host>],
+        policy: LbPolicy,
+        balancing: &Balancing,
+        spread: Spread,
+        zones: Option<Zones<'_>>,
+        rng: &Rng,
+        only: Option<Level>,
+    ) -> Self {
         let zones = zones.filter(|_| !policy.is_hashed());
         let places = zones.map(|zones| Rc::new(Places::new(all, zones.peers)));
-        let whole = Whole { sizes: None, zones: zones.zip(places.as_ref()) };
+        let whole = Whole { sizes: None, zones: zones.zip(places.as_ref()), only };
         let plan = Plan::new(all, policy, balancing, spread, rng, whole);
         let subsets = balancing
             .subsets
@@ -136,6 +161,17 @@ struct Whole<'a> {
     sizes: Option<&'a Sizes>,
     /// Its places, where some are preferred.
     zones: Option<(Zones<'a>, &'a Rc<Places>)>,
+    /// Where everything goes, whatever health says.
+    only: Option<Level>,
+}
+
+/// The healthy or the degraded endpoints of one priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Level {
+    /// The priority.
+    pub priority: u32,
+    /// The degraded ones.
+    pub degraded: bool,
 }
 
 /// Endpoints by priority, with what each priority gets.
@@ -189,7 +225,12 @@ impl Plan {
         // Healthy ones of all priorities come before degraded ones of any.
         for degraded in [false, true] {
             for (priority, (hosts, load)) in priorities.iter().zip(&loads).enumerate() {
-                let percent = if degraded { load.degraded } else { load.healthy };
+                let percent = match whole.only {
+                    Some(only) if only == (Level { priority: priority as u32, degraded }) => 100,
+                    Some(_) => 0,
+                    None if degraded => load.degraded,
+                    None => load.healthy,
+                };
                 if percent == 0 {
                     continue;
                 }
@@ -293,16 +334,18 @@ impl Plan {
     }
 }
 
-/// A priority at random, by the load that each gets for what it has.
-pub fn choose_priority(priorities: &[Counts], balancing: &Balancing, rng: &Rng) -> Option<usize> {
-    let loads = load::loads(priorities, balancing, Spread::default());
+/// A priority at random, by the load that each gets for what it has, and whether its degraded endpoints are meant. Each has its
+/// own arithmetic.
+pub fn choose_priority(priorities: &[(Counts, Spread)], balancing: &Balancing, rng: &Rng) -> Option<(usize, bool)> {
+    let counts: Vec<Counts> = priorities.iter().map(|(counts, _)| *counts).collect();
+    let loads = load::loads_of(&counts, balancing, |at| priorities[at].1);
     let drawn = rng.below(100) as u32 + 1;
-    let healthy = loads.iter().map(|load| load.healthy).enumerate();
-    let shares = healthy.chain(loads.iter().map(|load| load.degraded).enumerate());
+    let healthy = loads.iter().enumerate().map(|(at, load)| ((at, false), load.healthy));
+    let degraded = loads.iter().enumerate().map(|(at, load)| ((at, true), load.degraded));
     let mut sum = 0;
-    shares.into_iter().find_map(|(at, percent)| {
+    healthy.chain(degraded).find_map(|(level, percent)| {
         sum += percent;
-        (percent > 0 && drawn <= sum).then_some(at)
+        (percent > 0 && drawn <= sum).then_some(level)
     })
 }
 

@@ -96,8 +96,8 @@ pub struct HttpManager {
     pub log_starts: bool,
     /// A line is also written whenever a request has gone on for so long.
     pub log_every: Option<Duration>,
-    /// What its access logs want to know beyond what is known anyway.
-    pub log_needs: LogNeeds,
+    /// What its access logs, filters and texts want to know beyond what is known anyway; its routes tell of themselves.
+    pub needs: LogNeeds,
     /// How answers of the proxy itself are changed.
     pub local_replies: Option<Box<LocalReplies>>,
     /// Bytes of a request's body that are kept for another attempt, where its route does not say; default 1 MiB.
@@ -153,7 +153,7 @@ impl Default for HttpManager {
             stream_error_on_invalid: false,
             log_starts: false,
             log_every: None,
-            log_needs: LogNeeds::default(),
+            needs: LogNeeds::default(),
             local_replies: None,
             buffer_limit: 1024 * 1024,
             http2: Http2Options::default(),

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     pool::{ConnectError, Host, Outcome, Ticket},
-    telemetry::ResponseFlags,
+    telemetry::{ResponseFlags, stats::ClusterStats},
     worker::{Timer, earlier},
 };
 use std::{
@@ -98,7 +98,7 @@ pub(super) async fn begin<D: Downstream>(
     }
     call.response.clear();
     up.send_head(call.request);
-    tracked::sent(call, cluster);
+    tracked::sent(call);
     if !body.rewind(&mut up) {
         return Err(Failed::Stop(reply::TERMINATED.into()));
     }
@@ -194,7 +194,7 @@ pub(super) async fn begin<D: Downstream>(
             // What kept an earlier attempt from its endpoint is not this one's.
             call.tally.transport_failure = None;
             call.tally.upstream_time = Some(began.elapsed());
-            tracked::answered(call, cluster);
+            tracked::answered(call);
             Ok((up, counted))
         }
         Wake::Upstream(error) => {
@@ -212,6 +212,11 @@ pub(super) async fn begin<D: Downstream>(
     }
 }
 
+/// Counts for the cluster that the request is for, whosever its endpoint is.
+fn of_request(call: &Call<'_>, count: impl Fn(&ClusterStats)) {
+    call.tally.cluster.iter().for_each(|cluster| count(cluster.stats()));
+}
+
 /// What becomes of a request without an answer when a limit has passed; with whether its client was `heard` to the end.
 fn passed_limit(
     call: &mut Call<'_>,
@@ -227,11 +232,11 @@ fn passed_limit(
         Passed::Request => Failed::Stop(reply::REQUEST_TIMEOUT.into()),
         Passed::Route => Failed::Stop(limits.timeout(reply::TIMEOUT).into()),
         Passed::PerTry => {
-            cluster.stats().rq_per_try_timeout.add(1);
+            of_request(call, |stats| stats.rq_per_try_timeout.add(1));
             Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_TIMEOUT))
         }
         Passed::PerTryIdle => {
-            cluster.stats().rq_per_try_idle_timeout.add(1);
+            of_request(call, |stats| stats.rq_per_try_idle_timeout.add(1));
             Failed::Attempt(Failure::PerTryTimeout, limits.timeout(reply::PER_TRY_IDLE_TIMEOUT))
         }
         Passed::Attempt => {
@@ -316,7 +321,7 @@ async fn acquire<D: Downstream>(
                 Waited::Late => {
                     let late = late(call, limits, per_try, complete);
                     if matches!(late, Failed::Attempt(..)) {
-                        cluster.stats().rq_per_try_timeout.add(1);
+                        of_request(call, |stats| stats.rq_per_try_timeout.add(1));
                     }
                     return Err(late);
                 }
@@ -394,7 +399,7 @@ pub(super) async fn finish<D: Downstream>(
     // The bytes of a tunnel are counted anew.
     let before = if tunnel { call.tally.request_bytes } else { 0 };
     let (mut received, mut ended) = (None, None);
-    let (keeps, mut began) = (call.manager.log_needs.observed, None);
+    let (keeps, mut began) = (call.manager.needs.observed, None);
     let (http1, mut left, mut faulty, mut theirs) = (!call.is_http2(), false, false, false);
     // The endpoint of a tunnel over HTTP/1 ended it first: to logs its connection broke, as in Envoy.
     let mut hung_up = false;

@@ -463,12 +463,12 @@ impl Call<'_> {
 
     /// Whether something asks for what filters find out.
     pub(super) fn asks_dynamic(&self) -> bool {
-        self.manager.log_needs.dynamic || self.manager.routes.asks_dynamic
+        self.manager.needs.dynamic || self.manager.routes.asks_dynamic
     }
 
     /// Where is kept what lines ask for, if they do.
     pub(super) fn observed(&mut self) -> Option<&mut Observed> {
-        self.manager.log_needs.observed.then(|| &mut **self.tally.observed.get_or_insert_default())
+        self.manager.needs.observed.then(|| &mut **self.tally.observed.get_or_insert_default())
     }
 
     /// An answer begins to go to the client.

@@ -90,7 +90,8 @@ fn finish<D: Downstream>(
     let content_type = format.map(|format| &*format.content_type).filter(|_| !typed);
     if call.tally.grpc {
         let status = grpc_status.unwrap_or_else(|| grpc_of_http(code));
-        reply::grpc(call, status, message(body, content_type).as_ref());
+        let json = format.is_some_and(|format| format.format.is_json()) || content_type == Some("application/json");
+        reply::grpc(call, status, message(body, json).as_ref());
         return reply::finish(call, down, b"", close);
     }
     // A type that the route named is that of the body that it wrote.
@@ -101,8 +102,7 @@ fn finish<D: Downstream>(
 }
 
 /// A body as the message of gRPC. The end of the line with which JSON is written is no part of it.
-fn message<'b>(body: &'b [u8], content_type: Option<&str>) -> std::borrow::Cow<'b, str> {
-    let json = content_type == Some("application/json");
+fn message(body: &[u8], json: bool) -> std::borrow::Cow<'_, str> {
     String::from_utf8_lossy(body.strip_suffix(b"\n").filter(|_| json).unwrap_or(body))
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{ClusterKind, Forward, Mirror, Priority},
+    config::{Forward, Mirror, Priority},
     pool::{Aim, Chosen, ClusterState, Outcome},
     telemetry::ResponseFlags,
     worker::{Timer, Worker},
@@ -200,7 +200,7 @@ impl Copy {
     /// Sends it and reads the answer; what goes wrong ends it.
     async fn send(&self) -> Option<()> {
         let since = Instant::now();
-        if self.cluster.config().kind != ClusterKind::Aggregate && self.cluster.admit(Priority::Default).is_err() {
+        if self.cluster.admit(Priority::Default).is_err() {
             self.count(503, ResponseFlags::UPSTREAM_OVERFLOW, 0, since);
             return None;
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     balance::PickContext,
-    config::{ClusterKind, Forward, Http2Options, LABELS, Labels, StrictHeaders},
+    config::{Forward, Http2Options, LABELS, Labels, StrictHeaders},
     pool::{Outcome, Ticket},
     route::Selected,
     telemetry::ResponseFlags,
@@ -97,8 +97,7 @@ pub(super) async fn forward<'a, D: Downstream>(
     }
     let labels = labels(call, selected, forward);
     let context = PickContext { hash, labels: labels.as_deref(), ..PickContext::to(destination(call, cluster)) };
-    // What stands for others has no requests of its own.
-    if cluster.config().kind != ClusterKind::Aggregate && cluster.admit(limits.priority).is_err() {
+    if cluster.admit(limits.priority).is_err() {
         // Where no connection is free, a client may send its request to the end as if one had been made.
         if !cluster.has_free_connection(limits.priority) {
             forget::rest(call, down, body).await;
@@ -174,7 +173,7 @@ pub(super) async fn forward<'a, D: Downstream>(
                     {
                         call.tally.code = call.response.status;
                         outcome::give_up(call);
-                        redirect::count(call, cluster, up.wire());
+                        redirect::count(call, owner, up.wire());
                         connecting::discard(up, host, owner).await;
                         if !body.redirect(call.request.body == BodyLength::Empty) {
                             call.request.body = BodyLength::Empty;
@@ -194,7 +193,7 @@ pub(super) async fn forward<'a, D: Downstream>(
                 }
                 cluster.stats().retried.count(call.response.status);
                 outcome::give_up(call);
-                tracked::ended(call, cluster, 0);
+                tracked::ended(call, 0);
                 owner.stats().moved(up.wire());
                 connecting::discard(up, host, owner).await;
                 let random = call.worker.rng.next();
@@ -394,9 +393,7 @@ async fn relay<'a, D: Downstream>(
         outcome::note_broken(owner, host, &result);
     }
     call.tally.request_bytes = before + body.read();
-    if let Some(cluster) = &call.tally.cluster {
-        tracked::ended(call, cluster, call.tally.response_bytes);
-    }
+    tracked::ended(call, call.tally.response_bytes);
     result?;
     if let (Some(host), Some(owner)) = (&call.tally.host, &call.tally.owner) {
         connecting::put_back(up, host, owner);

@@ -45,7 +45,9 @@ impl Drop for Budget {
     }
 }
 
-fn stats(cluster: &Cluster) -> Option<&TrackedStats> {
+/// Of the cluster that the request is for, whosever its endpoint is.
+fn stats<'c>(call: &'c Call<'_>) -> Option<&'c TrackedStats> {
+    let cluster = call.tally.cluster.as_ref()?;
     if cluster.config().track.sizes { cluster.stats().tracked.get().map(|stats| &**stats) } else { None }
 }
 
@@ -57,8 +59,8 @@ fn measure(headers: &Headers, others: &[(&str, usize)]) -> (u64, u64) {
 }
 
 /// The head of a request has gone to an endpoint.
-pub(super) fn sent(call: &Call<'_>, cluster: &Cluster) {
-    let Some(stats) = stats(cluster) else { return };
+pub(super) fn sent(call: &Call<'_>) {
+    let Some(stats) = stats(call) else { return };
     let request = &call.request;
     let others = [
         (":method", request.method().len()),
@@ -72,16 +74,16 @@ pub(super) fn sent(call: &Call<'_>, cluster: &Cluster) {
 }
 
 /// The head of an answer has come.
-pub(super) fn answered(call: &Call<'_>, cluster: &Cluster) {
-    let Some(stats) = stats(cluster) else { return };
+pub(super) fn answered(call: &Call<'_>) {
+    let Some(stats) = stats(call) else { return };
     let (count, size) = measure(&call.response.headers, &[(":status", 3)]);
     stats.rs_headers_count.record(count);
     stats.rs_headers_size.record(size);
 }
 
 /// An answer has ended, after so many bytes of its body.
-pub(super) fn ended(call: &Call<'_>, cluster: &Cluster, response_bytes: u64) {
-    let Some(stats) = stats(cluster) else { return };
+pub(super) fn ended(call: &Call<'_>, response_bytes: u64) {
+    let Some(stats) = stats(call) else { return };
     stats.rq_body_size.record(call.tally.request_bytes);
     stats.rs_body_size.record(response_bytes);
 }

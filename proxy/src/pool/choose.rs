@@ -4,12 +4,12 @@
 
 use super::{ClusterState, Host};
 use crate::{
-    balance::{self, Counts, PickContext, Rng},
-    config::{ClusterId, ClusterKind},
+    balance::{self, Counts, Level, PickContext, Rng},
+    config::{ClusterId, ClusterKind, Spread},
 };
 use std::rc::Rc;
 
-/// Priorities that are lined up at most.
+/// Priorities that are lined up at most; further ones get nothing.
 const MAX_LEVELS: usize = 128;
 
 /// What was chosen.
@@ -24,10 +24,11 @@ pub struct Chosen {
 }
 
 /// A priority of one of several clusters.
-struct Level {
+struct Member {
     cluster: Rc<ClusterState>,
     priority: u32,
     counts: Counts,
+    spread: Spread,
 }
 
 /// The state of a cluster by its index, if there is one.
@@ -52,19 +53,16 @@ impl ClusterState {
             let priority = host.endpoint().priority;
             return Some(Chosen { cluster: self.clone(), host, priority });
         }
-        let mut levels = self.levels(find);
-        for (index, level) in levels.iter_mut().enumerate() {
+        let mut members = self.members(find);
+        for (index, member) in members.iter_mut().enumerate() {
             if passed_over & (1 << index) != 0 {
-                level.counts = Counts::default();
+                member.counts = Counts::default();
             }
         }
-        let counts: Vec<Counts> = levels.iter().map(|level| level.counts).collect();
-        let at = balance::choose_priority(&counts, &self.config().balancing, rng)?;
-        let Level { cluster, priority, .. } = levels.swap_remove(at);
-        let host = match cluster.counts().len() {
-            1 => cluster.pick(rng, context, tried),
-            _ => cluster.pick_passing_over(!(1u128.checked_shl(priority)?), rng, context, tried),
-        }?;
+        let counts: Vec<(Counts, Spread)> = members.iter().map(|member| (member.counts, member.spread)).collect();
+        let (at, degraded) = balance::choose_priority(&counts, &self.config().balancing, rng)?;
+        let Member { cluster, priority, .. } = members.swap_remove(at);
+        let host = cluster.pick_of_level(Level { priority, degraded }, rng, context, tried)?;
         Some(Chosen { cluster, host, priority: at as u32 })
     }
 
@@ -73,8 +71,8 @@ impl ClusterState {
         match self.config().kind {
             ClusterKind::OriginalDst => false,
             ClusterKind::Aggregate => {
-                let levels = self.levels(find);
-                levels.iter().enumerate().any(|(at, level)| priorities & (1 << at) == 0 && level.counts.has_usable())
+                let members = self.members(find);
+                members.iter().enumerate().any(|(at, member)| priorities & (1 << at) == 0 && member.counts.has_usable())
             }
             ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => self.without(priorities, rng).has_usable(),
         }
@@ -83,25 +81,26 @@ impl ClusterState {
     /// Whether a hash may decide about the endpoint.
     pub fn looks_at_hashes(&self, find: Find<'_>) -> bool {
         match self.config().kind {
-            ClusterKind::Aggregate => self.levels(find).iter().any(|level| level.cluster.policy().is_hashed()),
+            ClusterKind::Aggregate => self.members(find).iter().any(|member| member.cluster.policy().is_hashed()),
             _ => self.policy().is_hashed(),
         }
     }
 
     /// The priorities of the clusters that this one stands for, those without endpoints left out. A cluster that is not there, or
-    /// not yet, has none; nor has one that stands for others itself, as in Envoy.
-    fn levels(&self, find: Find<'_>) -> Vec<Level> {
-        let mut levels = Vec::new();
+    /// not yet, has none; nor has one that stands for others itself, as in Envoy, or one of original destinations.
+    fn members(&self, find: Find<'_>) -> Vec<Member> {
+        let mut members = Vec::new();
         for cluster in self.config().members.iter().filter_map(|id| find(*id)) {
             let own = cluster.counts().iter().enumerate().filter(|(_, counts)| !counts.is_empty());
-            levels.extend(own.map(|(priority, counts)| Level {
+            members.extend(own.map(|(priority, counts)| Member {
                 cluster: cluster.clone(),
                 priority: priority as u32,
                 counts: *counts,
+                spread: cluster.config().spread,
             }));
         }
-        levels.truncate(MAX_LEVELS);
-        levels
+        members.truncate(MAX_LEVELS);
+        members
     }
 }
 
@@ -170,6 +169,41 @@ mod tests {
             "its own second priority comes before others"
         );
         assert_eq!(shares(&[3, 9], &all, 0), HashMap::new());
+    }
+
+    #[test]
+    fn aggregate_when_a_priority_is_nearly_gone_then_what_it_still_gets_goes_to_who_is_well() {
+        use Health::{Healthy, Unhealthy};
+        let nearly: Vec<(u32, Health)> = (0..10)
+            .map(|at| (0, if at == 0 { Healthy } else { Unhealthy }))
+            .chain((0..10).map(|_| (1, Healthy)))
+            .collect();
+        let all = clusters(&[(1, &nearly)]);
+        let (state, rng, mut unwell) = (aggregate(&[1]), Rng::new(3), 0);
+        for _ in 0..1000 {
+            let chosen = state.choose(&|id| all.get(&id).cloned(), &rng, &PickContext::to(None), 0, |_| false).unwrap();
+            unwell += u32::from(chosen.host.endpoint().health == Unhealthy);
+        }
+        assert_eq!(unwell, 0, "the cluster as a whole is not in panic");
+    }
+
+    #[test]
+    fn aggregate_when_some_are_degraded_then_healthy_ones_of_others_come_before_them() {
+        use Health::{Degraded, Healthy, Unhealthy};
+        let all = clusters(&[
+            (1, &[(0, Healthy), (0, Degraded)]),
+            (2, &[(0, Healthy)]),
+            (3, &[(0, Degraded), (0, Degraded)]),
+            (4, &[(0, Unhealthy)]),
+        ]);
+        let degraded = |members: &[u32]| {
+            let (state, rng) = (aggregate(members), Rng::new(5));
+            let choose =
+                |_| state.choose(&|id| all.get(&id).cloned(), &rng, &PickContext::to(None), 0, |_| false).unwrap();
+            (0..1000).map(choose).filter(|chosen| chosen.host.endpoint().health == Degraded).count()
+        };
+        assert_eq!(degraded(&[1, 2]), 0);
+        assert_eq!(degraded(&[4, 3]), 1000, "there is nobody else");
     }
 
     #[test]

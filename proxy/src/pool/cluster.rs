@@ -5,7 +5,7 @@ use super::{
     breakers::{Count, Overflow, Place, Shared, Ticket},
 };
 use crate::{
-    balance::{Balancer, Counts, Peers, PickContext, Rng, Zones},
+    balance::{Balancer, Counts, Level, Peers, PickContext, Rng, Zones},
     config::{
         Cluster, ClusterKind, Endpoint, Health, Home, LbPolicy, Limits, OutlierDetection, Priority, Track,
         UpstreamProtocol,
@@ -41,6 +41,9 @@ pub struct ClusterState {
     peers: RefCell<Option<Rc<Peers>>>,
     /// Balancers without some priorities (one bit each), for retries; made when they are needed.
     partial: RefCell<Vec<(u128, Rc<Balancer>)>>,
+    /// Balancers over one level alone, for clusters that this one is a member of; made when they are needed, and at most two a
+    /// priority.
+    levels: RefCell<HashMap<Level, Rc<Balancer>>>,
     dynamic: Rc<RefCell<HashMap<SocketAddr, Rc<Host>>>>,
     published: Arc<PublishedCluster>,
 }
@@ -109,8 +112,8 @@ impl ClusterState {
             hosts: hosts.iter().map(|host| (host.endpoint.clone(), host.stats().clone())).collect(),
             workers,
         });
-        let (peers, partial) = (RefCell::new(peers), RefCell::default());
-        Self { config, workers, shared, high, hosts, balancer, peers, partial, dynamic, published }
+        let (peers, partial, levels) = (RefCell::new(peers), RefCell::default(), RefCell::default());
+        Self { config, workers, shared, high, hosts, balancer, peers, partial, levels, dynamic, published }
     }
 
     /// The proxies of this one's kind, when this is the cluster of them.
@@ -125,6 +128,7 @@ impl ClusterState {
             *known = peers.clone();
             self.balancer.peers_changed(peers);
             self.partial.borrow_mut().clear();
+            self.levels.borrow_mut().clear();
         }
     }
 
@@ -162,6 +166,10 @@ impl ClusterState {
     /// # Errors
     /// When it would make one for nothing.
     pub fn admit(&self, priority: Priority) -> Result<(), Overflow> {
+        // What stands for others has no requests of its own.
+        if self.config.kind == ClusterKind::Aggregate {
+            return Ok(());
+        }
         let (shared, limits) = self.breakers(priority);
         if self.is_full(priority) && shared.connections.get() < self.share(limits.connections) {
             shared.stats.rq_active_overflow.add(1);
@@ -368,12 +376,7 @@ impl ClusterState {
     pub fn pick(&self, rng: &Rng, context: &PickContext<'_>, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
         match self.config.kind {
             ClusterKind::Static | ClusterKind::Eds | ClusterKind::Dns => {
-                let picked = self.balancer.pick(context, rng, tried).cloned();
-                let panics = self.balancer.take_panics();
-                if panics > 0 {
-                    self.stats().lb_healthy_panic.add(panics);
-                }
-                picked
+                self.picked(&self.balancer, rng, context, tried)
             }
             // Its endpoints are others' ([`Self::choose`]).
             ClusterKind::Aggregate => None,
@@ -390,6 +393,39 @@ impl ClusterState {
     /// What each priority has, from the first.
     pub fn counts(&self) -> &[Counts] {
         self.balancer.counts()
+    }
+
+    fn picked(
+        &self,
+        balancer: &Balancer,
+        rng: &Rng,
+        context: &PickContext<'_>,
+        tried: impl Fn(&Host) -> bool,
+    ) -> Option<Rc<Host>> {
+        let picked = balancer.pick(context, rng, tried).cloned();
+        let panics = balancer.take_panics();
+        if panics > 0 {
+            self.stats().lb_healthy_panic.add(panics);
+        }
+        picked
+    }
+
+    /// As [`Self::pick`], from one level alone; in panic, which all of the cluster decides, from all of its priority.
+    pub(super) fn pick_of_level(
+        &self,
+        level: Level,
+        rng: &Rng,
+        context: &PickContext<'_>,
+        tried: impl Fn(&Host) -> bool,
+    ) -> Option<Rc<Host>> {
+        let config = &self.config;
+        let make = || {
+            let (policy, balancing, peers) = (config.policy, &config.balancing, self.peers.borrow());
+            let zones = peers.as_deref().map(|peers| Zones { peers, stats: &self.shared.stats });
+            Rc::new(Balancer::of_level(&self.hosts, policy, balancing, config.spread, zones, rng, level))
+        };
+        let balancer = self.levels.borrow_mut().entry(level).or_insert_with(make).clone();
+        self.picked(&balancer, rng, context, tried)
     }
 
     /// As [`Self::pick`], from the endpoints of other priorities than these (one bit each).

@@ -27,7 +27,7 @@ use leno_crds::meshinstall::{
 use leno_kubeutil::conditions::Wanted;
 use leno_kubeutil::watch::Key;
 
-pub use observe::{control_plane, is_rolled_out, opted_out, owner, pods, preflights, release_of, serving};
+pub use observe::{control_plane, is_rolled_out, opted_out, own, owner, pods, preflights, release_of, serving};
 pub use policy::{ALLOW_SKEW, is_older, skew};
 
 use self::pods::{PodStep, PodView, Progress};

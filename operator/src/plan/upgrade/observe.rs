@@ -38,7 +38,13 @@ pub fn pods(
     reports: &BTreeMap<Key, Vec<ProxyReport>>,
 ) -> Vec<PodView> {
     let ours = pods.iter().filter(|(_, pod)| has_sidecar(install, pod) && runs(pod));
-    ours.map(|(key, pod)| view(key, pod, spec, namespaces, reports.get(key).map_or(&[][..], Vec::as_slice))).collect()
+    ours.map(|(key, pod)| view(key, pod, spec, namespaces, &own(pod, reports.get(key)))).collect()
+}
+
+/// The reports that are of this pod: one of the same name before it may have left some for a moment.
+pub fn own(pod: &Pod, reports: Option<&Vec<ProxyReport>>) -> Vec<ProxyReport> {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    reports.into_iter().flatten().filter(|report| report.pod_uid == uid).cloned().collect()
 }
 
 fn runs(pod: &Pod) -> bool {
@@ -276,4 +282,22 @@ pub fn is_rolled_out(deployment: &DynamicObject) -> bool {
         && ["/status/updatedReplicas", "/status/availableReplicas", "/status/replicas"]
             .iter()
             .all(|pointer| number(pointer) == replicas)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_when_they_are_of_one_of_the_same_name_before_then_are_not_its_own() {
+        let pod = |uid: &str| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = Some(uid.to_owned());
+            pod
+        };
+        let report = |uid: &str, slot| ProxyReport { pod_uid: uid.to_owned(), slot, ..ProxyReport::default() };
+        let reports = vec![report("before", 0), report("now", 0), report("now", 1)];
+        assert_eq!(own(&pod("now"), Some(&reports)), [report("now", 0), report("now", 1)]);
+        assert!(own(&pod("later"), Some(&reports)).is_empty() && own(&pod("now"), None).is_empty());
+    }
 }

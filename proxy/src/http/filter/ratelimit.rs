@@ -123,6 +123,16 @@ fn fits(wanted: &LimitedDescriptor, have: &Descriptor<'_>) -> bool {
         })
 }
 
+/// The values of a descriptor as one. They may have any bytes: each begins with its length.
+fn values(have: &Descriptor<'_>) -> Box<[u8]> {
+    let mut values = Vec::new();
+    for (_, value) in have {
+        values.extend_from_slice(&value.len().to_ne_bytes());
+        values.extend_from_slice(value);
+    }
+    values.into()
+}
+
 /// The buckets for what a request counts as: one for each of its descriptors, be they alike, those that fill slowest first. Those
 /// for any value are only taken where none names the values.
 fn wanted_of<'a>(all: &'a [LimitedDescriptor], have: &[Descriptor<'_>]) -> Vec<Wanted<'a>> {
@@ -131,10 +141,7 @@ fn wanted_of<'a>(all: &'a [LimitedDescriptor], have: &[Descriptor<'_>]) -> Vec<W
         let wanted = fitting().find(|one| one.dynamic.is_none()).or_else(|| fitting().next())?;
         let bucket = match &wanted.dynamic {
             None => Shared::Own(&wanted.bucket),
-            Some(dynamic) => {
-                let values: Vec<&[u8]> = have.iter().map(|(_, value)| value.as_ref()).collect();
-                Shared::Made(dynamic.of(values.join(&0).into(), &wanted.bucket))
-            }
+            Some(dynamic) => Shared::Made(dynamic.of(values(have), &wanted.bucket)),
         };
         Some(Wanted { bucket, shadow: wanted.shadow })
     };
@@ -174,7 +181,7 @@ fn descriptors<'a>(
 
 /// The first value of a header, be it empty; or of a pseudo header.
 fn first<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
-    match name.starts_with(':') || name == "host" {
+    match route::is_pseudo(name) {
         true => route::header_value(name, request),
         false => request.headers.get(name).map(Cow::Borrowed),
     }
@@ -253,4 +260,19 @@ fn descriptor<'a>(
         }
     }
     Some(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_when_they_could_be_cut_in_several_ways_then_are_told_apart() {
+        let of = |all: &[&'static str]| values(&all.iter().map(|text| ("k", Cow::Borrowed(text.as_bytes()))).collect());
+        assert_eq!(of(&["a", "b"]), of(&["a", "b"]));
+        let all = [of(&["a\0b", "c"]), of(&["a", "b\0c"]), of(&["ab", "c"]), of(&["a", "bc"]), of(&["abc", ""])];
+        for (at, one) in all.iter().enumerate() {
+            assert!(all[at + 1..].iter().all(|other| one != other));
+        }
+    }
 }

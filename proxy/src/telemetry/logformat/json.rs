@@ -244,7 +244,8 @@ pub(super) fn shortest(value: f64) -> String {
         }
         None => scientific,
     };
-    if value.is_nan() {
+    // JSON has neither.
+    if !value.is_finite() {
         return "null".to_owned();
     }
     let fixed = if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value}") };
@@ -267,6 +268,8 @@ mod tests {
             (-5.0, "-5"),
             (1_000_000.0, "1e+06"),
             (0.0, "0"),
+            (f64::INFINITY, "null"),
+            (f64::NAN, "null"),
         ];
         for (value, text) in cases {
             assert_eq!(shortest(value), text);

@@ -183,8 +183,13 @@ pub(super) fn give<Q: HeaderLookup, S: HeaderLookup>(
                 let given = give(choice, entry, out);
                 // What is there and empty is an answer too.
                 if given != Given::Nothing {
-                    out.truncate(out.len().min(from + limit));
-                    return if matches!(given, Given::Number(_) | Given::Json) { Given::Own } else { given };
+                    let whole = out.len() <= from + limit;
+                    out.truncate(from + limit);
+                    return match given {
+                        Given::Json if whole => Given::Json,
+                        Given::Number(_) | Given::Json => Given::Own,
+                        given => given,
+                    };
                 }
                 out.truncate(from);
             }

@@ -170,8 +170,10 @@ pub(super) fn refused(error: FormatError) -> Refused {
 }
 
 /// A condition.
-pub(super) fn filter(context: &Context, value: AccessLogFilter) -> Converted<LogFilter> {
-    nested(context, value, DEPTH)
+pub(super) fn filter(context: &mut Context, value: AccessLogFilter) -> Converted<LogFilter> {
+    let filter = nested(context, value, DEPTH)?;
+    context.asks_dynamic |= filter.needs_dynamic();
+    Ok(filter)
 }
 
 fn nested(context: &Context, value: AccessLogFilter, depth: usize) -> Converted<LogFilter> {

@@ -51,7 +51,7 @@ pub fn manager(
     let manager = all_of(context, value, direction, tables, found);
     let dynamic = std::mem::replace(&mut context.asks_dynamic, before);
     let needs = LogNeeds { dynamic, ..LogNeeds::default() };
-    manager.map(|manager| HttpManager { log_needs: manager.log_needs.with(needs), ..manager })
+    manager.map(|manager| HttpManager { needs: manager.needs.with(needs), ..manager })
 }
 
 fn all_of(
@@ -241,7 +241,7 @@ fn all_of(
         router,
         log_starts: starts || flush_access_log_on_new_request,
         log_every: every.or(of_all),
-        log_needs: AccessLog::needs(&logs),
+        needs: AccessLog::needs(&logs),
         access_logs: logs,
         tracing: traces.map(Box::new),
         request_head_timeout: maybe_duration(request_headers_timeout, "request_headers_timeout")?

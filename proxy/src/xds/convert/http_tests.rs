@@ -238,7 +238,7 @@ fn log_needs_when_a_line_asks_for_more_then_the_manager_knows_and_other_texts_ma
             "@type": "type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", "log_format": format,
         }}]})
     };
-    let needs = |format: Value| manager(logs(format)).unwrap().log_needs;
+    let needs = |format: Value| manager(logs(format)).unwrap().needs;
     assert_eq!(needs(json!({"text_format": "%PROTOCOL% %CLUSTER_METADATA(a:b)%"})), LogNeeds::default());
     let told = needs(json!({"text_format": "%DYNAMIC_METADATA(envoy.filters.http.rbac:shadow_engine_result)%"}));
     assert_eq!(told, LogNeeds { dynamic: true, observed: false });
@@ -252,8 +252,11 @@ fn log_needs_when_a_line_asks_for_more_then_the_manager_knows_and_other_texts_ma
     assert_eq!(needs(both), LogNeeds { dynamic: true, observed: true });
 
     // Beside lines, other texts and conditions ask too, and tables say so themselves.
-    let asks = |fields: Value| manager(fields).unwrap().log_needs.dynamic;
+    let asks = |fields: Value| manager(fields).unwrap().needs.dynamic;
     assert!(asks(json!({"local_reply_config": {"body_format": {"text_format": "%DYNAMIC_METADATA(a:b)%"}}})));
+    let wanted = json!({"filter": "a", "path": [{"key": "b"}], "value": {"present_match": true}});
+    let mapper = json!({"filter": {"metadata_filter": {"matcher": wanted}}, "status_code": 418});
+    assert!(asks(json!({"local_reply_config": {"mappers": [mapper]}})));
     let tag = json!({"tag": "a", "metadata": {"kind": {"request": {}}, "metadata_key": {"key": "a", "path": [{"key": "b"}]}}});
     assert!(asks(json!({"tracing": {"custom_tags": [tag]}})));
     let value = json!({"filter": "a", "path": [{"key": "b"}], "value": {"present_match": true}});
@@ -273,7 +276,7 @@ fn log_needs_when_a_line_asks_for_more_then_the_manager_knows_and_other_texts_ma
         let route = json!({"match": matches, "direct_response": {"status": 200}, "response_headers_to_add": to_add});
         let table = json!({"virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [route]}]});
         let manager = manager(json!({"route_config": table})).unwrap();
-        (manager.routes.asks_dynamic, manager.log_needs.dynamic)
+        (manager.routes.asks_dynamic, manager.needs.dynamic)
     };
     assert_eq!(route(json!({"prefix": "/"}), "%PROTOCOL%"), (false, false));
     assert_eq!(route(json!({"prefix": "/"}), "%DYNAMIC_METADATA(a:b)%"), (true, false));
