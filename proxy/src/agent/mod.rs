@@ -11,12 +11,13 @@
 //!
 //! - [`bootstrap`]: what Envoy is started with.
 //! - [`process`]: starts it, sees that it lives, ends it in order.
+//! - [`steer`]: new connections for whoever takes over.
 //! - [`socket`]: the three services on the Unix socket: [`relay`], [`secrets`], [`log`].
 //! - [`count`] and [`names`]: from log entries to the standard metrics.
 //! - [`admin`]: what people, probes and scrapers ask.
 //!
 //! Each Envoy binds the traffic ports itself, with `SO_REUSEPORT`, so that the two slots' Envoys can hold them at the same time:
-//! a hand-over starts one and then drains the other.
+//! a hand-over starts one, steers new connections to it, and then drains the other.
 
 pub mod admin;
 pub mod bootstrap;
@@ -27,6 +28,7 @@ pub mod process;
 pub mod relay;
 pub mod secrets;
 pub mod socket;
+pub mod steer;
 
 use crate::control::report::{Newest, Reporter};
 use crate::control::serving::Slot;
@@ -54,6 +56,9 @@ const LOG_QUEUE: usize = 64;
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 /// For so long no request may have been under way or come before idle connections are closed.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// So long a handshake that is under way may take, and Envoy until it has accepted what waits, before sockets are closed.
+const SETTLE: Duration = Duration::from_millis(300);
 
 /// What the agent is told about its engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +125,7 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<End, RunErro
     };
     let health = Health::new();
     let process = Process::start(spec, stop.clone());
-    let engine = Engine { process, admin: paths.admin, connection: connection.clone() };
+    let engine = Engine { process, admin: paths.admin, workers: settings.workers, connection: connection.clone() };
     let view = admin::View {
         health: health.clone(),
         telemetry,
@@ -154,6 +159,7 @@ pub(crate) async fn run(slot: Slot<'_>, envoy: &Settings) -> Result<End, RunErro
 struct Engine {
     process: Process,
     admin: PathBuf,
+    workers: usize,
     connection: relay::Connection,
 }
 
@@ -188,7 +194,12 @@ impl Traffic for Engine {
     async fn stop_accepting(&self) {
         // Clients are told first that their connections end (`connection: close`, GOAWAY), then the sockets are closed.
         self.tell_envoy("/drain_listeners?graceful&skip_exit").await;
+        steer::steer(&self.admin, steer::Whose::Last { workers: self.workers }).await;
+        tokio::time::sleep(SETTLE).await;
         self.tell_envoy("/drain_listeners").await;
+        // Nobody knows how many workers the next one has.
+        tokio::time::sleep(SETTLE).await;
+        steer::steer(&self.admin, steer::Whose::All).await;
     }
 
     async fn ask_to_leave(&self, _: Duration) {
