@@ -57,13 +57,12 @@ pub fn has_retriable_header(policy: &RetryPolicy, status: u16, headers: &Headers
     policy.on.headers && policy.headers.iter().any(holds)
 }
 
-/// Whether a repeat can do no harm, whoever makes it: the connection ended before a byte of an answer came, and the method is
-/// safe (RFC 9110, 9.2.2: an app that dies may reset what it has only just accepted); or it came from the pool, and nothing
-/// was sent (the endpoint had closed it while it was idle); or the endpoint said that it did nothing, e.g. since the
-/// connection reached its age (RFC 9113, 8.7).
+/// Whether a repeat can do no harm, whoever makes it: a connection from the pool turned out to be closed (the endpoint closed
+/// it while it was idle), and nothing was sent, or the method is safe and no byte of an answer came (RFC 9110, 9.2.2); or
+/// the endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7).
 pub fn harmless(failure: Failure, safe_method: bool) -> bool {
     match failure {
-        Failure::Reset { sent, reused, answered: false } => safe_method || (reused && !sent),
+        Failure::Reset { sent, reused: true, answered: false } => !sent || safe_method,
         Failure::Refused => true,
         _ => false,
     }
@@ -269,10 +268,7 @@ mod tests {
             // A POST may have been done.
             (reset(true, true, false), false, false),
             (reset(true, true, true), true, false),
-            // Whoever accepted it may have died.
-            (reset(true, false, false), true, true),
-            (reset(true, false, false), false, false),
-            (reset(true, false, true), true, false),
+            (reset(true, false, false), true, false),
             (Failure::Refused, false, true),
             (Failure::Connect, true, false),
         ] {
