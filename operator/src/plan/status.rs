@@ -223,7 +223,7 @@ pub fn data_plane(
             // A sidecar counts wherever it is: the namespace may have left the mesh while the pod runs.
             Membership::Injected { current, wanted_image, envoy } => {
                 // While a pod is moved, its slots differ: what it says itself counts.
-                let serves = upgrade::serving(&upgrade::own(pod, observed.reports.get(key)));
+                let serves = upgrade::serving(upgrade::own(pod, observed.reports.get(key)));
                 let (current, wanted_image) = match serves {
                     Some(serving) if serving.version == install.spec.version && !wanted_image => (true, true),
                     Some(serving) if serving.version != install.spec.version => (false, false),

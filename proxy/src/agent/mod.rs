@@ -56,7 +56,6 @@ const LOG_QUEUE: usize = 64;
 const DRAIN_POLL: Duration = Duration::from_millis(100);
 /// For so long no request may have been under way or come before idle connections are closed.
 const QUIET: Duration = Duration::from_secs(1);
-
 /// So long a handshake that is under way may take, and Envoy until it has accepted what waits, before sockets are closed.
 const SETTLE: Duration = Duration::from_millis(300);
 
@@ -194,12 +193,13 @@ impl Traffic for Engine {
     async fn stop_accepting(&self) {
         // Clients are told first that their connections end (`connection: close`, GOAWAY), then the sockets are closed.
         self.tell_envoy("/drain_listeners?graceful&skip_exit").await;
-        steer::steer(&self.admin, steer::Whose::Last { workers: self.workers }).await;
+        let addresses = steer::addresses(&self.admin).await;
+        steer::steer(&addresses, steer::Whose::Last { workers: self.workers });
         tokio::time::sleep(SETTLE).await;
         self.tell_envoy("/drain_listeners").await;
         // Nobody knows how many workers the next one has.
         tokio::time::sleep(SETTLE).await;
-        steer::steer(&self.admin, steer::Whose::All).await;
+        steer::steer(&addresses, steer::Whose::All);
     }
 
     async fn ask_to_leave(&self, _: Duration) {

@@ -47,13 +47,20 @@ pub enum Whose {
     All,
 }
 
-/// Steers connections to all addresses on which this Envoy listens. What cannot be steered is spread as ever, and logged.
-pub async fn steer(envoy: &Path, whose: Whose) {
-    let addresses = match admin::ask(envoy, Method::GET, "/listeners?format=json").await {
-        Ok(page) => addresses(&page.body),
-        Err(error) => return tracing::warn!(%error, "Envoy does not tell where it listens"),
-    };
-    for address in addresses {
+/// Where an Envoy listens; nowhere, and logged, when it does not tell.
+pub async fn addresses(envoy: &Path) -> Vec<SocketAddr> {
+    match admin::ask(envoy, Method::GET, "/listeners?format=json").await {
+        Ok(page) => read(&page.body),
+        Err(error) => {
+            tracing::warn!(%error, "Envoy does not tell where it listens");
+            Vec::new()
+        }
+    }
+}
+
+/// Steers connections to these addresses. What cannot be steered is spread as ever, and logged.
+pub fn steer(addresses: &[SocketAddr], whose: Whose) {
+    for &address in addresses {
         if let Err(error) = tell(address, whose) {
             tracing::warn!(%error, %address, "new connections are not kept from the Envoy that ends");
         }
@@ -61,19 +68,19 @@ pub async fn steer(envoy: &Path, whose: Whose) {
 }
 
 /// The addresses in a page of Envoy's listeners.
-fn addresses(page: &[u8]) -> Vec<SocketAddr> {
+fn read(page: &[u8]) -> Vec<SocketAddr> {
     let page: Value = serde_json::from_slice(page).unwrap_or_default();
     let listeners = page["listener_statuses"].as_array().into_iter().flatten();
     let all = listeners.flat_map(|listener| {
         let more = listener["additional_local_addresses"].as_array().into_iter().flatten();
         std::iter::once(&listener["local_address"]).chain(more)
     });
-    let read = |address: &Value| {
+    let parsed = |address: &Value| {
         let address = &address["socket_address"];
         let ip: IpAddr = address["address"].as_str()?.parse().ok()?;
         Some(SocketAddr::new(ip, u16::try_from(address["port_value"].as_u64()?).ok()?))
     };
-    all.filter_map(read).take(MAX_ADDRESSES).collect()
+    all.filter_map(parsed).take(MAX_ADDRESSES).collect()
 }
 
 fn tell(address: SocketAddr, whose: Whose) -> io::Result<()> {
@@ -188,7 +195,7 @@ mod tests {
              "additional_local_addresses": [{"socket_address": {"address": "::", "port_value": 15006}}]},
             {"name": "b", "local_address": {"pipe": {"path": "/x"}}}]}"#;
         let wanted: Vec<SocketAddr> = vec!["0.0.0.0:15006".parse().unwrap(), "[::]:15006".parse().unwrap()];
-        assert_eq!(addresses(page), wanted);
-        assert!(addresses(b"<html>").is_empty());
+        assert_eq!(read(page), wanted);
+        assert!(read(b"<html>").is_empty());
     }
 }

@@ -49,25 +49,25 @@ pub(super) struct Load {
 
 /// The load of each priority; the percentages are together 100 (of no priority at all, nothing).
 pub(super) fn loads(priorities: &[Counts], balancing: &Balancing, spread: Spread) -> Vec<Load> {
-    loads_of(priorities, balancing, |_| spread)
+    let priorities: Vec<_> = priorities.iter().map(|counts| (*counts, spread)).collect();
+    loads_of(&priorities, balancing)
 }
 
-/// As [`loads`], of priorities that each have their own arithmetic, by their places.
-pub(super) fn loads_of(priorities: &[Counts], balancing: &Balancing, spread: impl Fn(usize) -> Spread) -> Vec<Load> {
+/// As [`loads`], of priorities that each have their own arithmetic.
+pub(super) fn loads_of(priorities: &[(Counts, Spread)], balancing: &Balancing) -> Vec<Load> {
     let usable = |spread: Spread, part: u64, all: u64| {
         let percent = (u64::from(spread.overprovisioning) * part).checked_div(all).unwrap_or(0);
         percent.min(100) as u32
     };
-    let shares = |(at, counts): (usize, &Counts)| {
-        let spread = spread(at);
-        let Counts { all, excluded, healthy, degraded, weights: [weight, healthy_weight, degraded_weight] } = *counts;
+    let shares = |&(counts, spread): &(Counts, Spread)| {
+        let Counts { all, excluded, healthy, degraded, weights: [weight, healthy_weight, degraded_weight] } = counts;
         if spread.weighted_health {
             (usable(spread, healthy_weight, weight), usable(spread, degraded_weight, weight))
         } else {
             (usable(spread, healthy, all - excluded), usable(spread, degraded, all - excluded))
         }
     };
-    let (healthy, degraded): (Vec<u32>, Vec<u32>) = priorities.iter().enumerate().map(shares).unzip();
+    let (healthy, degraded): (Vec<u32>, Vec<u32>) = priorities.iter().map(shares).unzip();
     let available = (healthy.iter().sum::<u32>() + degraded.iter().sum::<u32>()).min(100);
     let mut loads = vec![Load::default(); priorities.len()];
     spread_by_health(&mut loads, &healthy, &degraded, available);
@@ -99,30 +99,30 @@ fn spread_by_health(loads: &mut [Load], healthy: &[u32], degraded: &[u32], avail
     }
 }
 
-fn decide_panic(loads: &mut [Load], priorities: &[Counts], balancing: &Balancing, available: u32) {
+fn decide_panic(loads: &mut [Load], priorities: &[(Counts, Spread)], balancing: &Balancing, available: u32) {
     let threshold = balancing.panic_threshold;
     if threshold == 0 && available == 0 {
         return;
     }
-    for (load, counts) in loads.iter_mut().zip(priorities) {
+    for (load, (counts, _)) in loads.iter_mut().zip(priorities) {
         load.panic = available < 100 && counts.are_too_few(threshold);
     }
     if !loads.iter().all(|load| load.panic) {
         return;
     }
     // All in panic: health tells nothing, load is spread by number.
-    let total: u64 = priorities.iter().map(|counts| counts.all).sum();
+    let total: u64 = priorities.iter().map(|(counts, _)| counts.all).sum();
     for load in loads.iter_mut() {
         (load.healthy, load.degraded) = (0, 0);
     }
-    let Some(first) = priorities.iter().position(|counts| counts.all > 0) else {
+    let Some(first) = priorities.iter().position(|(counts, _)| counts.all > 0) else {
         if let Some(first) = loads.first_mut() {
             first.healthy = 100;
         }
         return;
     };
     let mut left = 100;
-    for (load, counts) in loads.iter_mut().zip(priorities) {
+    for (load, (counts, _)) in loads.iter_mut().zip(priorities) {
         load.healthy = (100 * counts.all / total) as u32;
         left -= load.healthy;
     }

@@ -64,37 +64,14 @@ pub struct Balancer {
 
 impl Default for Balancer {
     fn default() -> Self {
-        Self::new(&[], LbPolicy::Random, &Balancing::default(), Spread::default(), None, &Rng::new(1))
+        Self::new(&[], LbPolicy::Random, &Balancing::default(), Spread::default(), None, &Rng::new(1), None)
     }
 }
 
 impl Balancer {
-    /// A balancer over these endpoints; with `zones` it prefers those nearby, where the policy does not go by hashes.
+    /// A balancer over these endpoints; with `zones` it prefers those nearby, where the policy does not go by hashes, and with `only`
+    /// whoever is chosen is of this level.
     pub fn new(
-        all: &[Rc<Host>],
-        policy: LbPolicy,
-        balancing: &Balancing,
-        spread: Spread,
-        zones: Option<Zones<'_>>,
-        rng: &Rng,
-    ) -> Self {
-        Self::of(all, policy, balancing, spread, zones, rng, None)
-    }
-
-    /// As [`Self::new`], but whoever is chosen is of this level.
-    pub fn of_level(
-        all: &[Rc<Host>],
-        policy: LbPolicy,
-        balancing: &Balancing,
-        spread: Spread,
-        zones: Option<Zones<'_>>,
-        rng: &Rng,
-        level: Level,
-    ) -> Self {
-        Self::of(all, policy, balancing, spread, zones, rng, Some(level))
-    }
-
-    fn of(
         all: &[Rc<Host>],
         policy: LbPolicy,
         balancing: &Balancing,
@@ -337,8 +314,7 @@ impl Plan {
 /// A priority at random, by the load that each gets for what it has, and whether its degraded endpoints are meant. Each has its
 /// own arithmetic.
 pub fn choose_priority(priorities: &[(Counts, Spread)], balancing: &Balancing, rng: &Rng) -> Option<(usize, bool)> {
-    let counts: Vec<Counts> = priorities.iter().map(|(counts, _)| *counts).collect();
-    let loads = load::loads_of(&counts, balancing, |at| priorities[at].1);
+    let loads = load::loads_of(priorities, balancing);
     let drawn = rng.below(100) as u32 + 1;
     let healthy = loads.iter().enumerate().map(|(at, load)| ((at, false), load.healthy));
     let degraded = loads.iter().enumerate().map(|(at, load)| ((at, true), load.degraded));

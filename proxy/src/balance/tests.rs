@@ -18,7 +18,7 @@ fn host(port: u16, weight: u32, health: Health, priority: u32) -> Endpoint {
 }
 
 fn balancer(all: &[Rc<Host>], policy: LbPolicy, balancing: &Balancing) -> Balancer {
-    Balancer::new(all, policy, balancing, Spread::default(), None, &Rng::new(1))
+    Balancer::new(all, policy, balancing, Spread::default(), None, &Rng::new(1), None)
 }
 
 fn calm() -> Balancing {

@@ -43,7 +43,7 @@ impl Seen {
     fn new(all: Vec<Rc<Host>>, policy: LbPolicy, peers: &Peers, balancing: &Balancing) -> Self {
         let stats = Arc::<ClusterStats>::default();
         let zones = Some(Zones { peers, stats: &stats });
-        let balancer = Balancer::new(&all, policy, balancing, Spread::default(), zones, &Rng::new(3));
+        let balancer = Balancer::new(&all, policy, balancing, Spread::default(), zones, &Rng::new(3), None);
         Self { all, stats, balancer }
     }
 

@@ -95,7 +95,7 @@ impl ClusterState {
             }
         }
         let zones = peers.as_deref().map(|peers| Zones { peers, stats: &shared.stats });
-        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng);
+        let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng, None);
         if config.track != Track::default() {
             shared.stats.tracked.get_or_init(Box::default);
         }
@@ -418,12 +418,7 @@ impl ClusterState {
         context: &PickContext<'_>,
         tried: impl Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
-        let config = &self.config;
-        let make = || {
-            let (policy, balancing, peers) = (config.policy, &config.balancing, self.peers.borrow());
-            let zones = peers.as_deref().map(|peers| Zones { peers, stats: &self.shared.stats });
-            Rc::new(Balancer::of_level(&self.hosts, policy, balancing, config.spread, zones, rng, level))
-        };
+        let make = || self.balancer_over(&self.hosts, rng, Some(level));
         let balancer = self.levels.borrow_mut().entry(level).or_insert_with(make).clone();
         self.picked(&balancer, rng, context, tried)
     }
@@ -445,18 +440,22 @@ impl ClusterState {
         if let Some((_, balancer)) = partial.iter().find(|(without, _)| *without == priorities) {
             return balancer.clone();
         }
-        let config = &self.config;
         let stays =
             |host: &&Rc<Host>| 1u128.checked_shl(host.endpoint.priority).is_none_or(|bit| bit & priorities == 0);
         let hosts: Vec<Rc<Host>> = self.hosts.iter().filter(stays).cloned().collect();
-        let peers = self.peers.borrow();
-        let zones = peers.as_deref().map(|peers| Zones { peers, stats: &self.shared.stats });
-        let balancer = Rc::new(Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng));
+        let balancer = self.balancer_over(&hosts, rng, None);
         if partial.len() >= MAX_PARTIAL {
             partial.clear();
         }
         partial.push((priorities, balancer.clone()));
         balancer
+    }
+
+    /// A balancer over some of this cluster's endpoints, as its configuration and its peers have it.
+    fn balancer_over(&self, hosts: &[Rc<Host>], rng: &Rng, only: Option<Level>) -> Rc<Balancer> {
+        let (config, peers) = (&self.config, self.peers.borrow());
+        let zones = peers.as_deref().map(|peers| Zones { peers, stats: &self.shared.stats });
+        Rc::new(Balancer::new(hosts, config.policy, &config.balancing, config.spread, zones, rng, only))
     }
 
     /// The policy by which it chooses.

@@ -15,6 +15,7 @@ use leno_runtime::trust::Fingerprint;
 use crate::names;
 use crate::plan::Observed;
 use crate::plan::injection::has_sidecar;
+use crate::plan::upgrade;
 
 /// What a replica of the control plane says of itself. Empty where its release does not say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,9 +98,7 @@ fn census(
     for (key, pod) in observed.pods.iter().filter(|(_, pod)| runs(pod, observed)) {
         if has_sidecar(name, pod) {
             census.pods += 1;
-            let uid = pod.uid().unwrap_or_default();
-            let mut reports =
-                observed.reports.get(key).into_iter().flatten().filter(|report| report.pod_uid == uid).peekable();
+            let mut reports = upgrade::own(pod, observed.reports.get(key)).peekable();
             if reports.peek().is_none() {
                 census.lacking.push((key.clone(), "its proxy reports nothing"));
             } else if !reports.all(&pod_has) {

@@ -38,13 +38,13 @@ pub fn pods(
     reports: &BTreeMap<Key, Vec<ProxyReport>>,
 ) -> Vec<PodView> {
     let ours = pods.iter().filter(|(_, pod)| has_sidecar(install, pod) && runs(pod));
-    ours.map(|(key, pod)| view(key, pod, spec, namespaces, &own(pod, reports.get(key)))).collect()
+    ours.map(|(key, pod)| view(key, pod, spec, namespaces, own(pod, reports.get(key)))).collect()
 }
 
 /// The reports that are of this pod: one of the same name before it may have left some for a moment.
-pub fn own(pod: &Pod, reports: Option<&Vec<ProxyReport>>) -> Vec<ProxyReport> {
-    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-    reports.into_iter().flatten().filter(|report| report.pod_uid == uid).cloned().collect()
+pub fn own<'a>(pod: &Pod, reports: Option<&'a Vec<ProxyReport>>) -> impl Iterator<Item = &'a ProxyReport> {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    reports.into_iter().flatten().filter(move |report| report.pod_uid == uid)
 }
 
 fn runs(pod: &Pod) -> bool {
@@ -52,12 +52,12 @@ fn runs(pod: &Pod) -> bool {
     phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
 }
 
-fn view(
+fn view<'a>(
     key: &Key,
     pod: &Pod,
     spec: &MeshInstallSpec,
     namespaces: &BTreeMap<Key, Arc<Namespace>>,
-    reports: &[ProxyReport],
+    reports: impl Iterator<Item = &'a ProxyReport>,
 ) -> PodView {
     let empty = BTreeMap::new();
     let annotations = pod.metadata.annotations.as_ref().unwrap_or(&empty);
@@ -92,9 +92,9 @@ pub fn opted_out(pod: &Pod, namespace: Option<&Namespace>) -> bool {
 }
 
 /// The process that serves a pod: the one that began last, if both say so in the moment of a hand-over.
-pub fn serving(reports: &[ProxyReport]) -> Option<Serving> {
+pub fn serving<'a>(reports: impl Iterator<Item = &'a ProxyReport>) -> Option<Serving> {
     let serves = |report: &&ProxyReport| report.serving_since_ms > 0 && report.ready && !report.draining;
-    let report = reports.iter().filter(serves).max_by_key(|report| report.serving_since_ms)?;
+    let report = reports.filter(serves).max_by_key(|report| report.serving_since_ms)?;
     Some(Serving {
         slot: u8::try_from(report.slot).ok()?,
         version: report.version.clone(),
@@ -297,7 +297,8 @@ mod tests {
         };
         let report = |uid: &str, slot| ProxyReport { pod_uid: uid.to_owned(), slot, ..ProxyReport::default() };
         let reports = vec![report("before", 0), report("now", 0), report("now", 1)];
-        assert_eq!(own(&pod("now"), Some(&reports)), [report("now", 0), report("now", 1)]);
-        assert!(own(&pod("later"), Some(&reports)).is_empty() && own(&pod("now"), None).is_empty());
+        let own = |uid: &str, reports| own(&pod(uid), reports).cloned().collect::<Vec<_>>();
+        assert_eq!(own("now", Some(&reports)), [report("now", 0), report("now", 1)]);
+        assert!(own("later", Some(&reports)).is_empty() && own("now", None).is_empty());
     }
 }
