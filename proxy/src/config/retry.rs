@@ -81,8 +81,9 @@ impl Default for RetryPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RetryOn {
     /// What a repeat of can do no harm: a connection from the pool that was closed while it idled, where nothing was sent or
-    /// the method is safe, and refused streams. Repeated at once, up to three times beside [`RetryPolicy::attempts`]. It is
-    /// written [`RetryOn::STALE`], which Envoy passes over.
+    /// the method is safe, and refused streams. Repeated at once, up to three times beside [`RetryPolicy::attempts`]. A safe
+    /// request that a new connection loses is as well, once, where no other condition counts that, and there are attempts.
+    /// It is written [`RetryOn::STALE`], which Envoy passes over.
     pub stale: bool,
     /// Could not connect.
     pub connect_failure: bool,

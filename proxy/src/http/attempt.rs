@@ -241,7 +241,7 @@ fn passed_limit(
         }
         Passed::Attempt => {
             cluster.stats().rq_max_duration_reached.add(1);
-            let failure = Failure::Reset { sent: true, reused: false, answered: false };
+            let failure = Failure::Reset { sent: true, reused: false, answered: true };
             Failed::Attempt(failure, reply::late(reply::ATTEMPT_DURATION, heard))
         }
         Passed::Stream => {

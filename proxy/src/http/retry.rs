@@ -20,7 +20,7 @@ pub enum Failure {
         sent: bool,
         /// The connection had served another request before.
         reused: bool,
-        /// A byte of an answer came.
+        /// A byte of an answer came, or there was one to come and it took too long.
         answered: bool,
     },
     /// A response.
@@ -59,20 +59,29 @@ pub fn has_retriable_header(policy: &RetryPolicy, status: u16, headers: &Headers
 
 /// Whether a repeat can do no harm, whoever makes it: a connection from the pool turned out to be closed (the endpoint closed
 /// it while it was idle), and nothing was sent, or the method is safe and no byte of an answer came (RFC 9110, 9.2.2); or
-/// the endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7).
-pub fn harmless(failure: Failure, safe_method: bool) -> bool {
+/// the endpoint said that it did nothing, e.g. since the connection reached its age (RFC 9113, 8.7). A safe request that a new
+/// connection lost is one as well where the policy repeats what stale connections lose, but counts no resets: an app that
+/// stops may end what it has only just accepted.
+pub fn harmless(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool) -> bool {
     match failure {
         Failure::Reset { sent, reused: true, answered: false } => !sent || safe_method,
+        Failure::Reset { sent: true, reused: false, answered: false } => {
+            safe_method && policy.is_some_and(repeats_lost)
+        }
         Failure::Refused => true,
         _ => false,
     }
 }
 
-/// Whether to try again: only what the policy says, and without one never.
-pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool) -> bool {
-    let Some(policy) = policy else { return false };
+fn repeats_lost(policy: &RetryPolicy) -> bool {
+    let on = policy.on;
+    on.stale && policy.attempts > 0 && !(on.reset || on.server_error || on.gateway_error)
+}
+
+/// Whether the policy says to try again. What is [`harmless`] is beside that.
+pub fn wanted(failure: Failure, policy: &RetryPolicy) -> bool {
     let RetryOn {
-        stale,
+        stale: _,
         connect_failure,
         refused_stream,
         reset_before_request,
@@ -85,9 +94,6 @@ pub fn wanted(failure: Failure, policy: Option<&RetryPolicy>, safe_method: bool)
         rate_limited: on_rate_limited,
         grpc_statuses,
     } = policy.on;
-    if stale && harmless(failure, safe_method) {
-        return true;
-    }
     match failure {
         Failure::Connect => connect_failure || reset_before_request || reset || server_error || gateway_error,
         Failure::Refused => refused_stream || reset || server_error || gateway_error,
@@ -254,39 +260,55 @@ mod tests {
         assert!(has_retriable_header(&with(on(true)), 200, &headers));
         assert!(!has_retriable_header(&with(on(false)), 200, &headers), "the condition is not asked for");
         let failure = Failure::Response { status: 200, grpc: None, header: true, rate_limited: false };
-        assert!(wanted(failure, Some(&with(on(true))), false));
+        assert!(wanted(failure, &with(on(true))));
         assert!(keeps_body(&with(on(true))));
     }
 
     #[test]
     fn retry_when_a_repeat_is_not_harmless_then_only_on_request() {
         let reset = |sent, reused, answered| Failure::Reset { sent, reused, answered };
-        let stale = policy(RetryOn { stale: true, ..RetryOn::default() });
-        for (failure, safe_method, again) in [
-            (reset(false, true, false), false, true),
-            (reset(true, true, false), true, true),
+        let on = RetryOn { stale: true, ..RetryOn::default() };
+        let stale = policy(on);
+        for (failure, safe_method, free, with_stale) in [
+            (reset(false, true, false), false, true, true),
+            (reset(true, true, false), true, true, true),
             // A POST may have been done.
-            (reset(true, true, false), false, false),
-            (reset(true, true, true), true, false),
-            (reset(true, false, false), true, false),
-            (Failure::Refused, false, true),
-            (Failure::Connect, true, false),
+            (reset(true, true, false), false, false, false),
+            (reset(true, true, true), true, false, false),
+            // Whoever accepted it may have stopped.
+            (reset(true, false, false), true, false, true),
+            (reset(true, false, false), false, false, false),
+            (reset(true, false, true), true, false, false),
+            // That is for the policy to repeat, of any method.
+            (reset(false, false, false), true, false, false),
+            (Failure::Refused, false, true, true),
+            (Failure::Connect, true, false, false),
         ] {
-            assert_eq!(wanted(failure, Some(&stale), safe_method), again, "{failure:?}");
-            assert!(!wanted(failure, None, safe_method), "nobody asked for {failure:?} to be repeated");
+            assert_eq!(harmless(failure, None, safe_method), free, "{failure:?}");
+            assert_eq!(harmless(failure, Some(&stale), safe_method), with_stale, "{failure:?}");
+            assert!(!wanted(failure, &stale), "nobody asked for {failure:?} to be repeated");
         }
+        let lost = reset(true, false, false);
+        for counted in [
+            policy(RetryOn { reset: true, ..on }),
+            policy(RetryOn { server_error: true, ..on }),
+            policy(RetryOn { gateway_error: true, ..on }),
+        ] {
+            assert!(!harmless(lost, Some(&counted), true) && wanted(lost, &counted), "once is enough: {counted:?}");
+        }
+        assert!(!harmless(lost, Some(&RetryPolicy { attempts: 0, ..stale }), true), "retries were turned off");
         let safe = policy(RetryOn {
             connect_failure: true,
             refused_stream: true,
             reset_before_request: true,
             ..RetryOn::default()
         });
-        assert!(wanted(Failure::Connect, Some(&safe), false));
-        assert!(wanted(Failure::Refused, Some(&safe), false));
-        assert!(wanted(reset(false, false, false), Some(&safe), false));
-        assert!(!wanted(reset(true, false, false), Some(&safe), false));
-        assert!(!wanted(answered(503, None), Some(&safe), true));
-        assert!(!wanted(Failure::PerTryTimeout, Some(&safe), true));
+        assert!(wanted(Failure::Connect, &safe));
+        assert!(wanted(Failure::Refused, &safe));
+        assert!(wanted(reset(false, false, false), &safe));
+        assert!(!wanted(reset(true, false, false), &safe));
+        assert!(!wanted(answered(503, None), &safe));
+        assert!(!wanted(Failure::PerTryTimeout, &safe));
     }
 
     #[test]
@@ -296,13 +318,13 @@ mod tests {
         let gateway = on(RetryOn { gateway_error: true, ..RetryOn::default() });
         let listed = on(RetryOn { statuses: true, ..RetryOn::default() });
         let grpc = on(RetryOn { grpc_statuses: 1 << 14, ..RetryOn::default() });
-        assert!(wanted(answered(500, None), Some(&server), false));
-        assert!(!wanted(answered(499, None), Some(&server), false));
-        assert!(wanted(answered(502, None), Some(&gateway), false));
-        assert!(!wanted(answered(500, None), Some(&gateway), false));
-        assert!(wanted(answered(418, None), Some(&listed), false));
-        assert!(wanted(answered(200, Some(14)), Some(&grpc), false));
-        assert!(!wanted(answered(200, Some(13)), Some(&grpc), false));
+        assert!(wanted(answered(500, None), &server));
+        assert!(!wanted(answered(499, None), &server));
+        assert!(wanted(answered(502, None), &gateway));
+        assert!(!wanted(answered(500, None), &gateway));
+        assert!(wanted(answered(418, None), &listed));
+        assert!(wanted(answered(200, Some(14)), &grpc));
+        assert!(!wanted(answered(200, Some(13)), &grpc));
     }
 
     #[test]
@@ -341,7 +363,7 @@ mod tests {
     fn answer_when_rate_limited_then_repeated_only_on_request_and_when_it_says() {
         let limited = Failure::Response { status: 503, grpc: None, header: false, rate_limited: true };
         let on = |rate_limited| policy(RetryOn { rate_limited, server_error: true, ..RetryOn::default() });
-        assert!(!wanted(limited, Some(&on(false)), true) && wanted(limited, Some(&on(true)), true));
+        assert!(!wanted(limited, &on(false)) && wanted(limited, &on(true)));
         let header = |name: &str, unix_timestamp| ResetHeader { name: name.into(), unix_timestamp };
         let headers = vec![header("retry-after", false), header("x-reset", true)];
         let rate_limited_backoff = Some(RateLimitedBackoff { headers, max_interval: Duration::from_secs(60) });

@@ -154,13 +154,12 @@ pub(super) async fn forward<'a, D: Downstream>(
                 let failure = outcome::of_answer(call, policy);
                 let not_sent = outcome::note_health(call, owner, host);
                 outcome::note_answer(call, owner, host, failure);
-                let again = policy
-                    .is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, Some(policy), safe));
+                let again = policy.is_some_and(|policy| retries < policy.attempts && retry::wanted(failure, policy));
                 // The rest of a request that has not come whole follows what was kept of it.
                 if !again || body.kept.unrepeatable {
                     if let Some(policy) = policy
                         && retries >= policy.attempts
-                        && retry::wanted(failure, Some(policy), safe)
+                        && retry::wanted(failure, policy)
                     {
                         call.tally.flags |= ResponseFlags::RETRY_LIMIT;
                     }
@@ -228,26 +227,24 @@ pub(super) async fn forward<'a, D: Downstream>(
         // What an endpoint has begun to answer is not repeated, as in Envoy.
         let policy = policy.filter(|_| !call.tally.interim);
         timed_out = failure == Failure::PerTryTimeout;
-        // A connection that was closed in the pool, or is being closed, says nothing about the endpoint.
-        let was_stale = retry::harmless(failure, safe) && policy.is_some_and(|policy| policy.on.stale);
-        // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
-        let harmless = failure.is_unsent() || retry::harmless(failure, safe);
-        sent |= !harmless;
-        call.tally.unsent = !sent;
-        drop((active, budget));
-        let Some(policy) = policy.filter(|policy| retry::wanted(failure, Some(policy), safe)) else {
-            return Err(or_else.into());
-        };
-        // Once more, at once, and not counted.
         let unread = matches!(failure, Failure::Refused | Failure::Reset { sent: false, .. });
         let (count, most) = if unread { (&mut stale, MAX_STALE) } else { (&mut unknown, MAX_UNKNOWN) };
-        if was_stale && *count < most && !body.kept.unrepeatable {
+        let harmless = retry::harmless(failure, policy, safe) && *count < most;
+        // What may be repeated here may be repeated by the peer as well, when this endpoint cannot be reached again.
+        sent |= !(harmless || failure.is_unsent());
+        call.tally.unsent = !sent;
+        drop((active, budget));
+        // Once more, at once, and not counted.
+        if harmless && policy.is_some_and(|policy| policy.on.stale) && !body.kept.unrepeatable {
             *count += 1;
             if line == Line::Any {
                 line = Line::New;
             }
             continue;
         }
+        let Some(policy) = policy.filter(|policy| retry::wanted(failure, policy)) else {
+            return Err(or_else.into());
+        };
         // A body that is too long to be kept ends retries before their number does.
         if retries >= policy.attempts && body.bytes <= most_kept as u64 {
             call.tally.flags |= ResponseFlags::RETRY_LIMIT;

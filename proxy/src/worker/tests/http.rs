@@ -525,6 +525,35 @@ fn request_when_pooled_connections_break_under_it_then_it_is_repeated_once_by_a_
     }
 }
 
+/// An app that stops may accept a connection and end it: a request that changes nothing goes to whoever listens after it.
+#[test]
+fn request_when_a_new_connection_loses_it_then_it_is_repeated_once_where_it_is_safe_and_nobody_counts_that() {
+    let unsafe_on = RetryOn { reset: true, ..RetryOn::default() };
+    for (method, on, attempts, broken, status, reached) in [
+        ("GET", RetryOn::default(), 1, 1, 200, 2),
+        ("GET", RetryOn::default(), 2, 9, 503, 2),
+        ("GET", RetryOn::default(), 0, 1, 503, 1),
+        ("POST", RetryOn::default(), 1, 1, 503, 1),
+        ("GET", unsafe_on, 1, 9, 503, 2),
+        ("POST", unsafe_on, 1, 9, 503, 2),
+    ] {
+        let backend = Backend::start(move |stream, number| {
+            let mut side = Side::new(stream);
+            side.message(true);
+            if number >= broken {
+                side.send(ok("well").as_bytes());
+            }
+        });
+        let on = RetryOn { stale: true, ..on };
+        let policy = RetryPolicy { attempts, on, base_backoff: Duration::from_millis(1), ..RetryPolicy::default() };
+        let action = forward(Forward { retry: Some(Arc::new(policy)), ..Forward::default() });
+        let proxy = Proxy::start(1, http(action), vec![cluster(&[backend.address])]);
+        let answer = proxy.client().ask(&format!("{method} / HTTP/1.1\r\nhost: t\r\ncontent-length: 0\r\n\r\n"));
+        assert_eq!(answer.status(), status, "{method} with {attempts} retries, {broken} connections broken");
+        assert_eq!(backend.connections.load(Ordering::SeqCst), reached, "{method} with {attempts} retries");
+    }
+}
+
 #[test]
 fn post_when_connection_breaks_after_it_was_sent_then_it_is_not_repeated() {
     let backend = Backend::start(|stream, _| {
