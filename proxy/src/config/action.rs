@@ -45,6 +45,8 @@ pub struct Forward {
     pub max_duration: Option<Duration>,
     /// Replaces the connection manager's stream idle timeout; zero is no limit.
     pub idle_timeout: Option<Duration>,
+    /// As [`HttpManager::flush_timeout`](super::HttpManager::flush_timeout), instead of the manager's.
+    pub flush_timeout: Option<Duration>,
     /// When a request is tried again; `None` is never (unless the request asks for it).
     pub retry: Option<Arc<RetryPolicy>>,
     /// Bytes of a request's body that are kept for another attempt; `None` is 1 MiB.
@@ -162,6 +164,8 @@ pub struct Mirror {
     pub host: Option<Box<str>>,
     /// Changes of the copy's headers.
     pub headers: Vec<super::HeaderOp>,
+    /// Whether the copy's endpoint is told that it is sampled; `None` is as the request is.
+    pub sampled: Option<bool>,
 }
 
 /// Which redirects of an endpoint are followed here.

@@ -111,6 +111,10 @@ pub struct Listener {
     pub socket: SocketSettings,
     /// Open connections at most, all workers together; further ones are closed.
     pub most: Option<OpenLimit>,
+    /// Its connections count nothing to the limit of those of all listeners together, and are not held to it.
+    pub passes_most: bool,
+    /// Its connections and requests are taken however little memory there is.
+    pub bypasses_overload: bool,
 }
 
 /// A limit of open connections.
@@ -141,6 +145,8 @@ impl Default for Listener {
             metadata: None,
             socket: SocketSettings::default(),
             most: None,
+            passes_most: false,
+            bypasses_overload: false,
         }
     }
 }
@@ -238,6 +244,8 @@ impl PassTlvs {
 pub struct Inspect {
     /// Look for a TLS ClientHello: server name and ALPN.
     pub tls: bool,
+    /// Bytes of a ClientHello at most; a longer one ends its connection. `None` is as many as are looked at.
+    pub most_hello: Option<u32>,
     /// Look for the start of an HTTP request.
     pub http: bool,
     /// Ports on which the TLS inspector is off.

@@ -8,6 +8,7 @@ use super::{
 use crate::rbac::Decider;
 use crate::telemetry::counters::{CorsStats, FaultStats, RbacStats, ShadowStats};
 use crate::telemetry::policies::PolicyCounts;
+use prost_types::Struct;
 use std::{
     sync::{Arc, atomic::AtomicU32},
     time::Duration,
@@ -101,6 +102,8 @@ pub enum FilterSetting {
     Off,
     /// It works, as its entry says.
     On,
+    /// It works, as a less specific level or its entry says.
+    Enabled,
     /// It works like this.
     Fault(Arc<Fault>),
     /// It works like this.
@@ -138,6 +141,8 @@ pub struct Fault {
     pub nodes: Vec<Box<str>>,
     /// Requests under a fault at once, in all workers; beyond it requests pass.
     pub max_active: Option<u32>,
+    /// What is told of a request that is delayed or ended, as metadata under the filter's name.
+    pub metadata: Struct,
     /// Requests under a fault now.
     pub active: Arc<AtomicU32>,
 }

@@ -13,6 +13,10 @@ pub struct HttpManager {
     pub direction: Direction,
     /// Connections go on when the admin server is asked to let health checks fail.
     pub ends_on_changes_only: bool,
+    /// Requests are taken however little memory there is.
+    pub bypasses_overload: bool,
+    /// Answers to requests that are refused since memory runs short say so (`x-envoy-local-overloaded`).
+    pub tells_overload: bool,
     /// The protocol spoken by clients.
     pub codec: Codec,
     /// Where requests go.
@@ -31,6 +35,9 @@ pub struct HttpManager {
     pub idle_timeout: Duration,
     /// A request on which nothing moved for so long is ended; default five minutes, zero is never.
     pub stream_idle_timeout: Duration,
+    /// The end of an answer that a client of HTTP/2 does not take is waited for so long, where its route does not say; `None` (the
+    /// default) is as for a request on which nothing moves.
+    pub flush_timeout: Option<Duration>,
     /// For a request's head, and then for its body; later is answered with 408. `None` (the default) is no limit.
     pub request_timeout: Option<Duration>,
     /// From a request's head to the end of its response. `None` (the default) is no limit.
@@ -112,6 +119,8 @@ impl Default for HttpManager {
             stat_prefix: Arc::from("http"),
             direction: Direction::Outbound,
             ends_on_changes_only: false,
+            bypasses_overload: false,
+            tells_overload: false,
             codec: Codec::Auto,
             routes: Arc::default(),
             filters: Vec::new(),
@@ -120,6 +129,7 @@ impl Default for HttpManager {
             tracing: None,
             request_head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
+            flush_timeout: None,
             stream_idle_timeout: Duration::from_secs(300),
             request_timeout: None,
             max_stream_duration: None,
@@ -255,6 +265,10 @@ pub struct RouterOptions {
     pub start_child_span: bool,
     /// Headers of the kinds that steer the router whose values must be good, or the request is answered with 400.
     pub strict: StrictHeaders,
+    /// The statuses and times of answers are not counted by cluster.
+    pub counts_no_statuses: bool,
+    /// Those of calls of gRPC that fail are not.
+    pub counts_no_failed_calls: bool,
 }
 
 /// Which headers are looked at strictly.

@@ -2,7 +2,7 @@
 
 use leno_xds::envoy::config::core::v3::Metadata as Sent;
 use prost::Message as _;
-use prost_types::{Value, value::Kind};
+use prost_types::{Struct, Value, value::Kind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,18 +27,24 @@ impl Metadata {
 
     /// The value at a path in the fields of a filter; all of the fields where the path is empty.
     pub fn value(&self, filter: &str, path: &[Box<str>]) -> Option<Value> {
-        let mut fields = Sent::decode(&*self.0).ok()?.filter_metadata.remove(filter)?;
-        let Some((last, before)) = path.split_last() else {
-            return Some(Value { kind: Some(Kind::StructValue(fields)) });
-        };
-        for key in before {
-            match fields.fields.remove(&**key)?.kind? {
-                Kind::StructValue(inner) => fields = inner,
-                _ => return None,
-            }
+        let fields = Sent::decode(&*self.0).ok()?.filter_metadata.remove(filter)?;
+        match path {
+            [] => Some(Value { kind: Some(Kind::StructValue(fields)) }),
+            path => value_at(&fields, path).cloned(),
         }
-        fields.fields.remove(&**last)
     }
+}
+
+/// The value at a path that is not empty.
+pub fn value_at<'f>(mut fields: &'f Struct, path: &[Box<str>]) -> Option<&'f Value> {
+    let (last, before) = path.split_last()?;
+    for key in before {
+        match fields.fields.get(&**key)?.kind.as_ref()? {
+            Kind::StructValue(inner) => fields = inner,
+            _ => return None,
+        }
+    }
+    fields.fields.get(&**last)
 }
 
 #[cfg(test)]

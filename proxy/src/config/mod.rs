@@ -75,7 +75,7 @@ pub use http::{
 };
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
-pub use metadata::Metadata;
+pub use metadata::{Metadata, value_at};
 pub use metadata_filters::{FixedMetadata, HeaderToMetadata, MetadataEntry, MetadataFrom, MetadataKind, MetadataRule};
 pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,

@@ -127,6 +127,8 @@ pub struct Tracer {
     pub service: Box<str>,
     /// This proxy's name.
     pub node: Box<str>,
+    /// The zone that it is in; empty where that is not known.
+    pub zone: Box<str>,
     /// Which requests are sampled, whatever the manager says.
     pub sampler: Sampler,
     /// Zipkin's headers and spans, instead of W3C's and OpenTelemetry's.

@@ -38,6 +38,10 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
         call.request.headers.remove_hop_by_hop(true);
         return Err(reply::NO_PATH.into());
     }
+    // What is asked is in the body, whose form has to be told (draft-ietf-httpbis-safe-method-w-body).
+    if call.request.method() == b"QUERY" && call.request.headers.known(Known::ContentType).is_none() {
+        return Err(reply::UNTYPED_QUERY.into());
+    }
     paths(call)?;
     hosts(call.request, manager, call.conn.local.port());
     // A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).

@@ -230,9 +230,17 @@ impl Call<'_> {
                 0 => tally.code,
                 own => own,
             };
-            cluster.stats().count(code, tally.flags, attempts, micros, internal);
+            let router = &self.manager.router;
+            let failed = tally.grpc_status.is_some_and(|status| status != 0) && self.request.is_grpc();
+            let told = !(router.counts_no_statuses || router.counts_no_failed_calls && failed);
+            cluster.stats().count((code, told), tally.flags, attempts, micros, internal);
             for group in tally.groups() {
-                group.count(code, tally.flags, (attempts, tally.unconnected), tally.details == reply::TIMEOUT.details);
+                group.count(
+                    (code, told),
+                    tally.flags,
+                    (attempts, tally.unconnected),
+                    tally.details == reply::TIMEOUT.details,
+                );
             }
         }
         if let Some(calls) = tally.filters.as_ref().and_then(|filters| filters.grpc_calls.as_ref())
@@ -370,7 +378,12 @@ impl Call<'_> {
         if in_time && let Some(counted) = &self.conn.counted {
             counted.http().cx_drain_close.add(1);
         }
-        in_time || self.worker.sheds(overload::Action::NoKeepAlive)
+        in_time || self.sheds(overload::Action::NoKeepAlive)
+    }
+
+    /// Whether an action that saves memory is taken now, and concerns the listener.
+    pub(super) fn sheds(&self, action: overload::Action) -> bool {
+        self.worker.sheds(action) && !self.manager.bypasses_overload
     }
 
     /// What formats can speak of, as far as it is known now.

@@ -9,7 +9,7 @@ use super::{
     choose, client, connecting, edit,
     head::{RequestHead, ResponseHead},
     headers::Headers,
-    pipeline,
+    pipeline, trace,
     upstream::Up,
 };
 use crate::{
@@ -141,6 +141,7 @@ pub(super) fn begin(call: &mut Call<'_>, forward: &Forward) -> Option<Box<Feeds>
 fn head(call: &mut Call<'_>, mirror: &Mirror, limit: Option<Duration>) -> RequestHead {
     let original = call.request.clone();
     edit::request(call, &mirror.headers);
+    trace::on_copy(call, mirror.sampled);
     let mut head = std::mem::replace(call.request, original);
     // To Envoy a copy is a request of the proxy itself: it comes from inside, and from this machine.
     let headers = &mut head.headers;
@@ -187,7 +188,7 @@ impl Copy {
     /// Counts an answer, or the one that a client would have got instead. A copy is a request of the proxy's own.
     fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, since: Instant) {
         let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.cluster.stats().count(code, flags, attempts, micros, true);
+        self.cluster.stats().count((code, true), flags, attempts, micros, true);
     }
 
     /// Where it goes.

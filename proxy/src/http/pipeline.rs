@@ -140,7 +140,13 @@ fn gone<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 
 /// Sends what is left of an answer.
 async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
-    let limit = Some(call.manager.stream_idle_timeout).filter(|limit| !limit.is_zero()).unwrap_or(FLUSH_LIMIT);
+    let forward = call.tally.route.and_then(|route| match &route.action {
+        Action::Forward(forward) => Some(forward),
+        _ => None,
+    });
+    let limit = forward.and_then(|forward| forward.flush_timeout).or(call.manager.flush_timeout);
+    let limit = limit.filter(|_| call.is_http2()).unwrap_or(call.manager.stream_idle_timeout);
+    let limit = if limit.is_zero() { FLUSH_LIMIT } else { limit };
     let mut deadline = None;
     let sent = {
         let timer: &mut Timer = call.timer;
@@ -159,7 +165,7 @@ async fn flush<D: Downstream>(call: &mut Call<'_>, down: &mut D) {
 }
 
 async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mut RequestPump) -> Result<(), Stop> {
-    if call.worker.sheds(overload::Action::StopRequests) {
+    if call.sheds(overload::Action::StopRequests) {
         return Err(reply::OVERLOADED.into());
     }
     call.begin_lines();

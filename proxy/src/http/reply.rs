@@ -164,6 +164,8 @@ pub const ELSEWHERE: Reply = reply(307, "", ResponseFlags::none(), "path_normali
 pub const NO_PATH: Reply = reply(404, "", ResponseFlags::none(), "absolute_path_rejected");
 /// There is no host.
 pub const MISSING_HOST: Reply = refusal(400, "", ResponseFlags::none(), "missing_host_header");
+/// A QUERY does not say what its body is.
+pub const UNTYPED_QUERY: Reply = refusal(400, "", ResponseFlags::none(), "query_missing_content_type");
 /// HTTP/1.0 is not served.
 pub const LOW_VERSION: Reply =
     refusal(426, "Upgrade Required", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR, "low_version");
@@ -275,13 +277,17 @@ pub(super) fn text(call: &Call<'_>, reply: Reply) -> Cow<'static, str> {
     }
 }
 
-/// Says that a circuit breaker or the control plane refused it, so that a proxy before us does not repeat it at once.
+/// Says that a circuit breaker, the control plane or a lack of memory refused it, so that a proxy before us does not repeat it
+/// at once.
 pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
     const TOLD: [(ResponseFlags, &[u8]); 3] = [
         (ResponseFlags::UPSTREAM_OVERFLOW, b"x-envoy-overloaded"),
         (ResponseFlags::DROP_OVERLOAD, b"x-envoy-drop-overload"),
         (ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD, b"x-envoy-unconditional-drop-overload"),
     ];
+    if call.manager.tells_overload && reply.flags.contains(ResponseFlags::OVERLOAD_MANAGER) {
+        call.response.headers.push(b"x-envoy-local-overloaded", b"true");
+    }
     if reply.flags.is_empty() || call.manager.router.suppress_envoy_headers {
         return;
     }

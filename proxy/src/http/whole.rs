@@ -25,8 +25,9 @@ pub(super) async fn wait<D: Downstream>(call: &mut Call<'_>, down: &mut D, body:
     let (mut read, mut until) = (body.bytes, None);
     let whole = loop {
         let (timer, log_at, worker) = (&mut *call.timer, call.tally.log_at, call.worker);
+        let bypasses = call.manager.bypasses_overload;
         let whole = poll_fn(|cx| {
-            if worker.sheds_all(overload::Action::StopRequests) {
+            if !bypasses && worker.sheds_all(overload::Action::StopRequests) {
                 return Poll::Ready(Some(Err(Stop::from(reply::OVERLOADED))));
             }
             match body.poll_all(cx, down, limit) {

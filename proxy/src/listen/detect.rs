@@ -85,7 +85,8 @@ pub async fn detect(
     loop {
         let bytes = first.bytes();
         if look_tls && !bytes.is_empty() {
-            match client_hello::inspect(bytes) {
+            let most = inspect.most_hello.map_or(usize::MAX, |most| most as usize);
+            match client_hello::inspect(&bytes[..bytes.len().min(most)]) {
                 Inspect::Hello(hello) => {
                     let stats = &inspect.tls_stats;
                     stats.found.add(1);
@@ -100,6 +101,10 @@ pub async fn detect(
                 Inspect::NotTls => {
                     inspect.tls_stats.not_found.add(1);
                     look_tls = false;
+                }
+                Inspect::NeedMore if bytes.len() >= most => {
+                    inspect.tls_stats.too_large.add(1);
+                    return None;
                 }
                 Inspect::NeedMore => {}
             }

@@ -1,5 +1,6 @@
 //! Dynamic metadata: what filters find out about a request, for whoever decides by it or tells of it later.
 
+use crate::config;
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use std::collections::BTreeMap;
 
@@ -51,15 +52,7 @@ impl DynamicMetadata {
 
     /// The value at a path that is not empty.
     pub fn at(&self, namespace: &str, path: &[Box<str>]) -> Option<&Value> {
-        let (last, before) = path.split_last()?;
-        let mut fields = self.fields(namespace)?;
-        for key in before {
-            match fields.fields.get(&**key)?.kind.as_ref()? {
-                Kind::StructValue(inner) => fields = inner,
-                _ => return None,
-            }
-        }
-        fields.fields.get(&**last)
+        config::value_at(self.fields(namespace)?, path)
     }
 
     fn of(&mut self, namespace: &str) -> &mut Struct {

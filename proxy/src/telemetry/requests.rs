@@ -68,8 +68,15 @@ impl RequestGroup {
         }
     }
 
-    /// A request that has ended; of its `attempts` so many got no connection. `late` where it ended for the route's limit.
-    pub fn count(&self, code: u16, flags: ResponseFlags, (attempts, unconnected): (u16, u16), late: bool) {
+    /// A request that has ended, whose status counts where that is `told`; of its `attempts` so many got no connection. `late` where
+    /// it ended for the route's limit.
+    pub fn count(
+        &self,
+        (code, told): (u16, bool),
+        flags: ResponseFlags,
+        (attempts, unconnected): (u16, u16),
+        late: bool,
+    ) {
         self.total.add(u64::from(attempts.saturating_sub(unconnected)));
         if attempts > 1 {
             self.retry.add(u64::from(attempts) - 1);
@@ -83,7 +90,7 @@ impl RequestGroup {
         if late {
             self.timeout.add(1);
         }
-        if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
+        if told && code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.count_code(code);
         }
     }
@@ -132,10 +139,10 @@ mod tests {
     fn requests_of_a_virtual_cluster_when_counted_then_envoys_names_tell_of_them() {
         let counters = Counters::default();
         let group = RequestGroup::virtual_cluster(&counters, "edge", "orders");
-        group.count(200, ResponseFlags::none(), (2, 0), false);
-        group.count(503, ResponseFlags::NO_HEALTHY_UPSTREAM, (0, 0), false);
+        group.count((200, true), ResponseFlags::none(), (2, 0), false);
+        group.count((503, true), ResponseFlags::NO_HEALTHY_UPSTREAM, (0, 0), false);
         // What a filter answered is none of its requests.
-        group.count(403, ResponseFlags::none(), (0, 0), false);
+        group.count((403, true), ResponseFlags::none(), (0, 0), false);
         let told: BTreeMap<String, u64> = counters.stats().into_iter().map(|stat| (stat.name, stat.value)).collect();
         for (stat, value) in [("total", 2), ("retry", 1), ("retry_success", 1), ("200", 1), ("2xx", 1), ("503", 1)] {
             assert_eq!(

@@ -174,13 +174,14 @@ impl ClusterStats {
         }
     }
 
-    /// A request that has ended, after so many attempts and microseconds. Those that got a connection are counted already.
-    pub fn count(&self, code: u16, flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
-        if attempts > 0 && code > 0 {
+    /// A request that has ended, after so many attempts and microseconds; its status counts where that is `told`. Those that got a
+    /// connection are counted already.
+    pub fn count(&self, (code, told): (u16, bool), flags: ResponseFlags, attempts: u16, micros: u64, internal: bool) {
+        if told && attempts > 0 && code > 0 {
             self.rq_time[usize::from(internal)].record_thousandths(micros);
         }
         // Answers of filters are none of the cluster's.
-        if code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
+        if told && code > 0 && (attempts > 0 || flags.intersects(ResponseFlags::of_clusters())) {
             self.rq_completed.add(1);
             self.statuses[usize::from(internal)].count(code);
         }

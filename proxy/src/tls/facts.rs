@@ -98,6 +98,19 @@ impl CertificateFacts {
     }
 }
 
+/// Whether a certificate's key may sign others: `keyUsage` is not there or has `keyCertSign` (RFC 5280, section 4.2.1.3). What cannot
+/// be parsed may not.
+fn may_sign_others(certificate: &CertificateDer<'_>) -> bool {
+    let parsed = X509Certificate::from_der(certificate.as_ref());
+    let usage = parsed.as_ref().ok().and_then(|(_, parsed)| parsed.key_usage().ok());
+    usage.is_some_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
+}
+
+/// Those of a chain that may stand between a leaf and its root. webpki looks at `basicConstraints`, and not at what keys are for.
+pub(super) fn signers<'c>(intermediates: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
+    intermediates.iter().filter(|certificate| may_sign_others(certificate)).cloned().collect()
+}
+
 /// A certificate as PEM text.
 pub fn pem(certificate: &CertificateDer<'_>) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(certificate.as_ref());

@@ -255,6 +255,35 @@ async fn certificate_when_roots_are_of_trust_domains_then_its_spiffe_id_tells_wh
     assert!(shake(&particular, &shown(&one, "spiffe://one.example/ns/b")).await.0.is_ok());
 }
 
+/// Whose `keyUsage` does not say that its key signs certificates signs none, though it says that it is an authority.
+#[tokio::test]
+async fn certificate_when_an_intermediate_may_not_sign_certificates_then_it_is_refused() {
+    let root = Ca::new("root");
+    for (usages, good) in [
+        (vec![KeyUsagePurpose::KeyCertSign], true),
+        (Vec::new(), true),
+        (vec![KeyUsagePurpose::DigitalSignature], false),
+    ] {
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "intermediate");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = usages.clone();
+        let between = CertifiedIssuer::signed_by(params, RcgenKey::generate().unwrap(), &root.0).unwrap();
+        let between = Ca(between);
+        let chained = |name: &str| {
+            let (leaf, key) = between.leaf(&[name], -1..1);
+            pair(&(leaf + &between.pem()), &key)
+        };
+        let server_settings = ServerSettings { require_client_certificate: true, ..ServerSettings::default() };
+        let asking = server(server_settings, vec![root.pair(&["a.example"])], Some(root.trust()));
+        let (served, _) = shake(&asking, &client(to("a.example"), Some(chained("c")), Some(root.trust()))).await;
+        assert_eq!(served.is_ok(), good, "a client by {usages:?}");
+        let shown = server(ServerSettings::default(), vec![chained("a.example")], None);
+        let (_, taken) = shake(&shown, &client(to("a.example"), None, Some(root.trust()))).await;
+        assert_eq!(taken.is_ok(), good, "a server by {usages:?}");
+    }
+}
+
 #[tokio::test]
 async fn certificate_when_its_fingerprint_is_listed_then_it_needs_no_root() {
     let ca = Ca::new("ca");

@@ -14,7 +14,7 @@ use webpki::{
     EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
 };
 
-use super::facts::CertificateFacts;
+use super::facts::{CertificateFacts, signers};
 use super::material::{Roots, TrustSettings};
 use super::params::algorithms;
 use super::sans::{SanKind, SanMatch, dns_matches};
@@ -188,8 +188,8 @@ impl Verifier {
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
-        let path =
-            leaf.verify_for_usage(algorithms().all, &roots.anchors, intermediates, now, usage, revocation, None)?;
+        let signers = signers(intermediates);
+        let path = leaf.verify_for_usage(algorithms().all, &roots.anchors, &signers, now, usage, revocation, None)?;
         // Of clients' certificates Envoy counts the one that an intermediate signs as well.
         let most = self.settings.max_depth.map(|depth| match self.of {
             Of::Clients => depth.saturating_sub(1) as usize,

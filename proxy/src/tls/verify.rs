@@ -1,4 +1,5 @@
-//! Which peers a handshake lets through: webpki checks chain, time, key usage and signatures; the identity is ours.
+//! Which peers a handshake lets through: webpki checks chain, time, extended key usage and signatures; which keys may sign others,
+//! and the identity, is ours.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::facts::signers;
 use super::{IdentityError, PeerIdentity, TlsError};
 
 fn refuse(error: IdentityError) -> Error {
@@ -54,7 +56,7 @@ impl ServerCertVerifier for ExactServer {
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, algorithms)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, &signers(intermediates), now, algorithms)?;
         let found = PeerIdentity::of_certificate(end_entity).map_err(refuse)?;
         check(&found, &self.expected, &self.trust_domain).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
@@ -115,7 +117,7 @@ impl ClientCertVerifier for MeshClients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(end_entity, &signers(intermediates), now)?;
         let found = PeerIdentity::of_certificate(end_entity).map_err(refuse)?;
         if found.trust_domain() != self.trust_domain {
             let (expected, found) = (self.trust_domain.clone(), found.to_string());

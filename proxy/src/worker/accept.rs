@@ -39,23 +39,26 @@ pub(super) fn limit(workers: usize) -> usize {
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) open: Arc<AtomicUsize>,
+    /// Those among the open ones that count nothing to the limit of all.
+    pub(super) apart: Arc<AtomicUsize>,
     pub(super) commands: mpsc::Sender<Command>,
 }
 
 /// Counts one open connection of a worker for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Open(Arc<AtomicUsize>);
+pub(super) struct Open([Option<Arc<AtomicUsize>>; 2]);
 
 impl Open {
-    fn new(count: Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+    fn new(counts: [Option<&Arc<AtomicUsize>>; 2]) -> Self {
+        let counts = counts.map(Option::<&_>::cloned);
+        counts.iter().flatten().for_each(|count| _ = count.fetch_add(1, Ordering::Relaxed));
+        Self(counts)
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.iter().flatten().for_each(|count| _ = count.fetch_sub(1, Ordering::Relaxed));
     }
 }
 
@@ -76,13 +79,13 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener, bound: Soc
     let mut door = Door { worker, bound, peers, limit, reserve: reserve(), told: None };
     let mut short = false;
     loop {
-        while door.worker.sheds(Action::StopConnections) {
+        while door.sheds(Action::StopConnections) {
             tokio::time::sleep(PAUSE).await;
         }
         match listener.accept().await {
             Ok((tcp, _)) => {
                 short = false;
-                if door.worker.sheds(Action::RejectConnections) {
+                if door.sheds(Action::RejectConnections) {
                     door.warn("memory runs short");
                     continue;
                 }
@@ -107,6 +110,15 @@ fn reserve() -> Option<std::fs::File> {
 }
 
 impl Door {
+    /// Whether an action that saves memory is taken now, and concerns the listener.
+    fn sheds(&self, action: Action) -> bool {
+        let bypasses = || {
+            let root = self.worker.root();
+            root.config().listeners.bound(self.bound).is_some_and(|listener| listener.bypasses_overload)
+        };
+        self.worker.sheds(action) && !bypasses()
+    }
+
     fn hand_over(&mut self, tcp: TcpStream) {
         let fewest = self.peers.iter().enumerate().min_by_key(|(_, peer)| peer.open.load(Ordering::Relaxed));
         let Some((index, peer)) = fewest else { return };
@@ -114,13 +126,19 @@ impl Door {
             self.warn("too many connections");
             return;
         }
-        if let Some(most) = self.worker.root().config().most_connections
-            && self.peers.iter().map(|peer| peer.open.load(Ordering::Relaxed) as u64).sum::<u64>() >= most
+        let root = self.worker.root();
+        let passes_most = root.config().listeners.bound(self.bound).is_some_and(|listener| listener.passes_most);
+        let counted = |peer: &Peer| {
+            let (open, apart) = (peer.open.load(Ordering::Relaxed), peer.apart.load(Ordering::Relaxed));
+            open.saturating_sub(apart) as u64
+        };
+        if let Some(most) = root.config().most_connections.filter(|_| !passes_most)
+            && self.peers.iter().map(counted).sum::<u64>() >= most
         {
             self.warn("as many connections as are allowed");
             return;
         }
-        let open = Open::new(peer.open.clone());
+        let open = Open::new([Some(&peer.open), Some(&peer.apart).filter(|_| passes_most)]);
         if index == self.worker.index {
             serve(&self.worker, tcp, self.bound, open);
         } else if let Ok(tcp) = tcp.into_std()

@@ -8,10 +8,7 @@ use crate::{config::Root, overload::Levels, telemetry::Shard, tls::CredentialSto
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -98,7 +95,7 @@ pub fn spawn(settings: Settings) -> Result<Workers, SpawnError> {
     let (peers, mut queues): (Vec<_>, Vec<_>) = (0..workers)
         .map(|_| {
             let (commands, queue) = mpsc::channel(QUEUE);
-            (Peer { open: Arc::new(AtomicUsize::new(0)), commands }, Some(queue))
+            (Peer { open: Arc::default(), apart: Arc::default(), commands }, Some(queue))
         })
         .unzip();
     let mut sockets = Some(sockets);

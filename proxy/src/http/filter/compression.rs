@@ -7,7 +7,7 @@ use super::{
         headers::{Headers, Known},
         recode::Recode,
     },
-    is_off, settings,
+    is_off, setting,
 };
 use crate::config::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, HttpFilter};
 use crate::telemetry::counters::{CompressorStats, DecompressorStats};
@@ -220,7 +220,7 @@ enum Why {
 fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> (Option<Coding>, Why) {
     let mut offered: Vec<(Coding, bool)> = Vec::new();
     for entry in &call.manager.filters {
-        let setting = || settings(call, call.tally.selected).find_map(|settings| settings.get(&entry.name));
+        let setting = || setting(call, call.tally.selected, entry);
         if let HttpFilter::Compressor(compressor) = &entry.filter
             && !is_off(entry, setting())
             && fits(&compressor.responses, content_type)

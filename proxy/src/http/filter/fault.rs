@@ -10,7 +10,7 @@ use super::super::{
     reply::{self, Reply},
 };
 use crate::{
-    config::{Fault, FaultAbort, FaultDelay, FaultLimit, FaultStatus, FilterStats, Share},
+    config::{Fault, FaultAbort, FaultDelay, FaultLimit, FaultStatus, FilterEntry, FilterStats, Share},
     http::RequestHead,
     route::{self, Selected},
     telemetry::{
@@ -36,11 +36,11 @@ impl Drop for ActiveFault<'_> {
     }
 }
 
-/// Delays and ends the request as `used` says; `own` is the filter's entry, which counts, and `stats` what it tells of that.
+/// Delays and ends the request as `used` says; `own` is what the filter's `entry` says, and counts.
 pub(super) async fn pass<'a, D: Downstream>(
     call: &mut Call<'a>,
     (down, body): (&mut D, &mut RequestPump),
-    (own, stats): (&'a Fault, &'a FilterStats),
+    (own, entry): (&'a Fault, &'a FilterEntry),
     used: &'a Fault,
     selected: Option<Selected<'a>>,
 ) -> Result<(), Stop> {
@@ -48,7 +48,7 @@ pub(super) async fn pass<'a, D: Downstream>(
         return Ok(());
     }
     let told = |of: fn(&FaultStats) -> &Number| {
-        if let FilterStats::Fault(stats) = stats {
+        if let FilterStats::Fault(stats) = &entry.stats {
             of(stats).add(1);
         }
     };
@@ -64,6 +64,7 @@ pub(super) async fn pass<'a, D: Downstream>(
     if let Some(pause) = used.delay.as_ref().and_then(|delay| pause(call, delay)) {
         count(call, own);
         told(|stats| &stats.delays);
+        tell(call, entry, used);
         call.tally.flags |= ResponseFlags::DELAY_INJECTED;
         wait(call, down, body, pause).await?;
     }
@@ -74,6 +75,7 @@ pub(super) async fn pass<'a, D: Downstream>(
     let Some((code, grpc)) = status(abort, call.request) else { return Ok(()) };
     count(call, own);
     told(|stats| &stats.aborts);
+    tell(call, entry, used);
     let state = call.tally.filters();
     state.reply.grpc = grpc;
     state.reply.body = Some(Cow::Borrowed(&*abort.body)).filter(|body| !body.is_empty());
@@ -86,6 +88,13 @@ fn count<'a>(call: &mut Call<'a>, own: &'a Fault) {
     if state.fault.is_none() {
         own.active.fetch_add(1, Ordering::Relaxed);
         state.fault = Some(ActiveFault(&own.active));
+    }
+}
+
+/// Tells of a fault, for whoever logs the request.
+fn tell(call: &mut Call<'_>, entry: &FilterEntry, used: &Fault) {
+    if call.asks_dynamic() {
+        call.tally.filters().dynamic.update(&entry.name, &used.metadata);
     }
 }
 

@@ -104,7 +104,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
 ) -> Result<(), Stop> {
     let mut stopped = Ok(());
     for entry in &call.manager.filters {
-        let setting = settings(call, selected).find_map(|settings| settings.get(&entry.name));
+        let setting = setting(call, selected, entry);
         if is_off(entry, setting) {
             continue;
         }
@@ -137,7 +137,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
 /// there are only counts where the route was known `before`.
 pub(super) fn on_refused<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>, before: bool) {
     for entry in &call.manager.filters {
-        let setting = settings(call, selected).find_map(|settings| settings.get(&entry.name));
+        let setting = setting(call, selected, entry);
         let off = match setting.filter(|_| before) {
             Some(setting) => matches!(setting, FilterSetting::Off),
             None => entry.disabled,
@@ -234,7 +234,7 @@ async fn pass<'a, D: Downstream>(
                 Some(FilterSetting::Fault(of_route)) => of_route,
                 _ => own,
             };
-            fault::pass(call, (down, body), (own, &entry.stats), used, selected).await
+            fault::pass(call, (down, body), (own, entry), used, selected).await
         }
         // Routes that answer by themselves have no say in this, as in Envoy.
         (HttpFilter::Cors, _) => {
@@ -364,6 +364,18 @@ fn settings<'a>(call: &Call<'a>, selected: Option<Selected<'a>>) -> impl Iterato
         None => [None; 4],
     };
     levels.into_iter().flatten()
+}
+
+/// The most specific that is said about a filter. One that is only switched on there works as a less specific level says.
+fn setting<'a>(call: &Call<'a>, selected: Option<Selected<'a>>, entry: &FilterEntry) -> Option<&'a FilterSetting> {
+    let mut all = settings(call, selected).filter_map(|settings| settings.get(&entry.name));
+    match all.next() {
+        Some(FilterSetting::Enabled) => {
+            let more = all.find(|setting| !matches!(setting, FilterSetting::Enabled | FilterSetting::Off));
+            more.or(Some(&FilterSetting::Enabled))
+        }
+        first => first,
+    }
 }
 
 /// Every level's header changes in the order in which they are made.

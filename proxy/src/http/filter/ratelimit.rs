@@ -37,7 +37,7 @@ pub(super) fn pass<'a>(
     {
         wanted.push(Wanted { bucket: Shared::Own(bucket), shadow: false });
     }
-    let mut refused = None;
+    let (mut refused, mut shadowed) = (None, false);
     for (index, one) in wanted.iter().enumerate() {
         if one.bucket.take(now) {
             continue;
@@ -47,6 +47,7 @@ pub(super) fn pass<'a>(
             break;
         }
         limit.stats.shadow_mode.add(1);
+        shadowed = true;
     }
     let enforced = refused.is_some() && falls(call, limit.enforced);
     // Who passes is told of the descriptor that fills slowest, and of the bucket for all where it counts as none.
@@ -71,7 +72,7 @@ pub(super) fn pass<'a>(
         }
     }
     if refused.is_none() {
-        limit.stats.ok.add(1);
+        if shadowed { &limit.stats.rate_limited } else { &limit.stats.ok }.add(1);
         return Ok(());
     }
     limit.stats.rate_limited.add(1);

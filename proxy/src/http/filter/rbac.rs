@@ -20,17 +20,21 @@ const NAMESPACE: &str = "envoy.filters.http.rbac";
 /// Lets the request pass, or answers 403. What is told has the prefixes of the rules that count, or else those of the `filter`.
 pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &FilterStats) -> Result<(), Stop> {
     let or = |own: &Arc<str>, else_of: &Arc<str>| if own.is_empty() { else_of.clone() } else { own.clone() };
+    let count = |verdict: Verdict<'_>, shadow: bool| {
+        let FilterStats::Rbac(enforced, shadowed, policies) = stats else { return };
+        let (allowed, denied) =
+            if shadow { (&shadowed.allowed, &shadowed.denied) } else { (&enforced.allowed, &enforced.denied) };
+        if verdict.allowed { allowed } else { denied }.add(1);
+        if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
+            policies.count(policy, verdict.allowed, shadow);
+        }
+    };
     let asked = call.asks_dynamic();
     let mut found = DynamicMetadata::default();
     // Shadow rules change nothing: what they would do is counted and told.
     if let Some(rules) = &rbac.shadow {
         let verdict = rules.decide(&*call);
-        if let FilterStats::Rbac(_, stats, policies) = stats {
-            if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
-            if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
-                policies.count(policy, verdict.allowed, true);
-            }
-        }
+        count(verdict, true);
         if asked {
             let prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
             tell(&mut found, &prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
@@ -38,12 +42,7 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
     }
     let verdict = rbac.rules.as_ref().map(|rules| rules.decide(&*call));
     if let Some(verdict) = verdict {
-        if let FilterStats::Rbac(stats, _, policies) = stats {
-            if verdict.allowed { &stats.allowed } else { &stats.denied }.add(1);
-            if let Some(policy) = verdict.policy.filter(|_| rbac.by_policy) {
-                policies.count(policy, verdict.allowed, false);
-            }
-        }
+        count(verdict, false);
         if asked {
             let prefix = or(&rbac.prefix, &filter.prefix);
             tell(&mut found, &prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);

@@ -7,7 +7,7 @@ use super::{
         pipeline::Stop,
         reply::{ATTEMPT_DURATION, PER_TRY_IDLE_TIMEOUT, PER_TRY_TIMEOUT, Reply},
     },
-    b3, common_tags, custom_tags, export, grpc_tags,
+    Context, Trace, b3, common_tags, custom_tags, export, grpc_tags,
     span::{Kind, Span, Tags},
     text, times,
 };
@@ -90,16 +90,31 @@ pub(in super::super) fn on_attempt(call: &mut Call<'_>, host: &Host, number: u32
         });
     }
     if !tracing.keep_context {
-        let headers = &mut call.request.headers;
-        let zipkin = trace.tracer.zipkin.as_ref();
+        trace.tell(&mut call.request.headers, told, parent);
+    }
+}
+
+/// Tells the endpoint of a copy that it belongs to the request's own span: copies have none.
+pub(in super::super) fn on_copy(call: &mut Call<'_>, sampled: Option<bool>) {
+    let (Some(tracing), Some(trace)) = (call.manager.tracing.as_deref(), call.tally.trace.as_deref()) else { return };
+    if !tracing.keep_context {
+        let told = Context { sampled: sampled.unwrap_or(trace.context.sampled), ..trace.context };
+        trace.tell(&mut call.request.headers, told, trace.parent);
+    }
+}
+
+impl Trace {
+    /// Writes the headers by which an endpoint knows where it belongs.
+    fn tell(&self, headers: &mut Headers, told: Context, parent: Option<u64>) {
+        let zipkin = self.tracer.zipkin.as_ref();
         if zipkin.is_some() {
-            b3::write(headers, told, parent, trace.single);
+            b3::write(headers, told, parent, self.single);
         }
         if zipkin.is_none_or(|zipkin| zipkin.w3c) {
             headers.set("traceparent", told.to_header().as_bytes());
         }
         if zipkin.is_none() {
-            headers.set("tracestate", &trace.state);
+            headers.set("tracestate", &self.state);
         }
     }
 }

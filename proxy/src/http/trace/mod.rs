@@ -21,7 +21,7 @@ use crate::{
     telemetry::{HeaderLookup, LogFormat, ResponseFlags, logfilter::leading},
 };
 use attempt::Attempt;
-pub(super) use attempt::{Ended, on_attempt, on_attempt_ended, on_connection, on_head};
+pub(super) use attempt::{Ended, on_attempt, on_attempt_ended, on_connection, on_copy, on_head};
 use context::Context;
 use span::{Kind, Span, Tags};
 use std::{
@@ -332,7 +332,7 @@ pub(super) fn end(call: &Call<'_>) {
     let dash = |value: Option<&[u8]>| value.unwrap_or(b"-").to_vec();
     let mut tags: Tags<'_> = Vec::with_capacity(24);
     tags.push(("node_id", trace.tracer.node.as_bytes().to_vec()));
-    tags.push(("zone", Vec::new()));
+    tags.push(("zone", trace.tracer.zone.as_bytes().to_vec()));
     if let Some(id) = request.headers.known(Known::RequestId) {
         tags.push(("guid:x-request-id", id.to_vec()));
     }

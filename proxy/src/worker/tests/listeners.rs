@@ -3,6 +3,7 @@
 use super::configured::{Configured, answer, filter, static_cluster, tcp_to};
 use super::tls::pair_json;
 use super::*;
+use crate::overload::Overload;
 use serde_json::{Value, json};
 
 fn proxy_protocol(body: Value) -> Value {
@@ -240,6 +241,50 @@ fn connections_when_all_listeners_have_as_many_as_are_allowed_then_one_more_is_c
     drop(first);
     eventually("a place", || open().is_some());
     drop(second);
+
+    let one = |passes_most| {
+        let listener = Listener {
+            addresses: vec![proxy.address],
+            detect_timeout: Duration::ZERO,
+            continue_on_timeout: true,
+            chains: FilterChains::new(Vec::new(), Some(FilterChain::new("default", hello()))).unwrap(),
+            passes_most,
+            ..Listener::default()
+        };
+        let listeners = Listeners::new(vec![Arc::new(listener)]);
+        Arc::new(Root { listeners, most_connections: Some(1), ..Root::default() })
+    };
+    proxy.wait(proxy.workers().publish(one(true)));
+    let apart: Vec<Side> = (0..3).map(|_| open().unwrap()).collect();
+    proxy.wait(proxy.workers().publish(one(false)));
+    let counted = open().unwrap();
+    assert!(open().is_none(), "those that are not held to the limit count nothing to it");
+    drop((apart, counted));
+}
+
+#[test]
+fn listener_when_it_bypasses_the_overload_manager_then_it_serves_though_memory_is_short() {
+    let listener = |bypasses: bool| {
+        let mut manager = answer("hi");
+        manager["typed_config"]["append_local_overload"] = json!(true);
+        json!({"bypass_overload_manager": bypasses, "default_filter_chain": {"filters": [manager]}})
+    };
+    let configured = Configured::start_with(1, vec![listener(false), listener(true)], &[]);
+    let ask = |index: usize| Side::connect(configured.address(index)).ask(&get("/"));
+    let shed = |pressure: f64| {
+        let levels = Overload::usual().levels(&[Some(pressure)]);
+        configured.proxy.wait(configured.proxy.workers().shed(levels));
+    };
+    shed(0.92);
+    let refused = ask(0);
+    assert_eq!((refused.status(), refused.body.as_str()), (503, "envoy overloaded"));
+    assert_eq!(refused.header("x-envoy-local-overloaded"), Some("true"));
+    assert_eq!((ask(1).status(), ask(1).header("connection")), (200, None));
+    shed(1.0);
+    let mut closed = Side::connect(configured.address(0));
+    closed.send(get("/").as_bytes());
+    assert_eq!(closed.rest(), "");
+    assert_eq!(ask(1).status(), 200);
 }
 
 #[test]

@@ -138,6 +138,9 @@ pub(super) fn listener(tracing: Value) -> Value {
             "route_config": {"name": "r", "virtual_hosts": [{"name": "h", "domains": ["*"], "routes": [
                 {"match": {"prefix": "/named"}, "route": {"cluster": "a"}, "decorator": {"operation": "shop"}},
                 {"match": {"prefix": "/never"}, "route": {"cluster": "a"}, "tracing": {"random_sampling": {"numerator": 0}}},
+                {"match": {"prefix": "/copied"}, "route": {"cluster": "a", "request_mirror_policies": [
+                    {"cluster": "a"}, {"cluster": "a", "trace_sampled": false},
+                ]}},
                 {"match": {"prefix": "/"}, "route": {"cluster": "a"}},
             ]}]}
         }),
@@ -239,6 +242,31 @@ fn attempts_when_they_fail_or_are_given_up_then_their_spans_say_why_each_ended()
     );
     assert!(attempts.iter().all(|span| span.tag("error") == Some("true")));
     assert_eq!(attempts.iter().map(|span| span.tag("response_flags").unwrap()).collect::<Vec<_>>(), ["-", "-", "UF"]);
+}
+
+#[test]
+fn trace_when_a_request_is_mirrored_then_its_copies_belong_to_its_span() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let telling = told.clone();
+    let backend = Backend::http(move |request| {
+        let value = |name| request.header(name).unwrap_or_default().to_owned();
+        telling.lock().unwrap().push((value("host"), value("traceparent"), value("tracestate")));
+        ok("")
+    });
+    let (address, seen) = collector();
+    let it = Configured::start(listener(json!({"provider": otlp()})), &clusters(&backend, address));
+    let request = format!("GET /copied HTTP/1.1\r\nhost: h\r\ntraceparent: {PARENT}-01\r\ntracestate: a=b\r\n\r\n");
+    assert_eq!(it.proxy.client().ask(&request).status(), 200);
+    eventually("two copies", || told.lock().unwrap().len() == 3);
+    eventually("the span", || spans(&seen).len() == 1);
+    let own = spans(&seen).remove(0);
+    let mut copies: Vec<_> = told.lock().unwrap().iter().filter(|(host, _, _)| host == "h-shadow").cloned().collect();
+    copies.sort();
+    let wanted = |sampled: &str| {
+        let parent = format!("00-0af7651916cd43dd8448eb211c80319c-{}-{sampled}", own.id());
+        ("h-shadow".to_owned(), parent, "a=b".to_owned())
+    };
+    assert_eq!(copies, [wanted("00"), wanted("01")]);
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn forward(
         append_x_forwarded_host,
         timeout,
         idle_timeout,
-        flush_timeout: _,
+        flush_timeout,
         early_data_policy: _,
         retry_policy,
         retry_policy_typed_config,
@@ -205,6 +205,7 @@ fn forward(
         }
     }
     forward.idle_timeout = maybe_duration(idle_timeout, "idle_timeout")?;
+    forward.flush_timeout = maybe_duration(flush_timeout, "flush_timeout")?;
     forward.retry = match retry_policy {
         Some(value) => Some(Arc::new(retry::policy(value).within("retry_policy")?)),
         None => defaults.retry.clone(),
@@ -325,8 +326,7 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
         cluster,
         cluster_header,
         runtime_fraction,
-        // This proxy's copies are not traced.
-        trace_sampled: _,
+        trace_sampled,
         disable_shadow_host_suffix_append,
         request_headers_mutations,
         host_rewrite_literal,
@@ -347,6 +347,7 @@ fn mirror(context: &mut Context, value: RequestMirrorPolicy) -> Converted<Mirror
         suffix: !disable_shadow_host_suffix_append,
         host: Some(host_rewrite_literal).filter(|host| !host.is_empty()).map(Into::into),
         headers: filter::header_mutations(context, request_headers_mutations, "request_headers_mutations")?,
+        sampled: trace_sampled,
     })
 }
 

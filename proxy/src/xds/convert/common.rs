@@ -60,6 +60,14 @@ pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Conv
     value.map(|value| duration(value, field)).transpose()
 }
 
+/// Refuses a limit that is set, unless it is one that never passes.
+pub fn never(value: Option<prost_types::Duration>, field: &str) -> Converted<()> {
+    match maybe_duration(value, field)? {
+        None | Some(Duration::ZERO) => Ok(()),
+        Some(_) => Err(Refused::new(field, "is not supported by this proxy; leave it out")),
+    }
+}
+
 /// As [`maybe_duration`], one that is longer than nothing.
 pub fn positive(value: Option<prost_types::Duration>, field: &str) -> Converted<Option<Duration>> {
     match maybe_duration(value, field)? {

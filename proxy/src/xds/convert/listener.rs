@@ -1,7 +1,7 @@
 //! Listeners and their filter chains.
 
 use super::access_log::access_logs;
-use super::common::{address, cidr, filter_metadata, maybe_duration, socket_options, text};
+use super::common::{address, cidr, filter_metadata, maybe_duration, never, socket_options, text};
 use super::filter::discovery::Discovered;
 use super::http::Tables;
 use super::listener_filters::listener_filters;
@@ -62,7 +62,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         default_filter_chain,
         // What is under way is bounded by this proxy's own bounds; what is kept for another attempt by this one.
         per_connection_buffer_limit_bytes: buffer_limit,
-        per_connection_buffer_high_watermark_timeout: _,
+        per_connection_buffer_high_watermark_timeout: high_watermark,
         metadata,
         deprecated_v1,
         drain_type,
@@ -85,8 +85,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         max_connections_to_accept_per_socket_event: _,
         bind_to_port,
         enable_mptcp,
-        ignore_global_conn_limit: _,
-        bypass_overload_manager: _,
+        ignore_global_conn_limit,
+        bypass_overload_manager,
         tcp_keepalive,
         listener_specifier,
     } = value;
@@ -101,6 +101,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     );
     let transparent = transparent.unwrap_or(false);
     refuse!(transparent);
+    never(high_watermark, "per_connection_buffer_high_watermark_timeout")?;
     let direction = match TrafficDirection::try_from(traffic_direction) {
         Ok(TrafficDirection::Inbound) => Direction::Inbound,
         // One that serves both, as at an edge, is seen from the proxy's own side.
@@ -123,7 +124,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     let mut found = Found::default();
     let buffer_limit = buffer_limit.map_or(HttpManager::default().buffer_limit, |bytes| bytes as usize);
     let only_changes = drain_type == i32::from(xds::listener::DrainType::ModifyOnly);
-    let around = Around { listener: &name, direction, egress, only_changes, buffer_limit, tables };
+    let bypasses_overload = bypass_overload_manager;
+    let around = Around { listener: &name, direction, egress, only_changes, bypasses_overload, buffer_limit, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {
         let value = chain(context, value, &around, &mut found);
@@ -153,6 +155,8 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
             both_families,
             ..socket_settings(tcp_backlog_size, freebind, tcp_keepalive, socket_options)?
         },
+        bypasses_overload,
+        passes_most: ignore_global_conn_limit,
         most: context.runtime.most_of_listener(&name).map(|most| OpenLimit {
             most,
             open: context.limits.count(&format!("{name}/connections"), AtomicU32::default),

@@ -55,7 +55,7 @@ pub fn listener_filters(context: &Context, values: Vec<ListenerFilter>) -> Conve
                 enable_ja4_fingerprinting,
                 initial_read_buffer_size: _,
                 close_connection_on_client_hello_parsing_errors,
-                max_client_hello_size: _,
+                max_client_hello_size,
             } = inspector;
             let enable_ja3_fingerprinting = enable_ja3_fingerprinting.unwrap_or(false);
             let enable_ja4_fingerprinting = enable_ja4_fingerprinting.unwrap_or(false);
@@ -65,6 +65,7 @@ pub fn listener_filters(context: &Context, values: Vec<ListenerFilter>) -> Conve
                 close_connection_on_client_hello_parsing_errors
             );
             filters.inspect.tls = true;
+            filters.inspect.most_hello = max_client_hello_size;
             filters.inspect.tls_stats = TlsInspectorStats::new(&context.counters, &[Scope::part("tls_inspector.")]);
             filters.inspect.tls_off = off;
         } else if let Some(HttpInspector {}) = optional(&any).within(&within)? {

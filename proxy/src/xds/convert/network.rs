@@ -40,6 +40,8 @@ pub struct Around<'a> {
     pub egress: bool,
     /// Connections end because of a change of the listener, and not because health checks are to fail.
     pub only_changes: bool,
+    /// The listener's connections and requests are taken however little memory there is.
+    pub bypasses_overload: bool,
     /// Bytes of a request's body that may be kept for another attempt where its route does not say.
     pub buffer_limit: usize,
     /// Route tables by name.
@@ -198,6 +200,7 @@ fn terminal(
     if let Some(value) = optional::<HttpConnectionManager>(any)? {
         let mut manager = manager(context, value, (around.direction, around.egress), around.tables, found)?;
         manager.ends_on_changes_only = around.only_changes;
+        manager.bypasses_overload = around.bypasses_overload;
         manager.buffer_limit = around.buffer_limit;
         return Ok(Network::Http(Arc::new(manager)));
     }

@@ -17,7 +17,7 @@ mod upstream;
 pub use endpoints::Assignment;
 pub use upstream::Sockets;
 
-use super::common::{filter_metadata, is_set, optional, port, positive, text, unknown_type};
+use super::common::{filter_metadata, is_set, never, optional, port, positive, text, unknown_type};
 use super::{Context, Converted, Refused, Within as _, refuse, tls};
 use crate::config::{ClientTls, Cluster, ClusterId, ClusterKind, Dns, OriginalDst, Probe, Track, UpstreamProtocol};
 use crate::telemetry::counters::{LookupStats, OutlierStats, Scope};
@@ -115,7 +115,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         connect_timeout,
         // Buffers have bounds of this proxy's own, below Envoy's default of 1 MiB.
         per_connection_buffer_limit_bytes: _,
-        per_connection_buffer_high_watermark_timeout: _,
+        per_connection_buffer_high_watermark_timeout: high_watermark,
         lb_policy,
         load_assignment,
         health_checks,
@@ -167,6 +167,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         connection_pool_per_downstream_connection,
         queuing_policies
     );
+    never(high_watermark, "per_connection_buffer_high_watermark_timeout")?;
     // Hosts of original destinations that are not used go after seconds, whatever is said.
     positive(cleanup_interval, "cleanup_interval")?;
     preconnect(preconnect_policy).within("preconnect_policy")?;

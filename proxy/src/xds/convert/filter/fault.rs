@@ -29,7 +29,7 @@ pub fn fault(context: &mut Context, value: xds::HttpFault) -> Converted<Fault> {
         response_rate_limit_percent_runtime,
         abort_grpc_status_runtime,
         disable_downstream_cluster_stats: _,
-        filter_metadata: _,
+        filter_metadata,
     } = value;
     let cluster = match upstream_cluster.as_str() {
         "" => None,
@@ -76,6 +76,7 @@ pub fn fault(context: &mut Context, value: xds::HttpFault) -> Converted<Fault> {
         headers: matcher::headers(headers, "headers")?,
         nodes: downstream_nodes.into_iter().map(Into::into).collect(),
         max_active: most.map(|most| u32::try_from(most).unwrap_or(u32::MAX)).or(max_active_faults),
+        metadata: filter_metadata.unwrap_or_default(),
         ..Fault::default()
     })
 }

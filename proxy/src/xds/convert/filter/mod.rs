@@ -242,14 +242,14 @@ fn health_check(context: &Context, value: Check) -> Converted<HealthFilter> {
 
 fn router(value: Router) -> Converted<RouterOptions> {
     let Router {
-        dynamic_stats: _,
+        dynamic_stats,
         start_child_span,
         upstream_log,
         upstream_log_options: _,
         suppress_envoy_headers,
         strict_check_headers,
         respect_expected_rq_timeout,
-        suppress_grpc_request_failure_code_stats: _,
+        suppress_grpc_request_failure_code_stats,
         upstream_http_filters,
         reject_connect_request_early_data: _,
     } = value;
@@ -266,6 +266,8 @@ fn router(value: Router) -> Converted<RouterOptions> {
         respect_expected_timeout: respect_expected_rq_timeout,
         start_child_span,
         strict,
+        counts_no_statuses: !dynamic_stats.unwrap_or(true),
+        counts_no_failed_calls: suppress_grpc_request_failure_code_stats,
     })
 }
 
@@ -288,13 +290,13 @@ fn setting(context: &mut Context, any: &Any) -> Converted<Option<FilterSetting>>
             None => Err(unknown_type(any)),
         },
         Some(FilterConfig { disabled: true, .. }) => Ok(Some(FilterSetting::Off)),
-        Some(FilterConfig { config: None, is_optional: _, disabled: false }) => Ok(Some(FilterSetting::On)),
-        Some(FilterConfig { config: Some(any), .. }) if any.type_url.is_empty() => Ok(Some(FilterSetting::On)),
+        Some(FilterConfig { config: None, is_optional: _, disabled: false }) => Ok(Some(FilterSetting::Enabled)),
+        Some(FilterConfig { config: Some(any), .. }) if any.type_url.is_empty() => Ok(Some(FilterSetting::Enabled)),
         Some(FilterConfig { config: Some(any), is_optional, disabled: false }) => {
             match one(context, &any).within("config")? {
                 None if !is_optional => Err(unknown_type(&any).within("config")),
                 // It is switched on all the same.
-                None => Ok(Some(FilterSetting::On)),
+                None => Ok(Some(FilterSetting::Enabled)),
                 setting => Ok(setting),
             }
         }

@@ -181,12 +181,12 @@ fn settings_are_converted_switched_off_or_refused() {
     }))
     .unwrap();
     let said = |name: &str| settings(&all).get(name);
-    assert!(matches!(said("off"), Some(FilterSetting::Off)) && matches!(said("on"), Some(FilterSetting::On)));
+    assert!(matches!(said("off"), Some(FilterSetting::Off)) && matches!(said("on"), Some(FilterSetting::Enabled)));
     assert!(
         matches!(said("wrapped"), Some(FilterSetting::Cors(_)))
             && matches!(said("plain"), Some(FilterSetting::Cors(_)))
     );
-    assert!(matches!(said("gone"), Some(FilterSetting::On)) && said("other").is_none());
+    assert!(matches!(said("gone"), Some(FilterSetting::Enabled)) && said("other").is_none());
     let refused = table(json!({"u": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}})).unwrap_err();
     assert_eq!(refused.field, "virtual_hosts[0].routes[0].typed_per_filter_config[u]");
     let limit = typed("local_ratelimit.v3.LocalRateLimit", json!({"stat_prefix": "l"}));
