@@ -401,11 +401,14 @@ async fn open(
                     };
                     observed.connected(birth, start);
                 }
+                owner.stats().rq_total.add(1);
                 owner.note_connection(host, Outcome::Connected);
                 return Some((way, chosen));
             }
             Err(ConnectError::Overflow(_)) => {
                 told.flags |= ResponseFlags::UPSTREAM_OVERFLOW;
+                // Without a place there is no attempt.
+                (told.host, told.attempts) = (None, told.attempts.saturating_sub(1));
                 told.endings.down_reason = Some(NO_PLACE);
                 return None;
             }
@@ -445,6 +448,5 @@ pub(crate) async fn connect_once(
     waiting.settle();
     let connected = connected.inspect_err(|error| ticket.failed(error))?;
     ticket.connected();
-    cluster.stats().rq_total.add(1);
     Ok((connected, ticket))
 }

@@ -8,10 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{Plan, Proxy, echo_server, field, frame, in_time, start};
-use leno_proxy::config::{HttpManager, UpstreamProtocol};
+use leno_proxy::config::{Coding, Decompressor, FilterEntry, FilterStats, HttpFilter, HttpManager, UpstreamProtocol};
 
 /// What a well-behaved client may have to wait for one answer, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// What 99 of 100 of its answers may take beside an attack, by what they take on a quiet proxy, and what they always may: those who
+/// attack use the machine as well.
+const WORSE: u32 = 10;
+const ALWAYS: Duration = Duration::from_millis(100);
+/// Answers that are looked at, before an attack and beside it, at least.
+const ANSWERS: usize = 200;
 
 /// What slow clients are allowed; a client on a busy machine is not slow.
 const SLOW: Duration = Duration::from_secs(2);
@@ -19,40 +25,56 @@ const SLOW: Duration = Duration::from_secs(2);
 /// A client that asks again and again, a connection for itself, until it is told to stop.
 struct Good {
     stop: Arc<AtomicBool>,
-    thread: thread::JoinHandle<(usize, Duration)>,
+    quiet: Duration,
+    thread: thread::JoinHandle<Vec<Duration>>,
+}
+
+/// Of those times the one that 99 of 100 do not exceed.
+fn p99(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+/// Asks once; how long the answer took.
+fn ask(stream: &mut TcpStream) -> Duration {
+    let began = Instant::now();
+    stream.write_all(b"GET /bytes/100 HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    while !text.windows(4).any(|end| end == b"\r\n\r\n") || !text.ends_with(&[7; 100]) {
+        let read = stream.read(&mut part).expect("an answer");
+        assert!(read > 0, "the good client's connection was closed");
+        text.extend_from_slice(&part[..read]);
+        assert!(text.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&text));
+    }
+    began.elapsed()
 }
 
 impl Good {
+    /// Asks for a while as long as nobody else does, and then on beside what comes.
     fn start(address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut quiet: Vec<Duration> = (0..ANSWERS).map(|_| ask(&mut stream)).collect();
         let thread = thread::spawn(move || {
-            let mut stream = TcpStream::connect(address).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            let (mut count, mut worst) = (0, Duration::ZERO);
-            while !told.load(Ordering::SeqCst) || count < 20 {
-                let began = Instant::now();
-                stream.write_all(b"GET /bytes/100 HTTP/1.1\r\nhost: reviews\r\n\r\n").unwrap();
-                let mut text = Vec::new();
-                let mut part = [0; 4096];
-                while !text.windows(4).any(|end| end == b"\r\n\r\n") || !text.ends_with(&[7; 100]) {
-                    let read = stream.read(&mut part).expect("an answer");
-                    assert!(read > 0, "the good client's connection was closed");
-                    text.extend_from_slice(&part[..read]);
-                    assert!(text.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&text));
-                }
-                worst = worst.max(began.elapsed());
-                count += 1;
+            let mut times = Vec::new();
+            while !told.load(Ordering::SeqCst) || times.len() < ANSWERS {
+                times.push(ask(&mut stream));
             }
-            (count, worst)
+            times
         });
-        Self { stop, thread }
+        Self { stop, quiet: p99(&mut quiet), thread }
     }
 
     fn end(self, beside: &str) {
         self.stop.store(true, Ordering::SeqCst);
-        let (count, worst) = self.thread.join().expect("the good client is served");
-        assert!(count >= 20 && worst < PATIENCE, "beside {beside}: {count} answers, the slowest after {worst:?}");
+        let mut times = self.thread.join().expect("the good client is served");
+        let (slow, worst, quiet) = (p99(&mut times), times[times.len() - 1], self.quiet);
+        println!("beside {beside}: {} answers, p99 {slow:?}, worst {worst:?}; quiet {quiet:?}", times.len());
+        assert!(worst < PATIENCE, "beside {beside}: the slowest answer took {worst:?}");
+        assert!(slow <= ALWAYS.max(quiet * WORSE), "beside {beside}: p99 is {slow:?}, and {quiet:?} on a quiet proxy");
     }
 }
 
@@ -64,11 +86,11 @@ fn head(method: &str) -> Vec<u8> {
         .concat()
 }
 
-/// Sends everything until the other side hangs up or all was sent; whether it hung up within ten seconds.
-fn flood(address: SocketAddr, frames: impl Iterator<Item = Vec<u8>>) -> bool {
+/// Sends everything until the other side hangs up or all was sent; whether it hung up within the limit.
+fn flood(address: SocketAddr, frames: impl Iterator<Item = Vec<u8>>, limit: Duration) -> bool {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_write_timeout(Some(limit)).unwrap();
+    stream.set_read_timeout(Some(limit)).unwrap();
     let mut reader = stream.try_clone().unwrap();
     // What comes back is read and forgotten.
     let closed = thread::spawn(move || {
@@ -162,15 +184,32 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
             }),
         ),
         (
+            "window updates",
+            Box::new(|| {
+                let first = frame(1, 4, 1, &head("POST"));
+                Box::new(std::iter::once(first).chain(std::iter::repeat_n(frame(8, 0, 1, &[0, 0, 0, 1]), 200_000)))
+            }),
+        ),
+        (
+            "tiny data",
+            Box::new(|| {
+                let first = frame(1, 4, 1, &head("POST"));
+                Box::new(std::iter::once(first).chain(std::iter::repeat_n(frame(0, 0, 1, b"x"), 60_000)))
+            }),
+        ),
+        (
             "streams beyond the limit",
             Box::new(|| Box::new((0..2_000u32).map(|n| frame(1, 4, 2 * n + 1, &head("POST"))))),
         ),
     ];
     for (what, frames) in cases {
+        // What a client may do, if only nobody suffers from it.
+        let borne = matches!(what, "tiny data" | "streams beyond the limit");
+        let limit = Duration::from_secs(if borne { 3 } else { 10 });
         let good = Good::start(address);
-        let closed = tokio::task::spawn_blocking(move || flood(address, frames())).await.unwrap();
+        let closed = tokio::task::spawn_blocking(move || flood(address, frames(), limit)).await.unwrap();
         good.end(what);
-        assert!(closed || what == "streams beyond the limit", "{what}: the client is still connected");
+        assert!(closed || borne, "{what}: the client is still connected");
     }
     proxy.workers.stop();
 }
@@ -209,6 +248,47 @@ async fn http2_when_a_head_unpacks_to_much_then_it_is_refused_and_others_are_ser
     let answer = answer.await.unwrap();
     assert!(!answer.windows(3).any(|text| text == b"200"), "it was served");
     good.end("a bomb");
+    proxy.workers.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn body_when_it_unpacks_to_much_then_it_is_refused_and_others_are_served() {
+    let decompressor = Decompressor {
+        coding: Coding::Gzip,
+        name: "gzip".into(),
+        stats: Default::default(),
+        max_ratio: 100,
+        requests: Some(false),
+        responses: None,
+        advertise: false,
+    };
+    let filter = HttpFilter::Decompressor(Arc::new(decompressor));
+    let entry = FilterEntry { name: "gzip".into(), disabled: false, filter, stats: FilterStats::default() };
+    let proxy = proxy(UpstreamProtocol::Http1, HttpManager { filters: vec![entry], ..HttpManager::default() }).await;
+    let address = proxy.address;
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&vec![0; 256 << 20]).unwrap();
+    let bomb = packed.finish().unwrap();
+    let good = Good::start(address);
+    let thrown = tokio::task::spawn_blocking(move || {
+        for _ in 0..20 {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let length = bomb.len();
+            let head = format!(
+                "POST / HTTP/1.1\r\nhost: reviews\r\ncontent-encoding: gzip\r\ncontent-length: {length}\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let _ = stream.write_all(&bomb);
+            let mut answer = [0; 12];
+            // It may be reset before all of it was sent, and the answer lost with that.
+            if stream.read_exact(&mut answer).is_ok() {
+                assert_eq!(&answer, b"HTTP/1.1 400");
+            }
+        }
+    });
+    thrown.await.unwrap();
+    good.end("bombs in bodies");
     proxy.workers.stop();
 }
 

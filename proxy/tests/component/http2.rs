@@ -94,11 +94,20 @@ async fn http2_when_many_streams_run_at_once_then_they_share_few_connections() {
     let address = listener.local_addr().unwrap();
     let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = accepted.clone();
+    // Nobody is answered before all are there.
+    let all = Arc::new(tokio::sync::Barrier::new(300));
     tokio::spawn(async move {
         loop {
             let (io, _) = listener.accept().await.unwrap();
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let service = hyper::service::service_fn(echo);
+            let all = all.clone();
+            let service = hyper::service::service_fn(move |request| {
+                let all = all.clone();
+                async move {
+                    all.wait().await;
+                    echo(request).await
+                }
+            });
             let mut builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
             builder.http2().max_concurrent_streams(100);
             tokio::spawn(async move { builder.serve_connection(TokioIo::new(io), service).await.map_err(|_| ()) });
