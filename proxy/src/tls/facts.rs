@@ -107,8 +107,9 @@ fn may_sign_others(certificate: &CertificateDer<'_>) -> bool {
 }
 
 /// Those of a chain that may stand between a leaf and its root. webpki looks at `basicConstraints`, and not at what keys are for.
-pub(super) fn signers<'c>(intermediates: &[CertificateDer<'c>]) -> Vec<CertificateDer<'c>> {
-    intermediates.iter().filter(|certificate| may_sign_others(certificate)).cloned().collect()
+pub(super) fn signers<'c>(intermediates: &'c [CertificateDer<'_>]) -> Vec<CertificateDer<'c>> {
+    let signers = intermediates.iter().filter(|certificate| may_sign_others(certificate));
+    signers.map(|certificate| CertificateDer::from(certificate.as_ref())).collect()
 }
 
 /// A certificate as PEM text.

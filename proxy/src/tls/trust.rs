@@ -153,12 +153,13 @@ impl Verifier {
             let late = webpki::Error::CertExpired { time: now, not_after: now };
             return if valid { Ok(()) } else { Err(Untrusted::Path(late)) };
         }
-        match self.path_at(roots, leaf, intermediates, now) {
+        let signers = signers(intermediates);
+        match self.path_at(roots, leaf, &signers, now) {
             Err(webpki::Error::CertExpired { .. } | webpki::Error::CertNotValidYet { .. })
                 if self.settings.allow_expired =>
             {
                 let moment = common_moment(facts, intermediates);
-                self.path_at(roots, leaf, intermediates, moment.unwrap_or(now))
+                self.path_at(roots, leaf, &signers, moment.unwrap_or(now))
             }
             result => result,
         }
@@ -169,7 +170,7 @@ impl Verifier {
         &self,
         roots: &Roots,
         leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        signers: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), webpki::Error> {
         let leaf = EndEntityCert::try_from(leaf)?;
@@ -188,8 +189,7 @@ impl Verifier {
                 .with_expiration_policy(ExpirationPolicy::Enforce)
                 .build()
         });
-        let signers = signers(intermediates);
-        let path = leaf.verify_for_usage(algorithms().all, &roots.anchors, &signers, now, usage, revocation, None)?;
+        let path = leaf.verify_for_usage(algorithms().all, &roots.anchors, signers, now, usage, revocation, None)?;
         // Of clients' certificates Envoy counts the one that an intermediate signs as well.
         let most = self.settings.max_depth.map(|depth| match self.of {
             Of::Clients => depth.saturating_sub(1) as usize,

@@ -1,7 +1,7 @@
 //! Accepts connections and hands each to the worker that has the fewest.
 
 use super::{Worker, group::Command};
-use crate::{listen, overload::Action};
+use crate::{config::Listener, listen, overload::Action};
 use std::{
     io::ErrorKind,
     net::SocketAddr,
@@ -110,13 +110,14 @@ fn reserve() -> Option<std::fs::File> {
 }
 
 impl Door {
+    /// Whether this holds of the listener, as it is in force now.
+    fn listener_is(&self, what: impl FnOnce(&Listener) -> bool) -> bool {
+        self.worker.root().config().listeners.bound(self.bound).is_some_and(|listener| what(listener))
+    }
+
     /// Whether an action that saves memory is taken now, and concerns the listener.
     fn sheds(&self, action: Action) -> bool {
-        let bypasses = || {
-            let root = self.worker.root();
-            root.config().listeners.bound(self.bound).is_some_and(|listener| listener.bypasses_overload)
-        };
-        self.worker.sheds(action) && !bypasses()
+        self.worker.sheds(action) && !self.listener_is(|listener| listener.bypasses_overload)
     }
 
     fn hand_over(&mut self, tcp: TcpStream) {
@@ -126,13 +127,12 @@ impl Door {
             self.warn("too many connections");
             return;
         }
-        let root = self.worker.root();
-        let passes_most = root.config().listeners.bound(self.bound).is_some_and(|listener| listener.passes_most);
+        let passes_most = self.listener_is(|listener| listener.passes_most);
         let counted = |peer: &Peer| {
             let (open, apart) = (peer.open.load(Ordering::Relaxed), peer.apart.load(Ordering::Relaxed));
             open.saturating_sub(apart) as u64
         };
-        if let Some(most) = root.config().most_connections.filter(|_| !passes_most)
+        if let Some(most) = self.worker.root().config().most_connections.filter(|_| !passes_most)
             && self.peers.iter().map(counted).sum::<u64>() >= most
         {
             self.warn("as many connections as are allowed");

@@ -62,10 +62,7 @@ pub fn maybe_duration(value: Option<prost_types::Duration>, field: &str) -> Conv
 
 /// Refuses a limit that is set, unless it is one that never passes.
 pub fn never(value: Option<prost_types::Duration>, field: &str) -> Converted<()> {
-    match maybe_duration(value, field)? {
-        None | Some(Duration::ZERO) => Ok(()),
-        Some(_) => Err(Refused::new(field, "is not supported by this proxy; leave it out")),
-    }
+    refuse_set(&maybe_duration(value, field)?.unwrap_or_default(), field)
 }
 
 /// As [`maybe_duration`], one that is longer than nothing.

@@ -86,7 +86,7 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
         bind_to_port,
         enable_mptcp,
         ignore_global_conn_limit,
-        bypass_overload_manager,
+        bypass_overload_manager: bypasses_overload,
         tcp_keepalive,
         listener_specifier,
     } = value;
@@ -124,7 +124,6 @@ pub fn listener(context: &mut Context, value: xds::Listener, tables: Tables<'_>)
     let mut found = Found::default();
     let buffer_limit = buffer_limit.map_or(HttpManager::default().buffer_limit, |bytes| bytes as usize);
     let only_changes = drain_type == i32::from(xds::listener::DrainType::ModifyOnly);
-    let bypasses_overload = bypass_overload_manager;
     let around = Around { listener: &name, direction, egress, only_changes, bypasses_overload, buffer_limit, tables };
     let mut chains = Vec::with_capacity(filter_chains.len());
     for (index, value) in filter_chains.into_iter().enumerate() {

@@ -172,6 +172,11 @@ impl Context {
         Some(Home { cluster, locality, changes: self.runtime.zones() })
     }
 
+    /// The zone that this proxy is in; empty where that is not known.
+    pub fn zone(&self) -> &str {
+        self.introduced.locality.as_ref().map_or("", |at| &at.zone)
+    }
+
     /// The index of a cluster's name; the same for as long as the process lives.
     ///
     /// # Errors

@@ -275,7 +275,7 @@ fn zipkin(context: &mut Context, value: ZipkinConfig) -> Converted<Tracer> {
         transport,
         service: context.node_cluster.as_str().into(),
         node: context.node.as_str().into(),
-        zone: context.introduced.locality.as_ref().map_or("", |at| &at.zone).into(),
+        zone: context.zone().into(),
         sampler: Sampler::Manager,
         zipkin: Some(Zipkin {
             wide: trace_id_128bit,
@@ -324,7 +324,7 @@ fn opentelemetry(context: &mut Context, value: OpenTelemetryConfig) -> Converted
         transport,
         service: if service_name.is_empty() { "unknown_service:envoy".into() } else { service_name.into() },
         node: context.node.as_str().into(),
-        zone: context.introduced.locality.as_ref().map_or("", |at| &at.zone).into(),
+        zone: context.zone().into(),
         sampler: wanted.map(|value| sampler(value, DEPTH)).transpose().within("sampler")?.unwrap_or(Sampler::Manager),
         zipkin: None,
         sdk: set_telemetry_sdk_resource_attributes.unwrap_or(true),
