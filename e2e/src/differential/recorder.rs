@@ -235,6 +235,7 @@ impl Server {
         for status in &reply.interim {
             wire.send(format!("HTTP/1.1 {status} Interim\r\nx-interim: {status}\r\n\r\n").as_bytes()).await?;
         }
+        pause(reply.interim_delay).await;
         let status = reply.status.unwrap_or(200);
         let mut answer = format!("HTTP/1.1 {status} Reason\r\nx-backend: {}\r\n", self.name);
         for line in &reply.headers {
@@ -361,6 +362,7 @@ impl Server {
             let interim = http::Response::builder().status(status).header("x-interim", status);
             respond.send_informational(interim.body(())?)?;
         }
+        pause(reply.interim_delay).await;
         let mut answer = http::Response::builder().status(reply.status.unwrap_or(200)).header("x-backend", &*self.name);
         for (name, value) in reply.headers.iter().map(|line| header(line)) {
             answer = answer.header(name, value);

@@ -38,6 +38,9 @@ pub struct Reply {
     /// Milliseconds between head and body.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_delay: Option<u64>,
+    /// Milliseconds between the interim statuses and the head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interim_delay: Option<u64>,
     /// Interim statuses before the head.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub interim: Vec<u16>,

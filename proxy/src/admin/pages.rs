@@ -258,7 +258,7 @@ fn listeners(view: &View, query: &Query) -> Result<Answer, Refusal> {
 
 fn config_dump(view: &View, query: &Query) -> Result<Answer, Refusal> {
     let wanted = Wanted {
-        resource: query.get("resource").map(str::to_owned),
+        resource: query.get("resource").filter(|name| !name.is_empty()).map(str::to_owned),
         mask: query.get("mask").map(str::to_owned),
         names: query.regex("name_regex", true).map_err(|(code, words)| {
             let pattern = query.get("name_regex").unwrap_or_default();

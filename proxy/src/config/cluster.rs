@@ -84,6 +84,10 @@ pub struct Cluster {
     pub socket_options: Arc<[(i32, i32, SocketOption)]>,
     /// TCP keep-alive.
     pub keepalive: Option<TcpKeepalive>,
+    /// Each connection of a client has connections of its own, which no other one's requests share. When it ends they idle as others do.
+    pub pool_per_client: bool,
+    /// In which order the addresses of an endpoint are tried that has several.
+    pub eyeballs: Eyeballs,
     /// The workload that telemetry names where the endpoint is not known (original destinations; this proxy's own for
     /// inbound clusters).
     pub destination: Arc<WorkloadLabels>,
@@ -150,10 +154,44 @@ impl Cluster {
             bind: None,
             socket_options: Arc::default(),
             keepalive: None,
+            pool_per_client: false,
+            eyeballs: Eyeballs::default(),
             origin: None,
             metadata: None,
             track: Track::default(),
         }
+    }
+}
+
+/// In which order the addresses of an endpoint are tried that has several: some of one family, one of the other, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Eyeballs {
+    /// Whether addresses of IPv6 go first; `None`: those of the first address's family.
+    pub first_v6: Option<bool>,
+    /// How many of that family are tried before one of the other; at least 1. Default 1.
+    pub count: usize,
+}
+
+impl Default for Eyeballs {
+    fn default() -> Self {
+        Self { first_v6: None, count: 1 }
+    }
+}
+
+impl Eyeballs {
+    /// Addresses of one endpoint in this order; nothing where it has only one.
+    pub fn sort(self, addresses: Vec<SocketAddr>) -> Box<[SocketAddr]> {
+        let [first, _, ..] = addresses[..] else { return Box::default() };
+        let first_v6 = self.first_v6.unwrap_or(first.is_ipv6());
+        let (preferred, others): (Vec<_>, Vec<_>) =
+            addresses.iter().copied().partition(|one: &SocketAddr| one.is_ipv6() == first_v6);
+        let (mut preferred, mut others) = (preferred.into_iter(), others.into_iter());
+        let mut sorted: Vec<SocketAddr> = Vec::with_capacity(addresses.len());
+        while sorted.len() < addresses.len() {
+            sorted.extend(preferred.by_ref().take(self.count.max(1)));
+            sorted.extend(others.next());
+        }
+        sorted.into()
     }
 }
 
@@ -217,6 +255,8 @@ pub struct Http2Keepalive {
 pub struct Endpoint {
     /// Where it listens; of a Unix socket, the address by which it is known.
     pub address: SocketAddr,
+    /// All its addresses in the order in which they are tried, where it has several: the first that answers is connected.
+    pub addresses: Box<[SocketAddr]>,
     /// The path of a Unix socket; `@` begins an abstract name.
     pub pipe: Option<Arc<str>>,
     /// Its share of the traffic, relative to the others; at least 1.
@@ -250,6 +290,7 @@ impl Endpoint {
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
+            addresses: Box::default(),
             pipe: None,
             weight: 1,
             health: Health::Healthy,
@@ -382,6 +423,8 @@ pub struct SourceBind {
 pub struct Http1Upstream {
     /// How names of headers are written; [`HeaderNames::Kept`] is about those of answers.
     pub names: HeaderNames,
+    /// Requests are sent with the whole URL as their target; default false.
+    pub full_url: bool,
     /// Trailers pass, in both directions; default true.
     pub trailers: bool,
     /// The length of an answer that has chunks is dropped; default false: such an answer is refused.
@@ -403,6 +446,7 @@ impl Default for Http1Upstream {
     fn default() -> Self {
         Self {
             names: HeaderNames::Plain,
+            full_url: false,
             trailers: true,
             chunked_length: false,
             max_headers: 100,

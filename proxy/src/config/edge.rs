@@ -97,4 +97,8 @@ pub struct CertDetails {
     pub uri: bool,
     /// Its DNS names.
     pub dns: bool,
+    /// Its issuer.
+    pub issuer: bool,
+    /// All of it is written as JSON, where no proxy before has begun in another form.
+    pub json: bool,
 }

@@ -72,7 +72,7 @@ pub struct HttpManager {
     pub generate_request_id: bool,
     /// Protocols to which a connection may be upgraded, lower case, e.g. `websocket`; `connect` is CONNECT itself. A request
     /// that wants another one is answered with 403.
-    pub upgrades: Vec<Arc<str>>,
+    pub upgrades: Vec<Upgrade>,
     /// Which ports are taken away from a request's host; default none.
     pub strip_port: StripPort,
     /// Take a dot at the end of a request's host away; default false.
@@ -101,6 +101,8 @@ pub struct HttpManager {
     pub stream_error_on_invalid: bool,
     /// A line is also written when a request has begun; default false.
     pub log_starts: bool,
+    /// A line is also written when a tunnel (an upgrade or CONNECT) stands; default false.
+    pub log_tunnels: bool,
     /// A line is also written whenever a request has gone on for so long.
     pub log_every: Option<Duration>,
     /// What its access logs, filters and texts want to know beyond what is known anyway; its routes tell of themselves.
@@ -111,6 +113,26 @@ pub struct HttpManager {
     pub buffer_limit: usize,
     /// Limits for HTTP/2 connections.
     pub http2: Http2Options,
+}
+
+/// A protocol to which a connection may be upgraded.
+#[derive(Debug)]
+pub struct Upgrade {
+    /// Its name in lower case.
+    pub kind: Arc<str>,
+    /// Whether it is offered where a route does not say.
+    pub offered: bool,
+    /// What its requests pass instead of what others do.
+    pub chain: Option<Box<Chain>>,
+}
+
+/// What requests pass through.
+#[derive(Debug)]
+pub struct Chain {
+    /// In order.
+    pub filters: Vec<FilterEntry>,
+    /// How they are sent on.
+    pub router: RouterOptions,
 }
 
 impl Default for HttpManager {
@@ -147,7 +169,7 @@ impl Default for HttpManager {
             escaped_slashes: EscapedSlashes::Keep,
             underscores: Underscores::Allow,
             generate_request_id: true,
-            upgrades: vec![Arc::from("websocket")],
+            upgrades: vec![Upgrade { kind: Arc::from("websocket"), offered: true, chain: None }],
             strip_port: StripPort::Never,
             strip_trailing_dot: false,
             edge: None,
@@ -162,6 +184,7 @@ impl Default for HttpManager {
             absolute_urls: true,
             stream_error_on_invalid: false,
             log_starts: false,
+            log_tunnels: false,
             log_every: None,
             needs: LogNeeds::default(),
             local_replies: None,

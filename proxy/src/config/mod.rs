@@ -53,8 +53,8 @@ pub use chain::{
 };
 pub use chain_index::{ChainError, FilterChains};
 pub use cluster::{
-    Cluster, ClusterKind, Endpoint, Failed, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst, Priority,
-    RetryBudget, SourceBind, TcpKeepalive, Track, UpstreamProtocol,
+    Cluster, ClusterKind, Endpoint, Eyeballs, Failed, Health, Http1Upstream, Http2Keepalive, Limits, OriginalDst,
+    Priority, RetryBudget, SourceBind, TcpKeepalive, Track, UpstreamProtocol,
 };
 pub use compression::{Coding, Compressible, Compressor, CompressorSetting, Decompressor, Library};
 pub use edge::{CertDetails, ClientCert, Detection, Edge};
@@ -70,8 +70,8 @@ pub use health::{
     Probe, Report, ServiceName, Statuses,
 };
 pub use http::{
-    Codec, EscapedSlashes, HeaderNames, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader,
-    StrictHeaders, StripPort, Underscores,
+    Chain, Codec, EscapedSlashes, HeaderNames, Http2Options, HttpManager, MAX_HEADERS, RouterOptions, ServerHeader,
+    StrictHeaders, StripPort, Underscores, Upgrade,
 };
 pub use local_reply::{BodyFormat, LocalReplies, Mapper};
 pub use matcher::{HeaderMatch, HeaderTest, QueryMatch, QueryTest, RegexError, RegexMatch, StringMatch};
@@ -81,7 +81,8 @@ pub use network::{
     Bucket, ConnectionLimit, Gate, Network, NetworkRateLimit, NetworkRbac, TcpProxy, TcpTarget, TcpTunnel,
 };
 pub use ratelimit::{
-    Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+    Buckets, DescriptorValue, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction,
+    RateLimitPolicy, TokenBucket,
 };
 pub use retry::{RateLimitedBackoff, ResetHeader, RetryOn, RetryPolicy};
 pub use route::{

@@ -27,6 +27,8 @@ pub struct NetworkRbac {
     pub rules: Option<Decider>,
     /// What is only looked at and told.
     pub shadow: Option<Decider>,
+    /// Before the names under which that is told.
+    pub shadow_prefix: Arc<str>,
     /// A connection that is denied is closed only after this, so that it is not tried again at once.
     pub delay: Duration,
 }

@@ -1,7 +1,7 @@
 //! Limits of rates that this process enforces by itself.
 
 use super::{
-    HeaderOp,
+    HeaderOp, HeaderText,
     matcher::{HeaderMatch, QueryMatch},
 };
 use crate::rbac::Source;
@@ -143,8 +143,19 @@ impl Dynamic {
 pub struct RateLimitPolicy {
     /// For limits with this number.
     pub stage: u32,
+    /// Tokens that a request takes from the bucket of its descriptor; default 1.
+    pub hits: u32,
     /// The entries of the descriptor; when one of them does not come about, there is none.
     pub actions: Vec<RateLimitAction>,
+}
+
+/// The value of an entry.
+#[derive(Debug)]
+pub struct DescriptorValue {
+    /// What it is.
+    pub text: HeaderText,
+    /// What it is where that is empty; without one there is no descriptor then.
+    pub default: Box<str>,
 }
 
 /// One entry of a descriptor.
@@ -199,14 +210,14 @@ pub enum RateLimitAction {
         /// The entry's key.
         key: Box<str>,
         /// Its value.
-        value: Box<str>,
+        value: DescriptorValue,
     },
     /// This, if conditions on headers hold.
     HeaderMatch {
         /// The entry's key.
         key: Box<str>,
         /// Its value.
-        value: Box<str>,
+        value: DescriptorValue,
         /// Whether they must hold or must not.
         expect: bool,
         /// The conditions, all of them.
@@ -217,7 +228,7 @@ pub enum RateLimitAction {
         /// The entry's key.
         key: Box<str>,
         /// Its value.
-        value: Box<str>,
+        value: DescriptorValue,
         /// Whether they must hold or must not.
         expect: bool,
         /// The conditions, all of them.
@@ -228,7 +239,7 @@ pub enum RateLimitAction {
         /// The entry's key.
         key: Box<str>,
         /// Its value.
-        value: Box<str>,
+        value: DescriptorValue,
         /// Whether it must be in one or must not.
         expect: bool,
         /// The networks.
@@ -262,15 +273,17 @@ impl TokenBucket {
         Self::new(self.max, self.fill, self.interval)
     }
 
-    /// Takes a token, if there is one.
-    pub fn take(&self, now: Instant) -> bool {
+    /// Takes so many tokens, if they are there.
+    pub fn take(&self, count: u32, now: Instant) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, tokens) = &mut *state;
         let gained = now.saturating_duration_since(*since).as_secs_f64() * self.rate();
         *tokens = (*tokens + gained).min(f64::from(self.max));
         *since = now.max(*since);
-        let taken = *tokens >= 1.0;
-        *tokens -= f64::from(u8::from(taken));
+        let taken = *tokens >= f64::from(count);
+        if taken {
+            *tokens -= f64::from(count);
+        }
         self.left.store(*tokens as u64, Ordering::Relaxed);
         taken
     }
@@ -299,7 +312,7 @@ mod tests {
     #[test]
     fn dynamic_when_there_are_too_many_values_then_the_one_unused_for_longest_begins_anew() {
         let (dynamic, like, now) = (Dynamic::new(2), TokenBucket::new(1, 1, Duration::from_secs(60)), Instant::now());
-        let takes = |value: &[u8]| dynamic.of(value.into(), &like).take(now);
+        let takes = |value: &[u8]| dynamic.of(value.into(), &like).take(1, now);
         assert!(takes(b"a") && !takes(b"a") && takes(b"b"));
         assert!(!takes(b"a") && takes(b"c"), "a was used after b");
         assert!(!takes(b"a") && takes(b"b"));
@@ -309,9 +322,13 @@ mod tests {
     fn bucket_when_empty_then_only_time_fills_it() {
         let bucket = TokenBucket::new(2, 1, Duration::from_secs(1));
         let now = Instant::now();
-        assert!(bucket.take(now) && bucket.take(now) && !bucket.take(now));
-        assert!(bucket.take(now + Duration::from_millis(1100)) && !bucket.take(now + Duration::from_millis(1200)));
+        assert!(bucket.take(1, now) && bucket.take(1, now) && !bucket.take(1, now));
+        assert!(
+            bucket.take(1, now + Duration::from_millis(1100)) && !bucket.take(1, now + Duration::from_millis(1200))
+        );
         let later = now + Duration::from_secs(60);
-        assert!(bucket.take(later) && bucket.take(later) && !bucket.take(later), "never more than the most");
+        assert!(bucket.take(1, later) && bucket.take(1, later) && !bucket.take(1, later), "never more than the most");
+        let full = later + Duration::from_secs(60);
+        assert!(!bucket.take(3, full) && bucket.take(2, full), "all or none");
     }
 }

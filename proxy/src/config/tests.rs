@@ -305,3 +305,20 @@ fn listeners_when_destination_is_known_then_address_wins_over_port() {
     assert!(listeners.by_destination(Direction::Inbound, "10.0.0.1:80".parse().unwrap()).is_none());
     assert!(listeners.bound("0.0.0.0:15006".parse().unwrap()).is_some());
 }
+
+#[test]
+fn addresses_when_sorted_then_families_take_turns_and_the_preferred_one_begins() {
+    let all: Vec<SocketAddr> =
+        ["1.1.1.1:1", "1.1.1.2:1", "1.1.1.3:1", "[::1]:1", "[::2]:1"].map(|text| text.parse().unwrap()).into();
+    let sorted = |order: Eyeballs, all: &[SocketAddr]| -> Vec<String> {
+        order.sort(all.to_vec()).iter().map(|address| address.ip().to_string()).collect()
+    };
+    let usual = Eyeballs::default();
+    assert_eq!(sorted(usual, &all), ["1.1.1.1", "::1", "1.1.1.2", "::2", "1.1.1.3"]);
+    let v6 = Eyeballs { first_v6: Some(true), count: 1 };
+    assert_eq!(sorted(v6, &all), ["::1", "1.1.1.1", "::2", "1.1.1.2", "1.1.1.3"]);
+    let two = Eyeballs { first_v6: None, count: 2 };
+    assert_eq!(sorted(two, &all), ["1.1.1.1", "1.1.1.2", "::1", "1.1.1.3", "::2"]);
+    assert_eq!(sorted(Eyeballs { first_v6: Some(true), count: 9 }, &all[..2]), ["1.1.1.1", "1.1.1.2"]);
+    assert_eq!(sorted(usual, &all[..1]), [""; 0], "one needs no order");
+}

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Action, Direction, HttpManager, StripPort, Underscores},
+    config::{Action, Direction, HttpManager, StripPort, Underscores, Upgrade},
     route::Selected,
     telemetry::ResponseFlags,
 };
@@ -172,8 +172,9 @@ pub(super) fn port_start(host: &[u8]) -> Option<(usize, u32)> {
 }
 
 /// A wish for a tunnel (an upgrade, or CONNECT) that is not offered is refused: what follows the head could be taken for the
-/// other protocol by one server and for a request by the next. What a route says goes before what the manager does.
-pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>, needs_tls: bool) -> Result<(), Reply> {
+/// other protocol by one server and for a request by the next. What a route says goes before what the manager does. One that is
+/// offered may have filters of its own.
+pub(super) fn tunnels(call: &mut Call<'_>, selected: Option<Selected<'_>>, needs_tls: bool) -> Result<(), Reply> {
     let request = &*call.request;
     let wanted = match request.upgrade() {
         Some(protocol) => protocol,
@@ -191,11 +192,15 @@ pub(super) fn tunnels(call: &Call<'_>, selected: Option<Selected<'_>>, needs_tls
         _ => None,
     };
     let of_route = of_route.map(|(_, on)| *on);
-    let known = || call.manager.upgrades.iter().any(|known| wanted.eq_ignore_ascii_case(known.as_bytes()));
-    match of_route.unwrap_or_else(known) {
-        true => Ok(()),
-        false => Err(reply::UPGRADE_REFUSED),
+    let manager = call.manager;
+    let own = manager.upgrades.iter().find(|own| wanted.eq_ignore_ascii_case(own.kind.as_bytes()));
+    if !of_route.unwrap_or(own.is_some_and(|own| own.offered)) {
+        return Err(reply::UPGRADE_REFUSED);
     }
+    if let Some(Upgrade { chain: Some(chain), .. }) = own {
+        (call.filters, call.router) = (&chain.filters, &chain.router);
+    }
+    Ok(())
 }
 
 /// Takes a `referer` away that is no reference, as Envoy does: one with blanks, a fragment or a user, or a scheme without a host.

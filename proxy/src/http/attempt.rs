@@ -91,6 +91,7 @@ pub(super) async fn begin<D: Downstream>(
     let observed = call.tally.wall.is_some();
     if observed {
         call.tally.upstream_local = up.local_address();
+        call.tally.upstream_remote = up.birth().and_then(|birth| birth.remote);
         call.tally.upstream_protocol = Some(up.protocol());
     }
     if call.tally.trace.is_some() {
@@ -131,7 +132,11 @@ pub(super) async fn begin<D: Downstream>(
             let head = loop {
                 match up.poll_any_head(cx, response) {
                     Poll::Ready(Ok(())) if response.is_interim() => {
-                        tally.interim |= response.is_known_interim();
+                        if response.is_known_interim() {
+                            // The endpoint has begun to answer: the limit of an attempt is over, as in Envoy.
+                            tally.interim = true;
+                            limits.per_try = None;
+                        }
                         if reply::interim(manager, request, response) {
                             tally.code = response.status;
                             down.send_interim(request, response);
@@ -266,15 +271,20 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
         _ => None,
     };
     call.tally.transport_failure = of_tls.filter(|_| call.tally.wall.is_some()).map(|error| error.to_string().into());
+    // An interim answer is the beginning of one.
+    let began = call.tally.interim;
+    let told = |reply: Reply, details| if began { Reply { details, ..reply } } else { reply };
+    let after_reset = "upstream_reset_after_response_started{remote_reset}";
+    let after_end = "upstream_reset_after_response_started{connection_termination}";
     match error {
         SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_REFUSED),
-        SideError::Reset(_) => Failed::Attempt(reset, reply::REMOTE_RESET),
+        SideError::Reset(_) => Failed::Attempt(reset, told(reply::REMOTE_RESET, after_reset)),
         // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
-        SideError::Broken(error) if !up.reused() && !up.answered() && is_alert(&error) => {
+        SideError::Broken(error) if !up.reused() && !up.answered() && refuses_client(&error) => {
             call.tally.owner.iter().for_each(|owner| owner.stats().tls().connection_error.add(1));
             Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
         }
-        SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, reply::TERMINATED),
+        SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, told(reply::TERMINATED, after_end)),
         SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::NotBase64(_) | SideError::Cut => {
             Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
         }
@@ -286,9 +296,23 @@ fn tls_error(error: &std::io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>())
 }
 
-/// Whether the other side ended TLS by an alert.
-fn is_alert(error: &std::io::Error) -> bool {
-    matches!(tls_error(error), Some(rustls::Error::AlertReceived(_)))
+/// Whether the other side does not take this one's certificate (RFC 8446, section 6.2). Other alerts may come after it has read a
+/// request.
+fn refuses_client(error: &std::io::Error) -> bool {
+    use rustls::AlertDescription as Alert;
+    let Some(rustls::Error::AlertReceived(alert)) = tls_error(error) else { return false };
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::CertificateRequired
+    )
 }
 
 async fn acquire<D: Downstream>(
@@ -310,7 +334,7 @@ async fn acquire<D: Downstream>(
         Line::Raw => Box::pin(raw::connect(call, cluster, host)).await.map(|raw| (Up::Raw(Box::new(raw)), None)),
         Line::Any | Line::New => {
             let http2 = speaks_http2(call.is_http2(), cluster, host);
-            let aim = aim(call.conn, host, server_name(call.request, cluster, host));
+            let aim = aim(call.conn, cluster, host, server_name(call.request, cluster, host));
             let aim = if line == Line::New { aim.unpooled() } else { aim };
             let worker = call.worker;
             let connecting = connection(worker, cluster, host, http2, limits.priority, aim);
@@ -335,12 +359,10 @@ async fn acquire<D: Downstream>(
                 ConnectError::Overflow(_) => return Err(Failed::Stop(reply::OVERFLOW.into())),
                 ConnectError::Timeout(..) => reply::CONNECT_TIMEOUT,
                 ConnectError::Own(..) => reply::LOCAL_CONNECT_FAILURE,
-                ConnectError::Tcp(..) | ConnectError::Tls(..) => reply::CONNECT_FAILURE,
+                ConnectError::Tcp(..) | ConnectError::Tls(..) | ConnectError::Tunnel(..) => reply::CONNECT_FAILURE,
             };
             cluster.stats().rq_pending_failure_eject.add(1);
-            // What only concerns this side is no failure of the transport, in Envoy's words.
-            let failed = call.tally.wall.filter(|_| !matches!(error, ConnectError::Own(..)));
-            call.tally.transport_failure = failed.map(|_| error.reason().into());
+            call.tally.transport_failure = call.tally.wall.and_then(|_| error.reason()).map(Into::into);
             tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
             Err(Failed::Attempt(Failure::Connect, reply))
         }
@@ -536,4 +558,18 @@ pub(super) async fn finish<D: Downstream>(
     }
     call.tally.grpc_status = response.grpc_status.or(call.tally.grpc_status);
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::AlertDescription as Alert;
+
+    #[test]
+    fn alert_when_it_is_about_the_certificate_then_no_request_was_read() {
+        let told = |alert| refuses_client(&std::io::Error::other(rustls::Error::AlertReceived(alert)));
+        assert!(told(Alert::UnknownCA) && told(Alert::CertificateRequired) && told(Alert::BadCertificate));
+        assert!(!told(Alert::InternalError) && !told(Alert::UserCanceled) && !told(Alert::UnexpectedMessage));
+        assert!(!refuses_client(&std::io::ErrorKind::ConnectionReset.into()));
+    }
 }

@@ -8,7 +8,7 @@ use super::{
     reply, trace,
 };
 use crate::{
-    config::{AccessLog, Direction, HttpManager, Route},
+    config::{AccessLog, Direction, FilterEntry, HttpManager, Route, RouterOptions},
     overload,
     pool::{ClusterState, Host},
     rbac::Source,
@@ -50,6 +50,10 @@ pub struct Call<'a> {
     pub root: &'a Rc<WorkerRoot>,
     /// The settings of its filter chain.
     pub manager: &'a HttpManager,
+    /// The filters that it passes: the manager's, or those of its upgrade.
+    pub filters: &'a [FilterEntry],
+    /// How the router behind them works.
+    pub router: &'a RouterOptions,
     /// The client's connection.
     pub conn: &'a ConnInfo,
     /// The timer of its connection or stream.
@@ -100,6 +104,8 @@ pub struct Tally<'a> {
     pub host: Option<Rc<Host>>,
     /// This side's address towards the endpoint.
     pub upstream_local: Option<SocketAddr>,
+    /// Which of the endpoint's addresses is connected, where it has several.
+    pub upstream_remote: Option<SocketAddr>,
     /// From the sending of the request to the response's head.
     pub upstream_time: Option<Duration>,
     /// Why the endpoint could not be reached.
@@ -176,6 +182,7 @@ impl<'a> Tally<'a> {
             owner: None,
             host: None,
             upstream_local: None,
+            upstream_remote: None,
             upstream_time: None,
             transport_failure: None,
             upstream_protocol: None,
@@ -230,7 +237,7 @@ impl Call<'_> {
                 0 => tally.code,
                 own => own,
             };
-            let router = &self.manager.router;
+            let router = self.router;
             let failed = tally.grpc_status.is_some_and(|status| status != 0) && self.request.is_grpc();
             let told = !(router.counts_no_statuses || router.counts_no_failed_calls && failed);
             cluster.stats().count((code, told), tally.flags, attempts, micros, internal);
@@ -368,7 +375,8 @@ impl Call<'_> {
         if let Some(observed) = &mut tally.observed {
             (observed.up, observed.earlier) = Default::default();
         }
-        (tally.attempts, tally.host, tally.upstream_local, tally.upstream_protocol) = (0, None, None, None);
+        (tally.attempts, tally.host, tally.upstream_protocol) = (0, None, None);
+        (tally.upstream_local, tally.upstream_remote) = (None, None);
         tally.unconnected = 0;
     }
 
@@ -435,6 +443,7 @@ impl Call<'_> {
         let route = tally.route.filter(|_| !tally.lost);
         entry.upstream_cluster = cluster.map(|cluster| [&*cluster.observability_name, &*cluster.name]);
         entry.upstream_local = tally.upstream_local;
+        entry.upstream_remote = tally.upstream_remote;
         entry.downstream_local = Some(self.conn.local);
         entry.downstream_remote = Some(self.client());
         entry.downstream_peer = self.conn.peer.as_ref().map(PeerIdentity::uri);

@@ -3,10 +3,16 @@
 use crate::{
     config::{Buckets, CertDetails, LocalRateLimit, Metadata},
     listen::{Proxied, Visit},
-    telemetry::{WorkloadLabels, connection::CountedConnection, peer, stats::HttpStats},
+    telemetry::{DynamicMetadata, WorkloadLabels, connection::CountedConnection, peer, stats::HttpStats},
     tls::{PeerIdentity, TlsInfo},
 };
-use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::{OnceCell, RefCell},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 /// Limits of which a connection has buckets of its own at most; those that it met first go first.
 const MAX_LIMITS: usize = 16;
@@ -48,6 +54,8 @@ pub struct ConnInfo {
     pub server_name: Option<Box<str>>,
     /// What its listener will tell about it, where that has logs.
     pub visit: Option<Box<Visit>>,
+    /// What its network filters have found out, for lines about it.
+    pub found: OnceCell<Box<DynamicMetadata>>,
     /// The workload that the last request's header named, by that header.
     source: RefCell<Option<(Option<Box<[u8]>>, Arc<WorkloadLabels>)>>,
     /// Its own buckets of limits that want that, by the number of the limit: at most [`MAX_LIMITS`].
@@ -82,6 +90,7 @@ impl ConnInfo {
             tls: None,
             server_name: None,
             visit: None,
+            found: OnceCell::new(),
             source: RefCell::default(),
             limits: RefCell::default(),
             client_cert: RefCell::default(),

@@ -48,12 +48,16 @@ pub(crate) fn server_name(request: &RequestHead, cluster: &Cluster, host: &Host)
 }
 
 /// What a connection for requests of this client is for.
-pub(crate) fn aim(conn: &ConnInfo, host: &Host, name: Option<Rc<str>>) -> Aim {
-    if !matches!(host.endpoint().tls.as_deref(), Some(ClientTls::Proxied(_))) {
-        return Aim::new(name, None);
+pub(crate) fn aim(conn: &ConnInfo, cluster: &Cluster, host: &Host, name: Option<Rc<str>>) -> Aim {
+    let aim = Aim::new(name);
+    if matches!(host.endpoint().tls.as_deref(), Some(ClientTls::Proxied(_))) {
+        let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
+        return aim.of_connection(conn.id).telling(&via);
     }
-    let via = Via { source: conn.remote, destination: conn.local, tlvs: conn.tlvs() };
-    Aim::new(name, Some((&via, conn.id)))
+    match cluster.config().pool_per_client {
+        true => aim.of_connection(conn.id),
+        false => aim,
+    }
 }
 
 /// A pooled or a new connection, and the request's place among those under way; one of HTTP/1 is new where the aim says so. Where the cluster or the endpoint has as many

@@ -198,7 +198,7 @@ pub(super) fn for_endpoint<'t>(call: &mut Call<'t>, selected: Selected<'t>, forw
         && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, call.request.path())
     {
         // As Envoy does: the endpoint and the log learn what was asked for.
-        if !call.manager.router.suppress_envoy_headers {
+        if !call.router.suppress_envoy_headers {
             let original = call.request.path().to_vec();
             call.request.headers.set("x-envoy-original-path", &original);
         }
@@ -235,7 +235,7 @@ fn is_authority(host: &[u8]) -> bool {
 
 /// Replaces the authority. The endpoint learns the one before, by Envoy's own header and on request by `x-forwarded-host`.
 pub(super) fn set_host(call: &mut Call<'_>, host: &[u8], remember: bool) {
-    if !call.manager.router.suppress_envoy_headers {
+    if !call.router.suppress_envoy_headers {
         let old = call.request.authority().to_vec();
         call.request.headers.set("x-envoy-original-host", &old);
     }

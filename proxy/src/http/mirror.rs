@@ -147,7 +147,7 @@ fn head(call: &mut Call<'_>, mirror: &Mirror, limit: Option<Duration>) -> Reques
     let headers = &mut head.headers;
     headers.set("x-envoy-internal", b"true");
     headers.append_to("x-forwarded-for", b",", client::own_address().to_string().as_bytes());
-    if let Some(limit) = limit.filter(|_| !call.manager.router.suppress_envoy_headers) {
+    if let Some(limit) = limit.filter(|_| !call.router.suppress_envoy_headers) {
         let mut text = [0; 20];
         headers.set("x-envoy-expected-rq-timeout-ms", pipeline::decimal(limit.as_millis(), &mut text));
     }
@@ -211,7 +211,7 @@ impl Copy {
         };
         let _active = host.enter();
         let http2 = connecting::speaks_http2(self.http2, &cluster, &host);
-        let aim = Aim::new(connecting::server_name(&self.head, &cluster, &host), None);
+        let aim = Aim::new(connecting::server_name(&self.head, &cluster, &host));
         let limit = cluster.config().connect_timeout;
         let connecting = connecting::connection(&self.worker, &cluster, &host, http2, Priority::Default, aim);
         let Ok(Ok((mut up, _counted))) = tokio::time::timeout(limit, connecting).await else {

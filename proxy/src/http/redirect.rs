@@ -15,7 +15,7 @@ pub(super) fn location(call: &mut Call<'_>, selected: Selected<'_>, redirect: &R
     if let (None, Some(rewrite)) = (&redirect.path, &redirect.rewrite)
         && let Some(path) = route::rewritten_path(rewrite, &selected.route.matches, call.request.path())
     {
-        if !call.manager.router.suppress_envoy_headers {
+        if !call.router.suppress_envoy_headers {
             let original = call.request.path().to_vec();
             call.request.headers.set("x-envoy-original-path", &original);
         }

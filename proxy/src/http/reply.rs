@@ -288,7 +288,7 @@ pub(super) fn overloaded(call: &mut Call<'_>, reply: Reply) {
     if call.manager.tells_overload && reply.flags.contains(ResponseFlags::OVERLOAD_MANAGER) {
         call.response.headers.push(b"x-envoy-local-overloaded", b"true");
     }
-    if reply.flags.is_empty() || call.manager.router.suppress_envoy_headers {
+    if reply.flags.is_empty() || call.router.suppress_envoy_headers {
         return;
     }
     for (flag, name) in TOLD {

@@ -24,7 +24,7 @@ use crate::{
     config::{Forward, Http2Options, LABELS, Labels, StrictHeaders},
     pool::{Outcome, Ticket},
     route::Selected,
-    telemetry::ResponseFlags,
+    telemetry::{LogKind, ResponseFlags},
     worker::earlier,
 };
 use std::{
@@ -60,7 +60,7 @@ pub(super) async fn forward<'a, D: Downstream>(
         0 => reply::NO_CLUSTER,
         code => Reply { code, ..reply::NO_CLUSTER },
     })?;
-    if let Some(at) = retry::not_good(call.manager.router.strict, &call.request.headers) {
+    if let Some(at) = retry::not_good(call.router.strict, &call.request.headers) {
         let name = StrictHeaders::NAMES[at];
         let value = String::from_utf8_lossy(call.request.headers.get(name).unwrap_or_default()).into_owned();
         let own = &mut call.tally.filters().reply;
@@ -346,7 +346,7 @@ async fn relay<'a, D: Downstream>(
     let mut text = [0; 20];
     // It counts from the request's end, which a tunnel has not, nor a request that is answered before it is whole.
     let whole = body.has_ended() || call.request.body == BodyLength::Empty;
-    if let (Some(time), false) = (call.tally.upstream_time, call.manager.router.suppress_envoy_headers)
+    if let (Some(time), false) = (call.tally.upstream_time, call.router.suppress_envoy_headers)
         && whole
         && !call.request.wants_tunnel()
     {
@@ -370,6 +370,9 @@ async fn relay<'a, D: Downstream>(
     call.answers();
     down.send_head(call.request, call.response, close);
     let mut before = 0;
+    if tunnel && call.manager.log_tunnels {
+        call.log_as(LogKind::DownstreamTunnelSuccessfullyEstablished);
+    }
     if tunnel {
         before = body.bytes;
         *body = RequestPump::new(None);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// Works out a request's limits as Envoy's router does, and takes the headers that say them out of the request. `asked` tells
 /// whether there may be such headers.
 pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&RetryPolicy>, asked: bool) -> Limits {
-    let respected = call.manager.router.respect_expected_timeout;
+    let respected = call.router.respect_expected_timeout;
     let request = &mut *call.request;
     let grpc = request.is_grpc();
     let mut route = forward.timeout.unwrap_or_default();
@@ -85,7 +85,7 @@ pub(super) fn limits(call: &mut Call<'_>, forward: &Forward, policy: Option<&Ret
         attempt: None,
         priority: forward.priority,
         on_timeout,
-        tell: !kept && !call.manager.router.suppress_envoy_headers,
+        tell: !kept && !call.router.suppress_envoy_headers,
         tell_grpc: grpc && matches!(forward.grpc_timeout, GrpcTimeout::Timeout { .. }),
     }
 }

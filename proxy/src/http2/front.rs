@@ -163,6 +163,8 @@ async fn request(worker: Rc<Worker>, shared: Rc<Shared>, head: Result<RequestHea
         worker: &worker,
         root: &root,
         manager: &manager,
+        filters: &manager.filters,
+        router: &manager.router,
         conn,
         timer: &mut timer,
         request: &mut request,

@@ -129,8 +129,9 @@ pub async fn detect(
         if timed_out {
             return listener.continue_on_timeout.then_some(found);
         }
+        // Who ends before it is clear what he speaks is not taken for one who speaks something else.
         if ended {
-            return (!first.is_empty()).then_some(found);
+            return None;
         }
         match read(tcp, first, deadline).await {
             Read::Some => {}

@@ -5,9 +5,11 @@ use crate::{
     http::ConnInfo,
     rbac::Facts,
     tcp,
+    telemetry::{DynamicMetadata, ResponseFlags},
     tls::TlsInfo,
     worker::Worker,
 };
+use prost_types::value::Kind;
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -44,18 +46,30 @@ impl Drop for Counted {
     }
 }
 
-/// A connection that is not served, and why in Envoy's words, where it has some.
+/// Where it is told what shadow rules would have decided.
+const NAMESPACE: &str = "envoy.filters.network.rbac";
+
+/// A connection that is not served, and why in Envoy's words.
 #[derive(Debug)]
-pub(super) struct Refused(Option<String>);
+pub(super) struct Refused {
+    /// Which filter has decided so, and by what; where it says.
+    details: Option<String>,
+    /// Why it is closed.
+    reason: &'static str,
+    flags: ResponseFlags,
+}
 
 impl Refused {
     /// Tells it to those who log what becomes of connections.
     pub(super) fn tell(&self, worker: &Rc<Worker>, conn: &ConnInfo, network: &Network) {
-        if let (Some(reason), Some(visit)) = (&self.0, &conn.visit) {
-            visit.ended_by(reason);
+        let Self { details, reason, flags } = self;
+        if let Some(visit) = &conn.visit {
+            visit.closed_for(reason);
+            details.iter().for_each(|details| visit.ended_by(details));
         }
         if let Network::Tcp(proxy) = network {
-            let refused = tcp::Refused { termination: self.0.as_deref().map(Into::into), ..tcp::Refused::default() };
+            let termination = details.as_deref().map(Into::into);
+            let refused = tcp::Refused { termination, reason: Some(reason), flags: *flags, ..tcp::Refused::default() };
             tcp::refused(worker, conn, proxy, refused);
         }
     }
@@ -75,14 +89,16 @@ pub(super) async fn limits(gates: &[Gate]) -> Result<Places, Refused> {
                 None => {
                     tracing::debug!(filter = %limit.stat_prefix, "too many connections; closed");
                     rest(limit.delay).await;
-                    return Err(Refused(None));
+                    let (reason, flags) = ("over_connection_limit", ResponseFlags::none());
+                    return Err(Refused { details: None, reason, flags });
                 }
             },
             Gate::RateLimit(limit) => {
                 if !limit.bucket.take(Instant::now()) {
                     limit.stats.limited.add(1);
                     tracing::debug!(filter = %limit.stat_prefix, "too many new connections; closed");
-                    return Err(Refused(None));
+                    let (reason, flags) = ("local_ratelimit_close_over_limit", ResponseFlags::RETRY_LIMIT);
+                    return Err(Refused { details: None, reason, flags });
                 }
             }
         }
@@ -95,9 +111,23 @@ pub(super) async fn limits(gates: &[Gate]) -> Result<Places, Refused> {
 /// # Errors
 /// When the connection is to be closed.
 pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Result<(), Refused> {
+    let mut found = DynamicMetadata::default();
+    let decided = decide(gates, conn, &mut found).await;
+    if !found.is_empty() {
+        let _ = conn.found.set(Box::new(found));
+    }
+    decided
+}
+
+async fn decide(gates: &[Gate], conn: &ConnInfo, found: &mut DynamicMetadata) -> Result<(), Refused> {
     for gate in gates {
         let Gate::Rbac(rbac) = gate else { continue };
         if let Some(verdict) = rbac.shadow.as_ref().map(|rules| rules.decide(conn)) {
+            let mut tell = |key: &str, text: &str| {
+                found.set(NAMESPACE, format!("{}{key}", rbac.shadow_prefix), Kind::StringValue(text.to_owned()));
+            };
+            tell("shadow_engine_result", if verdict.allowed { "allowed" } else { "denied" });
+            verdict.policy.iter().for_each(|policy| tell("shadow_effective_policy_id", policy));
             let (allowed, policy) = (verdict.allowed, verdict.policy.map(AsRef::as_ref).unwrap_or("none"));
             if allowed { &rbac.stats.1.allowed } else { &rbac.stats.1.denied }.add(1);
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, allowed, policy, "shadow rules");
@@ -110,7 +140,8 @@ pub(super) async fn policies(gates: &[Gate], conn: &ConnInfo) -> Result<(), Refu
             let policy = verdict.policy.map(AsRef::as_ref).unwrap_or("none");
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, policy, "denied; closed");
             rest(rbac.delay).await;
-            return Err(Refused(Some(format!("rbac_access_denied_matched_policy[{policy}]"))));
+            let details = Some(format!("rbac_access_denied_matched_policy[{policy}]"));
+            return Err(Refused { details, reason: "rbac_deny_close", flags: ResponseFlags::none() });
         }
     }
     Ok(())

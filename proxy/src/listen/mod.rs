@@ -15,7 +15,7 @@ pub use place::{Place, Served};
 pub use proxy_protocol::{Proxied, write_header};
 pub(crate) use socket::set as set_option;
 pub use socket::{begin, bind};
-pub use stream::{Rewound, Stream};
+pub use stream::{LAST_WORDS, Rewound, Stream};
 
 use crate::{
     config::{Codec, Network, ServerTls, TcpProxy, Transport},

@@ -8,7 +8,7 @@ use std::{
     os::fd::AsRawFd as _,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -30,6 +30,11 @@ impl Rewound {
     }
 }
 
+/// How long a side may take to get what was written before its connection is reset.
+pub const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Between two looks whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
 /// Plain TCP or TLS over it.
 #[derive(Debug)]
 pub enum Stream {
@@ -48,14 +53,18 @@ impl Stream {
         }
     }
 
-    /// When it is dropped the other side is told of a reset, and not of an end in order; unless something is still on its way to it,
-    /// which a reset would take away.
-    pub fn reset_at_end(&self) {
-        let mut unsent: libc::c_int = 0;
-        // SAFETY: the descriptor is open as long as `self` is, and the kernel writes one number into `unsent`.
-        let asked = unsafe { libc::ioctl(self.tcp().as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
-        if asked != 0 || unsent > 0 {
-            return;
+    /// Waits until the other side has all that was written, since a reset takes away what is on its way, or is gone itself. When the
+    /// connection is dropped then, the other side is told of a reset, and not of an end in order.
+    pub async fn reset_at_end(&self, until: Instant) {
+        let unsent = || {
+            let mut unsent: libc::c_int = 0;
+            // SAFETY: the descriptor is open as long as `self` is, and the kernel writes one number into `unsent`.
+            let asked = unsafe { libc::ioctl(self.tcp().as_raw_fd(), libc::TIOCOUTQ, &raw mut unsent) };
+            // Who has no peer is cut off already, and what was not sent stays.
+            asked == 0 && unsent > 0 && self.tcp().peer_addr().is_ok()
+        };
+        while unsent() && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         if let Err(error) = socket2::SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO)) {
             tracing::debug!(%error, "a connection cannot be reset; it is closed");

@@ -40,6 +40,7 @@ pub(super) fn common<Q: HeaderLookup, S: HeaderLookup>(log: &EntryLog, entry: &L
         entry.kind,
         LogKind::DownstreamStart
             | LogKind::DownstreamPeriodic
+            | LogKind::DownstreamTunnelSuccessfullyEstablished
             | LogKind::TcpConnectionStart
             | LogKind::TcpUpstreamConnected
             | LogKind::TcpPeriodic
@@ -58,7 +59,7 @@ pub(super) fn common<Q: HeaderLookup, S: HeaderLookup>(log: &EntryLog, entry: &L
         time_to_last_upstream_rx_byte: span(moments.answer_ended),
         time_to_first_downstream_tx_byte: span(observed.and_then(|observed| observed.answering)),
         time_to_last_downstream_tx_byte: span(moments.ended.then_some(entry.duration)),
-        upstream_remote_address: entry.upstream_host.map(told_address),
+        upstream_remote_address: entry.upstream_remote.or(entry.upstream_host).map(told_address),
         upstream_local_address: entry.upstream_local.map(told_address),
         upstream_cluster: text(entry.upstream_host.and(entry.upstream_cluster).map(|[_, name]| name)),
         response_flags: flags(entry.flags),

@@ -205,7 +205,7 @@ impl Open {
         let cluster = &cluster;
         let head = head(server);
         let http2 = http::speaks_http2(true, cluster, &host);
-        let aim = Aim::new(http::server_name(&head, cluster, &host), None);
+        let aim = Aim::new(http::server_name(&head, cluster, &host));
         let connecting = http::connection(worker, cluster, &host, http2, Priority::Default, aim);
         let (mut up, counted) = tokio::time::timeout(server.timeout, connecting).await.ok()?.ok()?;
         up.send_head(&head);

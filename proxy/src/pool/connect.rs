@@ -1,6 +1,6 @@
 //! Makes a connection to an endpoint: TCP with the wanted source address, then TLS where the endpoint asks for it.
 
-use super::Host;
+use super::{Host, eyeballs};
 use crate::{
     config::{
         ClientTls, Cluster, ProxiedTls, SourceBind, TcpKeepalive, UpstreamProtocol,
@@ -38,23 +38,29 @@ pub enum ConnectError {
     /// TLS failed.
     #[error("TLS with {}: {}", Shown(*.0), .1)]
     Tls(SocketAddr, #[source] TlsError),
+    /// The endpoint is an HTTP proxy that grants no tunnel, but answers with this status.
+    #[error("{} answers {} when it is asked for a tunnel", Shown(*.0), .1)]
+    Tunnel(SocketAddr, u16),
     /// A circuit breaker is open.
     #[error("too many connections to {}", Shown(*.0))]
     Overflow(SocketAddr),
 }
 
 impl ConnectError {
-    /// What logs say of it: of what the system has refused, Envoy's words.
-    pub fn reason(&self) -> String {
+    /// What logs say of it as a failure of the transport: of what the system has refused, Envoy's words. Neither what took too long
+    /// is one to it, nor what concerns this side alone.
+    pub fn reason(&self) -> Option<String> {
         match self {
-            Self::Tcp(address, error) => match (error.raw_os_error(), pipe::path(*address)) {
-                (Some(code), None) => format!("{DELAYED}{}", Errno::from_raw(code).desc()),
-                (Some(code), Some(path)) => {
-                    format!("{IMMEDIATE}{}|remote address:{path}", Errno::from_raw(code).desc())
-                }
-                (None, _) => self.to_string(),
-            },
-            _ => self.to_string(),
+            Self::Tcp(address, error) => {
+                let code = Errno::from_raw(error.raw_os_error()?).desc();
+                Some(match pipe::path(*address) {
+                    None => format!("{DELAYED}{code}"),
+                    Some(path) => format!("{IMMEDIATE}{code}|remote address:{path}"),
+                })
+            }
+            Self::Tunnel(_, status) => Some(format!("tunnel_response:{status}")),
+            Self::Tls(..) | Self::Overflow(_) => Some(self.to_string()),
+            Self::Timeout(..) | Self::Own(..) => None,
         }
     }
 }
@@ -74,6 +80,8 @@ pub struct Birth {
     pub begun: Instant,
     /// When TCP was connected.
     pub connected: Instant,
+    /// Which of the endpoint's addresses has answered, where it has several.
+    pub remote: Option<SocketAddr>,
     /// When the handshake of TLS was done.
     pub secured: Option<Instant>,
     /// The server name that was sent.
@@ -125,14 +133,21 @@ struct Client {
 }
 
 impl Aim {
-    /// For requests that decide about the server name, if they do, and whose client the endpoint is told of, if it is; the number is
-    /// that of the client's connection, of which no other client has the same.
-    pub fn new(name: Option<Rc<str>>, via: Option<(&Via<'_>, u64)>) -> Self {
-        let Some((via, connection)) = via else { return Self { key: name.clone(), name, ..Self::default() } };
+    /// For requests that decide about the server name, if they do.
+    pub fn new(name: Option<Rc<str>>) -> Self {
+        Self { key: name.clone(), name, ..Self::default() }
+    }
+
+    /// The same for requests of this connection of a client alone; the number is one that no other has.
+    pub fn of_connection(self, number: u64) -> Self {
+        let key = format!("{}\n{number}", self.name.as_deref().unwrap_or_default());
+        Self { key: Some(key.into()), ..self }
+    }
+
+    /// The same for a client of whom the endpoint is told.
+    pub fn telling(self, via: &Via<'_>) -> Self {
         let Via { source, destination, tlvs } = *via;
-        let key = format!("{}\n{connection}", name.as_deref().unwrap_or_default());
-        let client = Some(Rc::new(Client { source, destination, tlvs: tlvs.into() }));
-        Self { name, client, key: Some(key.into()), unpooled: false }
+        Self { client: Some(Rc::new(Client { source, destination, tlvs: tlvs.into() })), ..self }
     }
 
     /// The same by a new connection, even where the pool has one.
@@ -214,7 +229,12 @@ async fn connect_with(
     if let Some(care) = &cluster.care {
         care.note_used();
     }
-    let names = Names { host: endpoint.hostname.as_deref(), server: server_name, pipe: endpoint.pipe.as_deref() };
+    let names = Names {
+        host: endpoint.hostname.as_deref(),
+        server: server_name,
+        pipe: endpoint.pipe.as_deref(),
+        addresses: &endpoint.addresses,
+    };
     let (wanted, limit) = (endpoint.tls.as_deref(), cluster.connect_timeout);
     let result = establish(cluster, endpoint.address, wanted, names, alpn, limit, tls, via).await;
     match &result {
@@ -241,7 +261,7 @@ async fn connect_with(
     result
 }
 
-/// Names of an endpoint.
+/// Names of an endpoint, and where it listens beside its address.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Names<'a> {
     /// The endpoint's own, for TLS.
@@ -250,6 +270,8 @@ pub(crate) struct Names<'a> {
     pub(crate) server: Option<&'a str>,
     /// The path of its Unix socket, which is connected instead of its address.
     pub(crate) pipe: Option<&'a str>,
+    /// As [`crate::config::Endpoint::addresses`].
+    pub(crate) addresses: &'a [SocketAddr],
 }
 
 /// Connects to an address as a cluster does: TCP, the PROXY protocol and TLS if they are `wanted`.
@@ -269,14 +291,17 @@ pub(crate) async fn establish(
 ) -> Result<Connected, ConnectError> {
     let attempt = async {
         let begun = Instant::now();
-        let connected = match names.pipe {
-            Some(path) => unix(path, address, cluster)?.await,
-            None => tcp(address, cluster)?.connect(address).await,
+        let failed = |error| ConnectError::Tcp(address, error);
+        let tcp = match (names.pipe, names.addresses) {
+            (Some(path), _) => unix(path, address, cluster)?.await.map_err(failed)?,
+            (None, []) => tcp(address, cluster)?.connect(address).await.map_err(failed)?,
+            (None, several) => eyeballs::first(several, cluster).await?,
         };
-        let tcp = connected.map_err(|error| ConnectError::Tcp(address, error))?;
+        let remote = if names.addresses.is_empty() { None } else { tcp.peer_addr().ok() };
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let connected = Instant::now();
-        let mut birth = Birth { id, begun, connected, secured: None, server_name: None, shown: None, of_mesh: false };
+        let mut birth =
+            Birth { id, begun, connected, remote, secured: None, server_name: None, shown: None, of_mesh: false };
         let _ = tcp.set_nodelay(true);
         if let Some(wanted) = cluster.keepalive {
             keep_alive(&tcp, wanted);
@@ -320,7 +345,9 @@ pub(crate) async fn establish(
 async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io::Result<()> {
     let header = match via {
         Some(via) => {
-            let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind));
+            // What is told here, no client tells otherwise.
+            let own = |kind: u8| proxied.add.iter().any(|(own, _)| *own == kind);
+            let passed = via.tlvs.iter().filter(|(kind, _)| proxied.pass.passes(*kind) && !own(*kind));
             let tlvs: Vec<_> = proxied.add.iter().chain(passed).cloned().collect();
             write_header(proxied.v2, via.source, via.destination, &tlvs)
         }
@@ -340,7 +367,7 @@ async fn say(proxied: &ProxiedTls, via: Option<&Via<'_>>, tcp: &TcpStream) -> io
 }
 
 /// A socket as the cluster wants it.
-fn tcp(address: SocketAddr, cluster: &Cluster) -> Result<TcpSocket, ConnectError> {
+pub(super) fn tcp(address: SocketAddr, cluster: &Cluster) -> Result<TcpSocket, ConnectError> {
     let made = || -> io::Result<_> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         set_options(&socket, cluster)?;

@@ -8,6 +8,7 @@ mod breakers;
 mod choose;
 mod cluster;
 mod connect;
+mod eyeballs;
 mod outcome;
 
 pub use breakers::{Overflow, Ticket};

@@ -4,7 +4,7 @@ use super::Ends;
 use super::splice::{Moving, Pipe};
 use crate::{
     http::buffer::Buffer,
-    listen::Stream,
+    listen::{LAST_WORDS, Stream},
     telemetry::{CloseType, ResponseFlags, TcpRecorder},
 };
 use std::{
@@ -37,8 +37,6 @@ pub(super) struct Moved {
     pub(super) down: CloseType,
     /// How the endpoint's did.
     pub(super) up: CloseType,
-    /// What came from the client, or from the endpoint, has not all gone out.
-    pub(super) left: bool,
 }
 
 /// One direction.
@@ -74,11 +72,6 @@ fn sink(error: std::io::Error) -> Broken {
 impl Half {
     fn new(buffer: Buffer, splices: bool) -> Self {
         Self { buffer, splices, ..Self::default() }
-    }
-
-    /// Whether something was read that has not been written.
-    fn holds(&self) -> bool {
-        !self.buffer.is_empty() || self.pipe.as_ref().is_some_and(|pipe| !pipe.is_empty())
     }
 
     /// Moves what can be moved; ready when this direction is over.
@@ -158,6 +151,17 @@ impl Half {
     }
 }
 
+/// Passes on what has come of a direction whose source is gone, as far as the other side takes it in time, and tells that of a reset.
+async fn cut_off(half: &mut Half, to: &mut Stream) {
+    let rest = poll_fn(|cx| {
+        ready!(half.poll_write(cx, to))?;
+        Pin::new(&mut *to).poll_flush(cx).map_err(sink)
+    });
+    let until = Instant::now() + LAST_WORDS;
+    let _ = tokio::time::timeout_at(until.into(), rest).await;
+    to.reset_at_end(until).await;
+}
+
 /// Whether no side broke: what does must not look like an end in order on the other.
 pub(super) fn ends_in_order(flags: ResponseFlags) -> bool {
     flags.without(ResponseFlags::STREAM_IDLE_TIMEOUT).without(ResponseFlags::DURATION_TIMEOUT).is_empty()
@@ -220,6 +224,12 @@ pub(super) async fn both(
         ends.poll(cx, last, (there.count, back.count))
     })
     .await;
+    // Who was cut off on one side is not to take that for an end in order on the other.
+    if down_close == CloseType::RemoteReset {
+        cut_off(&mut there, up).await;
+    } else if up_close == CloseType::RemoteReset {
+        cut_off(&mut back, down).await;
+    }
     recorder.received(there.count - reported_there);
     recorder.sent(back.count - reported_back);
     if ends_in_order(flags) {
@@ -233,7 +243,6 @@ pub(super) async fn both(
         remote: first_end == Some(true),
         down: down_close,
         up: up_close,
-        left: there.holds() || back.holds(),
     }
 }
 

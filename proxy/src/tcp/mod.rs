@@ -12,9 +12,7 @@ use crate::{
     pool::{Chosen, ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
-    telemetry::{
-        CloseType, ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire,
-    },
+    telemetry::{ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
     tls::{Alpn, PeerIdentity},
     worker::{Timer, Worker, earlier},
 };
@@ -44,6 +42,7 @@ struct Told {
     owner: Option<Rc<ClusterState>>,
     host: Option<Rc<Host>>,
     local: Option<std::net::SocketAddr>,
+    remote: Option<std::net::SocketAddr>,
     connected: bool,
     failure: Option<String>,
     refused: Refused,
@@ -93,12 +92,17 @@ pub(crate) struct Refused {
     pub(crate) termination: Option<Box<str>>,
     /// What was wrong with its TLS.
     pub(crate) failure: Option<String>,
+    /// Why it was closed, in Envoy's words.
+    pub(crate) reason: Option<&'static str>,
+    /// Flags of its line.
+    pub(crate) flags: ResponseFlags,
 }
 
 /// Tells about a connection that ended before it came here.
 pub(crate) fn refused(worker: &Rc<Worker>, conn: &ConnInfo, proxy: &TcpProxy, refused: Refused) {
     if logs(proxy, conn) {
-        let told = Told { wall: Some(SystemTime::now()), refused, ..Told::default() };
+        let mut told = Told { wall: Some(SystemTime::now()), flags: refused.flags, refused, ..Told::default() };
+        told.endings.down_reason = told.refused.reason;
         told.log(worker, conn, proxy, Instant::now(), LogKind::TcpConnectionEnd);
     }
 }
@@ -152,6 +156,7 @@ impl Told {
         entry.tls = conn.tls.as_deref();
         entry.filter_chain = Some(&*conn.chain).filter(|name| !name.is_empty());
         entry.observed = self.observed.as_ref();
+        entry.dynamic = conn.found.get().map(AsRef::as_ref);
         entry.metadata.cluster = self.cluster.as_ref().and_then(|cluster| cluster.config().metadata.as_ref());
         entry.metadata.listener = conn.listener_metadata.as_ref();
         entry.metadata.chain = conn.chain_metadata.as_ref();
@@ -168,6 +173,7 @@ impl Told {
         let cluster = self.cluster.as_ref().map(|cluster| cluster.config());
         entry.upstream_cluster = cluster.map(|cluster| [&*cluster.observability_name, &*cluster.name]);
         entry.upstream_local = self.local;
+        entry.upstream_remote = self.remote;
         entry.downstream_local = Some(conn.local);
         entry.downstream_remote = Some(conn.remote);
         let of_certificate = || conn.tls.as_ref()?.peer()?.uris.first().map(AsRef::as_ref);
@@ -228,6 +234,10 @@ async fn carry(
     told.owner = Some(owner.clone());
     let _active = host.enter();
     told.connected = true;
+    told.remote = match &up {
+        Way::Direct(up, _) => up.birth.remote,
+        Way::Tunnel(up, _) => up.birth().and_then(|birth| birth.remote),
+    };
     told.local = match &up {
         Way::Direct(up, _) => up.stream.local_address(),
         Way::Tunnel(up, _) => up.local_address(),
@@ -264,13 +274,6 @@ async fn carry(
             }
             let moved = copy::both(&mut stream, &mut up.stream, first, ends, &recorder).await;
             ticket.ends(ConnectionEnd { remote: moved.remote, active: true, served: 1 });
-            // Who was cut off on one side is not to take that for an end in order on the other.
-            if moved.up == CloseType::RemoteReset && !moved.left {
-                stream.reset_at_end();
-            }
-            if moved.down == CloseType::RemoteReset && !moved.left {
-                up.stream.reset_at_end();
-            }
             moved
         }
         Way::Tunnel(mut up, _counted) => tunnel::both(&mut stream, &mut up, first, ends, &recorder).await,
@@ -415,7 +418,8 @@ async fn open(
             Err(error) => {
                 tracing::debug!(cluster = %cluster.config().name, %error, "no connection to the endpoint");
                 owner.stats().rq_pending_failure_eject.add(1);
-                told.failure = Some(error.reason());
+                told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+                told.failure = error.reason();
                 let timeout = matches!(error, ConnectError::Timeout(..));
                 owner.note_connection(host, if timeout { Outcome::Timeout } else { Outcome::Failed });
                 tried.push(host.address());
@@ -423,7 +427,7 @@ async fn open(
         }
     }
     cluster.stats().cx_connect_attempts_exceeded.add(1);
-    told.flags |= ResponseFlags::UPSTREAM_CONNECTION_FAILURE | ResponseFlags::CONNECT_ATTEMPTS;
+    told.flags |= ResponseFlags::CONNECT_ATTEMPTS;
     told.endings.down_reason = Some(NO_CONNECTION);
     None
 }

@@ -10,9 +10,9 @@ use crate::{
         self, BodyLength, ConnInfo, Piece, RequestHead, ResponseHead, SideError, Upstream, body::HIGH_WATER,
         buffer::Buffer, upstream::Up,
     },
-    listen::Stream,
+    listen::{LAST_WORDS, Stream},
     pool::{ClusterState, ConnectError, Host, Ticket},
-    telemetry::{LogEntry, ResponseFlags, TcpRecorder},
+    telemetry::{CloseType, LogEntry, ResponseFlags, TcpRecorder},
     tls::PeerIdentity,
     worker::Worker,
 };
@@ -49,7 +49,8 @@ pub(super) async fn open(
     let failed = |error: io::Error| ConnectError::Tcp(address, error);
     for stale in 0.. {
         let http2 = http::speaks_http2(false, cluster, host);
-        let connecting = http::connection(worker, cluster, host, http2, Priority::Default, http::aim(conn, host, None));
+        let connecting =
+            http::connection(worker, cluster, host, http2, Priority::Default, http::aim(conn, cluster, host, None));
         // Connecting has a limit of its own: what lasts longer waits for a place among the connections.
         let limit = 2 * cluster.config().connect_timeout;
         let connected = tokio::time::timeout(limit, connecting).await;
@@ -67,7 +68,11 @@ pub(super) async fn open(
         });
         match tokio::time::timeout(patience, answer).await {
             Err(_) => return Err(ConnectError::Timeout(address, patience)),
-            Ok(Err(_)) if up.reused() && !up.answered() && stale < MAX_STALE => continue,
+            Ok(Err(error))
+                if up.reused() && !up.answered() && stale < MAX_STALE && !matches!(error, SideError::Refused) =>
+            {
+                continue;
+            }
             Ok(Err(error)) => return Err(failed(io::Error::new(io::ErrorKind::ConnectionReset, error))),
             Ok(Ok(())) => {}
         }
@@ -76,8 +81,7 @@ pub(super) async fn open(
             false => (200..300).contains(&response.status),
         };
         if !granted {
-            let text = format!("the endpoint answers {} when it is asked for a tunnel", response.status);
-            return Err(failed(io::Error::new(io::ErrorKind::ConnectionRefused, text)));
+            return Err(ConnectError::Tunnel(address, response.status));
         }
         if head.is_connect() {
             up.tunnel();
@@ -134,6 +138,18 @@ fn head(conn: &ConnInfo, tunnel: &TcpTunnel) -> RequestHead {
 enum Broken {
     Client,
     Endpoint,
+    /// The endpoint has cut the tunnel off.
+    Reset,
+}
+
+impl From<SideError> for Broken {
+    fn from(error: SideError) -> Self {
+        match error {
+            SideError::Reset(_) => Self::Reset,
+            SideError::Broken(error) if error.kind() == io::ErrorKind::ConnectionReset => Self::Reset,
+            _ => Self::Endpoint,
+        }
+    }
 }
 
 /// From the client into the tunnel.
@@ -145,7 +161,7 @@ struct There {
 
 impl There {
     fn poll(&mut self, cx: &mut Context<'_>, down: &mut Stream, up: &mut Up) -> Poll<Result<(), Broken>> {
-        let broken = |_: SideError| Broken::Endpoint;
+        let broken = Broken::from;
         while !self.ended {
             if up.queued() >= HIGH_WATER {
                 ready!(up.poll_flush(cx)).map_err(broken)?;
@@ -200,7 +216,7 @@ impl Back {
                     self.count += count as u64;
                 }
                 Poll::Ready(Ok(Piece::End | Piece::Trailers(_))) => self.ended = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Endpoint)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {
                     // What TLS still holds back goes out before we wait.
                     ready!(Pin::new(&mut *down).poll_flush(cx)).map_err(|_| Broken::Client)?;
@@ -239,6 +255,9 @@ pub(super) async fn both(
             (Poll::Ready(Err(Broken::Client)), _) | (_, Poll::Ready(Err(Broken::Client))) => {
                 return Poll::Ready(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
             }
+            (Poll::Ready(Err(Broken::Reset)), _) | (_, Poll::Ready(Err(Broken::Reset))) => {
+                return Poll::Ready(ResponseFlags::UPSTREAM_REMOTE_RESET);
+            }
             (Poll::Ready(Err(Broken::Endpoint)), _) | (_, Poll::Ready(Err(Broken::Endpoint))) => {
                 return Poll::Ready(ResponseFlags::UPSTREAM_CONNECTION_TERMINATION);
             }
@@ -247,10 +266,18 @@ pub(super) async fn both(
         ends.poll(cx, last, (there.count, back.count))
     })
     .await;
+    let (mut down_close, mut up_close) = (CloseType::Normal, CloseType::Normal);
+    if flags.contains(ResponseFlags::UPSTREAM_REMOTE_RESET) {
+        (up_close, down_close) = (CloseType::RemoteReset, CloseType::LocalReset);
+        // What had come before is passed on.
+        let until = Instant::now() + LAST_WORDS;
+        let _ = tokio::time::timeout_at(until.into(), poll_fn(|cx| back.poll(cx, down, up))).await;
+        down.reset_at_end(until).await;
+    }
     recorder.received(there.count);
     recorder.sent(back.count);
     if ends_in_order(flags) {
         down.say_goodbye().await;
     }
-    Moved { received: there.count, sent: back.count, flags, ..Moved::default() }
+    Moved { received: there.count, sent: back.count, flags, down: down_close, up: up_close, ..Moved::default() }
 }

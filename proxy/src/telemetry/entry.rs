@@ -90,6 +90,8 @@ pub enum LogKind {
     DownstreamStart,
     /// A request that has not ended for a while.
     DownstreamPeriodic,
+    /// A request whose tunnel stands.
+    DownstreamTunnelSuccessfullyEstablished,
     /// A request that has ended.
     DownstreamEnd,
     /// A connection of the TCP proxy that has begun.
@@ -108,6 +110,7 @@ impl LogKind {
         match self {
             Self::NotSet => "NotSet",
             Self::DownstreamStart => "DownstreamStart",
+            Self::DownstreamTunnelSuccessfullyEstablished => "DownstreamTunnelSuccessfullyEstablished",
             Self::DownstreamPeriodic => "DownstreamPeriodic",
             Self::DownstreamEnd => "DownstreamEnd",
             Self::TcpConnectionStart => "TcpConnectionStart",
@@ -127,6 +130,7 @@ impl LogKind {
             Self::DownstreamStart => 4,
             Self::DownstreamPeriodic => 5,
             Self::DownstreamEnd => 6,
+            Self::DownstreamTunnelSuccessfullyEstablished => 10,
             Self::TcpConnectionStart => 14,
         }
     }
@@ -369,6 +373,8 @@ pub struct LogEntry<'a, Q, S> {
     pub upstream_cluster: Option<[&'a str; 2]>,
     /// Our address on the upstream connection.
     pub upstream_local: Option<SocketAddr>,
+    /// Which of the endpoint's addresses is connected, where it has several.
+    pub upstream_remote: Option<SocketAddr>,
     /// The address that the downstream meant (the original destination).
     pub downstream_local: Option<SocketAddr>,
     /// The address of our end of its connection.
@@ -446,6 +452,7 @@ impl<Q, S> LogEntry<'_, Q, S> {
             upstream_connected: false,
             upstream_cluster: None,
             upstream_local: None,
+            upstream_remote: None,
             downstream_local: None,
             downstream_direct_local: None,
             downstream_remote: None,

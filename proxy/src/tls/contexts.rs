@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::{ClientContext, ServerContext, material::KeyPair};
+use super::material::{KeyPair, TrustSettings};
+use super::{ClientContext, ServerContext};
 
 /// Contexts by the hash of what they were made of, for as long as something uses them.
 #[derive(Debug, Default)]
@@ -35,6 +36,14 @@ impl Contexts {
         let made = Arc::new(made);
         self.clients.insert(*made.fingerprint(), Arc::downgrade(&made));
         made
+    }
+
+    /// The trust that contexts in use have of their own beside that of this secret.
+    pub fn combined_with(&self, secret: &str) -> Vec<TrustSettings> {
+        let servers = self.servers.values().filter_map(Weak::upgrade);
+        let clients = self.clients.values().filter_map(Weak::upgrade);
+        let servers = servers.filter_map(|context| context.combined_with(secret).cloned());
+        servers.chain(clients.filter_map(|context| context.combined_with(secret).cloned())).collect()
     }
 
     /// The certificates that contexts in use show.

@@ -112,6 +112,11 @@ impl ClientContext {
         &self.settings
     }
 
+    /// The trust of its own beside that of this secret, if it uses that.
+    pub fn combined_with(&self, secret: &str) -> Option<&TrustSettings> {
+        self.trust.as_ref().filter(|_| self.trust_secret.as_ref().is_some_and(|slot| slot.name() == secret))
+    }
+
     /// The certificate that it shows now.
     pub fn key_pairs(&self) -> Vec<Arc<KeyPair>> {
         self.key_pair.iter().filter_map(Source::get).collect()

@@ -17,12 +17,14 @@ use super::material::{KeyPair, TrustSettings};
 use super::params::TlsParams;
 use super::secrets::{Slot, Source};
 use super::server::BUFFER_LIMIT;
-use super::tickets::Lasting;
+use super::tickets::{Lasting, Remembered};
 use super::trust::Verifier;
 use super::{Pace, Secured, TlsError};
 
 /// Sessions of clients without tickets that are remembered.
 const SESSIONS: usize = 1024;
+/// How long they are where nothing is said, as in Envoy.
+const SESSION_LIFETIME: Duration = Duration::from_secs(2 * 3600);
 
 /// What a server does and shows.
 #[derive(Debug, Default)]
@@ -39,7 +41,7 @@ pub struct ServerSettings {
     pub disable_stateful_resumption: bool,
     /// No sessions by tickets.
     pub disable_tickets: bool,
-    /// How long a ticket is good; where nothing is said, as long as the keys live that seal it.
+    /// How long a session is good; where nothing is said, a ticket as long as the keys live that seal it, and two hours by memory.
     pub session_lifetime: Option<Duration>,
     /// Where no certificate is for the server name all are looked through for one that fits the client's algorithms best,
     /// not only the first.
@@ -91,6 +93,11 @@ impl ServerContext {
     /// What it was made of, as a hash.
     pub fn fingerprint(&self) -> &[u8; 32] {
         &self.fingerprint
+    }
+
+    /// The trust of its own beside that of this secret, if it uses that.
+    pub fn combined_with(&self, secret: &str) -> Option<&TrustSettings> {
+        self.trust.as_ref().filter(|_| self.trust_secret.as_ref().is_some_and(|slot| slot.name() == secret))
     }
 
     /// The certificates that it shows now.
@@ -168,7 +175,10 @@ impl ServerContext {
         }
         config.session_storage = match settings.disable_stateful_resumption {
             true => Arc::new(NoServerSessionStorage {}),
-            false => ServerSessionMemoryCache::new(SESSIONS),
+            false => Arc::new(Remembered {
+                inner: ServerSessionMemoryCache::new(SESSIONS),
+                lifetime: settings.session_lifetime.unwrap_or(SESSION_LIFETIME),
+            }),
         };
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();

@@ -380,17 +380,20 @@ async fn session_when_the_certificates_stay_then_it_is_resumed_and_else_not() {
     let client = client(to("a"), Some(ca.pair(&["c"])), None);
     let text = message(shake(&server, &client).await.0);
     assert!(text.contains("`own` has not come"), "{text}");
-    secrets.set("own", SecretValue::KeyPair(ca.pair(&["a"])));
-    secrets.set("roots", SecretValue::Trust(ca.trust()));
+    secrets.set("own", SecretValue::KeyPair(ca.pair(&["a"])), [1; 32]);
+    secrets.set("roots", SecretValue::Trust(ca.trust()), [2; 32]);
     let kind = async || shake(&server, &client).await.1.unwrap().stream.get_ref().1.handshake_kind();
     assert_eq!(kind().await, Some(rustls::HandshakeKind::Full));
     assert_eq!(kind().await, Some(rustls::HandshakeKind::Resumed));
     let (mut before, _other) = shake(&server, &client).await;
-    secrets.set("own", SecretValue::KeyPair(next.pair(&["a"])));
+    // Sent again as it is.
+    secrets.set("own", SecretValue::KeyPair(ca.pair(&["a"])), [1; 32]);
+    assert_eq!(kind().await, Some(rustls::HandshakeKind::Resumed));
+    secrets.set("own", SecretValue::KeyPair(next.pair(&["a"])), [3; 32]);
     assert_eq!(kind().await, Some(rustls::HandshakeKind::Full));
     // A connection from before lives on, and a client whose root is no longer trusted does not come in again.
     before.as_mut().unwrap().stream.write_u8(1).await.unwrap();
-    secrets.set("roots", SecretValue::Trust(next.trust()));
+    secrets.set("roots", SecretValue::Trust(next.trust()), [4; 32]);
     message(shake(&server, &client).await.0);
     assert_eq!(secrets.used().into_iter().collect::<Vec<_>>(), ["own", "roots"]);
 }

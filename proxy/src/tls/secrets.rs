@@ -60,6 +60,8 @@ pub enum SecretValue {
 pub struct Secrets {
     key_pairs: HashMap<Arc<str>, Arc<Slot<KeyPair>>>,
     trust: HashMap<Arc<str>, Arc<Slot<TrustSettings>>>,
+    /// What the values were made of, as hashes.
+    fingerprints: HashMap<Arc<str>, [u8; 32]>,
 }
 
 fn slot<T>(slots: &mut HashMap<Arc<str>, Arc<Slot<T>>>, name: &str) -> Arc<Slot<T>> {
@@ -93,8 +95,11 @@ impl Secrets {
         }
     }
 
-    /// Takes a new value in.
-    pub fn set(&mut self, name: &str, value: SecretValue) {
+    /// Takes a new value in that is made of what has this hash. One that is as it was changes nothing, and no session ends.
+    pub fn set(&mut self, name: &str, value: SecretValue, fingerprint: [u8; 32]) {
+        if self.fingerprints.insert(name.into(), fingerprint) == Some(fingerprint) && self.has(name) {
+            return;
+        }
         match value {
             SecretValue::KeyPair(pair) => self.key_pair(name).value.store(Some(Arc::new(pair))),
             SecretValue::Trust(trust) => self.trust(name).value.store(Some(Arc::new(trust))),
@@ -103,6 +108,7 @@ impl Secrets {
 
     /// Forgets a secret; what uses it can make no connection until it comes again.
     pub fn remove(&mut self, name: &str) {
+        self.fingerprints.remove(name);
         if let Some(slot) = self.key_pairs.get(name) {
             slot.value.store(None);
         }

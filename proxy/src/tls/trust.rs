@@ -101,13 +101,14 @@ impl Verifier {
         server_name: Option<&str>,
         now: UnixTime,
     ) -> Result<(), Untrusted> {
+        let facts = CertificateFacts::read(leaf);
+        if self.of == Of::Clients && facts.as_ref().is_some_and(|facts| !facts.may_sign) {
+            return Err(Untrusted::KeyUsage);
+        }
         if self.takes_all() {
             return Ok(());
         }
-        let facts = CertificateFacts::read(leaf).ok_or(Untrusted::Unreadable)?;
-        if self.of == Of::Clients && !facts.may_sign {
-            return Err(Untrusted::KeyUsage);
-        }
+        let facts = facts.ok_or(Untrusted::Unreadable)?;
         let roots = match &self.settings.domains {
             Some(domains) => Some(domain(&facts).and_then(|name| domains.get(name)).ok_or(Untrusted::Domain)?),
             None => self.settings.roots.as_deref(),
@@ -205,7 +206,8 @@ impl Verifier {
 
     fn verdict(&self, result: Result<(), Untrusted>) -> Result<(), Error> {
         match result {
-            Err(error) if self.is_lenient().is_none() => Err(refusal(error)),
+            // A key that may not sign shows nothing, whomever it is shown to.
+            Err(error) if self.is_lenient().is_none() || matches!(error, Untrusted::KeyUsage) => Err(refusal(error)),
             _ => Ok(()),
         }
     }

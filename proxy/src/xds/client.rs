@@ -369,6 +369,13 @@ impl<C: Connect, P: Publish> Client<C, P> {
             tracing::debug!(%type_url, "came and was not asked for; passed over");
             return Ok(());
         };
+        stream.nonces.insert(kind, nonce.clone());
+        // To acknowledge it would be to ask for everything.
+        let unasked = kind.by_name() && stream.asked.get(&kind).is_none_or(BTreeSet::is_empty);
+        if unasked && self.role.protocol == Protocol::StateOfTheWorld {
+            tracing::debug!(kind = kind.noun(), "came and was not asked for; passed over");
+            return Ok(());
+        }
         tracing::debug!(
             kind = kind.noun(),
             sent = update.resources.len(),
@@ -376,7 +383,6 @@ impl<C: Connect, P: Publish> Client<C, P> {
             %nonce,
             "received"
         );
-        stream.nonces.insert(kind, nonce.clone());
         let applied = self.state().apply(kind, update, Instant::now(), SystemTime::now());
         let waits = if self.role.tells_in_force { applied.waits } else { BTreeSet::new() };
         let refused = applied.refused;

@@ -30,12 +30,12 @@ impl Dice {
     }
 }
 
-/// Runs `check` on inputs that are made of the seeds by cutting, joining, repeating and flipping.
-fn fuzz(name: &str, seeds: &[&[u8]], words: &[&[u8]], check: impl Fn(&[u8])) {
+/// Runs `check` on inputs that are made of the seeds by cutting, joining, repeating and flipping; on a `share` of as many as usual.
+pub fn fuzz(name: &str, share: u64, seeds: &[&[u8]], words: &[&[u8]], check: impl Fn(&[u8])) {
     let setting =
         |name: &str, default: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let mut dice = Dice(setting("LENO_FUZZ_SEED", 0x1e40).max(1));
-    for round in 0..setting("LENO_FUZZ_ROUNDS", 20_000) {
+    for round in 0..setting("LENO_FUZZ_ROUNDS", 20_000) / share {
         let mut input = seeds[dice.below(seeds.len())].to_vec();
         for _ in 0..dice.below(5) {
             let at = dice.below(input.len() + 1);
@@ -111,7 +111,7 @@ const HEADS: &[&[u8]] = &[
 
 #[test]
 fn request_heads_when_mutated_then_what_is_taken_is_clear() {
-    fuzz("request", HEADS, WORDS, |input| {
+    fuzz("request", 1, HEADS, WORDS, |input| {
         let mut head = RequestHead::default();
         let Ok(Some(used)) = parse::request(input, LIMITS, RequestRules::default(), &mut head) else { return };
         assert!(used <= input.len() && used <= LIMITS.bytes + 2);
@@ -161,7 +161,7 @@ fn response_heads_when_mutated_then_what_is_taken_is_clear() {
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n",
     ];
-    fuzz("response", seeds, WORDS, |input| {
+    fuzz("response", 1, seeds, WORDS, |input| {
         for to_head in [false, true] {
             let mut head = ResponseHead::default();
             let Ok(Some(used)) = parse::response(input, LIMITS, to_head, &mut head) else { continue };
@@ -199,7 +199,7 @@ fn chunks_when_mutated_then_the_way_they_are_cut_makes_no_difference() {
             }
         }
     };
-    fuzz("chunks", seeds, WORDS, |input| {
+    fuzz("chunks", 1, seeds, WORDS, |input| {
         let whole = decode(input, usize::MAX >> 1);
         for step in [1, 3, 7] {
             assert_eq!(decode(input, step), whole, "in steps of {step}");
@@ -213,7 +213,7 @@ fn paths_when_mutated_then_what_is_taken_has_one_form() {
         &[b"/", b"/a/../b", b"/%2e%2e/a", b"/a%2Fb%5c..", b"//a//b/", b"/a\\..\\b?x=/../y", b"/a/./b/.?q"];
     let words: &[&[u8]] =
         &[b"%", b"%2e", b"%2E", b"%2f", b"%5C", b"%00", b"/", b"\\", b".", b"..", b"?", b"#", b"%25", b"%2", b"\xff"];
-    fuzz("path", seeds, words, |input| {
+    fuzz("path", 1, seeds, words, |input| {
         if !input.starts_with(b"/") {
             return;
         }
@@ -266,7 +266,7 @@ fn client_hellos_when_mutated_then_a_verdict_stays() {
         matches!(client_hello::inspect(&hello), Inspect::Hello(hello) if hello.server_name.as_deref() == Some("shop.example"))
     );
     let words: &[&[u8]] = &[b"\0", b"\xff\xff", b"\x16\x03\x01", b"\0\0\0\x05", b"h2", b"\0\x10"];
-    fuzz("client hello", &[&hello], words, |input| {
+    fuzz("client hello", 1, &[&hello], words, |input| {
         let mut verdict = None;
         for end in 0..=input.len() {
             let now = client_hello::inspect(&input[..end]);

@@ -6,6 +6,7 @@ mod capture;
 mod change;
 mod control_plane;
 mod fuzz;
+mod fuzz_served;
 mod golden;
 mod h2spec;
 mod hand_over;

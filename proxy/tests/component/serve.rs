@@ -214,10 +214,7 @@ fn serve_when_a_field_is_not_supported_ends_with_1_and_names_resource_and_field(
     let good = bootstrap(&[listener("web", free(), "a")], &[cluster("a", free())]);
     let cases = [
         (format!("{good}\nheader_prefix: x-foo"), "field `header_prefix`"),
-        (
-            good.replace("connect_timeout: 1s", "connection_pool_per_downstream_connection: true"),
-            "cluster a: field `connection_pool_per_downstream_connection`",
-        ),
+        (good.replace("connect_timeout: 1s", "queuing_policies: {}"), "cluster a: field `queuing_policies`"),
         (good.replace("connect_timeout: 1s", "connect_timeuot: 1s"), "connect_timeuot"),
         (good.replace("name: web", "name: web\n    enable_mptcp: true"), "listener web: field `enable_mptcp`"),
     ];

@@ -163,7 +163,7 @@ impl Watched {
             let task = Task::spawn(|task| names::look_up(shared, dns, text, id, task));
             let old = before.iter().position(|old| old.name.name == name.name).map(|at| before.swap_remove(at));
             let endpoints = match old {
-                Some(old) => old.endpoints.iter().map(|found| Dns::endpoint(name, found.address.ip())).collect(),
+                Some(old) => old.endpoints.iter().map(|found| Dns::again(name, found)).collect(),
                 None => Vec::new(),
             };
             self.names.push(Name { name: name.clone(), task, known: false, endpoints });
@@ -178,15 +178,9 @@ impl Watched {
         // What cannot be found out changes nothing.
         if let Some(mut found) = addresses {
             if logical {
-                // Answers come in any order: an address that is still among them stays.
-                let current = name.endpoints.first().map(|endpoint| endpoint.address.ip());
-                match current.filter(|current| found.contains(current)) {
-                    Some(current) => found = vec![current],
-                    None => found.truncate(1),
-                }
-                if found.is_empty() {
-                    found.extend(name.endpoints.iter().map(|endpoint| endpoint.address.ip()));
-                }
+                self.all_in_one(task, found, shared);
+                self.dirty |= first;
+                return;
             }
             let mut have: Vec<IpAddr> = name.endpoints.iter().map(|endpoint| endpoint.address.ip()).collect();
             have.sort();
@@ -199,6 +193,23 @@ impl Watched {
             }
         }
         self.dirty |= first;
+    }
+
+    /// The same where a name stands for one endpoint, with all its addresses.
+    fn all_in_one(&mut self, task: u64, mut found: Vec<IpAddr>, shared: &Rc<Shared>) {
+        let Some(name) = self.names.iter_mut().find(|name| name.task.number == task) else { return };
+        let before = name.endpoints.first();
+        // Answers come in any order: an address that is still among them stays the first, and the others have one order.
+        let current = before.map(|endpoint| endpoint.address.ip()).filter(|current| found.contains(current));
+        let Some(leader) = current.or(found.first().copied()) else { return };
+        found.sort_by_key(|ip| (*ip != leader, *ip));
+        found.dedup();
+        let Some(made) = Dns::one_endpoint(&name.name, &found, self.base.eyeballs) else { return };
+        if before.is_none_or(|old| (old.address, &old.addresses) != (made.address, &made.addresses)) {
+            name.endpoints = vec![made];
+            self.dirty = true;
+            self.settle(shared);
+        }
     }
 
     /// The configured endpoints, by address; the first of those with the same address counts.

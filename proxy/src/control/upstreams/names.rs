@@ -17,6 +17,9 @@ const LOOKUP_LIMIT: Duration = Duration::from_secs(10);
 const MAX_ADDRESSES: usize = 4096;
 /// A time to live with this bit is none (RFC 2181, section 8).
 const NO_TIME: u32 = 1 << 31;
+/// The time to live that the resolver gives to what it has from the file of hosts, which has none. A server that says the same is asked
+/// again as if it said nothing.
+const OF_FILE: u32 = 86_400;
 
 /// Addresses, and how long they are good.
 type Found = (Vec<IpAddr>, Duration);
@@ -55,11 +58,11 @@ pub(super) async fn look_up(shared: Rc<Shared>, dns: Arc<Dns>, name: Arc<str>, c
 }
 
 /// `None` when nothing could be found out; that there is no such name is something.
-async fn ask(resolver: &mut Option<TokioResolver>, dns: &Dns, name: &str) -> Option<Found> {
-    let resolver = match resolver {
+async fn ask(kept: &mut Option<TokioResolver>, dns: &Dns, name: &str) -> Option<Found> {
+    let resolver = match kept {
         Some(resolver) => resolver,
         None => match build(dns) {
-            Ok(built) => resolver.insert(built),
+            Ok(built) => kept.insert(built),
             Err(error) => {
                 tracing::warn!(name, error, "names cannot be looked up");
                 return None;
@@ -68,12 +71,18 @@ async fn ask(resolver: &mut Option<TokioResolver>, dns: &Dns, name: &str) -> Opt
     };
     match tokio::time::timeout(LOOKUP_LIMIT, resolver.lookup_ip(name)).await {
         Ok(Ok(found)) => {
-            let senseless = found.as_lookup().answers().iter().any(|record| record.ttl & NO_TIME != 0);
+            let answers = found.as_lookup().answers();
+            let of_file = answers.iter().any(|record| record.ttl == OF_FILE);
+            let senseless = of_file || answers.iter().any(|record| record.ttl & NO_TIME != 0);
             let good = match senseless {
                 true => Duration::ZERO,
                 false => found.valid_until().saturating_duration_since(Instant::now()),
             };
             let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
+            if of_file {
+                // The file is read once by each resolver.
+                *kept = None;
+            }
             if addresses.len() == MAX_ADDRESSES {
                 tracing::warn!(name, most = MAX_ADDRESSES, "a name has more addresses than are used");
             }

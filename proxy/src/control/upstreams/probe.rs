@@ -178,7 +178,8 @@ struct Target<'a> {
 impl Target<'_> {
     async fn connect(&self, alpn: Alpn) -> io::Result<Stream> {
         let tls = self.check.tls.as_ref().unwrap_or(&self.endpoint.tls);
-        let names = Names { host: self.endpoint.hostname.as_deref(), server: None, pipe: self.pipe };
+        let host = self.endpoint.hostname.as_deref();
+        let names = Names { host, pipe: self.pipe, ..Names::default() };
         let limit = self.check.timeout;
         let tls = tls.as_deref();
         let made = establish(self.cluster, self.address, tls, names, alpn, limit, &self.shared.tls, None).await;

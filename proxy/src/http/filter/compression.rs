@@ -219,7 +219,7 @@ enum Why {
 /// The coding that the client likes best of those that the chain has for this content; `None` is none.
 fn choose(accepts: &[u8], call: &Call<'_>, content_type: Option<&[u8]>) -> (Option<Coding>, Why) {
     let mut offered: Vec<(Coding, bool)> = Vec::new();
-    for entry in &call.manager.filters {
+    for entry in call.filters {
         let setting = || setting(call, call.tally.selected, entry);
         if let HttpFilter::Compressor(compressor) = &entry.filter
             && !is_off(entry, setting())

@@ -103,7 +103,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
     body: &mut RequestPump,
 ) -> Result<(), Stop> {
     let mut stopped = Ok(());
-    for entry in &call.manager.filters {
+    for entry in call.filters {
         let setting = setting(call, selected, entry);
         if is_off(entry, setting) {
             continue;
@@ -136,7 +136,7 @@ pub(super) async fn on_request<'a, D: Downstream>(
 /// Lets filters see the answer to a request that is refused before it comes to any of them. What its route says of which filters
 /// there are only counts where the route was known `before`.
 pub(super) fn on_refused<'a>(call: &mut Call<'a>, selected: Option<Selected<'a>>, before: bool) {
-    for entry in &call.manager.filters {
+    for entry in call.filters {
         let setting = setting(call, selected, entry);
         let off = match setting.filter(|_| before) {
             Some(setting) => matches!(setting, FilterSetting::Off),
@@ -203,7 +203,7 @@ pub(super) const HEALTH_CHECK: &str = "health_check_ok";
 
 /// Whether the request is one that a filter answers as a health check.
 pub(super) fn is_health_check(call: &Call<'_>) -> bool {
-    call.manager.filters.iter().any(|entry| match &entry.filter {
+    call.filters.iter().any(|entry| match &entry.filter {
         HttpFilter::HealthCheck(check) if !entry.disabled => {
             check.headers.iter().all(|header| route::header_matches(header, call.request))
         }
@@ -213,7 +213,7 @@ pub(super) fn is_health_check(call: &Call<'_>) -> bool {
 
 /// Whether a filter of the chain changes the bodies of requests.
 fn recodes_requests(call: &Call<'_>) -> bool {
-    call.manager.filters.iter().any(|entry| match &entry.filter {
+    call.filters.iter().any(|entry| match &entry.filter {
         HttpFilter::Compressor(compressor) => compressor.requests.is_some(),
         HttpFilter::Decompressor(_) => true,
         _ => false,

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     config::{
-        Action, Buckets, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+        Action, Buckets, DescriptorValue, HeaderText, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction,
+        RateLimitPolicy, TokenBucket,
     },
     route::{self, Selected},
     telemetry::ResponseFlags,
@@ -14,7 +15,10 @@ use crate::{
 use prost_types::value::Kind;
 use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
-type Descriptor<'a> = Vec<(&'a str, Cow<'a, [u8]>)>;
+type Entries<'a> = Vec<(&'a str, Cow<'a, [u8]>)>;
+
+/// What a request counts as, and how many tokens that takes.
+type Descriptor<'a> = (Entries<'a>, u32);
 
 /// Takes the request's tokens, or answers that there are none.
 pub(super) fn pass<'a>(
@@ -35,11 +39,11 @@ pub(super) fn pass<'a>(
     if let Some(bucket) = &buckets.bucket
         && (wanted.is_empty() || limit.default_too)
     {
-        wanted.push(Wanted { bucket: Shared::Own(bucket), shadow: false });
+        wanted.push(Wanted { bucket: Shared::Own(bucket), hits: 1, shadow: false });
     }
     let (mut refused, mut shadowed) = (None, false);
     for (index, one) in wanted.iter().enumerate() {
-        if one.bucket.take(now) {
+        if one.bucket.take(one.hits, now) {
             continue;
         }
         if !one.shadow {
@@ -95,6 +99,7 @@ pub(super) fn pass<'a>(
 /// A bucket that a request must find a token in.
 struct Wanted<'a> {
     bucket: Shared<'a>,
+    hits: u32,
     /// If there is none it passes all the same.
     shadow: bool,
 }
@@ -117,7 +122,7 @@ impl std::ops::Deref for Shared<'_> {
 }
 
 /// Whether a request counts as what is wanted.
-fn fits(wanted: &LimitedDescriptor, have: &Descriptor<'_>) -> bool {
+fn fits(wanted: &LimitedDescriptor, have: &Entries<'_>) -> bool {
     have.len() == wanted.entries.len()
         && have.iter().zip(&wanted.entries).all(|((key, value), (wanted_key, wanted_value))| {
             **key == **wanted_key && wanted_value.as_ref().is_none_or(|wanted| wanted.as_bytes() == value.as_ref())
@@ -125,7 +130,7 @@ fn fits(wanted: &LimitedDescriptor, have: &Descriptor<'_>) -> bool {
 }
 
 /// The values of a descriptor as one. They may have any bytes: each begins with its length.
-fn values(have: &Descriptor<'_>) -> Box<[u8]> {
+fn values(have: &Entries<'_>) -> Box<[u8]> {
     let mut values = Vec::new();
     for (_, value) in have {
         values.extend_from_slice(&value.len().to_ne_bytes());
@@ -137,14 +142,14 @@ fn values(have: &Descriptor<'_>) -> Box<[u8]> {
 /// The buckets for what a request counts as: one for each of its descriptors, be they alike, those that fill slowest first. Those
 /// for any value are only taken where none names the values.
 fn wanted_of<'a>(all: &'a [LimitedDescriptor], have: &[Descriptor<'_>]) -> Vec<Wanted<'a>> {
-    let of = |have: &Descriptor<'_>| {
+    let of = |(have, hits): &Descriptor<'_>| {
         let fitting = || all.iter().filter(|one| fits(one, have));
         let wanted = fitting().find(|one| one.dynamic.is_none()).or_else(|| fitting().next())?;
         let bucket = match &wanted.dynamic {
             None => Shared::Own(&wanted.bucket),
             Some(dynamic) => Shared::Made(dynamic.of(values(have), &wanted.bucket)),
         };
-        Some(Wanted { bucket, shadow: wanted.shadow })
+        Some(Wanted { bucket, hits: *hits, shadow: wanted.shadow })
     };
     let mut found: Vec<Wanted<'a>> = have.iter().filter_map(of).collect();
     found.sort_by(|a, b| a.bucket.rate().total_cmp(&b.bucket.rate()));
@@ -177,7 +182,8 @@ fn descriptors<'a>(
     };
     let of_host = if host_counts { of_host } else { &[] };
     let policies = of_route.iter().chain(of_host).filter(|policy| policy.stage == limit.stage);
-    policies.filter_map(|policy| descriptor(call, policy, selected)).filter(|entries| !entries.is_empty()).collect()
+    let made = policies.filter_map(|policy| Some((descriptor(call, policy, selected)?, policy.hits)));
+    made.filter(|(entries, _)| !entries.is_empty()).collect()
 }
 
 /// The first value of a header, be it empty; or of a pseudo header.
@@ -188,12 +194,26 @@ fn first<'r>(name: &str, request: &'r RequestHead) -> Option<Cow<'r, [u8]>> {
     }
 }
 
+/// The value of an entry; `None` where there is none.
+fn written<'a>(call: &Call<'_>, value: &'a DescriptorValue) -> Option<Cow<'a, [u8]>> {
+    let format = match &value.text {
+        HeaderText::Literal(text) => return Some(Cow::Borrowed(text.as_bytes())),
+        HeaderText::Format { format, .. } => format,
+    };
+    let mut text = Vec::new();
+    format.write_header(&call.entry(), &mut text);
+    match text.is_empty() {
+        true => Some(Cow::Borrowed(value.default.as_bytes())).filter(|default| !default.is_empty()),
+        false => Some(Cow::Owned(text)),
+    }
+}
+
 fn descriptor<'a>(
     call: &'a Call<'_>,
     policy: &'a RateLimitPolicy,
     selected: Option<Selected<'a>>,
-) -> Option<Descriptor<'a>> {
-    let mut entries: Descriptor<'a> = Vec::with_capacity(policy.actions.len());
+) -> Option<Entries<'a>> {
+    let mut entries: Entries<'a> = Vec::with_capacity(policy.actions.len());
     let request = &*call.request;
     let address = |ip: IpAddr| Cow::Owned(ip.to_string().into_bytes());
     for action in &policy.actions {
@@ -243,20 +263,20 @@ fn descriptor<'a>(
                 if networks.iter().any(|network| network.contains(&ip)) != *expect {
                     return None;
                 }
-                entries.push((key, Cow::Borrowed(value.as_bytes())));
+                entries.push((key, written(call, value)?));
             }
-            RateLimitAction::GenericKey { key, value } => entries.push((key, Cow::Borrowed(value.as_bytes()))),
+            RateLimitAction::GenericKey { key, value } => entries.push((key, written(call, value)?)),
             RateLimitAction::HeaderMatch { key, value, expect, headers } => {
                 if headers.iter().all(|header| route::header_matches(header, request)) != *expect {
                     return None;
                 }
-                entries.push((key, Cow::Borrowed(value.as_bytes())));
+                entries.push((key, written(call, value)?));
             }
             RateLimitAction::QueryMatch { key, value, expect, query } => {
                 if query.iter().all(|query| query.matches(request.query())) != *expect {
                     return None;
                 }
-                entries.push((key, Cow::Borrowed(value.as_bytes())));
+                entries.push((key, written(call, value)?));
             }
         }
     }

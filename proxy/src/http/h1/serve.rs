@@ -189,7 +189,18 @@ fn call<'a>(
     heads: &'a mut Heads,
 ) -> Call<'a> {
     let Heads { request, response } = heads;
-    Call { worker, root, manager, conn, timer, request, response, tally: Tally::start(manager.observes()) }
+    Call {
+        worker,
+        root,
+        manager,
+        filters: &manager.filters,
+        router: &manager.router,
+        conn,
+        timer,
+        request,
+        response,
+        tally: Tally::start(manager.observes()),
+    }
 }
 
 /// What answers a request, or tells its client with `reply` why it is not served. In a box of its own, which is there while it runs.

@@ -186,6 +186,11 @@ impl Upstream for Connection {
         let out = self.output.tail(1024);
         out.extend_from_slice(head.method());
         out.push(b' ');
+        if self.options.full_url && !self.connecting {
+            out.extend_from_slice(head.scheme().unwrap_or("http").as_bytes());
+            out.extend_from_slice(b"://");
+            out.extend_from_slice(head.authority());
+        }
         out.extend_from_slice(if self.connecting { head.authority() } else { head.path() });
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let before = out.len();

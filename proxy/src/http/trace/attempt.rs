@@ -76,7 +76,7 @@ pub(in super::super) fn on_attempt(call: &mut Call<'_>, host: &Host, number: u32
         return;
     };
     let (mut told, mut parent) = (trace.context, trace.parent);
-    if tracing.spawn_upstream || call.manager.router.start_child_span {
+    if tracing.spawn_upstream || call.router.start_child_span {
         let id = call.worker.rng.next();
         parent = Some(std::mem::replace(&mut told.span, id));
         trace.attempt = Some(Attempt {

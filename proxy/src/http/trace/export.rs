@@ -167,7 +167,7 @@ async fn send(worker: &Rc<Worker>, tracer: &Tracer, message: Vec<u8>) -> Option<
     let cluster = &cluster;
     let _active = host.enter();
     let http2 = connecting::speaks_http2(grpc, cluster, &host);
-    let aim = Aim::new(connecting::server_name(&head, cluster, &host), None);
+    let aim = Aim::new(connecting::server_name(&head, cluster, &host));
     let until = Instant::now() + tracer.timeout;
     let connecting = connecting::connection(worker, cluster, &host, http2, Priority::Default, aim);
     let (mut up, _counted) = tokio::time::timeout_at(until.into(), connecting).await.ok()?.ok()?;

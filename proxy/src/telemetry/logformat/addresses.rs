@@ -53,7 +53,7 @@ pub(super) fn ip(w: &Written<'_>, end: End) -> Result<Operator, FormatError> {
 pub(super) fn end_of<Q, S>(end: End, entry: &LogEntry<'_, Q, S>) -> Option<SocketAddr> {
     match end {
         End::UpstreamHost => entry.upstream_host,
-        End::UpstreamRemote => entry.upstream_host.filter(|_| entry.upstream_connected),
+        End::UpstreamRemote => entry.upstream_remote.or(entry.upstream_host).filter(|_| entry.upstream_connected),
         End::UpstreamLocal => entry.upstream_local,
         End::DownstreamLocal => entry.downstream_local,
         End::DownstreamDirectLocal => entry.downstream_direct_local.or(entry.downstream_local),

@@ -30,7 +30,7 @@ pub(super) fn network(mut table: Value, filters: Value, names: usize) -> Network
     let mut all = filters.as_array().cloned().unwrap_or_default();
     all.push(entry("router", json!({}), "router.v3.Router"));
     let all = all.iter().map(|filter| leno_xds::json::from_value(filter).unwrap()).collect();
-    let (filters, router) = filter::chain(&mut context, "h", all, &mut Vec::new()).unwrap();
+    let (filters, router) = filter::chain(&mut context, "h", ("http_filters", all), &mut Vec::new()).unwrap();
     let edge = Edge { internal: vec!["10.0.0.0/8".parse().unwrap()], ..Edge::default() };
     let edge = Some(Box::new(edge));
     Network::Http(Arc::new(HttpManager { routes: Arc::new(routes), filters, router, edge, ..HttpManager::default() }))

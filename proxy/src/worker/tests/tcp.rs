@@ -37,6 +37,54 @@ fn reset_when_it_comes_from_one_end_then_the_other_is_reset_too() {
     assert_eq!(ends.recv_timeout(LIMIT).unwrap(), Err(std::io::ErrorKind::ConnectionReset));
 }
 
+/// Ends a connection at once, whatever is on its way.
+fn cut(stream: &TcpStream) {
+    socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// How a side that reads late sees it end, after what came.
+fn read_late(mut stream: &TcpStream) -> std::io::ErrorKind {
+    thread::sleep(Duration::from_millis(300));
+    let mut part = [0; 65536];
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => panic!("an end in order"),
+            Ok(_) => {}
+            Err(error) => return error.kind(),
+        }
+    }
+}
+
+#[test]
+fn stream_when_it_is_cut_while_the_other_end_is_slow_then_that_sees_no_end_in_order() {
+    // More than the kernel keeps between them.
+    const MOST: usize = 32 << 20;
+    let fill = |mut stream: &TcpStream| {
+        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let part = [7; 65536];
+        let _ = (0..MOST / part.len()).try_for_each(|_| stream.write_all(&part));
+        cut(stream);
+    };
+    let (told, ends) = std::sync::mpsc::channel();
+    let backend = Backend::start(move |stream, _| {
+        let mut byte = [0];
+        (&stream).read_exact(&mut byte).unwrap();
+        match byte {
+            [b'f'] => fill(&stream),
+            _ => told.send(read_late(&stream)).unwrap(),
+        }
+    });
+    let proxy = proxy_to(vec![cluster(&[backend.address])], Duration::ZERO);
+    let mut client = proxy.client();
+    client.send(b"f");
+    assert_eq!(read_late(&client.stream), std::io::ErrorKind::ConnectionReset);
+    let mut client = proxy.client();
+    client.send(b"r");
+    fill(&client.stream);
+    drop(client);
+    assert_eq!(ends.recv_timeout(2 * LIMIT).unwrap(), std::io::ErrorKind::ConnectionReset);
+}
+
 #[test]
 fn bytes_when_proxied_then_both_ends_are_passed_on() {
     let backend = Backend::start(|stream, _| {

@@ -89,7 +89,9 @@ fn connect_when_it_is_not_offered_then_it_is_refused() {
     };
     refused(&serving(vec![connect_route(Forward::default())], |_| {}, cluster(&[backend.address])));
     let off = Forward { upgrades: vec![("connect".into(), false)], ..Forward::default() };
-    let offers = |manager: &mut HttpManager| manager.upgrades.push("connect".into());
+    let offers = |manager: &mut HttpManager| {
+        manager.upgrades.push(Upgrade { kind: "connect".into(), offered: true, chain: None })
+    };
     refused(&serving(vec![connect_route(off)], offers, cluster(&[backend.address])));
     // A route by path has none for it.
     let proxy = serving(vec![everything()], offers, cluster(&[backend.address]));

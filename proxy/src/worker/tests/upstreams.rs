@@ -255,3 +255,17 @@ fn endpoint_when_it_is_a_unix_socket_then_it_is_reached_by_its_path() {
     // What only looks like one is an address that nobody has.
     assert_eq!(start(cluster(&[address])).get("/").status(), 503);
 }
+
+#[test]
+fn clients_when_each_has_a_pool_then_none_gets_a_connection_of_another() {
+    for (pool_per_client, connections) in [(false, 1), (true, 2)] {
+        let backend = Backend::echo();
+        let proxy = start(Cluster { pool_per_client, ..cluster(&[backend.address]) });
+        let (mut one, mut other) = (proxy.client(), proxy.client());
+        for _ in 0..3 {
+            assert_eq!(one.ask(&get("/")).status(), 200);
+            assert_eq!(other.ask(&get("/")).status(), 200);
+        }
+        assert_eq!(backend.connections.load(Ordering::SeqCst), connections);
+    }
+}

@@ -15,7 +15,8 @@ mod runtime;
 mod stats;
 
 pub use dynamic::Dynamic;
-pub use runtime::{Layers, NotTaken};
+pub use references::check_listener;
+pub use runtime::{Layers, NotTaken, WRITTEN_VALUES};
 
 use super::convert::cluster::Sockets;
 use super::convert::cluster::dns::{Resolvers, resolvers};
@@ -461,7 +462,7 @@ mod tests {
         let said = read(&with("", "")).unwrap_err().to_string();
         let field = "listeners[0].filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[1].route.\
                      weighted_clusters.clusters[0].name";
-        assert!(said.contains(field) && said.contains("`b` is none of the static clusters"), "{said}");
+        assert!(said.contains(field) && said.contains("`b` is no cluster; add it"), "{said}");
         read(&with("validate_clusters: false,", "")).unwrap();
         read(&with("", ", dynamic_resources: {cds_config: {path_config_source: {path: /nowhere}}}")).unwrap();
     }

@@ -41,14 +41,24 @@ pub(super) fn check_addresses(resources: &StaticResources) -> Converted<()> {
 /// # Errors
 /// At the first route to a cluster that is none of the static ones.
 pub(super) fn check_clusters(resources: &StaticResources) -> Converted<()> {
-    let clusters = Clusters(resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect());
+    let names: HashSet<&str> = resources.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let is_there = |name: &str| names.contains(name);
+    let clusters = Clusters(&is_there);
     for (index, listener) in resources.listeners.iter().enumerate() {
         clusters.listener(listener).within(format_args!("static_resources.listeners[{index}]"))?;
     }
     Ok(())
 }
 
-struct Clusters<'c>(HashSet<&'c str>);
+/// Looks at the routes that a listener holds itself as [`check_clusters`] does, among the clusters of which `is_there` says so.
+///
+/// # Errors
+/// At the first route to a cluster that is none of them.
+pub fn check_listener(listener: &Listener, is_there: &dyn Fn(&str) -> bool) -> Converted<()> {
+    Clusters(is_there).listener(listener)
+}
+
+struct Clusters<'c>(&'c dyn Fn(&str) -> bool);
 
 impl Clusters<'_> {
     fn listener(&self, listener: &Listener) -> Converted<()> {
@@ -112,10 +122,10 @@ impl Clusters<'_> {
 
     /// An empty name stands for one that is chosen otherwise.
     fn known(&self, name: &str, field: &str) -> Converted<()> {
-        if name.is_empty() || self.0.contains(name) {
+        if name.is_empty() || (self.0)(name) {
             return Ok(());
         }
-        let reason = format!("`{name}` is none of the static clusters; add it, or set validate_clusters to false");
+        let reason = format!("`{name}` is no cluster; add it, or set validate_clusters to false");
         Err(Refused::new(field, reason))
     }
 }

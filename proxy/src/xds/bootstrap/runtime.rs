@@ -33,6 +33,10 @@ const TAKEN: [&str; 6] = [
 /// some. This proxy has no such code, so they switch nothing.
 const SWITCHES: [&str; 3] = ["envoy.reloadable_features.", "envoy.restart_features.", "envoy.deprecated_features"];
 
+/// The one of them that is known here: values of rate limits' descriptors are written from the request and are not taken as they
+/// stand. Envoy's default is that they stand.
+pub const WRITTEN_VALUES: &str = "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value";
+
 /// Before and after the name of a listener whose open connections are limited.
 const LISTENER_LIMIT: (&str, &str) = ("envoy.resource_limits.listener.", ".connection_limit");
 
@@ -347,11 +351,12 @@ fn fraction(fields: &Struct) -> Option<Share> {
 /// Whether a key may be set: those that Envoy itself looks at must be known here too, or have nothing here to switch.
 fn is_taken(key: &str) -> bool {
     let (before, after) = LISTENER_LIMIT;
-    if SWITCHES.iter().any(|prefix| key.starts_with(prefix)) {
+    if key != WRITTEN_VALUES && SWITCHES.iter().any(|prefix| key.starts_with(prefix)) {
         tracing::info!(key, "a switch of Envoy's own code in the runtime: this proxy has none of it");
         return true;
     }
     TAKEN.contains(&key)
+        || key == WRITTEN_VALUES
         || key.starts_with(before) && key.ends_with(after)
         || !ENVOYS_OWN.iter().any(|own| key.starts_with(own))
 }

@@ -1,14 +1,14 @@
 //! Who the client is and what is told about it: those fields of a connection manager.
 
 use super::common::{header_name, maybe_duration, optional, unknown_type};
-use super::{Context, Converted, Refused, Within as _, filter, refuse};
+use super::{Context, Converted, Refused, Within as _, filter};
 use crate::config::{CertDetails, ClientCert, Detection, Edge, HeaderOp, Marks};
 use ipnet::IpNet;
 use leno_xds::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use leno_xds::envoy::config::core::v3::{CidrRange, SchemeHeaderTransformation, TypedExtensionConfig};
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::RequestIdExtension;
 use leno_xds::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    ForwardClientCertDetails, InternalAddressConfig, SetCurrentClientCertDetails,
+    ForwardClientCertDetails, ForwardClientCertFormat, InternalAddressConfig, SetCurrentClientCertDetails,
 };
 use leno_xds::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation;
 use leno_xds::envoy::extensions::http::original_ip_detection::{
@@ -197,13 +197,12 @@ fn range(value: CidrRange) -> Converted<IpNet> {
 
 fn client_cert(mode: i32, set: Option<SetCurrentClientCertDetails>) -> Converted<ClientCert> {
     let SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format } = set.unwrap_or_default();
-    // 0 is the text format.
-    let refuse = || -> Converted<()> {
-        refuse!(issuer, format);
-        Ok(())
+    let json = match ForwardClientCertFormat::try_from(format) {
+        Ok(ForwardClientCertFormat::Text) => false,
+        Ok(ForwardClientCertFormat::Json) => true,
+        Err(_) => return Err(Refused::new("set_current_client_cert_details.format", "is not known to this proxy")),
     };
-    refuse().within("set_current_client_cert_details")?;
-    let details = CertDetails { cert, chain, subject: subject.unwrap_or(false), uri, dns };
+    let details = CertDetails { cert, chain, subject: subject.unwrap_or(false), uri, dns, issuer, json };
     Ok(match ForwardClientCertDetails::try_from(mode) {
         Ok(ForwardClientCertDetails::Sanitize) => ClientCert::Sanitize,
         Ok(ForwardClientCertDetails::ForwardOnly) => ClientCert::ForwardOnly,

@@ -5,10 +5,10 @@ use super::common::{log_interval, maybe_duration, optional, percent, unknown_typ
 use super::edge::{Fields, edge, header_value, limit};
 use super::listener::Found;
 use super::local_reply::local_replies;
-use super::{Context, Converted, Refused, Within as _, filter, refuse, refuse_set, route};
+use super::{Context, Converted, Refused, Within as _, filter, refuse, route};
 use crate::config::{
-    AccessLog, Codec, Direction, EscapedSlashes, HeaderNames, Http1Upstream, Http2Keepalive, Http2Options, HttpManager,
-    MAX_HEADERS, RouteTable, ServerHeader, StripPort, Underscores,
+    AccessLog, Chain, Codec, Direction, EscapedSlashes, HeaderNames, Http1Upstream, Http2Keepalive, Http2Options,
+    HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort, Underscores, Upgrade,
 };
 use crate::telemetry::LogNeeds;
 use crate::xds::state::Kind;
@@ -191,7 +191,9 @@ fn all_of(
     };
     let local_replies =
         local_reply_config.map(|value| local_replies(context, value)).transpose().within("local_reply_config")?;
-    let (filters, router) = filter::chain(context, &stat_prefix, http_filters, &mut found.extensions)?;
+    let (filters, router) =
+        filter::chain(context, &stat_prefix, ("http_filters", http_filters), &mut found.extensions)?;
+    let upgrades = upgrades(context, &stat_prefix, upgrade_configs, found)?;
     let routes = match route_specifier {
         Some(RouteSpecifier::Rds(Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {
@@ -229,7 +231,7 @@ fn all_of(
         false => Some(header_value(default_host, "http_protocol_options.default_host_for_http_10")?.into()),
     };
     let logs = access_logs(context, logs)?;
-    let (starts, every) = log_when(access_log_options).within("access_log_options")?;
+    let (starts, log_tunnels, every) = log_when(access_log_options).within("access_log_options")?;
     let of_all = log_interval(access_log_flush_interval)?;
     Ok(HttpManager {
         stat_prefix: stat_prefix.into(),
@@ -242,6 +244,7 @@ fn all_of(
         filters,
         router,
         log_starts: starts || flush_access_log_on_new_request,
+        log_tunnels,
         log_every: every.or(of_all),
         needs: AccessLog::needs(&logs),
         access_logs: logs,
@@ -269,7 +272,7 @@ fn all_of(
         normalize_path: normalize_path.unwrap_or(false),
         merge_slashes,
         generate_request_id: generate_request_id.unwrap_or(true),
-        upgrades: upgrades(upgrade_configs)?,
+        upgrades,
         escaped_slashes,
         underscores: common.underscores,
         strip_port,
@@ -308,29 +311,40 @@ pub fn http2_keepalive(value: Option<KeepaliveSettings>) -> Converted<Option<Htt
     }))
 }
 
-/// Whether a line is written when a request has begun, and how often while it goes on.
-fn log_when(value: Option<HcmAccessLogOptions>) -> Converted<(bool, Option<Duration>)> {
+/// Whether lines are written when a request has begun and when its tunnel stands, and how often while it goes on.
+fn log_when(value: Option<HcmAccessLogOptions>) -> Converted<(bool, bool, Option<Duration>)> {
     let HcmAccessLogOptions {
         access_log_flush_interval,
         flush_access_log_on_new_request,
         flush_log_on_tunnel_successfully_established,
     } = value.unwrap_or_default();
-    refuse!(flush_log_on_tunnel_successfully_established);
-    Ok((flush_access_log_on_new_request, log_interval(access_log_flush_interval)?))
+    let (starts, tunnels) = (flush_access_log_on_new_request, flush_log_on_tunnel_successfully_established);
+    Ok((starts, tunnels, log_interval(access_log_flush_interval)?))
 }
 
-fn upgrades(values: Vec<UpgradeConfig>) -> Converted<Vec<Arc<str>>> {
+fn upgrades(
+    context: &mut Context,
+    prefix: &str,
+    values: Vec<UpgradeConfig>,
+    found: &mut Found,
+) -> Converted<Vec<Upgrade>> {
     let (mut upgrades, mut seen) = (Vec::new(), HashSet::new());
     for (index, UpgradeConfig { upgrade_type, filters, enabled }) in values.into_iter().enumerate() {
-        refuse_set(&filters, &format!("upgrade_configs[{index}].filters"))?;
         let kind: Arc<str> = upgrade_type.to_ascii_lowercase().into();
         if !seen.insert(kind.clone()) {
             let field = format!("upgrade_configs[{index}].upgrade_type");
             return Err(Refused::new(field, format!("`{upgrade_type}` is there twice")));
         }
-        if enabled.unwrap_or(true) {
-            upgrades.push(kind);
-        }
+        // Without filters it has none of its own.
+        let chain = match filters.is_empty() {
+            true => None,
+            false => {
+                let field = format!("upgrade_configs[{index}].filters");
+                let (filters, router) = filter::chain(context, prefix, (&field, filters), &mut found.extensions)?;
+                Some(Box::new(Chain { filters, router }))
+            }
+        };
+        upgrades.push(Upgrade { kind, offered: enabled.unwrap_or(true), chain });
     }
     Ok(upgrades)
 }
@@ -389,12 +403,14 @@ struct Http1 {
     any_method: bool,
     absolute_urls: bool,
     chunked_length: bool,
+    full_url: bool,
 }
 
 /// Settings of HTTP/1.1 towards endpoints; what of an answer's head is bounded stays as it is.
 pub fn http1(value: Option<Http1ProtocolOptions>, upstream: &mut Http1Upstream) -> Converted<()> {
-    let Http1 { names, trailers, any_method: _, absolute_urls: _, chunked_length } = http1_options(value)?;
+    let Http1 { names, trailers, any_method: _, absolute_urls: _, chunked_length, full_url } = http1_options(value)?;
     (upstream.trailers, upstream.names, upstream.chunked_length) = (trailers, names, chunked_length);
+    upstream.full_url = full_url;
     Ok(())
 }
 
@@ -408,7 +424,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
         enable_trailers,
         allow_chunked_length,
         override_stream_error_on_invalid_http_message: _,
-        send_fully_qualified_url,
+        send_fully_qualified_url: full_url,
         use_balsa_parser: _,
         allow_custom_methods,
         ignore_http_11_upgrade,
@@ -416,7 +432,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     else {
         return Ok(Http1 { absolute_urls: true, ..Http1::default() });
     };
-    refuse!(send_fully_qualified_url, ignore_http_11_upgrade);
+    refuse!(ignore_http_11_upgrade);
     let names = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
         None => HeaderNames::Plain,
         Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => HeaderNames::Proper,
@@ -442,6 +458,7 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
         any_method: allow_custom_methods,
         absolute_urls,
         chunked_length: allow_chunked_length,
+        full_url,
     })
 }
 

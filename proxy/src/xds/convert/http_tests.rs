@@ -164,14 +164,14 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
     for (fields, field) in [
         (json!({"proxy_status_config": {}}), "proxy_status_config"),
         (json!({"forward_proto_config": {}}), "forward_proto_config"),
-        (json!({"set_current_client_cert_details": {"format": "JSON"}}), "set_current_client_cert_details.format"),
+        (json!({"set_current_client_cert_details": {"format": 9}}), "set_current_client_cert_details.format"),
         (
             json!({"upgrade_configs": [{"upgrade_type": "CONNECT", "filters": [{"name": "a"}]}]}),
-            "upgrade_configs[0].filters",
+            "upgrade_configs[0].filters[0].typed_config",
         ),
         (
-            json!({"http_protocol_options": {"send_fully_qualified_url": true}}),
-            "http_protocol_options.send_fully_qualified_url",
+            json!({"http_protocol_options": {"ignore_http_11_upgrade": [{"exact": "a"}]}}),
+            "http_protocol_options.ignore_http_11_upgrade",
         ),
         (
             json!({"common_http_protocol_options": {"max_headers_count": 5000}}),

@@ -186,6 +186,7 @@ fn network_rbac(context: &Context, value: rbac_filter::Rbac) -> Converted<Networ
         stat_prefix: stat_prefix.into(),
         rules,
         shadow,
+        shadow_prefix: shadow_rules_stat_prefix.as_str().into(),
         delay: maybe_duration(delay_deny, "delay_deny")?.unwrap_or_default(),
     })
 }

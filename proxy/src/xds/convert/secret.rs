@@ -26,14 +26,20 @@ const MAX_FILE: u64 = 8 << 20;
 /// When it is of a kind that is not supported or does not make sense; the one before then stays.
 pub fn secret(context: &mut Context, name: &str, body: &Any) -> Converted<()> {
     let Secret { name: own_name, r#type } = unpack(body)?;
-    let mut unused = Hasher::default();
+    let name = if name.is_empty() { own_name.as_str() } else { name };
+    let mut hash = Hasher::default();
+    hash.add(&body.value);
     let value = match r#type {
         Some(secret::Type::TlsCertificate(value)) => {
-            SecretValue::KeyPair(key_pair(value, &mut unused).within("tls_certificate")?)
+            SecretValue::KeyPair(key_pair(value, &mut hash).within("tls_certificate")?)
         }
         Some(secret::Type::ValidationContext(value)) => {
-            let trust = trust(value, &mut unused).within("validation_context")?;
+            let trust = trust(value, &mut hash).within("validation_context")?;
             complete(&trust).within("validation_context")?;
+            // Whoever lays it over trust of his own must be able to.
+            for own in context.tls_contexts.combined_with(name) {
+                complete(&own.merged(&trust)).within("validation_context")?;
+            }
             SecretValue::Trust(trust)
         }
         Some(secret::Type::SessionTicketKeys(_)) => {
@@ -44,11 +50,10 @@ pub fn secret(context: &mut Context, name: &str, body: &Any) -> Converted<()> {
         }
         None => return Err(Refused::new("type", "is missing")),
     };
-    let name = if name.is_empty() { &own_name } else { name };
     if context.secrets.is_of_other_kind(name, &value) {
         return Err(Refused::new("type", "is another one than those take that use the secret"));
     }
-    context.secrets.set(name, value);
+    context.secrets.set(name, value, hash.end());
     Ok(())
 }
 

@@ -172,6 +172,9 @@ pub struct State {
     secrets: BTreeMap<String, Raw>,
     files: files::Files,
     listeners: BTreeMap<String, ListenerEntry>,
+    /// Newest forms of listeners that are refused since a cluster is not there that their own routes name: order between streams and
+    /// files is nobody's.
+    too_early: BTreeMap<String, Raw>,
     routes: BTreeMap<String, RouteEntry>,
     extensions: BTreeMap<String, Raw>,
     /// Layers of the runtime that came from servers.
@@ -224,6 +227,7 @@ impl State {
             secrets: BTreeMap::new(),
             files: files::Files::default(),
             listeners: BTreeMap::new(),
+            too_early: BTreeMap::new(),
             routes: BTreeMap::new(),
             extensions: BTreeMap::new(),
             layers: BTreeMap::new(),

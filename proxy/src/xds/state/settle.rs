@@ -18,11 +18,13 @@ impl State {
         let missed: Vec<_> =
             self.clusters.iter().filter(|(_, entry)| self.misses(entry, now)).map(|(name, _)| name.clone()).collect();
         for name in missed {
-            let Some(mut entry) = self.clusters.remove(&name) else { continue };
             tracing::warn!(cluster = %name, "what it needs did not come in time, or was refused; using the cluster without");
-            let lacking = self.lacks_of(&entry).filter(|(kind, name)| !self.is_refused(*kind, name));
+            // While it is still there: by its name it is counted.
+            let lacking = self.clusters.get(&name).into_iter().flat_map(|entry| self.lacks_of(entry));
+            let lacking = lacking.filter(|(kind, name)| !self.is_refused(*kind, name));
             let lacking = lacking.map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
             lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
+            let Some(mut entry) = self.clusters.remove(&name) else { continue };
             let assignment = self.assignment(&entry.form).ok().flatten().unwrap_or_default();
             let built = entry.form.template.build(assignment, &self.own);
             self.bring_into_force(&name, &mut entry, Some(built));
@@ -90,11 +92,11 @@ impl State {
             self.follow_active(name);
         }
         for (name, ..) in due {
+            let entry = self.listeners.get(&name).filter(|entry| entry.since.is_some());
+            let lacking = entry.into_iter().flat_map(|entry| self.lacks(&entry.parts));
+            let lacking = lacking.map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
+            lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
             let Some(mut entry) = self.listeners.remove(&name) else { continue };
-            if entry.since.is_some() {
-                let lacking = self.lacks(&entry.parts).map(|(kind, name)| (kind, name.to_owned())).collect::<Vec<_>>();
-                lacking.into_iter().for_each(|(kind, name)| self.count_late(kind, &name));
-            }
             // Again, because route tables and configurations of filters have come since it was first converted.
             if !entry.parts.routes.is_empty() || !entry.parts.extensions.is_empty() {
                 match self.convert_listener(&entry.raw) {

@@ -5,6 +5,7 @@ use super::settle::{clusters_of, mirrors_of};
 use super::{Applied, Kind, Raw, Refusal, State, Update};
 use super::{ClusterEntry, ListenerEntry, RouteEntry, Sockets, WARMING_LIMIT};
 use crate::config::{ClusterId, Listener};
+use crate::xds::bootstrap::check_listener;
 use crate::xds::convert::common::unpack;
 use crate::xds::convert::filter::discovery;
 use crate::xds::convert::listener::{Parts, listener};
@@ -78,8 +79,8 @@ impl State {
         applied
     }
 
-    /// Takes out of a response what nothing here uses: it may be anything, and would stay for ever. A resource without a name is
-    /// left in, to be refused.
+    /// Takes out of a response what nothing here uses: it may be anything, and would stay for ever. What has no name, or is of another
+    /// kind, is left in, to be refused.
     fn pass_over_unasked(&self, kind: Kind, update: &mut Update) {
         let wanted = match kind {
             Kind::Endpoints => BTreeSet::new(),
@@ -93,7 +94,7 @@ impl State {
             wanted || name.is_empty() || self.is_fixed(kind, name)
         };
         update.resources.retain(|resource| {
-            let asked = asked(&resource.name);
+            let asked = asked(&resource.name) || foreign(kind, resource).is_some();
             if !asked {
                 tracing::debug!(kind = kind.noun(), name = resource.name, "came and was not asked for; passed over");
             }
@@ -138,8 +139,7 @@ impl State {
             // What comes as changes is taken as a whole or not at all, where it contradicts itself.
             false => twice(&resources, &removed),
             // Nothing tells what such a resource stands for: what is not in the response may be meant by it.
-            true if !kind.by_name() => resources.iter().find_map(|resource| foreign(kind, resource)),
-            true => None,
+            true => resources.iter().find_map(|resource| foreign(kind, resource)),
         };
         if let Some((name, reason)) = unusable {
             self.rejections.send_modify(|rejections| rejections.add(&format!("{} {name}: {reason}", kind.noun())));
@@ -154,6 +154,9 @@ impl State {
                 resources.iter().map(|resource| resource.name.as_str()).chain(unreadable).collect();
             removed
                 .extend(self.raws(kind).map(|(name, _)| name).filter(|name| !sent.contains(name)).map(str::to_owned));
+            if kind == Kind::Listener {
+                self.too_early.retain(|name, _| sent.contains(name.as_str()));
+            }
         }
         // Another listener may have the address of one that goes; its socket stays open meanwhile.
         if kind == Kind::Listener {
@@ -174,6 +177,10 @@ impl State {
                 continue;
             }
             self.lives(kind, &name, ttl, now);
+            if kind == Kind::Listener && resource.is_some() {
+                // Whatever becomes of this form, that one is no longer meant.
+                self.too_early.remove(&name);
+            }
             let Some(body) = resource else {
                 // A sign of life for a resource that is known.
                 if self.raws(kind).all(|(known, _)| known != name) {
@@ -229,6 +236,9 @@ impl State {
             self.refusals.retain(|(of, name), _| *of != kind || told.contains(name) || held.contains(name));
         }
         self.take_out(kind, removed, now);
+        if kind == Kind::Cluster {
+            self.take_early_listeners(now, time);
+        }
         self.sweep_sources();
         applied.refused = tell(kind, &refused);
         (applied, refused.into_iter().map(|(name, _)| name).collect())
@@ -403,6 +413,11 @@ impl State {
 
     fn take_listener(&mut self, name: &str, raw: Raw, now: Instant) -> Result<(), Refused> {
         let parts = self.convert_listener(&raw)?;
+        // Before clusters have come nothing is known of them.
+        if !self.expected.contains_key(&Kind::Cluster) {
+            let checked = check_listener(&unpack(&raw.body)?, &|name| self.clusters.contains_key(name));
+            checked.inspect_err(|_| drop(self.too_early.insert(name.to_owned(), raw.clone())))?;
+        }
         self.addresses_changed = true;
         if parts.listener.bind {
             self.claim(name, &parts.listener)?;
@@ -417,6 +432,21 @@ impl State {
         let entry = ListenerEntry { raw, parts, active, current, since: Some(now), stale };
         self.listeners.insert(name.to_owned(), entry);
         Ok(())
+    }
+
+    /// Takes the listeners that came before clusters that they name, where these are there now.
+    fn take_early_listeners(&mut self, now: Instant, time: SystemTime) {
+        for (name, raw) in std::mem::take(&mut self.too_early) {
+            let (known, version) = (self.listeners.contains_key(&name), raw.version.clone());
+            match self.take_listener(&name, raw, now) {
+                Ok(()) => {
+                    tracing::info!(listener = %name, "the clusters that it names are there; taken");
+                    self.figures.came(Kind::Listener, known, true);
+                    self.refusals.remove(&(Kind::Listener, name));
+                }
+                Err(reason) => self.refuse(Kind::Listener, &name, version, &reason, time),
+            }
+        }
     }
 
     /// Makes sure that there are sockets for a listener.
@@ -469,6 +499,7 @@ impl State {
                 }
             }
             Kind::Listener => {
+                self.too_early.remove(name);
                 if self.listeners.remove(name).is_some() {
                     self.figures.went(kind);
                     self.dirty = true;
@@ -498,11 +529,9 @@ fn twice(resources: &[Resource], removed: &[String]) -> Option<(String, Refused)
 /// Why a resource is none of this kind, if it is not.
 fn foreign(kind: Kind, resource: &Resource) -> Option<(String, Refused)> {
     let Resource { name, resource: Some(body), .. } = resource else { return None };
-    let held = leno_xds::json::typed_struct(body).ok().flatten();
-    let body = held.as_ref().unwrap_or(body);
-    let reason = if body.type_url != kind.type_url() {
-        Refused::new("", format!("is a `{}`; nothing of this response is taken", body.type_url))
-    } else if name.is_empty() {
+    let reason = if let Some(other) = other_type(kind, body) {
+        Refused::new("", format!("is a `{other}`; nothing of this response is taken"))
+    } else if name.is_empty() && !kind.by_name() {
         Refused::new("name", "is missing, or the message is damaged; nothing of this response is taken")
     } else {
         return None;
@@ -510,8 +539,18 @@ fn foreign(kind: Kind, resource: &Resource) -> Option<(String, Refused)> {
     Some((name.clone(), reason))
 }
 
+/// What a resource is instead of one of this kind.
+fn other_type(kind: Kind, body: &Any) -> Option<String> {
+    let held = leno_xds::json::typed_struct(body).ok().flatten();
+    let body = held.as_ref().unwrap_or(body);
+    (body.type_url != kind.type_url()).then(|| body.type_url.clone())
+}
+
 /// Checks that a resource that is asked for by name is the one that it says it is.
 fn named_so(kind: Kind, name: &str, body: &Any) -> Result<(), Refused> {
+    if let Some(other) = other_type(kind, body) {
+        return Err(Refused::new("", format!("is a `{other}`, and no {}", kind.noun())));
+    }
     if !kind.by_name() || body.type_url != kind.type_url() {
         return Ok(());
     }

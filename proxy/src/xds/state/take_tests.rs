@@ -1,7 +1,7 @@
 //! Responses that are damaged, or say of a resource what it is not.
 
 use super::{Kind, State, Update};
-use crate::config::Root;
+use crate::config::{Action, Network, Root};
 use leno_xds::envoy::config::{cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment};
 use leno_xds::envoy::config::{listener::v3::Listener, route::v3::RouteConfiguration};
 use leno_xds::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
@@ -61,6 +61,65 @@ fn fixture() -> Fixture {
     assert_eq!(it.take(Kind::Endpoints, whole(vec![endpoints("a", &[1])])), None);
     assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)])]);
     it
+}
+
+#[test]
+fn response_when_it_is_asked_for_by_name_and_holds_another_kind_then_it_is_refused() {
+    let mut it = fixture();
+    for bad in [cluster("a"), cluster("b")] {
+        let refused = it.take(Kind::Endpoints, whole(vec![endpoints("a", &[2]), bad.clone()])).unwrap();
+        assert!(refused.contains("nothing of this response is taken"), "{refused}");
+        assert!(it.take(Kind::Endpoints, named("b", bad)).is_some(), "as a change too");
+        assert_eq!(it.in_force(), [("a".to_owned(), vec![(1, 0)])]);
+    }
+}
+
+#[test]
+fn listener_when_its_own_routes_name_no_cluster_then_it_is_refused_and_the_last_good_form_stays() {
+    let listener = |cluster: &str, validates: Value| {
+        let routes = json!([{"match": {"prefix": "/"}, "route": {"cluster": cluster}}]);
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "h",
+            "http_filters": [{"name": "r", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}],
+            "route_config": {"validate_clusters": validates, "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]},
+        });
+        let value = json!({
+            "name": "l", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 80}},
+            "filter_chains": [{"filters": [{"name": "h", "typed_config": manager}]}],
+        });
+        leno_xds::any(&leno_xds::json::from_value::<Listener>(&value).unwrap())
+    };
+    let mut it = fixture();
+    assert_eq!(it.take(Kind::Listener, whole(vec![listener("a", Value::Null)])), None);
+    let refused = it.take(Kind::Listener, whole(vec![listener("b", Value::Null)])).unwrap();
+    let field = "filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].route.cluster";
+    assert!(refused.contains(field) && refused.contains("`b` is no cluster"), "{refused}");
+    let routes = |it: &Fixture| -> Vec<String> {
+        let listener = it.1.as_ref().unwrap().listeners.all()[0].clone();
+        let Network::Http(manager) = &listener.chains.all()[0].network else { panic!("HTTP") };
+        let Action::Forward(forward) = &manager.routes.hosts()[0].routes[0].action else { panic!("it forwards") };
+        forward.targets.iter().map(|target| it.0.context.cluster_name(target.cluster).unwrap().to_string()).collect()
+    };
+    assert_eq!(routes(&it), ["a"], "the last good one stays");
+    assert_eq!(it.take(Kind::Cluster, whole(vec![cluster("a"), cluster("b")])), None);
+    assert_eq!(it.take(Kind::Endpoints, whole(vec![endpoints("b", &[1])])), None);
+    assert_eq!(routes(&it), ["b"], "the cluster is there now");
+    assert!(it.0.refusals().is_empty());
+    assert_eq!(it.take(Kind::Listener, whole(vec![listener("c", json!(false))])), None, "where nobody is to look");
+    // What its server means no more does not come back with the cluster.
+    assert!(it.take(Kind::Listener, whole(vec![listener("d", Value::Null)])).is_some());
+    assert_eq!(it.take(Kind::Listener, whole(vec![listener("c", json!(false))])), None, "back to what is in force");
+    let more = || whole(vec![cluster("a"), cluster("b"), cluster("d")]);
+    assert_eq!(it.take(Kind::Cluster, more()), None);
+    assert_eq!(it.take(Kind::Endpoints, whole(vec![endpoints("d", &[1])])), None);
+    assert_eq!(routes(&it), ["c"]);
+    assert!(it.take(Kind::Listener, whole(vec![listener("e", Value::Null)])).is_some());
+    assert_eq!(it.take(Kind::Listener, whole(vec![])), None, "it is gone");
+    assert_eq!(it.take(Kind::Cluster, whole(vec![cluster("a"), cluster("e")])), None);
+    assert_eq!((it.0.listeners().count(), it.0.refusals().len()), (0, 0));
+    let mut early = Fixture(State::new("").expecting([(Kind::Cluster, None)]), None);
+    assert_eq!(early.take(Kind::Listener, whole(vec![listener("b", Value::Null)])), None, "clusters are still to come");
 }
 
 #[test]

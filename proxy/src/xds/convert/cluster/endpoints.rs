@@ -3,7 +3,9 @@
 use super::super::common::{address, filter_metadata, port, text};
 use super::super::{Context, Converted, Refused, Within as _, refuse, refuse_set};
 use super::{SOCKET_MATCH, Template};
-use crate::config::{Dns, DnsName, Endpoint, EndpointCheck, Failed, Health, LABELS, Labels, Locality, Spread, pipe};
+use crate::config::{
+    Dns, DnsName, Endpoint, EndpointCheck, Eyeballs, Failed, Health, LABELS, Labels, Locality, Spread, pipe,
+};
 use crate::telemetry::WorkloadLabels;
 use leno_xds::envoy::config::core::v3::{self as core, HealthStatus, SocketAddress, socket_address::PortSpecifier};
 use leno_xds::envoy::config::endpoint::v3 as eds;
@@ -19,6 +21,8 @@ use std::sync::Arc;
 
 /// Highest priority, by Envoy's own bound.
 const MAX_PRIORITY: u32 = 128;
+/// Addresses of one endpoint at most.
+const MAX_ADDRESSES: usize = 64;
 
 /// What a load assignment gives a cluster.
 #[derive(Debug, Clone, Default)]
@@ -96,7 +100,6 @@ impl Template {
         };
         let eds::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name: _ } =
             endpoint;
-        refuse_set(&additional_addresses, "endpoint.additional_addresses")?;
         let health = match HealthStatus::try_from(health_status) {
             Ok(HealthStatus::Unknown | HealthStatus::Healthy) => Health::Healthy,
             Ok(HealthStatus::Degraded) => Health::Degraded,
@@ -118,9 +121,15 @@ impl Template {
             Some((_, known)) => (None, *known),
             None => self.place(address).within("endpoint.address")?,
         };
+        let addresses = self.addresses(address, additional_addresses).within("endpoint")?;
+        if !addresses.is_empty() && pipe.is_some() {
+            let reason = "cannot stand beside a Unix socket; give one of both";
+            return Err(Refused::new("endpoint.additional_addresses", reason));
+        }
         let hostname = if hostname.is_empty() { name.clone() } else { Some(hostname.into()) };
         let endpoint = Endpoint {
             address,
+            addresses,
             pipe: pipe.map(|(path, _)| path),
             weight: weight(load_balancing_weight)?.unwrap_or(1),
             health,
@@ -136,6 +145,30 @@ impl Template {
             metadata: crate::config::Metadata::of(metadata.as_ref()),
         };
         Ok((name, Arc::new(endpoint)))
+    }
+
+    /// All addresses of an endpoint that has several.
+    fn addresses(
+        &self,
+        first: SocketAddr,
+        others: Vec<eds::endpoint::AdditionalAddress>,
+    ) -> Converted<Box<[SocketAddr]>> {
+        if others.is_empty() {
+            return Ok(Box::default());
+        }
+        if self.cluster.dns.is_some() {
+            let reason = "are for clusters of type STATIC and EDS; here its name stands for all of them";
+            return Err(Refused::new("additional_addresses", reason));
+        }
+        if others.len() >= MAX_ADDRESSES {
+            let reason = format!("has more than {} entries", MAX_ADDRESSES - 1);
+            return Err(Refused::new("additional_addresses", reason));
+        }
+        let mut all = vec![first];
+        for (index, eds::endpoint::AdditionalAddress { address: other }) in others.into_iter().enumerate() {
+            all.push(address(other).within(format_args!("additional_addresses[{index}].address"))?);
+        }
+        Ok(self.cluster.eyeballs.sort(all))
     }
 
     /// The path of a Unix socket, with the address by which it is known.
@@ -231,5 +264,21 @@ impl Dns {
     pub fn endpoint(name: &DnsName, ip: IpAddr) -> Arc<Endpoint> {
         let address = SocketAddr::new(ip, name.endpoint.address.port());
         Arc::new(Endpoint { address, ..(*name.endpoint).clone() })
+    }
+
+    /// The same with the addresses of an endpoint that it had under an earlier configuration.
+    pub fn again(name: &DnsName, before: &Endpoint) -> Arc<Endpoint> {
+        let port = name.endpoint.address.port();
+        let renewed = |address: &SocketAddr| SocketAddr::new(address.ip(), port);
+        let addresses = before.addresses.iter().map(renewed).collect();
+        Arc::new(Endpoint { address: renewed(&before.address), addresses, ..(*name.endpoint).clone() })
+    }
+
+    /// The one endpoint of a name with all these addresses, which is known by the first; `None` where there are none.
+    pub fn one_endpoint(name: &DnsName, ips: &[IpAddr], order: Eyeballs) -> Option<Arc<Endpoint>> {
+        let port = name.endpoint.address.port();
+        let all: Vec<SocketAddr> = ips.iter().take(MAX_ADDRESSES).map(|ip| SocketAddr::new(*ip, port)).collect();
+        let address = *all.first()?;
+        Some(Arc::new(Endpoint { address, addresses: order.sort(all), ..(*name.endpoint).clone() }))
     }
 }

@@ -160,13 +160,7 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         cluster_discovery_type,
         lb_config,
     } = value;
-    refuse!(
-        stats_matcher,
-        transport_socket_matcher,
-        filters,
-        connection_pool_per_downstream_connection,
-        queuing_policies
-    );
+    refuse!(stats_matcher, transport_socket_matcher, filters, queuing_policies);
     never(high_watermark, "per_connection_buffer_high_watermark_timeout")?;
     // Hosts of original destinations that are not used go after seconds, whatever is said.
     positive(cleanup_interval, "cleanup_interval")?;
@@ -238,10 +232,13 @@ pub fn template(context: &mut Context, value: xds::Cluster) -> Converted<Templat
         let xds::UpstreamConnectionOptions {
             tcp_keepalive,
             set_local_interface_name_on_upstream_connections: _,
-            happy_eyeballs_config: _,
+            happy_eyeballs_config,
         } = options;
         cluster.keepalive = tcp_keepalive.map(upstream::keepalive);
+        let order = happy_eyeballs_config.map(upstream::eyeballs).transpose();
+        cluster.eyeballs = order.within("upstream_connection_options.happy_eyeballs_config")?.unwrap_or_default();
     }
+    cluster.pool_per_client = connection_pool_per_downstream_connection;
     let TrackClusterStats { timeout_budgets, request_response_sizes, per_endpoint_stats } =
         track_cluster_stats.unwrap_or_default();
     cluster.track = Track {

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::config::{
-    DnsFamily, Fallback, HashFunction, Health, LbPolicy, Limits, Probe, RingHash, SlowStart, Spread, ZoneAware,
+    DnsFamily, DnsName, Endpoint, Eyeballs, Fallback, HashFunction, Health, LbPolicy, Limits, Probe, RingHash,
+    SlowStart, Spread, ZoneAware,
 };
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -303,6 +304,49 @@ fn limits_when_they_are_of_each_endpoint_then_the_first_of_a_priority_counts() {
     assert_eq!((cluster.limits.per_host, cluster.high_limits.per_host), (2, u32::MAX));
     let refused = with(one(json!([{"max_connections": 2}, {"priority": 7}]))).unwrap_err();
     assert_eq!(refused.field, "circuit_breakers.per_host_thresholds[1].priority");
+}
+
+#[test]
+fn endpoint_when_it_has_several_addresses_then_they_are_tried_in_the_clusters_order() {
+    let place = |ip: &str| json!({"address": {"socket_address": {"address": ip, "port_value": 80}}});
+    let with = |kind: &str, options: Value, count: usize| {
+        let mut endpoint = place("1.1.1.1");
+        endpoint["additional_addresses"] =
+            vec![place("1.1.1.2"), place("::1")].into_iter().cycle().take(count).collect();
+        let assignment = json!({"cluster_name": "a", "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]});
+        let cluster =
+            json!({"name": "a", "type": kind, "upstream_connection_options": options, "load_assignment": assignment});
+        convert(cluster, json!({}))
+    };
+    let addresses = |options: Value| -> Vec<String> {
+        let cluster = with("STATIC", options, 2).unwrap();
+        assert_eq!(cluster.endpoints[0].address, ([1, 1, 1, 1], 80).into(), "by this it is known");
+        cluster.endpoints[0].addresses.iter().map(|address| address.ip().to_string()).collect()
+    };
+    assert_eq!(addresses(json!({})), ["1.1.1.1", "::1", "1.1.1.2"]);
+    let v6 = json!({"happy_eyeballs_config": {"first_address_family_version": "V6"}});
+    assert_eq!(addresses(v6), ["::1", "1.1.1.1", "1.1.1.2"]);
+    let none = with("STATIC", json!({"happy_eyeballs_config": {"first_address_family_count": 0}}), 1).unwrap_err();
+    assert_eq!(none.field, "upstream_connection_options.happy_eyeballs_config.first_address_family_count");
+    let field = "load_assignment.endpoints[0].lb_endpoints[0].endpoint.additional_addresses";
+    assert_eq!(with("STRICT_DNS", json!({}), 1).unwrap_err().field, field, "a name stands for all of them");
+    assert_eq!(with("STATIC", json!({}), 64).unwrap_err().field, field, "too many");
+    assert!(with("STATIC", json!({}), 0).unwrap().endpoints[0].addresses.is_empty());
+}
+
+#[test]
+fn endpoint_when_its_name_has_several_addresses_then_it_is_one_endpoint() {
+    let endpoint = Arc::new(Endpoint::new(([0, 0, 0, 0], 80).into()));
+    let name = DnsName { name: "one.test".into(), endpoint };
+    let ips: Vec<std::net::IpAddr> = ["1.1.1.1", "1.1.1.2", "::1"].map(|ip| ip.parse().unwrap()).into();
+    let made = Dns::one_endpoint(&name, &ips, Eyeballs::default()).unwrap();
+    assert_eq!((made.address, made.addresses.len()), (([1, 1, 1, 1], 80).into(), 3));
+    assert_eq!(made.addresses[1], "[::1]:80".parse().unwrap());
+    let other = DnsName { endpoint: Arc::new(Endpoint::new(([0, 0, 0, 0], 81).into())), ..name.clone() };
+    let again = Dns::again(&other, &made);
+    assert_eq!((again.address, again.addresses[1]), (([1, 1, 1, 1], 81).into(), "[::1]:81".parse().unwrap()));
+    assert!(Dns::one_endpoint(&name, &ips[..1], Eyeballs::default()).unwrap().addresses.is_empty());
+    assert!(Dns::one_endpoint(&name, &[], Eyeballs::default()).is_none());
 }
 
 #[test]

@@ -4,7 +4,10 @@ use super::super::common::{maybe_duration, optional, socket, socket_options as s
 use super::super::{Converted, Refused, Within as _, action, http, refuse, refuse_set, retry};
 use super::{SocketMatch, outlier};
 use crate::config::{
-    ClientTls, Cluster, MAX_HEADERS, OptionTime, SocketOption, SourceBind, TcpKeepalive, UpstreamProtocol,
+    ClientTls, Cluster, Eyeballs, MAX_HEADERS, OptionTime, SocketOption, SourceBind, TcpKeepalive, UpstreamProtocol,
+};
+use leno_xds::envoy::config::cluster::v3::upstream_connection_options::{
+    FirstAddressFamilyVersion, HappyEyeballsConfig,
 };
 use leno_xds::envoy::config::core::v3::{
     BindConfig, ExtraSourceAddress, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as CommonOptions,
@@ -23,6 +26,26 @@ use leno_xds::envoy::extensions::upstreams::http::v3::{
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// In which order the addresses of an endpoint are tried.
+///
+/// # Errors
+/// When it names no family of addresses, or no number of them.
+pub fn eyeballs(value: HappyEyeballsConfig) -> Converted<Eyeballs> {
+    let HappyEyeballsConfig { first_address_family_version, first_address_family_count } = value;
+    let first_v6 = match FirstAddressFamilyVersion::try_from(first_address_family_version) {
+        Ok(FirstAddressFamilyVersion::Default) => None,
+        Ok(FirstAddressFamilyVersion::V4) => Some(false),
+        Ok(FirstAddressFamilyVersion::V6) => Some(true),
+        Ok(FirstAddressFamilyVersion::Pipe | FirstAddressFamilyVersion::Internal) | Err(_) => {
+            return Err(Refused::new("first_address_family_version", "is none of DEFAULT, V4 and V6"));
+        }
+    };
+    match first_address_family_count.unwrap_or(1) {
+        0 => Err(Refused::new("first_address_family_count", "must be at least 1")),
+        count => Ok(Eyeballs { first_v6, count: count as usize }),
+    }
+}
 
 /// How the sockets of connections to endpoints are made.
 #[derive(Debug, Clone, Default)]

@@ -54,19 +54,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-/// The filters before the router, and how the router works. Those whose configurations come by name are added to
+/// The filters of a field before the router, and how the router works. Those whose configurations come by name are added to
 /// `discovered`; while one has not come, and there is no other, requests are answered 500 in its place.
 pub fn chain(
     context: &mut Context,
     prefix: &str,
-    values: Vec<Entry>,
+    (field, values): (&str, Vec<Entry>),
     discovered: &mut Vec<Discovered>,
 ) -> Converted<(Vec<FilterEntry>, RouterOptions)> {
     let last = values.len().saturating_sub(1);
     let (mut entries, mut options) = (Vec::new(), RouterOptions::default());
     for (index, value) in values.into_iter().enumerate() {
         let Entry { name, is_optional, disabled, config_type } = value;
-        let within = format!("http_filters[{index}]");
+        let within = format!("{field}[{index}]");
         let comes_by_name = matches!(config_type, Some(http_filter::ConfigType::ConfigDiscovery(_)));
         let any = match config_type {
             Some(http_filter::ConfigType::TypedConfig(any)) => any,

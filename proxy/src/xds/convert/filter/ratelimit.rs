@@ -1,16 +1,18 @@
 //! Limits of rates.
 
-use super::super::common::{cidr, duration, header_ops};
-use super::super::{Context, Converted, Refused, Within as _, matcher, refuse};
+use super::super::common::{cidr, duration, header_ops, header_text};
+use super::super::{Context, Converted, Refused, Within as _, matcher, refuse, refuse_set};
 use super::{fraction, metadata};
 use crate::config::{
-    Buckets, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction, RateLimitPolicy, TokenBucket,
+    Buckets, DescriptorValue, Dynamic, HostPolicies, LimitedDescriptor, LocalRateLimit, RateLimitAction,
+    RateLimitPolicy, TokenBucket,
 };
 use crate::rbac::Source;
 use crate::telemetry::counters::{RateLimitStats, Scope};
+use crate::xds::bootstrap::WRITTEN_VALUES;
 use leno_xds::envoy::config::core::v3 as core;
 use leno_xds::envoy::config::route::v3 as route;
-use leno_xds::envoy::config::route::v3::rate_limit::{Action, action, action::ActionSpecifier};
+use leno_xds::envoy::config::route::v3::rate_limit::{Action, HitsAddend, action, action::ActionSpecifier};
 use leno_xds::envoy::extensions::common::ratelimit::v3::{LocalRateLimitDescriptor, rate_limit_descriptor::Entry};
 use leno_xds::envoy::extensions::filters::http::local_ratelimit::v3 as xds;
 use leno_xds::envoy::r#type::matcher::v3::AddressMatcher;
@@ -24,6 +26,9 @@ use std::time::Duration;
 const MAX_DYNAMIC: u32 = 20;
 /// The most that may be said: each is some 200 bytes that clients fill.
 const MOST_DYNAMIC: u32 = 65_536;
+
+/// The most tokens that a request takes from one bucket; Envoy's bound.
+const MOST_HITS: u32 = 1_000_000_000;
 
 /// The number of the next limit.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -108,7 +113,7 @@ pub fn local(context: &mut Context, value: xds::LocalRateLimit) -> Converted<Loc
         )?,
         response_headers: header_ops(context, response_headers_to_add, Vec::new(), "response_headers")?,
         stage,
-        policies: policies(context, rate_limits).within("rate_limits")?,
+        policies: own_policies(context, rate_limits).within("rate_limits")?,
         host_policies,
         default_too: always_consume_default_token_bucket.unwrap_or(true),
         headers,
@@ -141,33 +146,53 @@ fn descriptor(value: LocalRateLimitDescriptor, most: u32) -> Converted<LimitedDe
 
 /// What requests count as. Those with a `disable_key` are for limits that others enforce: here they count as nothing.
 pub fn policies(context: &mut Context, values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
-    let one = |(index, value)| policy(value).within(format_args!("[{index}]"));
-    let converted: Vec<RateLimitPolicy> =
-        values.into_iter().enumerate().map(one).filter_map(Result::transpose).collect::<Converted<_>>()?;
+    for (index, value) in values.iter().enumerate() {
+        let addend = refuse_set(&value.hits_addend, "hits_addend");
+        addend.within(format_args!("[{index}]"))?;
+    }
+    own_policies(context, values)
+}
+
+/// The same in the filter's own configuration, where a request may count as several.
+fn own_policies(context: &mut Context, values: Vec<route::RateLimit>) -> Converted<Vec<RateLimitPolicy>> {
+    let mut converted = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        converted.extend(policy(context, value).within(format_args!("[{index}]"))?);
+    }
     let asks = |action: &RateLimitAction| matches!(action, RateLimitAction::Metadata { of: Source::Request, .. });
     context.asks_dynamic |= converted.iter().flat_map(|policy| &policy.actions).any(asks);
     Ok(converted)
 }
 
-fn policy(value: route::RateLimit) -> Converted<Option<RateLimitPolicy>> {
+fn policy(context: &mut Context, value: route::RateLimit) -> Converted<Option<RateLimitPolicy>> {
     let route::RateLimit { stage, disable_key, actions, limit, hits_addend, apply_on_stream_done, x_ratelimit_option } =
         value;
-    refuse!(limit, hits_addend, apply_on_stream_done, x_ratelimit_option);
+    refuse!(limit, apply_on_stream_done, x_ratelimit_option);
+    let HitsAddend { number, format, is_negative_hits } = hits_addend.unwrap_or_default();
+    refuse_set(&format, "hits_addend.format")?;
+    refuse_set(&is_negative_hits, "hits_addend.is_negative_hits")?;
+    // With 0 Envoy lets nobody pass.
+    let hits = match u32::try_from(number.unwrap_or(1)) {
+        Ok(hits @ 1..=MOST_HITS) => hits,
+        _ => return Err(Refused::new("hits_addend.number", format!("is not between 1 and {MOST_HITS}"))),
+    };
     let mut converted = Vec::with_capacity(actions.len());
     for (index, value) in actions.into_iter().enumerate() {
-        converted.push(action_of(value).within(format_args!("actions[{index}]"))?);
+        converted.push(action_of(context, value).within(format_args!("actions[{index}]"))?);
     }
-    Ok(disable_key.is_empty().then(|| RateLimitPolicy { stage: stage.unwrap_or(0), actions: converted }))
+    Ok(disable_key.is_empty().then(|| RateLimitPolicy { stage: stage.unwrap_or(0), hits, actions: converted }))
 }
 
-fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> {
+fn action_of(context: &mut Context, Action { action_specifier }: Action) -> Converted<RateLimitAction> {
     let key = |key: String, default: &str| if key.is_empty() { default.into() } else { key.into_boxed_str() };
+    let own_cluster = context.node_cluster.clone();
     let unsupported = |field: &str| Err(Refused::new(field, "is not supported by this proxy"));
-    let plain = |value: String, default: String| -> Converted<Box<str>> {
-        if !default.is_empty() || value.contains('%') {
-            return Err(Refused::new("descriptor_value", "with substitutions is not supported by this proxy"));
-        }
-        Ok(value.into())
+    let mut written = |value: String, default: String| -> Converted<DescriptorValue> {
+        let text = match context.runtime.flag(WRITTEN_VALUES, false) {
+            true => header_text(context, &value, false).within("descriptor_value")?,
+            false => value.as_str().into(),
+        };
+        Ok(DescriptorValue { text, default: default.into() })
     };
     Ok(match action_specifier {
         Some(ActionSpecifier::DestinationCluster(action::DestinationCluster {})) => RateLimitAction::DestinationCluster,
@@ -200,7 +225,7 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
         }
         Some(ActionSpecifier::GenericKey(value)) => {
             let action::GenericKey { descriptor_value, default_value, descriptor_key } = value;
-            let value = plain(descriptor_value, default_value).within("generic_key")?;
+            let value = written(descriptor_value, default_value).within("generic_key")?;
             RateLimitAction::GenericKey { key: key(descriptor_key, "generic_key"), value }
         }
         Some(ActionSpecifier::HeaderValueMatch(value)) => {
@@ -208,7 +233,7 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
                 value;
             RateLimitAction::HeaderMatch {
                 key: key(descriptor_key, "header_match"),
-                value: plain(descriptor_value, default_value).within("header_value_match")?,
+                value: written(descriptor_value, default_value).within("header_value_match")?,
                 expect: expect_match.unwrap_or(true),
                 headers: matcher::headers(headers, "header_value_match.headers")?,
             }
@@ -223,7 +248,7 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
             } = value;
             RateLimitAction::QueryMatch {
                 key: key(descriptor_key, "query_match"),
-                value: plain(descriptor_value, default_value).within("query_parameter_value_match")?,
+                value: written(descriptor_value, default_value).within("query_parameter_value_match")?,
                 expect: expect_match.unwrap_or(true),
                 query: query_parameters
                     .into_iter()
@@ -232,7 +257,10 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
                     .within("query_parameter_value_match.query_parameters")?,
             }
         }
-        Some(ActionSpecifier::SourceCluster(_)) => return unsupported("source_cluster"),
+        Some(ActionSpecifier::SourceCluster(action::SourceCluster {})) => {
+            let own = DescriptorValue { text: own_cluster.as_str().into(), default: Box::default() };
+            RateLimitAction::GenericKey { key: "source_cluster".into(), value: own }
+        }
         // The older form of the next.
         Some(ActionSpecifier::DynamicMetadata(value)) => {
             let action::DynamicMetaData { descriptor_key, metadata_key, default_value } = value;
@@ -280,7 +308,7 @@ fn action_of(Action { action_specifier }: Action) -> Converted<RateLimitAction> 
             }
             RateLimitAction::AddressMatch {
                 key: key(descriptor_key, "remote_address"),
-                value: plain(descriptor_value, default_value).within("remote_address_match")?,
+                value: written(descriptor_value, default_value).within("remote_address_match")?,
                 expect: !invert_match,
                 networks,
             }

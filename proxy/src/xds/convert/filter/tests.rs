@@ -17,7 +17,7 @@ fn typed(kind: &str, mut value: Value) -> Value {
 fn filters(values: Vec<Value>) -> Result<Vec<FilterEntry>, Refused> {
     let router = json!({"name": "router", "typed_config": typed("router.v3.Router", json!({}))});
     let all = values.iter().chain([&router]).map(|value| leno_xds::json::from_value(value).unwrap()).collect();
-    chain(&mut Context::new("cluster.local"), "h", all, &mut Vec::new()).map(|(entries, _)| entries)
+    chain(&mut Context::new("cluster.local"), "h", ("http_filters", all), &mut Vec::new()).map(|(entries, _)| entries)
 }
 
 fn filter(kind: &str, value: Value) -> Result<HttpFilter, Refused> {
@@ -102,6 +102,11 @@ fn filter_with_what_is_not_supported_is_refused_by_its_path() {
             "matcher.on_no_match.keep_matching",
         ),
         ("local_ratelimit.v3.LocalRateLimit", json!({"local_cluster_rate_limit": {}}), "local_cluster_rate_limit"),
+        (
+            "local_ratelimit.v3.LocalRateLimit",
+            json!({"rate_limits": [{"actions": [{"remote_address": {}}], "hits_addend": {"number": 0}}]}),
+            "rate_limits.[0].hits_addend.number",
+        ),
         (
             "local_ratelimit.v3.LocalRateLimit",
             json!({"token_bucket": {"max_tokens": 1, "fill_interval": "0.01s"}}),
