@@ -129,9 +129,10 @@ pub async fn detect(
         if timed_out {
             return listener.continue_on_timeout.then_some(found);
         }
-        // Who ends before it is clear what he speaks is not taken for one who speaks something else.
+        // Who ends in the middle of a ClientHello is not taken for one who speaks something else. A few bytes that could have become HTTP are
+        // all that there is, and are passed on.
         if ended {
-            return None;
+            return (!look_tls && !first.is_empty()).then_some(found);
         }
         match read(tcp, first, deadline).await {
             Read::Some => {}

@@ -60,6 +60,29 @@ fn client_when_the_proxy_protocol_names_it_then_chains_see_its_address() {
 }
 
 #[test]
+fn client_when_it_ends_before_it_is_clear_what_it_speaks_then_only_a_beginning_of_tls_is_refused() {
+    let inspector = |name: &str, kind: &str| {
+        json!({"name": name, "typed_config": {
+            "@type": format!("type.googleapis.com/envoy.extensions.filters.listener.{name}.v3.{kind}")}})
+    };
+    let listener = json!({
+        "listener_filters": [inspector("tls_inspector", "TlsInspector"), inspector("http_inspector", "HttpInspector")],
+        "default_filter_chain": {"filters": [filter("echo.v3.Echo", json!({}))]}
+    });
+    let configured = Configured::start(listener, &[]);
+    let ask = |bytes: &[u8]| {
+        let mut side = Side::connect(configured.address(0));
+        side.send(bytes);
+        side.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        side.rest()
+    };
+    assert_eq!(ask(b"hi"), "hi", "too short to be told from HTTP");
+    assert_eq!(ask(b"hi there\n"), "hi there\n");
+    assert_eq!(ask(b"\x16\x03\x01\x02\x00\x01"), "");
+    assert_eq!(ask(b""), "");
+}
+
+#[test]
 fn proxy_protocol_when_it_does_not_come_in_time_then_the_connection_is_closed() {
     let listener = json!({
         "listener_filters": [proxy_protocol(json!({}))], "listener_filters_timeout": "0.05s",
