@@ -73,6 +73,14 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
+/// Brings host and path that an internal redirect has given to a request into the form of all others: what decides about it must not
+/// see them otherwise.
+pub(super) fn again(call: &mut Call<'_>) -> Result<(), Stop> {
+    let cleaned = paths(call);
+    hosts(call.request, call.manager, call.conn.local.port());
+    cleaned
+}
+
 fn http_10(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {
     if !manager.accept_http_10 {
         return Err(reply::LOW_VERSION);

@@ -6,7 +6,7 @@
 //! [`super::upstream::Up`]. Nothing is spawned; both sides are polled by the task of the client's connection (or stream).
 
 use super::{
-    admit::{admit, tunnels},
+    admit::{admit, again, tunnels},
     body::Downstream,
     call::Call,
     choose::{choose, refused},
@@ -172,6 +172,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
     admit(call).inspect_err(|_| refused(call))?;
     let mut upgraded = None;
     for redirects in 0.. {
+        let admitted = if redirects > 0 { again(call) } else { Ok(()) };
         let (mut selected, mut needs_tls) = choose(call);
         // To logs the request that was redirected and the one that it becomes are two, as in Envoy, and both went the new way.
         if redirects > 0 {
@@ -181,6 +182,7 @@ async fn respond<'a, D: Downstream>(call: &mut Call<'a>, down: &mut D, body: &mu
                 (selected, needs_tls) = choose(call);
             }
         }
+        admitted.inspect_err(|_| refused(call))?;
         if call.manager.log_starts && redirects == 0 {
             call.log_as(LogKind::DownstreamStart);
         }
