@@ -256,6 +256,11 @@ fn passed_limit(
     }
 }
 
+/// How Envoy names that an endpoint has reset its stream after it had begun to answer.
+const AFTER_RESET: &str = "upstream_reset_after_response_started{remote_reset}";
+/// The same where its connection has ended.
+const AFTER_END: &str = "upstream_reset_after_response_started{connection_termination}";
+
 /// Whether the endpoint broke the rules of HTTP.
 fn is_of_protocol(error: &SideError) -> bool {
     matches!(
@@ -274,17 +279,15 @@ fn upstream_failed(call: &mut Call<'_>, up: &Up, error: SideError) -> Failed {
     // An interim answer is the beginning of one.
     let began = call.tally.interim;
     let told = |reply: Reply, details| if began { Reply { details, ..reply } } else { reply };
-    let after_reset = "upstream_reset_after_response_started{remote_reset}";
-    let after_end = "upstream_reset_after_response_started{connection_termination}";
     match error {
         SideError::Refused => Failed::Attempt(Failure::Refused, reply::REMOTE_REFUSED),
-        SideError::Reset(_) => Failed::Attempt(reset, told(reply::REMOTE_RESET, after_reset)),
+        SideError::Reset(_) => Failed::Attempt(reset, told(reply::REMOTE_RESET, AFTER_RESET)),
         // With TLS 1.3 an endpoint tells after the handshake that it does not take this client.
         SideError::Broken(error) if !up.reused() && !up.answered() && refuses_client(&error) => {
             call.tally.owner.iter().for_each(|owner| owner.stats().tls().connection_error.add(1));
             Failed::Attempt(Failure::Connect, reply::CONNECT_FAILURE)
         }
-        SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, told(reply::TERMINATED, after_end)),
+        SideError::Broken(_) | SideError::Ended => Failed::Attempt(reset, told(reply::TERMINATED, AFTER_END)),
         SideError::Head(_) | SideError::Chunk(_) | SideError::Limit(_) | SideError::NotBase64(_) | SideError::Cut => {
             Failed::Attempt(Failure::Reset { sent: true, reused: false, answered: true }, reply::PROTOCOL_ERROR)
         }
@@ -461,14 +464,12 @@ pub(super) async fn finish<D: Downstream>(
                                 ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
                                 "upstream_reset_after_response_started{protocol_error}",
                             ),
-                            SideError::Reset(_) | SideError::Refused => (
-                                ResponseFlags::UPSTREAM_REMOTE_RESET,
-                                "upstream_reset_after_response_started{remote_reset}",
-                            ),
-                            SideError::Broken(_) | SideError::Ended => (
-                                ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
-                                "upstream_reset_after_response_started{connection_termination}",
-                            ),
+                            SideError::Reset(_) | SideError::Refused => {
+                                (ResponseFlags::UPSTREAM_REMOTE_RESET, AFTER_RESET)
+                            }
+                            SideError::Broken(_) | SideError::Ended => {
+                                (ResponseFlags::UPSTREAM_CONNECTION_TERMINATION, AFTER_END)
+                            }
                         };
                         return Poll::Ready(Some(Err(Stop::Abort(flags, details))));
                     }
@@ -523,7 +524,7 @@ pub(super) async fn finish<D: Downstream>(
         call.tally.details = "downstream_remote_disconnect";
     } else if hung_up {
         call.tally.flags |= ResponseFlags::UPSTREAM_CONNECTION_TERMINATION;
-        call.tally.details = "upstream_reset_after_response_started{connection_termination}";
+        call.tally.details = AFTER_END;
     }
     call.tally.response_bytes = response.bytes;
     let wire = up.wire();

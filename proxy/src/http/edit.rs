@@ -134,7 +134,8 @@ fn text(op: &HeaderOp) -> Option<&HeaderText> {
     }
 }
 
-fn formatted(call: &Call<'_>, format: &LogFormat) -> Vec<u8> {
+/// What a format makes of the request as it is now.
+pub(super) fn formatted(call: &Call<'_>, format: &LogFormat) -> Vec<u8> {
     let mut value = Vec::new();
     format.write_header(&call.entry(), &mut value);
     value

@@ -3,13 +3,12 @@
 use crate::{
     config::{ConnectionLimit, Gate, Network},
     http::ConnInfo,
-    rbac::Facts,
-    tcp,
+    rbac::{Facts, SHADOW_NAMES},
+    tcp::{self, Refused},
     telemetry::{DynamicMetadata, ResponseFlags},
     tls::TlsInfo,
     worker::Worker,
 };
-use prost_types::value::Kind;
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -49,29 +48,14 @@ impl Drop for Counted {
 /// Where it is told what shadow rules would have decided.
 const NAMESPACE: &str = "envoy.filters.network.rbac";
 
-/// A connection that is not served, and why in Envoy's words.
-#[derive(Debug)]
-pub(super) struct Refused {
-    /// Which filter has decided so, and by what; where it says.
-    details: Option<String>,
-    /// Why it is closed.
-    reason: &'static str,
-    flags: ResponseFlags,
-}
-
-impl Refused {
-    /// Tells it to those who log what becomes of connections.
-    pub(super) fn tell(&self, worker: &Rc<Worker>, conn: &ConnInfo, network: &Network) {
-        let Self { details, reason, flags } = self;
-        if let Some(visit) = &conn.visit {
-            visit.closed_for(reason);
-            details.iter().for_each(|details| visit.ended_by(details));
-        }
-        if let Network::Tcp(proxy) = network {
-            let termination = details.as_deref().map(Into::into);
-            let refused = tcp::Refused { termination, reason: Some(reason), flags: *flags, ..tcp::Refused::default() };
-            tcp::refused(worker, conn, proxy, refused);
-        }
+/// Tells that a connection is not served to those who log what becomes of connections.
+pub(super) fn tell(refused: Refused, worker: &Rc<Worker>, conn: &ConnInfo, network: &Network) {
+    if let Some(visit) = &conn.visit {
+        refused.reason.iter().for_each(|reason| visit.closed_for(reason));
+        refused.termination.iter().for_each(|details| visit.ended_by(details));
+    }
+    if let Network::Tcp(proxy) = network {
+        tcp::refused(worker, conn, proxy, refused);
     }
 }
 
@@ -89,16 +73,15 @@ pub(super) async fn limits(gates: &[Gate]) -> Result<Places, Refused> {
                 None => {
                     tracing::debug!(filter = %limit.stat_prefix, "too many connections; closed");
                     rest(limit.delay).await;
-                    let (reason, flags) = ("over_connection_limit", ResponseFlags::none());
-                    return Err(Refused { details: None, reason, flags });
+                    return Err(Refused { reason: Some("over_connection_limit"), ..Refused::default() });
                 }
             },
             Gate::RateLimit(limit) => {
                 if !limit.bucket.take(Instant::now()) {
                     limit.stats.limited.add(1);
                     tracing::debug!(filter = %limit.stat_prefix, "too many new connections; closed");
-                    let (reason, flags) = ("local_ratelimit_close_over_limit", ResponseFlags::RETRY_LIMIT);
-                    return Err(Refused { details: None, reason, flags });
+                    let (reason, flags) = (Some("local_ratelimit_close_over_limit"), ResponseFlags::RETRY_LIMIT);
+                    return Err(Refused { reason, flags, ..Refused::default() });
                 }
             }
         }
@@ -123,11 +106,7 @@ async fn decide(gates: &[Gate], conn: &ConnInfo, found: &mut DynamicMetadata) ->
     for gate in gates {
         let Gate::Rbac(rbac) = gate else { continue };
         if let Some(verdict) = rbac.shadow.as_ref().map(|rules| rules.decide(conn)) {
-            let mut tell = |key: &str, text: &str| {
-                found.set(NAMESPACE, format!("{}{key}", rbac.shadow_prefix), Kind::StringValue(text.to_owned()));
-            };
-            tell("shadow_engine_result", if verdict.allowed { "allowed" } else { "denied" });
-            verdict.policy.iter().for_each(|policy| tell("shadow_effective_policy_id", policy));
+            verdict.tell(found, NAMESPACE, &rbac.shadow_prefix, SHADOW_NAMES);
             let (allowed, policy) = (verdict.allowed, verdict.policy.map(AsRef::as_ref).unwrap_or("none"));
             if allowed { &rbac.stats.1.allowed } else { &rbac.stats.1.denied }.add(1);
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, allowed, policy, "shadow rules");
@@ -140,8 +119,8 @@ async fn decide(gates: &[Gate], conn: &ConnInfo, found: &mut DynamicMetadata) ->
             let policy = verdict.policy.map(AsRef::as_ref).unwrap_or("none");
             tracing::debug!(filter = %rbac.stat_prefix, remote = %conn.remote, policy, "denied; closed");
             rest(rbac.delay).await;
-            let details = Some(format!("rbac_access_denied_matched_policy[{policy}]"));
-            return Err(Refused { details, reason: "rbac_deny_close", flags: ResponseFlags::none() });
+            let termination = Some(format!("rbac_access_denied_matched_policy[{policy}]").into());
+            return Err(Refused { termination, reason: Some("rbac_deny_close"), ..Refused::default() });
         }
     }
     Ok(())

@@ -208,7 +208,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
         Ok(places) => places,
         Err(refused) => {
             conn.visit = visit;
-            refused.tell(worker, &conn, &chain.network);
+            gates::tell(refused, worker, &conn, &chain.network);
             return None;
         }
     };
@@ -246,7 +246,7 @@ async fn prepare(worker: Rc<Worker>, mut tcp: TcpStream, bound: SocketAddr) -> O
     conn.visit = visit;
     if let Err(refused) = gates::policies(&chain.gates, &conn).await {
         stream.say_goodbye().await;
-        refused.tell(worker, &conn, &chain.network);
+        gates::tell(refused, worker, &conn, &chain.network);
         return None;
     }
     let manager = match &chain.network {

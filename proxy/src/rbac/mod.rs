@@ -8,10 +8,14 @@ pub mod matching;
 mod tests;
 
 use crate::config::{HeaderMatch, MetadataMatch, StringMatch, UriTemplate};
+use crate::telemetry::DynamicMetadata;
 use crate::tls::TlsInfo;
 use ipnet::IpNet;
-use prost_types::Value;
+use prost_types::{Value, value::Kind};
 use std::{borrow::Cow, net::SocketAddr, sync::Arc};
+
+/// Under which names it is told what shadow rules have decided, and by which policy.
+pub const SHADOW_NAMES: [&str; 2] = ["shadow_engine_result", "shadow_effective_policy_id"];
 
 /// What is known of a connection or a request.
 pub trait Facts {
@@ -226,6 +230,19 @@ pub struct Verdict<'r> {
     pub policy: Option<&'r Arc<str>>,
     /// Rules that only log ([`Action::Log`]) say whether this one is to be.
     pub logged: Option<bool>,
+}
+
+impl Verdict<'_> {
+    /// Tells in a namespace what was decided and by which policy, under these two names with that before them.
+    pub fn tell(self, found: &mut DynamicMetadata, namespace: &str, prefix: &str, [result, policy]: [&str; 2]) {
+        let mut tell = |key: &str, text: &str| {
+            found.set(namespace, format!("{prefix}{key}"), Kind::StringValue(text.to_owned()));
+        };
+        tell(result, if self.allowed { "allowed" } else { "denied" });
+        if let Some(name) = self.policy {
+            tell(policy, name);
+        }
+    }
 }
 
 impl Rules {

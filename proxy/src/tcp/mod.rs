@@ -9,7 +9,7 @@ use crate::{
     config::{AccessLog, Direction, Priority, TcpProxy},
     http::{ConnInfo, buffer::Buffer, upstream::Up},
     listen::{Place, Stream},
-    pool::{Chosen, ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
+    pool::{Birth, Chosen, ClusterState, ConnectError, Connected, Host, Outcome, Ticket, Via, connect_via},
     telemetry::counters::{Number, TcpStats},
     telemetry::tracked::ConnectionEnd,
     telemetry::{ConnectionSecurity, Endings, LogEntry, LogKind, Observed, Reporter, ResponseFlags, TcpRecord, Wire},
@@ -234,10 +234,7 @@ async fn carry(
     told.owner = Some(owner.clone());
     let _active = host.enter();
     told.connected = true;
-    told.remote = match &up {
-        Way::Direct(up, _) => up.birth.remote,
-        Way::Tunnel(up, _) => up.birth().and_then(|birth| birth.remote),
-    };
+    told.remote = up.birth().and_then(|birth| birth.remote);
     told.local = match &up {
         Way::Direct(up, _) => up.stream.local_address(),
         Way::Tunnel(up, _) => up.local_address(),
@@ -352,6 +349,16 @@ enum Way {
     Tunnel(Box<Up>, Ticket),
 }
 
+impl Way {
+    /// How its connection came about.
+    fn birth(&self) -> Option<Rc<Birth>> {
+        match self {
+            Self::Direct(up, _) => Some(up.birth.clone()),
+            Self::Tunnel(up, _) => up.birth(),
+        }
+    }
+}
+
 /// Connects to an endpoint, and to another one when that fails, as often as configured.
 async fn open(
     worker: &Worker,
@@ -398,11 +405,7 @@ async fn open(
                         Way::Direct(up, _) => up.stream.tls_info().map(Rc::new),
                         Way::Tunnel(up, _) => up.tls(),
                     };
-                    let birth = match &way {
-                        Way::Direct(up, _) => Some(up.birth.clone()),
-                        Way::Tunnel(up, _) => up.birth(),
-                    };
-                    observed.connected(birth, start);
+                    observed.connected(way.birth(), start);
                 }
                 owner.stats().rq_total.add(1);
                 owner.note_connection(host, Outcome::Connected);

@@ -200,8 +200,7 @@ fn written<'a>(call: &Call<'_>, value: &'a DescriptorValue) -> Option<Cow<'a, [u
         HeaderText::Literal(text) => return Some(Cow::Borrowed(text.as_bytes())),
         HeaderText::Format { format, .. } => format,
     };
-    let mut text = Vec::new();
-    format.write_header(&call.entry(), &mut text);
+    let text = edit::formatted(call, format);
     match text.is_empty() {
         true => Some(Cow::Borrowed(value.default.as_bytes())).filter(|default| !default.is_empty()),
         false => Some(Cow::Owned(text)),

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{FilterStats, HeaderMatch, MetadataMatch, Rbac},
-    rbac::{Facts, Source, Verdict},
+    rbac::{Facts, SHADOW_NAMES, Source, Verdict},
     route,
     telemetry::DynamicMetadata,
     tls::TlsInfo,
@@ -37,7 +37,7 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
         count(verdict, true);
         if asked {
             let prefix = or(&rbac.shadow_prefix, &filter.shadow_prefix);
-            tell(&mut found, &prefix, ["shadow_engine_result", "shadow_effective_policy_id"], verdict);
+            verdict.tell(&mut found, NAMESPACE, &prefix, SHADOW_NAMES);
         }
     }
     let verdict = rbac.rules.as_ref().map(|rules| rules.decide(&*call));
@@ -45,7 +45,8 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
         count(verdict, false);
         if asked {
             let prefix = or(&rbac.prefix, &filter.prefix);
-            tell(&mut found, &prefix, ["enforced_engine_result", "enforced_effective_policy_id"], verdict);
+            let names = ["enforced_engine_result", "enforced_effective_policy_id"];
+            verdict.tell(&mut found, NAMESPACE, &prefix, names);
         }
         if let Some(logged) = verdict.logged.filter(|_| asked) {
             found.set("envoy.common", "access_log_hint".to_owned(), Kind::BoolValue(logged));
@@ -63,17 +64,6 @@ pub(super) fn pass(call: &mut Call<'_>, rbac: &Rbac, filter: &Rbac, stats: &Filt
     let details = format!("rbac_access_denied_matched_policy[{}]", policy.replace(char::is_whitespace, "_"));
     call.tally.filters().reply.details = Some(details.into());
     Err(refusal(403, "RBAC: access denied", "rbac_access_denied_matched_policy[none]").into())
-}
-
-/// Tells what rules decided, and by which policy.
-fn tell(found: &mut DynamicMetadata, prefix: &str, [result, policy]: [&str; 2], verdict: Verdict<'_>) {
-    let mut tell = |key: &str, text: &str| {
-        found.set(NAMESPACE, format!("{prefix}{key}"), Kind::StringValue(text.to_owned()));
-    };
-    tell(result, if verdict.allowed { "allowed" } else { "denied" });
-    if let Some(name) = verdict.policy {
-        tell(policy, name);
-    }
 }
 
 impl Facts for Call<'_> {
