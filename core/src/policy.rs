@@ -27,6 +27,15 @@ impl ExportTo {
             Self::Only(namespaces) => namespaces.contains(namespace),
         }
     }
+
+    /// Whether some clients see both objects.
+    pub fn shares_some_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Only(own), Self::Only(others)) => !own.is_disjoint(others),
+            (Self::Only(some), Self::All) | (Self::All, Self::Only(some)) => !some.is_empty(),
+            (Self::All, Self::All) => true,
+        }
+    }
 }
 
 /// What holds for traffic to a service: an Istio DestinationRule, or what comes to the same.

@@ -1,194 +1,51 @@
-//! Regular expressions that mean what RE2 says (<https://github.com/google/re2/wiki/Syntax>), as Istio and Envoy read them.
+//! Regular expressions in RE2's syntax (<https://github.com/google/re2/wiki/Syntax>), as Istio and Envoy read them, brought into that of
+//! Rust's `regex`: the two look alike and differ in what `\d` and `\b` are, in classes (`&&` and `[` inside them), in what may be
+//! escaped, and where a brace is only a brace. What RE2 refuses is refused.
 //!
-//! Rust's `regex` has nearly the same syntax and the same linear time, but some of it means something else: `\d` is every
-//! digit of Unicode, `[a&&b]` an intersection, `(?x)` ignores white space. So an expression is rewritten before it is
-//! compiled, and what RE2 does not know is refused. The whole text has to match.
+//! Control plane and proxies read expressions by the same code: what one takes, the other does.
 
 use std::fmt::Write as _;
 
 use regex::bytes::{Regex, RegexBuilder};
 use thiserror::Error;
 
-/// The longest expression, in bytes, as Istio's schema says.
+/// The longest expression that the control plane takes, in bytes, as Istio's schema says.
 pub const MAX_LEN: usize = 1024;
 
-/// The most memory that a compiled expression may take, in bytes. RE2's own default is 8 MiB.
+/// The most memory that a compiled expression of the control plane's may take, in bytes: less than what proxies allow.
 const MAX_SIZE: usize = 1 << 20;
 
-/// Why an expression does not compile.
+/// The most that a repetition may count to, all counts around it multiplied, as in RE2.
+const MOST_REPETITIONS: u32 = 1000;
+
+/// The last character that can be written as a number everywhere: Envoy has RE2 read patterns byte by byte.
+const LAST_CHARACTER: u32 = 0xff;
+
+/// Why an expression is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Re2Error {
-    /// It is too long.
-    #[error("the regular expression is longer than {MAX_LEN} bytes")]
-    TooLong,
-    /// RE2 has no such thing.
-    #[error("RE2 knows no {0}")]
-    Unsupported(String),
-    /// It does not parse, or would take too much memory.
-    #[error("{0}")]
-    Syntax(String),
-}
+#[error("{0}")]
+pub struct Re2Error(String);
 
-/// Compiles an expression that is to match a whole text.
+/// The expression as the regex crate takes it, to be compiled with Unicode.
 ///
 /// # Errors
+/// What RE2 would not take either.
+pub fn translate(pattern: &str) -> Result<String, Re2Error> {
+    Translation::of(pattern, false).map_err(Re2Error)
+}
+
+/// Compiles an expression that proxies of all kinds are to take, stock Envoy among them; it is searched for in a text.
 ///
-/// [`Re2Error`] when RE2 would refuse it, too.
+/// # Errors
+/// When one of them would refuse it, or it is longer than [`MAX_LEN`].
 pub fn compile(pattern: &str) -> Result<Regex, Re2Error> {
-    build(pattern, true)
-}
-
-/// Compiles an expression that is to be searched for in a text, as rewrites do.
-///
-/// # Errors
-///
-/// As [`compile`].
-pub fn compile_search(pattern: &str) -> Result<Regex, Re2Error> {
-    build(pattern, false)
-}
-
-fn build(pattern: &str, whole: bool) -> Result<Regex, Re2Error> {
     if pattern.len() > MAX_LEN {
-        return Err(Re2Error::TooLong);
+        return Err(Re2Error(format!("it is longer than {MAX_LEN} bytes")));
     }
-    let rewritten = rewrite(pattern)?;
-    // Compiled by itself first: `a)(b` must not become valid by what is put around it.
-    let compile = |text: &str| {
-        RegexBuilder::new(text)
-            .size_limit(MAX_SIZE)
-            .build()
-            .map_err(|error| Re2Error::Syntax(last_line(&error.to_string())))
-    };
-    let plain = compile(&rewritten)?;
-    if whole { compile(&format!(r"\A(?:{rewritten})\z")) } else { Ok(plain) }
-}
-
-/// The errors of `regex` draw the expression over several lines; the last one says what is wrong.
-fn last_line(text: &str) -> String {
-    text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
-}
-
-/// The same expression as Rust's `regex` writes it.
-fn rewrite(pattern: &str) -> Result<String, Re2Error> {
-    let chars: Vec<char> = pattern.chars().collect();
-    let mut out = String::with_capacity(pattern.len() + 16);
-    let mut repeats = Repeats::default();
-    let mut at = 0;
-    while let Some(&char) = chars.get(at) {
-        at += 1;
-        match char {
-            '*' | '+' | '?' => repeats.operator(char == '?')?,
-            '{' => {
-                let count = repeats.counted(&chars, at)?;
-                out.push('{');
-                out.push_str(&count);
-                at += count.chars().count();
-                continue;
-            }
-            '(' => repeats.open(),
-            ')' => repeats.close(),
-            _ => repeats.one(),
-        }
-        match char {
-            '\\' => at = escape(&chars, at, false, &mut out)?,
-            '[' => at = class(&chars, at, &mut out)?,
-            '(' => {
-                out.push(char);
-                if chars.get(at) == Some(&'?') {
-                    check_group(&chars, at + 1)?;
-                    out.push('?');
-                    at += 1;
-                }
-            }
-            _ => out.push(char),
-        }
-    }
-    Ok(out)
-}
-
-/// How often something may be repeated by a count, all counts around it multiplied, as in RE2.
-const MAX_REPEATS: u32 = 1000;
-
-/// What RE2 refuses of repetitions and Rust does not: one of another, and counts that are too large.
-#[derive(Default)]
-struct Repeats {
-    /// For each open group, how often what is before it is repeated at most.
-    groups: Vec<u32>,
-    /// The same for the group that is being read.
-    most: u32,
-    /// How often the last thing repeats what is in it.
-    last: u32,
-    /// Whether the last thing was a repetition, and whether it may still be made a lazy one.
-    repeated: Option<bool>,
-}
-
-impl Repeats {
-    /// Something that can be repeated.
-    fn one(&mut self) {
-        (self.last, self.repeated) = (1, None);
-    }
-
-    fn open(&mut self) {
-        self.groups.push(self.most);
-        self.most = 1;
-        self.one();
-    }
-
-    fn close(&mut self) {
-        self.one();
-        self.last = self.most.max(1);
-        self.most = self.most.max(self.groups.pop().unwrap_or_default());
-    }
-
-    fn operator(&mut self, makes_lazy: bool) -> Result<(), Re2Error> {
-        self.repeated = match self.repeated {
-            None => Some(true),
-            Some(true) if makes_lazy => Some(false),
-            Some(_) => return Err(Re2Error::Unsupported("repetition of a repetition".to_owned())),
-        };
-        Ok(())
-    }
-
-    /// A count such as `{2,3}` whose opening bracket stands before `at`: gives what follows, up to the closing one. What is
-    /// no count is left to the compiler.
-    fn counted(&mut self, chars: &[char], at: usize) -> Result<String, Re2Error> {
-        let text: String = chars.iter().skip(at).take_while(|char| **char != '}').collect();
-        let (least, most) = text.split_once(',').unwrap_or((&text, ""));
-        if least.is_empty() {
-            return Err(Re2Error::Unsupported(format!("repetition {{{text}}}")));
-        }
-        self.operator(false)?;
-        // Counts that do not fit into 32 bits are too large as well.
-        let count = |text: &str| text.parse::<u32>().unwrap_or(u32::MAX);
-        let count = if most.is_empty() { count(least) } else { count(least).max(count(most)) };
-        self.last = self.last.max(1).saturating_mul(count.max(1));
-        self.most = self.most.max(self.last);
-        if self.last > MAX_REPEATS {
-            return Err(Re2Error::Unsupported(format!("repetition of more than {MAX_REPEATS} times")));
-        }
-        let closed = chars.get(at + text.chars().count()) == Some(&'}');
-        Ok(if closed { text + "}" } else { text })
-    }
-}
-
-/// Refuses flags that RE2 does not have: it knows `i`, `m`, `s` and `U`. Names of groups are words.
-fn check_group(chars: &[char], at: usize) -> Result<(), Re2Error> {
-    if matches!(chars.get(at), Some('P' | '<')) {
-        let begin = chars.iter().skip(at).skip_while(|char| matches!(char, 'P' | '<'));
-        let name: String = begin.take_while(|char| **char != '>').collect();
-        return match name.chars().all(|char| char.is_ascii_alphanumeric() || char == '_') {
-            true => Ok(()),
-            false => Err(Re2Error::Unsupported(format!("group with the name {name}"))),
-        };
-    }
-    for char in chars.iter().skip(at) {
-        match char {
-            ':' | ')' => return Ok(()),
-            'i' | 'm' | 's' | 'U' | '-' => {}
-            other => return Err(Re2Error::Unsupported(format!("group (?{other}"))),
-        }
-    }
-    Ok(())
+    let translated = Translation::of(pattern, true).map_err(Re2Error)?;
+    let last_line = |text: &str| text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let built = RegexBuilder::new(&translated).size_limit(MAX_SIZE).build();
+    built.map_err(|error| Re2Error(last_line(&error.to_string())))
 }
 
 /// Classes of Unicode that RE2 knows by these very names, besides its general categories. It knows more scripts; the rarer
@@ -216,133 +73,353 @@ const SCRIPTS: [&str; 20] = [
     "Thai",
 ];
 
-/// Refuses a class of Unicode, named from `at` on, that RE2 does not know.
-fn check_unicode_class(chars: &[char], at: usize) -> Result<(), Re2Error> {
-    let name: String = match chars.get(at) {
-        Some('{') => chars.iter().skip(at + 1).take_while(|char| **char != '}').collect(),
-        other => other.into_iter().collect(),
-    };
-    let category = |text: &str| {
-        let mut letters = text.chars();
-        letters.next().is_some_and(|first| "CLMNPSZ".contains(first))
-            && letters.next().is_none_or(|second| second.is_ascii_lowercase())
-            && letters.next().is_none()
-    };
-    match category(&name) || SCRIPTS.contains(&name.as_str()) {
-        true => Ok(()),
-        false => Err(Re2Error::Unsupported(format!("class of characters {name}"))),
-    }
+struct Translation<'p> {
+    rest: &'p str,
+    out: String,
+    /// Only what every build of RE2 reads alike.
+    portable: bool,
+    /// For each open group, how often what is before it is repeated at most.
+    groups: Vec<u32>,
+    /// The same for the group that is being read.
+    most: u32,
+    /// How often the last thing repeats what is in it.
+    last: u32,
 }
 
-/// The last character that can be written as a number: Envoy has RE2 read patterns byte by byte.
-const MAX_CHARACTER: u32 = 0xff;
-
-/// Rewrites what follows a backslash; gives the position behind it.
-fn escape(chars: &[char], at: usize, in_class: bool, out: &mut String) -> Result<usize, Re2Error> {
-    let Some(&char) = chars.get(at) else {
-        return Err(Re2Error::Syntax("a backslash stands at the end".into()));
-    };
-    let class = |inside: &str, negated: bool| match (in_class, negated) {
-        (true, false) => inside.to_owned(),
-        (_, true) => format!("[^{inside}]"),
-        (false, false) => format!("[{inside}]"),
-    };
-    match char {
-        'd' | 'D' => out.push_str(&class("0-9", char == 'D')),
-        'w' | 'W' => out.push_str(&class("0-9A-Za-z_", char == 'W')),
-        's' | 'S' => out.push_str(&class(r"\t\n\x0C\r ", char == 'S')),
-        'b' | 'B' if !in_class => {
-            let _ = write!(out, r"(?-u:\{char})");
-        }
-        'Q' if !in_class => {
-            let mut at = at + 1;
-            while let Some(&literal) = chars.get(at) {
-                if literal == '\\' && chars.get(at + 1) == Some(&'E') {
-                    return Ok(at + 2);
-                }
-                out.push_str(&regex::escape(&literal.to_string()));
-                at += 1;
-            }
-            return Ok(at);
-        }
-        '0'..='7' => {
-            let digits: String =
-                chars.iter().skip(at).take(3).take_while(|digit| ('0'..='7').contains(*digit)).collect();
-            if char != '0' && digits.len() == 1 {
-                return Err(Re2Error::Unsupported(format!("back-reference \\{char}")));
-            }
-            let value = u32::from_str_radix(&digits, 8).unwrap_or_default();
-            let _ = write!(out, "\\x{{{value:x}}}");
-            return Ok(at + digits.len());
-        }
-        'a' | 'f' | 't' | 'n' | 'r' | 'v' | 'x' | 'p' | 'P' => {
-            if matches!(char, 'p' | 'P') {
-                check_unicode_class(chars, at + 1)?;
-            }
-            out.push('\\');
-            out.push(char);
-            // What stands in brackets behind it is a name or a number, and no count.
-            let inside =
-                chars.iter().skip(at + 1).position(|char| *char == '}').filter(|_| chars.get(at + 1) == Some(&'{'));
-            if let (Some(len), 'x' | 'p' | 'P') = (inside, char) {
-                let text: String = chars.iter().skip(at + 2).take(len.saturating_sub(1)).collect();
-                if char == 'x' && u32::from_str_radix(&text, 16).is_ok_and(|value| value > MAX_CHARACTER) {
-                    return Err(Re2Error::Unsupported(format!("escape \\x{{{text}}} in texts of single bytes")));
-                }
-                out.extend(chars.iter().skip(at + 1).take(len + 1));
-                return Ok(at + len + 2);
-            }
-        }
-        'A' | 'z' if !in_class => {
-            out.push('\\');
-            out.push(char);
-        }
-        _ if char.is_ascii_alphanumeric() => return Err(Re2Error::Unsupported(format!("escape \\{char}"))),
-        _ => out.push_str(&regex::escape(&char.to_string())),
-    }
-    Ok(at + 1)
+/// Something that stands for one character, or for many.
+enum Item {
+    One(char),
+    Many(&'static str),
 }
 
-/// Rewrites a character class from behind its opening bracket; gives the position behind the closing one.
-fn class(chars: &[char], mut at: usize, out: &mut String) -> Result<usize, Re2Error> {
-    out.push('[');
-    if chars.get(at) == Some(&'^') {
-        out.push('^');
-        at += 1;
+impl<'p> Translation<'p> {
+    fn of(pattern: &'p str, portable: bool) -> Result<String, String> {
+        let out = String::with_capacity(pattern.len() + 16);
+        let mut translation = Self { rest: pattern, out, portable, groups: Vec::new(), most: 0, last: 0 };
+        translation.all()?;
+        Ok(translation.out)
     }
-    let mut first = true;
-    while let Some(&char) = chars.get(at) {
-        at += 1;
-        match char {
-            ']' if !first => {
-                out.push(']');
-                return Ok(at);
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.chars().next()?;
+        self.rest = &self.rest[c.len_utf8()..];
+        Some(c)
+    }
+
+    fn take(&mut self, text: &str) -> bool {
+        match self.rest.strip_prefix(text) {
+            Some(rest) => {
+                self.rest = rest;
+                true
             }
-            '\\' => at = escape(chars, at, true, out)?,
-            '[' if chars.get(at) == Some(&':') => {
-                out.push('[');
-                // A named class such as `[:alpha:]`, up to its own closing bracket.
-                while let Some(&char) = chars.get(at) {
-                    out.push(char);
-                    at += 1;
-                    if char == ']' {
-                        break;
+            None => false,
+        }
+    }
+
+    /// All up to a mark, which is taken as well.
+    fn until(&mut self, mark: &str) -> Option<&'p str> {
+        let (before, after) = self.rest.split_once(mark)?;
+        self.rest = after;
+        Some(before)
+    }
+
+    fn literal(&mut self, c: char) {
+        if c.is_ascii_alphanumeric() || !c.is_ascii() {
+            self.out.push(c);
+        } else {
+            let _ = write!(self.out, "\\x{{{:X}}}", u32::from(c));
+        }
+    }
+
+    fn all(&mut self) -> Result<(), String> {
+        // The operator before, which no other one may follow.
+        let mut repeated = false;
+        while let Some(c) = self.next() {
+            let repeats = match c {
+                '*' | '+' | '?' => Some(c.to_string()),
+                '{' => self.count()?,
+                _ => None,
+            };
+            if let Some(operator) = repeats {
+                if repeated {
+                    return Err(format!("a repetition follows another one: `{operator}`"));
+                }
+                self.out.push_str(&operator);
+                if self.take("?") {
+                    self.out.push('?');
+                }
+                repeated = true;
+                continue;
+            }
+            repeated = false;
+            self.last = 1;
+            match c {
+                '(' => self.group()?,
+                ')' => {
+                    let outside = self.groups.pop().ok_or("a `)` has no `(`")?;
+                    self.last = self.most.max(1);
+                    self.most = self.most.max(outside);
+                    self.out.push(')');
+                }
+                '[' => self.class()?,
+                '\\' => self.escaped()?,
+                '.' | '^' | '$' | '|' => self.out.push(c),
+                c => self.literal(c),
+            }
+        }
+        if self.groups.is_empty() { Ok(()) } else { Err("a `(` has no `)`".to_owned()) }
+    }
+
+    /// The rest of a counted repetition; `None` where the brace is a character like others.
+    fn count(&mut self) -> Result<Option<String>, String> {
+        let Some((inside, rest)) = self.rest.split_once('}') else { return Ok(None) };
+        let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
+            true => text.parse::<u32>().ok().or(Some(u32::MAX)),
+            false => None,
+        };
+        let bounds = match inside.split_once(',') {
+            None => number(inside).map(|count| (count, Some(count))),
+            Some((least, "")) => number(least).map(|least| (least, None)),
+            Some((least, most)) => number(least).zip(number(most)).map(|(least, most)| (least, Some(most))),
+        };
+        let Some((least, most)) = bounds else { return Ok(None) };
+        if least > MOST_REPETITIONS || most.is_some_and(|most| most > MOST_REPETITIONS || most < least) {
+            return Err(format!("the repetition `{{{inside}}}` is not within 0 and {MOST_REPETITIONS}"));
+        }
+        self.last = self.last.max(1).saturating_mul(most.unwrap_or(least).max(1));
+        self.most = self.most.max(self.last);
+        if self.last > MOST_REPETITIONS {
+            return Err(format!("`{{{inside}}}` and those around it repeat more than {MOST_REPETITIONS} times"));
+        }
+        self.rest = rest;
+        Ok(Some(format!("{{{inside}}}")))
+    }
+
+    fn open(&mut self) {
+        self.groups.push(std::mem::replace(&mut self.most, 1));
+    }
+
+    fn group(&mut self) -> Result<(), String> {
+        if !self.take("?") {
+            self.out.push('(');
+            self.open();
+            return Ok(());
+        }
+        if self.take("P<") || self.take("<") {
+            let name = self.until(">").ok_or("a group's name has no end")?;
+            if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+                return Err(format!("`{name}` is no name of a group"));
+            }
+            let _ = write!(self.out, "(?P<{name}>");
+            self.open();
+            return Ok(());
+        }
+        if self.take(")") {
+            self.out.push_str("(?:)");
+            return Ok(());
+        }
+        self.out.push_str("(?");
+        while let Some(c) = self.next() {
+            match c {
+                'i' | 'm' | 's' | 'U' | '-' => self.out.push(c),
+                ':' | ')' => {
+                    self.out.push(c);
+                    if c == ':' {
+                        self.open();
                     }
+                    return Ok(());
                 }
+                c => return Err(format!("`(?{c}` is no operator")),
             }
-            '[' | ']' | '&' | '~' => {
-                out.push('\\');
-                out.push(char);
-            }
-            '-' if chars.get(at) == Some(&'-') => {
-                out.push_str(r"-\-");
-                at += 1;
-            }
-            _ => out.push(char),
         }
-        first = false;
+        Err("the flags of a group have no end".to_owned())
     }
-    Err(Re2Error::Syntax("a character class is not closed".into()))
+
+    fn escaped(&mut self) -> Result<(), String> {
+        match self.rest.chars().next() {
+            Some(c @ ('A' | 'z')) => {
+                self.next();
+                self.out.extend(['\\', c]);
+            }
+            Some(c @ ('b' | 'B')) => {
+                self.next();
+                let _ = write!(self.out, "(?-u:\\{c})");
+            }
+            // With our proxy it is a byte, which its end may split a character at.
+            Some('C') if !self.portable => {
+                self.next();
+                self.out.push_str("(?s-u:.)");
+            }
+            Some('Q') => {
+                self.next();
+                let quoted = match self.until("\\E") {
+                    Some(quoted) => quoted,
+                    None => std::mem::take(&mut self.rest),
+                };
+                quoted.chars().for_each(|c| self.literal(c));
+            }
+            Some(c @ ('p' | 'P')) => {
+                self.next();
+                self.property(c)?;
+            }
+            _ => match self.escape()? {
+                Item::One(c) => self.literal(c),
+                Item::Many(class) => {
+                    let _ = write!(self.out, "[{class}]");
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// A class by its Unicode property, of which `\p` or `\P` was taken.
+    fn property(&mut self, kind: char) -> Result<(), String> {
+        if self.take("{") {
+            let name = self.until("}").ok_or("a property's name has no end")?;
+            let (name, kind) = match name.strip_prefix('^') {
+                Some(name) if kind == 'p' => (name, 'P'),
+                Some(name) => (name, 'p'),
+                None => (name, kind),
+            };
+            self.known(name)?;
+            let _ = write!(self.out, "\\{kind}{{{name}}}");
+        } else {
+            let name = self.next().ok_or("a property has no name")?;
+            self.known(name.encode_utf8(&mut [0; 4]))?;
+            self.out.extend(['\\', kind, name]);
+        }
+        Ok(())
+    }
+
+    /// Refuses a class of Unicode that not every build of RE2 knows by this name.
+    fn known(&self, name: &str) -> Result<(), String> {
+        let mut letters = name.chars();
+        let category = letters.next().is_some_and(|first| "CLMNPSZ".contains(first))
+            && letters.next().is_none_or(|second| second.is_ascii_lowercase())
+            && letters.next().is_none();
+        match !self.portable || category || SCRIPTS.contains(&name) {
+            true => Ok(()),
+            false => Err(format!("`{name}` is no class of characters")),
+        }
+    }
+
+    /// What a backslash and what follows it stand for, inside classes and outside.
+    fn escape(&mut self) -> Result<Item, String> {
+        let c = self.next().ok_or("a backslash ends the pattern")?;
+        Ok(Item::One(match c {
+            'd' => return Ok(Item::Many("0-9")),
+            'D' => return Ok(Item::Many("[^0-9]")),
+            's' => return Ok(Item::Many(r"\t\n\x0C\r\x20")),
+            'S' => return Ok(Item::Many(r"[^\t\n\x0C\r\x20]")),
+            'w' => return Ok(Item::Many("0-9A-Za-z_")),
+            'W' => return Ok(Item::Many("[^0-9A-Za-z_]")),
+            'a' => '\x07',
+            'f' => '\x0c',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'v' => '\x0b',
+            'x' => self.hexadecimal()?,
+            '1'..='7' if !self.rest.starts_with(|next: char| next.is_digit(8)) => {
+                return Err(format!("`\\{c}` refers to a group, which is not supported"));
+            }
+            '0'..='7' => {
+                let mut code = c.to_digit(8).unwrap_or(0);
+                for _ in 0..2 {
+                    let Some(digit) = self.rest.chars().next().and_then(|next| next.to_digit(8)) else { break };
+                    self.next();
+                    code = code * 8 + digit;
+                }
+                u8::try_from(code).map_err(|_| format!("`\\{code:o}` is above `\\377`"))?.into()
+            }
+            c if c.is_ascii() && !c.is_ascii_alphanumeric() => c,
+            c => return Err(format!("`\\{c}` is no escape")),
+        }))
+    }
+
+    fn hexadecimal(&mut self) -> Result<char, String> {
+        let digits = if self.take("{") {
+            self.until("}")
+        } else {
+            let two = self.rest.get(..2);
+            self.rest = self.rest.get(2..).unwrap_or("");
+            two
+        };
+        let hexadecimal =
+            digits.filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let code = hexadecimal.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        if self.portable && code.is_some_and(|code| code > LAST_CHARACTER) {
+            return Err("`\\x{...}` above ff stands for no single byte".to_owned());
+        }
+        code.and_then(char::from_u32).ok_or_else(|| "`\\x` is not followed by a character's number".to_owned())
+    }
+
+    fn class(&mut self) -> Result<(), String> {
+        self.out.push('[');
+        if self.take("^") {
+            self.out.push('^');
+        }
+        let mut first = true;
+        loop {
+            if !first && self.take("]") {
+                self.out.push(']');
+                return Ok(());
+            }
+            first = false;
+            if self.rest.starts_with("[:")
+                && let Some((name, rest)) = self.rest[2..].split_once(":]")
+            {
+                self.named(name)?;
+                self.rest = rest;
+                continue;
+            }
+            if let Some(kind) = ['p', 'P'].into_iter().find(|kind| self.take(&format!("\\{kind}"))) {
+                self.property(kind)?;
+                continue;
+            }
+            let low = match self.member()? {
+                Item::Many(class) => {
+                    self.out.push_str(class);
+                    continue;
+                }
+                Item::One(c) => c,
+            };
+            self.literal(low);
+            let ranges = self.rest.strip_prefix('-').is_some_and(|rest| !rest.is_empty() && !rest.starts_with(']'));
+            if !ranges {
+                continue;
+            }
+            self.next();
+            match self.member()? {
+                Item::One(high) if high >= low => {
+                    self.out.push('-');
+                    self.literal(high);
+                }
+                _ => return Err(format!("the range that begins with `{low}` has no end after it")),
+            }
+        }
+    }
+
+    fn member(&mut self) -> Result<Item, String> {
+        match self.next() {
+            Some('\\') => self.escape(),
+            Some(c) => Ok(Item::One(c)),
+            None => Err("a `[` has no `]`".to_owned()),
+        }
+    }
+
+    /// A class by its POSIX name.
+    fn named(&mut self, name: &str) -> Result<(), String> {
+        const NAMES: [&str; 14] = [
+            "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct", "space", "upper",
+            "word", "xdigit",
+        ];
+        if !NAMES.contains(&name.strip_prefix('^').unwrap_or(name)) {
+            return Err(format!("`[:{name}:]` is no class"));
+        }
+        let _ = write!(self.out, "[:{name}:]");
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -350,60 +427,105 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn matches(pattern: &str, text: &str) -> bool {
-        compile(pattern).unwrap_or_else(|error| panic!("{pattern}: {error}")).is_match(text.as_bytes())
+    /// As proxies compile it: the whole text has to match.
+    fn whole(pattern: &str) -> Result<Regex, String> {
+        let translated = translate(pattern).map_err(|error| error.to_string())?;
+        Regex::new(&format!(r"\A(?:{translated})\z")).map_err(|error| error.to_string())
     }
 
-    #[test]
-    fn regex_when_compiled_then_matches_the_whole_text_only() {
-        assert!(matches("/a.*", "/abc"));
-        assert!(!matches("b", "abc"));
-        assert!(matches("a|bc", "bc"));
-        assert!(!matches("a|bc", "abc"));
-    }
-
-    #[test]
-    fn regex_when_perl_classes_then_ascii() {
-        assert!(matches(r"\d+", "12"));
-        assert!(!matches(r"\d", "\u{0663}"));
-        assert!(!matches(r"[\w]", "\u{e4}"));
-        assert!(matches(r"[^\d]", "\u{0663}"));
-        assert!(matches(r"[\D]", "x"));
-    }
-
-    #[test]
-    fn regex_when_only_rust_gives_a_meaning_then_read_as_re2() {
-        assert!(matches("[a&&b]+", "a&b"));
-        assert!(matches("[a[b]", "["));
-        assert!(matches("[]a]", "]"));
-        assert!(matches("[+--]", ","));
-        assert!(matches(r"\Qa.b\E+", "a.b"));
-        assert!(matches(r"\x41\101", "AA"));
-        assert!(matches("[[:alpha:]]+", "ab"));
-    }
-
-    #[test]
-    fn regex_when_re2_does_not_know_it_then_refused() {
-        for pattern in ["(", "a)(b", "[a", r"\", r"(?x)a b", r"(?=a)", r"(a)\1", r"\C", r"\u0041", "*", "a{1001}{1001}"]
-        {
-            assert!(compile(pattern).is_err(), "{pattern}");
+    #[track_caller]
+    fn check(pattern: &str, matching: &[&[u8]], others: &[&[u8]]) {
+        let regex = whole(pattern).unwrap();
+        for text in matching {
+            assert!(regex.is_match(text), "{pattern} matches {}", text.escape_ascii());
         }
+        for text in others {
+            assert!(!regex.is_match(text), "{pattern} does not match {}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn braces_when_they_count_nothing_then_are_braces() {
+        check("/a/{id}", &[b"/a/{id}"], &[b"/a/id"]);
+        check("a{,2}", &[b"a{,2}"], &[b"a", b"aa"]);
+        check("a{2", &[b"a{2"], &[b"aa"]);
+        check("a{2}b{1,}c{0,1}", &[b"aab", b"aabbbc"], &[b"ab"]);
+    }
+
+    #[test]
+    fn classes_when_they_hold_signs_then_are_taken_by_the_letter() {
+        check("[a&&b]", &[b"a", b"&", b"b"], &[b""]);
+        check("[a-c--e]", &[b"a", b"b", b"-", b"."], &[b"f"]);
+        check("[[a]", &[b"[", b"a"], &[b"]"]);
+        check("[]a]", &[b"]", b"a"], &[b"[]a]"]);
+        check("[^]a]", &[b"b", b"\n"], &[b"]", b"a"]);
+        check(r"[\d-z]", &[b"5", b"-", b"z"], &[b"a"]);
+        check("[[:alpha:]_.~]+", &[b"ab_.~"], &[b"1"]);
+        check(r"[^\s\W]+", &[b"ab1_"], &[b"a b", b"-"]);
+        check(r"[\pN\-]", &["½".as_bytes(), b"-"], &[b"a"]);
+        check(r"\p{^Greek}(?)\_", &[b"a_"], &["α_".as_bytes()]);
+    }
+
+    #[test]
+    fn escapes_when_they_are_of_re2_then_mean_what_they_mean_there() {
+        check(r"\d+", &[b"12"], &["١".as_bytes()]);
+        check(r"\w+", &[b"az_9"], &["é".as_bytes()]);
+        check(r"\s", &[b" ", b"\x0c"], &[b"\x0b"]);
+        check(r"\Qa.b*\E+", &[b"a.b*", b"a.b**"], &[b"axb"]);
+        check(r"\Qa.b", &[b"a.b"], &[b"axb"]);
+        check(r"\<b\>", &[b"<b>"], &[b"b"]);
+        check(r"\101\x42\x{43}\0", &[b"ABC\0"], &[]);
+        check(r"a\b.b", &[b"a-b"], &[b"aab"]);
+        check(r"\C\C", &["é".as_bytes()], &[b"a"]);
+        check(".", &["é".as_bytes(), b"a"], &[b"\n", b"\xff"]);
+    }
+
+    #[test]
+    fn pattern_when_re2_refuses_it_then_is_refused() {
         for pattern in [
             "a**",
             "a+*",
+            "a??*",
             "a{2}{3}",
-            "a{2}*",
-            "a??+",
             "a{1001}",
-            "(a{40}b){40}",
-            "a{,3}",
-            "(?P<a.b>x)",
-            r"\p{Letter}",
-            r"\p{Script=Greek}",
-            r"\p{latin}",
-            r"\x{100}",
+            "a{2,1}",
+            "a)(b",
+            "(a",
+            r"\1",
+            r"\y",
+            r"a\",
+            r"\é",
+            "[b-a]",
+            "[a",
+            r"[a-\d]",
+            "(?x)a",
+            "(?=a)",
+            "(?u:a)",
+            "*a",
+            "[[:foo:]]",
+            r"\p{Foo}",
+            r"\x{110000}",
+            r"\xg0",
+            r"\777",
         ] {
-            assert!(matches!(compile(pattern), Err(Re2Error::Unsupported(_))), "{pattern}");
+            assert!(whole(pattern).is_err(), "{pattern}");
+            assert!(compile(pattern).is_err(), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn pattern_when_not_every_proxy_takes_it_then_only_the_control_plane_refuses_it() {
+        for pattern in [r"\p{Letter}", r"\p{Script=Greek}", r"\p{latin}", r"\x{100}", r"[\p{Letter}]", r"\C"] {
+            assert!(compile(pattern).is_err(), "{pattern}");
+            assert!(translate(pattern).is_ok(), "{pattern}");
+        }
+        assert!(compile(&"a".repeat(MAX_LEN + 1)).is_err());
+    }
+
+    #[test]
+    fn pattern_when_repetitions_multiply_beyond_the_limit_then_is_refused() {
+        for pattern in ["(a{40}b){40}", "a{1001}", "(?:(a{10}){10}){11}", "(a|b{30}){40}", "(?P<a.b>x)"] {
+            assert!(compile(pattern).is_err(), "{pattern}");
         }
         for pattern in [
             "a*?",
@@ -422,16 +544,30 @@ mod tests {
             r"\**",
             "[*+]*",
             r"\Qa*\E*",
+            "/a/{id}",
         ] {
             assert!(compile(pattern).is_ok(), "{pattern}: {:?}", compile(pattern).err());
         }
-        assert_eq!(compile(&"a".repeat(MAX_LEN + 1)).unwrap_err(), Re2Error::TooLong);
     }
 
     proptest! {
         #[test]
-        fn regex_when_any_text_then_never_panics(pattern in "\\PC{0,40}") {
-            let _ = compile(&pattern);
+        fn pattern_when_the_control_plane_takes_it_then_proxies_do(
+            parts in proptest::collection::vec(
+                prop_oneof![
+                    Just("[[:foo:]]"), Just("[[:alpha:]"), Just("]"), Just("["), Just("^"), Just("-"), Just("a"), Just("\\é"), Just("é"),
+                    Just("\\777"), Just("\\x{ff}"), Just("\\x4"), Just("\\Q"), Just("\\E"), Just("{2}"), Just("{,2}"), Just("{x}"),
+                    Just("*"), Just("?"), Just("("), Just("(?i:"), Just("(?P<n>"), Just(")"), Just("|"), Just("\\pN"), Just("\\p{Greek}"),
+                    Just("\\d"), Just("\\b"), Just("\\"), Just("&&"), Just("."), Just("$"),
+                ],
+                0..12,
+            ),
+            rest in "\\PC{0,8}",
+        ) {
+            let pattern = parts.concat() + &rest;
+            if compile(&pattern).is_ok() {
+                prop_assert!(whole(&pattern).is_ok(), "{}: {:?}", pattern, whole(&pattern).err());
+            }
         }
     }
 }

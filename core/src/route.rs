@@ -289,8 +289,8 @@ pub struct Retry {
     pub statuses: Vec<u16>,
     /// Whether other localities may be tried.
     pub remote_localities: bool,
-    /// Whether endpoints that failed are avoided.
-    pub avoid_previous: bool,
+    /// Whether endpoints that failed are avoided; where nothing is said they are, unless a hash decides who serves.
+    pub avoid_previous: Option<bool>,
     /// The shortest interval between tries.
     pub backoff: Option<Duration>,
 }
@@ -400,6 +400,11 @@ impl Subnet {
             _ => false,
         }
     }
+
+    /// Whether all addresses of another lie in it.
+    pub fn covers(&self, other: Subnet) -> bool {
+        other.length >= self.length && self.contains(other.address)
+    }
 }
 
 #[cfg(test)]
@@ -417,5 +422,8 @@ mod tests {
         assert!(contains(subnet("0.0.0.0", 0), "198.19.0.31"));
         assert!(!contains(subnet("0.0.0.0", 0), "fd00::1"));
         assert!(contains(subnet("fd00::", 8), "fdff::1"));
+        assert!(subnet("10.0.0.0", 8).covers(subnet("10.1.0.0", 16)));
+        assert!(!subnet("10.1.0.0", 16).covers(subnet("10.0.0.0", 8)));
+        assert!(!subnet("10.1.0.0", 16).covers(subnet("10.2.0.0", 24)));
     }
 }

@@ -153,6 +153,8 @@ pub struct InboundPort {
     pub service: Host,
     /// That service's key.
     pub key: ObjectKey,
+    /// Its port that leads here.
+    pub service_port: u16,
 }
 
 /// Region, zone and part of it of a node, by the well-known labels; empty when not known.

@@ -1,9 +1,9 @@
 //! A small HTTP/1.1 server for what operators of the process ask: is it alive, is it ready, how is it doing.
 //!
-//! Bounds: 64 connections at a time (more wait in the kernel's backlog), 10 s for a request head, 8 KiB of head, no
+//! Bounds: 64 connections at a time (of more the oldest ends), 10 s for a request head, 8 KiB of head, no
 //! request bodies read. It serves probes and scrapers, never traffic.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -243,13 +243,14 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, ListenError> {
 pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: CancellationToken) {
     let listener = listener.into();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open: VecDeque<CancellationToken> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener) => accepted,
         };
-        let (stream, slot) = match accepted {
-            Ok(pair) => pair,
+        let stream = match accepted {
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 // Out of file descriptors, most likely: spinning would make it worse.
@@ -257,8 +258,17 @@ pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: Canc
                 continue;
             }
         };
+        // Whoever holds connections open and asks nothing keeps nobody else out.
+        open.retain(|ended| !ended.is_cancelled());
+        if slots.available_permits() == 0
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.cancel();
+        }
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let routes = routes.clone();
-        let shutdown = shutdown.clone();
+        let shutdown = shutdown.child_token();
+        open.push_back(shutdown.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
                 let routes = &routes;
@@ -275,6 +285,7 @@ pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: Canc
                     tracing::debug!(%error, "connection ended");
                 },
             }
+            shutdown.cancel();
             drop(slot);
         });
     }
@@ -295,14 +306,9 @@ impl From<TcpListener> for Listener {
     }
 }
 
-async fn accept(
-    listener: &Listener,
-    slots: &Arc<Semaphore>,
-) -> std::io::Result<(Either<TcpStream, UnixStream>, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    let stream = match listener {
+async fn accept(listener: &Listener) -> std::io::Result<Either<TcpStream, UnixStream>> {
+    Ok(match listener {
         Listener::Tcp(listener) => Either::Left(listener.accept().await?.0),
         Listener::Unix(listener) => Either::Right(listener.accept().await?.0),
-    };
-    Ok((stream, slot))
+    })
 }

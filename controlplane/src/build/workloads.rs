@@ -149,6 +149,7 @@ fn inbound(spec: Option<&k8s::PodSpec>, labels: &Labels, selecting: &[Selecting<
                 protocol: service_port.protocol,
                 service: service.host.clone(),
                 key: service.key.clone(),
+                service_port: service_port.number,
             };
             match ports.get_mut(&number) {
                 Some(known) if known.protocol == leno_core::Protocol::Auto && candidate.protocol != known.protocol => {

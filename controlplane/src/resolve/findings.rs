@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use leno_core::route::{RouteRules, TlsMatch};
-use leno_core::{Condition, Finding, HostPattern, ObjectRef, Reason, Severity, Snapshot};
+use leno_core::route::{HttpAction, HttpRule, RouteRules, TcpRule, TlsMatch, TlsRule};
+use leno_core::service::Service;
+use leno_core::{Condition, Finding, Host, HostPattern, ObjectRef, Protocol, Reason, Severity, Snapshot};
 
 use super::index::Index;
 use super::outbound::Resolver;
@@ -99,46 +100,102 @@ impl Object for RouteRules {
     }
 }
 
-/// What the rules name and is not there.
-fn references(index: &Index<'_>, rules: &Arc<RouteRules>) -> BTreeSet<Finding> {
-    let client = ClientScope::of_namespace(&rules.origin.namespace);
-    let mut ports: BTreeSet<u16> = BTreeSet::new();
-    for service in index.snapshot.services.values() {
-        if rules.hosts.iter().any(|pattern| pattern.matches(&service.host)) {
-            ports.extend(service.ports.keys());
+/// What the rules name and is not there: for clients in their own namespace, and for those for whom other policies hold, which may
+/// lack a subset that these have.
+fn references<'a>(index: &Index<'a>, rules: &'a RouteRules) -> BTreeSet<Finding> {
+    let services = index.snapshot.services.values();
+    let services: Vec<&Arc<Service>> =
+        services.filter(|service| rules.hosts.iter().any(|pattern| pattern.matches(&service.host))).collect();
+    let plain = ClientScope::of_namespace(&rules.origin.namespace);
+    let mut found = asked_by(index, rules, &services, &plain);
+    for client in other_clients(index, rules, &services) {
+        let who = match client.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>() {
+            none if none.is_empty() => format!("for clients in {}", client.namespace),
+            labels => format!("for clients in {} with {}", client.namespace, labels.join(" and ")),
+        };
+        let missing = asked_by(index, rules, &services, &client);
+        let missing = missing.into_iter().filter(|one| one.reason == Reason::SubsetNotFound && !found.contains(one));
+        let told: Vec<Finding> =
+            missing.map(|one| Finding { message: format!("{who}: {}", one.message), ..one }).collect();
+        found.extend(told);
+    }
+    found
+}
+
+/// Clients to whom the rules apply, and for whom a policy of a host that they lead to holds and is not for all.
+fn other_clients<'a>(index: &Index<'a>, rules: &'a RouteRules, services: &[&'a Arc<Service>]) -> BTreeSet<ClientScope> {
+    let http = rules.http.iter().filter_map(|rule| match &rule.action {
+        HttpAction::Forward(forward) => Some(forward),
+        _ => None,
+    });
+    let of_http = http.flat_map(|forward| {
+        let copies = forward.mirrors.iter().map(|mirror| &mirror.destination);
+        forward.destinations.iter().map(|entry| &entry.destination).chain(copies)
+    });
+    let of_tcp = rules.tcp.iter().flat_map(|rule| &rule.destinations);
+    let of_tls = rules.tls.iter().flat_map(|rule| &rule.destinations);
+    let all = of_http.chain(of_tcp.chain(of_tls).map(|(destination, _)| destination));
+    let hosts: BTreeSet<&Host> = all.filter(|to| to.subset.is_some()).map(|to| &to.host).collect();
+    let policies = hosts.into_iter().flat_map(|host| index.policies.of(host)).map(|(_, policy)| policy);
+    let clients = policies.map(|policy| ClientScope {
+        namespace: policy.origin.namespace.clone(),
+        labels: policy.clients.clone().unwrap_or_default(),
+        ..ClientScope::default()
+    });
+    let applies = |client: &ClientScope| {
+        let chosen = services.iter().filter_map(|&service| index.rules(service, client, |one| !one.is_empty()));
+        chosen.into_iter().any(|chosen| chosen.origin == rules.origin)
+    };
+    let own = ClientScope::of_namespace(&rules.origin.namespace);
+    clients.filter(|client| *client != own && applies(client)).collect()
+}
+
+/// What the rules name and this client does not find, whatever it is that a match asks of it.
+fn asked_by(
+    index: &Index<'_>,
+    rules: &RouteRules,
+    services: &[&Arc<Service>],
+    client: &ClientScope,
+) -> BTreeSet<Finding> {
+    let all: BTreeSet<u16> = services.iter().flat_map(|service| service.ports.keys().copied()).collect();
+    // Rules of a kind are for ports that speak it. For a host that is no service the port does not matter, unless the destination has
+    // several.
+    let ports = |speaks: fn(Protocol) -> bool| -> BTreeSet<u16> {
+        let ports = services.iter().flat_map(|service| service.ports.values());
+        let some: BTreeSet<u16> = ports.filter(|port| speaks(port.protocol)).map(|port| port.number).collect();
+        match (some.is_empty(), all.is_empty()) {
+            (false, _) => some,
+            (true, false) => all.clone(),
+            (true, true) => BTreeSet::from([80]),
         }
+    };
+    let mut resolver = Resolver { index, client, findings: BTreeSet::new() };
+    let mut one = RouteRules { http: Vec::new(), tcp: Vec::new(), tls: Vec::new(), ..RouteRules::clone(rules) };
+    // One at a time, since nothing is looked at after the first that takes everything.
+    let http = ports(|protocol| !protocol.is_opaque());
+    for rule in &rules.http {
+        let asked = rule.matches.iter().flatten().map(|matching| matching.client.port);
+        one.http = vec![HttpRule { matches: None, ..rule.clone() }];
+        addressed(&http, asked).into_iter().for_each(|port| _ = resolver.http(&one, port));
     }
-    // For a host that is no service: the port does not matter, unless the destination has several.
-    if ports.is_empty() {
-        ports.insert(80);
+    let tcp = ports(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Auto));
+    for rule in &rules.tcp {
+        let asked = rule.matches.iter().flatten().map(|matching| matching.client.port);
+        one.tcp = vec![TcpRule { matches: None, ..rule.clone() }];
+        addressed(&tcp, asked).into_iter().for_each(|port| _ = resolver.tcp(&one, port));
     }
-    let mut resolver = Resolver { index, client: &client, findings: BTreeSet::new() };
-    // Whatever client a match is for, what it leads to has to exist.
-    let mut for_everyone = RouteRules::clone(rules);
-    for rule in &mut for_everyone.http {
-        rule.matches = None;
-    }
-    for rule in &mut for_everyone.tcp {
-        rule.matches = None;
-    }
-    for rule in &mut for_everyone.tls {
-        rule.matches = vec![TlsMatch::default()];
-    }
-    let tcp = std::mem::take(&mut for_everyone.tcp);
-    let tls = std::mem::take(&mut for_everyone.tls);
-    for port in ports {
-        resolver.http(&for_everyone, port);
-        // One at a time, since nothing is looked at after the first that takes everything.
-        for rule in &tcp {
-            for_everyone.tcp = vec![rule.clone()];
-            resolver.tcp(&for_everyone, port);
-        }
-        for rule in &tls {
-            for_everyone.tls = vec![rule.clone()];
-            resolver.tls(&for_everyone, port);
-        }
+    let tls = ports(|protocol| protocol == Protocol::Tls);
+    for rule in &rules.tls {
+        let asked = rule.matches.iter().map(|matching| matching.client.port);
+        one.tls = vec![TlsRule { matches: vec![TlsMatch::default()], ..rule.clone() }];
+        addressed(&tls, asked).into_iter().for_each(|port| _ = resolver.tls(&one, port));
     }
     resolver.findings
+}
+
+/// The ports that a rule is for: those that all of its matches name, or all.
+fn addressed(ports: &BTreeSet<u16>, asked: impl Iterator<Item = Option<u16>>) -> BTreeSet<u16> {
+    asked.collect::<Option<BTreeSet<u16>>>().filter(|asked| !asked.is_empty()).unwrap_or_else(|| ports.clone())
 }
 
 /// The object is for a service that does not exist. Names outside the cluster's domain may well be hosts of the internet.
@@ -164,9 +221,9 @@ fn kinds(rules: &RouteRules) -> Vec<&'static str> {
     kinds.into_iter().filter(|(_, empty)| !empty).map(|(kind, _)| kind).collect()
 }
 
-/// Objects of one namespace that claim the same host for rules of one kind: the first given wins.
+/// Objects of one namespace that claim the same host for rules of one kind, and that the same clients see: the first given wins.
 fn conflicts(all: &[Arc<RouteRules>]) -> Vec<Finding> {
-    let mut winners: BTreeMap<(&str, String, &str), &RouteRules> = BTreeMap::new();
+    let mut claims: BTreeMap<(&str, String, &str), Vec<&RouteRules>> = BTreeMap::new();
     let mut found = Vec::new();
     for rules in all {
         let kinds = kinds(rules);
@@ -175,11 +232,15 @@ fn conflicts(all: &[Arc<RouteRules>]) -> Vec<Finding> {
             let mut winner = None;
             for kind in &kinds {
                 let key = (rules.origin.namespace.as_str(), pattern.to_string(), *kind);
-                let first = *winners.entry(key).or_insert(rules);
-                if first.origin != rules.origin {
+                let earlier = claims.entry(key).or_default();
+                let first = earlier
+                    .iter()
+                    .find(|first| first.origin != rules.origin && first.export_to.shares_some_with(&rules.export_to));
+                if let Some(first) = first {
                     lost.push(kind);
-                    winner.get_or_insert(first);
+                    winner.get_or_insert(*first);
                 }
+                earlier.push(rules);
             }
             let Some(winner) = winner else { continue };
             let what = match lost.len() == kinds.len() {

@@ -22,11 +22,11 @@ pub(super) struct Index<'a> {
     pub(super) has_tls: bool,
     pub(super) has_tcp: bool,
     routes: Hosts<'a, RouteRules>,
-    policies: Hosts<'a, DestinationPolicy>,
+    pub(super) policies: Hosts<'a, DestinationPolicy>,
 }
 
 /// Objects of one kind by host: single hosts looked up, patterns tried.
-struct Hosts<'a, T> {
+pub(super) struct Hosts<'a, T> {
     exact: BTreeMap<&'a Host, Vec<&'a Arc<T>>>,
     patterns: Vec<(&'a HostPattern, &'a Arc<T>)>,
 }
@@ -46,7 +46,7 @@ impl<'a, T> Hosts<'a, T> {
     }
 
     /// Objects for a host with how specific they are (less is more), in the order given.
-    fn of(&self, host: &'a Host) -> impl Iterator<Item = (usize, &'a Arc<T>)> {
+    pub(super) fn of(&self, host: &'a Host) -> impl Iterator<Item = (usize, &'a Arc<T>)> {
         let exact = self.exact.get(host).into_iter().flatten().map(|object| (0, *object));
         let patterns = self.patterns.iter().filter(move |(pattern, _)| pattern.matches(host));
         exact.chain(patterns.map(|(pattern, object)| (pattern.rank(), *object)))

@@ -178,7 +178,7 @@ impl<'a> Resolver<'a, '_> {
             .iter()
             .map(|entry| {
                 let route::WeightedDestination { destination, weight, headers } = entry;
-                let cluster = self.target(said_by, destination, port);
+                let cluster = self.target(said_by, destination, port, NOT_SERVED);
                 Target { cluster, weight: *weight, headers: headers.clone() }
             })
             .collect();
@@ -186,7 +186,7 @@ impl<'a> Resolver<'a, '_> {
             .iter()
             .filter_map(|mirror| {
                 let route::Mirror { destination, share } = mirror;
-                Some((self.target(said_by, destination, port)?, *share))
+                Some((self.target(said_by, destination, port, NOT_COPIED)?, *share))
             })
             .collect();
         Forward { targets, rewrite: rewrite.clone(), timeout: *timeout, retry: retry.clone(), mirrors }
@@ -245,7 +245,7 @@ impl<'a> Resolver<'a, '_> {
         let said_by = (&rules.origin, rules.generation);
         let targets = destinations
             .iter()
-            .map(|(destination, weight)| (self.target(said_by, destination, port), *weight))
+            .map(|(destination, weight)| (self.target(said_by, destination, port, NOT_SERVED), *weight))
             .collect();
         TcpTarget { targets, origin: Some(rules.origin.clone()) }
     }
@@ -262,6 +262,7 @@ impl<'a> Resolver<'a, '_> {
         said_by: (&ObjectRef, i64),
         destination: &route::Destination,
         port: u16,
+        until: &str,
     ) -> Option<ClusterName> {
         match self.index.target(destination, Some(port), self.client) {
             Ok(cluster) => Some(cluster),
@@ -273,13 +274,18 @@ impl<'a> Resolver<'a, '_> {
                     severity: Severity::Failing,
                     reason,
                     field,
-                    message: format!("{message}; its share of the traffic is answered with 503 until then"),
+                    message: format!("{message}; {until} until then"),
                 });
                 None
             }
         }
     }
 }
+
+/// What becomes of requests to a destination that is not there.
+const NOT_SERVED: &str = "its share of the traffic is answered with 503";
+/// What becomes of copies for one.
+const NOT_COPIED: &str = "no copies are sent there";
 
 /// The route to the service itself, where no rules say otherwise.
 fn direct(cluster: &ClusterName) -> HttpRoute {

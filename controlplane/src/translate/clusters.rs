@@ -216,6 +216,7 @@ pub(super) fn inbound(
     name: &str,
     protocol: leno_core::Protocol,
     service: Option<(&leno_core::Host, &leno_core::ObjectKey)>,
+    limits: &ConnectionLimits,
 ) -> xds::Cluster {
     let source = |address: &str| SocketAddress {
         address: address.to_owned(),
@@ -231,6 +232,7 @@ pub(super) fn inbound(
         let services = ListValue { values: vec![Value { kind: Some(Kind::StructValue(named)) }] };
         metadata([("istio", object([("services", Value { kind: Some(Kind::ListValue(services)) })]))])
     });
+    let policy = TrafficPolicy { connections: Some(limits.clone()), ..TrafficPolicy::default() };
     xds::Cluster {
         upstream_bind_config: Some(BindConfig {
             source_address: Some(source("127.0.0.6")),
@@ -238,6 +240,10 @@ pub(super) fn inbound(
             ..Default::default()
         }),
         metadata: described,
+        connect_timeout: Some(duration(limits.connect_timeout.unwrap_or(CONNECT_TIMEOUT))),
+        circuit_breakers: Some(circuit_breakers(limits, None)),
+        typed_extension_protocol_options: http_options(protocol, &policy),
+        upstream_connection_options: limits.keepalive.map(keepalive),
         ..original_destination(name, protocol)
     }
 }

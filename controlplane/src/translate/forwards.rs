@@ -120,7 +120,7 @@ pub(super) fn forwarded(
         timeout: Some(timeout.map_or(ZERO, duration)),
         // A call of gRPC has as long as its client says, but no longer than that.
         max_grpc_timeout: Some(timeout.map_or(ZERO, duration)),
-        retry_policy: retries(retry.as_ref()),
+        retry_policy: retries(retry.as_ref(), !keys.is_empty()),
         request_mirror_policies: mirrors
             .iter()
             .map(|(name, share)| RequestMirrorPolicy {
@@ -170,7 +170,9 @@ fn quoted(text: &str) -> String {
     out
 }
 
-fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
+/// What is repeated. Where the route is `hashed`, a repeat that somebody asked for stays where the hash leads, as in Istio, unless
+/// the rule says otherwise.
+fn retries(retry: Option<&Retry>, hashed: bool) -> Option<xds::RetryPolicy> {
     use xds::retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType};
     let previous_hosts = || RetryHostPredicate {
         name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
@@ -214,7 +216,7 @@ fn retries(retry: Option<&Retry>) -> Option<xds::RetryPolicy> {
         retry_on: on.join(","),
         num_retries: Some(*attempts),
         per_try_timeout: per_try_timeout.map(duration),
-        retry_host_predicate: avoid_previous.then(previous_hosts).into_iter().collect(),
+        retry_host_predicate: avoid_previous.unwrap_or(!hashed).then(previous_hosts).into_iter().collect(),
         host_selection_retry_max_attempts: HOST_ATTEMPTS,
         retriable_status_codes: statuses.iter().map(|status| u32::from(*status)).collect(),
         retriable_headers: vec![not_sent],

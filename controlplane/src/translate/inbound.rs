@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use leno_core::policy::ConnectionLimits;
+use leno_core::service::InboundPort;
 use leno_core::{MtlsMode, Protocol};
 use leno_xds::envoy::config::cluster::v3::Cluster;
 use leno_xds::envoy::config::core::v3::TrafficDirection;
@@ -41,11 +43,24 @@ fn cluster_name(port: u16) -> String {
 pub(super) fn clusters(ir: &Ir) -> BTreeMap<String, Cluster> {
     let own = ir.workload.inbound.values().map(|port| {
         let name = cluster_name(port.number);
-        let cluster = clusters::inbound(&name, port.protocol, Some((&port.service, &port.key)));
+        let limits = limits(ir, port).unwrap_or_default();
+        let cluster = clusters::inbound(&name, port.protocol, Some((&port.service, &port.key)), &limits);
         (name, cluster)
     });
-    let others = clusters::inbound(INBOUND_PASSTHROUGH, Protocol::Auto, None);
+    let others = clusters::inbound(INBOUND_PASSTHROUGH, Protocol::Auto, None, &ConnectionLimits::default());
     own.chain([(INBOUND_PASSTHROUGH.to_owned(), others)]).collect()
+}
+
+/// The limits on connections and requests that a policy of the workload's namespace sets for its service: they hold at the receiving end
+/// too, where all clients come together. What they say of versions is about clients.
+fn limits(ir: &Ir, port: &InboundPort) -> Option<ConnectionLimits> {
+    let services = &ir.outbound.services;
+    let at = services.binary_search_by(|known| known.service.host.cmp(&port.service)).ok()?;
+    let known = services[at].ports.iter().find(|known| known.number == port.service_port)?;
+    let whole = known.clusters.first()?;
+    let own = whole.origin.as_ref().is_some_and(|origin| origin.namespace == ir.workload.identity.namespace);
+    let limits = whole.policy.connections.clone().filter(|_| own)?;
+    Some(ConnectionLimits { upgrade_to_http2: None, use_client_protocol: false, ..limits })
 }
 
 /// The listener that all inbound connections arrive at.

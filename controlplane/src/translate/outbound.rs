@@ -148,6 +148,10 @@ fn of_address(
                 let rest = rest.map(|target| chain("tcp", tcp_to(&stat_prefix, target, clusters)));
                 listener.filter_chains.extend(rest.map(|chain| FilterChain { filter_chain_match: of, ..chain }));
             }
+            if listener.filter_chains.is_empty() {
+                // Rules that have nothing for these addresses leave nowhere to go, and a listener must say so.
+                listener.filter_chains.push(chain("blackhole", tcp(&stat_prefix, BLACK_HOLE)));
+            }
             if port.connections.iter().any(|route| !route.server_names.is_empty()) {
                 listener.listener_filters = vec![tls_inspector()];
             }
@@ -210,14 +214,21 @@ fn connections<'a>(port: &'a OutboundPort, addresses: &[IpAddr]) -> Vec<Connecti
                 rest = Some(target);
                 break;
             }
-            // Envoy refuses two chains that a connection could take alike; of those that ask for the same, the first is left.
+            // Envoy refuses two chains that a connection could take alike, and of two sources prefers the narrower one: what an earlier
+            // rule takes is left out of later ones.
+            let mut take = |name: Option<&'a str>| {
+                let earlier = |(of, from): &(Option<&str>, Option<Subnet>)| {
+                    *of == name && from.is_none_or(|from| source.is_some_and(|source| from.covers(source)))
+                };
+                !taken.iter().any(earlier) && taken.insert((name, *source))
+            };
             let mut names = Vec::new();
             for name in server_names {
-                if taken.insert((Some(name.as_str()), *source)) {
+                if take(Some(name.as_str())) {
                     names.push(name.clone());
                 }
             }
-            let nothing_left = if server_names.is_empty() { !taken.insert((None, *source)) } else { names.is_empty() };
+            let nothing_left = if server_names.is_empty() { !take(None) } else { names.is_empty() };
             if nothing_left {
                 continue;
             }

@@ -2,11 +2,12 @@
 //! its hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use leno_core::route::{
     Abort, Answer, Cors, Fault, HeaderChanges, HttpMatch, Redirect, RedirectPath, RedirectPort, TextMatch,
 };
-use leno_core::{HostPattern, ObjectRef, OutboundMode};
+use leno_core::{Host, HostPattern, ObjectRef, OutboundMode};
 use leno_xds::any;
 use leno_xds::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use leno_xds::envoy::config::core::v3::{DataSource, RuntimeFractionalPercent, data_source};
@@ -58,36 +59,32 @@ pub(super) fn by_host(ir: &Ir, number: u16, clusters: &Clusters<'_>) -> (xds::Ro
     let Outbound { namespace, services, hosts } = ir.outbound.as_ref();
     let mut taken: BTreeSet<String> = BTreeSet::new();
     let mut found = BTreeSet::new();
-    let mut virtual_hosts = Vec::new();
-    // A name that two would have goes to the first: within one route configuration it must be unique.
+    // A name that two would have goes to the first: within one route configuration it must be unique. Services have their full names,
+    // then rules the hosts that they name, and what is left of short names is the services'.
     let mut free = |names: Vec<String>| -> Vec<String> {
         let with_port = names.into_iter().flat_map(|name| [name.clone(), format!("{name}:{number}")]);
         with_port.filter(|name| taken.insert(name.clone())).collect()
     };
+    // With a dot at its end a name is as full as without (RFC 1034, section 3.1).
+    let full = |host: &Host| match host.as_str().parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) => vec![format!("[{address}]")],
+        Ok(IpAddr::V4(_)) => vec![host.to_string()],
+        Err(_) => vec![host.to_string(), format!("{host}.")],
+    };
+    let mut of_services = Vec::new();
     for service in services {
         let Some(port) = service.ports.iter().find(|port| port.number == number) else { continue };
-        if port.protocol.is_opaque() {
-            continue;
+        if !port.protocol.is_opaque() {
+            of_services.push((service, port, free(full(&service.service.host))));
         }
-        let key = &service.service.key;
-        let mut names = vec![
-            service.service.host.to_string(),
-            format!("{}.{}.svc", key.name, key.namespace),
-            format!("{}.{}", key.name, key.namespace),
-        ];
-        if key.namespace == *namespace {
-            names.push(key.name.clone());
-        }
-        let name = format!("{}:{number}", service.service.host);
-        virtual_hosts.push(virtual_host(name, free(names), &port.http, number, clusters));
-        found.extend(origins(&port.http, port.rules.as_ref()));
     }
+    let mut of_rules = Vec::new();
     for entry in hosts {
         let Some((_, routes)) = entry.routes.iter().find(|(port, routes)| *port == number && !routes.is_empty()) else {
             continue;
         };
         let names = match &entry.host {
-            HostPattern::Exact(host) => free(vec![host.to_string()]),
+            HostPattern::Exact(host) => free(full(host)),
             HostPattern::Suffix(suffix) => free(vec![format!("*{suffix}")]),
             // Nothing may claim every host of the mesh.
             HostPattern::Any => Vec::new(),
@@ -95,9 +92,22 @@ pub(super) fn by_host(ir: &Ir, number: u16, clusters: &Clusters<'_>) -> (xds::Ro
         if names.is_empty() {
             continue;
         }
-        virtual_hosts.push(virtual_host(format!("{}:{number}", entry.host), names, routes, number, clusters));
+        of_rules.push(virtual_host(format!("{}:{number}", entry.host), names, routes, number, clusters));
         found.extend(origins(routes, Some(&entry.rules)));
     }
+    let mut virtual_hosts = Vec::with_capacity(of_services.len() + of_rules.len() + 1);
+    for (service, port, mut names) in of_services {
+        let key = &service.service.key;
+        let mut short = vec![format!("{}.{}.svc", key.name, key.namespace), format!("{}.{}", key.name, key.namespace)];
+        if key.namespace == *namespace {
+            short.push(key.name.clone());
+        }
+        names.extend(free(short));
+        let name = format!("{}:{number}", service.service.host);
+        virtual_hosts.push(virtual_host(name, names, &port.http, number, clusters));
+        found.extend(origins(&port.http, port.rules.as_ref()));
+    }
+    virtual_hosts.append(&mut of_rules);
     virtual_hosts.push(everything_else(ir.mesh.outbound));
     (configuration(ir, number.to_string(), virtual_hosts), found)
 }
@@ -275,17 +285,18 @@ fn redirected(redirect: &Redirect, addressed: u16) -> xds::RedirectAction {
         308 => RedirectResponseCode::PermanentRedirect,
         _ => RedirectResponseCode::MovedPermanently,
     };
+    let port = match port {
+        Some(RedirectPort::Number(number)) => Some(*number),
+        Some(RedirectPort::OfRequest) => Some(addressed),
+        // What Envoy does by itself.
+        Some(RedirectPort::OfScheme) | None => None,
+    };
     xds::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
-        port_redirect: match port {
-            Some(RedirectPort::Number(number)) => u32::from(*number),
+        port_redirect: match (scheme.as_deref().unwrap_or("http"), port) {
             // What goes without saying is not said.
-            Some(RedirectPort::OfRequest) => match (scheme.as_deref().unwrap_or("http"), addressed) {
-                ("http", 80) | ("https", 443) => 0,
-                _ => u32::from(addressed),
-            },
-            // What Envoy does by itself.
-            Some(RedirectPort::OfScheme) | None => 0,
+            ("http", Some(80)) | ("https", Some(443)) | (_, None) => 0,
+            (_, Some(port)) => u32::from(port),
         },
         response_code: response_code.into(),
         scheme_rewrite_specifier: scheme.clone().map(SchemeRewriteSpecifier::SchemeRedirect),

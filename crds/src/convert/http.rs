@@ -7,7 +7,7 @@ use leno_core::route::{
     Abort, Answer, Cors, Delegate, Fault, Forward, HttpAction, HttpMatch, HttpRule, Mirror, PathRewrite, Redirect,
     RedirectPath, RedirectPort, Retry, Rewrite, TextMatch, WeightedDestination,
 };
-use leno_core::{ObjectKey, Reason};
+use leno_core::{ObjectKey, Reason, re2};
 
 use super::headers::{MAX_HEADER, header_changes};
 use super::report::Report;
@@ -101,6 +101,19 @@ pub(super) fn http_rule(
     }
     if redirect.is_some() && rewrite.is_some() {
         report.refuse(Reason::NotExactlyOne, field, "a rule that redirects does not forward, so it cannot rewrite");
+    }
+    if redirect.is_some() || direct_response.is_some() {
+        let copied = mirror.is_some() || !mirrors.is_empty();
+        let unused = [
+            (timeout.is_some(), "timeout"),
+            (retry.is_some(), "retries"),
+            (copied, "mirror"),
+            (rewrite.is_some() && redirect.is_none(), "rewrite"),
+        ];
+        for (_, name) in unused.iter().filter(|(given, _)| *given) {
+            let message = "a rule that answers by itself forwards nothing, so that this has no effect; remove it";
+            report.remark(Reason::NoEffect, &format!("{field}.{name}"), message);
+        }
     }
     let action = if let Some(redirect) = redirect {
         HttpAction::Redirect(redirected(report, redirect, &format!("{field}.redirect")))
@@ -247,6 +260,11 @@ fn rewritten(report: &mut Report<'_>, rewrite: &istio::HttpRewrite, field: &str)
             }
             report.regex(&pattern, &format!("{field}.uriRegexRewrite.match"));
             let rewrite = rewrite.clone().unwrap_or_default();
+            if let Ok(compiled) = re2::compile(&pattern)
+                && let Err(message) = substitutes(&rewrite, compiled.captures_len())
+            {
+                report.refuse(Reason::InvalidValue, &format!("{field}.uriRegexRewrite.rewrite"), message);
+            }
             report.path(&rewrite, &format!("{field}.uriRegexRewrite.rewrite"));
             Some(PathRewrite::Regex(pattern, rewrite))
         }
@@ -255,6 +273,28 @@ fn rewritten(report: &mut Report<'_>, rewrite: &istio::HttpRewrite, field: &str)
     let authority = authority.clone().filter(|authority| !authority.is_empty());
     report.authority(authority.as_deref(), &format!("{field}.authority"));
     (path.is_some() || authority.is_some()).then_some(Rewrite { path, authority })
+}
+
+/// Whether a substitution names only groups that there are (the whole match is the first of them), in RE2's syntax.
+fn substitutes(text: &str, groups: usize) -> Result<(), String> {
+    let mut chars = text.chars();
+    while let Some(char) = chars.next() {
+        if char != '\\' {
+            continue;
+        }
+        match chars.next() {
+            Some('\\') => {}
+            Some(digit) if digit.to_digit(10).is_some_and(|group| (group as usize) < groups) => {}
+            Some(digit) if digit.is_ascii_digit() => {
+                return Err(format!(
+                    "\\{digit} names a group that the expression does not have; it has {}",
+                    groups - 1
+                ));
+            }
+            _ => return Err("a backslash stands before a digit or another backslash; correct it".to_owned()),
+        }
+    }
+    Ok(())
 }
 
 fn redirected(report: &mut Report<'_>, redirect: &istio::HttpRedirect, field: &str) -> Redirect {
@@ -283,6 +323,12 @@ fn redirected(report: &mut Report<'_>, redirect: &istio::HttpRedirect, field: &s
         }
     };
     let scheme = text(scheme);
+    let elsewhere = [&uri, &prefix, &authority, &scheme].into_iter().any(Option::is_some);
+    if !elsewhere && port.is_none() && derive_port.is_none() {
+        let message =
+            "this leads back to where it comes from, for ever; give uri, prefixRewrite, authority, scheme or port";
+        report.refuse(Reason::InvalidValue, field, message);
+    }
     if scheme.as_deref().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         report.refuse(Reason::InvalidValue, &format!("{field}.scheme"), "the scheme is http or https");
     }
@@ -354,7 +400,7 @@ fn retry(report: &mut Report<'_>, retries: &istio::HttpRetry, field: &str) -> Re
         on,
         statuses,
         remote_localities: retry_remote_localities.unwrap_or_default(),
-        avoid_previous: retry_ignore_previous_hosts.unwrap_or(true),
+        avoid_previous: *retry_ignore_previous_hosts,
         backoff: report.duration(backoff.clone(), &format!("{field}.backoff")),
     }
 }
@@ -411,7 +457,11 @@ fn injected(report: &mut Report<'_>, fault: &istio::HttpFaultInjection, field: &
                 report.share(value.unwrap_or_default(), &format!("{field}.percentage.value"))
             }
             (None, Some(percent)) => report.share(f64::from(*percent), &format!("{field}.percent")),
-            (None, None) => 0,
+            (None, None) => {
+                let message = "without it nothing is delayed; say for what part of the requests";
+                report.remark(Reason::NoEffect, &format!("{field}.percentage"), message);
+                0
+            }
         };
         if fixed_delay.is_none() && exponential_delay.is_none() {
             report.remark(Reason::NoEffect, &format!("{field}.fixedDelay"), "without it nothing is delayed; write one");
@@ -424,6 +474,10 @@ fn injected(report: &mut Report<'_>, fault: &istio::HttpFaultInjection, field: &
         let share = percentage.as_ref().map_or(0, |istio::Percent { value }| {
             report.share(value.unwrap_or_default(), &format!("{field}.percentage.value"))
         });
+        if percentage.is_none() {
+            let message = "without it nothing is aborted; say for what part of the requests";
+            report.remark(Reason::NoEffect, &format!("{field}.percentage"), message);
+        }
         let abort = match (http_status, grpc_status, http2_error) {
             (Some(status), None, None) => {
                 u16::try_from(*status).ok().filter(|status| (200..=599).contains(status)).map(Abort::Http)

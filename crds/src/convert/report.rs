@@ -139,7 +139,7 @@ impl<'a> Report<'a> {
 
     /// A regular expression: checked, and given back.
     pub(super) fn regex(&mut self, pattern: &str, field: &str) {
-        if let Err(error) = re2::compile_search(pattern) {
+        if let Err(error) = re2::compile(pattern) {
             let message = format!("the regular expression \"{pattern}\" does not compile: {error}; see RE2's syntax");
             self.refuse(Reason::InvalidRegex, field, message);
         }

@@ -3,15 +3,18 @@
 use super::View;
 use super::form::shown;
 use super::pages::{Query, Refusal, memory, state};
+use crate::config::{ClientTls, ServerTls};
 use crate::telemetry::envoy::{Stat, Times, used as is_used};
+use crate::telemetry::secured::{Owner, expiring as until};
 use hyper::StatusCode;
 use leno_runtime::http::{Answer, text};
 use regex::Regex;
 use serde_json::{Value, json as value};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::sync::{Arc, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Of times it is told below which so many parts of 1 of them lie.
 const QUANTILES: [f64; 10] = [0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0];
@@ -192,7 +195,48 @@ fn server_stats(view: &View) -> Vec<Stat> {
     let counted =
         [("listener_manager.listener_stopped", view.stopped.load(Ordering::Relaxed)), ("runtime.load_success", loads)];
     let counted = counted.into_iter().map(|(name, value)| Stat::counter(name, value));
-    numbers.into_iter().map(|(name, value)| Stat::gauge(name, value)).chain(counted).chain(overload).collect()
+    let numbers = numbers.into_iter().map(|(name, value)| Stat::gauge(name, value));
+    numbers.chain(counted).chain(overload).chain(expiring(view)).collect()
+}
+
+/// Until when the certificates and roots of listeners and clusters are good, in seconds since 1970. Of several with one name the
+/// first that ends.
+fn expiring(view: &View) -> Vec<Stat> {
+    let mut ends: BTreeMap<(Owner, Arc<str>, String), SystemTime> = BTreeMap::new();
+    let mut note = |owner: Owner, of: &Arc<str>, all: Vec<(&str, SystemTime)>| {
+        for (name, end) in all {
+            let earliest = ends.entry((owner, of.clone(), name.to_owned())).or_insert(end);
+            *earliest = end.min(*earliest);
+        }
+    };
+    let own = view.store.get();
+    let of_mesh = own.iter().flat_map(|own| own.ends()).collect::<Vec<_>>();
+    for listener in view.state().listeners() {
+        for tls in
+            listener.chains.all().iter().chain(listener.chains.default_chain()).filter_map(|chain| chain.tls.as_deref())
+        {
+            let all = match tls {
+                ServerTls::Mesh { .. } => of_mesh.clone(),
+                ServerTls::Own(context) => context.ends(),
+            };
+            note(Owner::Listener, &listener.stat_name, all);
+        }
+    }
+    for cluster in view.state().clusters() {
+        let sockets = cluster.endpoints.iter().filter_map(|endpoint| endpoint.tls.as_ref());
+        for tls in sockets.chain(&cluster.default_tls) {
+            let mut tls = Some(tls);
+            while let Some(one) = tls.take() {
+                match &**one {
+                    ClientTls::Mesh(_) => note(Owner::Cluster, &cluster.observability_name, of_mesh.clone()),
+                    ClientTls::Own(context) => note(Owner::Cluster, &cluster.observability_name, context.ends()),
+                    ClientTls::Proxied(proxied) => tls = proxied.inner.as_ref(),
+                }
+            }
+        }
+    }
+    let seconds = |end: SystemTime| end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    ends.into_iter().map(|((owner, of, name), end)| until(owner, &of, &name, seconds(end))).collect()
 }
 
 /// Until the first certificate is over that is shown to others; where there is none, as many as there can be.

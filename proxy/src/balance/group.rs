@@ -4,7 +4,7 @@ use super::{
     Rng, Sizes,
     edf::Schedule,
     source::Source,
-    table::Table,
+    table::{Table, TableSize},
     zone::{Way, Zoning},
 };
 use crate::{
@@ -122,6 +122,14 @@ impl Group {
                 let places = zoning.places().split(&hosts).into_iter().map(source).collect();
                 Self::Zoned { all: source(hosts), places, zoning: zoning.clone() }
             }
+        }
+    }
+
+    /// How large its table is, where a hash decides.
+    pub(super) fn table_size(&self) -> Option<TableSize> {
+        match self {
+            Self::Hashed(table) => Some(table.size()),
+            Self::Flat(_) | Self::ByLocality { .. } | Self::Zoned { .. } => None,
         }
     }
 

@@ -21,10 +21,11 @@ mod zone_tests;
 pub use load::Counts;
 pub use rng::Rng;
 pub use subset::MAX_SUBSETS;
+pub use table::TableSize;
 pub use zone::{Peers, Zones};
 
 use crate::{
-    config::{Balancing, Health, Labels, LbPolicy, Locality, Spread},
+    config::{Balancing, Health, LabelValue, Labels, LbPolicy, Locality, Spread},
     pool::Host,
 };
 use group::Group;
@@ -58,8 +59,24 @@ pub struct Balancer {
     policy: LbPolicy,
     plan: Plan,
     subsets: Option<Box<SubsetTable>>,
-    /// Choices among endpoints of which too few are usable, since somebody asked.
-    panics: Cell<u64>,
+    picked: Picked,
+}
+
+/// How choices came about, since somebody asked.
+#[derive(Debug, Default)]
+pub struct Picked {
+    /// Among endpoints of which too few are usable.
+    pub panics: Cell<u64>,
+    /// In the group of endpoints that was asked for.
+    pub selected: Cell<u64>,
+    /// Where requests go for which there is no group.
+    pub fallback: Cell<u64>,
+    /// Anywhere, since there is nobody where requests go for which there is no group.
+    pub fallback_panic: Cell<u64>,
+}
+
+fn one_more(counter: &Cell<u64>) {
+    counter.set(counter.get() + 1);
 }
 
 impl Default for Balancer {
@@ -90,7 +107,7 @@ impl Balancer {
             .filter(|config| !config.selectors.is_empty() || config.fallback != <_>::default());
         let subsets =
             subsets.map(|config| Box::new(SubsetTable::new(all, config, policy, balancing, spread, whole, rng)));
-        Self { policy, plan, subsets, panics: Cell::new(0) }
+        Self { policy, plan, subsets, picked: Picked::default() }
     }
 
     /// Whether an endpoint is there that is healthy or degraded.
@@ -106,12 +123,22 @@ impl Balancer {
     /// Chooses one. Where [`Balancing::skip_unreachable`] is set, those that could not be connected lately ([`Host::failed_lately`]) are
     /// chosen only when there is nobody else. Those that were `tried` for this request are chosen only when even those are none. Where the hash decides, only `tried` counts. It is asked anew
     /// about every choice, and may answer otherwise when it has left out enough.
-    pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<&Rc<Host>> {
-        let plan = match &self.subsets {
-            None => &self.plan,
-            Some(subsets) => subsets.find(&self.plan, context)?,
-        };
-        plan.pick(self.policy, context, rng, &self.panics, tried)
+    pub fn pick(&self, context: &PickContext<'_>, rng: &Rng, tried: impl Fn(&Host) -> bool) -> Option<Rc<Host>> {
+        let within = |plan: &'_ Plan| plan.pick(self.policy, context, rng, &self.picked.panics, &tried).cloned();
+        match &self.subsets {
+            None => within(&self.plan),
+            Some(subsets) => subsets.pick(&self.plan, context.labels, &self.picked, within),
+        }
+    }
+
+    /// How large the table of the first priority is, where a hash decides.
+    pub fn table_size(&self) -> Option<TableSize> {
+        self.plan.groups.iter().find_map(Group::table_size)
+    }
+
+    /// Groups of endpoints by their labels: the selector's place and the values.
+    pub fn subsets(&self) -> impl Iterator<Item = (usize, &[LabelValue])> {
+        self.subsets.iter().flat_map(|subsets| subsets.names())
     }
 
     /// Takes note of the proxies of this one's kind as they are now; it counts where there were some from the start.
@@ -122,9 +149,9 @@ impl Balancer {
         }
     }
 
-    /// Choices among endpoints of which too few are usable, since the last time.
-    pub fn take_panics(&self) -> u64 {
-        self.panics.take()
+    /// How choices came about since the last time, which is then forgotten.
+    pub fn picked(&self) -> &Picked {
+        &self.picked
     }
 }
 
@@ -246,7 +273,7 @@ impl Plan {
     fn group(&self, hash: u64, panics: &Cell<u64>) -> Option<&Group> {
         let note = |index: usize| {
             if self.panics.get(index) == Some(&true) {
-                panics.set(panics.get() + 1);
+                one_more(panics);
             }
         };
         match self.groups.as_slice() {

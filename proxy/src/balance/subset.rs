@@ -1,14 +1,17 @@
 //! Groups of endpoints by labels, and which one a request is served from.
 
-use super::{PickContext, Plan, Rng, Sizes, Whole, zone::Peers};
+use super::{Picked, Plan, Rng, Sizes, Whole, one_more, zone::Peers};
 use crate::{
     config::{Balancing, Fallback, LabelValue, Labels, LbPolicy, Selector, Spread, Subsets},
     pool::Host,
 };
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{cell::Cell, collections::HashMap, rc::Rc, sync::Arc};
 
 /// Groups of a cluster at most; endpoints whose labels would make more are in none.
 pub const MAX_SUBSETS: usize = 8192;
+
+/// The label whose list has alternatives.
+const ALTERNATIVES: &str = "fallback_list";
 
 type Values = Vec<LabelValue>;
 
@@ -65,17 +68,45 @@ impl SubsetTable {
         Self { config: config.clone(), groups, default }
     }
 
-    /// The endpoints from which the request is served; `all` are those of the cluster.
-    pub(super) fn find<'a>(&'a self, all: &'a Plan, context: &PickContext<'_>) -> Option<&'a Plan> {
+    /// An endpoint for these labels, chosen `within` its group; `all` are those of the cluster. With alternatives (see
+    /// [`Subsets::alternatives`]) it is one for the first of them that finds any.
+    pub(super) fn pick(
+        &self,
+        all: &Plan,
+        labels: Option<&Labels>,
+        picked: &Picked,
+        within: impl Fn(&Plan) -> Option<Rc<Host>>,
+    ) -> Option<Rc<Host>> {
         let none = Labels::default();
-        let wanted = context.labels.unwrap_or(&none);
+        let wanted = labels.unwrap_or(&none);
+        let one = |wanted: &Labels| {
+            let (plan, count) = self.find(all, wanted, picked)?;
+            within(plan).inspect(|_| one_more(count))
+        };
+        let Some(alternatives) = wanted.get(ALTERNATIVES).filter(|_| self.config.alternatives) else {
+            return one(wanted);
+        };
+        let rest = Labels::new(
+            wanted.iter().filter(|(name, _)| &***name != ALTERNATIVES).map(|(k, v)| (k.clone(), v.clone())),
+        );
+        match alternatives {
+            LabelValue::List(list) if !list.is_empty() => list.iter().find_map(|alternative| match alternative {
+                LabelValue::Object(fields) => one(&rest.with(&Labels::new(fields.iter().cloned()))),
+                _ => one(&rest),
+            }),
+            _ => one(&rest),
+        }
+    }
+
+    /// The endpoints from which the request is served, and what counts it.
+    fn find<'a>(&'a self, all: &'a Plan, wanted: &Labels, picked: &'a Picked) -> Option<(&'a Plan, &'a Cell<u64>)> {
         let mut fallback = &self.config.fallback;
         if !wanted.is_empty() {
             let keys = wanted.iter().map(|(name, _)| name);
             if let Some(at) = self.selector(keys.clone()) {
                 let values: Values = wanted.iter().map(|(_, value)| value.clone()).collect();
                 if let Some(plan) = self.groups[at].get(&values).filter(|plan| !plan.is_empty()) {
-                    return Some(plan);
+                    return Some((plan, &picked.selected));
                 }
                 fallback = self.config.selectors[at].fallback.as_ref().unwrap_or(fallback);
             }
@@ -89,7 +120,7 @@ impl SubsetTable {
             };
             let values: Option<Values> = keys.iter().map(|key| wanted.get(key).cloned()).collect();
             if let Some(plan) = values.and_then(|values| self.groups[at].get(&values)).filter(|plan| !plan.is_empty()) {
-                return Some(plan);
+                return Some((plan, &picked.selected));
             }
             fallback = self.config.selectors[at].fallback.as_ref().unwrap_or(&self.config.fallback);
         }
@@ -98,7 +129,14 @@ impl SubsetTable {
             Fallback::Any => Some(all),
             Fallback::Default => self.default.as_ref().filter(|plan| !plan.is_empty()),
         };
-        found.or_else(|| self.config.panic_any.then_some(all))
+        let found = found.map(|plan| (plan, &picked.fallback));
+        found.or_else(|| self.config.panic_any.then_some((all, &picked.fallback_panic)))
+    }
+
+    /// Every group: its selector's place and its values.
+    pub(super) fn names(&self) -> impl Iterator<Item = (usize, &[LabelValue])> {
+        let groups = self.groups.iter().enumerate();
+        groups.flat_map(|(at, groups)| groups.keys().map(move |values| (at, values.as_slice())))
     }
 
     /// See [`super::Balancer::peers_changed`].

@@ -19,6 +19,17 @@ pub(super) struct Table {
     bound: u32,
 }
 
+/// How many places there are, and the fewest and the most that an endpoint has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TableSize {
+    /// All of them.
+    pub places: u64,
+    /// Of the endpoint that has the fewest.
+    pub fewest: u64,
+    /// Of the endpoint that has the most.
+    pub most: u64,
+}
+
 #[derive(Debug)]
 enum Places {
     /// Hash and index of an endpoint, sorted by hash.
@@ -38,6 +49,18 @@ impl Table {
             _ => Places::Ring(Vec::new()),
         };
         Self { hosts, weights, places, bound: balancing.hash_balance_factor }
+    }
+
+    /// How large it is.
+    pub(super) fn size(&self) -> TableSize {
+        let mut each = vec![0_u64; self.hosts.len()];
+        let mut count = |index: u32| each[index as usize] += 1;
+        match &self.places {
+            Places::Ring(ring) => ring.iter().for_each(|(_, index)| count(*index)),
+            Places::Maglev(table) => table.iter().copied().for_each(count),
+        }
+        let of = |number: Option<&u64>| number.copied().unwrap_or(0);
+        TableSize { places: each.iter().sum(), fewest: of(each.iter().min()), most: of(each.iter().max()) }
     }
 
     /// Its endpoints.
@@ -218,6 +241,7 @@ mod tests {
         let port = |hash| table.pick(hash, 0).unwrap().address().port();
         assert_eq!([port(0), port(u64::MAX)], [94, 94]);
         assert_eq!([port(3_551_244_743_356_806_947), port(3_551_244_743_356_806_948)], [95, 93]);
+        assert_eq!(table.size(), TableSize { places: 12, fewest: 2, most: 2 });
         assert_eq!(table.pick(u64::MAX, 2).unwrap().address().port(), 90, "as if the first two were not there");
     }
 

@@ -219,8 +219,8 @@ impl PathRewrite {
 #[derive(Debug)]
 pub struct RegexRewrite {
     regex: RegexMatch,
-    /// In the syntax of the regex crate.
-    substitution: Box<str>,
+    /// In the syntax of the regex crate; `None` replaces nothing.
+    substitution: Option<Box<str>>,
 }
 
 impl RegexRewrite {
@@ -229,15 +229,17 @@ impl RegexRewrite {
     /// # Errors
     /// When the pattern does not compile.
     pub fn new(pattern: &str, substitution: &str) -> Result<Self, RegexError> {
-        Ok(Self {
-            regex: RegexMatch::searching(pattern)?,
-            substitution: re2_substitution(substitution).into_boxed_str(),
-        })
+        let regex = RegexMatch::searching(pattern)?;
+        let substitution = re2_substitution(substitution, &regex).map(Into::into);
+        Ok(Self { regex, substitution })
     }
 
     /// The text with every match replaced.
     pub fn apply(&self, text: &[u8]) -> Vec<u8> {
-        self.regex.replace_all(text, &self.substitution)
+        match &self.substitution {
+            Some(substitution) => self.regex.replace_all(text, substitution),
+            None => text.to_vec(),
+        }
     }
 }
 

@@ -278,6 +278,8 @@ pub struct Subsets {
     pub default: Labels,
     /// A list is each of its elements.
     pub list_as_any: bool,
+    /// A request may ask for one thing after the other: for those in its label `fallback_list`, each over its other labels.
+    pub alternatives: bool,
     /// When the fallback group is empty, any endpoint serves.
     pub panic_any: bool,
     /// Localities keep their weights within groups.

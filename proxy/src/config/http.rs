@@ -1,6 +1,6 @@
 //! How HTTP is served on a filter chain.
 
-use super::{AccessLog, Direction, Edge, FilterEntry, Http2Keepalive, LocalReplies, RouteTable, Tracing};
+use super::{AccessLog, Direction, Edge, FilterEntry, Http2Keepalive, LocalReplies, RouteTable, StringMatch, Tracing};
 use crate::telemetry::LogNeeds;
 use std::{sync::Arc, time::Duration};
 
@@ -93,6 +93,8 @@ pub struct HttpManager {
     pub any_method: bool,
     /// Targets of HTTP/1 that are whole URLs name host and path.
     pub absolute_urls: bool,
+    /// Wishes of HTTP/1.1 for one of these protocols are taken for none.
+    pub ignored_upgrades: Vec<StringMatch>,
     /// The length of a request of HTTP/1 that has chunks is dropped; default false: such a request is refused.
     pub chunked_length: bool,
     /// How names of headers are written to clients of HTTP/1; [`HeaderNames::Kept`] is about those of requests.
@@ -182,6 +184,7 @@ impl Default for HttpManager {
             any_method: true,
             chunked_length: false,
             absolute_urls: true,
+            ignored_upgrades: Vec::new(),
             stream_error_on_invalid: false,
             log_starts: false,
             log_tunnels: false,

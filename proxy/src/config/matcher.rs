@@ -61,15 +61,23 @@ impl RegexMatch {
 
 fn compile(anchored: bool, pattern: &str) -> Result<regex::bytes::Regex, RegexError> {
     let refused = |reason| RegexError { pattern: pattern.to_owned(), reason };
-    let translated = super::re2::translate(pattern).map_err(refused)?;
+    let translated = leno_core::re2::translate(pattern).map_err(|error| refused(error.to_string()))?;
     let full = if anchored { format!(r"\A(?:{translated})\z") } else { translated };
     let built = regex::bytes::RegexBuilder::new(&full).size_limit(REGEX_SIZE_LIMIT).build();
     built.map_err(|error| refused(error.to_string()))
 }
 
-/// Turns RE2's `\1` into `${1}` and protects `$`.
-pub(super) fn re2_substitution(text: &str) -> String {
+/// Turns RE2's `\1` into `${1}` and protects `$`. As RE2 does, it ends before a backslash that stands before anything else, and is
+/// none where a group is named that the expression does not have: then nothing is replaced.
+pub(super) fn re2_substitution(text: &str, regex: &RegexMatch) -> Option<String> {
     let mut out = String::with_capacity(text.len() + 8);
+    let (groups, mut rest) = (regex.regex.captures_len(), text.chars());
+    while let Some(c) = rest.next() {
+        let group = if c == '\\' { rest.next().and_then(|c| c.to_digit(10)) } else { None };
+        if group.is_some_and(|group| group as usize >= groups) {
+            return None;
+        }
+    }
     let mut chars = text.chars();
     while let Some(c) = chars.next() {
         match c {
@@ -80,13 +88,13 @@ pub(super) fn re2_substitution(text: &str) -> String {
                     out.push(d);
                     out.push('}');
                 }
-                Some(other) => out.push(other),
-                None => {}
+                Some('\\') => out.push('\\'),
+                Some(_) | None => break,
             },
             other => out.push(other),
         }
     }
-    out
+    Some(out)
 }
 
 impl fmt::Debug for RegexMatch {

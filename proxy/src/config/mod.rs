@@ -28,7 +28,6 @@ mod metadata_filters;
 mod network;
 pub(crate) mod pipe;
 mod ratelimit;
-mod re2;
 mod retry;
 mod route;
 mod template;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     balance,
-    config::{Action, Direction, HttpManager, StripPort, Underscores, Upgrade},
+    config::{Action, Direction, HttpManager, StringMatch, StripPort, Underscores, Upgrade},
     route::Selected,
     telemetry::ResponseFlags,
 };
@@ -45,6 +45,9 @@ pub(super) fn admit(call: &mut Call<'_>) -> Result<(), Stop> {
     paths(call)?;
     hosts(call.request, manager, call.conn.local.port());
     // A wish for HTTP/2 is none: it may always be passed over (RFC 9113, 3.1).
+    if call.request.version != Version::Http2 {
+        pass_over_upgrades(call.request, &manager.ignored_upgrades);
+    }
     if call.request.upgrade().is_some_and(|wanted| wanted.eq_ignore_ascii_case(b"h2c")) {
         call.request.set_upgrade(None);
     }
@@ -79,6 +82,18 @@ pub(super) fn again(call: &mut Call<'_>) -> Result<(), Stop> {
     let cleaned = paths(call);
     hosts(call.request, call.manager, call.conn.local.port());
     cleaned
+}
+
+/// Takes those protocols out of a wish for other ones that are to be passed over.
+fn pass_over_upgrades(request: &mut RequestHead, ignored: &[StringMatch]) {
+    let Some(wanted) = request.upgrade().filter(|_| !ignored.is_empty()) else { return };
+    let all = || wanted.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let stays = |one: &&[u8]| !ignored.iter().any(|ignored| ignored.matches(one));
+    if all().all(|one| stays(&one)) {
+        return;
+    }
+    let rest = all().filter(stays).collect::<Vec<_>>().join(&b","[..]);
+    request.set_upgrade(Some(&rest[..]).filter(|rest| !rest.is_empty()));
 }
 
 fn http_10(request: &mut RequestHead, manager: &HttpManager) -> Result<(), Reply> {

@@ -94,6 +94,35 @@ fn spelling(limits: HeadLimits, headers: &[httparse::Header<'_>]) -> Option<Box<
     }
 }
 
+/// How far a head that is not whole yet was looked at. A long one that comes in many small pieces is not read from its beginning
+/// with each of them.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that were there when it was read last.
+    read: usize,
+    /// Bytes in which its end was looked for.
+    seen: usize,
+}
+
+impl Progress {
+    /// Heads of so many bytes are read with every piece, so that mistakes are told at once.
+    const SMALL: usize = 4096;
+
+    /// Whether it is worth reading: it is short, ends here, has doubled, or is as long as it may be.
+    pub fn is_due(&mut self, bytes: &[u8], limits: HeadLimits) -> bool {
+        let new = &bytes[self.seen.saturating_sub(2).min(bytes.len())..];
+        self.seen = bytes.len();
+        let due = bytes.len() <= Self::SMALL
+            || bytes.len() >= limits.bytes
+            || bytes.len() / 2 >= self.read
+            || memchr::memchr_iter(b'\n', new).any(|at| matches!(new[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]));
+        if due {
+            self.read = bytes.len();
+        }
+        due
+    }
+}
+
 /// Headers that `connection` may list at most; Envoy's limit.
 const MAX_LISTED: usize = 9;
 

@@ -17,6 +17,7 @@ mod hpack;
 mod inlet;
 mod keepalive;
 mod mux;
+mod pause;
 mod pool;
 mod queue;
 mod serve;

@@ -18,6 +18,7 @@ use super::frame::Code;
 use super::guard::Flood;
 use super::keepalive::Keepalive;
 use super::mux::{Fault, Incoming, Limits, Mux, Role, Trouble};
+use super::pause::Pause;
 use crate::config::{Http2Keepalive, Http2Options, HttpManager};
 use crate::http::head::RequestHead;
 use crate::http::parse::HeadError;
@@ -29,6 +30,10 @@ const LINGER: Duration = Duration::from_secs(1);
 const LAST_WORDS: usize = 64 * 1024;
 /// Work with heads, as [`Mux::effort`] counts it, that a client has at one turn; then other connections have theirs.
 const TURN: u64 = 128 * 1024;
+/// Reads that bring very much, in one turn.
+const MUCH: u32 = 2;
+/// Bytes that are written between two rests.
+const MUCH_WRITTEN: u64 = 256 * 1024;
 
 /// The bounds of a connection with a client.
 #[derive(Debug, Clone, Copy)]
@@ -152,10 +157,14 @@ where
     let mut age = settings.max_duration.map(|limit| Box::pin(tokio::time::sleep(limit)));
     let mut taken = 0u32;
     let mut draining = false;
+    let (mut pause, mut rested) = (Pause::default(), mux.borrow().written());
 
     let served = poll_fn(|cx| {
+        if pause.lasts() {
+            return Poll::Pending;
+        }
         mux.borrow_mut().turn_begins(cx);
-        let (until, had) = (mux.borrow().effort() + TURN, taken);
+        let (until, had, mut much) = (mux.borrow().effort() + TURN, taken, 0);
         let ended = loop {
             // Streams first: what they write leaves with the write below.
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {}
@@ -188,13 +197,13 @@ where
             if taken != before {
                 continue;
             }
-            if mux_now.effort() > until {
-                // Woken when sockets have been looked at: the heads that wait here are no reason to let others wait.
-                let _ = pin!(tokio::task::yield_now()).poll(cx);
+            if mux_now.effort() > until || much >= MUCH {
+                // What waits here is no reason to let others wait.
+                pause.begin(cx);
                 break Poll::Pending;
             }
             match mux_now.poll_read(&mut io, cx) {
-                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(true)) => much += u32::from(mux_now.read_much()),
                 Poll::Ready(Ok(false)) => break Poll::Ready(Ok(())),
                 // A client that has nothing open may close as soon as it hears that we leave.
                 Poll::Ready(Err(error))
@@ -235,6 +244,11 @@ where
         }
         if mux.written() != before {
             unread = Idle::new(settings.drain_timeout);
+        }
+        // What it makes room for is written at once, without end where a client takes it as fast: others have their turn between.
+        if mux.written().wrapping_sub(rested) > MUCH_WRITTEN {
+            rested = mux.written();
+            pause.begin(cx);
         }
         if unread.poll(!mux.has_left(), cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::inlet::Inlet;
 use super::keepalive::Keepalive;
 use super::mux::{Key, Limits, Mux, Role};
+use super::pause::Pause;
 use crate::config::{Http2Keepalive, Http2Options};
 use crate::http::body::{Chunk, Piece, SideError, Upstream};
 use crate::http::head::{BodyLength, RequestHead, ResponseHead};
@@ -120,11 +121,11 @@ where
     let users = Rc::downgrade(&handle);
     let drive = async move {
         let mut io = io;
-        let mut keepalive = Keepalive::with(keepalive);
+        let (mut keepalive, mut pause) = (Keepalive::with(keepalive), Pause::default());
         let result = poll_fn(|cx| {
             let mux = &mut *mux.borrow_mut();
             mux.turn_begins(cx);
-            let ended = turn(mux, &mut io, &mut keepalive, state.active.get() > 0, cx);
+            let ended = turn(mux, &mut io, &mut keepalive, &mut pause, state.active.get() > 0, cx);
             mux.turn_ends();
             match ended {
                 // Nobody has a stream, and nobody can open one any more.
@@ -156,15 +157,19 @@ fn turn<IO: AsyncRead + AsyncWrite + Unpin>(
     mux: &mut Mux,
     io: &mut IO,
     keepalive: &mut Keepalive,
+    pause: &mut Pause,
     active: bool,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
-    match mux.poll_read(io, cx)? {
-        // Those who wait for the bytes send them on while they are at hand in the processor's cache; and an endpoint that sends
-        // without end keeps nobody from being served.
-        Poll::Ready(true) => cx.waker().wake_by_ref(),
-        Poll::Ready(false) => return Poll::Ready(Ok(())),
-        Poll::Pending => {}
+    if !pause.lasts() {
+        match mux.poll_read(io, cx)? {
+            // Those who wait for the bytes send them on while they are at hand in the processor's cache; and an endpoint that sends
+            // without end keeps nobody from being served.
+            Poll::Ready(true) if mux.read_much() => pause.begin(cx),
+            Poll::Ready(true) => cx.waker().wake_by_ref(),
+            Poll::Ready(false) => return Poll::Ready(Ok(())),
+            Poll::Pending => {}
+        }
     }
     if keepalive.poll(active, mux, cx).is_ready() {
         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

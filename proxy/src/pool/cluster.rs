@@ -96,6 +96,7 @@ impl ClusterState {
         }
         let zones = peers.as_deref().map(|peers| Zones { peers, stats: &shared.stats });
         let balancer = Balancer::new(&hosts, config.policy, &config.balancing, config.spread, zones, rng, None);
+        tell_subsets(&balancer, before.map(|before| &before.balancer), &shared.stats);
         if config.track != Track::default() {
             shared.stats.tracked.get_or_init(Box::default);
         }
@@ -109,6 +110,8 @@ impl ClusterState {
         let published = Arc::new(PublishedCluster {
             config: config.clone(),
             stats: shared.stats.clone(),
+            table: balancer.table_size(),
+            subsets: balancer.subsets().count() as u64,
             hosts: hosts.iter().map(|host| (host.endpoint.clone(), host.stats().clone())).collect(),
             workers,
         });
@@ -402,12 +405,17 @@ impl ClusterState {
         context: &PickContext<'_>,
         tried: impl Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
-        let picked = balancer.pick(context, rng, tried).cloned();
-        let panics = balancer.take_panics();
-        if panics > 0 {
-            self.stats().lb_healthy_panic.add(panics);
+        let host = balancer.pick(context, rng, tried);
+        let (stats, picked) = (self.stats(), balancer.picked());
+        if picked.panics.get() > 0 {
+            stats.lb_healthy_panic.add(picked.panics.take());
         }
-        picked
+        if self.config.balancing.subsets.is_some() {
+            stats.lb_subsets_selected.add(picked.selected.take());
+            stats.lb_subsets_fallback.add(picked.fallback.take());
+            stats.lb_subsets_fallback_panic.add(picked.fallback_panic.take());
+        }
+        host
     }
 
     /// As [`Self::pick`], from one level alone; in panic, which all of the cluster decides, from all of its priority.
@@ -431,7 +439,7 @@ impl ClusterState {
         context: &PickContext<'_>,
         tried: impl Fn(&Host) -> bool,
     ) -> Option<Rc<Host>> {
-        self.without(priorities, rng).pick(context, rng, tried).cloned()
+        self.picked(&self.without(priorities, rng), rng, context, tried)
     }
 
     /// A balancer over the endpoints of other priorities.
@@ -547,6 +555,14 @@ pub enum Admission {
 }
 
 /// Whether connections to the host are good for the endpoint as it is now.
+/// Counts groups of endpoints that have come, and those that have gone.
+fn tell_subsets(balancer: &Balancer, before: Option<&Balancer>, stats: &ClusterStats) {
+    let old: HashSet<_> = before.into_iter().flat_map(Balancer::subsets).collect();
+    let new: HashSet<_> = balancer.subsets().collect();
+    stats.lb_subsets_created.add(new.difference(&old).count() as u64);
+    stats.lb_subsets_removed.add(old.difference(&new).count() as u64);
+}
+
 fn same_connection(host: &Host, endpoint: &Endpoint) -> bool {
     host.endpoint.tls == endpoint.tls
 }

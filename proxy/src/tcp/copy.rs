@@ -8,8 +8,8 @@ use crate::{
     telemetry::{CloseType, ResponseFlags, TcpRecorder},
 };
 use std::{
-    future::poll_fn,
-    pin::Pin,
+    future::{Future as _, poll_fn},
+    pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -91,7 +91,8 @@ impl Half {
                 return Poll::Pending;
             }
         }
-        cx.waker().wake_by_ref();
+        // After all that became ready meanwhile, sockets among it: a waker alone would come before those are looked at.
+        let _ = pin!(tokio::task::yield_now()).poll(cx);
         Poll::Pending
     }
 

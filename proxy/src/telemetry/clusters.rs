@@ -5,7 +5,8 @@ use super::histogram::Counter;
 use super::secured;
 use super::stats::{Breakers, ClusterStats, Gauge, PublishedCluster, Statuses};
 use super::tracked::ZoneStats;
-use crate::config::{Cluster, Health, Limits, pipe::Shown};
+use crate::balance::TableSize;
+use crate::config::{Cluster, Health, LbPolicy, Limits, pipe::Shown};
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,6 +64,9 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         "upstream_internal_redirect_succeeded_total" = internal_redirect_succeeded,
         "upstream_internal_redirect_failed_total" = internal_redirect_failed,
         "lb_healthy_panic" = lb_healthy_panic,
+        "lb_subsets_selected" = lb_subsets_selected,
+        "lb_subsets_fallback" = lb_subsets_fallback,
+        "lb_subsets_fallback_panic" = lb_subsets_fallback_panic,
         "upstream_cx_overflow" = cx_overflow,
         "upstream_cx_rx_bytes_total" = cx_rx_bytes_total,
         "upstream_cx_tx_bytes_total" = cx_tx_bytes_total,
@@ -92,6 +96,12 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
     }
     let active = view.sum(|one| one.cx_destroy_with_active_rq.iter().map(Counter::get).sum());
     out.add("upstream_cx_destroy_with_active_rq", active, false);
+    // Every worker has them, as in Envoy, whose main thread has them as well.
+    let (first, workers) = (&view.first, view.all.len() as u64 + 1);
+    out.add("lb_subsets_created", workers * first.stats.lb_subsets_created.get(), false);
+    out.add("lb_subsets_removed", workers * first.stats.lb_subsets_removed.get(), false);
+    out.add("lb_subsets_active", workers * first.subsets, true);
+    tables(&mut out, first);
     // Every worker sees every change.
     out.add("membership_change", view.first.stats.membership_change.get(), false);
     let (retries, limited) = (view.sum(|one| one.rq_retry.get()), view.sum(|one| one.rq_backoff_limited.get()));
@@ -161,6 +171,22 @@ pub(super) fn cluster(view: &ClusterView, stats: &mut Vec<Stat>) {
         config.endpoints.iter().filter(|endpoint| endpoint.is_excluded()).count() as u64,
         true,
     );
+}
+
+/// How endpoints lie in the table by which hashes decide; every worker has the same.
+fn tables(out: &mut Scope<'_>, first: &PublishedCluster) {
+    let Some(TableSize { places, fewest, most }) = first.table else { return };
+    match first.config.policy {
+        LbPolicy::Maglev { .. } => {
+            out.add("maglev_lb.min_entries_per_host", fewest, true);
+            out.add("maglev_lb.max_entries_per_host", most, true);
+        }
+        _ => {
+            out.add("ring_hash_lb.size", places, true);
+            out.add("ring_hash_lb.min_hashes_per_host", fewest, true);
+            out.add("ring_hash_lb.max_hashes_per_host", most, true);
+        }
+    }
 }
 
 /// The numbers of each endpoint among those of its cluster.

@@ -290,7 +290,7 @@ fn pairs(labels: &Labels) -> Vec<(&str, &str)> {
 
 /// The kind of a name, and the label that tells it.
 const HTTP: (&str, &str) = ("http", "envoy_http_conn_manager_prefix");
-const LISTENER: (&str, &str) = ("listener", "envoy_listener_address");
+pub(super) const LISTENER: (&str, &str) = ("listener", "envoy_listener_address");
 pub(super) const CLUSTER: (&str, &str) = ("cluster", "envoy_cluster_name");
 
 /// Times in milliseconds.

@@ -1,6 +1,6 @@
 //! Numbers of handshakes of TLS, of listeners and of clusters.
 
-use super::envoy::Scope;
+use super::envoy::{CLUSTER, LISTENER, Scope, Stat, as_part};
 use super::histogram::Counter;
 use crate::tls::{Distrust, TlsError, TlsInfo};
 use std::collections::BTreeMap;
@@ -52,6 +52,29 @@ impl TlsStats {
         };
         counter.add(1);
     }
+}
+
+/// Whose certificates they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A listener's.
+    Listener,
+    /// A cluster's.
+    Cluster,
+}
+
+/// Until when a certificate of this name is good, in seconds since 1970.
+pub fn expiring(owner: Owner, of: &str, name: &str, seconds: u64) -> Stat {
+    let (kind, label) = match owner {
+        Owner::Listener => LISTENER,
+        Owner::Cluster => CLUSTER,
+    };
+    let mut one = Vec::with_capacity(1);
+    let family = format!("envoy_{kind}_ssl_certificate_expiration_unix_time_seconds");
+    let stat = format!("ssl.certificate.{}.expiration_unix_time_seconds", as_part(name));
+    let label_of_name = ("envoy_tls_certificate", as_part(name).into_owned());
+    Scope::new(kind, label, of, &mut one).put(&stat, family, seconds, true, Some(label_of_name));
+    one.remove(0)
 }
 
 /// Tells those of all workers together.

@@ -4,6 +4,7 @@ use super::histogram::{Counter, Histogram};
 use super::secured::TlsStats;
 use super::tracked::{ConnectionEnd, TrackedStats, ZoneStats};
 use super::{ResponseFlags, Wire};
+use crate::balance::TableSize;
 use crate::config::{Cluster, Endpoint, Priority};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -107,6 +108,11 @@ pub struct ClusterStats {
     pub rq_time: [Histogram; 2],
     pub rq_cancelled: Counter,
     pub lb_healthy_panic: Counter,
+    pub lb_subsets_created: Counter,
+    pub lb_subsets_removed: Counter,
+    pub lb_subsets_selected: Counter,
+    pub lb_subsets_fallback: Counter,
+    pub lb_subsets_fallback_panic: Counter,
     pub internal_redirect_succeeded: Counter,
     pub internal_redirect_failed: Counter,
     pub membership_change: Counter,
@@ -470,6 +476,10 @@ pub struct PublishedCluster {
     pub stats: Arc<ClusterStats>,
     /// Its endpoints with theirs.
     pub hosts: Vec<(Arc<Endpoint>, Arc<HostStats>)>,
+    /// The table by which hashes decide, where they do.
+    pub table: Option<TableSize>,
+    /// Groups of its endpoints by labels.
+    pub subsets: u64,
     /// How many workers share its limits.
     pub workers: u32,
 }

@@ -208,6 +208,12 @@ const PATTERNS: &[(&str, &str, &str, &str)] = &[
     ("envoy.ssl_cipher", r"^listener\..*?\.ssl\.ciphers(\.(<WORD>))$", ".ssl.ciphers.", ""),
     ("envoy.ssl_curve", r"^(?:listener|cluster)\..*?\.ssl\.curves(\.(<WORD>))$", ".ssl.curves.", ""),
     ("envoy.ssl_sigalg", r"^(?:listener|cluster)\..*?\.ssl\.sigalgs(\.(<WORD>))$", ".ssl.sigalgs.", ""),
+    (
+        "envoy.tls_certificate",
+        r"^(?:listener|cluster)\..*?\.ssl\.certificate(\.(.+))\.expiration_unix_time_seconds$",
+        ".ssl.certificate.",
+        "",
+    ),
     ("envoy.ssl_version", r"^(?:listener|cluster)\..*?\.ssl\.versions(\.(TLSv\d\.\d))$", ".ssl.versions.", ""),
     ("cipher_suite", r"^cluster\.<VALUE>\.ssl\.ciphers(\.(<WORD>))$", ".ssl.ciphers.", ""),
     ("envoy.http_conn_manager_prefix", r"^listener\..*?\.http\.((<VALUE>)\.)", ".http.", ""),
@@ -255,6 +261,10 @@ mod tests {
         let mut tags = Tags::default();
         tags.add_usual();
         for (name, wanted) in [
+            (
+                "listener.127.0.0.1_80.ssl.certificate.a.b/c.expiration_unix_time_seconds",
+                "envoy_listener_ssl_certificate_expiration_unix_time_seconds{envoy_tls_certificate=a.b/c,envoy_listener_address=127.0.0.1_80}",
+            ),
             (
                 "cluster.a_b.c.external.upstream_rq_200",
                 "envoy_cluster_c_external_upstream_rq{envoy_response_code=200,envoy_cluster_name=a_b}",

@@ -113,6 +113,13 @@ impl Credentials {
         self.not_after
     }
 
+    /// Names of the leaf and of the roots, as secrets of the mesh, with the time until which each is good.
+    pub fn ends(&self) -> Vec<(&'static str, SystemTime)> {
+        let end = |root: &CertificateDer<'_>| Some(super::CertificateFacts::read(root)?.not_after);
+        let roots = self.root_certificates.iter().filter_map(end).min();
+        [("default", self.not_after)].into_iter().chain(roots.map(|end| ("ROOTCA", end))).collect()
+    }
+
     /// Serial number of the leaf, hexadecimal with colons.
     pub fn serial(&self) -> &str {
         &self.serial

@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 
-use super::facts::CertificateFacts;
+use super::facts::{CertificateFacts, Hasher};
 use super::sans::SanMatch;
 
 /// Certificates in one chain, or roots in one bundle, at most.
@@ -88,11 +88,16 @@ pub struct TrustSettings {
     pub max_depth: Option<u32>,
     /// Clients are not told whom we trust.
     pub suppress_client_ca_list: bool,
+    /// A hash of what it was made of.
+    pub fingerprint: [u8; 32],
 }
 
 impl TrustSettings {
     /// These settings with what `other` says more or otherwise, as protocol buffers are merged.
     pub fn merged(&self, other: &TrustSettings) -> TrustSettings {
+        let mut both = Hasher::default();
+        both.add(&self.fingerprint);
+        both.add(&other.fingerprint);
         let list = |a: &[[u8; 32]], b: &[[u8; 32]]| a.iter().chain(b).copied().collect();
         TrustSettings {
             roots: other.roots.clone().or_else(|| self.roots.clone()),
@@ -106,6 +111,7 @@ impl TrustSettings {
             spki: list(&self.spki, &other.spki),
             max_depth: other.max_depth.or(self.max_depth),
             suppress_client_ca_list: self.suppress_client_ca_list || other.suppress_client_ca_list,
+            fingerprint: both.end(),
         }
     }
 
@@ -156,6 +162,11 @@ impl Roots {
         };
         let anchors = certificates.iter().map(anchor).collect::<Result<_, _>>()?;
         Ok(Self { anchors, certificates })
+    }
+
+    /// Until when the first of them is good.
+    pub fn first_end(&self) -> Option<SystemTime> {
+        self.certificates.iter().filter_map(|one| Some(CertificateFacts::read(one)?.not_after)).min()
     }
 }
 

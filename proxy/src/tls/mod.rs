@@ -29,6 +29,7 @@ mod secrets;
 pub mod server;
 #[cfg(test)]
 mod tests;
+mod ticket_keys;
 mod tickets;
 mod trust;
 mod verify;
@@ -42,10 +43,11 @@ pub use identity::{IdentityError, PeerIdentity};
 pub use info::TlsInfo;
 pub use material::KeyPair;
 pub use own_client::{ClientContext, ClientSettings};
-pub use own_server::{ServerContext, ServerSettings};
+pub use own_server::{ServerContext, ServerSettings, Tickets};
 pub use pace::Pace;
 pub use params::TlsParams;
-pub use secrets::{SecretValue, Secrets, Slot, Source};
+pub use secrets::{SecretValue, Secrets, Slot, Source, TrustSource, UNNAMED_PAIR, UNNAMED_ROOTS};
+pub use ticket_keys::TicketKeys;
 
 use std::time::Duration;
 

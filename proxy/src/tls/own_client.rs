@@ -1,7 +1,7 @@
 //! The connecting side of TLS with certificates and trust of the configuration's own, not the mesh's.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
@@ -13,9 +13,8 @@ use tokio_rustls::TlsConnector;
 use super::credentials::OneKey;
 use super::info::TlsInfo;
 use super::material::{KeyPair, TrustSettings};
-use super::own_server::missing;
 use super::params::TlsParams;
-use super::secrets::{Slot, Source};
+use super::secrets::{Source, TrustSource, UNNAMED_PAIR};
 use super::server::BUFFER_LIMIT;
 use super::trust::{Untrusted, Verifier};
 use super::{Alpn, Secured, TlsError};
@@ -43,8 +42,7 @@ pub struct ClientContext {
     fingerprint: [u8; 32],
     settings: ClientSettings,
     key_pair: Option<Source<KeyPair>>,
-    trust: Option<TrustSettings>,
-    trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    trust: TrustSource,
     ready: ArcSwapOption<Ready>,
 }
 
@@ -71,10 +69,9 @@ impl ClientContext {
         fingerprint: [u8; 32],
         settings: ClientSettings,
         key_pair: Option<Source<KeyPair>>,
-        trust: Option<TrustSettings>,
-        trust_secret: Option<Arc<Slot<TrustSettings>>>,
+        trust: TrustSource,
     ) -> Self {
-        Self { fingerprint, settings, key_pair, trust, trust_secret, ready: ArcSwapOption::empty() }
+        Self { fingerprint, settings, key_pair, trust, ready: ArcSwapOption::empty() }
     }
 
     /// The same, but that the certificate must be for the server name that was sent.
@@ -95,11 +92,7 @@ impl ClientContext {
         let mut fingerprint = self.fingerprint;
         fingerprint[0] ^= u8::from(settings.match_server_name != self.settings.match_server_name);
         fingerprint[1] ^= u8::from(settings.alpn != self.settings.alpn);
-        let key_pair = self.key_pair.as_ref().map(|source| match source {
-            Source::Inline(pair) => Source::Inline(pair.clone()),
-            Source::Slot(slot) => Source::Slot(slot.clone()),
-        });
-        Self::new(fingerprint, settings, key_pair, self.trust.clone(), self.trust_secret.clone())
+        Self::new(fingerprint, settings, self.key_pair.clone(), self.trust.clone())
     }
 
     /// What it was made of, as a hash.
@@ -114,7 +107,7 @@ impl ClientContext {
 
     /// The trust of its own beside that of this secret, if it uses that.
     pub fn combined_with(&self, secret: &str) -> Option<&TrustSettings> {
-        self.trust.as_ref().filter(|_| self.trust_secret.as_ref().is_some_and(|slot| slot.name() == secret))
+        self.trust.combined_with(secret)
     }
 
     /// The certificate that it shows now.
@@ -124,34 +117,28 @@ impl ClientContext {
 
     /// The secrets that it waits for before it can connect.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        let slots = self.key_pair.iter().filter_map(|source| match source {
-            Source::Slot(slot) => Some(slot.name()),
-            Source::Inline(_) => None,
-        });
-        slots.chain(self.trust_secret.iter().map(|slot| slot.name()))
+        self.key_pair.iter().filter_map(Source::secret).chain(self.trust.secret.iter().map(|slot| slot.name()))
+    }
+
+    /// Names of certificates, own ones and roots, with the time until which each is good.
+    pub fn ends(&self) -> Vec<(&str, SystemTime)> {
+        let own = self
+            .key_pair
+            .iter()
+            .filter_map(|source| Some((source.secret().unwrap_or(UNNAMED_PAIR), source.get()?.not_after())));
+        own.chain(self.trust.ends()).collect()
     }
 
     fn ready(&self) -> Result<Arc<Ready>, TlsError> {
-        let key_pair = match &self.key_pair {
-            Some(source) => Some(source.get().ok_or_else(|| missing(source))?),
-            None => None,
-        };
-        let trust = match &self.trust_secret {
-            Some(slot) => Some(slot.get().ok_or_else(|| TlsError::NoSecret(slot.name().to_owned()))?),
-            None => None,
-        };
+        let key_pair = self.key_pair.as_ref().map(Source::ready).transpose()?;
+        let trust = self.trust.of_secret()?;
         if let Some(ready) = self.ready.load_full().filter(|ready| {
             same(ready.key_pair.as_ref(), key_pair.as_ref()) && same(ready.trust.as_ref(), trust.as_ref())
         }) {
             return Ok(ready);
         }
         let settings = &self.settings;
-        let all = match (&self.trust, &trust) {
-            (Some(own), Some(secret)) => own.merged(secret),
-            (Some(own), None) => own.clone(),
-            (None, Some(secret)) => TrustSettings::clone(secret),
-            (None, None) => TrustSettings::default(),
-        };
+        let all = self.trust.with(trust.as_deref()).unwrap_or_default();
         let verifier = Arc::new(Verifier::of_servers(all, settings.match_server_name));
         let builder = ClientConfig::builder_with_provider(settings.params.provider().clone())
             .with_protocol_versions(settings.params.versions())?
@@ -238,7 +225,8 @@ pub(super) fn sent(name: &ServerName<'_>) -> Option<Box<str>> {
     }
 }
 
-fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
+/// Whether both are the same value, or none.
+pub(super) fn same<T>(a: Option<&Arc<T>>, b: Option<&Arc<T>>) -> bool {
     match (a, b) {
         (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         (None, None) => true,

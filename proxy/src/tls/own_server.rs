@@ -1,7 +1,7 @@
 //! The accepting side of TLS with certificates of the configuration's own, not the mesh's.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::aws_lc_rs;
@@ -12,11 +12,14 @@ use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
 
+use super::facts::Hasher;
 use super::info::TlsInfo;
 use super::material::{KeyPair, TrustSettings};
+use super::own_client::same;
 use super::params::TlsParams;
-use super::secrets::{Slot, Source};
+use super::secrets::{Source, TrustSource, UNNAMED_PAIR};
 use super::server::BUFFER_LIMIT;
+use super::ticket_keys::{SharedTickets, TicketKeys};
 use super::tickets::{Lasting, Remembered};
 use super::trust::Verifier;
 use super::{Pace, Secured, TlsError};
@@ -39,8 +42,8 @@ pub struct ServerSettings {
     pub prefer_client_ciphers: bool,
     /// No sessions by memory (TLS 1.2).
     pub disable_stateful_resumption: bool,
-    /// No sessions by tickets.
-    pub disable_tickets: bool,
+    /// Sessions by tickets.
+    pub tickets: Tickets,
     /// How long a session is good; where nothing is said, a ticket as long as the keys live that seal it, and two hours by memory.
     pub session_lifetime: Option<Duration>,
     /// Where no certificate is for the server name all are looked through for one that fits the client's algorithms best,
@@ -50,14 +53,25 @@ pub struct ServerSettings {
     pub require_sni: bool,
 }
 
+/// What seals the tickets by which clients resume sessions.
+#[derive(Debug, Default)]
+pub enum Tickets {
+    /// Keys of this process' own that change.
+    #[default]
+    Own,
+    /// Keys that others have as well.
+    Shared(Source<TicketKeys>),
+    /// There are none.
+    Disabled,
+}
+
 /// TLS that a filter chain ends with certificates of its own.
 #[derive(Debug)]
 pub struct ServerContext {
     fingerprint: [u8; 32],
     settings: ServerSettings,
     key_pairs: Vec<Source<KeyPair>>,
-    trust: Option<TrustSettings>,
-    trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    trust: TrustSource,
     ready: ArcSwapOption<Ready>,
 }
 
@@ -66,6 +80,7 @@ pub struct ServerContext {
 struct Ready {
     key_pairs: Vec<Arc<KeyPair>>,
     trust: Option<Arc<TrustSettings>>,
+    ticket_keys: Option<Arc<TicketKeys>>,
     with_alpn: Arc<ServerConfig>,
     /// For clients that speak none of our protocols.
     without_alpn: Arc<ServerConfig>,
@@ -84,10 +99,9 @@ impl ServerContext {
         fingerprint: [u8; 32],
         settings: ServerSettings,
         key_pairs: Vec<Source<KeyPair>>,
-        trust: Option<TrustSettings>,
-        trust_secret: Option<Arc<Slot<TrustSettings>>>,
+        trust: TrustSource,
     ) -> Self {
-        Self { fingerprint, settings, key_pairs, trust, trust_secret, ready: ArcSwapOption::empty() }
+        Self { fingerprint, settings, key_pairs, trust, ready: ArcSwapOption::empty() }
     }
 
     /// What it was made of, as a hash.
@@ -97,7 +111,7 @@ impl ServerContext {
 
     /// The trust of its own beside that of this secret, if it uses that.
     pub fn combined_with(&self, secret: &str) -> Option<&TrustSettings> {
-        self.trust.as_ref().filter(|_| self.trust_secret.as_ref().is_some_and(|slot| slot.name() == secret))
+        self.trust.combined_with(secret)
     }
 
     /// The certificates that it shows now.
@@ -107,41 +121,50 @@ impl ServerContext {
 
     /// The secrets that it waits for before it can serve.
     pub fn secrets(&self) -> impl Iterator<Item = &str> {
-        let slots = self.key_pairs.iter().filter_map(|source| match source {
-            Source::Slot(slot) => Some(slot.name()),
-            Source::Inline(_) => None,
-        });
-        slots.chain(self.trust_secret.iter().map(|slot| slot.name()))
+        let pairs = self.key_pairs.iter().filter_map(Source::secret);
+        let tickets = self.ticket_keys().and_then(Source::secret);
+        pairs.chain(tickets).chain(self.trust.secret.iter().map(|slot| slot.name()))
+    }
+
+    /// Names of certificates, own ones and roots, with the time until which each is good.
+    pub fn ends(&self) -> Vec<(&str, SystemTime)> {
+        let own = self
+            .key_pairs
+            .iter()
+            .filter_map(|source| Some((source.secret().unwrap_or(UNNAMED_PAIR), source.get()?.not_after())));
+        own.chain(self.trust.ends()).collect()
+    }
+
+    fn ticket_keys(&self) -> Option<&Source<TicketKeys>> {
+        match &self.settings.tickets {
+            Tickets::Shared(keys) => Some(keys),
+            Tickets::Own | Tickets::Disabled => None,
+        }
     }
 
     /// The form with the newest certificates; made anew when one of them has changed.
     fn ready(&self) -> Result<Arc<Ready>, TlsError> {
-        let key_pairs: Vec<_> = self
-            .key_pairs
-            .iter()
-            .map(|source| source.get().ok_or_else(|| missing(source)))
-            .collect::<Result<_, _>>()?;
-        let trust = match &self.trust_secret {
-            Some(slot) => Some(slot.get().ok_or_else(|| TlsError::NoSecret(slot.name().to_owned()))?),
-            None => None,
-        };
+        let key_pairs = self.key_pairs.iter().map(Source::ready).collect::<Result<Vec<_>, _>>()?;
+        let trust = self.trust.of_secret()?;
+        let tickets = self.ticket_keys().map(Source::ready).transpose()?;
         let known = self.ready.load_full();
-        if let Some(ready) = known.filter(|ready| ready.is_of(&key_pairs, trust.as_ref())) {
+        if let Some(ready) = known.filter(|ready| ready.is_of(&key_pairs, trust.as_ref(), tickets.as_ref())) {
             return Ok(ready);
         }
-        let ready = Arc::new(self.make(key_pairs, trust)?);
+        let ready = Arc::new(self.make(key_pairs, trust, tickets)?);
         self.ready.store(Some(ready.clone()));
         Ok(ready)
     }
 
-    fn make(&self, key_pairs: Vec<Arc<KeyPair>>, secret: Option<Arc<TrustSettings>>) -> Result<Ready, TlsError> {
+    fn make(
+        &self,
+        key_pairs: Vec<Arc<KeyPair>>,
+        secret: Option<Arc<TrustSettings>>,
+        ticket_keys: Option<Arc<TicketKeys>>,
+    ) -> Result<Ready, TlsError> {
         let settings = &self.settings;
-        let trust = match (&self.trust, &secret) {
-            (Some(own), Some(secret)) => Some(own.merged(secret)),
-            (Some(own), None) => Some(own.clone()),
-            (None, Some(secret)) => Some(TrustSettings::clone(secret)),
-            (None, None) => None,
-        };
+        let trust = self.trust.with(secret.as_deref());
+        let bound_to = self.bound_to(&key_pairs, trust.as_ref());
         let asks = settings.require_client_certificate || trust.as_ref().is_some_and(TrustSettings::verifies);
         // Whoever asks for names or for certificates of his own wants one, unless any is taken.
         // So does the SPIFFE validator, whatever else is said.
@@ -162,16 +185,21 @@ impl ServerContext {
         }
         .with_cert_resolver(choice.clone());
         config.ignore_client_order = !settings.prefer_client_ciphers;
-        if settings.disable_tickets {
-            config.send_tls13_tickets = 0;
-        } else {
-            // Sealed with keys of this form's own: no session outlives a change of certificates or trust.
-            let inner = aws_lc_rs::Ticketer::new()?;
-            config.ticketer = match settings.session_lifetime {
-                Some(lifetime) => Arc::new(Lasting { inner, lifetime }),
-                None => inner,
-            };
-            config.send_tls13_tickets = 1;
+        // Keys of this form's own are made anew: no session outlives a change of certificates or trust.
+        let ticketer = match (&settings.tickets, &ticket_keys) {
+            (Tickets::Disabled, _) => None,
+            (_, Some(keys)) => {
+                let inner = Arc::new(SharedTickets { keys: keys.clone(), bound_to });
+                Some(Arc::new(Lasting { inner, lifetime: settings.session_lifetime.unwrap_or(SESSION_LIFETIME) }) as _)
+            }
+            (_, None) => Some(match settings.session_lifetime {
+                Some(lifetime) => Arc::new(Lasting { inner: aws_lc_rs::Ticketer::new()?, lifetime }) as _,
+                None => aws_lc_rs::Ticketer::new()?,
+            }),
+        };
+        config.send_tls13_tickets = usize::from(ticketer.is_some());
+        if let Some(ticketer) = ticketer {
+            config.ticketer = ticketer;
         }
         config.session_storage = match settings.disable_stateful_resumption {
             true => Arc::new(NoServerSessionStorage {}),
@@ -182,7 +210,24 @@ impl ServerContext {
         };
         let without_alpn = Arc::new(config.clone());
         config.alpn_protocols = settings.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Ok(Ready { key_pairs, trust: secret, with_alpn: Arc::new(config), without_alpn, choice, verifier })
+        Ok(Ready { key_pairs, trust: secret, ticket_keys, with_alpn: Arc::new(config), without_alpn, choice, verifier })
+    }
+
+    /// A hash of who is let in and what is shown. Certificates that are renewed under the same names are the same here, so that
+    /// sessions live on.
+    fn bound_to(&self, key_pairs: &[Arc<KeyPair>], trust: Option<&TrustSettings>) -> [u8; 32] {
+        let mut hash = Hasher::default();
+        hash.add(&[u8::from(self.settings.require_client_certificate)]);
+        hash.add(trust.map(|trust| &trust.fingerprint[..]).unwrap_or_default());
+        for pair in key_pairs {
+            let facts = pair.facts();
+            hash.add(facts.issuer.as_bytes());
+            hash.add(facts.subject.as_bytes());
+            let names = facts.dns.iter().chain(&facts.uris).chain(&facts.emails);
+            names.for_each(|name| hash.add(name.as_bytes()));
+            facts.ips.iter().for_each(|ip| hash.add(ip.to_string().as_bytes()));
+        }
+        hash.end()
     }
 
     /// Performs a handshake as server.
@@ -228,21 +273,15 @@ impl ServerContext {
 }
 
 impl Ready {
-    fn is_of(&self, key_pairs: &[Arc<KeyPair>], trust: Option<&Arc<TrustSettings>>) -> bool {
-        let same_pairs = self.key_pairs.iter().zip(key_pairs).all(|(a, b)| Arc::ptr_eq(a, b));
-        let same_trust = match (&self.trust, trust) {
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-            (None, None) => true,
-            _ => false,
-        };
-        same_pairs && same_trust
-    }
-}
-
-pub(super) fn missing(source: &Source<KeyPair>) -> TlsError {
-    match source {
-        Source::Slot(slot) => TlsError::NoSecret(slot.name().to_owned()),
-        Source::Inline(_) => TlsError::NoSecret(String::new()),
+    fn is_of(
+        &self,
+        key_pairs: &[Arc<KeyPair>],
+        trust: Option<&Arc<TrustSettings>>,
+        ticket_keys: Option<&Arc<TicketKeys>>,
+    ) -> bool {
+        self.key_pairs.iter().zip(key_pairs).all(|(a, b)| Arc::ptr_eq(a, b))
+            && same(self.trust.as_ref(), trust)
+            && same(self.ticket_keys.as_ref(), ticket_keys)
     }
 }
 

@@ -93,11 +93,16 @@ fn inline(pair: KeyPair) -> Source<KeyPair> {
 }
 
 fn server(settings: ServerSettings, pairs: Vec<KeyPair>, trust: Option<TrustSettings>) -> ServerContext {
-    ServerContext::new([0; 32], settings, pairs.into_iter().map(inline).collect(), trust, None)
+    ServerContext::new(
+        [0; 32],
+        settings,
+        pairs.into_iter().map(inline).collect(),
+        TrustSource { own: trust, secret: None },
+    )
 }
 
 fn client(settings: ClientSettings, pair: Option<KeyPair>, trust: Option<TrustSettings>) -> ClientContext {
-    ClientContext::new([0; 32], settings, pair.map(inline), trust, None)
+    ClientContext::new([0; 32], settings, pair.map(inline), TrustSource { own: trust, secret: None })
 }
 
 fn to(sni: &str) -> ClientSettings {
@@ -376,7 +381,7 @@ async fn session_when_the_certificates_stay_then_it_is_resumed_and_else_not() {
     let slots = vec![Source::Slot(secrets.key_pair("own"))];
     let trust = secrets.trust("roots");
     let settings = ServerSettings { require_client_certificate: true, ..ServerSettings::default() };
-    let server = ServerContext::new([0; 32], settings, slots, None, Some(trust));
+    let server = ServerContext::new([0; 32], settings, slots, TrustSource { own: None, secret: Some(trust) });
     let client = client(to("a"), Some(ca.pair(&["c"])), None);
     let text = message(shake(&server, &client).await.0);
     assert!(text.contains("`own` has not come"), "{text}");
@@ -408,4 +413,34 @@ fn key_pair_when_unusable_then_the_error_names_the_part() {
     assert!(read(&chain, "").contains("private key"));
     assert!(read(&chain, &other).contains("does not belong"));
     assert!(Roots::from_pem(b"nothing").unwrap_err().contains("no certificate"));
+}
+
+#[tokio::test]
+async fn session_when_replicas_share_their_keys_then_each_resumes_those_of_the_other_and_a_stricter_one_does_not() {
+    let ca = Ca::new("ca");
+    let replica = |key: u8, required: bool, name: &str| {
+        let keys = Arc::new(TicketKeys::new(&[vec![key; 80]]).unwrap());
+        let settings = ServerSettings {
+            tickets: Tickets::Shared(Source::Inline(keys)),
+            require_client_certificate: required,
+            ..ServerSettings::default()
+        };
+        server(settings, vec![ca.pair(&[name])], Some(ca.trust()))
+    };
+    let (first, client) = (replica(1, true, "a"), client(to("a"), Some(ca.pair(&["c"])), None));
+    let kind = async |server: &ServerContext| {
+        shake(server, &client).await.1.unwrap().stream.get_ref().1.handshake_kind()
+            == Some(rustls::HandshakeKind::Resumed)
+    };
+    assert!(!kind(&first).await);
+    assert!(kind(&replica(1, true, "a")).await, "a renewed certificate of the same names");
+    for (other, why) in [
+        (replica(2, true, "a"), "it has other keys"),
+        (replica(1, false, "a"), "it asks for less"),
+        (replica(1, true, "b"), "it is somebody else"),
+    ] {
+        assert!(kind(&first).await);
+        assert!(!kind(&other).await, "{why}");
+        assert!(!kind(&first).await, "what {why} sealed");
+    }
 }

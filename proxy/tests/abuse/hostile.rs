@@ -174,6 +174,28 @@ async fn http2_when_a_client_floods_then_it_is_disconnected_and_others_are_serve
                 Box::new(std::iter::once(first).chain(std::iter::repeat_n(frame(0, 0, 1, &[]), 100_000)))
             }),
         ),
+        (
+            "settings that change every window again and again",
+            Box::new(|| {
+                let streams = (0..90u32).map(|n| frame(1, 4, 2 * n + 1, &head("POST")));
+                let entries = [[0, 4, 0, 0, 0xff, 0xff], [0, 4, 0, 0, 0xff, 0xfe]].concat().repeat(1300);
+                Box::new(streams.chain(std::iter::repeat_n(frame(4, 0, 0, &entries), 500)))
+            }),
+        ),
+        (
+            "trailers that unpack to much",
+            Box::new(|| {
+                // One large field goes into the table, and is then named with a byte each.
+                let mut field = vec![0x40, 6];
+                field.extend_from_slice(b"x-bomb");
+                field.extend([0x7f, 0xa1, 0x1e]);
+                field.extend(std::iter::repeat_n(b'a', 4000));
+                let named = frame(9, 0, 1, &[0xbe; 16_000]);
+                let begin = [frame(1, 4, 1, &head("POST")), frame(1, 1, 1, &field)].concat();
+                let end = frame(9, 4, 1, &[0xbe; 100]);
+                Box::new(std::iter::once(begin).chain(std::iter::repeat_n(named, 7)).chain([end]))
+            }),
+        ),
         ("priorities", Box::new(|| Box::new(std::iter::repeat_n(frame(2, 0, 1, &[0, 0, 0, 0, 9]), 100_000)))),
         (
             "heads far beyond the limits",

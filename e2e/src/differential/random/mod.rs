@@ -226,7 +226,7 @@ impl Maker<'_> {
         text["logs"] = logs;
         if text.to_string().contains("%BYTES_RECEIVED%") {
             // How much of a long body was read when it is answered early is no matter of behaviour.
-            requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(5000)));
+            requests.iter_mut().for_each(|request| request.size = request.size.map(|size| size.min(2000)));
         }
         text["backends"] = backends();
         text["clusters"] = clusters();

@@ -3,7 +3,7 @@
 use super::ejections::Ejections;
 use super::machine::Verdict;
 use super::probe::Said;
-use super::{Shared, WARMING_LIMIT, names, probe, turns};
+use super::{CHECKS_OF_CLUSTER, Shared, WARMING_LIMIT, names, probe, turns};
 use crate::config::{Care, Cluster, ClusterId, ClusterKind, Dns, DnsName, Endpoint, Failed, Health, Report};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 thread_local! {
@@ -57,6 +57,8 @@ struct Checked {
 pub(super) struct Watched {
     base: Arc<Cluster>,
     care: Arc<Care>,
+    /// Of its checks under way.
+    slots: Rc<Semaphore>,
     names: Vec<Name>,
     checked: HashMap<SocketAddr, Checked>,
     /// Endpoints that are not configured any more and still found well.
@@ -83,6 +85,7 @@ impl Watched {
         let now = Instant::now();
         let mut watched = Self {
             care: Arc::new(Care::new(outliers.clone(), reports.clone())),
+            slots: Rc::new(Semaphore::new(CHECKS_OF_CLUSTER)),
             ejections: outliers.map(|settings| Ejections::new(settings, now)),
             names: Vec::new(),
             checked: HashMap::new(),
@@ -242,10 +245,10 @@ impl Watched {
                     self.checked.remove(&endpoint.address);
                     continue;
                 }
-                let (cluster, check, care, shared) =
-                    (self.base.clone(), check.clone(), self.care.clone(), shared.clone());
+                let (cluster, check, care) = (self.base.clone(), check.clone(), self.care.clone());
+                let (shared, slots) = (shared.clone(), self.slots.clone());
                 let start = |endpoint: Arc<Endpoint>, said: Rc<Said>| {
-                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, said, task))
+                    Task::spawn(|task| probe::watch(shared, cluster, check, endpoint, care, said, slots, task))
                 };
                 match self.checked.get_mut(&endpoint.address) {
                     Some(checked) => {

@@ -38,8 +38,12 @@ const EVENTS: usize = 1024;
 const REPORTS: usize = 4096;
 /// Events that are taken together before a new tree is made of them.
 const BATCH: usize = 256;
-/// Checks and look-ups under way at once.
-const CONCURRENT: usize = 64;
+/// Look-ups under way at once.
+const LOOK_UPS: usize = 256;
+/// Checks under way at once, and those of one cluster: endpoints of which nothing is heard hold their places for as long as a check may
+/// take, and must not keep those of other clusters from being checked.
+const CHECKS: usize = 4096;
+const CHECKS_OF_CLUSTER: usize = 512;
 
 /// What a look-up or a check found.
 #[derive(Debug)]
@@ -54,7 +58,8 @@ enum Event {
 struct Shared {
     tls: Connector,
     rng: Rng,
-    slots: Semaphore,
+    look_ups: Semaphore,
+    checks: Semaphore,
     events: mpsc::Sender<Event>,
     /// Where lines about checks go: this thread may wait for a disk.
     outputs: RefCell<Outputs<std::io::Stdout>>,
@@ -119,7 +124,8 @@ impl Actor {
         let shared = Rc::new(Shared {
             tls: Connector::new(credentials),
             rng: Rng::from_entropy(),
-            slots: Semaphore::new(CONCURRENT),
+            look_ups: Semaphore::new(LOOK_UPS),
+            checks: Semaphore::new(CHECKS),
             events: sender,
             outputs: RefCell::new(Outputs::new(std::io::stdout())),
         });

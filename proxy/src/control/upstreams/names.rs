@@ -34,7 +34,7 @@ pub(super) async fn look_up(shared: Rc<Shared>, dns: Arc<Dns>, name: Arc<str>, c
         let found = match literal {
             Some(ip) => Some((vec![ip], Duration::ZERO)),
             None => {
-                let Ok(_slot) = shared.slots.acquire().await else { return };
+                let Ok(_slot) = shared.look_ups.acquire().await else { return };
                 ask(&mut resolver, &dns, &name).await
             }
         };

@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// Bytes of an answer that are looked at.
@@ -36,6 +37,7 @@ pub(super) struct Said {
 }
 
 /// Checks one endpoint for as long as the task lives.
+#[allow(clippy::too_many_arguments)] // what a task owns
 pub(super) async fn watch(
     shared: Rc<Shared>,
     cluster: Arc<Cluster>,
@@ -43,6 +45,7 @@ pub(super) async fn watch(
     endpoint: Arc<Endpoint>,
     care: Arc<Care>,
     said: Rc<Said>,
+    slots: Rc<Semaphore>,
     task: u64,
 ) {
     let at_random = |most: Duration| {
@@ -56,7 +59,8 @@ pub(super) async fn watch(
     let comes_back = cluster.outliers.as_ref().is_some_and(|outliers| outliers.check_brings_back);
     loop {
         let asked = {
-            let Ok(_slot) = shared.slots.acquire().await else { return };
+            let Ok(_own) = slots.acquire().await else { return };
+            let Ok(_slot) = shared.checks.acquire().await else { return };
             check.stats.attempt.add(1);
             let asked = ask(&shared, &cluster, &check, &endpoint, &said, &mut kept);
             tokio::time::timeout(check.timeout, asked).await

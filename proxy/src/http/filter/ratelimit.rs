@@ -172,7 +172,8 @@ fn descriptors<'a>(
             Action::Forward(forward) => {
                 (&forward.rate_limits, &selected.host.rate_limits, forward.include_host_rate_limits)
             }
-            _ => (&[], &selected.host.rate_limits, false),
+            // What no cluster serves counts as nothing by what routes and hosts say.
+            _ => (&[], &[], false),
         },
     };
     let host_counts = match limit.host_policies {

@@ -31,6 +31,10 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 pub struct Connection {
     io: Stream,
     input: Buffer,
+    /// Of the head that comes.
+    progress: parse::Progress,
+    /// Bytes that were read and forgotten at its end.
+    forgotten: usize,
     output: Buffer,
     reader: Reader,
     writer: Writer,
@@ -94,6 +98,8 @@ impl Connection {
             shut: false,
             tunnel: false,
             reset: false,
+            progress: parse::Progress::default(),
+            forgotten: 0,
         }
     }
 
@@ -147,10 +153,11 @@ impl Connection {
         head: &mut RequestHead,
     ) -> Poll<Result<Arrival, SideError>> {
         loop {
-            if !self.input.is_empty() {
+            if !self.input.is_empty() && self.progress.is_due(self.input.bytes(), limits) {
                 head.clear();
                 match parse::request(self.input.bytes(), limits, rules, head) {
                     Ok(Some(count)) => {
+                        self.progress = parse::Progress::default();
                         (self.input.passed, self.output.passed) = (0, 0);
                         self.input.consume(count);
                         self.heads = ((count as u32).saturating_sub(head.around), 0);
@@ -211,7 +218,7 @@ impl Connection {
     /// Ends the connection in the way that lets the client read the last response: the write side is shut down, then what
     /// still comes is read and forgotten until the client closes or the caller loses patience.
     pub fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        /// Bytes that are read and forgotten at most.
+        /// Bytes that are read and forgotten at most. Who sends more waits until he is given up.
         const MOST: usize = 1 << 20;
         if !self.shut {
             self.shut = true;
@@ -220,15 +227,14 @@ impl Connection {
                 return Poll::Pending;
             }
         }
-        let mut read = 0;
-        while read < MOST {
+        while self.forgotten < MOST {
             self.input.consume(self.input.len());
             match ready!(self.poll_read(cx)) {
-                Ok(0) | Err(_) => break,
-                Ok(count) => read += count,
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(count) => self.forgotten += count,
             }
         }
-        Poll::Ready(())
+        Poll::Pending
     }
 
     /// Tells a client of TLS that nothing was cut off (`close_notify`), unless that had to wait for room.

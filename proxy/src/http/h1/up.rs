@@ -36,6 +36,8 @@ pub struct Connection {
     io: Stream,
     options: Http1Upstream,
     input: Buffer,
+    /// Of the head that comes.
+    progress: parse::Progress,
     output: Buffer,
     reader: Reader,
     writer: Writer,
@@ -69,6 +71,7 @@ impl Connection {
             io,
             options,
             input: Buffer::default(),
+            progress: parse::Progress::default(),
             output: Buffer::default(),
             reader: Reader::Exact(0),
             writer: Writer::Plain,
@@ -272,7 +275,10 @@ impl Upstream for Connection {
             if !self.input.is_empty() {
                 self.answered = true;
                 head.clear();
-                if let Some(count) = parse::response(self.input.bytes(), limits, self.to_head, head)? {
+                if self.progress.is_due(self.input.bytes(), limits)
+                    && let Some(count) = parse::response(self.input.bytes(), limits, self.to_head, head)?
+                {
+                    self.progress = parse::Progress::default();
                     self.input.consume(count);
                     self.heads.0 = self.heads.0.saturating_add((count as u32).saturating_sub(head.around));
                     if head.status == 101 && !self.upgrading {

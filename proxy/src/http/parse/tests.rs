@@ -182,3 +182,43 @@ proptest! {
         let _ = response(&text, LIMITS, true, &mut ResponseHead::default());
     }
 }
+
+#[test]
+fn head_when_it_is_long_and_comes_in_small_pieces_then_it_is_not_read_from_its_beginning_with_each() {
+    let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let limits = HeadLimits { bytes: 2 << 20, ..LIMITS };
+    for piece in [1, 100, 1400] {
+        let (mut progress, mut read, mut done) = (Progress::default(), 0, false);
+        for end in (piece..head.len()).step_by(piece).chain([head.len()]) {
+            let bytes = &head.as_bytes()[..end];
+            if progress.is_due(bytes, limits) {
+                read += end;
+                done = request(bytes, limits, RequestRules::default(), &mut RequestHead::default()).unwrap().is_some();
+            }
+        }
+        assert!(done, "pieces of {piece}");
+        assert!(read < 4 * head.len() + Progress::SMALL * Progress::SMALL, "{read} bytes in pieces of {piece}");
+    }
+    let mut progress = Progress::default();
+    assert!(progress.is_due(&head.as_bytes()[..5000], limits));
+    assert!(!progress.is_due(&head.as_bytes()[..6000], limits));
+    assert!(progress.is_due(&head.as_bytes()[..6100], HeadLimits { bytes: 6100, ..limits }), "as long as it may be");
+}
+
+proptest! {
+    #[test]
+    fn head_when_it_ends_then_it_is_due_wherever_it_was_cut(
+        before in 4096_usize..20_000, cuts in proptest::collection::vec(0_usize..20_100, 0..12), bare in any::<bool>(),
+    ) {
+        let end = if bare { "\n\n" } else { "\r\n\r\n" };
+        let head = format!("{}{end}", "x".repeat(before));
+        let limits = HeadLimits { bytes: 1 << 20, ..LIMITS };
+        let mut ends: Vec<usize> = cuts.into_iter().map(|cut| cut % head.len()).collect();
+        ends.sort_unstable();
+        let mut progress = Progress::default();
+        for end in ends {
+            progress.is_due(&head.as_bytes()[..end], limits);
+        }
+        prop_assert!(progress.is_due(head.as_bytes(), limits));
+    }
+}

@@ -54,10 +54,16 @@ impl Mux {
         if came.is_empty() {
             return Poll::Ready(Ok(false));
         }
+        self.read_much = came.len() >= LEAST;
         Poll::Ready(match self.receive(&came) {
             Ok(()) => Ok(true),
             Err(fault) => Err(self.fail(fault)),
         })
+    }
+
+    /// Whether so much came with the last read that there is probably more.
+    pub(in super::super) fn read_much(&self) -> bool {
+        self.read_much
     }
 
     /// Writes what waits; ready when nothing does.

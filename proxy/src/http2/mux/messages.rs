@@ -166,12 +166,14 @@ impl Mux {
         let limits = self.limits;
         self.decode(block, |name, value| {
             (count, bytes) = (count + 1, bytes + name.len() + value.len() + 32);
+            // A small block can stand for very much: what is beyond the limits is counted and no more.
+            if bytes > limits.head_bytes || count > limits.headers {
+                return;
+            }
             malformed |= !heads::is_name(name) || !heads::is_value(value) || heads::is_of_a_connection(name, value);
             // What frames the body cannot come after it.
             malformed |= name == b"content-length";
-            if bytes <= limits.head_bytes && count <= limits.headers {
-                trailers.push(name, value);
-            }
+            trailers.push(name, value);
         })?;
         let Some(stream) = self.get_mut(key) else { return Ok(()) };
         let short = stream.promised.is_some_and(|promised| promised > 0);

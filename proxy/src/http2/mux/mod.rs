@@ -166,6 +166,8 @@ pub(super) struct Mux {
     written: u64,
     /// Nothing is read until what waits is written.
     deaf: bool,
+    /// The last read brought very much.
+    read_much: bool,
     // Streams.
     streams: Vec<Stream>,
     free: Vec<u32>,
@@ -227,6 +229,7 @@ impl Mux {
             unflushed: false,
             written: 0,
             deaf: false,
+            read_much: false,
             streams: Vec::new(),
             free: Vec::new(),
             ids: HashMap::default(),

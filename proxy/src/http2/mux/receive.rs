@@ -8,6 +8,9 @@ use super::faults::{Result, fault};
 use super::{Block, Key, Mux, PING_ALIVE, PING_LEAVE, Ping, Reset, Role};
 use crate::http::body::Chunk;
 
+/// Settings in one frame at most, as in other implementations.
+const MAX_SETTINGS: usize = 32;
+
 impl Mux {
     /// Whether a head has begun and not ended.
     pub(in super::super) fn awaits_head(&self) -> bool {
@@ -287,6 +290,10 @@ impl Mux {
         let (settings, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() {
             return fault(Code::FRAME_SIZE_ERROR, "SETTINGS of a wrong length");
+        }
+        // Each may change the windows of all streams; there are not that many to be set.
+        if settings.len() > MAX_SETTINGS {
+            return fault(Code::ENHANCE_YOUR_CALM, "more settings at a time than there are");
         }
         for &[a, b, c, d, e, f] in settings {
             let value = u32::from_be_bytes([c, d, e, f]);

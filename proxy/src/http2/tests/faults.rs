@@ -199,3 +199,12 @@ fn head_when_far_beyond_the_limits_then_the_connection_ends_and_a_little_beyond_
     assert_eq!(many(LIMITS.headers + 1), (None, Some(true)));
     assert_eq!(many(8 * LIMITS.headers), (Some(Code::ENHANCE_YOUR_CALM), None));
 }
+
+#[test]
+fn settings_when_more_at_a_time_than_there_are_then_the_connection_ends() {
+    let settings = |count: usize| {
+        let payload = [0, 4, 0, 0, 0xff, 0xff].repeat(count);
+        code(server().receive(&frame(frame::SETTINGS, 0, 0, &payload).into()))
+    };
+    assert_eq!((settings(32), settings(33)), (None, Some(Code::ENHANCE_YOUR_CALM)));
+}

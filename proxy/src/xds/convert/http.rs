@@ -5,10 +5,10 @@ use super::common::{log_interval, maybe_duration, optional, percent, unknown_typ
 use super::edge::{Fields, edge, header_value, limit};
 use super::listener::Found;
 use super::local_reply::local_replies;
-use super::{Context, Converted, Refused, Within as _, filter, refuse, route};
+use super::{Context, Converted, Refused, Within as _, filter, matcher, refuse, route};
 use crate::config::{
     AccessLog, Chain, Codec, Direction, EscapedSlashes, HeaderNames, Http1Upstream, Http2Keepalive, Http2Options,
-    HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StripPort, Underscores, Upgrade,
+    HttpManager, MAX_HEADERS, RouteTable, ServerHeader, StringMatch, StripPort, Underscores, Upgrade,
 };
 use crate::telemetry::LogNeeds;
 use crate::xds::state::Kind;
@@ -286,6 +286,7 @@ fn all_of(
         http1_trailers: http1.trailers,
         any_method: http1.any_method,
         absolute_urls: http1.absolute_urls,
+        ignored_upgrades: http1.ignored_upgrades,
         chunked_length: http1.chunked_length,
         stream_error_on_invalid: stream_error.or(stream_error_on_invalid_http_message).unwrap_or(false),
         local_replies: local_replies.map(Box::new),
@@ -402,13 +403,15 @@ struct Http1 {
     trailers: bool,
     any_method: bool,
     absolute_urls: bool,
+    ignored_upgrades: Vec<StringMatch>,
     chunked_length: bool,
     full_url: bool,
 }
 
 /// Settings of HTTP/1.1 towards endpoints; what of an answer's head is bounded stays as it is.
 pub fn http1(value: Option<Http1ProtocolOptions>, upstream: &mut Http1Upstream) -> Converted<()> {
-    let Http1 { names, trailers, any_method: _, absolute_urls: _, chunked_length, full_url } = http1_options(value)?;
+    let Http1 { names, trailers, any_method: _, absolute_urls: _, ignored_upgrades: _, chunked_length, full_url } =
+        http1_options(value)?;
     (upstream.trailers, upstream.names, upstream.chunked_length) = (trailers, names, chunked_length);
     upstream.full_url = full_url;
     Ok(())
@@ -432,7 +435,6 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
     else {
         return Ok(Http1 { absolute_urls: true, ..Http1::default() });
     };
-    refuse!(ignore_http_11_upgrade);
     let names = match header_key_format.and_then(|HeaderKeyFormat { header_format }| header_format) {
         None => HeaderNames::Plain,
         Some(HeaderFormat::ProperCaseWords(ProperCaseWords {})) => HeaderNames::Proper,
@@ -451,12 +453,17 @@ fn http1_options(value: Option<Http1ProtocolOptions>) -> Converted<Http1> {
             }
         }
     };
+    let mut ignored_upgrades = Vec::with_capacity(ignore_http_11_upgrade.len());
+    for (index, value) in ignore_http_11_upgrade.into_iter().enumerate() {
+        ignored_upgrades.push(matcher::string(value).within(format_args!("ignore_http_11_upgrade[{index}]"))?);
+    }
     let absolute_urls = allow_absolute_url.unwrap_or(true);
     Ok(Http1 {
         names,
         trailers: enable_trailers,
         any_method: allow_custom_methods,
         absolute_urls,
+        ignored_upgrades,
         chunked_length: allow_chunked_length,
         full_url,
     })

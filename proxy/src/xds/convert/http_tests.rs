@@ -170,8 +170,8 @@ fn manager_with_an_unsupported_field_is_refused_by_its_path() {
             "upgrade_configs[0].filters[0].typed_config",
         ),
         (
-            json!({"http_protocol_options": {"ignore_http_11_upgrade": [{"exact": "a"}]}}),
-            "http_protocol_options.ignore_http_11_upgrade",
+            json!({"http_protocol_options": {"ignore_http_11_upgrade": [{"exact": "a"}, {}]}}),
+            "http_protocol_options.ignore_http_11_upgrade[1].match_pattern",
         ),
         (
             json!({"common_http_protocol_options": {"max_headers_count": 5000}}),

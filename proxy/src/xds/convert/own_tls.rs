@@ -1,13 +1,15 @@
 //! TLS with certificates and trust of the configuration's own: inline, or by the name of any secret.
 
 use super::common::maybe_duration;
-use super::secret::{complete, key_pair, trust, unwatched};
+use super::secret::{complete, key_pair, ticket_keys, trust, unwatched};
 use super::tls::alpn;
 use super::{Context, Converted, Refused, Within as _, refuse};
 use crate::config::{ClientTls, ServerTls};
 use crate::tls::facts::Hasher;
 use crate::tls::material::{KeyPair, TrustSettings};
-use crate::tls::{ClientContext, ClientSettings, ServerContext, ServerSettings, Slot, Source, TlsParams};
+use crate::tls::{
+    ClientContext, ClientSettings, ServerContext, ServerSettings, Source, Tickets, TlsParams, TrustSource,
+};
 use crate::xds::state::Kind;
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, TlsParameters,
@@ -40,15 +42,16 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
     if ocsp_staple_policy != i32::from(OcspStaplePolicy::LenientStapling) {
         return Err(Refused::new("ocsp_staple_policy", "is not supported by this proxy; only LENIENT_STAPLING is"));
     }
-    let disable_tickets = match session_ticket_keys_type {
-        None => false,
-        Some(SessionTicketKeysType::DisableStatelessSessionResumption(disable)) => disable,
-        Some(SessionTicketKeysType::SessionTicketKeys(_)) => {
-            return Err(Refused::new("session_ticket_keys", "are not supported by this proxy; it makes its own"));
+    let tickets = match session_ticket_keys_type {
+        None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => Tickets::Own,
+        Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => Tickets::Disabled,
+        Some(SessionTicketKeysType::SessionTicketKeys(keys)) => {
+            let keys = ticket_keys(keys, &mut hash).within("session_ticket_keys")?;
+            Tickets::Shared(Source::Inline(Arc::new(keys)))
         }
-        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(_)) => {
-            let reason = "is not supported by this proxy; it makes its own keys";
-            return Err(Refused::new("session_ticket_keys_sds_secret_config", reason));
+        Some(SessionTicketKeysType::SessionTicketKeysSdsSecretConfig(value)) => {
+            let name = name(context, value).within("session_ticket_keys_sds_secret_config")?;
+            Tickets::Shared(Source::Slot(context.secrets.ticket_keys(&name)))
         }
     };
     let common = common(context, common_tls_context, &mut hash).within("common_tls_context")?;
@@ -62,11 +65,11 @@ pub fn downstream(context: &mut Context, value: DownstreamTlsContext) -> Convert
         require_client_certificate: require_client_certificate.unwrap_or(false),
         prefer_client_ciphers,
         disable_stateful_resumption: disable_stateful_session_resumption,
-        disable_tickets,
+        tickets,
         require_sni: require_sni.unwrap_or(false),
         full_scan_on_mismatch: full_scan_certs_on_sni_mismatch.unwrap_or(false),
     };
-    let made = ServerContext::new(hash.end(), settings, common.key_pairs, common.trust, common.trust_secret);
+    let made = ServerContext::new(hash.end(), settings, common.key_pairs, common.trust);
     Ok(ServerTls::Own(context.tls_contexts.server(made)))
 }
 
@@ -92,7 +95,7 @@ pub fn upstream(context: &mut Context, value: UpstreamTlsContext) -> Converted<C
         return Err(Refused::new("sni", format!("`{sni}` is no host name")));
     }
     let common = common(context, common_tls_context, &mut hash).within("common_tls_context")?;
-    if auto_sni_san_validation && common.trust.is_none() && common.trust_secret.is_none() {
+    if auto_sni_san_validation && common.trust.is_none() {
         let reason = "wants a validation context: without one no certificate is looked at";
         return Err(Refused::new("auto_sni_san_validation", reason));
     }
@@ -109,7 +112,7 @@ pub fn upstream(context: &mut Context, value: UpstreamTlsContext) -> Converted<C
         match_server_name: auto_sni_san_validation,
         sessions: max_session_keys.map_or(1, |count| (count as usize).min(1024)),
     };
-    let made = ClientContext::new(hash.end(), settings, key_pair, common.trust, common.trust_secret);
+    let made = ClientContext::new(hash.end(), settings, key_pair, common.trust);
     Ok(ClientTls::Own(context.tls_contexts.client(made)))
 }
 
@@ -117,8 +120,7 @@ struct Common {
     params: TlsParams,
     alpn: Vec<Arc<str>>,
     key_pairs: Vec<Source<KeyPair>>,
-    trust: Option<TrustSettings>,
-    trust_secret: Option<Arc<Slot<TrustSettings>>>,
+    trust: TrustSource,
 }
 
 fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Hasher) -> Converted<Common> {
@@ -160,17 +162,17 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
         let name = name(context, value).within(format_args!("tls_certificate_sds_secret_configs[{index}]"))?;
         key_pairs.push(Source::Slot(context.secrets.key_pair(&name)));
     }
-    let (mut own, mut secret) = (None, None);
+    let mut trusted = TrustSource::default();
     match validation_context_type {
         None => {}
         Some(ValidationContextType::ValidationContext(value)) => {
             let trust = inline_trust(value, hash).within("validation_context")?;
             complete(&trust).within("validation_context")?;
-            own = Some(trust);
+            trusted.own = Some(trust);
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(value)) => {
             let name = name(context, value).within("validation_context_sds_secret_config")?;
-            secret = Some(context.secrets.trust(&name));
+            trusted.secret = Some(context.secrets.trust(&name));
         }
         Some(ValidationContextType::CombinedValidationContext(value)) => {
             let within = "combined_validation_context";
@@ -182,14 +184,14 @@ fn common(context: &mut Context, value: Option<CommonTlsContext>, hash: &mut Has
             } = value;
             refuse!(validation_context_certificate_provider, validation_context_certificate_provider_instance);
             let default = default_validation_context.unwrap_or_default();
-            own = Some(inline_trust(default, hash).within("default_validation_context").within(within)?);
+            trusted.own = Some(inline_trust(default, hash).within("default_validation_context").within(within)?);
             let sds = validation_context_sds_secret_config.unwrap_or_default();
             let name = name(context, sds).within("validation_context_sds_secret_config").within(within)?;
-            secret = Some(context.secrets.trust(&name));
+            trusted.secret = Some(context.secrets.trust(&name));
         }
         Some(_) => return Err(Refused::new("validation_context_type", "is not supported by this proxy")),
     }
-    Ok(Common { params, alpn: alpn(&alpn_protocols), key_pairs, trust: own, trust_secret: secret })
+    Ok(Common { params, alpn: alpn(&alpn_protocols), key_pairs, trust: trusted })
 }
 
 /// The name of a secret that was there from the start, or comes from a source.

@@ -2,17 +2,18 @@
 
 use super::common::unpack;
 use super::{Context, Converted, Refused, Within as _, matcher, refuse, spiffe};
-use crate::tls::SecretValue;
 use crate::tls::facts::Hasher;
 use crate::tls::material::{KeyPair, Roots, TrustSettings, revocation_lists};
 use crate::tls::sans::{SanKind, SanMatch};
+use crate::tls::{SecretValue, TicketKeys};
 use base64::Engine as _;
 use leno_xds::envoy::config::core::v3::{DataSource, WatchedDirectory, data_source};
 use leno_xds::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, Secret, SubjectAltNameMatcher, TlsCertificate,
+    CertificateValidationContext, Secret, SubjectAltNameMatcher, TlsCertificate, TlsSessionTicketKeys,
     certificate_validation_context::TrustChainVerification, secret, subject_alt_name_matcher::SanType,
 };
 use leno_xds::envoy::r#type::matcher::v3::StringMatcher;
+use prost::Message as _;
 use prost_types::Any;
 use std::io::Read as _;
 use std::sync::Arc;
@@ -42,8 +43,8 @@ pub fn secret(context: &mut Context, name: &str, body: &Any) -> Converted<()> {
             }
             SecretValue::Trust(trust)
         }
-        Some(secret::Type::SessionTicketKeys(_)) => {
-            return Err(Refused::new("session_ticket_keys", "are not supported by this proxy; it makes its own"));
+        Some(secret::Type::SessionTicketKeys(value)) => {
+            SecretValue::TicketKeys(ticket_keys(value, &mut hash).within("session_ticket_keys")?)
         }
         Some(secret::Type::GenericSecret(_)) => {
             return Err(Refused::new("generic_secret", "is not supported by this proxy"));
@@ -121,8 +122,29 @@ pub fn key_pair(value: TlsCertificate, hash: &mut Hasher) -> Converted<KeyPair> 
     KeyPair::from_pem(&chain, &key).map_err(|reason| Refused::new("", reason))
 }
 
+/// Keys for tickets, newest first.
+pub fn ticket_keys(value: TlsSessionTicketKeys, hash: &mut Hasher) -> Converted<TicketKeys> {
+    let TlsSessionTicketKeys { keys } = value;
+    let mut all = Vec::with_capacity(keys.len());
+    for (index, source) in keys.into_iter().enumerate() {
+        let within = format!("keys[{index}]");
+        let bytes = data(Some(source), hash).within(&within)?;
+        all.push(bytes.ok_or_else(|| Refused::new(within, "is missing"))?);
+    }
+    TicketKeys::new(&all).map_err(|reason| Refused::new("keys", reason))
+}
+
 /// What a peer's certificate must satisfy. See also [`complete`].
 pub fn trust(value: CertificateValidationContext, hash: &mut Hasher) -> Converted<TrustSettings> {
+    let mut own = Hasher::default();
+    own.add(&value.encode_to_vec());
+    let mut settings = trust_of(value, &mut own)?;
+    settings.fingerprint = own.end();
+    hash.add(&settings.fingerprint);
+    Ok(settings)
+}
+
+fn trust_of(value: CertificateValidationContext, hash: &mut Hasher) -> Converted<TrustSettings> {
     let CertificateValidationContext {
         trusted_ca,
         ca_certificate_provider_instance,

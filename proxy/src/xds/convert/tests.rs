@@ -265,7 +265,7 @@ fn cluster_that_would_trust_any_server_is_refused() {
 #[test]
 fn cluster_with_an_unsupported_field_is_refused_by_its_path() {
     for (name, field, path) in [
-        ("lb_subset_config", json!({"metadata_fallback_policy": 1}), "lb_subset_config.metadata_fallback_policy"),
+        ("lb_subset_config", json!({"metadata_fallback_policy": 9}), "lb_subset_config.metadata_fallback_policy"),
         ("lb_policy", json!("CLUSTER_PROVIDED"), "lb_policy"),
         ("health_checks", json!([{"timeout": "1s"}]), "health_checks[0].interval"),
         (

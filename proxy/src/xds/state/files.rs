@@ -112,7 +112,8 @@ fn names(body: &Any) -> Vec<String> {
             sources.extend([context.trusted_ca, context.crl].into_iter().flatten());
             sources
         }
-        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) | None => Vec::new(),
+        Some(secret::Type::SessionTicketKeys(tickets)) => tickets.keys,
+        Some(secret::Type::GenericSecret(_)) | None => Vec::new(),
     };
     let file = |source: DataSource| match source.specifier {
         Some(Specifier::Filename(path)) => Some(path),

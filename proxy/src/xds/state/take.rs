@@ -592,8 +592,9 @@ fn without_keys(body: Any) -> Any {
                 *source = hidden();
             }
         }
+        Some(secret::Type::SessionTicketKeys(keys)) => keys.keys.iter_mut().for_each(|source| *source = hidden()),
         Some(secret::Type::ValidationContext(_)) | None => {}
-        Some(secret::Type::SessionTicketKeys(_) | secret::Type::GenericSecret(_)) => secret.r#type = None,
+        Some(secret::Type::GenericSecret(_)) => secret.r#type = None,
     }
     leno_xds::any(&secret)
 }

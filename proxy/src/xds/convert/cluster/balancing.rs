@@ -10,7 +10,10 @@ use leno_xds::envoy::config::cluster::v3::cluster::{
     self, CommonLbConfig, LbConfig, LbSubsetConfig, LeastRequestLbConfig, MaglevLbConfig, RingHashLbConfig,
     RoundRobinLbConfig,
     common_lb_config::{ConsistentHashingLbConfig, LocalityConfigSpecifier, ZoneAwareLbConfig},
-    lb_subset_config::{LbSubsetFallbackPolicy, LbSubsetSelector, lb_subset_selector::LbSubsetSelectorFallbackPolicy},
+    lb_subset_config::{
+        LbSubsetFallbackPolicy, LbSubsetMetadataFallbackPolicy, LbSubsetSelector,
+        lb_subset_selector::LbSubsetSelectorFallbackPolicy,
+    },
     ring_hash_lb_config,
 };
 use leno_xds::envoy::config::core::v3::{RuntimeDouble, TypedExtensionConfig};
@@ -235,7 +238,11 @@ fn subset_settings(value: LbSubsetConfig) -> Converted<Subsets> {
         list_as_any,
         metadata_fallback_policy,
     } = value;
-    refuse!(metadata_fallback_policy);
+    use LbSubsetMetadataFallbackPolicy as Alternatives;
+    let alternatives = match Alternatives::try_from(metadata_fallback_policy) {
+        Ok(policy) => policy == Alternatives::FallbackList,
+        Err(_) => return Err(Refused::new("metadata_fallback_policy", "is not known to this proxy")),
+    };
     let fallback = match LbSubsetFallbackPolicy::try_from(fallback_policy) {
         Ok(LbSubsetFallbackPolicy::NoFallback) => Fallback::None,
         Ok(LbSubsetFallbackPolicy::AnyEndpoint) => Fallback::Any,
@@ -251,6 +258,7 @@ fn subset_settings(value: LbSubsetConfig) -> Converted<Subsets> {
         fallback,
         default: default_subset.as_ref().map(Labels::of).unwrap_or_default(),
         list_as_any,
+        alternatives,
         panic_any: panic_mode_any,
         by_locality: locality_weight_aware,
         scale_localities: scale_locality_weight,
