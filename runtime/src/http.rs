@@ -270,6 +270,8 @@ pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: Canc
         let shutdown = shutdown.child_token();
         open.push_back(shutdown.clone());
         tokio::spawn(async move {
+            // Whatever ends it, its place is known to be free.
+            let _ended = shutdown.clone().drop_guard();
             let service = service_fn(|request| {
                 let routes = &routes;
                 async move { Ok::<_, Infallible>(routes.answer(request).await) }
@@ -285,7 +287,6 @@ pub async fn serve(listener: impl Into<Listener>, routes: Routes, shutdown: Canc
                     tracing::debug!(%error, "connection ended");
                 },
             }
-            shutdown.cancel();
             drop(slot);
         });
     }

@@ -176,26 +176,29 @@ fn asked_by(
     for rule in &rules.http {
         let asked = rule.matches.iter().flatten().map(|matching| matching.client.port);
         one.http = vec![HttpRule { matches: None, ..rule.clone() }];
-        addressed(&http, asked).into_iter().for_each(|port| _ = resolver.http(&one, port));
+        addressed(&http, &all, asked).into_iter().for_each(|port| _ = resolver.http(&one, port));
     }
     let tcp = ports(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Auto));
     for rule in &rules.tcp {
         let asked = rule.matches.iter().flatten().map(|matching| matching.client.port);
         one.tcp = vec![TcpRule { matches: None, ..rule.clone() }];
-        addressed(&tcp, asked).into_iter().for_each(|port| _ = resolver.tcp(&one, port));
+        addressed(&tcp, &all, asked).into_iter().for_each(|port| _ = resolver.tcp(&one, port));
     }
     let tls = ports(|protocol| protocol == Protocol::Tls);
     for rule in &rules.tls {
         let asked = rule.matches.iter().map(|matching| matching.client.port);
         one.tls = vec![TlsRule { matches: vec![TlsMatch::default()], ..rule.clone() }];
-        addressed(&tls, asked).into_iter().for_each(|port| _ = resolver.tls(&one, port));
+        addressed(&tls, &all, asked).into_iter().for_each(|port| _ = resolver.tls(&one, port));
     }
     resolver.findings
 }
 
-/// The ports that a rule is for: those that all of its matches name, or all.
-fn addressed(ports: &BTreeSet<u16>, asked: impl Iterator<Item = Option<u16>>) -> BTreeSet<u16> {
-    asked.collect::<Option<BTreeSet<u16>>>().filter(|asked| !asked.is_empty()).unwrap_or_else(|| ports.clone())
+/// The ports that a rule is for: those that its matches name, where all of them do, as far as its hosts have them; or else all.
+fn addressed(ports: &BTreeSet<u16>, all: &BTreeSet<u16>, asked: impl Iterator<Item = Option<u16>>) -> BTreeSet<u16> {
+    match asked.collect::<Option<BTreeSet<u16>>>().filter(|asked| !asked.is_empty()) {
+        Some(asked) => asked.into_iter().filter(|port| all.is_empty() || all.contains(port)).collect(),
+        None => ports.clone(),
+    }
 }
 
 /// The object is for a service that does not exist. Names outside the cluster's domain may well be hosts of the internet.

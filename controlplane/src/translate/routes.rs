@@ -291,11 +291,14 @@ fn redirected(redirect: &Redirect, addressed: u16) -> xds::RedirectAction {
         // What Envoy does by itself.
         Some(RedirectPort::OfScheme) | None => None,
     };
+    let goes_without_saying = |port: u16| authority.is_some() || addressed == 80 || addressed == port;
     xds::RedirectAction {
         host_redirect: authority.clone().unwrap_or_default(),
         port_redirect: match (scheme.as_deref().unwrap_or("http"), port) {
-            // What goes without saying is not said.
-            ("http", Some(80)) | ("https", Some(443)) | (_, None) => 0,
+            (_, None) => 0,
+            // What goes without saying is not said, unless the client's own host would bring another port.
+            ("http", Some(80)) if goes_without_saying(80) => 0,
+            ("https", Some(443)) if goes_without_saying(443) => 0,
             (_, Some(port)) => u32::from(port),
         },
         response_code: response_code.into(),

@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
-use rustls::{CipherSuite, ServerConfig};
+use rustls::{CipherSuite, HandshakeKind, ServerConfig};
 use rustls_pki_types::UnixTime;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::LazyConfigAcceptor;
@@ -261,9 +261,18 @@ impl ServerContext {
             .map_err(TlsError::Handshake)?;
         let (_, connection) = stream.get_ref();
         let verified = match (&ready.verifier, connection.peer_certificates()) {
-            (Some(verifier), Some([leaf, intermediates @ ..])) => verifier
-                .is_lenient()
-                .is_none_or(|strict| strict.check(leaf, intermediates, None, UnixTime::now()).is_ok()),
+            (Some(verifier), Some([leaf, intermediates @ ..])) => {
+                let check = |by: &Verifier| by.check(leaf, intermediates, None, UnixTime::now());
+                match verifier.is_lenient() {
+                    Some(strict) => check(strict).is_ok(),
+                    // Its certificate may have ended since; nobody has looked at it in this handshake.
+                    None if connection.handshake_kind() == Some(HandshakeKind::Resumed) => {
+                        check(verifier).map_err(|error| TlsError::Handshake(std::io::Error::other(error)))?;
+                        true
+                    }
+                    None => true,
+                }
+            }
             _ => false,
         };
         let info = TlsInfo::of(connection, verified, local);

@@ -444,3 +444,22 @@ async fn session_when_replicas_share_their_keys_then_each_resumes_those_of_the_o
         assert!(!kind(&first).await, "what {why} sealed");
     }
 }
+
+#[tokio::test]
+async fn session_when_the_clients_certificate_has_ended_since_then_it_is_not_resumed() {
+    let ca = Ca::new("ca");
+    let server = |trust: TrustSettings| {
+        let keys = Source::Inline(Arc::new(TicketKeys::new(&[vec![1; 80]]).unwrap()));
+        let settings = ServerSettings { tickets: Tickets::Shared(keys), ..ServerSettings::default() };
+        server(settings, vec![ca.pair(&["a"])], Some(trust))
+    };
+    let (chain, key) = ca.leaf(&["c"], -3..-1);
+    let client = client(to("a"), Some(pair(&chain, &key)), None);
+    // As if it had been good when the session began.
+    let before = server(TrustSettings { allow_expired: true, ..ca.trust() });
+    shake(&before, &client).await.0.unwrap();
+    let (again, _) = shake(&before, &client).await;
+    assert_eq!(again.unwrap().stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+    let text = message(shake(&server(ca.trust()), &client).await.0);
+    assert!(text.contains("xpired"), "{text}");
+}

@@ -73,9 +73,10 @@ impl ProducesTickets for SharedTickets {
         true
     }
 
-    /// The keys live as long as the configuration has them; see [`super::tickets::Lasting`].
+    /// The keys live as long as the configuration has them (see [`super::tickets::Lasting`]); a client may be told of a week at most
+    /// (RFC 8446, section 4.6.1).
     fn lifetime(&self) -> u32 {
-        u32::MAX
+        7 * 24 * 3600
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
